@@ -1,0 +1,1 @@
+"""Many-shot in-context fine-tuning: bring examples, not adapters."""
