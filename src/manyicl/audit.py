@@ -1,0 +1,157 @@
+"""The supervision audit: what each task would give to training, found out before any GPU minute."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyicl.tasks import SPLITS, Fault, Task, inspect_task
+from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
+
+BUDGETS = (2048, 8192, 32768)
+# A label that makes up more than this share of the train answers leaves little to learn.
+LOPSIDED_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Median, 95 % quantile and maximum of a length in tokens."""
+
+    median: int
+    high: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAudit:
+    """What was found in one task's files.
+
+    kept: split -> examples. dropped: reason -> rows. labels: label -> share of train answers, commonest first (empty
+    for open answers). fits: budget in tokens -> examples of median length that fit an episode. blockers end a run.
+    """
+
+    path: Path
+    name: str
+    family: str
+    num_rows: int
+    kept: dict[str, int]
+    dropped: dict[str, int]
+    split_note: str
+    labels: dict[str, float]
+    input_tokens: Quantiles | None
+    answer_tokens: Quantiles | None
+    fits: dict[int, int]
+    faults: tuple[Fault, ...]
+    blockers: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """One line that a newcomer understands."""
+        if self.faults:
+            return f"cannot be read: {self.faults[0].message}"
+        if self.blockers:
+            return self.blockers[0]
+        if self.warnings:
+            return "usable, but " + self.warnings[0]
+        return "good"
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be trained and asked."""
+        return not self.faults and not self.blockers
+
+
+def audit_task(path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence[int] = BUDGETS) -> TaskAudit:
+    """Return the audit of one data file; token counts only with a tokenizer."""
+    task, faults = inspect_task(path)
+    if task is None:
+        return TaskAudit(path, path.stem, "", 0, {}, {}, "", {}, None, None, {}, tuple(faults), (), ())
+    tokenized = tokenize_task(task, tokenizer=tokenizer, cache_dir=default_cache_dir()) if tokenizer else None
+    kept = {split: len(tokenized.splits[split] if tokenized else getattr(task, split)) for split in SPLITS}
+    dropped = Counter(task.dropped)
+    if tokenized:
+        for reasons in tokenized.dropped.values():
+            dropped.update(reasons)
+    return TaskAudit(
+        path=path,
+        name=task.name,
+        family=task.family,
+        num_rows=task.num_rows,
+        kept=kept,
+        dropped=dict(dropped),
+        split_note=task.split_note,
+        labels=_label_shares(task),
+        input_tokens=_quantiles(_input_lengths(tokenized)) if tokenized else None,
+        answer_tokens=_quantiles(tokenized.splits["train"].answer_lengths) if tokenized else None,
+        fits={budget: _num_fitting(tokenized, budget) for budget in budgets} if tokenized else {},
+        faults=tuple(faults),
+        blockers=tuple(_blockers(task, tokenized, kept=kept, budget=min(budgets))),
+        warnings=tuple(_warnings(task, kept=kept, dropped=dropped)),
+    )
+
+
+def _label_shares(task: Task) -> dict[str, float]:
+    if not task.labels:
+        return {}
+    counts = Counter(example.answer for example in task.train)
+    total = max(1, sum(counts.values()))
+    return {label: count / total for label, count in counts.most_common()}
+
+
+def _input_lengths(tokenized: TokenizedTask) -> NDArray[np.int64]:
+    train = tokenized.splits["train"]
+    return train.answer_starts - train.starts[:-1]
+
+
+def _quantiles(lengths: NDArray[np.int64]) -> Quantiles | None:
+    if not len(lengths):
+        return None
+    median, high = np.quantile(lengths, [0.5, 0.95])
+    return Quantiles(median=round(median), high=round(high), most=int(lengths.max()))
+
+
+def _num_fitting(tokenized: TokenizedTask, budget: int) -> int:
+    lengths = tokenized.splits["train"].lengths
+    if not len(lengths):
+        return 0
+    return max(0, int((budget - len(tokenized.head_ids)) // max(1.0, float(np.median(lengths)))))
+
+
+def _blockers(task: Task, tokenized: TokenizedTask | None, *, kept: dict[str, int], budget: int) -> list[str]:
+    blockers = []
+    if not kept["train"]:
+        blockers.append("cannot be trained: no train rows are left; add rows with split 'train'")
+    if not kept["test"]:
+        blockers.append("cannot be asked: no test rows are left; add rows with split 'test', or leave the column out")
+    if task.labels and len({e.answer for e in task.train}) == 1:
+        blockers.append("cannot be learnt: every train row has the same answer")
+    if tokenized:
+        lost = check_lost_answers(tokenized)
+        blockers += [f"cannot be trained: {lost}"] if lost else []
+        alone = len(tokenized.head_ids) + tokenized.splits["train"].lengths
+        if len(alone) and int(alone.min()) > budget:
+            blockers.append(f"cannot be trained in {budget} tokens: its shortest example needs {int(alone.min())}")
+    return blockers
+
+
+def _warnings(task: Task, *, kept: dict[str, int], dropped: Counter[str]) -> list[str]:
+    warnings = []
+    shares = _label_shares(task)
+    top = max(shares, key=shares.__getitem__, default=None)
+    if top is not None and shares[top] > LOPSIDED_SHARE:
+        warnings.append(f"lopsided: {shares[top]:.0%} of the train answers are '{top}'")
+    missing = [label for label in task.labels if label not in shares]
+    if missing:
+        warnings.append(f"{len(missing)} labels never occur in train, such as '{missing[0]}'")
+    if kept["test"] and kept["test"] < 50:
+        warnings.append(f"only {kept['test']} test rows: intervals will be wide")
+    if sum(dropped.values()) > 0.05 * max(1, task.num_rows):
+        reason, count = dropped.most_common(1)[0]
+        warnings.append(f"{sum(dropped.values()):,} of {task.num_rows:,} rows dropped, most for: {reason} ({count:,})")
+    return warnings

@@ -1,0 +1,256 @@
+"""The command line: its verbs, and no logic."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manyicl.errors import UserError
+
+app = typer.Typer(
+    name="manyicl",
+    help="Many-shot in-context fine-tuning: one model, many tasks; bring examples, not adapters.\n\n"
+    "Start with `manyicl demo`. Then: `check` your task files, `show` an episode, `train` a recipe, `eval` or `curve`"
+    " the result, and `ask` it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+TaskFolder = Annotated[Path, typer.Option("--tasks", help="Folder of task files (*.jsonl, *.csv, *.parquet).")]
+TaskNames = Annotated[
+    list[str] | None, typer.Option("--task", help="A task of the folder; repeat for more. All unless said.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Where to write the result (FILE.json).")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides which shots, queries and episodes are drawn.")]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", help="Longest sequence; as much as the model can see unless said.")
+]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, an adapter, a run, or a hub name.")
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="bf16 or fp32; by device unless said.")]
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of task files.")],
+    model: Annotated[str | None, typer.Option("--model", help="Count tokens with this model's tokenizer.")] = None,
+) -> None:
+    """Audit task files: rows, drops, labels, lengths, and a verdict for each task. Exits 1 if one cannot be used."""
+    from manyicl.audit import audit_task
+    from manyicl.display import audit_table, make_console
+    from manyicl.models import ModelSettings, load_tokenizer
+    from manyicl.tasks import find_task_files
+    from manyicl.templates import TemplateSettings
+    from manyicl.tokens import TaskTokenizer
+
+    tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=model)), TemplateSettings()) if model else None
+    audits = [audit_task(path, tokenizer=tokenizer) for path in find_task_files(folder)]
+    make_console().print(audit_table(audits))
+    if not all(audit.usable for audit in audits):
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (*.toml).")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    episode: Annotated[int, typer.Option("--episode", help="Which episode of the plan.")] = 0,
+) -> None:
+    """Print one episode as training will see it, its trained tokens coloured, and counts below."""
+    from manyicl.config import load_recipe
+    from manyicl.display import make_console
+    from manyicl.preview import preview_recipe, render_episode
+
+    drawn = preview_recipe(load_recipe(recipe, overrides=overrides or ()), number=episode)
+    console = make_console()
+    console.print(render_episode(drawn))
+    console.rule()
+    console.print(drawn.counts, highlight=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe (*.toml); not needed with --resume.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.num_steps=20.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run's folder; runs/<recipe>-<time> unless said.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+) -> None:
+    """Fine-tune as a recipe says, into a run directory that holds everything."""
+    from manyicl import runs
+    from manyicl.display import held_out_table, make_console
+
+    if resume is not None:
+        config = runs.read_run_config(resume)
+        if recipe is not None and runs.load_recipe(recipe, overrides=overrides or ()) != config:
+            raise UserError(f"--resume {resume}: {recipe} differs from its config.toml; leave the recipe out to go on")
+        run = runs.train(config, out=resume, resume=True)
+    elif recipe is None:
+        raise UserError("name a recipe (*.toml), or a run to go on with: --resume DIR")
+    else:
+        run = runs.train(recipe, out=out, overrides=overrides or ())
+    console = make_console()
+    if run.held_out:
+        console.print(held_out_table(run.held_out))
+    console.print(f"model: {run.model}\nask it: manyicl ask {run.folder} --tasks DIR --task NAME", highlight=False)
+
+
+@app.command("eval")
+def eval_(
+    model: ModelPath,
+    tasks: TaskFolder,
+    task: TaskNames = None,
+    shots: Annotated[str, typer.Option("--shots", help="Shot counts, comma-separated.")] = "0,1,4,16,64",
+    draws: Annotated[int, typer.Option("--draws", help="Random draws of shots; 10 for a headline.")] = 5,
+    queries: Annotated[int, typer.Option("--queries", help="Test rows asked, the same at every k and draw.")] = 200,
+    seed: Seed = 0,
+    out: Out = None,
+    max_tokens: MaxTokens = None,
+    precision: Precision = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Score against number of shots, by task, with 95 % intervals over draws and queries."""
+    from manyicl.display import curve_plot, evaluation_table, make_console
+    from manyicl.evaluation import evaluate, load_asked_model
+    from manyicl.progress import reporting
+    from manyicl.tasks import load_tasks
+
+    counts = parse_shots(shots)
+    chosen = load_tasks(tasks, names=task)
+    asked = load_asked_model(
+        model, precision=parse_precision(precision), max_tokens=max_tokens, trust_remote_code=trust_remote_code
+    )
+    with reporting(make_console(stderr=True)) as report:
+        result = evaluate(asked, chosen, shots=counts, draws=draws, queries=queries, seed=seed, report=report)
+    console = make_console()
+    console.print(evaluation_table(result))
+    console.print(curve_plot(result, colour=console.is_terminal))
+    if out is not None:
+        console.print(f"wrote {out} and {result.save(out)}", highlight=False)
+
+
+@app.command()
+def curve(
+    model: ModelPath,
+    tasks: TaskFolder,
+    task: TaskNames = None,
+    episodes: Annotated[int, typer.Option("--episodes", help="Episodes of test rows a task.")] = 20,
+    seed: Seed = 0,
+    out: Out = None,
+    max_tokens: MaxTokens = None,
+    precision: Precision = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
+    from manyicl.display import curve_plot, evaluation_table, make_console
+    from manyicl.evaluation import load_asked_model, one_pass_curve
+    from manyicl.progress import reporting
+    from manyicl.tasks import load_tasks
+
+    chosen = load_tasks(tasks, names=task)
+    asked = load_asked_model(
+        model, precision=parse_precision(precision), max_tokens=max_tokens, trust_remote_code=trust_remote_code
+    )
+    with reporting(make_console(stderr=True)) as report:
+        result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
+    console = make_console()
+    console.print(evaluation_table(result))
+    console.print(curve_plot(result, colour=console.is_terminal))
+    if out is not None:
+        result.save(out)
+        console.print(f"wrote {out}", highlight=False)
+
+
+@app.command()
+def ask(
+    model: ModelPath,
+    tasks: TaskFolder,
+    task: Annotated[str, typer.Option("--task", help="The task to answer.")],
+    file: Annotated[str, typer.Argument(metavar="[FILE | -]", help="Inputs, one a line; - is standard input.")] = "-",
+    shots: Annotated[int | None, typer.Option("--shots", help="As many as fit unless said.")] = None,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut.")] = False,
+    max_tokens: MaxTokens = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Answer one input a line behind the shots that fit."""
+    from dataclasses import asdict
+
+    from manyicl.evaluation import ask_inputs, load_asked_model, read_inputs
+    from manyicl.tasks import load_tasks
+
+    inputs = read_inputs(file)
+    chosen = load_tasks(tasks, names=[task])[0]
+    asked = load_asked_model(model, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+    for answer in ask_inputs(asked, chosen, inputs, shots=shots, seed=seed):
+        typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
+
+
+@app.command()
+def merge(
+    model: ModelPath,
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the whole model.")],
+) -> None:
+    """Fold a run's adapter into its base, into a plain Hugging Face folder."""
+    from manyicl.models import merge_adapter
+
+    merge_adapter(model, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/demo-<time> unless said.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train a tiny model from nothing on generated tasks, and print its shot curve: the whole path in minutes."""
+    from manyicl.demo import run_demo
+    from manyicl.display import make_console
+
+    run_demo(out=out, seed=seed, console=make_console())
+
+
+def parse_shots(text: str) -> tuple[int, ...]:
+    """Return the shot counts of '0,1,4'."""
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--shots {text}: write numbers separated by commas, such as 0,1,4,16") from None
+    if min(counts) < 0:
+        raise UserError(f"--shots {text}: shots count from 0")
+    return counts
+
+
+def parse_precision(text: str | None):  # type: ignore[no-untyped-def]
+    """Return the precision, None unless said."""
+    if text not in (None, "bf16", "fp32"):
+        raise UserError(f"--precision {text}: write bf16 or fp32")
+    return text
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    # torch and its neighbours warn about their own future on every import; a user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        app()
+    except UserError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Tables and curves for the terminal. Everything also reads well without colour and without a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import plotext
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from manyicl.audit import TaskAudit
+from manyicl.evaluation import Evaluation
+from manyicl.held_out import HeldOutRow, mean_of_tasks
+from manyicl.intervals import Interval
+from manyicl.runs import Prepared, count_dropped, count_plan
+from manyicl.shot_curve import Cell, ShotCurve
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console that folds nothing away where the output is no terminal."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=160)
+
+
+def show_shots(curves: Sequence[ShotCurve]) -> list[int]:
+    """Return the shot counts a table shows: all of them, or powers of two where there are more than ten."""
+    every = sorted({cell.shots for curve in curves for cell in curve.cells})
+    if len(every) <= 10:
+        return every
+    return [k for k in every if k == 0 or k & (k - 1) == 0 or k == every[-1]]
+
+
+def evaluation_table(evaluation: Evaluation) -> Group:
+    """Return score [low, high] by task and shots; a dash where nothing was scored, * where extrapolated."""
+    shots = show_shots(evaluation.curves)
+    unit = "greedy exact match" if evaluation.kind == "one-pass" else "score"
+    table = Table(title=f"{evaluation.model}: {unit} in % by number of shots, 95 % interval", title_justify="left")
+    table.add_column("task")
+    table.add_column("metric")
+    table.add_column("majority", justify="right")
+    for k in shots:
+        table.add_column(str(k), justify="right")
+    for curve in evaluation.curves:
+        cells = {cell.shots: cell for cell in curve.cells}
+        majority = next((c.majority_score for c in curve.cells if c.majority_score is not None), None)
+        table.add_row(
+            curve.task,
+            curve.metric,
+            "-" if majority is None else f"{100 * majority:.1f}",
+            *(_cell_text(cells.get(k)) for k in shots),
+        )
+    return Group(table, *(_notes(evaluation)))
+
+
+def _cell_text(cell: Cell | None) -> str:
+    if cell is None or cell.score is None:
+        return "-"
+    star = "*" if cell.extrapolated else ""
+    if cell.low is None or cell.high is None:
+        return f"{100 * cell.score:.1f}{star}"
+    return f"{100 * cell.score:.1f}{star} [{100 * cell.low:.0f}, {100 * cell.high:.0f}]"
+
+
+def _notes(evaluation: Evaluation) -> list[Text]:
+    notes = []
+    cells = [cell for curve in evaluation.curves for cell in curve.cells]
+    if any(cell.extrapolated for cell in cells):
+        notes.append("* more shots than this task was trained with")
+    unfit = {
+        c.task: max(cell.num_unfit for cell in c.cells if cell.num_scored) for c in evaluation.curves if c.num_queries
+    }
+    for task, count in unfit.items():
+        if count:
+            notes.append(f"{task}: {count} queries do not fit behind its most shots and were left out at every k")
+    for curve in evaluation.curves:
+        missing = [str(cell.shots) for cell in curve.cells if not cell.num_scored]
+        if missing:
+            notes.append(
+                f"{curve.task}: {', '.join(missing)} shots do not fit {evaluation.max_tokens} tokens (or its train rows)"
+            )
+        cut = sum(cell.num_cut for cell in curve.cells)
+        if cut:
+            notes.append(f"{curve.task}: {cut} generated answers reached the token limit before their end")
+    return [Text(note, style="dim") for note in notes]
+
+
+def curve_plot(evaluation: Evaluation, *, width: int = 76, height: int = 16, colour: bool = True) -> Text:
+    """Return the mean score over tasks against shots (log axis), with its lowest and highest task as dots."""
+    shots = [k for k in show_shots(evaluation.curves) if _mean_score(evaluation, k) is not None]
+    means = [_mean_score(evaluation, k) for k in shots]
+    plotext.clf()
+    plotext.theme("pro" if colour else "clear")
+    plotext.plotsize(width, height)
+    places = [math.log2(k + 1) for k in shots]
+    plotext.plot(places, means, marker="braille")
+    plotext.scatter(places, means, marker="*")
+    plotext.xticks(places, [str(k) for k in shots])
+    plotext.ylim(0, 100)
+    plotext.title(f"score in %, mean of {len(evaluation.curves)} tasks, against shots")
+    plotext.xlabel("shots (log scale)")
+    return Text.from_ansi(plotext.build())
+
+
+def _mean_score(evaluation: Evaluation, shots: int) -> float | None:
+    """Return the mean over tasks at one k, None unless every task was scored there: else the tasks would differ."""
+    scores = [cell.score for curve in evaluation.curves for cell in curve.cells if cell.shots == shots]
+    known = [score for score in scores if score is not None]
+    return 100 * sum(known) / len(known) if known and len(known) == len(evaluation.curves) else None
+
+
+def held_out_table(rows: Sequence[HeldOutRow]) -> Group:
+    """Return nats per answer by task: before, knowing only the answers, after, and paired differences."""
+    table = Table(title="Held-out loss per answer (nats, test rows, all shots up to the budget)", title_justify="left")
+    table.add_column("task")
+    table.add_column("family")
+    for name in ("answers", "before", "answers only", "after", "after - before", "after - answers only"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.task,
+            row.family,
+            f"{row.num_answers:,}",
+            f"{row.before:.2f}",
+            f"{row.answers_only:.2f}",
+            f"{row.after:.2f}",
+            _difference(row.after_minus_before),
+            _difference(row.after_minus_answers_only),
+        )
+    counts = [row.num_episodes for row in rows]
+    table.add_section()
+    table.add_row(
+        "mean of tasks",
+        "",
+        f"{sum(row.num_answers for row in rows):,}",
+        *(f"{sum(getattr(row, key) for row in rows) / len(rows):.2f}" for key in ("before", "answers_only", "after")),
+        _difference(mean_of_tasks([row.after_minus_before for row in rows], num_episodes=counts)),
+        _difference(mean_of_tasks([row.after_minus_answers_only for row in rows], num_episodes=counts)),
+        style="bold",
+    )
+    note = f"differences paired over {max(counts)} episodes a task, 95 % t interval over episodes; negative is better"
+    return Group(table, Text(note, style="dim"))
+
+
+def _difference(interval: Interval) -> Text:
+    if math.isnan(interval.low):
+        return Text(f"{interval.mean:+.2f}")
+    style = "green" if interval.high < 0 else "red" if interval.low > 0 else ""
+    return Text(f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]", style=style)
+
+
+def plan_table(prepared: Prepared) -> Group:
+    """Return what a run will train on: examples, tokens and drops by task, and the packs' fill."""
+    config = prepared.config
+    plan = count_plan(prepared.packs, pack_tokens=config.pack_tokens)
+    table = Table(title="Plan", title_justify="left")
+    table.add_column("task")
+    table.add_column("family")
+    for name in ("train", "validation", "test", "tokens in the run", "dropped"):
+        table.add_column(name, justify="right")
+    for name, task in prepared.tasks.items():
+        drops = count_dropped(task, config)
+        table.add_row(
+            name,
+            task.task.family,
+            *(f"{len(task.splits[split]):,}" for split in ("train", "validation", "test")),
+            f"{plan['tokens_by_task'].get(name, 0):,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in drops.items()) or "-",
+        )
+    line = (
+        f"{plan['episodes']:,} episodes, {plan['answers']:,} answers and {plan['tokens']:,} tokens in"
+        f" {plan['packs']:,} packs of {config.pack_tokens:,} ({plan['fill']:.1%} full), {config.train.num_steps:,} steps"
+    )
+    return Group(table, Text(line))
+
+
+def audit_table(audits: Sequence[TaskAudit]) -> Group:
+    """Return one line a task: counts, tokens, how many examples fit, and the verdict."""
+    budgets = sorted({budget for audit in audits for budget in audit.fits})
+    table = Table(title="Supervision audit", title_justify="left")
+    for name in ("task", "family"):
+        table.add_column(name)
+    for name in ("read", "train", "validation", "test", "dropped", "commonest answer"):
+        table.add_column(name, justify="right")
+    if budgets:
+        for name in ("input tokens", "answer tokens", *(f"fit {budget:,}" for budget in budgets)):
+            table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for audit in audits:
+        top = max(audit.labels.items(), key=lambda item: item[1], default=None)
+        lengths = [f"{q.median} ({q.most})" if q else "-" for q in (audit.input_tokens, audit.answer_tokens)]
+        table.add_row(
+            audit.name,
+            audit.family,
+            f"{audit.num_rows:,}",
+            *(f"{audit.kept.get(split, 0):,}" for split in ("train", "validation", "test")),
+            f"{sum(audit.dropped.values()):,}",
+            f"{top[1]:.0%} {top[0]}" if top else "-",
+            *((*lengths, *(f"{audit.fits.get(budget, 0):,}" for budget in budgets)) if budgets else ()),
+            Text(audit.verdict, style="green" if audit.verdict == "good" else "yellow" if audit.usable else "red"),
+        )
+    return Group(table, *(Text(line, style="dim") for line in _audit_notes(audits)))
+
+
+def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
+    notes = []
+    for audit in audits:
+        lines = [fault.message for fault in audit.faults[1:]] + list(audit.blockers[1:]) + list(audit.warnings)
+        lines += [f"dropped {count:,}: {reason}" for reason, count in sorted(audit.dropped.items())]
+        notes += [f"{audit.name}: {line}" for line in lines]
+    for note in sorted({audit.split_note for audit in audits if audit.split_note}):
+        notes.append(f"split: {note}")
+    return notes

@@ -1,0 +1,372 @@
+"""A run is one directory: resolved config, versions, data hashes, metrics, checkpoints, and the model it ends with.
+
+config.toml    every setting, resolved; `--resume` goes on from it
+run.json       versions, git commit, hashes of data, the plan's counts, the held-out table; `finished` once it is
+metrics.jsonl  one JSON object a line: training losses, losses by shot index, validation losses by task
+checkpoints/   whole checkpoints only: the last and the best
+model/         Hugging Face layout with tokenizer; loads with nothing of ours
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from transformers import set_seed
+
+from manyicl.batches import BatchMaker, PackDataset
+from manyicl.config import RunConfig, dump_config, load_recipe, make_config
+from manyicl.episodes import TOO_LONG, Episode
+from manyicl.errors import UserError
+from manyicl.files import sync_tree, write_atomically
+from manyicl.held_out import (
+    HeldOutRow,
+    answers_only_losses,
+    draw_held_out,
+    episode_losses,
+    held_out_rows,
+    rows_to_json,
+)
+from manyicl.models import (
+    ModelNote,
+    ModelSettings,
+    check_window,
+    load_config,
+    load_model,
+    load_tokenizer,
+    locate_model,
+    save_model,
+)
+from manyicl.progress import BarCallback, progress_bar
+from manyicl.tasks import load_tasks
+from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
+from manyicl.training import (
+    AnswerTrainer,
+    LastStepCallback,
+    MetricsLog,
+    ValidationPack,
+    list_checkpoints,
+    plan_validation,
+    refuse_data_parallel,
+    train_packs,
+    training_arguments,
+)
+
+PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
+RUN_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run. model: the folder to load or ask. held_out: the closing table, empty where none was asked for."""
+
+    folder: Path
+    model: Path
+    held_out: tuple[HeldOutRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is known before the weights are loaded: tokenised tasks, the packs of the whole run, validation."""
+
+    config: RunConfig
+    tokenizer: Any
+    tasks: dict[str, TokenizedTask]
+    packs: PackDataset
+    validation: tuple[BatchMaker, list[ValidationPack]]
+
+
+def prepare_run(config: RunConfig) -> Prepared:
+    """Read, check and tokenise the tasks, and plan every pack.
+
+    Raises:
+        UserError: anything that would make the run useless or impossible.
+    """
+    check_window(load_config(config.model), num_tokens=config.episodes.token_budget, what="episodes.token_budget")
+    tokenizer = load_tokenizer(config.model)
+    tasks = tokenize_tasks(config, TaskTokenizer(tokenizer, config.template))
+    for name, task in tasks.items():
+        if not len(task.splits["train"]):
+            raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
+    maker = BatchMaker(tasks, targets=config.episodes.targets, normalization=config.train.normalization)
+    packs = PackDataset(
+        maker,
+        settings=config.episodes,
+        pack_tokens=config.pack_tokens,
+        packs_per_step=config.train.packs_per_step,
+        num_steps=config.train.num_steps,
+        seed=config.seed,
+    )
+    validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
+    planned = plan_validation(
+        validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
+    )
+    return Prepared(config, tokenizer, tasks, packs=packs, validation=(validation_maker, planned))
+
+
+def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
+    """Return the recipe's tasks in ids, by name.
+
+    Raises:
+        UserError: a fault in the task files, or too many answers that cannot be used.
+    """
+    tasks = load_tasks(config.tasks.folder, names=config.tasks.names or None)
+    tokenized = {t.name: tokenize_task(t, tokenizer=tokenizer, cache_dir=default_cache_dir()) for t in tasks}
+    for task in tokenized.values():
+        fault = check_lost_answers(task)
+        if fault:
+            raise UserError(fault)
+    return tokenized
+
+
+def train(
+    recipe: str | Path | RunConfig,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
+
+    Raises:
+        UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`).
+    """
+    console = console or Console(stderr=True)
+    folder, config = _open_run(recipe, out=out, overrides=overrides, resume=resume)
+    state = PartialState()
+    refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
+    with state.main_process_first():
+        prepared = prepare_run(config)
+    args = training_arguments(
+        config.train,
+        folder=folder,
+        precision=config.model.precision,
+        seed=config.seed,
+        validated=bool(prepared.validation[1]),
+        num_ranks=state.num_processes,
+    )
+    if state.is_main_process:
+        _start_folder(folder, prepared)
+    set_seed(config.seed)
+    model = load_model(config.model, trainable=True).to(args.device)
+    held_out = _held_out_episodes(prepared)
+    before = _losses_before(folder, model, prepared, held_out) if state.is_main_process else {}
+    started = time.monotonic()
+    _train_model(model, prepared, args=args, folder=folder, console=console)
+    rows: list[HeldOutRow] = []
+    if state.is_main_process:
+        _finish_model(folder, model, prepared)
+        rows = _close_held_out(folder, prepared, held_out, before=before)
+        _close_run(folder, rows, seconds=time.monotonic() - started)
+    state.wait_for_everyone()
+    return Run(folder=folder, model=folder / "model", held_out=tuple(rows))
+
+
+def _open_run(
+    recipe: str | Path | RunConfig, *, out: str | Path | None, overrides: Sequence[str], resume: bool
+) -> tuple[Path, RunConfig]:
+    """Return the run's folder and its config, from the recipe or, going on, from the folder itself."""
+    config = recipe if isinstance(recipe, RunConfig) else load_recipe(Path(recipe), overrides=overrides)
+    stem = "run" if isinstance(recipe, RunConfig) else Path(recipe).stem
+    folder = Path(out) if out is not None else Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    started = (folder / "config.toml").is_file()
+    if resume and not started:
+        raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
+    if resume and dump_config(config) != (folder / "config.toml").read_text(encoding="utf-8"):
+        raise UserError(f"--resume {folder}: the recipe differs from the run's config.toml; leave RECIPE out to go on")
+    if not resume and folder.exists() and any(folder.iterdir()):
+        fix = f"go on with --resume {folder}, or name another" if started else "name another"
+        raise UserError(f"--out {folder}: is not empty; {fix}")
+    return folder, config
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """Return the resolved config of a run.
+
+    Raises:
+        UserError: `folder` is not a run.
+    """
+    path = folder / "config.toml"
+    if not path.is_file():
+        raise UserError(f"{folder}: is not a run (no config.toml); name the folder of a run")
+    return make_config(tomllib.loads(path.read_text(encoding="utf-8")), source=str(path))
+
+
+def _start_folder(folder: Path, prepared: Prepared) -> None:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for leftover in (folder / "checkpoints").glob(".saving-*"):
+        shutil.rmtree(leftover)
+    if not (folder / "config.toml").exists():
+        write_atomically(folder / "run.json", _to_json(describe_run(prepared)))
+        write_atomically(folder / "config.toml", dump_config(prepared.config))
+
+
+def _train_model(model: Any, prepared: Prepared, *, args: Any, folder: Path, console: Console) -> None:
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
+    if step >= prepared.config.train.num_steps:
+        return  # killed after the last checkpoint, before the model was written
+    metrics = MetricsLog(folder / "metrics.jsonl")
+    if PartialState().is_main_process:
+        metrics.cut_after(step)
+    with progress_bar(console, total=prepared.config.train.num_steps) as bar:
+        trainer = AnswerTrainer(
+            model,
+            args=args,
+            packs=prepared.packs,
+            validation=prepared.validation,
+            metrics=metrics,
+            callbacks=[LastStepCallback(), BarCallback(bar, "train")],
+        )
+        train_packs(trainer, checkpoint=checkpoint)
+
+
+def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:
+    """Make `model/` of the best checkpoint, or of the last, as the recipe says."""
+    if (folder / "model").is_dir():
+        return
+    step, checkpoint = list_checkpoints(folder / "checkpoints")[-1]
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    best = state["best_global_step"]
+    if prepared.config.train.keep == "best" and best:
+        step, checkpoint = best, folder / "checkpoints" / f"checkpoint-{best}"
+    partial = folder / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    note = ModelNote(template=prepared.config.template, trained_shots=_trained_shots(prepared))
+    # The live model gives the config (peft saves none); its weights are then replaced by the checkpoint's own files.
+    save_model(model, prepared.tokenizer, partial, note=note)
+    for weights in checkpoint.glob("*.safetensors*"):
+        shutil.copyfile(weights, partial / weights.name)
+    sync_tree(partial)
+    partial.rename(folder / "model")
+    write_atomically(folder / "run.json", _to_json({**_read_json(folder / "run.json"), "model_step": step}))
+
+
+def _trained_shots(prepared: Prepared) -> dict[str, int]:
+    most: dict[str, int] = {}
+    for pack in prepared.packs.packs:
+        for episode in pack.episodes:
+            most[episode.task] = max(most.get(episode.task, 0), len(episode.examples) - 1)
+    return most
+
+
+def _held_out_episodes(prepared: Prepared) -> dict[str, list[Episode]]:
+    config = prepared.config
+    return draw_held_out(
+        prepared.tasks,
+        num_episodes=config.held_out.episodes,
+        token_budget=config.episodes.token_budget,
+        seed=config.seed,
+    )
+
+
+def _losses_before(
+    folder: Path, model: Any, prepared: Prepared, episodes: dict[str, list[Episode]]
+) -> dict[str, list[float]]:
+    """Return the untrained model's held-out losses, measured once a run (a resumed run has no untrained model)."""
+    path = folder / "held_out_before.json"
+    if not path.exists():
+        write_atomically(path, _to_json(episode_losses(model.eval(), prepared.tasks, episodes)))
+    losses: dict[str, list[float]] = _read_json(path)
+    return losses
+
+
+def _close_held_out(
+    folder: Path, prepared: Prepared, episodes: dict[str, list[Episode]], *, before: dict[str, list[float]]
+) -> list[HeldOutRow]:
+    if not any(episodes.values()):
+        return []
+    precision = "fp32" if prepared.config.model.lora is None else prepared.config.model.precision
+    final = load_model(ModelSettings(path=str(folder / "model"), precision=precision)).eval()
+    final.to("cuda" if torch.cuda.is_available() else "cpu")
+    return held_out_rows(
+        prepared.tasks,
+        episodes,
+        before=before,
+        after=episode_losses(final, prepared.tasks, episodes),
+        answers_only=answers_only_losses(prepared.tasks, episodes),
+    )
+
+
+def _close_run(folder: Path, rows: Sequence[HeldOutRow], *, seconds: float) -> None:
+    """Mark the run as finished. seconds: of this process, so not of what ran before a kill."""
+    content = _read_json(folder / "run.json")
+    content |= {"finished": True, "last_process_s": round(seconds, 1), "held_out": rows_to_json(rows)}
+    write_atomically(folder / "run.json", _to_json(content))
+
+
+def describe_run(prepared: Prepared) -> dict[str, Any]:
+    """Return what run.json says from the start: versions, commit, hashes, and the plan's counts."""
+    config = prepared.config
+    return {
+        "schema": RUN_SCHEMA,
+        "finished": False,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "model": locate_model(config.model.path),
+        "tasks": {
+            name: {"sha256": t.task.sha256, "dropped": count_dropped(t, config)} for name, t in prepared.tasks.items()
+        },
+        "plan": count_plan(prepared.packs, pack_tokens=config.pack_tokens),
+    }
+
+
+def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]:
+    """Return how many train examples are not used, by reason."""
+    counts = dict(tokenized.task.dropped)
+    for reason, number in tokenized.dropped["train"].items():
+        counts[reason] = counts.get(reason, 0) + number
+    alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits["train"].lengths
+    too_long = int((alone > config.episodes.token_budget).sum())
+    return {**counts, TOO_LONG: too_long} if too_long else counts
+
+
+def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
+    """Return the plan's totals. fill: processed tokens over the capacity of the packs."""
+    num_tokens = sum(pack.num_tokens for pack in packs.packs)
+    by_task: dict[str, int] = {}
+    for pack in packs.packs:
+        for episode in pack.episodes:
+            by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
+    return {
+        "packs": len(packs.packs),
+        "episodes": sum(len(pack.episodes) for pack in packs.packs),
+        "answers": sum(d.num_answers for d in packs.divisors),
+        "targets": sum(d.num_targets for d in packs.divisors),
+        "tokens": num_tokens,
+        "tokens_by_task": by_task,
+        "fill": num_tokens / (pack_tokens * len(packs.packs)),
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the folder that the caller stands in, '+' where it has changes; None outside git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _to_json(content: Any) -> str:
+    return json.dumps(content, indent=1) + "\n"

@@ -1,0 +1,394 @@
+"""Text to ids, with the span of every answer known from building them. The only caller of the tokenizer.
+
+Every segment is tokenised on its own, once, and cached; a sequence is nothing but a concatenation of slices of that
+cache. So the ids that a query is asked with are an exact prefix of ids that training could have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from manyicl.errors import UserError
+from manyicl.files import write_atomically
+from manyicl.tasks import SPLITS, Example, Task
+from manyicl.templates import (
+    Frame,
+    Message,
+    TemplateSettings,
+    chat_frame,
+    input_text,
+    instruction_text,
+    plain_frame,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CACHE_VERSION = "1"
+# Why an example is not used; the words of every table of dropped rows.
+TERMINATOR_INSIDE = "terminator inside the answer"
+NOT_GIVEN_BACK = "answer the tokenizer cannot give back"
+# A task that loses more of its rows than this to its answers is a different task from the one that was meant.
+MAX_LOST_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleTokens:
+    """The kept examples of one split as flat ids; example i is `ids[starts[i]:starts[i + 1]]`.
+
+    ids: int32, all examples joined: [between][input segment][answer][terminator] each.
+    starts: int64, (N + 1,), where each example begins.
+    answer_starts: int64, (N,), where each answer begins; it ends with its example.
+    rows: int32, (N,), the example's index in the task's own split, to find its text again.
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    answer_starts: NDArray[np.int64]
+    rows: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example, `between` included, (N,)."""
+        return np.diff(self.starts)
+
+    @property
+    def answer_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each answer, terminator included, (N,)."""
+        return self.starts[1:] - self.answer_starts
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTask:
+    """One task in ids.
+
+    head_ids: what opens every sequence of the task: BOS, the frame's opening, the instruction. int32.
+    num_between: tokens that stand before an input when another example precedes it (0 in the plain style).
+    dropped: split -> reason -> number of examples left out.
+    """
+
+    task: Task
+    head_ids: NDArray[np.int32]
+    num_between: int
+    splits: Mapping[str, ExampleTokens]
+    dropped: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedEpisode:
+    """One training sequence: ids (T,) int32 and spans (K, 2) int64, the half-open range of each answer."""
+
+    ids: NDArray[np.int32]
+    spans: NDArray[np.int64]
+
+
+class TaskTokenizer:
+    """A tokenizer together with the frame that examples are written in.
+
+    Raises:
+        UserError: no chat template, one that cannot be cut into turns, or a terminator that the tokenizer cannot write.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: TemplateSettings) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.frame = plain_frame(settings) if settings.style == "plain" else self._read_chat_frame()
+        bos_id = tokenizer.bos_token_id
+        self.bos_ids: list[int] = [] if bos_id is None else [int(bos_id)]
+        self.between_ids = self._encode_frame(self.frame.between)
+        self.before_answer_ids = self._encode_frame(self.frame.before_answer)
+        self.terminator_ids = self._terminator_ids()
+
+    @property
+    def terminator(self) -> str:
+        """The text that ends every answer."""
+        return self.frame.terminator
+
+    def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
+        """Return the text of `ids`, special tokens included, nothing cleaned up."""
+        text = self.tokenizer.decode(
+            np.asarray(ids).tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of user text: no special tokens added, and none recognised inside it.
+
+        A `</s>` that a row happens to contain stays text; as a special token it would look like a document's end.
+        """
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return list(encoded["input_ids"])
+
+    def encode_answers(self, texts: Sequence[str]) -> list[list[int] | str]:
+        """Return each answer's ids with its terminator, or the reason why it cannot be used."""
+        distinct = sorted(set(texts))
+        known: dict[str, list[int] | str] = {}
+        for text, ids in zip(distinct, self.encode_texts(distinct), strict=True):
+            whole = ids + self.terminator_ids
+            if (text + self.terminator).find(self.terminator) != len(text):
+                known[text] = TERMINATOR_INSIDE
+            elif self.decode(whole) != text + self.terminator:
+                known[text] = NOT_GIVEN_BACK
+            else:
+                known[text] = whole
+        return [known[text] for text in texts]
+
+    def cut_answer(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """Return generated ids as text up to the terminator, and whether it was there.
+
+        Judged on decoded text, so that a merged `.\\n\\n` stops too.
+        """
+        text = self.decode(ids)
+        end = text.find(self.terminator)
+        return (text, False) if end < 0 else (text[:end], True)
+
+    def head_ids(self, task: Task) -> NDArray[np.int32]:
+        """Return the ids that open every sequence of `task`: BOS once, opening, instruction once."""
+        opening = self._encode_frame(self._opening_without_bos())
+        instruction = self.encode_texts([instruction_text(task, settings=self.settings)])[0]
+        return np.asarray(self.bos_ids + opening + instruction, dtype=np.int32)
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides how text becomes ids."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        # Padding and truncation that some caller switched on are stored in the same text, and decide nothing here.
+        vocabulary = re.sub(r'^\{(.*?)"added_tokens"', "{", vocabulary, count=1, flags=re.DOTALL)
+        parts = [CACHE_VERSION, vocabulary, json.dumps(self.settings.model_dump(), sort_keys=True), repr(self.frame)]
+        return hashlib.sha256("\0".join([*parts, repr(self.bos_ids)]).encode()).hexdigest()
+
+    def tokenize_examples(self, examples: Sequence[Example]) -> tuple[ExampleTokens, dict[str, int]]:
+        """Return the ids of `examples`, and how many were left out for which reason."""
+        inputs = self.encode_texts([input_text(e.input, settings=self.settings) for e in examples])
+        answers = self.encode_answers([e.answer for e in examples])
+        dropped: dict[str, int] = {}
+        pieces: list[list[int]] = []
+        rows, lengths, input_lengths = [], [], []
+        for row, (ids, answer) in enumerate(zip(inputs, answers, strict=True)):
+            if isinstance(answer, str):
+                dropped[answer] = dropped.get(answer, 0) + 1
+                continue
+            before = self.between_ids + ids + self.before_answer_ids
+            pieces += [before, answer]
+            rows.append(row)
+            input_lengths.append(len(before))
+            lengths.append(len(before) + len(answer))
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        tokens = ExampleTokens(
+            ids=np.fromiter((i for piece in pieces for i in piece), dtype=np.int32, count=int(starts[-1])),
+            starts=starts,
+            answer_starts=starts[:-1] + np.asarray(input_lengths, dtype=np.int64),
+            rows=np.asarray(rows, dtype=np.int32),
+        )
+        return tokens, dropped
+
+    def _encode_frame(self, text: str) -> list[int]:
+        """Return the ids of the template's own text, whose special tokens are meant."""
+        if not text:
+            return []
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [int(i) for i in ids]
+
+    def _opening_without_bos(self) -> str:
+        bos = self.tokenizer.bos_token
+        return self.frame.opening.removeprefix(bos) if isinstance(bos, str) else self.frame.opening
+
+    def _terminator_ids(self) -> list[int]:
+        """Return ids that, appended to any answer, add the terminator's text and nothing else.
+
+        Made alone, they may carry a word-start mark ('▁' of SentencePiece) that would show as a space before the
+        blank line; then the ids that the tokenizer itself writes after a letter are taken.
+        """
+        text = self.frame.terminator
+        probes = [(p, ids) for p in ("a", "yes", "9.", "b c") if self.decode(ids := self._encode_frame(p)) == p]
+        letter = self._encode_frame("a")
+        after_letter = self._encode_frame("a" + text)
+        candidates = [self._encode_frame(text)]
+        if after_letter[: len(letter)] == letter:
+            candidates.append(after_letter[len(letter) :])
+        for candidate in candidates:
+            if candidate and probes and all(self.decode(ids + candidate) == p + text for p, ids in probes):
+                return candidate
+        raise UserError(
+            f"template.terminator = {text!r}: this tokenizer cannot write it after an answer; set another one,"
+            " such as template.terminator = ' ;'"
+        )
+
+    def _read_chat_frame(self) -> Frame:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        if not self.tokenizer.chat_template:
+            raise UserError("template.style = 'chat': the tokenizer has no chat template; set template.style = 'plain'")
+
+        def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            except TemplateError as error:
+                raise UserError(f"template.style = 'chat': the tokenizer's chat template fails: {error}") from error
+            assert isinstance(text, str)
+            return text
+
+        def find_generated(messages: Sequence[Message]) -> Sequence[tuple[int, int]]:
+            template = self.tokenizer.get_chat_template()
+            if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+                return []
+            _, ranges = render_jinja_template(
+                [list(messages)],
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+            return [(int(start), int(end)) for start, end in ranges[0]]
+
+        return chat_frame(render, find_generated=find_generated)
+
+
+def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | None = None) -> TokenizedTask:
+    """Return `task` in ids, read from the cache where the same text was tokenised before.
+
+    cache_dir: folder of the Arrow files; None keeps nothing.
+
+    Raises:
+        UserError: more than 1 % of the rows have an answer that cannot be used.
+    """
+    if cache_dir is None:
+        return _tokenize_splits(task, tokenizer)
+    key = hashlib.sha256(f"{task.sha256}\0{tokenizer.fingerprint()}".encode()).hexdigest()[:32]
+    path = cache_dir / f"{key}.arrow"
+    if path.exists():
+        return _read_cache(path, task, tokenizer)
+    tokenized = _tokenize_splits(task, tokenizer)
+    _write_cache(path, tokenized)
+    return tokenized
+
+
+def check_lost_answers(tokenized: TokenizedTask) -> str | None:
+    """Return one line that says why the task cannot be used, or None: too many answers are lost."""
+    task = tokenized.task
+    num_examples = sum(len(getattr(task, split)) for split in SPLITS)
+    for reason in (TERMINATOR_INSIDE, NOT_GIVEN_BACK):
+        lost = sum(dropped.get(reason, 0) for dropped in tokenized.dropped.values())
+        if lost > MAX_LOST_SHARE * num_examples:
+            fix = (
+                "set template.terminator to a text that no answer contains"
+                if reason == TERMINATOR_INSIDE
+                else "choose a model whose tokenizer knows these characters"
+            )
+            return (
+                f"task '{task.name}': {lost:,} of {num_examples:,} rows lost ({reason}), more than"
+                f" {MAX_LOST_SHARE:.0%}; {fix}, or leave the task out"
+            )
+    return None
+
+
+def default_cache_dir() -> Path:
+    """Return where tokenised tasks are kept: $MANYICL_CACHE, else the user's cache folder."""
+    root = os.environ.get("MANYICL_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyicl"
+
+
+def join_examples(
+    tokenized: TokenizedTask, *, split: str, indices: Iterable[int] | NDArray[np.int32]
+) -> TokenizedEpisode:
+    """Return the sequence of the examples `indices` (into the split's ExampleTokens), in their order."""
+    tokens = tokenized.splits[split]
+    chosen = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices, dtype=np.int64)
+    starts = tokens.starts[chosen].copy()
+    stops = tokens.starts[chosen + 1]
+    answer_lengths = stops - tokens.answer_starts[chosen]
+    if len(chosen):
+        starts[0] += tokenized.num_between
+    pieces = [tokenized.head_ids, *(tokens.ids[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True))]
+    ends = len(tokenized.head_ids) + np.cumsum(stops - starts)
+    return TokenizedEpisode(ids=np.concatenate(pieces), spans=np.stack([ends - answer_lengths, ends], axis=1))
+
+
+def query_ids(tokenized: TokenizedTask, *, split: str, index: int, after_shots: bool) -> NDArray[np.int32]:
+    """Return the input segment of one example: what is fed after the shots (or after the head) to ask it."""
+    tokens = tokenized.splits[split]
+    start = int(tokens.starts[index]) + (0 if after_shots else tokenized.num_between)
+    return tokens.ids[start : int(tokens.answer_starts[index])]
+
+
+def _tokenize_splits(task: Task, tokenizer: TaskTokenizer) -> TokenizedTask:
+    splits, dropped = {}, {}
+    for split in SPLITS:
+        splits[split], dropped[split] = tokenizer.tokenize_examples(getattr(task, split))
+    return _make_task(task, tokenizer, splits, dropped)
+
+
+def _make_task(
+    task: Task,
+    tokenizer: TaskTokenizer,
+    splits: Mapping[str, ExampleTokens],
+    dropped: Mapping[str, Mapping[str, int]],
+) -> TokenizedTask:
+    return TokenizedTask(
+        task=task,
+        head_ids=tokenizer.head_ids(task),
+        num_between=len(tokenizer.between_ids),
+        splits=MappingProxyType(dict(splits)),
+        dropped=MappingProxyType(dict(dropped)),
+    )
+
+
+def _write_cache(path: Path, tokenized: TokenizedTask) -> None:
+    """Write one record batch a split; the reasons of dropped rows travel in the schema's metadata."""
+    columns: dict[str, Any] = {}
+    for split, tokens in tokenized.splits.items():
+        columns[f"{split}.ids"] = tokens.ids
+        columns[f"{split}.starts"] = tokens.starts
+        columns[f"{split}.answer_starts"] = tokens.answer_starts
+        columns[f"{split}.rows"] = tokens.rows
+    # The columns have different lengths, so each is one list cell of a single row.
+    arrays = [pa.array([values], type=pa.large_list(pa.from_numpy_dtype(values.dtype))) for values in columns.values()]
+    table = pa.table(arrays, names=list(columns)).replace_schema_metadata(
+        {"dropped": json.dumps({split: dict(counts) for split, counts in tokenized.dropped.items()})}
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def _read_cache(path: Path, task: Task, tokenizer: TaskTokenizer) -> TokenizedTask:
+    """Read a cache file without copying: the arrays point into the mapped file."""
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+    def column(name: str) -> NDArray[Any]:
+        values: NDArray[Any] = table.column(name).chunk(0).values.to_numpy(zero_copy_only=True)
+        return values
+
+    splits = {
+        split: ExampleTokens(
+            ids=column(f"{split}.ids"),
+            starts=column(f"{split}.starts"),
+            answer_starts=column(f"{split}.answer_starts"),
+            rows=column(f"{split}.rows"),
+        )
+        for split in SPLITS
+    }
+    return _make_task(task, tokenizer, splits, json.loads(table.schema.metadata[b"dropped"]))

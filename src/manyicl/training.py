@@ -1,0 +1,401 @@
+"""Train: a thin subclass of transformers.Trainer that knows packs, answer targets and whole checkpoints.
+
+The objective's divisors come with each batch, counted over the whole optimizer step, so neither gradient accumulation
+nor the number of ranks changes the gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from manyicl.attention import segment_attention
+from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengths_of
+from manyicl.episodes import EpisodeSettings, iter_episodes
+from manyicl.errors import UserError
+from manyicl.files import sync_folder, sync_tree, write_atomically
+from manyicl.loss import AnswerLoss, answer_loss, target_logits
+from manyicl.packing import Pack
+
+# Losses by shot index are kept in these buckets: the first index of each.
+SHOT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class TrainSettings(BaseModel):
+    """How the model is trained. Counts of packs are over all ranks, so a run does not depend on their number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_steps: Annotated[int, Field(gt=0)] = Field(description="optimizer steps")
+    pack_tokens: int | None = Field(None, description="length of a pack; episodes.token_budget unless said")
+    packs_per_step: Annotated[int, Field(gt=0)] = Field(8, description="packs an optimizer step, over all ranks")
+    packs_per_batch: Annotated[int, Field(gt=0)] = Field(1, description="packs that go through a rank at once")
+    normalization: Normalization = Field(
+        "answer", description="what counts once in the loss: each answer, each token, or each task of the step"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="peak learning rate of AdamW")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradients are clipped to it; 0: never")
+    gradient_checkpointing: bool = Field(False, description="trade a second forward for memory")
+    log_every_steps: Annotated[int, Field(gt=0)] = Field(10, description="steps a line of metrics.jsonl")
+    checkpoint_every_steps: Annotated[int, Field(gt=0)] = Field(
+        100, description="steps between checkpoints, each with a validation loss; a multiple of log_every_steps"
+    )
+    validation_tokens: Annotated[int, Field(ge=0)] = Field(
+        8192, description="tokens of validation episodes a task; 0: no validation"
+    )
+    keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the run's model")
+    num_workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that build batches ahead")
+    report_to: tuple[str, ...] = Field((), description="the Trainer's integrations, such as 'tensorboard'")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> TrainSettings:
+        if self.checkpoint_every_steps % self.log_every_steps:
+            raise ValueError(
+                f"checkpoint_every_steps = {self.checkpoint_every_steps} is not a multiple of log_every_steps ="
+                f" {self.log_every_steps}, so a resumed run could not log what the uninterrupted one logs"
+            )
+        if self.packs_per_step % self.packs_per_batch:
+            raise ValueError(
+                f"packs_per_step = {self.packs_per_step} is not a multiple of packs_per_batch = {self.packs_per_batch}"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationPack:
+    """One validation episode of one task, alone in its row."""
+
+    task: str
+    pack: Pack
+
+
+def plan_validation(
+    maker: BatchMaker, *, settings: EpisodeSettings, num_tokens: int, seed: int
+) -> list[ValidationPack]:
+    """Return about `num_tokens` of episodes of each task's validation rows; at most one pass over them."""
+    planned = []
+    for name in maker.task_names:
+        lengths = lengths_of(maker.tasks[name], split=maker.split)
+        if not len(lengths.lengths) or not num_tokens:
+            continue
+        spent = 0
+        for episode in iter_episodes([lengths], settings=settings, seed=seed):
+            if episode.epoch > 0 or spent >= num_tokens:
+                break
+            planned.append(ValidationPack(task=name, pack=Pack(index=episode.index, episodes=(episode,))))
+            spent += episode.num_tokens
+    return planned
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, cut back to the checkpoint when a run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the whole lines; one that a kill left half-written is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def cut_after(self, step: int) -> None:
+        """Drop what was logged after `step`."""
+        if self.path.exists():
+            kept = [json.dumps(record) + "\n" for record in self.read() if record["step"] <= step]
+            write_atomically(self.path, "".join(kept))
+
+
+class StepSums:
+    """Sums of one optimizer step that stay on the device until its one synchronisation.
+
+    Per shot bucket: mean token loss and number of answers; besides the loss itself.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.edges = torch.tensor(SHOT_BUCKETS[1:], device=device)
+        self.sums = torch.zeros(1 + 2 * len(SHOT_BUCKETS), device=device, dtype=torch.float64)
+
+    def add(self, batch: Batch, scored: AnswerLoss) -> None:
+        """Add one micro-batch."""
+        buckets_A = torch.bucketize(batch.answer_shots_A, self.edges, right=True)
+        self.sums[0] += scored.loss.detach()
+        self.sums.index_add_(0, 1 + buckets_A, (scored.nll_A / scored.num_tokens_A).double())
+        ones_A = torch.ones(len(buckets_A), device=self.sums.device, dtype=torch.float64)
+        self.sums.index_add_(0, 1 + len(SHOT_BUCKETS) + buckets_A, ones_A)
+
+
+def bucket_name(index: int) -> str:
+    """Return what a bucket of shot indices is called: '0', '2-3', '1024+'."""
+    first = SHOT_BUCKETS[index]
+    if index + 1 == len(SHOT_BUCKETS):
+        return f"{first}+"
+    last = SHOT_BUCKETS[index + 1] - 1
+    return str(first) if first == last else f"{first}-{last}"
+
+
+class AnswerTrainer(Trainer):  # type: ignore[misc]
+    """transformers.Trainer on packs.
+
+    Raises:
+        UserError: a non-finite gradient norm, before the update it would have spoilt.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        args: TrainingArguments,
+        packs: PackDataset,
+        validation: tuple[BatchMaker, Sequence[ValidationPack]],
+        metrics: MetricsLog,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=packs, data_collator=packs.collate, callbacks=callbacks)
+        # The weights of a batch hold every divisor, so the Trainer must not divide again.
+        self.loss_is_scaled_for_ga = True
+        self.validation = validation
+        self.metrics_log = metrics
+        self.step_sums = StepSums(args.device)
+        self.suspects: list[tuple[tuple[int, ...], Tensor]] = []
+        self.interval: list[NDArray[np.float64]] = []
+        self.interval_started = time.perf_counter()
+        self.logged_step = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        """Take the packs in the order of the plan."""
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return the row's share of the step's loss, times the ranks over which gradients are averaged."""
+        del return_outputs, num_items_in_batch
+        scored = answer_loss(target_logits(model, inputs), inputs)
+        self.step_sums.add(inputs, scored)
+        self.suspects.append((inputs.episodes, scored.nll_A))
+        return scored.loss * self.accelerator.num_processes
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Return transformers' own estimate, 6 * weights * tokens."""
+        return int(super().floating_point_ops({"input_ids": inputs.input_ids_1T}))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
+        """Read the step's sums and its gradient norm, the one synchronisation of a step, and stop where not finite."""
+        norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm), device=self.args.device)
+        sums = self.accelerator.reduce(self.step_sums.sums, reduction="sum")
+        values = torch.cat([norm.double().reshape(1), sums]).cpu().numpy()
+        if not np.isfinite(values[:2]).all():
+            self._stop_non_finite(norm=float(values[0]), loss=float(values[1]))
+        self.interval.append(values)
+        self.step_sums.sums.zero_()
+        self.suspects.clear()
+        return float(values[0])
+
+    def _stop_non_finite(self, *, norm: float, loss: float) -> None:
+        step = self.state.global_step + 1
+        bad = [e for episodes, nll_A in self.suspects if not bool(torch.isfinite(nll_A).all()) for e in episodes]
+        every = [e for episodes, _ in self.suspects for e in episodes]
+        where = f"episodes {bad} have a non-finite loss" if bad else f"the gradient of episodes {every} is not finite"
+        raise UserError(
+            f"step {step}: loss {loss}, gradient norm {norm}; {where}; the weights were not updated. Look at them with"
+            " `manyicl show RECIPE --episode N`; lower train.learning_rate, or set model.precision = 'fp32'"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Replace the Trainer's rounded figures by the exact ones of the interval, and keep them in metrics.jsonl."""
+        del start_time
+        if "train_runtime" in logs:
+            return  # the Trainer's closing summary; run.json holds those figures
+        if "loss" in logs:
+            logs = self._interval_logs(logs["learning_rate"])
+        record = {"step": self.state.global_step, **logs}
+        if self.is_world_process_zero():
+            self.metrics_log.append(record)
+        super().log(dict(logs))
+
+    def _interval_logs(self, learning_rate: float) -> dict[str, float]:
+        seconds = time.perf_counter() - self.interval_started
+        rows = np.stack(self.interval)
+        steps = range(self.state.global_step - len(rows), self.state.global_step)
+        packs = self.train_dataset.packs
+        per_step = self.train_dataset.packs_per_step
+        num_tokens = sum(pack.num_tokens for step in steps for pack in packs[step * per_step : (step + 1) * per_step])
+        num_answers = sum(self.train_dataset.divisors[step].num_answers for step in steps)
+        logs = {
+            "loss": float(rows[:, 1].mean()),
+            "grad_norm": float(rows[-1, 0]),
+            "learning_rate": learning_rate,
+            "tokens": num_tokens,
+            "answers": num_answers,
+            "tokens_per_s": num_tokens / seconds,
+            "answers_per_s": num_answers / seconds,
+        }
+        sums, counts = np.split(rows[:, 2:].sum(axis=0), 2)
+        for index in np.flatnonzero(counts):
+            logs[f"loss_by_shot/{bucket_name(int(index))}"] = float(sums[index] / counts[index])
+        self.interval.clear()
+        self.interval_started = time.perf_counter()
+        return logs
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Return the validation loss: mean over tasks of the mean over answers of the mean token loss; and by task."""
+        started = time.perf_counter()
+        maker, planned = self.validation
+        sums = torch.zeros(len(maker.task_names), 2, dtype=torch.float64, device=self.args.device)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for item in planned[rank::ranks]:
+                batch = maker.make_batch([item.pack]).to(self.args.device)
+                scored = answer_loss(target_logits(self.model, batch), batch)
+                mean_nll_A = scored.nll_A / scored.num_tokens_A
+                place = maker.task_names.index(item.task)
+                sums[place, 0] += mean_nll_A.sum()
+                sums[place, 1] += len(mean_nll_A)
+        totals = self.accelerator.reduce(sums, reduction="sum").cpu().numpy()
+        metrics = {
+            f"eval_loss/{name}": float(total / count)
+            for name, (total, count) in zip(maker.task_names, totals, strict=True)
+            if count
+        }
+        metrics = {"eval_loss": float(np.mean(list(metrics.values()))) if metrics else math.nan, **metrics}
+        self.log({**metrics})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        # Validation is not training time: the rates of the next interval leave it out.
+        self.interval_started += time.perf_counter() - started
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place and rename it there whole; then drop the ones not needed any more."""
+        del model, trial
+        folder = Path(self.args.output_dir)
+        partial = folder / f".saving-{self.state.global_step}"
+        with self.accelerator.main_process_first():
+            partial.mkdir(parents=True, exist_ok=True)
+        self.save_model(str(partial), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(partial))
+        self._save_rng_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+            (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
+            sync_tree(partial)
+            partial.rename(folder / f"checkpoint-{self.state.global_step}")
+            sync_folder(folder)
+            keep = {self.state.global_step, self.state.best_global_step}
+            for step, path in list_checkpoints(folder):
+                if step not in keep:
+                    shutil.rmtree(path)
+        self.accelerator.wait_for_everyone()
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of the whole checkpoints, oldest first; one is whole once it bears its name."""
+    found = [(int(path.name.removeprefix("checkpoint-")), path) for path in folder.glob("checkpoint-*")]
+    return sorted(found)
+
+
+class LastStepCallback(TrainerCallback):  # type: ignore[misc]
+    """Validates, logs and saves after the last step too, wherever the intervals fall."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for all three at the end of the run."""
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
+
+
+def training_arguments(
+    settings: TrainSettings, *, folder: Path, precision: str, seed: int, validated: bool, num_ranks: int
+) -> TrainingArguments:
+    """Return transformers' arguments for `settings` on `num_ranks` ranks.
+
+    Raises:
+        UserError: the packs of a step cannot be shared out evenly.
+    """
+    batch = settings.packs_per_batch * num_ranks
+    if settings.packs_per_step % batch:
+        raise UserError(
+            f"train.packs_per_step = {settings.packs_per_step}: cannot be shared by {num_ranks} ranks with"
+            f" {settings.packs_per_batch} packs a batch; make it a multiple of {batch}"
+        )
+    on_cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=settings.num_steps,
+        per_device_train_batch_size=settings.packs_per_batch,
+        gradient_accumulation_steps=settings.packs_per_step // batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine" if settings.schedule == "cosine" else "constant_with_warmup",
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.beta2,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=precision == "bf16",
+        use_cpu=on_cpu,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=settings.log_every_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every_steps,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=settings.checkpoint_every_steps,
+        metric_for_best_model="loss" if validated else None,
+        greater_is_better=False,
+        report_to=list(settings.report_to),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.num_workers,
+        dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,
+        average_tokens_across_devices=False,
+    )
+
+
+def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str]) -> None:
+    """Refuse to start on several GPUs without a launcher: nn.DataParallel would split a one-row batch.
+
+    Raises:
+        UserError: with the command to use instead.
+    """
+    if num_gpus > 1 and num_ranks == 1:
+        raise UserError(
+            f"{num_gpus} GPUs and one process: start it as"
+            f" `accelerate launch --num_processes {num_gpus} -m {' '.join(command)}`,"
+            " or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def train_packs(trainer: AnswerTrainer, *, checkpoint: Path | None) -> None:
+    """Run the training loop to its end, from the start or from `checkpoint`."""
+    with segment_attention(trainer.model):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

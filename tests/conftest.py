@@ -1,0 +1,143 @@
+"""Small real things that many tests need: tokenizers trained here, models of the real classes shrunk, a few tasks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Set before torch is imported anywhere: tests are bit-exact, and two threads are all that a small machine has.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from manyicl.tasks import Example, Task
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+SHARED = Path(__file__).parents[2] / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared (real tasks and checkpoints) is absent")
+
+CORPUS = [
+    "Input: the red fox runs over a small hill\nAnswer:\nfox\n\n",
+    "Input: is 12 larger than 7? yes, 12 > 7.\nAnswer:\nyes\n\n",
+    "Say which animal the sentence names.\n\nInput: a blue owl sleeps\nAnswer:\nowl\n\n",
+    "Premise: all cats sleep.\nHypothesis: some cats sleep.",
+    'naïve café costs 3 €, 漢字 and ünïcödé — tabs\tand  two  spaces; "quotes" (brackets) #### 42',
+] * 4
+
+COMMON = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**COMMON),
+    "mistral": lambda: MistralConfig(**COMMON, sliding_window=None),
+    "mistral-sliding": lambda: MistralConfig(**COMMON, sliding_window=16),
+    "gemma": lambda: GemmaConfig(**{**COMMON, "num_key_value_heads": 4, "pad_token_id": 0}),
+    "gemma2": lambda: Gemma2Config(**{**COMMON, "pad_token_id": 0}, sliding_window=16),
+    "gemma3": lambda: Gemma3TextConfig(**{**COMMON, "pad_token_id": 0}, sliding_window=16),
+    "qwen3": lambda: Qwen3Config(**COMMON),
+}
+
+
+def tiny_model(name: str, *, seed: int = 0, vocab_size: int | None = None):
+    """Return a model of the real class with random weights; large enough weights that attention matters."""
+    config = CONFIGS[name]()
+    if vocab_size:
+        config.vocab_size = vocab_size
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    return model.eval()
+
+
+def train_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Return a small tokenizer trained on CORPUS: 'bpe' (byte level, as Llama 3's), 'unigram' or 'sentencepiece'."""
+    special = ["<unk>", "<s>", "</s>"]
+    if kind == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=390, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+    elif kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="never", split=False)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=special, unk_token="<unk>", initial_alphabet=list("0123456789.\n")
+        )
+    else:  # BPE with byte fallback and a word-start mark, as Llama 2's and Mistral's
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+        trainer = trainers.BpeTrainer(vocab_size=395, special_tokens=[*special, *bytes_], limit_alphabet=80)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """Every kind of tokenizer that a test can train, by name."""
+    return {kind: train_tokenizer(kind) for kind in ("bpe", "unigram", "sentencepiece")}
+
+
+ANIMALS = ("fox", "owl", "cat", "dog")
+COLOURS = ("red", "blue", "green", "grey")
+
+
+def make_task(name: str, *, answer: str = "animal", num_examples: int = 60) -> Task:
+    """Return a classification task over 'the <colour> <animal> <number>': its answer is one of the two words."""
+    examples = tuple(
+        Example(input=f"the {COLOURS[i % 4]} {ANIMALS[(i // 4 + i) % 4]} {i}", answer=words[answer == "colour"])
+        for i in range(num_examples)
+        for words in [(ANIMALS[(i // 4 + i) % 4], COLOURS[i % 4])]
+    )
+    labels = tuple(sorted(COLOURS if answer == "colour" else ANIMALS))
+    third = num_examples // 6
+    return Task(
+        name=name,
+        family="classification",
+        metric="accuracy",
+        instruction=f"Name the {answer}.",
+        labels=labels,
+        train=examples[2 * third :],
+        validation=examples[:third],
+        test=examples[third : 2 * third],
+        sha256=f"{name}-{answer}-{num_examples}",
+        num_rows=num_examples,
+        dropped={},
+        split_note="by hand",
+    )
