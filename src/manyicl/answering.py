@@ -70,13 +70,13 @@ def _read_answer(tokenizer: TaskTokenizer, ids: list[int], eos_id: int | None) -
     return Generated(text=text, cut=not ended)
 
 
-class _TerminatorSeen(StoppingCriteria):  # type: ignore[misc]
+class _TerminatorSeen(StoppingCriteria):
     """Stops each row on its decoded text, so that a terminator merged into another token stops it too."""
 
     def __init__(self, tokenizer: TaskTokenizer, prompt_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.prompt_tokens = prompt_tokens
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
         texts = [self.tokenizer.cut_answer(row) for row in input_ids[:, self.prompt_tokens :].tolist()]
         return torch.tensor([ended for _, ended in texts], device=input_ids.device)

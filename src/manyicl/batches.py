@@ -54,11 +54,13 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device` (the name and arguments that accelerate calls)."""
-        return replace(self, **{k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()})
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()}
+        return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory (called by torch's DataLoader)."""
-        return replace(self, **{k: v.pin_memory() for k, v in self._tensors().items()})
+        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in self._tensors().items()}
+        return replace(self, **pinned)
 
     def _tensors(self) -> dict[str, Tensor]:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -197,7 +199,8 @@ def segment_lengths_of(segment_ids_T: NDArray[np.int64]) -> tuple[int, ...]:
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return start, start + 1, ... for each start, joined."""
     before = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
+    ranges: NDArray[np.int64] = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
+    return ranges
 
 
 def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths:

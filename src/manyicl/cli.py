@@ -90,11 +90,12 @@ def train(
 ) -> None:
     """Fine-tune as a recipe says, into a run directory that holds everything."""
     from manyicl import runs
+    from manyicl.config import load_recipe
     from manyicl.display import held_out_table, make_console
 
     if resume is not None:
         config = runs.read_run_config(resume)
-        if recipe is not None and runs.load_recipe(recipe, overrides=overrides or ()) != config:
+        if recipe is not None and load_recipe(recipe, overrides=overrides or ()) != config:
             raise UserError(f"--resume {resume}: {recipe} differs from its config.toml; leave the recipe out to go on")
         run = runs.train(config, out=resume, resume=True)
     elif recipe is None:

@@ -97,7 +97,7 @@ def make_config(values: dict[str, Any], *, source: str) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """Return the resolved config as TOML, every setting said; entries that are unset are left out (TOML has no null)."""
+    """Return the resolved config as TOML, every setting said but the unset ones (TOML has no null)."""
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
 
 

@@ -77,9 +77,8 @@ def _notes(evaluation: Evaluation) -> list[Text]:
     for curve in evaluation.curves:
         missing = [str(cell.shots) for cell in curve.cells if not cell.num_scored]
         if missing:
-            notes.append(
-                f"{curve.task}: {', '.join(missing)} shots do not fit {evaluation.max_tokens} tokens (or its train rows)"
-            )
+            counts = ", ".join(missing)
+            notes.append(f"{curve.task}: {counts} shots do not fit {evaluation.max_tokens} tokens, or are more than it has")
         cut = sum(cell.num_cut for cell in curve.cells)
         if cut:
             notes.append(f"{curve.task}: {cut} generated answers reached the token limit before their end")
@@ -170,7 +169,8 @@ def plan_table(prepared: Prepared) -> Group:
         )
     line = (
         f"{plan['episodes']:,} episodes, {plan['answers']:,} answers and {plan['tokens']:,} tokens in"
-        f" {plan['packs']:,} packs of {config.pack_tokens:,} ({plan['fill']:.1%} full), {config.train.num_steps:,} steps"
+        f" {plan['packs']:,} packs of {config.pack_tokens:,} ({plan['fill']:.1%} full),"
+        f" {config.train.num_steps:,} steps"
     )
     return Group(table, Text(line))
 

@@ -27,7 +27,7 @@ class LoraSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: Annotated[int, Field(gt=0)] = Field(16, description="rank of each adapter")
-    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale; the adapter counts alpha / rank")
+    alpha: Annotated[int, Field(gt=0)] = Field(32, description="scale; the adapter counts alpha / rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
     modules: str | tuple[str, ...] = Field("all-linear", description="which linear layers; the head never")
 
@@ -122,7 +122,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
     adapter = Path(source) / "adapter_config.json"
     base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else source
     with _one_line_errors(settings.path, "model"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             locate_model(base),
             config=load_config(settings),
             revision=settings.revision,

@@ -68,17 +68,17 @@ def reporting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-class BarCallback(TrainerCallback):  # type: ignore[misc]
+class BarCallback(TrainerCallback):
     """Moves a bar with the Trainer's steps and shows the last loss and rate beside it."""
 
     def __init__(self, bar: Bar, what: str) -> None:
         self.bar, self.what, self.note = bar, what, ""
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Move the bar."""
         self.bar.update(self.what, state.global_step, note=self.note)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         """Remember what to show."""
         if logs and "tokens_per_s" in logs:
             self.note = (

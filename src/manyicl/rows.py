@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +99,7 @@ class FaultLog:
 
 def show(value: object) -> str:
     """Return `value` as a short one-line literal for a message."""
-    text = repr(str(value) if isinstance(value, str) else value)
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -108,6 +107,9 @@ class _Number(str):
     """A JSON number, kept as it was written: 1.50 must not come back as 1.5."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)  # without quotes in messages
 
 
 _JSON = json.JSONDecoder(parse_int=_Number, parse_float=_Number)
@@ -197,7 +199,7 @@ def _read_jsonl(path: Path, log: FaultLog) -> Iterator[tuple[int, dict[str, obje
 def _read_csv(path: Path, log: FaultLog) -> Iterator[tuple[int, dict[str, object]]]:
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     number = 0
-    limit = csv.field_size_limit(sys.maxsize)  # the default refuses cells over 131,072 characters
+    limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells over 131,072 characters
     try:
         text = content.decode()
         # strict: else an unclosed quote silently swallows the rest of the file

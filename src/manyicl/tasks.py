@@ -28,6 +28,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from manyicl.errors import UserError, suggest
@@ -233,31 +234,30 @@ def _read_settings(path: Path, log: FaultLog) -> _Settings | None:
         "columns": _parse_columns,
     }
     values: dict[str, object] = {}
+    columns_known = True
     for key, value in raw.items():
         if key in readers:
             try:
                 values[key] = readers[key](value)
             except ValueError as error:
                 log.add(f"bad {key}", f"{key} {show(value)} {error}", path=settings_path)
-        elif difflib.get_close_matches(key.lower(), readers, n=1, cutoff=_MISSPELT):
-            what = f"unknown key {show(key)}{suggest(key.lower(), readers)}"
-            log.add(f"unknown key {key}", what, path=settings_path)
-            if "columns" in what:
-                return None
-    if "columns" in raw and "columns" not in values:
+        elif near := difflib.get_close_matches(key.lower(), readers, n=1, cutoff=_MISSPELT):
+            log.add(f"unknown key {key}", f"unknown key {show(key)}; did you mean '{near[0]}'?", path=settings_path)
+            columns_known = columns_known and near[0] != "columns"
+    if not columns_known or ("columns" in raw and "columns" not in values):
         return None
     return replace(settings, **values)  # type: ignore[arg-type]  # each reader returns its field's type
 
 
 def _parse_text(value: object) -> str:
-    if not isinstance(value, str):
+    if type(value) is not str:  # a JSON number is a str of another type
         raise ValueError("is not a text")
     return value
 
 
 def _parse_name(value: object) -> str:
     # A name becomes part of file names and of plots.
-    if not isinstance(value, str) or not value.strip() or not value.isprintable() or set(value) & set("/\\"):
+    if type(value) is not str or not value.strip() or not value.isprintable() or set(value) & set("/\\"):
         raise ValueError("is not a name: a text on one line, without slashes")
     return value
 
@@ -301,12 +301,11 @@ def _check_labels(rows: list[Row], labels: tuple[str, ...] | None, log: FaultLog
     known = frozenset(labels)
     for row in rows:
         if row.answer not in known:
-            what = f"answer {show(row.answer)} is not among the labels of its task.json"
-            log.add(
-                "answer not among the labels",
-                lambda what=what, row=row: what + near_word(row.answer, labels),  # type: ignore[misc]
-                row=row.number,
-            )
+            log.add("answer not among the labels", partial(_tell_label, row.answer, labels), row=row.number)
+
+
+def _tell_label(answer: str, labels: tuple[str, ...]) -> str:
+    return f"answer {show(answer)} is not among the labels of its task.json{near_word(answer, labels)}"
 
 
 def _build_task(settings: _Settings, rows: list[Row]) -> Task:

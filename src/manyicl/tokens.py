@@ -253,12 +253,11 @@ class TaskTokenizer:
             template = self.tokenizer.get_chat_template()
             if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
                 return []
-            _, ranges = render_jinja_template(
-                [list(messages)],
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
+            specials: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+            rendered: Any = render_jinja_template(
+                [list(messages)], chat_template=template, return_assistant_tokens_mask=True, **specials
             )
+            ranges = rendered[1]
             return [(int(start), int(end)) for start, end in ranges[0]]
 
         return chat_frame(render, find_generated=find_generated)

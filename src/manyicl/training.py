@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from manyicl.attention import segment_attention
 from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengths_of
@@ -159,7 +159,7 @@ def bucket_name(index: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-class AnswerTrainer(Trainer):  # type: ignore[misc]
+class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
     Raises:
@@ -176,9 +176,19 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         metrics: MetricsLog,
         callbacks: list[TrainerCallback],
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=packs, data_collator=packs.collate, callbacks=callbacks)
+        # eval_dataset only tells the Trainer that there is one; `evaluate` below reads `validation`.
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=packs,
+            eval_dataset=validation[1] or None,
+            data_collator=packs.collate,  # type: ignore[arg-type]
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)  # the bar shows what it would print
         # The weights of a batch hold every divisor, so the Trainer must not divide again.
         self.loss_is_scaled_for_ga = True
+        self.packs = packs
         self.validation = validation
         self.metrics_log = metrics
         self.step_sums = StepSums(args.device)
@@ -189,9 +199,9 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         """Take the packs in the order of the plan."""
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        return SequentialSampler(train_dataset if train_dataset is not None else self.packs)
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return the row's share of the step's loss, times the ranks over which gradients are averaged."""
@@ -199,15 +209,21 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         scored = answer_loss(target_logits(model, inputs), inputs)
         self.step_sums.add(inputs, scored)
         self.suspects.append((inputs.episodes, scored.nll_A))
-        return scored.loss * self.accelerator.num_processes
+        loss: Tensor = scored.loss * self.accelerator.num_processes
+        return loss
 
-    def floating_point_ops(self, inputs: Batch) -> int:
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> None:
+        """Count nothing: the Trainer would count the tokens of `labels`, and our divisors come with the batch."""
+        del batch_samples, device
+
+    def floating_point_ops(self, inputs: Batch) -> int:  # type: ignore[override]
         """Return transformers' own estimate, 6 * weights * tokens."""
         return int(super().floating_point_ops({"input_ids": inputs.input_ids_1T}))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         """Read the step's sums and its gradient norm, the one synchronisation of a step, and stop where not finite."""
-        norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm), device=self.args.device)
+        trainer: Any = super()
+        norm = torch.as_tensor(trainer._get_grad_norm(model, grad_norm=grad_norm), device=self.args.device)
         sums = self.accelerator.reduce(self.step_sums.sums, reduction="sum")
         values = torch.cat([norm.double().reshape(1), sums]).cpu().numpy()
         if not np.isfinite(values[:2]).all():
@@ -243,10 +259,10 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         seconds = time.perf_counter() - self.interval_started
         rows = np.stack(self.interval)
         steps = range(self.state.global_step - len(rows), self.state.global_step)
-        packs = self.train_dataset.packs
-        per_step = self.train_dataset.packs_per_step
+        packs = self.packs.packs
+        per_step = self.packs.packs_per_step
         num_tokens = sum(pack.num_tokens for step in steps for pack in packs[step * per_step : (step + 1) * per_step])
-        num_answers = sum(self.train_dataset.divisors[step].num_answers for step in steps)
+        num_answers = sum(self.packs.divisors[step].num_answers for step in steps)
         logs = {
             "loss": float(rows[:, 1].mean()),
             "grad_norm": float(rows[-1, 0]),
@@ -269,11 +285,12 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         maker, planned = self.validation
         sums = torch.zeros(len(maker.task_names), 2, dtype=torch.float64, device=self.args.device)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         with torch.no_grad(), self.accelerator.autocast():
             for item in planned[rank::ranks]:
                 batch = maker.make_batch([item.pack]).to(self.args.device)
-                scored = answer_loss(target_logits(self.model, batch), batch)
+                scored = answer_loss(target_logits(model, batch), batch)
                 mean_nll_A = scored.nll_A / scored.num_tokens_A
                 place = maker.task_names.index(item.task)
                 sums[place, 0] += mean_nll_A.sum()
@@ -294,7 +311,7 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place and rename it there whole; then drop the ones not needed any more."""
         del model, trial
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         partial = folder / f".saving-{self.state.global_step}"
         with self.accelerator.main_process_first():
             partial.mkdir(parents=True, exist_ok=True)
@@ -321,7 +338,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-class LastStepCallback(TrainerCallback):  # type: ignore[misc]
+class LastStepCallback(TrainerCallback):
     """Validates, logs and saves after the last step too, wherever the intervals fall."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -397,5 +414,6 @@ def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str
 
 def train_packs(trainer: AnswerTrainer, *, checkpoint: Path | None) -> None:
     """Run the training loop to its end, from the start or from `checkpoint`."""
-    with segment_attention(trainer.model):
+    model: Any = trainer.model
+    with segment_attention(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
