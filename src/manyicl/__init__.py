@@ -1,15 +1,45 @@
 """Many-shot in-context fine-tuning: bring examples, not adapters."""
 
-from manyicl.config import RunConfig, load_recipe
-from manyicl.episodes import EpisodeSettings
-from manyicl.errors import UserError
-from manyicl.evaluation import Evaluation, ask_inputs, evaluate, load_asked_model, one_pass_curve
-from manyicl.models import LoraSettings, ModelSettings
-from manyicl.preview import draw_episode
-from manyicl.runs import Run, train
-from manyicl.tasks import Example, Task, load_tasks
-from manyicl.templates import TemplateSettings
-from manyicl.training import TrainSettings
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manyicl.config import RunConfig, TaskSettings, load_recipe
+    from manyicl.episodes import EpisodeSettings
+    from manyicl.errors import UserError
+    from manyicl.evaluation import Evaluation, ask_inputs, evaluate, load_asked_model, one_pass_curve
+    from manyicl.models import LoraSettings, ModelSettings
+    from manyicl.preview import draw_episode
+    from manyicl.runs import Run, train
+    from manyicl.tasks import Example, Task, load_tasks
+    from manyicl.templates import TemplateSettings
+    from manyicl.training import TrainSettings
+
+# Where each public name lives. They are imported at first use: torch and transformers take seconds.
+_HOMES = {
+    "EpisodeSettings": "episodes",
+    "Evaluation": "evaluation",
+    "Example": "tasks",
+    "LoraSettings": "models",
+    "ModelSettings": "models",
+    "Run": "runs",
+    "RunConfig": "config",
+    "Task": "tasks",
+    "TaskSettings": "config",
+    "TemplateSettings": "templates",
+    "TrainSettings": "training",
+    "UserError": "errors",
+    "ask_inputs": "evaluation",
+    "draw_episode": "preview",
+    "evaluate": "evaluation",
+    "load_asked_model": "evaluation",
+    "load_recipe": "config",
+    "load_tasks": "tasks",
+    "one_pass_curve": "evaluation",
+    "train": "runs",
+}
 
 __all__ = [
     "EpisodeSettings",
@@ -20,6 +50,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Task",
+    "TaskSettings",
     "TemplateSettings",
     "TrainSettings",
     "UserError",
@@ -32,3 +63,13 @@ __all__ = [
     "one_pass_curve",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'manyicl' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"manyicl.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
