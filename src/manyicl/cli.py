@@ -102,6 +102,8 @@ def train(
         raise UserError("name a recipe (*.toml), or a run to go on with: --resume DIR")
     else:
         run = runs.train(recipe, out=out, overrides=overrides or ())
+    if not run.is_main_process:
+        return
     console = make_console()
     if run.held_out:
         console.print(held_out_table(run.held_out))

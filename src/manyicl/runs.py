@@ -26,6 +26,7 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 from transformers import set_seed
+from transformers.utils import logging as transformers_logging
 
 from manyicl.batches import BatchMaker, PackDataset
 from manyicl.config import RunConfig, dump_config, load_recipe, make_config
@@ -71,11 +72,16 @@ RUN_SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run. model: the folder to load or ask. held_out: the closing table, empty where none was asked for."""
+    """A finished run.
+
+    model: the folder to load or ask. held_out: the closing table, empty where none was asked for, and on all ranks
+    but the main process, which alone writes and prints.
+    """
 
     folder: Path
     model: Path
     held_out: tuple[HeldOutRow, ...]
+    is_main_process: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +151,12 @@ def train(
     Raises:
         UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`).
     """
-    console = console or Console(stderr=True)
     folder, config = _open_run(recipe, out=out, overrides=overrides, resume=resume)
-    state = PartialState()
+    # Told so, accelerate joins a CPU launch's processes too; else each would take itself for the only one.
+    state = PartialState(cpu=not torch.cuda.is_available())
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
+    console = console or Console(stderr=True)
+    console.quiet = not state.is_main_process
     with state.main_process_first():
         prepared = prepare_run(config)
     args = training_arguments(
@@ -161,6 +169,7 @@ def train(
     )
     if state.is_main_process:
         _start_folder(folder, prepared)
+    transformers_logging.disable_progress_bar()  # one bar is enough
     set_seed(config.seed)
     model = load_model(config.model, trainable=True).to(args.device)
     held_out = _held_out_episodes(prepared)
@@ -173,7 +182,7 @@ def train(
         rows = _close_held_out(folder, prepared, held_out, before=before)
         _close_run(folder, rows, seconds=time.monotonic() - started)
     state.wait_for_everyone()
-    return Run(folder=folder, model=folder / "model", held_out=tuple(rows))
+    return Run(folder=folder, model=folder / "model", held_out=tuple(rows), is_main_process=state.is_main_process)
 
 
 def _open_run(

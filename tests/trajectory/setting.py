@@ -1,0 +1,78 @@
+"""A tiny recipe on disk that the trajectory tests train, in this process or in others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from manyicl.config import RunConfig, dump_config, make_config
+from tests.conftest import make_task, tiny_model, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+# Times differ from run to run; everything else in metrics.jsonl must not.
+TIMED = ("tokens_per_s", "answers_per_s")
+
+
+def write_setting(folder: Path, *, lora: bool = False, **train: object) -> RunConfig:
+    """Write tasks, model and tokenizer under `folder` and return the recipe (also written to recipe.toml)."""
+    for name, answer in (("animals", "animal"), ("colours", "colour"), ("beasts", "animal")):
+        task = make_task(name, answer=answer)
+        rows = [
+            {"input": f"{name} {e.input}", "answer": e.answer, "split": split}
+            for split in ("train", "validation", "test")
+            for e in getattr(task, split)
+        ]
+        path = folder / "tasks" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        about = {"family": "classification", "instruction": task.instruction, "labels": list(task.labels)}
+        path.with_suffix(".task.json").write_text(json.dumps(about))
+    tiny_model("llama").save_pretrained(folder / "start")
+    train_tokenizer("bpe").save_pretrained(folder / "start")
+    values = {
+        "seed": 3,
+        "tasks": {"folder": str(folder / "tasks")},
+        "model": {"path": str(folder / "start"), "precision": "fp32"},
+        "episodes": {"token_budget": 160},
+        "train": {
+            "num_steps": 6,
+            "packs_per_step": 8,
+            "packs_per_batch": 2,
+            "learning_rate": 1e-2,
+            "log_every_steps": 1,
+            "checkpoint_every_steps": 2,
+            "validation_tokens": 300,
+            "keep": "last",
+            **train,
+        },
+        "held_out": {"episodes": 2},
+    }
+    if lora:
+        values["model"] |= {"lora": {"rank": 4, "alpha": 8}}
+    config = make_config(values, source="test")
+    (folder / "recipe.toml").write_text(dump_config(config))
+    return config
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Return the records of a run without its timings."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMED} for record in records]
+
+
+def read_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a run's model."""
+    return {k: v for file in sorted((run / "model").glob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+def start_process(script: list[str], *, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run Python on `script` from the repository's root, with one thread, and return it when it ends."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}", "ACCELERATE_USE_CPU": "1"}
+    command = [sys.executable, *launcher, *script]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)

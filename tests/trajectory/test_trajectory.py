@@ -1,0 +1,110 @@
+"""The same run by other ways: other micro-batches, other ranks, killed and resumed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from manyicl.config import make_config
+from manyicl.runs import train
+from tests.trajectory.killed import STAGES
+from tests.trajectory.setting import read_metrics, read_weights, start_process, write_setting
+
+KILLED = str(Path(__file__).with_name("killed.py"))
+
+
+def assert_same_course(one: Path, other: Path, *, rel: float) -> None:
+    """Every logged figure and every weight agree to `rel`; 0 means to the bit."""
+    ours, theirs = read_metrics(one), read_metrics(other)
+    assert [sorted(record) for record in ours] == [sorted(record) for record in theirs]
+    for record, expected in zip(theirs, ours, strict=True):
+        assert record == (pytest.approx(expected, rel=rel) if rel else expected)
+    weights, expected_weights = read_weights(other), read_weights(one)
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in weights.items():
+        if rel:
+            assert torch.allclose(tensor, expected_weights[name], rtol=1e-3, atol=1e-4), name
+        else:
+            assert torch.equal(tensor, expected_weights[name]), name
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", ["answer", "token", "task"])
+def test_one_row_of_eight_packs_equals_eight_rows_of_one(tmp_path, normalization):
+    for packs in (8, 1):
+        config = write_setting(tmp_path, packs_per_batch=packs, normalization=normalization, num_steps=4)
+        train(config, out=tmp_path / f"rows-{packs}")
+    assert_same_course(tmp_path / "rows-8", tmp_path / "rows-1", rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_two_ranks_of_four_packs_equal_one_of_eight(tmp_path, lora):
+    config = write_setting(tmp_path, lora=lora, num_steps=4)
+    train(config, out=tmp_path / "one")
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+    arguments = ["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "two")]
+    process = start_process(arguments, launcher=launcher)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("model:") == 1  # one rank speaks
+    assert_same_course(tmp_path / "one", tmp_path / "two", rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_five_random_moments_equals_an_uninterrupted_one(tmp_path):
+    write_setting(tmp_path, num_steps=8)
+    recipe = str(tmp_path / "recipe.toml")
+    whole = start_process([KILLED, str(tmp_path / "whole"), recipe, "never", "0"])
+    assert whole.returncode == 0, whole.stderr
+    # Four micro-batches a step, a checkpoint every two steps: a number that 4 does not divide is in mid-accumulation.
+    moments = [
+        ("batch", random.choice([1, 2, 3, 5, 6, 7])),
+        ("save", random.randrange(len(STAGES))),
+        ("batch", random.randint(8, 12)),
+        ("save", random.randrange(len(STAGES))),
+        ("batch", random.randint(1, 8)),
+    ]
+    for kind, number in moments:
+        process = start_process([KILLED, str(tmp_path / "killed"), recipe, kind, str(number)])
+        assert process.returncode == -signal.SIGKILL, (moments, process.stderr)
+    last = start_process([KILLED, str(tmp_path / "killed"), recipe, "never", "0"])
+    assert last.returncode == 0, (moments, last.stderr)
+    assert_same_course(tmp_path / "whole", tmp_path / "killed", rel=0)
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".saving-*"))
+
+
+@pytest.mark.slow
+def test_resuming_a_finished_run_changes_nothing_and_says_so(tmp_path):
+    config = write_setting(tmp_path, num_steps=2)
+    train(config, out=tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "run.json"}
+    again = train(config, out=tmp_path / "run", resume=True)
+    assert again.held_out
+    assert before == {p: p.read_bytes() for p in before}
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept_and_becomes_the_model(tmp_path):
+    # A learning rate that ruins the model after a good start: the best checkpoint is not the last.
+    config = write_setting(tmp_path, num_steps=6, learning_rate=2.0, schedule="constant", max_grad_norm=0.0, keep="best")
+    train(config, out=tmp_path / "run")
+    losses = {r["step"]: r["eval_loss"] for r in read_metrics(tmp_path / "run") if "eval_loss" in r}
+    best = min(losses, key=losses.__getitem__)
+    assert best != 6
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == sorted({f"checkpoint-{best}", "checkpoint-6"})
+    last = train(make_config(config.model_dump() | {"train": {**config.train.model_dump(), "keep": "last"}}, source=""),
+                 out=tmp_path / "last")
+    kept, final = read_weights(tmp_path / "run"), read_weights(last.folder)
+    assert any(not torch.equal(kept[name], final[name]) for name in kept)
