@@ -28,7 +28,8 @@ def assert_same_course(one: Path, other: Path, *, rel: float) -> None:
     assert weights.keys() == expected_weights.keys()
     for name, tensor in weights.items():
         if rel:
-            assert torch.allclose(tensor, expected_weights[name], rtol=1e-3, atol=1e-4), name
+            # By tensor, not by entry: Adam makes a full step of a gradient that is nothing but rounding.
+            assert (tensor - expected_weights[name]).norm() <= 1e-3 * expected_weights[name].norm(), name
         else:
             assert torch.equal(tensor, expected_weights[name]), name
 
@@ -97,14 +98,18 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(tmp_path):
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_becomes_the_model(tmp_path):
     # A learning rate that ruins the model after a good start: the best checkpoint is not the last.
-    config = write_setting(tmp_path, num_steps=6, learning_rate=2.0, schedule="constant", max_grad_norm=0.0, keep="best")
+    config = write_setting(
+        tmp_path, num_steps=6, learning_rate=2.0, schedule="constant", max_grad_norm=0.0, keep="best"
+    )
     train(config, out=tmp_path / "run")
     losses = {r["step"]: r["eval_loss"] for r in read_metrics(tmp_path / "run") if "eval_loss" in r}
     best = min(losses, key=losses.__getitem__)
     assert best != 6
     names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == sorted({f"checkpoint-{best}", "checkpoint-6"})
-    last = train(make_config(config.model_dump() | {"train": {**config.train.model_dump(), "keep": "last"}}, source=""),
-                 out=tmp_path / "last")
+    last = train(
+        make_config(config.model_dump() | {"train": {**config.train.model_dump(), "keep": "last"}}, source=""),
+        out=tmp_path / "last",
+    )
     kept, final = read_weights(tmp_path / "run"), read_weights(last.folder)
     assert any(not torch.equal(kept[name], final[name]) for name in kept)

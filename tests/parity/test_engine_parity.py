@@ -1,0 +1,142 @@
+"""The engine behind a prefix, the one-pass curve and transformers' own forward and generate() agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from manyicl.answering import generate_answers
+from manyicl.evaluation import AskedModel, ask_inputs, one_pass_curve
+from manyicl.prefix import encode_prefix, score_answers
+from manyicl.shot_curve import Sweep, TaskSweep, evaluate_task
+from manyicl.templates import TemplateSettings
+from manyicl.tokens import TaskTokenizer, join_examples, query_ids, tokenize_task
+from tests.conftest import CONFIGS, make_task, tiny_model
+
+CLASSES = sorted(CONFIGS)
+
+
+def plain_nll(model, ids, *, num_answer: int) -> float:
+    """Return the nats of the last `num_answer` ids by transformers' own forward, without any cache."""
+    if model.config.model_type == "gemma2":
+        model.set_attn_implementation("eager")  # sdpa refuses its soft cap
+    with torch.inference_mode():
+        logits = model(torch.as_tensor(np.asarray(ids), dtype=torch.long)[None], use_cache=False).logits[0]
+    logprobs = logits.log_softmax(-1)
+    places = range(len(ids) - num_answer, len(ids))
+    return -sum(float(logprobs[place - 1, int(ids[place])]) for place in places)
+
+
+@pytest.fixture(scope="module")
+def asked(tokenizers):
+    tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
+    return tokenizer, tokenize_task(make_task("animals"), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_scores_behind_a_nested_prefix_equal_a_plain_forward(name, asked):
+    model, (_, task) = tiny_model(name), asked
+    test = task.splits["test"]
+    prefix = encode_prefix(model, task.head_ids)
+    encoded = len(task.head_ids)
+    for shots in (0, 1, 4, 7):
+        before = join_examples(task, split="train", indices=range(shots)).ids
+        prefix = encode_prefix(model, before[encoded:], after=prefix)
+        encoded = len(before)
+        pairs = []
+        for query in (0, 3, 5):
+            answer = test.ids[test.answer_starts[query] : test.starts[query + 1]].tolist()
+            pairs.append((query_ids(task, split="test", index=query, after_shots=shots > 0), answer))
+        nll, _ = score_answers(model, prefix, pairs)
+        expected = [plain_nll(model, [*before, *ids, *answer], num_answer=len(answer)) for ids, answer in pairs]
+        assert nll == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
+    model, (tokenizer, task) = tiny_model(name), asked
+    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
+    curve = one_pass_curve(loaded, [task.task], episodes=1, token_budget=200).curves[0]
+    # The same episode, asked again and again behind its own first k examples.
+    from manyicl.batches import lengths_of
+    from manyicl.episodes import EpisodeSettings, plan_episode
+
+    episode = plan_episode(lengths_of(task, split="test"), settings=EpisodeSettings(token_budget=200))
+    test = task.splits["test"]
+    for cell, example in zip(curve.cells, episode.examples.tolist(), strict=True):
+        before = join_examples(task, split="test", indices=episode.examples[: cell.shots]).ids
+        answer = test.ids[test.answer_starts[example] : test.starts[example + 1]].tolist()
+        ids = query_ids(task, split="test", index=example, after_shots=cell.shots > 0)
+        nll, greedy = score_answers(model, encode_prefix(model, before), [(ids, answer)])
+        assert cell.nll == pytest.approx(nll[0], rel=1e-5)
+        assert cell.score == float(greedy[0])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_batched_generation_equals_generation_alone(name, asked):
+    model, (tokenizer, task) = tiny_model(name, seed=3), asked
+    prompts = [
+        np.concatenate(
+            [
+                join_examples(task, split="train", indices=range(3)).ids,
+                query_ids(task, split="test", index=query, after_shots=True),
+            ]
+        )
+        for query in range(5)
+    ]
+    together = generate_answers(model, tokenizer, prompts, max_new_tokens=12)
+    alone = [generate_answers(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+    assert together == alone
+    for prompt, answer in zip(prompts, together, strict=True):
+        ids = torch.as_tensor(prompt, dtype=torch.long)[None]
+        theirs = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=2, pad_token_id=2
+        )
+        text = tokenizer.decode(theirs[0, len(prompt) :].tolist())
+        assert text.startswith(answer.text)
+
+
+def test_ask_gives_the_likeliest_label_and_its_nats(asked):
+    model, (tokenizer, task) = tiny_model("llama"), asked
+    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
+    answers = ask_inputs(loaded, task.task, ["the red cat 77", "the blue owl 78"], shots=3)
+    order = np.random.default_rng([0, 0]).permutation(len(task.splits["train"]))[:3]
+    before = join_examples(task, split="train", indices=order.astype(np.int32)).ids
+    for answer in answers:
+        query = tokenizer.encode_texts([f"Input: {answer.input}\nAnswer:\n"])[0]
+        costs = {
+            label: plain_nll(model, [*before, *query, *ids], num_answer=len(ids))
+            for label, ids in zip(task.task.labels, tokenizer.encode_answers(task.task.labels), strict=True)
+        }
+        assert answer.answer == min(costs, key=costs.__getitem__)
+        assert answer.nll == pytest.approx(costs[answer.answer], abs=1e-4)
+        assert answer.shots == 3
+
+
+def test_ask_uses_as_many_shots_as_fit(asked):
+    model, (tokenizer, task) = tiny_model("llama"), asked
+    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=128, trained_shots={})
+    few = ask_inputs(loaded, task.task, ["the red cat 77"])[0].shots
+    wide = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=512, trained_shots={})
+    many = ask_inputs(wide, task.task, ["the red cat 77"])[0].shots
+    assert 0 < few < many <= len(task.splits["train"])
+
+
+def test_a_sweep_asks_the_same_queries_behind_nested_shots(asked):
+    model, (tokenizer, task) = tiny_model("llama"), asked
+    sweep = Sweep(shots=(0, 1, 4), num_draws=3, num_queries=6, seed=1, max_tokens=400)
+    curve = evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep, trained_shots=1)
+    plan = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
+    whole = plan.prefix_ids(2, start=0, stop=4)
+    assert plan.prefix_ids(2, start=1, stop=4).tolist() == whole[-len(plan.prefix_ids(2, start=1, stop=4)) :].tolist()
+    assert [cell.shots for cell in curve.cells] == [0, 1, 4]
+    assert [cell.num_scored for cell in curve.cells] == [6, 18, 18]  # without shots all draws are one
+    assert [cell.extrapolated for cell in curve.cells] == [False, False, True]
+    asked_queries = {(p.shots, p.draw): [] for p in curve.predictions}
+    for p in curve.predictions:
+        asked_queries[p.shots, p.draw].append(p.query)
+    assert len({tuple(queries) for queries in asked_queries.values()}) == 1
+    for p in curve.predictions:
+        assert p.prediction in task.task.labels
+        assert p.score == float(p.prediction == p.answer)
