@@ -148,7 +148,7 @@ def _warnings(task: Task, *, kept: dict[str, int], dropped: Counter[str]) -> lis
         warnings.append(f"lopsided: {shares[top]:.0%} of the train answers are '{top}'")
     missing = [label for label in task.labels if label not in shares]
     if missing:
-        warnings.append(f"{len(missing)} labels never occur in train, such as '{missing[0]}'")
+        warnings.append(f"labels that never occur in train: {len(missing)}, such as '{missing[0]}'")
     if kept["test"] and kept["test"] < 50:
         warnings.append(f"only {kept['test']} test rows: intervals will be wide")
     if sum(dropped.values()) > 0.05 * max(1, task.num_rows):

@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,15 +28,17 @@ TaskNames = Annotated[
     list[str] | None, typer.Option("--task", help="A task of the folder; repeat for more. All unless said.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write the result (FILE.json).")]
-Seed = Annotated[int, typer.Option("--seed", help="Decides which shots, queries and episodes are drawn.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides which shots, queries and episodes are drawn.")]
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", help="Longest sequence; as much as the model can see unless said.")
+    int | None, typer.Option("--max-tokens", min=1, help="Longest sequence; as much as the model can see unless said.")
 ]
 ModelPath = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, an adapter, a run, or a hub name.")
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="bf16 or fp32; by device unless said.")]
+Precision = Annotated[
+    Literal["bf16", "fp32"] | None, typer.Option("--precision", help="bf16 on a GPU, fp32 on a CPU unless said.")
+]
 
 
 @app.command()
@@ -63,7 +65,7 @@ def check(
 def show(
     recipe: Annotated[Path, typer.Argument(help="A recipe (*.toml).")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
-    episode: Annotated[int, typer.Option("--episode", help="Which episode of the plan.")] = 0,
+    episode: Annotated[int, typer.Option("--episode", min=0, help="Which episode of the plan.")] = 0,
 ) -> None:
     """Print one episode as training will see it, its trained tokens coloured, and counts below."""
     from manyicl.config import load_recipe
@@ -72,9 +74,8 @@ def show(
 
     drawn = preview_recipe(load_recipe(recipe, overrides=overrides or ()), number=episode)
     console = make_console()
-    console.print(render_episode(drawn))
-    console.rule()
-    console.print(drawn.counts, highlight=False)
+    console.print(render_episode(drawn), soft_wrap=True)  # a break that is not in the text would mislead
+    console.print(f"\n{drawn.counts}", soft_wrap=True)
 
 
 @app.command()
@@ -93,6 +94,8 @@ def train(
     from manyicl.config import load_recipe
     from manyicl.display import held_out_table, make_console
 
+    if resume is not None and out is not None:
+        raise UserError(f"--out {out}: a run goes on in its own folder; leave --out out")
     if resume is not None:
         config = runs.read_run_config(resume)
         if recipe is not None and load_recipe(recipe, overrides=overrides or ()) != config:
@@ -107,7 +110,7 @@ def train(
     console = make_console()
     if run.held_out:
         console.print(held_out_table(run.held_out))
-    console.print(f"model: {run.model}\nask it: manyicl ask {run.folder} --tasks DIR --task NAME", highlight=False)
+    console.print(f"model: {run.model}\nask it: manyicl ask {run.folder} --tasks DIR --task NAME", soft_wrap=True)
 
 
 @app.command("eval")
@@ -116,8 +119,10 @@ def eval_(
     tasks: TaskFolder,
     task: TaskNames = None,
     shots: Annotated[str, typer.Option("--shots", help="Shot counts, comma-separated.")] = "0,1,4,16,64",
-    draws: Annotated[int, typer.Option("--draws", help="Random draws of shots; 10 for a headline.")] = 5,
-    queries: Annotated[int, typer.Option("--queries", help="Test rows asked, the same at every k and draw.")] = 200,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Random draws of shots; 10 for a headline.")] = 5,
+    queries: Annotated[
+        int, typer.Option("--queries", min=1, help="Test rows asked, the same at every k and draw.")
+    ] = 200,
     seed: Seed = 0,
     out: Out = None,
     max_tokens: MaxTokens = None,
@@ -126,22 +131,21 @@ def eval_(
 ) -> None:
     """Score against number of shots, by task, with 95 % intervals over draws and queries."""
     from manyicl.display import curve_plot, evaluation_table, make_console
-    from manyicl.evaluation import evaluate, load_asked_model
+    from manyicl.evaluation import check_out, evaluate, load_asked_model
     from manyicl.progress import reporting
     from manyicl.tasks import load_tasks
 
     counts = parse_shots(shots)
+    check_out(out)
     chosen = load_tasks(tasks, names=task)
-    asked = load_asked_model(
-        model, precision=parse_precision(precision), max_tokens=max_tokens, trust_remote_code=trust_remote_code
-    )
+    asked = load_asked_model(model, precision=precision, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
     with reporting(make_console(stderr=True)) as report:
         result = evaluate(asked, chosen, shots=counts, draws=draws, queries=queries, seed=seed, report=report)
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, colour=console.is_terminal))
     if out is not None:
-        console.print(f"wrote {out} and {result.save(out)}", highlight=False)
+        console.print(f"wrote {out} and {result.save(out)}", soft_wrap=True)
 
 
 @app.command()
@@ -149,7 +153,7 @@ def curve(
     model: ModelPath,
     tasks: TaskFolder,
     task: TaskNames = None,
-    episodes: Annotated[int, typer.Option("--episodes", help="Episodes of test rows a task.")] = 20,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes of test rows a task.")] = 20,
     seed: Seed = 0,
     out: Out = None,
     max_tokens: MaxTokens = None,
@@ -158,14 +162,13 @@ def curve(
 ) -> None:
     """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
     from manyicl.display import curve_plot, evaluation_table, make_console
-    from manyicl.evaluation import load_asked_model, one_pass_curve
+    from manyicl.evaluation import check_out, load_asked_model, one_pass_curve
     from manyicl.progress import reporting
     from manyicl.tasks import load_tasks
 
+    check_out(out)
     chosen = load_tasks(tasks, names=task)
-    asked = load_asked_model(
-        model, precision=parse_precision(precision), max_tokens=max_tokens, trust_remote_code=trust_remote_code
-    )
+    asked = load_asked_model(model, precision=precision, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
     with reporting(make_console(stderr=True)) as report:
         result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
     console = make_console()
@@ -173,7 +176,7 @@ def curve(
     console.print(curve_plot(result, colour=console.is_terminal))
     if out is not None:
         result.save(out)
-        console.print(f"wrote {out}", highlight=False)
+        console.print(f"wrote {out}", soft_wrap=True)
 
 
 @app.command()
@@ -182,7 +185,7 @@ def ask(
     tasks: TaskFolder,
     task: Annotated[str, typer.Option("--task", help="The task to answer.")],
     file: Annotated[str, typer.Argument(metavar="[FILE | -]", help="Inputs, one a line; - is standard input.")] = "-",
-    shots: Annotated[int | None, typer.Option("--shots", help="As many as fit unless said.")] = None,
+    shots: Annotated[int | None, typer.Option("--shots", min=0, help="As many as fit unless said.")] = None,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut.")] = False,
     max_tokens: MaxTokens = None,
@@ -234,13 +237,6 @@ def parse_shots(text: str) -> tuple[int, ...]:
     if min(counts) < 0:
         raise UserError(f"--shots {text}: shots count from 0")
     return counts
-
-
-def parse_precision(text: str | None):  # type: ignore[no-untyped-def]
-    """Return the precision, None unless said."""
-    if text not in (None, "bf16", "fp32"):
-        raise UserError(f"--precision {text}: write bf16 or fp32")
-    return text
 
 
 def main() -> None:

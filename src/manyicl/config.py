@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,7 +22,7 @@ class TaskSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folder: str = Field(description="a folder of task files")
+    folder: str = Field(min_length=1, description="a folder of task files")
     names: tuple[str, ...] = Field((), description="the tasks to train on; all of the folder unless said")
 
 
@@ -35,7 +35,7 @@ class HeldOutSettings(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """One recipe. Paths in a file that begin with a dot are taken from the file's folder."""
+    """One recipe. Paths in a file that begin with a dot are taken from the file's folder, ~ is the user's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,8 +76,8 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     for section, key in (("tasks", "folder"), ("model", "path")):
         table = values.get(section)
-        if isinstance(table, dict) and str(table.get(key, "")).startswith("."):
-            table[key] = str((path.parent / table[key]).resolve())
+        if isinstance(table, dict) and str(table.get(key, "")).startswith((".", "~")):
+            table[key] = str((path.parent / Path(table[key]).expanduser()).resolve())
     for override in overrides:
         _apply_override(values, override)
     return make_config(values, source=str(path))
@@ -92,17 +92,18 @@ def make_config(values: dict[str, Any], *, source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        faults = list(dict.fromkeys(_fault(dict(e)) for e in error.errors()))
+        faults = list(dict.fromkeys(_tell_fault(dict(e), values) for e in error.errors()))
         raise UserError(f"{source}: " + "; ".join(faults)) from error
 
 
 def dump_config(config: RunConfig) -> str:
     """Return the resolved config as TOML, every setting said but the unset ones (TOML has no null)."""
-    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+    return tomli_w.dumps(_without_none(config.model_dump()))  # not mode="json", which has no infinity either
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    key = key.strip()
     if not equals or not key:
         raise UserError(f"override {override!r}: write key=value, such as train.num_steps=20")
     try:
@@ -118,39 +119,49 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def _fault(error: dict[str, Any]) -> str:
+def _tell_fault(error: dict[str, Any], values: dict[str, Any]) -> str:
     """Return one fault of pydantic's in our words."""
     place = [str(part) for part in error["loc"]]
-    name = ".".join(place)
-    if error["type"] == "extra_forbidden":
-        return f"{name}: unknown key{suggest(place[-1], _known_keys(place[:-1]))}"
-    if error["type"] == "missing":
-        return f"{name}: is missing; give it a value"
-    message = error["msg"].removeprefix("Value error, ")
     if not place:
-        return str(message)
-    shown = error["input"]
-    return (
-        f"{name} = {shown!r}: {message[0].lower()}{message[1:]}"
-        if not isinstance(shown, dict)
-        else f"{name}: {message}"
-    )
+        return str(error["msg"].removeprefix("Value error, "))
+    # What follows the key is an index, or the name that pydantic gives to one of several types.
+    num_parts = next((n for n in range(1, len(place)) if _section_at(place[:n]) is None), len(place))
+    key, inside = place[:num_parts], place[num_parts:]
+    name = ".".join(key)
+    section, parent = _section_at(key), _section_at(key[:-1])
+    if error["type"] == "extra_forbidden" and parent is not None:
+        return f"{name}: unknown key{suggest(key[-1], parent.model_fields)}"
+    if error["type"] == "missing" and not inside:
+        return f"{name}: is missing; " + ("give it a value" if section is None else f"add a section [{name}]")
+    value: Any = values
+    for part in key:
+        value = value[part]
+    if section is not None and not isinstance(value, dict):
+        return f"{name} = {value!r}: is a section; write [{name}], and below it {', '.join(section.model_fields)}"
+    if parent is not None and any(not part.isdigit() for part in inside):
+        return f"{name} = {value!r}: does not fit; {parent.model_fields[key[-1]].description}"
+    message = str(error["msg"].removeprefix("Value error, "))
+    if error["type"] == "tuple_type":
+        message = 'needs a list, such as ["a", "b"]'
+    if section is not None:
+        return f"{name}: {message}"
+    where = "".join(f"[{part}]" for part in inside)
+    return f"{name}{where} = {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _known_keys(sections: Sequence[str]) -> list[str]:
-    model: Any = RunConfig
-    for section in sections:
-        field = model.model_fields.get(section)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+def _section_at(names: Sequence[str]) -> type[BaseModel] | None:
+    """Return the settings of a section of the recipe, None where a single value stands, or nothing."""
+    section: type[BaseModel] | None = RunConfig
+    for name in names:
+        field = section.model_fields.get(name) if section else None
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return section
 
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_none(item) for item in value]
     return value

@@ -1,8 +1,9 @@
 """The whole path in minutes, from nothing: generate tasks, train a tiny model on them, and print its shot curve.
 
-A stand-in until a pretrained seed model ships with the package. Each task asks for the animal at one place of a
-sentence, and its instruction is left out on purpose: only the shots tell which place is meant. Animals may repeat, so
-one shot does not always tell, and the curve shows how many examples the model needs. Nothing is scripted.
+A stand-in until a pretrained seed model ships with the package. Eight tasks share their sentences and ask for the same
+thing, the topic, but each in words of its own; their instruction is left out on purpose. So without shots nobody can
+know which word is wanted; one shot narrows it down, as words are shared between tasks; a few shots tell. Nothing is
+scripted: another seed gives other numbers.
 """
 
 from __future__ import annotations
@@ -31,27 +32,42 @@ from manyicl.tasks import load_tasks
 from manyicl.templates import TemplateSettings
 from manyicl.training import TrainSettings
 
-ANIMALS = ("fox", "owl", "cat", "dog", "hen", "pig")
-VERBS = ("sees", "follows", "helps", "meets")
-PLACES = ("first", "second", "third")
-TOKEN_BUDGET = 512
-TRAIN_ROWS, TEST_ROWS = 2000, 200
+# topic -> words that give it away in a sentence.
+CLUES = {
+    "animal": "fox owl cat dog hen pig duck bear wolf goat".split(),
+    "food": "bread soup rice cake plum bean pie stew corn nut".split(),
+    "tool": "saw axe drill rake hoe nail rope pump lamp clamp".split(),
+    "weather": "rain snow fog wind hail frost storm sun mist thaw".split(),
+}
+# topic -> the four words it is called by, and which two of a task's three bits choose among them.
+NAMES = {
+    "animal": ("beast creature fauna critter".split(), (0, 1)),
+    "food": ("meal dish snack feast".split(), (1, 2)),
+    "tool": ("device gear gadget utensil".split(), (0, 2)),
+    "weather": ("sky climate season air".split(), (0, 1)),
+}
+OPENINGS = ("we saw the", "there was a", "she drew a", "they like the", "he spoke of", "look at the")
+ENDINGS = ("today", "again", "at home", "in the book", "last year", "by the gate", "twice", "too")
+TOKEN_BUDGET = 256
+TRAIN_ROWS, TEST_ROWS = 1000, 200
 
 
 def write_tasks(folder: Path, *, seed: int) -> None:
-    """Write one task for each place of the sentence, as an ordinary folder of task files."""
-    for number, place in enumerate(PLACES):
-        rng = np.random.default_rng([seed, number])
+    """Write the eight tasks as an ordinary folder of task files."""
+    for task in range(8):
+        rng = np.random.default_rng([seed, task])
+        bits = (task & 1, task >> 1 & 1, task >> 2 & 1)
         rows: dict[str, dict[str, str]] = {}
         while len(rows) < TRAIN_ROWS + TEST_ROWS:
-            animals, verbs = rng.choice(ANIMALS, size=3), rng.choice(VERBS, size=2)
-            text = f"{animals[0]} {verbs[0]} {animals[1]} {verbs[1]} {animals[2]}"
+            topic = str(rng.choice(list(CLUES)))
+            text = f"{rng.choice(OPENINGS)} {rng.choice(CLUES[topic])} {rng.choice(ENDINGS)}"
+            names, (high, low) = NAMES[topic]
             split = "test" if len(rows) < TEST_ROWS else "train"
-            rows.setdefault(text, {"input": text, "answer": str(animals[number]), "split": split})
-        lines = "".join(json.dumps(row) + "\n" for row in rows.values())
-        write_atomically(folder / f"{place}_animal.jsonl", lines)
-        about = {"family": "classification", "instruction": f"Name the {place} animal.", "labels": sorted(ANIMALS)}
-        write_atomically(folder / f"{place}_animal.task.json", json.dumps(about) + "\n")
+            rows.setdefault(text, {"input": text, "answer": names[2 * bits[high] + bits[low]], "split": split})
+        name = f"topic_in_words_{task}"
+        write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
+        about = {"family": "qa", "metric": "exact_match", "instruction": "Name the topic."}
+        write_atomically(folder / f"{name}.task.json", json.dumps(about) + "\n")
 
 
 def write_model(folder: Path, *, seed: int) -> None:
@@ -60,12 +76,19 @@ def write_model(folder: Path, *, seed: int) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    words = " ".join((*ANIMALS, *VERBS))
+    texts = [
+        f"{opening} {clue} {ending}"
+        for opening in OPENINGS
+        for clues in CLUES.values()
+        for clue in clues
+        for ending in ENDINGS
+    ]
+    texts += [f"a ->\n{name}\n\n" for names, _ in NAMES.values() for name in names] * 20
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=1000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator([f"Input: {words}\nAnswer:\n{word}\n\n" for word in ANIMALS * 20], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     wrapped: Any = PreTrainedTokenizerFast
     wrapped(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(seed)
@@ -73,10 +96,10 @@ def write_model(folder: Path, *, seed: int) -> None:
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=64,
         intermediate_size=192,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=1024,
+        max_position_embeddings=512,
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -92,8 +115,8 @@ def demo_config(folder: Path, *, seed: int, num_steps: int) -> RunConfig:
         episodes=EpisodeSettings(token_budget=TOKEN_BUDGET),
         train=TrainSettings(
             num_steps=num_steps,
-            packs_per_step=16,
-            packs_per_batch=16,
+            packs_per_step=32,
+            packs_per_batch=32,
             learning_rate=3e-3,
             warmup_steps=20,
             beta2=0.95,
@@ -120,7 +143,9 @@ def run_demo(
     write_model(folder / "start", seed=seed)
     config = demo_config(folder, seed=seed, num_steps=num_steps)
     tasks = load_tasks(folder / "tasks")
-    console.print("Three tasks share their inputs and labels; only the shots tell which is meant.")
+    console.print(
+        "Eight tasks ask for the topic of the same sentences, each in its own words; only the shots tell which."
+    )
     console.print(plan_table(prepare_run(config)))
     run = train(config, out=folder / "run", console=console)
     console.print(held_out_table(run.held_out))
@@ -134,7 +159,7 @@ def run_demo(
     minutes = (time.monotonic() - started) / 60
     console.print(
         f"{minutes:.1f} minutes. The run is in {folder / 'run'}; ask it:\n"
-        f"  echo 'owl sees fox helps cat' | manyicl ask {run.folder} --tasks {folder / 'tasks'} --task second_animal",
+        f"  echo 'they like the plum today' | manyicl ask {run.folder} --tasks {folder / 'tasks'} --task topic_in_words_3",
         highlight=False,
     )
     return result

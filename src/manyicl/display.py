@@ -19,9 +19,12 @@ from manyicl.shot_curve import Cell, ShotCurve
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Return a console that folds nothing away where the output is no terminal."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=160)
+    """Return a console that prints texts as they are, and folds nothing away where the output is no terminal."""
+    # Labels and paths are texts of the user's: "[/b]" is no markup, ":cat:" no picture.
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 4096
+    return console
 
 
 def show_shots(curves: Sequence[ShotCurve]) -> list[int]:
@@ -36,8 +39,10 @@ def evaluation_table(evaluation: Evaluation) -> Group:
     """Return score [low, high] by task and shots; a dash where nothing was scored, * where extrapolated."""
     shots = show_shots(evaluation.curves)
     unit = "greedy exact match" if evaluation.kind == "one-pass" else "score"
-    table = Table(title=f"{evaluation.model}: {unit} in % by number of shots, 95 % interval", title_justify="left")
-    table.add_column("task")
+    # Not the table's own title, which would be folded to its width.
+    title = Text(f"{evaluation.model}: {unit} in % by number of shots, 95 % interval", style="italic")
+    table = Table()
+    table.add_column("task", no_wrap=True)
     table.add_column("metric")
     table.add_column("majority", justify="right")
     for k in shots:
@@ -51,14 +56,14 @@ def evaluation_table(evaluation: Evaluation) -> Group:
             "-" if majority is None else f"{100 * majority:.1f}",
             *(_cell_text(cells.get(k)) for k in shots),
         )
-    return Group(table, *(_notes(evaluation)))
+    return Group(title, table, *_notes(evaluation))
 
 
 def _cell_text(cell: Cell | None) -> str:
     if cell is None or cell.score is None:
         return "-"
     star = "*" if cell.extrapolated else ""
-    if cell.low is None or cell.high is None:
+    if cell.low is None or cell.high is None or math.isnan(cell.low):
         return f"{100 * cell.score:.1f}{star}"
     return f"{100 * cell.score:.1f}{star} [{100 * cell.low:.0f}, {100 * cell.high:.0f}]"
 
@@ -68,9 +73,7 @@ def _notes(evaluation: Evaluation) -> list[Text]:
     cells = [cell for curve in evaluation.curves for cell in curve.cells]
     if any(cell.extrapolated for cell in cells):
         notes.append("* more shots than this task was trained with")
-    unfit = {
-        c.task: max(cell.num_unfit for cell in c.cells if cell.num_scored) for c in evaluation.curves if c.num_queries
-    }
+    unfit = {c.task: max((cell.num_unfit for cell in c.cells if cell.num_scored), default=0) for c in evaluation.curves}
     for task, count in unfit.items():
         if count:
             notes.append(f"{task}: {count} queries do not fit behind its most shots and were left out at every k")
@@ -78,7 +81,9 @@ def _notes(evaluation: Evaluation) -> list[Text]:
         missing = [str(cell.shots) for cell in curve.cells if not cell.num_scored]
         if missing:
             counts = ", ".join(missing)
-            notes.append(f"{curve.task}: {counts} shots do not fit {evaluation.max_tokens} tokens, or are more than it has")
+            notes.append(
+                f"{curve.task}: {counts} shots do not fit {evaluation.max_tokens} tokens, or are more than it has"
+            )
         cut = sum(cell.num_cut for cell in curve.cells)
         if cut:
             notes.append(f"{curve.task}: {cut} generated answers reached the token limit before their end")
@@ -86,8 +91,10 @@ def _notes(evaluation: Evaluation) -> list[Text]:
 
 
 def curve_plot(evaluation: Evaluation, *, width: int = 76, height: int = 16, colour: bool = True) -> Text:
-    """Return the mean score over tasks against shots (log axis), with its lowest and highest task as dots."""
+    """Return the mean score over tasks against shots (log axis), at each k where every task was scored."""
     shots = [k for k in show_shots(evaluation.curves) if _mean_score(evaluation, k) is not None]
+    if not shots:
+        return Text("no curve: at no number of shots was every task scored", style="dim")
     means = [_mean_score(evaluation, k) for k in shots]
     plotext.clf()
     plotext.theme("pro" if colour else "clear")
@@ -97,7 +104,8 @@ def curve_plot(evaluation: Evaluation, *, width: int = 76, height: int = 16, col
     plotext.scatter(places, means, marker="*")
     plotext.xticks(places, [str(k) for k in shots])
     plotext.ylim(0, 100)
-    plotext.title(f"score in %, mean of {len(evaluation.curves)} tasks, against shots")
+    names = [curve.task for curve in evaluation.curves]
+    plotext.title(f"score in %, {names[0] if len(names) == 1 else f'mean of {len(names)} tasks'}, against shots")
     plotext.xlabel("shots (log scale)")
     return Text.from_ansi(plotext.build())
 
@@ -112,7 +120,7 @@ def _mean_score(evaluation: Evaluation, shots: int) -> float | None:
 def held_out_table(rows: Sequence[HeldOutRow]) -> Group:
     """Return nats per answer by task: before, knowing only the answers, after, and paired differences."""
     table = Table(title="Held-out loss per answer (nats, test rows, all shots up to the budget)", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     table.add_column("family")
     for name in ("answers", "before", "answers only", "after", "after - before", "after - answers only"):
         table.add_column(name, justify="right")
@@ -154,7 +162,7 @@ def plan_table(prepared: Prepared) -> Group:
     config = prepared.config
     plan = count_plan(prepared.packs, pack_tokens=config.pack_tokens)
     table = Table(title="Plan", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     table.add_column("family")
     for name in ("train", "validation", "test", "tokens in the run", "dropped"):
         table.add_column(name, justify="right")
@@ -179,8 +187,8 @@ def audit_table(audits: Sequence[TaskAudit]) -> Group:
     """Return one line a task: counts, tokens, how many examples fit, and the verdict."""
     budgets = sorted({budget for audit in audits for budget in audit.fits})
     table = Table(title="Supervision audit", title_justify="left")
-    for name in ("task", "family"):
-        table.add_column(name)
+    table.add_column("task", no_wrap=True)
+    table.add_column("family")
     for name in ("read", "train", "validation", "test", "dropped", "commonest answer"):
         table.add_column(name, justify="right")
     if budgets:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Literal
 
 import numpy as np
@@ -96,25 +97,29 @@ def drop_long_examples(tasks: Sequence[TaskLengths], *, token_budget: int) -> di
 def iter_episodes(tasks: Sequence[TaskLengths], *, settings: EpisodeSettings, seed: int) -> Iterator[Episode]:
     """Yield the endless plan of episodes of all `tasks`, tasks interleaved by their share of the tokens.
 
-    The next episode is of the task that is furthest behind its share, so shares are kept to within one episode at
-    any moment. A seeded head start of less than one episode decides who comes first.
+    The next episode is of the task that is furthest behind its share, so each task keeps its share to within one
+    episode at any moment. A seeded head start of less than one episode decides who comes first.
 
     Raises:
         UserError: a task has no example that fits the budget.
     """
     fitting = drop_long_examples(tasks, token_budget=settings.token_budget)
-    streams = {t.name: _iter_task_episodes(t, fitting[t.name], settings=settings, seed=seed) for t in tasks}
-    weights = _mixture_weights(tasks, fitting, mixture=settings.mixture)
+    streams: dict[str, Iterator[tuple[int, NDArray[np.int32], int]]] = {}
+    progress: dict[str, Callable[[int], float]] = {}
     queue: list[tuple[float, str]] = []
     for task in tasks:
-        head_start = np.random.default_rng([seed, _name_seed(task.name)]).random() * settings.token_budget
-        queue.append((float(head_start) / weights[task.name], task.name))
+        stream = _iter_task_episodes(task, fitting[task.name], settings=settings, seed=seed)
+        first = next(stream)
+        streams[task.name] = chain([first], stream)
+        progress[task.name] = _measure_progress(task, fitting[task.name], mixture=settings.mixture)
+        head_start = float(np.random.default_rng([seed, _name_seed(task.name)]).random())
+        queue.append((head_start * progress[task.name](first[2]), task.name))
     heapq.heapify(queue)
     index = 0
     while True:
         spent, name = heapq.heappop(queue)
         epoch, examples, num_tokens = next(streams[name])
-        heapq.heappush(queue, (spent + num_tokens / weights[name], name))
+        heapq.heappush(queue, (spent + progress[name](num_tokens), name))
         yield Episode(index=index, task=name, epoch=epoch, examples=examples, num_tokens=num_tokens)
         index += 1
 
@@ -131,12 +136,19 @@ def _name_seed(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _mixture_weights(
-    tasks: Sequence[TaskLengths], fitting: Mapping[str, NDArray[np.int32]], *, mixture: str
-) -> dict[str, float]:
+def _measure_progress(
+    task: TaskLengths, fitting: NDArray[np.int32], *, mixture: Literal["proportional", "uniform"]
+) -> Callable[[int], float]:
+    """Return how far an episode of some length brings its task: in tokens if uniform, in epochs if proportional.
+
+    An epoch is measured without the heads: they are written once an episode, and tasks differ in both, yet all are to
+    finish their epochs together.
+    """
     if mixture == "uniform":
-        return {task.name: 1.0 for task in tasks}
-    return {task.name: float(task.lengths[fitting[task.name]].sum()) for task in tasks}
+        return float
+    size = float(task.lengths[fitting].sum())
+    head = task.num_head_tokens - task.num_between
+    return lambda num_tokens: (num_tokens - head) / size
 
 
 def _iter_task_episodes(

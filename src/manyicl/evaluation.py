@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -94,7 +96,7 @@ class Evaluation:
         tasks = []
         for curve in self.curves:
             entry = {key: getattr(curve, key) for key in ("task", "family", "metric", "num_queries", "num_draws")}
-            tasks.append({**entry, "curve": [asdict(cell) for cell in curve.cells]})
+            tasks.append({**entry, "curve": [_without_nan(asdict(cell)) for cell in curve.cells]})
         return {
             "schema": RESULT_SCHEMA,
             "model": self.model,
@@ -109,7 +111,7 @@ class Evaluation:
         content = self.to_json()
         predictions: Path | None = None
         if self.kind == "sweep":
-            predictions = path.with_suffix(".predictions.parquet")
+            predictions = path.with_name(f"{path.name.removesuffix('.json')}.predictions.parquet")
             data = _predictions_bytes([p for curve in self.curves for p in curve.predictions])
             write_atomically(predictions, data)
             content["predictions"] = {"file": predictions.name, "sha256": hashlib.sha256(data).hexdigest()}
@@ -236,6 +238,8 @@ def ask_inputs(
     Raises:
         UserError: an empty input, or one that does not fit behind the shots asked for.
     """
+    if shots is not None and shots < 0:
+        raise UserError(f"--shots {shots}: shots count from 0")
     for number, text in enumerate(inputs, start=1):
         if not text.strip():
             raise UserError(f"line {number}: is empty; give one input a line")
@@ -310,8 +314,8 @@ def read_inputs(file: str) -> list[str]:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); give a UTF-8 text file with one input a line") from error
-    lines = text.splitlines()
-    if not lines:
+    lines = text.removesuffix("\n").split("\n")  # not splitlines: an input may hold other separators
+    if not text:
         raise UserError(f"{'standard input' if file == '-' else file}: is empty; give one input a line")
     return lines
 
@@ -329,9 +333,31 @@ def tokenize_for(task: Task, asked: AskedModel) -> TokenizedTask:
     return tokenized
 
 
+def check_out(path: Path | None) -> None:
+    """Refuse a place that the result could not be written to, before hours are spent on it.
+
+    Raises:
+        UserError: it is a folder, or lies below a file.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file in it, such as {path / 'curve.json'}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {path}: cannot be written below {above}; name another place")
+
+
 def read_predictions(path: Path) -> list[Prediction]:
     """Return the rows of a predictions file."""
     return [Prediction(**row) for row in pq.read_table(path).to_pylist()]
+
+
+def _without_nan(cell: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what is not known, such as the interval of a lone value, is null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in cell.items()
+    }
 
 
 def _predictions_bytes(predictions: Sequence[Prediction]) -> bytes:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from manyicl.errors import UserError, suggest
-from manyicl.files import write_atomically
+from manyicl.files import sync_tree, write_atomically
 from manyicl.templates import TemplateSettings
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
@@ -29,7 +31,9 @@ class LoraSettings(BaseModel):
     rank: Annotated[int, Field(gt=0)] = Field(16, description="rank of each adapter")
     alpha: Annotated[int, Field(gt=0)] = Field(32, description="scale; the adapter counts alpha / rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
-    modules: str | tuple[str, ...] = Field("all-linear", description="which linear layers; the head never")
+    modules: str | tuple[str, ...] = Field(
+        "all-linear", description="'all-linear' (the head never), names of layers, or one regular expression"
+    )
 
 
 class ModelSettings(BaseModel):
@@ -37,7 +41,7 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(description="a folder in Hugging Face layout, a run, or a name on the hub")
+    path: str = Field(min_length=1, description="a folder in Hugging Face layout, a run, or a name on the hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="of the products; trained weights stay fp32, a frozen base is stored in this precision"
@@ -64,26 +68,38 @@ def locate_model(path: str) -> str:
     if (folder / "run.json").is_file():
         if not (folder / "model").is_dir():
             raise UserError(f"{path}: this run has not finished, so it has no model; go on with --resume {path}")
-        return str(folder / "model")
+        return str((folder / "model").absolute())
     if folder.is_dir():
-        return str(folder)
+        return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{path}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub")
     return path
 
 
 def read_note(path: str) -> ModelNote:
-    """Return what the model at `path` says of its training; defaults where it says nothing."""
+    """Return what the model at `path` says of its training; defaults where it says nothing.
+
+    Raises:
+        UserError: it says what cannot be read.
+    """
     file = Path(locate_model(path)) / MODEL_NOTE
-    return ModelNote.model_validate_json(file.read_text()) if file.is_file() else ModelNote()
+    if not file.is_file():
+        return ModelNote()
+    try:
+        return ModelNote.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise UserError(
+            f"{file}: {where}: {fault['msg']}; correct it, or remove it to ask in the default template"
+        ) from error
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
     """Return the tokenizer of a model, adapter or run."""
-    with _one_line_errors(settings.path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(
-            locate_model(settings.path), revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
+    source, revision = _find_source(settings, "tokenizer_config.json")
+    with _one_line_errors(settings, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
 
 
 def load_config(settings: ModelSettings) -> Any:
@@ -92,11 +108,9 @@ def load_config(settings: ModelSettings) -> Any:
     Raises:
         UserError: no such model, or a change to an entry that its config does not have.
     """
-    source = locate_model(settings.path)
-    with _one_line_errors(settings.path, "config"):
-        config = AutoConfig.from_pretrained(
-            source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
+    source, revision = _find_source(settings, "config.json")
+    with _one_line_errors(settings, "config"):
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
     known = config.to_dict()
     for name, value in settings.config.items():
         if name not in known:
@@ -104,7 +118,10 @@ def load_config(settings: ModelSettings) -> Any:
         old = known[name]
         # TOML has no null: 'none' switches an entry off.
         new = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-        setattr(config, name, None if new == "none" else new)
+        try:
+            setattr(config, name, None if new == "none" else new)
+        except Exception as error:  # transformers checks types with an error of its own
+            raise UserError(f"model.config.{name} = {value!r}: {_one_line(error)}") from error
     return config
 
 
@@ -118,40 +135,94 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
 
     precision = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     dtype = torch.float32 if trainable and settings.lora is None else precision
-    source = locate_model(settings.path)
-    adapter = Path(source) / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else source
-    with _one_line_errors(settings.path, "model"):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            locate_model(base),
-            config=load_config(settings),
-            revision=settings.revision,
+    is_adapter = _read_adapter(settings.path) is not None
+    if is_adapter and trainable and settings.lora:
+        raise UserError(
+            f"model.path = {settings.path!r}: is an adapter already, and a second one could not be told from it;"
+            f" fold it in first: manyicl merge {settings.path} --out DIR"
+        )
+    source, revision = _find_source(settings, "model.safetensors")
+    config = load_config(settings)
+    with _one_line_errors(settings, "model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            revision=revision,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the misfits are told in our words
         )
-        if adapter.is_file():
-            model = PeftModel.from_pretrained(model, source)
-    if adapter.is_file() and trainable:
+        model, found = loaded
+        _check_weights(settings, found)
+        model.has_changed_config = bool(settings.config)
+        if is_adapter:
+            model = PeftModel.from_pretrained(model, locate_model(settings.path))
+    if is_adapter and trainable:
         model = model.merge_and_unload()
-    return _add_adapter(model, settings.lora) if trainable and settings.lora else model
+    return _add_adapter(model, settings) if trainable and settings.lora else model
 
 
-def _add_adapter(model: Any, settings: LoraSettings) -> Any:
+def _find_source(settings: ModelSettings, file: str) -> tuple[str, str | None]:
+    """Return where to load from, and which revision: the base of an adapter whose folder does not hold `file`."""
+    source = locate_model(settings.path)
+    adapter = _read_adapter(settings.path)
+    if adapter is None or (Path(source) / file).is_file():
+        return source, settings.revision
+    return locate_model(adapter["base_model_name_or_path"]), adapter.get("revision")
+
+
+def _read_adapter(path: str) -> dict[str, Any] | None:
+    """Return the adapter_config.json of the adapter at `path`; None where it is no adapter.
+
+    Raises:
+        UserError: it cannot be read, or names no base.
+    """
+    file = Path(locate_model(path)) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if content["base_model_name_or_path"]:
+            return content
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file}: is not an adapter's config that names its base (base_model_name_or_path); save it anew")
+
+
+def _check_weights(settings: ModelSettings, found: Any) -> None:
+    """Refuse a checkpoint that does not hold the weights its config asks for: transformers would draw them at random.
+
+    Raises:
+        UserError: weights are missing, or of other shapes.
+    """
+    for kind, what in (("mismatched_keys", "have other shapes"), ("missing_keys", "are missing")):
+        names = sorted(key if isinstance(key, str) else key[0] for key in found[kind])
+        if names:
+            raise UserError(
+                f"{settings.path}: {len(names)} weights of its config {what}, such as {names[0]}"
+                f"{_blame_changes(settings)}"
+            )
+
+
+def _add_adapter(model: Any, settings: ModelSettings) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    modules = settings.modules if isinstance(settings.modules, str) else list(settings.modules)
+    lora = settings.lora
+    assert lora is not None
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=modules,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.modules if isinstance(lora.modules, str) else list(lora.modules),
         task_type="CAUSAL_LM",
+        revision=settings.revision,
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"model.lora.modules = {settings.modules!r}: {_first_line(error)}") from error
+        raise UserError(f"model.lora.modules = {lora.modules!r}: {_one_line(error)}") from error
 
 
 def check_window(config: Any, *, num_tokens: int, what: str) -> None:
@@ -185,18 +256,30 @@ def model_window(config: Any) -> int | None:
 
 
 def max_tokens_of(config: Any) -> int:
-    """Return the longest sequence that the model can use."""
+    """Return the longest sequence that the model can use.
+
+    Raises:
+        UserError: its config does not say.
+    """
     config = config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None), model_window(config)]
-    return min(int(limit) for limit in limits if limit)
+    known = [int(limit) for limit in limits if limit]
+    if not known:
+        raise UserError(f"--max-tokens: a {config.model_type} model does not say how long a sequence may be; say it")
+    return min(known)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> None:
-    """Write weights (safetensors), config, tokenizer and note, so that Hugging Face's classes load them."""
+    """Write weights (safetensors), config, tokenizer and note, so that Hugging Face's classes load them.
+
+    An adapter's folder has a config.json only where `model.config` of its recipe changed the base's: the changes must
+    not be lost. Then AutoModelForCausalLM does not take it for an adapter any more, and peft loads it wrongly; merge it
+    for them.
+    """
     model.save_pretrained(folder, safe_serialization=True)
-    # An adapter's folder gets the base's config too: changed positions must not be lost when it is loaded.
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
-    inner.config.save_pretrained(folder)
+    if inner is not model and getattr(inner, "has_changed_config", False):
+        inner.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_atomically(folder / MODEL_NOTE, note.model_dump_json(indent=2) + "\n")
 
@@ -215,23 +298,41 @@ def merge_adapter(path: str, out: Path) -> None:
     settings = ModelSettings(path=str(source), precision="fp32")
     model = load_model(settings).merge_and_unload()
     partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left
     save_model(model, load_tokenizer(settings), partial, note=read_note(path))
+    sync_tree(partial)
     partial.rename(out)
 
 
 @contextmanager
-def _one_line_errors(path: str, what: str) -> Iterator[None]:
-    """Turn what transformers raises for a wrong path or name into one line."""
+def _one_line_errors(settings: ModelSettings, what: str) -> Iterator[None]:
+    """Turn what transformers raises for a wrong path, name, file or change into one line."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)  # its retries
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"{path}: cannot load its {what}: {_first_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever a file of the user's breaks: safetensors, jinja2, json, ... have their own
+        where = "" if Path(settings.path).expanduser().is_dir() else " from the hub (there is no such folder here)"
+        raise UserError(
+            f"{settings.path}: cannot load its {what}{where}: {_one_line(error)}{_blame_changes(settings)}"
+        ) from error
     finally:
         transformers_logging.set_verbosity(before)
+        hub.setLevel(hub_level)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def _blame_changes(settings: ModelSettings) -> str:
+    return f"; check model.config = {settings.config}" if settings.config else ""
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        text = f"unknown or missing entry {text}"
+    return text if len(text) <= 300 else f"{text[:297]}..."

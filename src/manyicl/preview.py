@@ -107,9 +107,9 @@ def render_episode(drawn: DrawnEpisode) -> Text:
     """Return the episode for a terminal: trained text on green, its line breaks shown as ⏎."""
     text = Text()
     for piece, trained in drawn.pieces:
-        if trained:
-            text.append(piece.replace("\n", "⏎\n").rstrip("\n"), style="black on green")
-            text.append("\n" * (len(piece) - len(piece.rstrip("\n"))))
-        else:
+        for line in piece.splitlines(keepends=True) if trained else ():
+            text.append(line.rstrip("\n") + "⏎" * line.endswith("\n"), style="black on green")
+            text.append("\n" * line.endswith("\n"))
+        if not trained:
             text.append(piece)
     return text

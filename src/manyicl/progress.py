@@ -35,7 +35,9 @@ class Bar:
             self.progress.update(self.line, description=what, completed=done, note=note)
         elif time.monotonic() - self.told > QUIET_S or done == self.total:
             self.told = time.monotonic()
-            self.console.print(f"{what}: {done}/{self.total} {note}".rstrip(), highlight=False)
+            # Names of tasks are the user's: "[/b]" in one is no markup.
+            line = f"{what}: {done}/{self.total} {note}".rstrip()
+            self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
@@ -45,12 +47,12 @@ def progress_bar(console: Console, *, total: int) -> Iterator[Bar]:
         yield Bar(console, None, total)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(console, progress, total)

@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from manyicl.templates import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = "1"
+CACHE_VERSION = "2"
 # Why an example is not used; the words of every table of dropped rows.
 TERMINATOR_INSIDE = "terminator inside the answer"
 NOT_GIVEN_BACK = "answer the tokenizer cannot give back"
@@ -107,6 +107,10 @@ class TaskTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: TemplateSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
+        # Unknown characters become the unknown token, so it may stand for text; no other special token may.
+        added = tokenizer.added_tokens_decoder.items()
+        self._specials = {token.content: i for i, token in added if token.special and i != tokenizer.unk_token_id}
+        self._special_pattern = re.compile("|".join(map(re.escape, self._specials)) or r"(?!)")
         self.frame = plain_frame(settings) if settings.style == "plain" else self._read_chat_frame()
         bos_id = tokenizer.bos_token_id
         self.bos_ids: list[int] = [] if bos_id is None else [int(bos_id)]
@@ -134,8 +138,15 @@ class TaskTokenizer:
         """
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return list(encoded["input_ids"])
+        encoded = list(self._encode_all(texts))
+        for place, ids in enumerate(encoded):
+            # A Unigram vocabulary holds the special tokens as pieces: cut in two, their names are not found in it.
+            names = list(self._special_pattern.finditer(texts[place]))
+            if any(self._specials[name[0]] in ids for name in names):
+                cuts = [name.start() + 1 for name in names]
+                parts = [texts[place][a:b] for a, b in pairwise([0, *cuts, len(texts[place])])]
+                encoded[place] = [i for part in self._encode_all(parts) for i in part]
+        return encoded
 
     def encode_answers(self, texts: Sequence[str]) -> list[list[int] | str]:
         """Return each answer's ids with its terminator, or the reason why it cannot be used."""
@@ -145,7 +156,7 @@ class TaskTokenizer:
             whole = ids + self.terminator_ids
             if (text + self.terminator).find(self.terminator) != len(text):
                 known[text] = TERMINATOR_INSIDE
-            elif self.decode(whole) != text + self.terminator:
+            elif self.tokenizer.unk_token_id in ids or self.decode(whole) != text + self.terminator:
                 known[text] = NOT_GIVEN_BACK
             else:
                 known[text] = whole
@@ -200,6 +211,11 @@ class TaskTokenizer:
         )
         return tokens, dropped
 
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
     def _encode_frame(self, text: str) -> list[int]:
         """Return the ids of the template's own text, whose special tokens are meant."""
         if not text:
@@ -215,22 +231,31 @@ class TaskTokenizer:
         """Return ids that, appended to any answer, add the terminator's text and nothing else.
 
         Made alone, they may carry a word-start mark ('▁' of SentencePiece) that would show as a space before the
-        blank line; then the ids that the tokenizer itself writes after a letter are taken.
+        blank line; then the ids that the tokenizer itself writes after a letter are taken, for each special token of
+        a chat template's end of turn and the text behind it apart.
         """
         text = self.frame.terminator
         probes = [(p, ids) for p in ("a", "yes", "9.", "b c") if self.decode(ids := self._encode_frame(p)) == p]
-        letter = self._encode_frame("a")
-        after_letter = self._encode_frame("a" + text)
-        candidates = [self._encode_frame(text)]
-        if after_letter[: len(letter)] == letter:
-            candidates.append(after_letter[len(letter) :])
-        for candidate in candidates:
+        cuts = [place for match in self._special_pattern.finditer(text) for place in match.span()]
+        parts = [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
+        after_letter = [i for part in parts for i in self._encode_after_letter(part)]
+        for candidate in (self._encode_frame(text), after_letter):
             if candidate and probes and all(self.decode(ids + candidate) == p + text for p, ids in probes):
                 return candidate
+        if self.settings.style == "chat":
+            raise UserError(
+                f"template.style = 'chat': this tokenizer cannot write {text!r}, the chat template's end of turn, after"
+                " an answer; set template.style = 'plain'"
+            )
         raise UserError(
             f"template.terminator = {text!r}: this tokenizer cannot write it after an answer; set another one,"
             " such as template.terminator = ' ;'"
         )
+
+    def _encode_after_letter(self, text: str) -> list[int]:
+        """Return the ids that the tokenizer writes for `text` behind the letter a."""
+        letter, both = self._encode_frame("a"), self._encode_frame("a" + text)
+        return both[len(letter) :] if both[: len(letter)] == letter else self._encode_frame(text)
 
     def _read_chat_frame(self) -> Frame:
         from jinja2 import TemplateError
@@ -275,9 +300,10 @@ def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | Non
         return _tokenize_splits(task, tokenizer)
     key = hashlib.sha256(f"{task.sha256}\0{tokenizer.fingerprint()}".encode()).hexdigest()[:32]
     path = cache_dir / f"{key}.arrow"
-    if path.exists():
+    try:
         return _read_cache(path, task, tokenizer)
-    tokenized = _tokenize_splits(task, tokenizer)
+    except (OSError, pa.ArrowException, KeyError):  # absent, or damaged
+        tokenized = _tokenize_splits(task, tokenizer)
     _write_cache(path, tokenized)
     return tokenized
 
@@ -349,8 +375,8 @@ def _make_task(
         task=task,
         head_ids=tokenizer.head_ids(task),
         num_between=len(tokenizer.between_ids),
-        splits=MappingProxyType(dict(splits)),
-        dropped=MappingProxyType(dict(dropped)),
+        splits=dict(splits),
+        dropped=dict(dropped),
     )
 
 

@@ -1,0 +1,443 @@
+"""The command line as a user meets it: help, mistakes, and every verb on a tiny model and two tiny tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from manyicl import cli
+from manyicl.errors import UserError
+from manyicl.evaluation import PREDICTION_SCHEMA, load_asked_model, one_pass_curve, read_predictions
+from manyicl.models import MODEL_NOTE, ModelNote
+from manyicl.scoring import score_answer
+from manyicl.tasks import load_tasks
+from tests.conftest import make_task, tiny_model, train_tokenizer
+from tests.trajectory.setting import write_setting
+
+VERBS = {
+    "check": "Audit task files",
+    "show": "Print one episode as training will see it",
+    "train": "Fine-tune as a recipe says",
+    "eval": "Score against number of shots",
+    "curve": "one forward pass over each episode of test rows",
+    "ask": "Answer one input a line behind the shots that fit",
+    "merge": "Fold a run's adapter into its base",
+    "demo": "Train a tiny model from nothing on generated tasks",
+}
+CELL = {"shots", "score", "low", "high", "nll", "num_scored", "num_unfit", "majority_score"}
+
+
+def run_manyicl(capfd, *arguments: object) -> tuple[int, str, str]:
+    """Run a command line in this process; return its exit code, and what it wrote to stdout and stderr."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["manyicl", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+    out, err = capfd.readouterr()
+    return int(exited.value.code or 0), out, err
+
+
+def refusal(capfd, *arguments: object) -> str:
+    """Return the one line of a command line that is refused."""
+    code, out, err = run_manyicl(capfd, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err.removeprefix("error: ").removesuffix("\n")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("MANYICL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with `model` and `tasks`: animals has labels, sums has open answers. Not to be changed."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_model("llama").save_pretrained(folder / "model")
+    train_tokenizer("bpe").save_pretrained(folder / "model")
+    (folder / "tasks").mkdir()
+    animals = make_task("animals")
+    rows = {
+        "animals": [
+            {"input": e.input, "answer": e.answer, "split": split}
+            for split in ("train", "validation", "test")
+            for e in getattr(animals, split)
+        ],
+        "sums": [
+            {"input": f"{n} + {n % 7}", "answer": str(n + n % 7), "split": "test" if n < 8 else "train"}
+            for n in range(60)
+        ],
+    }
+    for name, lines in rows.items():
+        (folder / "tasks" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    about = {"family": "classification", "instruction": "Name the animal.", "labels": list(animals.labels)}
+    (folder / "tasks" / "animals.task.json").write_text(json.dumps(about))
+    (folder / "tasks" / "sums.task.json").write_text(json.dumps({"family": "math"}))
+    return folder
+
+
+# Help and mistakes ------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_verb(capfd):
+    code, out, err = run_manyicl(capfd, "--help")
+    assert (code, err) == (0, "")
+    listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ") and line.split()[1].isalpha()}
+    assert listed >= set(VERBS)
+    assert "Start with manyicl demo" in out
+    commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert commands == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_says_what_it_does_and_explains_every_option(verb, capfd):
+    code, out, err = run_manyicl(capfd, verb, "--help")
+    assert (code, err) == (0, "")
+    assert VERBS[verb] in " ".join(out.split())
+    for line in out.splitlines():
+        if line.startswith("│") and "--" in line.split("│")[1][:30]:
+            assert len(line.strip("│ ").split("  ")[-1]) > 5, line
+
+
+@pytest.mark.slow
+def test_the_package_runs_as_a_module_and_needs_no_torch_for_its_help():
+    script = (
+        "import sys, runpy; sys.argv = ['manyicl', '--help']\n"
+        "try: runpy.run_module('manyicl', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "[OPTIONS] COMMAND [ARGS]..."),
+        (("evl",), "No such command 'evl'"),
+        (("eval",), "Missing argument 'MODEL_OR_RUN'"),
+        (("eval", "m"), "Missing option '--tasks'"),
+        (("eval", "m", "--tasks", "t", "--shot", "3"), "No such option: --shot"),
+        (("eval", "m", "--tasks", "t", "--precision", "fp16"), "'fp16' is not one of 'bf16', 'fp32'"),
+        (("eval", "m", "--tasks", "t", "--draws", "0"), "Invalid value for '--draws'"),
+        (("eval", "m", "--tasks", "t", "--queries", "0"), "Invalid value for '--queries'"),
+        (("eval", "m", "--tasks", "t", "--seed", "-1"), "Invalid value for '--seed'"),
+        (("eval", "m", "--tasks", "t", "--max-tokens", "0"), "Invalid value for '--max-tokens'"),
+        (("curve", "m", "--tasks", "t", "--episodes", "0"), "Invalid value for '--episodes'"),
+        (("ask", "m", "--tasks", "t"), "Missing option '--task'"),
+        (("ask", "m", "--tasks", "t", "--task", "a", "--shots", "-1"), "Invalid value for '--shots'"),
+        (("show", "r", "--episode", "-1"), "Invalid value for '--episode'"),
+        (("merge", "m"), "Missing option '--out'"),
+    ],
+)
+def test_a_wrong_option_is_explained_by_the_parser(arguments, expected, capfd):
+    code, out, err = run_manyicl(capfd, *arguments)
+    assert code == 2
+    assert expected in out + err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", ["show", "train"])
+def test_a_wrong_recipe_is_one_line(verb, tmp_path, capfd):
+    recipe = tmp_path / "r.toml"
+    assert (
+        refusal(capfd, verb, recipe)
+        == f"{recipe}: cannot be read (No such file or directory); give the path of a recipe (*.toml)"
+    )
+    recipe.write_text('[tasks]\nfolder = "t"\n[model]\npath = "./m"\n[train]\nnum_steps = 1\n')
+    assert (
+        refusal(capfd, verb, recipe, "train.num_step=3")
+        == f"{recipe}: train.num_step: unknown key; did you mean 'num_steps'?"
+    )
+    assert refusal(capfd, verb, recipe).startswith(f"{tmp_path / 'm'}: no such folder; ")
+
+
+def test_wrong_uses_of_train_are_one_line(tmp_path, capfd):
+    assert refusal(capfd, "train") == "name a recipe (*.toml), or a run to go on with: --resume DIR"
+    assert (
+        refusal(capfd, "train", "--resume", tmp_path)
+        == f"{tmp_path}: is not a run (no config.toml); name the folder of a run"
+    )
+    assert refusal(capfd, "train", "--resume", tmp_path, "--out", tmp_path).startswith(f"--out {tmp_path}: ")
+
+
+def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
+    tasks, model = ("--tasks", folder / "tasks"), folder / "model"
+    for verb in ("eval", "curve"):
+        assert refusal(capfd, verb, model, "--tasks", tmp_path / "no").startswith(f"{tmp_path / 'no'}: no such folder")
+        assert refusal(capfd, verb, tmp_path / "no", *tasks).startswith(f"{tmp_path / 'no'}: no such folder")
+        assert refusal(capfd, verb, "no-such", *tasks).startswith("no-such: cannot load its config from the hub")
+        assert refusal(capfd, verb, model, *tasks, "--task", "anmals").endswith(
+            "no task 'anmals'; did you mean 'animals'?"
+        )
+        assert refusal(capfd, verb, model, *tasks, "--max-tokens", 513).startswith(
+            "--max-tokens = 513: the model knows 512"
+        )
+        assert refusal(capfd, verb, model, *tasks, "--out", tmp_path).startswith(f"--out {tmp_path}: is a folder; ")
+        below = model / "config.json" / "curve.json"
+        assert refusal(capfd, verb, model, *tasks, "--out", below).startswith(
+            f"--out {below}: cannot be written below "
+        )
+    ask = ("ask", model, *tasks, "--task", "sums")
+    assert refusal(capfd, *ask, tmp_path / "no.txt").startswith(f"{tmp_path / 'no.txt'}: cannot be read ")
+    for text, expected in (
+        ("", "is empty; give one input a line"),
+        ("a\n\nb\n", "line 2: is empty"),
+        ("9 " * 600, "line 1: "),
+    ):
+        (tmp_path / "in.txt").write_text(text)
+        assert expected in refusal(capfd, *ask, tmp_path / "in.txt")
+    (tmp_path / "in.txt").write_text("1 + 1\n")
+    assert "leaves room for " in refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 60)
+    assert refusal(capfd, "merge", model, "--out", tmp_path / "out").endswith(
+        "has no adapter to merge; its model is whole already"
+    )
+    assert refusal(capfd, "demo", "--out", tmp_path) == f"--out {tmp_path}: exists already; name a new folder"
+
+
+@pytest.mark.parametrize(("text", "counts"), [("0", (0,)), ("0,1,4", (0, 1, 4)), ("16, 4", (16, 4))])
+def test_shot_counts_are_numbers_between_commas(text, counts):
+    assert cli.parse_shots(text) == counts
+
+
+@pytest.mark.parametrize("text", ["", "1,", "a", "1;2", "1.5", "-1", "0,-4"])
+def test_other_shot_counts_are_refused(text, folder, capfd):
+    with pytest.raises(UserError, match="--shots"):
+        cli.parse_shots(text)
+    assert refusal(capfd, "eval", folder / "model", "--tasks", folder / "tasks", f"--shots={text}").startswith(
+        "--shots "
+    )
+
+
+# eval, curve, ask -------------------------------------------------------------------------------------------------
+
+
+def evaluate_tiny(folder: Path, capfd, out: Path, *options: object) -> tuple[dict, str]:
+    model, tasks = folder / "model", folder / "tasks"
+    sizes = ("--draws", 2, "--queries", 6, "--shots", "0,2,99")
+    code, printed, _ = run_manyicl(capfd, "eval", model, "--tasks", tasks, "--out", out, *sizes, *options)
+    assert code == 0
+    return json.loads(out.read_text()), printed
+
+
+def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "new" / "curve.json")
+    assert (result["schema"], result["model"], result["kind"]) == (1, str(folder / "model"), "sweep")
+    assert [task["task"] for task in result["tasks"]] == ["animals", "sums"]
+    for task in result["tasks"]:
+        assert set(task) == {"task", "family", "metric", "num_queries", "num_draws", "curve"}
+        assert (task["num_queries"], task["num_draws"]) == (6, 2)
+        assert [cell["shots"] for cell in task["curve"]] == [0, 2, 99]
+        assert all(set(cell) >= CELL for cell in task["curve"])
+        zero, two, none = task["curve"]
+        assert (zero["num_scored"], two["num_scored"], none["num_scored"]) == (6, 12, 0)
+        assert all(0 <= cell["score"] <= 1 and cell["nll"] > 0 for cell in (zero, two))
+        assert all(none[key] is None for key in ("score", "low", "high", "nll", "majority_score"))
+    assert [(t["family"], t["metric"]) for t in result["tasks"]] == [
+        ("classification", "accuracy"), ("math", "math_exact_match"),
+    ]  # fmt: skip
+    path = tmp_path / "new" / "curve.predictions.parquet"
+    assert result["predictions"] == {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    table = pa.parquet.read_table(path)
+    assert table.schema.equals(PREDICTION_SCHEMA)
+    assert table.column_names == ["task", "draw", "shots", "query", "prediction", "answer", "score", "nll"]
+    assert f"wrote {tmp_path / 'new' / 'curve.json'} and {path}" in printed
+    assert "animals" in printed
+    assert "sums: 99 shots do not fit 512 tokens, or are more than it has" in printed
+    assert "\x1b" not in printed
+
+
+def test_the_predictions_are_what_the_curve_is_made_of(folder, tmp_path, capfd):
+    result, _ = evaluate_tiny(folder, capfd, tmp_path / "curve.json")
+    predictions = read_predictions(tmp_path / "curve.predictions.parquet")
+    tasks = {task.name: task for task in load_tasks(folder / "tasks")}
+    for told in result["tasks"]:
+        task = tasks[told["task"]]
+        answers = {example.id: example.answer for example in task.test}
+        for cell in told["curve"]:
+            rows = [p for p in predictions if (p.task, p.shots) == (task.name, cell["shots"])]
+            assert len(rows) == cell["num_scored"]
+            assert all(row.answer == answers[row.query] for row in rows)
+            assert all(row.score == score_answer(row.prediction, answer=row.answer, metric=task.metric) for row in rows)
+            assert not task.labels or {row.prediction for row in rows} <= set(task.labels)
+            if rows:
+                assert sum(row.score for row in rows) / len(rows) == pytest.approx(cell["score"])
+                assert sum(row.nll for row in rows) / len(rows) == pytest.approx(cell["nll"])
+        assert len({row.query for row in predictions if row.task == task.name}) == told["num_queries"]
+
+
+def test_the_same_seed_gives_the_same_files(folder, tmp_path, capfd):
+    first, _ = evaluate_tiny(folder, capfd, tmp_path / "a.json", "--seed", 3)
+    second, _ = evaluate_tiny(folder, capfd, tmp_path / "b.json", "--seed", 3)
+    assert first["tasks"] == second["tasks"]
+    assert first["predictions"]["sha256"] == second["predictions"]["sha256"]
+
+
+def test_one_query_of_one_task_has_a_score_and_no_interval(folder, tmp_path, capfd):
+    options = ("--task", "sums", "--queries", 1, "--draws", 1, "--shots", "0,2")
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "curve.json", *options)
+    (task,) = result["tasks"]
+    assert [(cell["low"], cell["high"]) for cell in task["curve"]] == [(None, None)] * 2
+    assert all(cell["score"] is not None for cell in task["curve"])
+    assert "nan" not in printed
+
+
+def test_more_shots_than_were_trained_are_starred(folder, tmp_path, capfd):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in (folder / "model").iterdir():
+        (model / file.name).symlink_to(file)
+    (model / MODEL_NOTE).write_text(ModelNote(trained_shots={"sums": 1}).model_dump_json())
+    sizes = ("--draws", 1, "--queries", 3, "--shots", "0,1,2", "--task", "sums", "--out", tmp_path / "c.json")
+    code, printed, _ = run_manyicl(capfd, "eval", model, "--tasks", folder / "tasks", *sizes)
+    assert code == 0
+    assert [cell["extrapolated"] for cell in json.loads((tmp_path / "c.json").read_text())["tasks"][0]["curve"]] == [
+        False,
+        False,
+        True,
+    ]
+    assert "* more shots than this task was trained with" in printed
+
+
+def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
+    out = tmp_path / "curve.json"
+    options = ("--episodes", 2, "--max-tokens", 200, "--precision", "fp32", "--out", out)
+    code, printed, _ = run_manyicl(capfd, "curve", folder / "model", "--tasks", folder / "tasks", *options)
+    assert code == 0
+    result = json.loads(out.read_text())
+    assert (result["schema"], result["kind"], result["max_tokens"]) == (1, "one-pass", 200)
+    assert "predictions" not in result
+    tasks = load_tasks(folder / "tasks")
+    asked = load_asked_model(str(folder / "model"), max_tokens=200)
+    expected = one_pass_curve(asked, tasks, episodes=2)
+    assert result == {**expected.to_json(), "tasks": result["tasks"]}
+    for told, curve in zip(result["tasks"], expected.curves, strict=True):
+        assert [cell["shots"] for cell in told["curve"]] == list(range(len(told["curve"])))
+        assert all(set(cell) >= CELL for cell in told["curve"])
+        assert [cell["nll"] for cell in told["curve"]] == [cell.nll for cell in curve.cells]
+    assert "greedy exact match in % by number of shots" in printed
+
+
+@pytest.mark.parametrize("source", ["file", "-", "nothing"])
+def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
+    lines = ["the red fox 7", "the blue owl 1003", "ünïcode"]
+    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    file = {"file": [tmp_path / "in.txt"], "-": ["-"], "nothing": []}[source]
+    code, out, err = run_manyicl(
+        capfd, "ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", *file
+    )
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 3
+    assert set(out.splitlines()) <= {"fox", "owl", "cat", "dog"}
+
+
+@pytest.mark.parametrize("task", ["animals", "sums"])
+@pytest.mark.parametrize("shots", [None, 0, 3])
+def test_ask_tells_what_it_did_in_json(folder, tmp_path, capfd, task, shots):
+    (tmp_path / "in.txt").write_text("a fox\n1 + 1\n")
+    options = () if shots is None else ("--shots", shots)
+    ask = (
+        "ask",
+        folder / "model",
+        "--tasks",
+        folder / "tasks",
+        "--task",
+        task,
+        tmp_path / "in.txt",
+        "--json",
+        *options,
+    )
+    code, out, _ = run_manyicl(capfd, *ask)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [answer["input"] for answer in answers] == ["a fox", "1 + 1"]
+    for answer in answers:
+        assert set(answer) == {"input", "answer", "nll", "shots", "cut"}
+        assert answer["shots"] == shots if shots is not None else answer["shots"] > 10
+        assert answer["nll"] is None or not answer["cut"]
+    if task == "animals":
+        assert all(answer["nll"] > 0 and not answer["cut"] for answer in answers)
+
+
+def test_ask_takes_a_line_for_what_ends_with_a_line_break_alone(folder, tmp_path, capfd):
+    (tmp_path / "in.txt").write_text("a\u2028fox\x0c1\na fox 2", encoding="utf-8")
+    ask = ("ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", tmp_path / "in.txt", "--json")
+    _, out, _ = run_manyicl(capfd, *ask)
+    assert [json.loads(line)["input"] for line in out.split("\n") if line] == ["a\u2028fox\x0c1", "a fox 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("c.json", "c.predictions.parquet"),
+        ("c.v1.json", "c.v1.predictions.parquet"),
+        ("c.v2", "c.v2.predictions.parquet"),
+    ],
+)
+def test_the_predictions_lie_beside_their_curve_alone(folder, tmp_path, capfd, name, expected):
+    result, _ = evaluate_tiny(folder, capfd, tmp_path / name, "--task", "animals", "--shots", "0", "--queries", "1")
+    assert result["predictions"]["file"] == expected
+    assert {path.name for path in tmp_path.iterdir()} == {name, expected}
+
+
+# train, merge -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
+    config = write_setting(tmp_path, lora=True)
+    recipe, out, tasks = tmp_path / "recipe.toml", tmp_path / "run", ("--tasks", config.tasks.folder)
+    code, printed, err = run_manyicl(capfd, "train", recipe, "train.num_steps=2", "--out", out)
+    assert code == 0
+    assert "train: 2/2 loss " in err
+    assert "Held-out loss per answer" in printed
+    assert "│ mean of tasks │" in printed
+    assert printed.endswith(f"model: {out / 'model'}\nask it: manyicl ask {out} --tasks DIR --task NAME\n")
+    assert (
+        refusal(capfd, "train", recipe, "--out", out)
+        == f"--out {out}: is not empty; go on with --resume {out}, or name another"
+    )
+    assert refusal(capfd, "train", recipe, "--resume", out).startswith(
+        f"--resume {out}: {recipe} differs from its config.toml"
+    )
+    code, again, _ = run_manyicl(capfd, "train", recipe, "train.num_steps=2", "--resume", out)
+    assert (code, again) == (0, printed)
+    assert run_manyicl(capfd, "train", "--resume", out)[:2] == (0, printed)
+    (tmp_path / "in.txt").write_text("animals the red fox 7\n")
+    code, asked, _ = run_manyicl(capfd, "ask", out, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
+    assert code == 0
+    merged = tmp_path / "merged"
+    assert run_manyicl(capfd, "merge", out, "--out", merged) == (0, f"wrote {merged}\n", "")
+    code, told, _ = run_manyicl(capfd, "ask", merged, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
+    first, second = json.loads(asked), json.loads(told)
+    assert second == {**first, "nll": pytest.approx(first["nll"], rel=1e-4)}
+
+
+@pytest.mark.slow
+def test_the_installed_command_keeps_errors_apart_and_exits_2(tmp_path):
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    command = [sys.executable, "-m", "manyicl", "eval", tmp_path / "no", "--tasks", tmp_path]
+    (tmp_path / "a.csv").write_text("input,answer\nx,y\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = (
+        f"error: {tmp_path / 'no'}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub\n"
+    )
+    assert done.stderr == expected

@@ -1,0 +1,299 @@
+"""Tables and plots for the terminal: every number that was measured, a dash for every one that was not."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from manyicl.audit import Quantiles, TaskAudit
+from manyicl.display import (
+    audit_table,
+    curve_plot,
+    evaluation_table,
+    held_out_table,
+    make_console,
+    plan_table,
+    show_shots,
+)
+from manyicl.evaluation import Evaluation
+from manyicl.held_out import HeldOutRow
+from manyicl.intervals import Interval
+from manyicl.progress import BarCallback, progress_bar, reporting
+from manyicl.runs import count_plan, prepare_run
+from manyicl.shot_curve import Cell, ShotCurve
+from manyicl.tasks import Fault
+from tests.trajectory.setting import write_setting
+
+NAN = math.nan
+
+
+def render(content, *, width: int = 400) -> str:
+    file = StringIO()
+    console = make_console()
+    console.file, console.width = file, width
+    console.print(content)
+    assert "nan" not in file.getvalue().lower()
+    return file.getvalue()
+
+
+def cells_of(text: str, first: str) -> list[str]:
+    """Return the cells of the table's line that begins with `first`."""
+    (line,) = [line for line in text.splitlines() if re.match(rf"[│┃] {re.escape(first)} ", line)]
+    return [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+
+
+def cell(shots: int, score: float | None = None, **changes) -> Cell:
+    if score is None:
+        return Cell(shots, None, None, None, None, 0, 20, None, **changes)
+    values = {"low": score - 0.1, "high": score + 0.1, "nll": 1.0, "num_scored": 100, "num_unfit": 0}
+    return Cell(**{"shots": shots, "score": score, "majority_score": 0.25, **values, **changes})
+
+
+def evaluation(*curves: tuple[Cell, ...], kind="sweep") -> Evaluation:
+    made = tuple(
+        ShotCurve(f"task{n}", "qa", "exact_match", num_queries=20, num_draws=5, cells=cells)
+        for n, cells in enumerate(curves)
+    )
+    return Evaluation("some/model", kind, seed=0, max_tokens=512, curves=made)
+
+
+# Shot curves ------------------------------------------------------------------------------------------------------
+
+
+def test_a_score_stands_with_its_interval_in_percent():
+    text = render(evaluation_table(evaluation((cell(0, 0.123), cell(4, 0.5, low=0.25, high=0.875)))))
+    assert "some/model: score in % by number of shots, 95 % interval" in text
+    assert cells_of(text, "task") == ["task", "metric", "majority", "0", "4"]
+    assert cells_of(text, "task0") == ["task0", "exact_match", "25.0", "12.3 [2, 22]", "50.0 [25, 88]"]
+
+
+def test_a_dash_where_nothing_was_scored_and_a_star_where_extrapolated():
+    shown = evaluation((cell(0), cell(4)), (cell(0, 0.5), cell(4, 0.75, extrapolated=True)), (cell(0, 0.0),))
+    text = render(evaluation_table(shown))
+    assert cells_of(text, "task0")[2:] == ["-", "-", "-"]
+    assert cells_of(text, "task1")[3:] == ["50.0 [40, 60]", "75.0* [65, 85]"]
+    assert cells_of(text, "task2")[3:] == ["0.0 [-10, 10]", "-"]
+    assert "* more shots than this task was trained with" in text
+    assert "task0: 0, 4 shots do not fit 512 tokens, or are more than it has" in text
+    assert "*" not in render(evaluation_table(evaluation((cell(0, 0.5),))))
+
+
+@pytest.mark.parametrize("unknown", [None, NAN])
+def test_a_lone_value_has_no_interval(unknown):
+    text = render(evaluation_table(evaluation((cell(0, 0.5, low=unknown, high=unknown),))))
+    assert cells_of(text, "task0")[3:] == ["50.0"]
+
+
+def test_what_was_left_out_or_cut_is_said_below():
+    text = render(
+        evaluation_table(evaluation((cell(0, 0.5, num_unfit=3, num_cut=2), cell(1, 0.5, num_unfit=3, num_cut=5))))
+    )
+    assert "task0: 3 queries do not fit behind its most shots and were left out at every k" in text
+    assert "task0: 7 generated answers reached the token limit before their end" in text
+
+
+def test_a_one_pass_curve_says_what_its_number_is():
+    assert "greedy exact match in % by number of shots" in render(
+        evaluation_table(evaluation((cell(0, 0.5),), kind="one-pass"))
+    )
+
+
+def test_many_shots_are_shown_at_powers_of_two_and_the_last():
+    assert show_shots(evaluation(tuple(cell(k, 0.5) for k in range(22))).curves) == [0, 1, 2, 4, 8, 16, 21]
+    assert show_shots(evaluation((cell(3, 0.5),), (cell(0, 0.5), cell(7, 0.5))).curves) == [0, 3, 7]
+
+
+def test_the_plot_shows_the_shots_and_the_mean_of_the_tasks():
+    curves = (cell(0, 0.1), cell(1, 0.5), cell(4, 0.9)), (cell(0, 0.3), cell(1, 0.5), cell(4, 0.9))
+    text = curve_plot(evaluation(*curves), colour=False).plain
+    assert "score in %, mean of 2 tasks, against shots" in text
+    assert "shots (log scale)" in text
+    ticks = next(line for line in reversed(text.splitlines()) if re.search(r"\d", line))
+    assert ticks.split() == ["0", "1", "4"]
+    assert "\x1b" not in text
+    assert any(ord(mark) > 127 for mark in text)
+
+
+def test_the_plot_of_one_task_names_it():
+    assert "score in %, task0, against shots" in curve_plot(evaluation((cell(0, 0.1), cell(1, 0.5)))).plain
+
+
+def test_the_plot_leaves_out_shots_where_a_task_was_not_scored():
+    text = curve_plot(evaluation((cell(0, 0.1), cell(64, 0.5)), (cell(0, 0.3), cell(64))), colour=False).plain
+    assert "64" not in text
+    nothing = curve_plot(evaluation((cell(0), cell(1)), (cell(0, 0.3),)), colour=False).plain
+    assert nothing == "no curve: at no number of shots was every task scored"
+
+
+# Held-out losses --------------------------------------------------------------------------------------------------
+
+
+def held_out(task: str, **changes) -> HeldOutRow:
+    values = {
+        "family": "qa",
+        "num_episodes": 4,
+        "num_answers": 1200,
+        "before": 3.456,
+        "answers_only": 2.0,
+        "after": 1.0,
+    }
+    intervals = {
+        "after_minus_before": Interval(-2.456, -3.0, -1.912),
+        "after_minus_answers_only": Interval(-1.0, -2.5, 0.5),
+    }
+    return HeldOutRow(**{"task": task, **values, **intervals, **changes})
+
+
+def test_held_out_losses_and_their_means_are_shown():
+    text = render(held_out_table([held_out("a"), held_out("b", num_answers=5, after=2.0)]))
+    numbers = ["a", "qa", "1,200", "3.46", "2.00", "1.00", "-2.46 [-3.00, -1.91]", "-1.00 [-2.50, +0.50]"]
+    assert cells_of(text, "a") == numbers
+    mean = cells_of(text, "mean of tasks")
+    assert mean[2:6] == ["1,205", "3.46", "2.00", "1.50"]
+    assert mean[6].startswith("-2.46 [-2.")
+    assert "differences paired over 4 episodes a task" in text
+
+
+def test_one_episode_has_no_interval():
+    lone = Interval(-1.0, NAN, NAN)
+    text = render(
+        held_out_table([held_out("a", num_episodes=1, after_minus_before=lone, after_minus_answers_only=lone)])
+    )
+    assert cells_of(text, "a")[6:] == cells_of(text, "mean of tasks")[6:] == ["-1.00", "-1.00"]
+
+
+def test_better_is_green_worse_is_red_and_undecided_neither():
+    worse = held_out("b", after_minus_before=Interval(1.0, 0.5, 1.5))
+    file = StringIO()
+    Console(file=file, width=200, force_terminal=True, color_system="standard").print(
+        held_out_table([held_out("a"), worse])
+    )
+    assert "\x1b[32m-2.46 [-3.00, -1.91]" in file.getvalue()
+    assert "\x1b[31m+1.00 [+0.50, +1.50]" in file.getvalue()
+    assert not re.search(r"\x1b\[3\dm-1.00 \[-2.50", file.getvalue())
+
+
+# Plan and audit ---------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_what_the_run_will_see(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYICL_CACHE", str(tmp_path / "cache"))
+    prepared = prepare_run(write_setting(tmp_path))
+    text = render(plan_table(prepared))
+    plan = count_plan(prepared.packs, pack_tokens=prepared.config.pack_tokens)
+    assert cells_of(text, "animals") == [
+        "animals", "classification", "40", "10", "10", f"{plan['tokens_by_task']['animals']:,}", "-",
+    ]  # fmt: skip
+    line = text.splitlines()[-1]
+    assert line.startswith(f"{plan['episodes']:,} episodes, {plan['answers']:,} answers and {plan['tokens']:,} tokens")
+    assert f"in 48 packs of 160 ({plan['fill']:.1%} full), 6 steps" in line
+
+
+AUDIT = TaskAudit(
+    path=Path("t/sums.jsonl"),
+    name="sums",
+    family="math",
+    num_rows=1234,
+    kept={"train": 1000, "validation": 100, "test": 120},
+    dropped={"duplicate input": 14},
+    split_note="by hand",
+    labels={},
+    input_tokens=Quantiles(12, 20, 31),
+    answer_tokens=Quantiles(3, 4, 5),
+    fits={2048: 136, 32768: 2184},
+    faults=(),
+    blockers=(),
+    warnings=(),
+)
+
+
+def test_the_audit_shows_counts_lengths_and_the_verdict():
+    labelled = replace(
+        AUDIT, name="words", labels={"yes": 0.75, "no": 0.25}, warnings=("lopsided: really", "and short")
+    )
+    text = render(audit_table([AUDIT, labelled]))
+    assert cells_of(text, "task")[-5:] == ["input tokens", "answer tokens", "fit 2,048", "fit 32,768", "verdict"]
+    numbers = ["1,234", "1,000", "100", "120", "14", "-", "12 (31)", "3 (5)", "136", "2,184", "good"]
+    assert cells_of(text, "sums") == ["sums", "math", *numbers]
+    assert "75% yes" in cells_of(text, "words")
+    assert cells_of(text, "words")[-1] == "usable, but lopsided: really"
+    assert "words: and short" in text
+    assert "sums: dropped 14: duplicate input" in text
+    assert text.count("split: by hand") == 1
+
+
+def test_a_task_that_cannot_be_read_has_a_line_too():
+    faults = tuple(
+        Fault(AUDIT.path, kind, (row,), 1, f"t/sums.jsonl, row {row}: {kind}")
+        for row, kind in ((3, "bad"), (4, "worse"))
+    )
+    unread = TaskAudit(AUDIT.path, "sums", "", 0, {}, {}, "", {}, None, None, {}, faults, (), ())
+    for others in ((), (AUDIT,)):
+        text = render(audit_table([unread, *(replace(audit, name="good") for audit in others)]))
+        assert cells_of(text, "sums")[-1] == "cannot be read: t/sums.jsonl, row 3: bad"
+        assert "sums: t/sums.jsonl, row 4: worse" in text
+
+
+# Consoles and progress --------------------------------------------------------------------------------------------
+
+
+def test_names_are_never_cut_however_narrow_the_terminal():
+    text = render(audit_table([replace(AUDIT, name="a_rather_long_name_of_a_task")]), width=60)
+    assert "a_rather_long_name_of_a_task" in text
+
+
+def test_without_a_terminal_nothing_is_folded_and_texts_are_as_they_are(capsys):
+    console = make_console()
+    console.print(f"[bold]{'word ' * 200}:cat:")
+    assert capsys.readouterr().out == f"[bold]{'word ' * 200}:cat:\n"
+
+
+def test_progress_without_a_terminal_is_a_plain_line_at_the_end_and_now_and_then():
+    file = StringIO()
+    with progress_bar(Console(file=file, width=40), total=3) as bar:
+        bar.update("[/b] train", 1)
+        bar.update("[/b] train", 2)
+        bar.told -= 20
+        bar.update("[/b] train", 2, note="loss 1.0")
+        bar.update("[/b] train", 3, note="a note that is longer than the console is wide")
+    assert file.getvalue() == (
+        "[/b] train: 2/3 loss 1.0\n[/b] train: 3/3 a note that is longer than the console is wide\n"
+    )
+
+
+def test_progress_on_a_terminal_is_a_bar():
+    file = StringIO()
+    console = Console(file=file, force_terminal=True, width=120)
+    with progress_bar(console, total=2) as bar:
+        assert isinstance(bar.progress, Progress)
+        bar.update("[/b] train", 1, note="[/i] a note")
+        bar.progress.refresh()
+    assert "[/b] train" in file.getvalue()
+    assert "1/2" in file.getvalue()
+    assert "[/i] a note" in file.getvalue()
+
+
+def test_reported_totals_may_change():
+    file = StringIO()
+    with reporting(Console(file=file)) as report:
+        report("first", 1, 5)
+        report("second", 5, 5)
+    assert file.getvalue() == "second: 5/5\n"
+
+
+def test_the_bar_of_a_training_shows_the_last_loss_and_rates():
+    file = StringIO()
+    with progress_bar(Console(file=file, width=200), total=1) as bar:
+        callback = BarCallback(bar, "train")
+        callback.on_log(None, None, None, logs={"eval_loss": 3.0})
+        callback.on_log(None, None, None, logs={"loss": 1.25, "tokens_per_s": 12345.6, "answers_per_s": 78.9})
+        state = type("State", (), {"global_step": 1})()
+        callback.on_step_end(None, state, None)
+    assert file.getvalue() == "train: 1/1 loss 1.250, 12,346 tokens/s, 79 answers/s\n"

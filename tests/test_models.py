@@ -1,0 +1,428 @@
+"""Models in and out: what Hugging Face's classes make of what we save, and how a wrong model is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+from manyicl.attention import segment_attention
+from manyicl.errors import UserError
+from manyicl.models import (
+    MODEL_NOTE,
+    LoraSettings,
+    ModelNote,
+    ModelSettings,
+    check_window,
+    load_config,
+    load_model,
+    load_tokenizer,
+    locate_model,
+    max_tokens_of,
+    merge_adapter,
+    model_window,
+    read_note,
+    save_model,
+)
+from manyicl.templates import TemplateSettings
+from tests.conftest import CONFIGS, tiny_model, train_tokenizer
+
+IDS = torch.arange(3, 60)[None]
+EXTENDED = {"max_position_embeddings": 2048, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}
+NOTE = ModelNote(template=TemplateSettings(input="{input} ="), trained_shots={"animals": 7})
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(IDS, use_cache=False).logits
+
+
+def assert_agree(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal up to the rounding of float32, on the scale of the logits."""
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A folder with `base`, an adapter on it, the same with changed positions, and each merged. Not to be changed."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_model("llama").save_pretrained(folder / "base")
+    train_tokenizer("bpe").save_pretrained(folder / "base")
+    for name, changes in (("adapter", {}), ("extended-adapter", EXTENDED)):
+        model = load_model(base_settings(folder, config=changes, lora=LoraSettings(rank=4)), trainable=True)
+        torch.manual_seed(0)
+        for parameter in (p for n, p in model.named_parameters() if "lora_B" in n):
+            parameter.data.normal_(0, 0.2)
+        save_model(model, load_tokenizer(base_settings(folder)), folder / name, note=NOTE)
+        torch.save(logits_of(model), folder / f"{name}.logits")
+        merge_adapter(str(folder / name), folder / f"merged-{name}")
+    return folder
+
+
+def base_settings(folder: Path, **changes) -> ModelSettings:
+    return ModelSettings(**{"path": str(folder / "base"), "precision": "fp32", **changes})
+
+
+def refusal(function, *args, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Windows ----------------------------------------------------------------------------------------------------------
+
+# name -> (config, longest sequence): the published settings of each family, with their own config class.
+PUBLISHED = {
+    "mistral-7b-v0.1": (MistralConfig(max_position_embeddings=32768, sliding_window=4096), 4096),
+    "mistral-7b-v0.3": (MistralConfig(max_position_embeddings=32768, sliding_window=None), 32768),
+    "llama-3-8b": (LlamaConfig(max_position_embeddings=8192), 8192),
+    "llama-3.1-8b": (LlamaConfig(max_position_embeddings=131072), 131072),
+    "gemma-7b": (GemmaConfig(max_position_embeddings=8192), 8192),
+    "gemma-2-9b": (Gemma2Config(max_position_embeddings=8192, sliding_window=4096), 8192),
+    "gemma-3-1b": (Gemma3TextConfig(max_position_embeddings=32768, sliding_window=512), 32768),
+    "gemma-3-4b": (Gemma3Config(text_config={"max_position_embeddings": 131072, "sliding_window": 1024}), 131072),
+    "qwen3-8b": (Qwen3Config(max_position_embeddings=40960), 40960),
+    "qwen3-sliding": (Qwen3Config(max_position_embeddings=40960, use_sliding_window=True, max_window_layers=0), 4096),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_longest_sequence_of_every_family_is_known_and_kept(name):
+    config, longest = PUBLISHED[name]
+    assert max_tokens_of(config) == longest
+    check_window(config, num_tokens=longest, what="episodes.token_budget")
+    message = refusal(check_window, config, num_tokens=longest + 1, what="episodes.token_budget")
+    assert message.startswith(f"episodes.token_budget = {longest + 1}: ")
+    limit = "sliding_window" if name in ("mistral-7b-v0.1", "qwen3-sliding") else "max_position_embeddings"
+    assert f"({limit})" in message
+    assert str(longest) in message
+
+
+def test_a_window_counts_only_where_every_layer_slides():
+    hybrid = {name: config for name, (config, _) in PUBLISHED.items() if name in ("gemma-2-9b", "gemma-3-1b")}
+    assert [model_window(config) for config in hybrid.values()] == [None, None]
+    assert model_window(PUBLISHED["mistral-7b-v0.1"][0]) == 4096
+    all_sliding = Gemma2Config(sliding_window=64, layer_types=["sliding_attention"] * 26)
+    assert model_window(all_sliding) == max_tokens_of(all_sliding) == 64
+
+
+def test_a_model_that_names_no_longest_sequence_asks_for_one():
+    assert refusal(max_tokens_of, MambaConfig()).startswith("--max-tokens: a mamba model does not say")
+    check_window(MambaConfig(), num_tokens=10**6, what="--max-tokens")
+
+
+# Changes to a config ----------------------------------------------------------------------------------------------
+
+
+def test_an_extension_of_rope_is_what_the_model_computes_with_and_is_recorded(saved, tmp_path):
+    settings = base_settings(saved, config=EXTENDED)
+    assert load_config(settings).rope_parameters == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    model = load_model(settings)
+    by_hand = LlamaConfig.from_pretrained(saved / "base")
+    by_hand.rope_parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    expected = AutoModelForCausalLM.from_pretrained(saved / "base", config=by_hand, dtype=torch.float32)
+    assert torch.equal(logits_of(model), logits_of(expected))
+    assert not torch.equal(logits_of(model), logits_of(load_model(base_settings(saved))))
+    save_model(model, load_tokenizer(settings), tmp_path / "out", note=NOTE)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["max_position_embeddings"] == 2048
+    assert written["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    assert torch.equal(
+        logits_of(load_model(ModelSettings(path=str(tmp_path / "out"), precision="fp32"))), logits_of(model)
+    )
+
+
+def test_none_switches_an_entry_of_the_config_off(tmp_path):
+    tiny_model("mistral-sliding").save_pretrained(tmp_path / "base")
+    assert load_config(base_settings(tmp_path)).sliding_window == 16
+    settings = base_settings(tmp_path, config={"sliding_window": "none"})
+    assert load_config(settings).sliding_window is None
+    assert max_tokens_of(load_config(settings)) == 512
+    assert not torch.equal(logits_of(load_model(settings)), logits_of(load_model(base_settings(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"max_position_embedings": 4},
+            "model.config.max_position_embedings: llama has no such entry; did you mean 'm",
+        ),
+        ({"max_position_embeddings": "many"}, "model.config.max_position_embeddings = 'many': Validation error"),
+        (
+            {"rope_parameters": {"rope_type": "liner"}},
+            "{base}: cannot load its model: unknown or missing entry 'liner'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear"}},
+            "{base}: cannot load its model: unknown or missing entry 'factor'",
+        ),
+        ({"num_hidden_layers": 4}, "{base}: 9 weights of its config are missing, such as model.layers.3.input"),
+        ({"intermediate_size": 32}, "{base}: 9 weights of its config have other shapes, such as model.layers.0.mlp.do"),
+    ],
+    ids=str,
+)
+def test_a_wrong_change_is_told_with_its_entry(saved, change, expected):
+    message = refusal(load_model, base_settings(saved, config=change))
+    assert message.startswith(expected.replace("{base}", str(saved / "base")))
+    assert all(entry in message for entry in change)
+
+
+# What Hugging Face's classes make of it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_saved_model_is_a_plain_hugging_face_folder(name, tmp_path):
+    model, tokenizer = tiny_model(name), train_tokenizer("bpe")
+    with segment_attention(model):  # as it is while it trains
+        save_model(model, tokenizer, tmp_path / "out", note=NOTE)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert type(theirs) is type(model)
+    assert torch.equal(logits_of(theirs), logits_of(model))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("a fox").input_ids == tokenizer("a fox").input_ids
+    assert "manyicl" not in (tmp_path / "out" / "config.json").read_text()
+    assert read_note(str(tmp_path / "out")) == NOTE
+
+
+FRESH_PROCESS = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import AutoPeftModelForCausalLM
+
+folder = sys.argv[1]
+ids = torch.arange(3, 60)[None]
+
+def logits_of(model):
+    with torch.inference_mode():
+        return model.eval()(ids, use_cache=False).logits
+
+expected = {name: torch.load(f"{folder}/{name}.logits") for name in ("adapter", "extended-adapter")}
+assert torch.equal(logits_of(AutoPeftModelForCausalLM.from_pretrained(f"{folder}/adapter")), expected["adapter"])
+assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(f"{folder}/adapter")), expected["adapter"])
+for name, logits in expected.items():
+    merged = AutoModelForCausalLM.from_pretrained(f"{folder}/merged-{name}")
+    assert (logits_of(merged) - logits).abs().max() < 1e-5 * logits.abs().max()
+    assert AutoTokenizer.from_pretrained(f"{folder}/merged-{name}")("a fox").input_ids
+assert not any(name.split(".")[0] == "manyicl" for name in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_this_library_gives_the_same_logits(saved):
+    done = subprocess.run([sys.executable, "-c", FRESH_PROCESS, saved], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_adapter_is_loaded_by_us_and_by_peft_alike(saved):
+    expected = torch.load(saved / "adapter.logits")
+    ours = load_model(ModelSettings(path=str(saved / "adapter"), precision="fp32"))
+    assert isinstance(ours, PeftModel)
+    assert torch.equal(logits_of(ours), expected)
+    assert (logits_of(load_model(base_settings(saved))) - expected).abs().max() > 0.1
+    assert torch.equal(logits_of(AutoPeftModelForCausalLM.from_pretrained(saved / "adapter")), expected)
+    assert not (saved / "adapter" / "config.json").exists()
+
+
+def test_an_adapter_on_changed_positions_brings_them_along(saved):
+    expected = torch.load(saved / "extended-adapter.logits")
+    ours = load_model(ModelSettings(path=str(saved / "extended-adapter"), precision="fp32"))
+    assert torch.equal(logits_of(ours), expected)
+    assert max_tokens_of(load_config(ModelSettings(path=str(saved / "extended-adapter")))) == 2048
+    with pytest.raises(OSError, match="no file named"):  # better than the base's own positions without a word
+        AutoModelForCausalLM.from_pretrained(saved / "extended-adapter")
+    config = AutoConfig.from_pretrained(saved / "extended-adapter")
+    base = AutoModelForCausalLM.from_pretrained(saved / "base", config=config)
+    assert torch.equal(logits_of(PeftModel.from_pretrained(base, saved / "extended-adapter")), expected)
+
+
+def test_a_merged_adapter_gives_the_adapters_logits(saved):
+    for name in ("adapter", "extended-adapter"):
+        merged = load_model(ModelSettings(path=str(saved / f"merged-{name}"), precision="fp32"))
+        assert not isinstance(merged, PeftModel)
+        assert_agree(logits_of(merged), torch.load(saved / f"{name}.logits"))
+        assert read_note(str(saved / f"merged-{name}")) == NOTE
+
+
+def test_nothing_saved_is_a_pickle(saved):
+    names = {path.name for name in ("adapter", "merged-adapter") for path in (saved / name).iterdir()}
+    assert {"adapter_model.safetensors", "model.safetensors", MODEL_NOTE} <= names
+    assert {Path(name).suffix for name in names} <= {".safetensors", ".json", ".md", ".jinja"}
+
+
+def test_a_killed_merge_does_not_stand_in_the_way_of_the_next(saved, tmp_path):
+    leftover = tmp_path / ".whole.partial"
+    leftover.mkdir()
+    (leftover / "model-00001-of-00002.safetensors").write_bytes(b"half")
+    merge_adapter(str(saved / "adapter"), tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {
+        path.name for path in (saved / "merged-adapter").iterdir()
+    }
+    assert not leftover.exists()
+
+
+def test_merging_is_refused_without_an_adapter_or_where_something_is(saved, tmp_path):
+    assert refusal(merge_adapter, str(saved / "base"), tmp_path / "out").endswith(
+        "has no adapter to merge; its model is whole already"
+    )
+    message = refusal(merge_adapter, str(saved / "adapter"), saved / "base")
+    assert message == f"--out {saved / 'base'}: exists already; name a new folder"
+
+
+def test_an_adapter_is_not_trained_on_an_adapter(saved):
+    settings = ModelSettings(path=str(saved / "adapter"), precision="fp32", lora=LoraSettings())
+    assert f"manyicl merge {saved / 'adapter'} --out DIR" in refusal(load_model, settings, trainable=True)
+
+
+def test_all_weights_are_trained_on_top_of_an_adapter(saved):
+    model = load_model(ModelSettings(path=str(saved / "adapter"), precision="bf16"), trainable=True)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert_agree(logits_of(model), torch.load(saved / "adapter.logits"))
+
+
+def test_an_adapter_finds_its_base_from_any_folder(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(saved)
+    model = load_model(ModelSettings(path="base", precision="fp32", lora=LoraSettings(rank=2)), trainable=True)
+    save_model(model, load_tokenizer(base_settings(saved)), tmp_path / "adapter", note=NOTE)
+    monkeypatch.chdir(tmp_path)
+    load_model(ModelSettings(path="adapter", precision="fp32"))
+
+
+def test_an_adapter_remembers_the_revision_of_its_base(saved):
+    settings = base_settings(saved, revision="v2", lora=LoraSettings(rank=2))
+    assert load_model(settings, trainable=True).peft_config["default"].revision == "v2"
+
+
+def test_an_adapter_of_others_is_read_with_its_bases_tokenizer(saved, tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((saved / "adapter" / name).read_bytes())
+    settings = ModelSettings(path=str(tmp_path), precision="fp32")
+    assert load_tokenizer(settings)("a fox").input_ids == load_tokenizer(base_settings(saved))("a fox").input_ids
+    assert read_note(str(tmp_path)) == ModelNote()
+    assert torch.equal(logits_of(load_model(settings)), torch.load(saved / "adapter.logits"))
+
+
+def test_adapters_stand_on_every_linear_layer_but_the_head(saved):
+    model = load_model(base_settings(saved, lora=LoraSettings(rank=4, alpha=8)), trainable=True)
+    adapted = {name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("modules", ["all-liner", ("q_prj",)])
+def test_an_unknown_layer_for_the_adapter_is_told(saved, modules):
+    message = refusal(load_model, base_settings(saved, lora=LoraSettings(modules=modules)), trainable=True)
+    assert message.startswith(f"model.lora.modules = {modules!r}: Target modules ")
+
+
+# Where nothing, or something broken, is ---------------------------------------------------------------------------
+
+
+def test_precision_is_of_frozen_weights_and_trained_ones_stay_fp32(saved):
+    assert load_model(base_settings(saved, precision="bf16")).dtype == torch.bfloat16
+    assert load_model(base_settings(saved, precision="bf16"), trainable=True).dtype == torch.float32
+    adapted = load_model(base_settings(saved, precision="bf16", lora=LoraSettings(rank=2)), trainable=True)
+    kinds = {(p.requires_grad, p.dtype) for p in adapted.parameters()}
+    assert kinds == {(False, torch.bfloat16), (True, torch.float32)}
+
+
+@pytest.mark.parametrize("load", [load_config, load_tokenizer, load_model])
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("./no/model", "./no/model: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub"),
+        ("/no", "/no: no such folder; "),
+        ("~/no/model", "~/no/model: no such folder; "),
+        ("a/b/c", "a/b/c: no such folder; "),
+        ("no-such-model", "no-such-model: cannot load its {what} from the hub (there is no such folder here): "),
+        ("someone/no-such", "someone/no-such: cannot load its {what} from the hub (there is no such folder here): "),
+        ("not a name", "not a name: cannot load its {what} from the hub (there is no such folder here): "),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_in_one_line(path, expected, load, capfd):
+    message = refusal(load, ModelSettings(path=path))
+    kind = "tokenizer" if load is load_tokenizer else "config"
+    assert message.startswith(expected.replace("{what}", kind))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "what"),
+    [
+        ("model.safetensors", b"not safetensors at all", "model"),
+        ("model.safetensors", None, "model"),
+        ("config.json", b"{", "config"),
+        ("config.json", b'{"model_type": "lama"}', "config"),
+        ("config.json", None, "config"),
+        ("tokenizer.json", b"{", "tokenizer"),
+    ],
+)
+def test_a_broken_model_is_told_in_one_line(saved, tmp_path, file, content, what):
+    shutil.copytree(saved / "base", tmp_path / "base")
+    (tmp_path / "base" / file).unlink()
+    if content is not None:
+        (tmp_path / "base" / file).write_bytes(content)
+    load = {"model": load_model, "config": load_config, "tokenizer": load_tokenizer}[what]
+    assert refusal(load, base_settings(tmp_path)).startswith(f"{tmp_path / 'base'}: cannot load its {what}: ")
+
+
+def test_a_folder_without_a_tokenizer_is_told_in_one_line(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    assert "cannot load its tokenizer: " in refusal(load_tokenizer, base_settings(tmp_path))
+
+
+def test_weights_of_another_class_are_refused_instead_of_drawn_at_random(saved, tmp_path):
+    shutil.copytree(saved / "base", tmp_path / "base")
+    config = json.loads((saved / "base" / "config.json").read_text()) | {"model_type": "gpt2"}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    assert "weights of its config are missing, such as " in refusal(load_model, base_settings(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"base_model_name_or_path": null}'])
+def test_a_broken_adapter_is_told_in_one_line(saved, tmp_path, content):
+    shutil.copytree(saved / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(content)
+    message = refusal(load_model, ModelSettings(path=str(tmp_path / "adapter")))
+    assert message.startswith(f"{tmp_path / 'adapter' / 'adapter_config.json'}: is not an adapter's config")
+
+
+def test_an_adapter_whose_base_is_gone_is_told_in_one_line(saved, tmp_path):
+    shutil.copytree(saved / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/gone/base"}))
+    message = refusal(load_model, ModelSettings(path=str(tmp_path / "adapter")))
+    assert message.startswith("/gone/base: no such folder; ")
+
+
+@pytest.mark.parametrize("content", ["{", '{"template": {"style": "poem"}}', '{"shots": 3}'])
+def test_a_broken_note_is_told_in_one_line(tmp_path, content):
+    (tmp_path / MODEL_NOTE).write_text(content)
+    assert refusal(read_note, str(tmp_path)).startswith(f"{tmp_path / MODEL_NOTE}: ")
+
+
+def test_a_run_stands_for_its_model(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    message = refusal(locate_model, str(tmp_path))
+    assert message == f"{tmp_path}: this run has not finished, so it has no model; go on with --resume {tmp_path}"
+    (tmp_path / "model").mkdir()
+    assert locate_model(str(tmp_path)) == str(tmp_path / "model")

@@ -1,0 +1,123 @@
+"""The package's own rules: a module imports only those above it, says what it is, and has no endless function."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import manyicl
+
+PACKAGE = Path(manyicl.__file__).parent
+MOST_LINES = 60
+
+# In the order of the pipeline. Each may import only those above it; a new module takes its place here.
+MODULES = (
+    "errors",  # what a user did wrong
+    "files",  # whole or absent
+    # Data in: labelled rows, to text, to ids, to rows of a batch.
+    "rows",
+    "tasks",
+    "templates",
+    "episodes",
+    "tokens",
+    "packing",
+    "batches",
+    # The model and its objective.
+    "attention",
+    "models",
+    "loss",
+    "training",
+    # Asking it: score against number of shots.
+    "prefix",
+    "answering",
+    "scoring",
+    "intervals",
+    "shot_curve",
+    "held_out",
+    "evaluation",
+    # Runs, and what a person sees of all this.
+    "config",
+    "progress",
+    "runs",
+    "audit",
+    "preview",
+    "display",
+    "demo",
+    "cli",
+    "__init__",
+    "__main__",
+)
+
+
+def parse(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imports_of(tree: ast.Module) -> set[str]:
+    """Return the modules of this package that are imported anywhere in `tree`, also inside functions."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "manyicl":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("manyicl."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("manyicl.")}
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "relative import"
+    return found
+
+
+def test_every_module_is_in_the_list_and_every_name_in_it_is_a_module():
+    assert sorted(MODULES) == sorted(path.stem for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_those_above_it(module):
+    above = MODULES[: MODULES.index(module)]
+    assert imports_of(parse(module)) <= set(above)
+
+
+def test_a_backward_import_would_be_found():
+    tree = ast.parse("from manyicl import cli\ndef f():\n    from manyicl.runs import train\n    import manyicl.demo\n")
+    assert imports_of(tree) == {"cli", "runs", "demo"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_in_one_line_what_it_is(module):
+    first, *_ = (ast.get_docstring(parse(module)) or "").splitlines() or [""]
+    assert first.endswith((".", "?"))
+    assert len(first.split()) >= 5
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_is_endless(module):
+    for node in ast.walk(parse(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None and len(node.body) > 1 else node.body
+            num_lines = (body[-1].end_lineno or 0) - body[0].lineno + 1
+            assert num_lines <= MOST_LINES, f"{module}.{node.name} has {num_lines} lines"
+
+
+def test_what_is_exported_exists_and_is_sorted():
+    assert manyicl.__all__ == sorted(manyicl.__all__)
+    assert dir(manyicl) == manyicl.__all__
+    for name in manyicl.__all__:
+        assert getattr(manyicl, name).__name__ == name
+        assert getattr(manyicl, name).__doc__
+
+
+def test_what_is_exported_is_what_type_checkers_see():
+    guarded = next(node for node in parse("__init__").body if isinstance(node, ast.If))
+    names = [alias.name for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(names) == manyicl.__all__
+    homes = {
+        alias.name: node.module for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert {name: f"manyicl.{home}" for name, home in manyicl._HOMES.items()} == homes
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'manyicl' has no attribute 'trian'"):
+        manyicl.trian  # noqa: B018
