@@ -109,6 +109,12 @@ def train_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep tokenised tasks out of the user's own cache."""
+    os.environ["MANYICL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     """Every kind of tokenizer that a test can train, by name."""

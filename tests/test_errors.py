@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyicl import cli
@@ -26,6 +26,7 @@ def test_a_near_word_is_suggested_else_all_are_named(word, known, expected):
     assert suggest(word, known) == expected
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.text(min_size=1), min_size=1))
 def test_every_word_gets_an_answer(word, known):
     answer = suggest(word, known)

@@ -30,7 +30,10 @@ TaskNames = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write the result (FILE.json).")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides which shots, queries and episodes are drawn.")]
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, help="Longest sequence; as much as the model can see unless said.")
+    int | None,
+    typer.Option(
+        "--max-tokens", min=1, help="Longest sequence; the budget it was trained on unless said, or all it can see."
+    ),
 ]
 ModelPath = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, an adapter, a run, or a hub name.")

@@ -34,17 +34,17 @@ from manyicl.training import TrainSettings
 
 # topic -> words that give it away in a sentence.
 CLUES = {
-    "animal": "fox owl cat dog hen pig duck bear wolf goat".split(),
-    "food": "bread soup rice cake plum bean pie stew corn nut".split(),
-    "tool": "saw axe drill rake hoe nail rope pump lamp clamp".split(),
-    "weather": "rain snow fog wind hail frost storm sun mist thaw".split(),
+    "animal": ["fox", "owl", "cat", "dog", "hen", "pig", "duck", "bear", "wolf", "goat"],
+    "food": ["bread", "soup", "rice", "cake", "plum", "bean", "pie", "stew", "corn", "nut"],
+    "tool": ["saw", "axe", "drill", "rake", "hoe", "nail", "rope", "pump", "lamp", "clamp"],
+    "weather": ["rain", "snow", "fog", "wind", "hail", "frost", "storm", "sun", "mist", "thaw"],
 }
 # topic -> the four words it is called by, and which two of a task's three bits choose among them.
 NAMES = {
-    "animal": ("beast creature fauna critter".split(), (0, 1)),
-    "food": ("meal dish snack feast".split(), (1, 2)),
-    "tool": ("device gear gadget utensil".split(), (0, 2)),
-    "weather": ("sky climate season air".split(), (0, 1)),
+    "animal": (["beast", "creature", "fauna", "critter"], (0, 1)),
+    "food": (["meal", "dish", "snack", "feast"], (1, 2)),
+    "tool": (["device", "gear", "gadget", "utensil"], (0, 2)),
+    "weather": (["sky", "climate", "season", "air"], (0, 1)),
 }
 OPENINGS = ("we saw the", "there was a", "she drew a", "they like the", "he spoke of", "look at the")
 ENDINGS = ("today", "again", "at home", "in the book", "last year", "by the gate", "twice", "too")
@@ -117,10 +117,10 @@ def demo_config(folder: Path, *, seed: int, num_steps: int) -> RunConfig:
             num_steps=num_steps,
             packs_per_step=32,
             packs_per_batch=32,
-            learning_rate=3e-3,
+            learning_rate=8e-3,
             warmup_steps=20,
             beta2=0.95,
-            log_every_steps=10,
+            log_every_steps=20,
             checkpoint_every_steps=100,
             validation_tokens=4096,
         ),
@@ -128,7 +128,7 @@ def demo_config(folder: Path, *, seed: int, num_steps: int) -> RunConfig:
 
 
 def run_demo(
-    *, out: Path | None = None, seed: int = 0, num_steps: int = 300, queries: int = 100, console: Console
+    *, out: Path | None = None, seed: int = 0, num_steps: int = 500, queries: int = 100, console: Console
 ) -> Evaluation:
     """Run the demo into `out`; return the curves that it prints.
 
@@ -159,7 +159,8 @@ def run_demo(
     minutes = (time.monotonic() - started) / 60
     console.print(
         f"{minutes:.1f} minutes. The run is in {folder / 'run'}; ask it:\n"
-        f"  echo 'they like the plum today' | manyicl ask {run.folder} --tasks {folder / 'tasks'} --task topic_in_words_3",
+        f"  echo 'they like the plum today' | manyicl ask {run.folder}"
+        f" --tasks {folder / 'tasks'} --task topic_in_words_3",
         highlight=False,
     )
     return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -96,7 +95,7 @@ class Evaluation:
         tasks = []
         for curve in self.curves:
             entry = {key: getattr(curve, key) for key in ("task", "family", "metric", "num_queries", "num_draws")}
-            tasks.append({**entry, "curve": [_without_nan(asdict(cell)) for cell in curve.cells]})
+            tasks.append({**entry, "curve": [asdict(cell) for cell in curve.cells]})
         return {
             "schema": RESULT_SCHEMA,
             "model": self.model,
@@ -130,6 +129,7 @@ def load_asked_model(
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
     precision: bf16 on a GPU and fp32 on a CPU unless said. template: what the model was trained with unless said.
+    max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
 
     Raises:
         UserError: it cannot be loaded, or `max_tokens` is more than it can see.
@@ -148,7 +148,7 @@ def load_asked_model(
         path=path,
         model=model,
         tokenizer=tokenizer,
-        max_tokens=max_tokens or max_tokens_of(config),
+        max_tokens=max_tokens or min(max_tokens_of(config), note.token_budget or max_tokens_of(config)),
         trained_shots=note.trained_shots,
     )
 
@@ -351,13 +351,6 @@ def check_out(path: Path | None) -> None:
 def read_predictions(path: Path) -> list[Prediction]:
     """Return the rows of a predictions file."""
     return [Prediction(**row) for row in pq.read_table(path).to_pylist()]
-
-
-def _without_nan(cell: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: what is not known, such as the interval of a lone value, is null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in cell.items()
-    }
 
 
 def _predictions_bytes(predictions: Sequence[Prediction]) -> bytes:

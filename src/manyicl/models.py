@@ -54,12 +54,16 @@ class ModelSettings(BaseModel):
 
 
 class ModelNote(BaseModel):
-    """What a saved model says of how it was trained. trained_shots: task -> most shots an answer was trained behind."""
+    """What a saved model says of how it was trained.
+
+    trained_shots: task -> most shots an answer was trained behind. token_budget: longest episode it was trained on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     template: TemplateSettings = TemplateSettings()
     trained_shots: dict[str, int] = Field(default_factory=dict)
+    token_budget: int | None = None
 
 
 def locate_model(path: str) -> str:

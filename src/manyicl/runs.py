@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from manyicl.batches import BatchMaker, PackDataset
-from manyicl.config import RunConfig, dump_config, load_recipe, make_config
+from manyicl.config import RunConfig, dump_config, load_recipe
 from manyicl.episodes import TOO_LONG, Episode
 from manyicl.errors import UserError
 from manyicl.files import sync_tree, write_atomically
@@ -212,7 +211,7 @@ def read_run_config(folder: Path) -> RunConfig:
     path = folder / "config.toml"
     if not path.is_file():
         raise UserError(f"{folder}: is not a run (no config.toml); name the folder of a run")
-    return make_config(tomllib.loads(path.read_text(encoding="utf-8")), source=str(path))
+    return load_recipe(path)
 
 
 def _start_folder(folder: Path, prepared: Prepared) -> None:
@@ -255,7 +254,11 @@ def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:
         step, checkpoint = best, folder / "checkpoints" / f"checkpoint-{best}"
     partial = folder / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    note = ModelNote(template=prepared.config.template, trained_shots=_trained_shots(prepared))
+    note = ModelNote(
+        template=prepared.config.template,
+        trained_shots=_trained_shots(prepared),
+        token_budget=prepared.config.episodes.token_budget,
+    )
     # The live model gives the config (peft saves none); its weights are then replaced by the checkpoint's own files.
     save_model(model, prepared.tokenizer, partial, note=note)
     for weights in checkpoint.glob("*.safetensors*"):

@@ -285,8 +285,8 @@ def _make_cell(
     return Cell(
         shots=shots,
         score=interval.mean,
-        low=interval.low,
-        high=interval.high,
+        low=_bound(interval.low),
+        high=_bound(interval.high),
         nll=float(np.mean([p.nll for p in flat])),
         num_scored=len(flat),
         num_unfit=plan.num_unfit,
@@ -299,6 +299,11 @@ def _make_cell(
         num_cut=num_cut,
         extrapolated=extrapolated,
     )
+
+
+def _bound(end: float) -> float | None:
+    """Return an interval's end within what a score can be, None where there is no interval (a single value)."""
+    return None if np.isnan(end) else min(1.0, max(0.0, end))
 
 
 def score_one_pass(
@@ -330,7 +335,7 @@ def score_one_pass(
     examples_by_shots: dict[int, list[int]] = {}
     for number in range(num_episodes):
         episode = next(episodes)
-        nll, matched = _score_episode(model, maker, Pack(index=number, episodes=(episode,)))
+        nll, matched = score_episode(model, maker, Pack(index=number, episodes=(episode,)))
         for shots, (cost, hit) in enumerate(zip(nll, matched, strict=True)):
             nll_by_shots.setdefault(shots, []).append(cost)
             match_by_shots.setdefault(shots, []).append(float(hit))
@@ -347,8 +352,8 @@ def score_one_pass(
             Cell(
                 shots=shots,
                 score=interval.mean,
-                low=None if np.isnan(interval.low) else interval.low,
-                high=None if np.isnan(interval.high) else interval.high,
+                low=_bound(interval.low),
+                high=_bound(interval.high),
                 nll=float(np.mean(nll_by_shots[shots])),
                 num_scored=len(hits),
                 num_unfit=0,
@@ -365,7 +370,8 @@ def score_one_pass(
     )
 
 
-def _score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float], list[bool]]:
+def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float], list[bool]]:
+    """Return the nats of every answer of a pack, and whether it is the greedy one, from one forward pass."""
     import torch
 
     batch = maker.make_batch([pack]).to(device_of(model))

@@ -114,7 +114,8 @@ class TaskTokenizer:
         self.frame = plain_frame(settings) if settings.style == "plain" else self._read_chat_frame()
         bos_id = tokenizer.bos_token_id
         self.bos_ids: list[int] = [] if bos_id is None else [int(bos_id)]
-        self.between_ids = self._encode_frame(self.frame.between)
+        # Some chat templates (Llama 2's) open every turn with BOS; a sequence has it once.
+        self.between_ids = self._encode_frame(self._without_bos(self.frame.between))
         self.before_answer_ids = self._encode_frame(self.frame.before_answer)
         self.terminator_ids = self._terminator_ids()
 
@@ -173,7 +174,7 @@ class TaskTokenizer:
 
     def head_ids(self, task: Task) -> NDArray[np.int32]:
         """Return the ids that open every sequence of `task`: BOS once, opening, instruction once."""
-        opening = self._encode_frame(self._opening_without_bos())
+        opening = self._encode_frame(self._without_bos(self.frame.opening))
         instruction = self.encode_texts([instruction_text(task, settings=self.settings)])[0]
         return np.asarray(self.bos_ids + opening + instruction, dtype=np.int32)
 
@@ -223,9 +224,9 @@ class TaskTokenizer:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [int(i) for i in ids]
 
-    def _opening_without_bos(self) -> str:
+    def _without_bos(self, text: str) -> str:
         bos = self.tokenizer.bos_token
-        return self.frame.opening.removeprefix(bos) if isinstance(bos, str) else self.frame.opening
+        return text.removeprefix(bos) if isinstance(bos, str) else text
 
     def _terminator_ids(self) -> list[int]:
         """Return ids that, appended to any answer, add the terminator's text and nothing else.

@@ -41,13 +41,17 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_steps: Annotated[int, Field(gt=0)] = Field(description="optimizer steps")
-    pack_tokens: int | None = Field(None, description="length of a pack; episodes.token_budget unless said")
+    pack_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="length of a pack; episodes.token_budget unless said"
+    )
     packs_per_step: Annotated[int, Field(gt=0)] = Field(8, description="packs an optimizer step, over all ranks")
     packs_per_batch: Annotated[int, Field(gt=0)] = Field(1, description="packs that go through a rank at once")
     normalization: Normalization = Field(
         "answer", description="what counts once in the loss: each answer, each token, or each task of the step"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="peak learning rate of AdamW")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-4, description="peak learning rate of AdamW"
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")

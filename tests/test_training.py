@@ -1,0 +1,128 @@
+"""The trainer's own promises: non-finite stops before the update, whole checkpoints, logs that can be cut."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from manyicl import training
+from manyicl.errors import UserError
+from manyicl.runs import train
+from manyicl.training import MetricsLog, TrainSettings, bucket_name, list_checkpoints, refuse_data_parallel
+from tests.trajectory.setting import read_metrics, write_setting
+
+
+def test_bucket_names():
+    names = [bucket_name(index) for index in range(12)]
+    assert names == [
+        "0",
+        "1",
+        "2-3",
+        "4-7",
+        "8-15",
+        "16-31",
+        "32-63",
+        "64-127",
+        "128-255",
+        "256-511",
+        "512-1023",
+        "1024+",
+    ]
+
+
+def test_metrics_are_cut_back_to_a_step_and_a_half_written_line_is_left_out(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.append({"step": step, "loss": 0.5})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    log.cut_after(2)
+    assert [record["step"] for record in log.read()] == [1, 2]
+    assert log.path.read_text().endswith('"loss": 0.5}\n')
+
+
+def test_checkpoints_are_listed_oldest_first_and_only_whole_ones(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-9", ".saving-11"):
+        (tmp_path / name).mkdir()
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [9, 10]
+
+
+def test_several_gpus_without_a_launcher_are_refused_with_the_command_to_use():
+    with pytest.raises(UserError, match=r"accelerate launch --num_processes 4 -m manyicl train r\.toml"):
+        refuse_data_parallel(4, num_ranks=1, command=("manyicl", "train", "r.toml"))
+    refuse_data_parallel(4, num_ranks=4, command=())
+    refuse_data_parallel(1, num_ranks=1, command=())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"log_every_steps": 10, "checkpoint_every_steps": 25}, "not a multiple of log_every_steps"),
+        ({"packs_per_step": 8, "packs_per_batch": 3}, "not a multiple of packs_per_batch"),
+        ({"num_steps": 0}, "greater than 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(wrong, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainSettings(**{"num_steps": 5, **wrong})
+
+
+@pytest.mark.slow
+def test_a_non_finite_loss_stops_before_the_update_and_names_the_episode(tmp_path, monkeypatch):
+    config = write_setting(tmp_path, num_steps=4, packs_per_batch=1)
+    steps = {"batches": 0}
+    original = training.answer_loss
+    bad: list[int] = []
+
+    def poisoned(logits, batch):
+        if torch.is_grad_enabled():
+            steps["batches"] += 1
+            if steps["batches"] == 19:  # the third batch of step 3
+                bad.extend(batch.episodes)
+                logits = logits * float("nan")
+        return original(logits, batch)
+
+    monkeypatch.setattr(training, "answer_loss", poisoned)
+    with pytest.raises(UserError, match=r"step 3: .* weights were not updated") as caught:
+        train(config, out=tmp_path / "run")
+    assert f"episodes {bad} have a non-finite loss" in str(caught.value)
+    # What was saved before is whole, and the run goes on from there once the cause is gone.
+    assert [step for step, _ in list_checkpoints(tmp_path / "run" / "checkpoints")] == [2]
+    monkeypatch.setattr(training, "answer_loss", original)
+    train(config, out=tmp_path / "run", resume=True)
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 4
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_readme_promises(tmp_path):
+    config = write_setting(tmp_path, num_steps=2, report_to=["tensorboard"])
+    run = train(config, out=tmp_path / "run")
+    about = json.loads((run.folder / "run.json").read_text())
+    assert about["finished"] is True
+    assert set(about["tasks"]) == {"animals", "beasts", "colours"}
+    assert about["packages"]["torch"] == torch.__version__
+    assert about["plan"]["answers"] > 0
+    assert 0 < about["plan"]["fill"] <= 1
+    assert len(about["held_out"]) == 3
+    assert list((run.folder).rglob("events.out.tfevents.*"))
+    records = read_metrics(run.folder)
+    losses = [r for r in records if "loss" in r]
+    assert {"step", "loss", "grad_norm", "learning_rate", "tokens", "answers", "loss_by_shot/0"} <= set(losses[0])
+    assert {"eval_loss", "eval_loss/animals"} <= set(next(r for r in records if "eval_loss" in r))
+    assert sum(r["tokens"] for r in losses) == about["plan"]["tokens"]
+    assert not list((run.folder / "model").glob("*.bin"))
+    assert not list(run.folder.rglob("training_args.bin"))
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_is_not_empty_is_never_overwritten(tmp_path):
+    config = write_setting(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="is not empty; name another"):
+        train(config, out=tmp_path / "run")
+    with pytest.raises(UserError, match="no run was started there"):
+        train(config, out=tmp_path / "run", resume=True)
