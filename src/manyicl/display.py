@@ -71,7 +71,7 @@ def _cell_text(cell: Cell | None) -> str:
 def _notes(evaluation: Evaluation) -> list[Text]:
     notes = []
     cells = [cell for curve in evaluation.curves for cell in curve.cells]
-    if any(cell.extrapolated for cell in cells):
+    if any(cell.extrapolated and cell.num_scored for cell in cells):
         notes.append("* more shots than this task was trained with")
     unfit = {c.task: max((cell.num_unfit for cell in c.cells if cell.num_scored), default=0) for c in evaluation.curves}
     for task, count in unfit.items():
