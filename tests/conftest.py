@@ -55,7 +55,11 @@ CONFIGS = {
     "mistral-sliding": lambda: MistralConfig(**COMMON, sliding_window=16),
     "gemma": lambda: GemmaConfig(**{**COMMON, "num_key_value_heads": 4, "pad_token_id": 0}),
     "gemma2": lambda: Gemma2Config(**{**COMMON, "pad_token_id": 0}, sliding_window=16),
-    "gemma3": lambda: Gemma3TextConfig(**{**COMMON, "pad_token_id": 0}, sliding_window=16),
+    "gemma3": lambda: Gemma3TextConfig(
+        **{**COMMON, "pad_token_id": 0},
+        sliding_window=16,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
     "qwen3": lambda: Qwen3Config(**COMMON),
 }
 

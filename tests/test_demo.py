@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -42,7 +43,7 @@ def test_no_two_tasks_use_the_same_words():
 
 @pytest.mark.slow
 def test_the_demo_runs_from_nothing_to_a_curve(tmp_path):
-    console = Console(width=160, record=True, file=(tmp_path / "printed").open("w"))
+    console = Console(width=160, record=True, file=io.StringIO())
     result = run_demo(out=tmp_path / "demo", num_steps=3, queries=4, console=console)
     printed = console.export_text()
     assert "Held-out loss per answer" in printed

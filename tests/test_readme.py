@@ -26,7 +26,8 @@ def test_the_python_example_runs_and_is_eight_lines(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
-    assert "trained: 5 answers" in printed[0]
+    assert "40 examples" in printed[0]
+    assert "trained: 40 answers" in printed[0]
     assert printed[1].startswith("[(0, ")
     assert printed[2].startswith("Cell(shots=")
 

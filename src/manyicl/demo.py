@@ -46,7 +46,7 @@ NAMES = {
     "tool": (["device", "gear", "gadget", "utensil"], (0, 2)),
     "weather": (["sky", "climate", "season", "air"], (0, 1)),
 }
-OPENINGS = ("we saw the", "there was a", "she drew a", "they like the", "he spoke of", "look at the")
+OPENINGS = ("we know the", "there was a", "she drew a", "they like the", "he spoke of", "look at the")
 ENDINGS = ("today", "again", "at home", "in the book", "last year", "by the gate", "twice", "too")
 TOKEN_BUDGET = 256
 TRAIN_ROWS, TEST_ROWS = 1000, 200

@@ -20,6 +20,7 @@ from manyicl.errors import UserError
 NUM_RESAMPLES = 2_000
 MIN_RESAMPLED_DRAWS = 10
 _LOW, _HIGH = 0.025, 0.975
+_ROUNDING = 1e-9  # relative; far above what float64 sums lose, far below any real difference
 _MAX_BLOCK = 1 << 21  # resampled choices held in one array (16 MiB)
 
 
@@ -126,13 +127,15 @@ def _two_way_variance(scores_DQ: NDArray[np.float64]) -> tuple[float, float]:
     square_q = num_draws * float(query_means_Q.var(ddof=1))
     square_e = float((residual_DQ**2).sum()) / freedom_e
 
-    floor, freedom = max((square_d, freedom_d), (square_q, freedom_q), (square_e, freedom_e))
+    squares = ((square_d, freedom_d), (square_q, freedom_q), (square_e, freedom_e))
+    floor = max(square for square, _ in squares)
     total = square_d + square_q - square_e
-    if total <= floor:
+    # Mean squares that are equal but for rounding tie, or the rounding would choose the degrees of freedom.
+    if total <= floor * (1 + _ROUNDING):
+        freedom = max(degrees for square, degrees in squares if square >= floor * (1 - _ROUNDING))
         return floor / (num_draws * num_queries), float(freedom)
     # Shares of the total, since squares of tiny mean squares would underflow.
-    shares = ((square_d, freedom_d), (square_q, freedom_q), (square_e, freedom_e))
-    satterthwaite = 1 / sum((square / total) ** 2 / degrees for square, degrees in shares)
+    satterthwaite = 1 / sum((square / total) ** 2 / degrees for square, degrees in squares)
     return total / (num_draws * num_queries), satterthwaite
 
 
