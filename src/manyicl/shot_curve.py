@@ -109,6 +109,7 @@ class TaskSweep:
             for draw in range(sweep.num_draws)
         ]
         self.candidates = self._candidates()
+        self.written = {known: self._write_candidates(known) for known in set(self.candidates.values())}
         train_answers = train.answer_lengths
         self.max_new_tokens = min(
             MAX_ANSWER_TOKENS, int(train_answers.max()) if len(train_answers) else MAX_ANSWER_TOKENS
@@ -120,6 +121,11 @@ class TaskSweep:
         """Return the known answers of each wanted query; empty where it is to be generated."""
         rows = self.tokenized.splits["test"].rows
         return {int(q): self.task.choices(self.task.test[rows[q]]) for q in self.wanted}
+
+    def _write_candidates(self, known: tuple[str, ...]) -> list[tuple[str, list[int]]]:
+        """Return the ids of a set of known answers, once for all queries; one that cannot be written is left out."""
+        encoded = zip(known, self.tokenizer.encode_answers(known), strict=True)
+        return [(text, ids) for text, ids in encoded if not isinstance(ids, str)]
 
     def _fix_queries(self) -> tuple[tuple[int, ...], NDArray[np.int64]]:
         """Return the shot counts that can be asked, and the queries that fit at the largest of them in every draw."""
@@ -144,8 +150,7 @@ class TaskSweep:
         test = self.tokenized.splits["test"]
         reference = int(test.answer_lengths[query])
         if self.candidates[query]:
-            encoded = self.tokenizer.encode_answers(self.candidates[query])
-            longest = max((len(ids) for ids in encoded if not isinstance(ids, str)), default=0)
+            longest = max((len(ids) for _, ids in self.written[self.candidates[query]]), default=0)
         else:
             longest = self.max_new_tokens
         return int(test.lengths[query]) - reference + max(reference, longest)
@@ -232,12 +237,9 @@ def _choose(
     asked, owners = [], []
     for query in queries:
         ids = query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0)
-        for text, answer in zip(
-            plan.candidates[query], plan.tokenizer.encode_answers(plan.candidates[query]), strict=True
-        ):
-            if not isinstance(answer, str):
-                asked.append((ids, answer))
-                owners.append((query, text))
+        for text, answer in plan.written[plan.candidates[query]]:
+            asked.append((ids, answer))
+            owners.append((query, text))
     nll, _ = score_answers(model, prefix, asked)
     costs: dict[int, dict[str, float]] = {}
     for (query, text), cost in zip(owners, nll.tolist(), strict=True):
