@@ -226,10 +226,10 @@ def test_a_terminator_inside_more_than_1_percent_of_the_answers_exits_1(tmp_path
 
 def test_a_task_too_long_for_any_budget_exits_1(tmp_path, capfd):
     train_tokenizer("bpe").save_pretrained(tmp_path / "model")
-    write_task(tmp_path, [{**row, "input": f"{row['input']} {'quark ' * 2000}"} for row in good_rows(60)])
+    write_task(tmp_path, [{**row, "input": f"{row['input']} {'quark ' * 9000}"} for row in good_rows(60)])
     code, out, _ = check(tmp_path, capfd, "--model", tmp_path / "model")
     assert code == 1
-    assert "cannot be trained in 2048 tokens: its shortest example needs " in out
+    assert "cannot be trained in 32768 tokens: its shortest example needs " in out
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, evaluate, one_pass_curve
-from manyicl.shot_curve import Sweep, TaskSweep, evaluate_task, score_one_pass
+from manyicl.intervals import Interval
+from manyicl.shot_curve import Sweep, TaskSweep, evaluate_task, score_bounds, score_one_pass
 from manyicl.tasks import Example
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer, tokenize_task
@@ -72,13 +74,39 @@ def test_a_task_without_test_rows_is_null_in_a_sweep_and_an_error_in_one_pass(to
         score_one_pass(tiny_model("llama"), task, num_episodes=2, token_budget=100)
 
 
-def test_one_pass_counts_the_episodes_that_reach_each_k(tokenizer):
+def test_one_pass_counts_the_episodes_that_reach_each_k_and_uses_no_row_twice(tokenizer):
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
     curve = score_one_pass(tiny_model("llama"), task, num_episodes=4, token_budget=100)
     counts = [cell.num_scored for cell in curve.cells]
-    assert counts[0] == 4
+    assert counts[0] == curve.num_queries == 3  # four were asked for, and ten rows make three
+    assert sum(counts) == 10
     assert counts == sorted(counts, reverse=True)
     assert all(cell.nll is not None and cell.nll > 0 for cell in curve.cells)
+
+
+def test_scores_that_are_all_alike_are_not_certain():
+    assert score_bounds(Interval(1.0, 1.0, 1.0), num_independent=100) == pytest.approx((0.9638, 1.0), abs=1e-4)
+    assert score_bounds(Interval(0.0, 0.0, 0.0), num_independent=1) == pytest.approx((0.0, 0.975))
+    assert score_bounds(Interval(0.9, 0.7, 1.1), num_independent=5) == (0.7, 1.0)
+    assert score_bounds(Interval(0.9, float("nan"), float("nan")), num_independent=1) == (None, None)
+
+
+def test_a_new_task_asked_beyond_any_trained_number_of_shots_is_marked(tokenizer):
+    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={"other": 1})
+    sweep = evaluate(asked, [make_task("animals")], shots=(1, 2), draws=1, queries=3)
+    one_pass = one_pass_curve(asked, [make_task("animals")], episodes=1)
+    for result in (sweep, one_pass):
+        marks = {cell.shots: cell.extrapolated for cell in result.curves[0].cells}
+        assert (marks[1], marks[2]) == (False, True)
+
+
+def test_a_model_that_gives_no_finite_likelihood_is_an_error_not_a_score(tokenizer):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    asked = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=400, trained_shots={})
+    with pytest.raises(UserError, match="no finite likelihood"):
+        evaluate(asked, [make_task("animals")], shots=(1,), draws=1, queries=3)
 
 
 @pytest.mark.parametrize("wrong", [{"shots": ()}, {"shots": (-1,)}, {"draws": 0}, {"queries": 0}])

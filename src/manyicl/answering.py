@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from manyicl.prefix import device_of
 from manyicl.tokens import TaskTokenizer
@@ -51,15 +51,33 @@ def _generate_batch(
         ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[row, width - len(prompt) :] = 1
     device = device_of(model)
-    output = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        generation_config=GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos_id, pad_token_id=pad_id
-        ),
-        stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, width)]),
-    )
+    inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    # transformers fills what we leave open from the checkpoint's own settings, and a repetition penalty among them
+    # would forbid the very answers that the shots show.
+    before, inner.generation_config = inner.generation_config, GenerationConfig()
+    try:
+        output = _generate_greedily(model, tokenizer, ids.to(device), mask.to(device), max_new_tokens=max_new_tokens)
+    finally:
+        inner.generation_config = before
     return [_read_answer(tokenizer, row.tolist(), eos_id) for row in output[:, width:].cpu()]
+
+
+def _generate_greedily(
+    model: Any, tokenizer: TaskTokenizer, ids: torch.Tensor, mask: torch.Tensor, *, max_new_tokens: int
+) -> torch.Tensor:
+    eos_id = tokenizer.tokenizer.eos_token_id
+    output: torch.Tensor = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_id,
+            pad_token_id=eos_id if eos_id is not None else 0,
+        ),
+        stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, ids.shape[1])]),
+    )
+    return output
 
 
 def _read_answer(tokenizer: TaskTokenizer, ids: list[int], eos_id: int | None) -> Generated:

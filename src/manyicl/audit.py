@@ -91,7 +91,7 @@ def audit_task(path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence
         answer_tokens=_quantiles(tokenized.splits["train"].answer_lengths) if tokenized else None,
         fits={budget: _num_fitting(tokenized, budget) for budget in budgets} if tokenized else {},
         faults=tuple(faults),
-        blockers=tuple(_blockers(task, tokenized, kept=kept, budget=min(budgets))),
+        blockers=tuple(_blockers(task, tokenized, kept=kept, budget=max(budgets))),
         warnings=tuple(_warnings(task, kept=kept, dropped=dropped)),
     )
 

@@ -95,7 +95,10 @@ def train(
     """Fine-tune as a recipe says, into a run directory that holds everything."""
     from manyicl import runs
     from manyicl.config import load_recipe
-    from manyicl.display import held_out_table, make_console
+    from manyicl.display import held_out_table, make_console, plan_table
+
+    def show_plan(prepared: runs.Prepared) -> None:
+        make_console().print(plan_table(prepared))
 
     if resume is not None and out is not None:
         raise UserError(f"--out {out}: a run goes on in its own folder; leave --out out")
@@ -103,11 +106,11 @@ def train(
         config = runs.read_run_config(resume)
         if recipe is not None and load_recipe(recipe, overrides=overrides or ()) != config:
             raise UserError(f"--resume {resume}: {recipe} differs from its config.toml; leave the recipe out to go on")
-        run = runs.train(config, out=resume, resume=True)
+        run = runs.train(config, out=resume, resume=True, on_prepared=show_plan)
     elif recipe is None:
         raise UserError("name a recipe (*.toml), or a run to go on with: --resume DIR")
     else:
-        run = runs.train(recipe, out=out, overrides=overrides or ())
+        run = runs.train(recipe, out=out, overrides=overrides or (), on_prepared=show_plan)
     if not run.is_main_process:
         return
     console = make_console()

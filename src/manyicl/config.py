@@ -96,6 +96,18 @@ def make_config(values: dict[str, Any], *, source: str) -> RunConfig:
         raise UserError(f"{source}: " + "; ".join(faults)) from error
 
 
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """Return the config with the task folder, and a model that is a folder, named by their absolute paths."""
+    folder = Path(config.tasks.folder).expanduser()
+    model = Path(config.model.path).expanduser()
+    return config.model_copy(
+        update={
+            "tasks": config.tasks.model_copy(update={"folder": str(folder.resolve())}),
+            "model": config.model.model_copy(update={"path": str(model.resolve())}) if model.is_dir() else config.model,
+        }
+    )
+
+
 def dump_config(config: RunConfig) -> str:
     """Return the resolved config as TOML, every setting said but the unset ones (TOML has no null)."""
     return tomli_w.dumps(_without_none(config.model_dump()))  # not mode="json", which has no infinity either

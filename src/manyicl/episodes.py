@@ -75,6 +75,11 @@ class Episode:
     num_tokens: int
 
 
+def fits_any(task: TaskLengths, *, token_budget: int) -> bool:
+    """Return whether at least one example fits an episode of its own."""
+    return bool((task.num_head_tokens - task.num_between + task.lengths <= token_budget).any())
+
+
 def drop_long_examples(tasks: Sequence[TaskLengths], *, token_budget: int) -> dict[str, NDArray[np.int32]]:
     """Return, for each task, the indices of the examples that fit an episode of their own.
 

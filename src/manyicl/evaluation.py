@@ -178,7 +178,7 @@ def evaluate(
             tokenize_for(task, asked),
             tokenizer=asked.tokenizer,
             sweep=sweep,
-            trained_shots=asked.trained_shots.get(task.name) if asked.trained_shots else None,
+            trained_shots=_trained_shots(asked, task),
             report=_shift_report(report, number, len(tasks)),
         )
         for number, task in enumerate(tasks)
@@ -207,12 +207,22 @@ def one_pass_curve(
             num_episodes=episodes,
             token_budget=token_budget or asked.max_tokens,
             seed=seed,
+            trained_shots=_trained_shots(asked, task),
             report=_shift_report(report, number, len(tasks)),
         )
         for number, task in enumerate(tasks)
     ]
     return Evaluation(
         asked.path, "one-pass", seed=seed, max_tokens=token_budget or asked.max_tokens, curves=tuple(curves)
+    )
+
+
+def _trained_shots(asked: AskedModel, task: Task) -> int | None:
+    """Return the most shots the model was trained with, of a new task those of any; None for a plain checkpoint."""
+    return (
+        asked.trained_shots.get(task.name, max(asked.trained_shots.values(), default=0))
+        if asked.trained_shots
+        else None
     )
 
 

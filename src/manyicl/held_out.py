@@ -15,7 +15,7 @@ from scipy import stats
 
 from manyicl.attention import segment_attention
 from manyicl.batches import BatchMaker, lengths_of
-from manyicl.episodes import Episode, EpisodeSettings, iter_episodes
+from manyicl.episodes import Episode, EpisodeSettings, fits_any, iter_episodes
 from manyicl.intervals import Interval, t_interval
 from manyicl.loss import answer_loss, target_logits
 from manyicl.packing import Pack
@@ -47,8 +47,9 @@ def draw_held_out(
     settings = EpisodeSettings(token_budget=token_budget)
     drawn = {}
     for name, task in tasks.items():
-        if len(task.splits["test"]):
-            plan = iter_episodes([lengths_of(task, split="test")], settings=settings, seed=seed)
+        lengths = lengths_of(task, split="test")
+        if fits_any(lengths, token_budget=token_budget):
+            plan = iter_episodes([lengths], settings=settings, seed=seed)
             drawn[name] = [episode for episode in islice(plan, num_episodes) if episode.epoch == 0]
     return drawn
 

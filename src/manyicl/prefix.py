@@ -15,6 +15,7 @@ from torch import nn
 
 from manyicl.attention import EMPTY_PREFIX, LayerCache, Prefix, segment_attention
 from manyicl.batches import Batch, join_row
+from manyicl.errors import UserError
 from manyicl.loss import answer_loss, target_logits
 from manyicl.tokens import TokenizedEpisode
 
@@ -63,6 +64,9 @@ def score_answers(
     """Return, for each (query ids, answer ids) behind `prefix`, the answer's nats and whether it is the greedy one.
 
     Query ids must not be empty: the first token of an answer is predicted from the last of its query.
+
+    Raises:
+        UserError: a likelihood that is not finite.
     """
     nll, greedy = [np.zeros(0)], [np.zeros(0, dtype=bool)]
     for chunk in _rows(asked):
@@ -71,7 +75,13 @@ def score_answers(
             scored = answer_loss(target_logits(model, batch, prefix=prefix), batch)
         nll.append(scored.nll_A.double().cpu().numpy())
         greedy.append(scored.correct_A.cpu().numpy())
-    return np.concatenate(nll), np.concatenate(greedy)
+    whole = np.concatenate(nll)
+    if not np.isfinite(whole).all():
+        raise UserError(
+            f"the model gives {int((~np.isfinite(whole)).sum())} of {len(whole)} answers no finite likelihood; it is"
+            " broken, or needs --precision fp32"
+        )
+    return whole, np.concatenate(greedy)
 
 
 def _rows(

@@ -16,19 +16,22 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from manyicl.batches import BatchMaker, PackDataset
-from manyicl.config import RunConfig, dump_config, load_recipe
+from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
 from manyicl.episodes import TOO_LONG, Episode
 from manyicl.errors import UserError
 from manyicl.files import sync_tree, write_atomically
@@ -144,15 +147,20 @@ def train(
     overrides: Sequence[str] = (),
     resume: bool = False,
     console: Console | None = None,
+    on_prepared: Callable[[Prepared], None] = lambda prepared: None,
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
+    on_prepared is called on the main process once the plan is made, before any weight is loaded.
+
     Raises:
-        UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`).
+        UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`); with
+            `resume`, tasks that are no longer those that the run was started on.
     """
-    folder, config = _open_run(recipe, out=out, overrides=overrides, resume=resume)
     # Told so, accelerate joins a CPU launch's processes too; else each would take itself for the only one.
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # Ranks may wait long for the main process, which alone tokenises and measures what is held out.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
+    folder, config = _open_run(recipe, out=_agree_on_folder(recipe, out), overrides=overrides, resume=resume)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console = console or Console(stderr=True)
     console.quiet = not state.is_main_process
@@ -166,7 +174,10 @@ def train(
         validated=bool(prepared.validation[1]),
         num_ranks=state.num_processes,
     )
+    if resume:
+        _refuse_other_data(folder, prepared)
     if state.is_main_process:
+        on_prepared(prepared)
         _start_folder(folder, prepared)
     transformers_logging.disable_progress_bar()  # one bar is enough
     set_seed(config.seed)
@@ -185,12 +196,11 @@ def train(
 
 
 def _open_run(
-    recipe: str | Path | RunConfig, *, out: str | Path | None, overrides: Sequence[str], resume: bool
+    recipe: str | Path | RunConfig, *, out: Path, overrides: Sequence[str], resume: bool
 ) -> tuple[Path, RunConfig]:
-    """Return the run's folder and its config, from the recipe or, going on, from the folder itself."""
-    config = recipe if isinstance(recipe, RunConfig) else load_recipe(Path(recipe), overrides=overrides)
-    stem = "run" if isinstance(recipe, RunConfig) else Path(recipe).stem
-    folder = Path(out) if out is not None else Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Return the run's folder and its config, its paths absolute so that it can go on from anywhere."""
+    folder = out
+    config = absolute_paths(recipe if isinstance(recipe, RunConfig) else load_recipe(Path(recipe), overrides=overrides))
     started = (folder / "config.toml").is_file()
     if resume and not started:
         raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
@@ -200,6 +210,31 @@ def _open_run(
         fix = f"go on with --resume {folder}, or name another" if started else "name another"
         raise UserError(f"--out {folder}: is not empty; {fix}")
     return folder, config
+
+
+def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> Path:
+    """Return the run's folder, the main process's on all ranks: its default name holds the time."""
+    stem = "run" if isinstance(recipe, RunConfig) else Path(recipe).stem
+    names = [str(out) if out is not None else f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"]
+    broadcast_object_list(names)
+    return Path(names[0])
+
+
+def _refuse_other_data(folder: Path, prepared: Prepared) -> None:
+    """Refuse to go on with tasks that changed since the run was started: its packs would be others.
+
+    Raises:
+        UserError: naming the first task that differs.
+    """
+    before, now = _read_json(folder / "run.json"), describe_run(prepared)
+    for name, entry in now["tasks"].items():
+        if before["tasks"].get(name) != entry:
+            raise UserError(
+                f"--resume {folder}: task '{name}' is not what it was when the run was started; put its files back, or"
+                " start a new run"
+            )
+    if before["plan"] != now["plan"]:
+        raise UserError(f"--resume {folder}: its plan of packs would be another now (other tokenizer or version)")
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -339,13 +374,13 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
 
 
 def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]:
-    """Return how many train examples are not used, by reason."""
-    counts = dict(tokenized.task.dropped)
-    for reason, number in tokenized.dropped["train"].items():
-        counts[reason] = counts.get(reason, 0) + number
-    alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits["train"].lengths
-    too_long = int((alone > config.episodes.token_budget).sum())
-    return {**counts, TOO_LONG: too_long} if too_long else counts
+    """Return how many rows of all splits are not used, by reason: with the usable ones they add up to those read."""
+    counts = Counter(tokenized.task.dropped)
+    for split, tokens in tokenized.splits.items():
+        counts.update(tokenized.dropped[split])
+        alone = len(tokenized.head_ids) - tokenized.num_between + tokens.lengths
+        counts[TOO_LONG] += int((alone > config.episodes.token_budget).sum())
+    return {reason: number for reason, number in counts.items() if number}
 
 
 def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from manyicl.attention import EMPTY_PREFIX, Prefix, segment_attention
 from manyicl.batches import BatchMaker, lengths_of
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
-from manyicl.intervals import mean_interval, t_interval
+from manyicl.intervals import Interval, mean_interval, t_interval
 from manyicl.loss import answer_loss, target_logits
 from manyicl.packing import Pack
 from manyicl.prefix import device_of, encode_prefix, score_answers
@@ -276,6 +276,7 @@ def _make_cell(
         return Cell(shots, None, None, None, None, 0, len(plan.wanted), None, extrapolated=extrapolated)
     scores_DQ = np.array([[p.score for p in row] for row in draws])
     interval = mean_interval(scores_DQ, seed=plan.sweep.seed)
+    low, high = score_bounds(interval, num_independent=scores_DQ.shape[1])
     flat = [p for row in draws for p in row]
     others = {
         metric: float(np.mean([score_answer(p.prediction, answer=p.answer, metric=metric) for p in flat]))
@@ -287,8 +288,8 @@ def _make_cell(
     return Cell(
         shots=shots,
         score=interval.mean,
-        low=_bound(interval.low),
-        high=_bound(interval.high),
+        low=low,
+        high=high,
         nll=float(np.mean([p.nll for p in flat])),
         num_scored=len(flat),
         num_unfit=plan.num_unfit,
@@ -303,9 +304,20 @@ def _make_cell(
     )
 
 
-def _bound(end: float) -> float | None:
-    """Return an interval's end within what a score can be, None where there is no interval (a single value)."""
-    return None if np.isnan(end) else min(1.0, max(0.0, end))
+def score_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:
+    """Return an interval's ends within what a score can be; (None, None) where a single value gives none.
+
+    Scores that are all 0 or all 1 show no variance, but not certainty: then the far end is Clopper and Pearson's (1934)
+    for `num_independent` queries or episodes, 1 - 0.025 ** (1 / n) away.
+    """
+    if np.isnan(interval.low):
+        return None, None
+    reach = 1 - 0.025 ** (1 / num_independent)
+    if interval.low == interval.high == 0.0:
+        return 0.0, reach
+    if interval.low == interval.high == 1.0:
+        return 1 - reach, 1.0
+    return max(0.0, interval.low), min(1.0, interval.high)
 
 
 def score_one_pass(
@@ -316,6 +328,7 @@ def score_one_pass(
     token_budget: int,
     seed: int = 0,
     split: str = "test",
+    trained_shots: int | None = None,
     report: Report = lambda what, done, total: None,
 ) -> ShotCurve:
     """Return loss and greedy exact match at every k, from one forward pass over each episode of held-out rows.
@@ -337,6 +350,8 @@ def score_one_pass(
     examples_by_shots: dict[int, list[int]] = {}
     for number in range(num_episodes):
         episode = next(episodes)
+        if episode.epoch > 0:
+            break  # the rows are used up, and the same rows again would only seem to be more evidence
         nll, matched = score_episode(model, maker, Pack(index=number, episodes=(episode,)))
         for shots, (cost, hit) in enumerate(zip(nll, matched, strict=True)):
             nll_by_shots.setdefault(shots, []).append(cost)
@@ -349,25 +364,27 @@ def score_one_pass(
     cells = []
     for shots, hits in sorted(match_by_shots.items()):
         interval = t_interval(np.array(hits))
+        low, high = score_bounds(interval, num_independent=len(hits))
         answers = [source[rows[i]].answer for i in examples_by_shots[shots]]
         cells.append(
             Cell(
                 shots=shots,
                 score=interval.mean,
-                low=_bound(interval.low),
-                high=_bound(interval.high),
+                low=low,
+                high=high,
                 nll=float(np.mean(nll_by_shots[shots])),
                 num_scored=len(hits),
                 num_unfit=0,
                 majority_score=None if common is None else float(np.mean([a == common for a in answers])),
+                extrapolated=trained_shots is not None and shots > trained_shots,
             )
         )
     return ShotCurve(
         task=task.name,
         family=task.family,
         metric="greedy_exact_match",
-        num_queries=num_episodes,
-        num_draws=num_episodes,
+        num_queries=len(match_by_shots.get(0, ())),
+        num_draws=len(match_by_shots.get(0, ())),
         cells=tuple(cells),
     )
 

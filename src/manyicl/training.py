@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from manyicl.attention import segment_attention
 from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengths_of
-from manyicl.episodes import EpisodeSettings, iter_episodes
+from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
 from manyicl.errors import UserError
 from manyicl.files import sync_folder, sync_tree, write_atomically
 from manyicl.loss import AnswerLoss, answer_loss, target_logits
@@ -98,7 +98,7 @@ def plan_validation(
     planned = []
     for name in maker.task_names:
         lengths = lengths_of(maker.tasks[name], split=maker.split)
-        if not len(lengths.lengths) or not num_tokens:
+        if not num_tokens or not fits_any(lengths, token_budget=settings.token_budget):
             continue
         spent = 0
         for episode in iter_episodes([lengths], settings=settings, seed=seed):

@@ -97,6 +97,16 @@ def test_batched_generation_equals_generation_alone(name, asked):
         assert text.startswith(answer.text)
 
 
+def test_a_checkpoints_own_generation_settings_do_not_change_a_greedy_answer(asked):
+    model, (tokenizer, task) = tiny_model("llama", seed=3), asked
+    prompt = join_examples(task, split="train", indices=range(3)).ids
+    before = generate_answers(model, tokenizer, [prompt], max_new_tokens=12)
+    model.generation_config.repetition_penalty = 50.0
+    settings = model.generation_config
+    assert generate_answers(model, tokenizer, [prompt], max_new_tokens=12) == before
+    assert model.generation_config is settings
+
+
 def test_ask_gives_the_likeliest_label_and_its_nats(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
     loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})

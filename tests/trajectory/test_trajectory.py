@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from manyicl.config import make_config
-from manyicl.runs import train
+from manyicl.errors import UserError
+from manyicl.runs import read_run_config, train
 from tests.trajectory.killed import STAGES
 from tests.trajectory.setting import read_metrics, read_weights, start_process, write_setting
 
@@ -93,6 +94,21 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(tmp_path):
     again = train(config, out=tmp_path / "run", resume=True)
     assert again.held_out
     assert before == {p: p.read_bytes() for p in before}
+
+
+@pytest.mark.slow
+def test_a_run_named_by_relative_paths_goes_on_from_anywhere_but_not_on_other_data(tmp_path, monkeypatch):
+    write_setting(tmp_path, num_steps=2)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    overrides = ["tasks.folder=../tasks", "model.path=../start"]
+    train(tmp_path / "recipe.toml", out=tmp_path / "run", overrides=overrides)
+    monkeypatch.chdir(tmp_path)
+    assert train(read_run_config(tmp_path / "run"), out=tmp_path / "run", resume=True).held_out
+    with (tmp_path / "tasks" / "animals.jsonl").open("a") as file:
+        file.write('{"input": "one more fox", "answer": "fox", "split": "train"}\n')
+    with pytest.raises(UserError, match="task 'animals' is not what it was"):
+        train(read_run_config(tmp_path / "run"), out=tmp_path / "run", resume=True)
 
 
 @pytest.mark.slow
