@@ -31,6 +31,7 @@ VERBS = {
     "curve": "one forward pass over each episode of test rows",
     "ask": "Answer one input a line behind the shots that fit",
     "merge": "Fold a run's adapter into its base",
+    "world": "Write tasks of the embedded world",
     "demo": "Train a tiny model from nothing on generated tasks",
 }
 CELL = {"shots", "score", "low", "high", "nll", "num_scored", "num_unfit", "majority_score"}
@@ -441,3 +442,19 @@ def test_the_installed_command_keeps_errors_apart_and_exits_2(tmp_path):
         f"error: {tmp_path / 'no'}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub\n"
     )
     assert done.stderr == expected
+
+
+def test_the_world_is_written_once_and_its_seed_model_is_asked_by_name(tmp_path, capfd):
+    folder = tmp_path / "world"
+    code, out, _ = run_manyicl(capfd, "world", folder, "--tasks", 2, "--train", 24, "--test", 10, "--text", 3)
+    assert code == 0
+    assert out.startswith(f"wrote 2 tasks to {folder}")
+    assert sorted(path.name.partition("_")[0] for path in folder.glob("*.jsonl")) == ["tone", "topic"]
+    assert (folder / "world.txt").read_text(encoding="utf-8").count("<|endoftext|>") == 3
+    code, out, _ = run_manyicl(
+        capfd, "eval", "seed", "--tasks", folder, "--shots", "0,16", "--draws", 1, "--queries", 5
+    )
+    assert code == 0
+    assert "topic_" in out
+    code, _, err = run_manyicl(capfd, "world", folder)
+    assert (code, err) == (2, f"error: {folder}: exists already; name a new folder\n")

@@ -28,6 +28,8 @@ MODULES = (
     "batches",
     # The model and its objective.
     "attention",
+    "world.__init__",
+    "world.seed",  # the packaged model's place and template
     "models",
     "loss",
     "training",
@@ -40,7 +42,6 @@ MODULES = (
     "held_out",
     "evaluation",
     # The embedded world: words, text, tasks, and the small model that has read them.
-    "world.__init__",
     "world.lexicon",
     "world.grammar",
     "world.prose",
@@ -55,7 +56,6 @@ MODULES = (
     "world.arithmetic",
     "world.tasks",
     "world.documents",
-    "world.seed",
     # Runs, and what a person sees of all this.
     "config",
     "progress",

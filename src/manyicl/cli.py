@@ -223,6 +223,22 @@ def merge(
 
 
 @app.command()
+def world(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the task files.")],
+    tasks: Annotated[int, typer.Option("--tasks", min=1, help="How many tasks; their kinds take turns.")] = 40,
+    train: Annotated[int, typer.Option("--train", min=1, help="Train rows a task.")] = 72,
+    test: Annotated[int, typer.Option("--test", min=1, help="Test rows a task.")] = 20,
+    text: Annotated[int, typer.Option("--text", min=0, help="Documents of plain text to write beside them.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides the tasks and the text.")] = 0,
+) -> None:
+    """Write tasks of the embedded world, to try things on; `manyicl eval` knows its seed model by the name `seed`."""
+    from manyicl.world.documents import export_world
+
+    export_world(folder, num_tasks=tasks, num_train=train, num_test=test, num_documents=text, seed=seed)
+    typer.echo(f"wrote {tasks} tasks to {folder}\nask them: manyicl eval seed --tasks {folder}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/demo-<time> unless said.")] = None,
     seed: Seed = 0,

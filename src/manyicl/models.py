@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from manyicl.errors import UserError, suggest
 from manyicl.files import sync_tree, write_atomically
 from manyicl.templates import TemplateSettings
+from manyicl.world.seed import SEED_MODEL
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
 MODEL_NOTE = "manyicl.json"
@@ -67,7 +68,7 @@ class ModelNote(BaseModel):
 
 
 def locate_model(path: str) -> str:
-    """Return the model folder of a run, or `path` itself."""
+    """Return the model folder of a run, that of the packaged seed model for `seed`, or `path` itself."""
     folder = Path(path).expanduser()
     if (folder / "run.json").is_file():
         if not (folder / "model").is_dir():
@@ -75,6 +76,8 @@ def locate_model(path: str) -> str:
         return str((folder / "model").absolute())
     if folder.is_dir():
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
+    if path == "seed":
+        return str(SEED_MODEL)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{path}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub")
     return path

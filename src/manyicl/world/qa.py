@@ -18,14 +18,14 @@ TELLINGS = (
 def draw_fact(rng: random.Random, words: Words) -> Rule:
     """Return: one or two fixed attributes of the person in the passage."""
     wanted = tuple(rng.sample(ATTRIBUTES, rng.choice((1, 1, 2))))
-    tellings = tuple(rng.sample(TELLINGS, 2))
+    tellings = tuple(sorted(rng.sample(TELLINGS, 2)))
 
     def write(rng: random.Random) -> Draft:
         person, facts = rng.choice(words.lexicon.people), _draw_facts(rng, words)
         text = rng.choice(tellings).format(person=person, **facts)
         return Draft(text, " ".join(facts[attribute] for attribute in wanted))
 
-    return Rule(("fact", wanted, tellings), (), write)
+    return Rule(("fact", wanted, tellings), (), write, twins=(("fact", wanted, tellings[::-1]),))
 
 
 def draw_lookup(rng: random.Random, words: Words) -> Rule:

@@ -24,11 +24,13 @@ class Rule:
 
     parameters: all that the rule depends on, printable; two tasks of one kind with equal parameters are the same task.
     labels: the classes' names, () where answers are open. write: draws an example; its answer follows from its input.
+    twins: other parameters that would be the same rule, where their order says nothing; a pool holds all or none.
     """
 
     parameters: tuple[object, ...]
     labels: tuple[str, ...]
     write: Callable[[random.Random], Draft]
+    twins: tuple[tuple[object, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from manyicl.world import arithmetic, classification, nli, qa, summarization
 from manyicl.world.lexicon import coin_words, load_lexicon
 from manyicl.world.rules import Draft, DrawRule, Rule, Words
 
-Pool = Literal["pretraining", "trained", "held_out"]
+Pool = Literal["pretraining", "open"]
 BEST_SCORE = 1.0
 
 METRICS: Mapping[str, str] = {
@@ -109,7 +109,8 @@ def draw_task(kind: Kind, rng: random.Random, *, pool: Pool) -> WorldTask:
     words = pool_words(pool)
     while True:
         rule = kind.draw_rule(rng, words)
-        in_pretraining = zlib.crc32(repr((kind.name, rule.parameters)).encode()) % 2 == 0
+        spellings = (rule.parameters, *rule.twins)
+        in_pretraining = any(zlib.crc32(repr((kind.name, spelt)).encode()) % 2 == 0 for spelt in spellings)
         if in_pretraining == (pool == "pretraining"):
             break
     coined = "".join(coin_words(rng, count=2))
