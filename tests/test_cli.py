@@ -15,8 +15,9 @@ import pyarrow.parquet
 import pytest
 
 from manyicl import cli
+from manyicl.cells import PREDICTION_SCHEMA, read_predictions
 from manyicl.errors import UserError
-from manyicl.evaluation import PREDICTION_SCHEMA, load_asked_model, one_pass_curve, read_predictions
+from manyicl.evaluation import load_asked_model, one_pass_curve
 from manyicl.models import MODEL_NOTE, ModelNote
 from manyicl.scoring import score_answer
 from manyicl.tasks import load_tasks
@@ -29,6 +30,7 @@ VERBS = {
     "train": "Fine-tune as a recipe says",
     "eval": "Score against number of shots",
     "curve": "one forward pass over each episode of test rows",
+    "diff": "Which of two results is better",
     "ask": "Answer one input a line behind the shots that fit",
     "merge": "Fold a run's adapter into its base",
     "demo": "Train a tiny model from nothing on generated tasks",
@@ -238,10 +240,10 @@ def evaluate_tiny(folder: Path, capfd, out: Path, *options: object) -> tuple[dic
 
 def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     result, printed = evaluate_tiny(folder, capfd, tmp_path / "new" / "curve.json")
-    assert (result["schema"], result["model"], result["kind"]) == (1, str(folder / "model"), "sweep")
+    assert (result["schema"], result["model"], result["kind"]) == (2, str(folder / "model"), "sweep")
     assert [task["task"] for task in result["tasks"]] == ["animals", "sums"]
     for task in result["tasks"]:
-        assert set(task) == {"task", "family", "metric", "num_queries", "num_draws", "curve"}
+        assert set(task) == {"task", "family", "metric", "sha256", "num_queries", "num_draws", "curve"}
         assert (task["num_queries"], task["num_draws"]) == (6, 2)
         assert [cell["shots"] for cell in task["curve"]] == [0, 2, 99]
         assert all(set(cell) >= CELL for cell in task["curve"])
@@ -256,7 +258,9 @@ def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     assert result["predictions"] == {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     table = pa.parquet.read_table(path)
     assert table.schema.equals(PREDICTION_SCHEMA)
-    assert table.column_names == ["task", "draw", "shots", "query", "prediction", "answer", "score", "nll"]
+    assert table.column_names == [
+        "task", "draw", "shots", "query", "prediction", "answer", "score", "nll", "cut", "choice_nll",
+    ]  # fmt: skip
     assert f"wrote {tmp_path / 'new' / 'curve.json'} and {path}" in printed
     assert "animals" in printed
     assert "sums: 99 shots do not fit 512 tokens, or are more than it has" in printed
@@ -321,7 +325,7 @@ def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
     code, printed, _ = run_manyicl(capfd, "curve", folder / "model", "--tasks", folder / "tasks", *options)
     assert code == 0
     result = json.loads(out.read_text())
-    assert (result["schema"], result["kind"], result["max_tokens"]) == (1, "one-pass", 200)
+    assert (result["schema"], result["kind"], result["max_tokens"]) == (2, "one-pass", 200)
     assert "predictions" not in result
     tasks = load_tasks(folder / "tasks")
     asked = load_asked_model(str(folder / "model"), max_tokens=200)

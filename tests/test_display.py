@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from manyicl.audit import Quantiles, TaskAudit
+from manyicl.cells import Cell, ShotCurve
 from manyicl.display import (
     audit_table,
     curve_plot,
@@ -22,12 +23,11 @@ from manyicl.display import (
     plan_table,
     show_shots,
 )
-from manyicl.evaluation import Evaluation
 from manyicl.held_out import HeldOutRow
 from manyicl.intervals import Interval
 from manyicl.progress import BarCallback, progress_bar, reporting
+from manyicl.results import Evaluation
 from manyicl.runs import count_plan, prepare_run
-from manyicl.shot_curve import Cell, ShotCurve
 from manyicl.tasks import Fault
 from tests.trajectory.setting import write_setting
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from manyicl.cells import score_bounds
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, evaluate, one_pass_curve
 from manyicl.intervals import Interval
-from manyicl.shot_curve import Sweep, TaskSweep, evaluate_task, score_bounds, score_one_pass
+from manyicl.shot_curve import evaluate_task, score_one_pass
+from manyicl.sweep import Sweep, TaskSweep
 from manyicl.tasks import Example
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer, tokenize_task

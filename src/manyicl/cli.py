@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -42,6 +43,15 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python cod
 Precision = Annotated[
     Literal["bf16", "fp32"] | None, typer.Option("--precision", help="bf16 on a GPU, fp32 on a CPU unless said.")
 ]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="Write examples as this recipe's \\[template] says; as the model was trained unless said."
+    ),
+]
+
+if TYPE_CHECKING:
+    from manyicl.evaluation import AskedModel
 
 
 @app.command()
@@ -133,25 +143,42 @@ def eval_(
     out: Out = None,
     max_tokens: MaxTokens = None,
     precision: Precision = None,
+    recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Score against number of shots, by task, with 95 % intervals over draws and queries."""
+    """Score against number of shots, by task, with 95 % intervals over draws and queries.
+
+    With --out, a killed evaluation goes on when called again. Several GPUs: accelerate launch -m manyicl eval ...
+    """
     from manyicl.display import curve_plot, evaluation_table, make_console
-    from manyicl.evaluation import check_out, evaluate, load_asked_model
+    from manyicl.evaluation import evaluate
     from manyicl.progress import reporting
+    from manyicl.ranks import joined_ranks
+    from manyicl.results import check_out, predictions_path
     from manyicl.tasks import load_tasks
 
-    counts = parse_shots(shots)
-    check_out(out)
-    chosen = load_tasks(tasks, names=task)
-    asked = load_asked_model(model, precision=precision, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
-    with reporting(make_console(stderr=True)) as report:
-        result = evaluate(asked, chosen, shots=counts, draws=draws, queries=queries, seed=seed, report=report)
+    with joined_ranks() as ranks:
+        counts = parse_shots(shots)
+        check_out(out)
+        chosen = load_tasks(tasks, names=task)
+        asked = _load_asked(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
+        with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as report:
+            result = evaluate(
+                asked,
+                chosen,
+                shots=counts,
+                draws=draws,
+                queries=queries,
+                seed=seed,
+                out=out,
+                ranks=ranks,
+                report=report,
+            )
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, colour=console.is_terminal))
     if out is not None:
-        console.print(f"wrote {out} and {result.save(out)}", soft_wrap=True)
+        console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
 
 
 @app.command()
@@ -164,17 +191,19 @@ def curve(
     out: Out = None,
     max_tokens: MaxTokens = None,
     precision: Precision = None,
+    recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
     from manyicl.display import curve_plot, evaluation_table, make_console
-    from manyicl.evaluation import check_out, load_asked_model, one_pass_curve
+    from manyicl.evaluation import one_pass_curve
     from manyicl.progress import reporting
+    from manyicl.results import check_out
     from manyicl.tasks import load_tasks
 
     check_out(out)
     chosen = load_tasks(tasks, names=task)
-    asked = load_asked_model(model, precision=precision, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+    asked = _load_asked(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
     with reporting(make_console(stderr=True)) as report:
         result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
     console = make_console()
@@ -183,6 +212,24 @@ def curve(
     if out is not None:
         result.save(out)
         console.print(f"wrote {out}", soft_wrap=True)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="A result of manyicl eval --out.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another, asked with the same tasks and seed.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with a sentence a cell.")] = False,
+) -> None:
+    """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
+    from manyicl.difference import compare_results
+    from manyicl.display import difference_table, make_console
+    from manyicl.results import read_result
+
+    difference = compare_results(read_result(a), read_result(b))
+    if as_json:
+        typer.echo(json.dumps(difference.to_json(), ensure_ascii=False))
+    else:
+        make_console().print(difference_table(difference))
 
 
 @app.command()
@@ -195,19 +242,41 @@ def ask(
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut.")] = False,
     max_tokens: MaxTokens = None,
+    recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Answer one input a line behind the shots that fit."""
     from dataclasses import asdict
 
-    from manyicl.evaluation import ask_inputs, load_asked_model, read_inputs
+    from manyicl.evaluation import ask_inputs, read_inputs
     from manyicl.tasks import load_tasks
 
     inputs = read_inputs(file)
     chosen = load_tasks(tasks, names=[task])[0]
-    asked = load_asked_model(model, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+    asked = _load_asked(model, max_tokens, recipe, precision=None, trust_remote_code=trust_remote_code)
     for answer in ask_inputs(asked, chosen, inputs, shots=shots, seed=seed):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
+
+
+def _load_asked(
+    model: str,
+    max_tokens: int | None,
+    recipe: Path | None,
+    *,
+    precision: Literal["bf16", "fp32"] | None,
+    trust_remote_code: bool,
+) -> AskedModel:
+    """Return the model that a verb asks, in the template of a recipe where one is named."""
+    from manyicl.config import load_recipe
+    from manyicl.evaluation import load_asked_model
+
+    return load_asked_model(
+        model,
+        precision=precision,
+        max_tokens=max_tokens,
+        template=load_recipe(recipe).template if recipe else None,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 @app.command()
@@ -253,6 +322,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        if type(error).__name__ == "SharedError" and os.environ.get("RANK", "0") != "0":
+            sys.exit(0)  # the main process tells it; a failure here would end that one before it could
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)
 

@@ -11,17 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from manyicl.audit import TaskAudit
-from manyicl.evaluation import Evaluation
+from manyicl.cells import Cell, ShotCurve
+from manyicl.difference import CellDifference, Difference, MeanDifference, tell_difference
 from manyicl.held_out import HeldOutRow, mean_of_tasks
 from manyicl.intervals import Interval
+from manyicl.results import Evaluation
 from manyicl.runs import Prepared, count_dropped, count_plan
-from manyicl.shot_curve import Cell, ShotCurve
 
 
-def make_console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return a console that prints texts as they are, and folds nothing away where the output is no terminal."""
     # Labels and paths are texts of the user's: "[/b]" is no markup, ":cat:" no picture.
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 4096
     return console
@@ -36,17 +37,24 @@ def show_shots(curves: Sequence[ShotCurve]) -> list[int]:
 
 
 def evaluation_table(evaluation: Evaluation) -> Group:
-    """Return score [low, high] by task and shots; a dash where nothing was scored, * where extrapolated."""
+    """Return score [low, high] by task and shots, and the worst draw at the most shots.
+
+    A dash stands where nothing was scored, * where extrapolated; what an audit found is told below.
+    """
     shots = show_shots(evaluation.curves)
     unit = "greedy exact match" if evaluation.kind == "one-pass" else "score"
     # Not the table's own title, which would be folded to its width.
     title = Text(f"{evaluation.model}: {unit} in % by number of shots, 95 % interval", style="italic")
+    last = {curve.task: _last_scored(curve) for curve in evaluation.curves}
+    has_draws = any(cell is not None and cell.worst_draw is not None for cell in last.values())
     table = Table()
     table.add_column("task", no_wrap=True)
     table.add_column("metric")
     table.add_column("majority", justify="right")
     for k in shots:
         table.add_column(str(k), justify="right")
+    if has_draws:
+        table.add_column("worst draw", justify="right")
     for curve in evaluation.curves:
         cells = {cell.shots: cell for cell in curve.cells}
         majority = next((c.majority_score for c in curve.cells if c.majority_score is not None), None)
@@ -55,8 +63,20 @@ def evaluation_table(evaluation: Evaluation) -> Group:
             curve.metric,
             "-" if majority is None else f"{100 * majority:.1f}",
             *(_cell_text(cells.get(k)) for k in shots),
+            *([_worst_text(last[curve.task])] if has_draws else []),
         )
-    return Group(title, table, *_notes(evaluation))
+    note = "worst draw: at the most shots that were scored; \u00b1: standard deviation over draws, in points"
+    return Group(title, table, *([Text(note, style="dim")] if has_draws else []), *_notes(evaluation))
+
+
+def _last_scored(curve: ShotCurve) -> Cell | None:
+    return next((cell for cell in reversed(curve.cells) if cell.num_scored), None)
+
+
+def _worst_text(cell: Cell | None) -> str:
+    if cell is None or cell.worst_draw is None or cell.spread is None:
+        return "-"
+    return f"{100 * cell.worst_draw:.1f} \u00b1{100 * cell.spread:.1f}"
 
 
 def _cell_text(cell: Cell | None) -> str:
@@ -73,11 +93,10 @@ def _notes(evaluation: Evaluation) -> list[Text]:
     cells = [cell for curve in evaluation.curves for cell in curve.cells]
     if any(cell.extrapolated and cell.num_scored for cell in cells):
         notes.append("* more shots than this task was trained with")
-    unfit = {c.task: max((cell.num_unfit for cell in c.cells if cell.num_scored), default=0) for c in evaluation.curves}
-    for task, count in unfit.items():
-        if count:
-            notes.append(f"{task}: {count} queries do not fit behind its most shots and were left out at every k")
     for curve in evaluation.curves:
+        unfit = max((cell.num_unfit for cell in curve.cells if cell.num_scored), default=0)
+        if unfit:
+            notes.append(f"{curve.task}: {unfit} queries do not fit behind its most shots and were left out at every k")
         missing = [str(cell.shots) for cell in curve.cells if not cell.num_scored]
         if missing:
             counts = ", ".join(missing)
@@ -87,7 +106,69 @@ def _notes(evaluation: Evaluation) -> list[Text]:
         cut = sum(cell.num_cut for cell in curve.cells)
         if cut:
             notes.append(f"{curve.task}: {cut} generated answers reached the token limit before their end")
+        notes += _audit_shots(curve)
     return [Text(note, style="dim") for note in notes]
+
+
+def _audit_shots(curve: ShotCurve) -> list[str]:
+    """Return what was found among the shots of a task's largest k, where the most can be found: copies and labels."""
+    last = _last_scored(curve)
+    if last is None or not last.draws:
+        return []
+    notes = []
+    where = f"among its shots at {last.shots}"
+    kinds = (("num_copies", "their very input"), ("num_near_copies", "a near-duplicate of their input"))
+    for key, what in kinds:
+        counts = [getattr(draw, key) for draw in last.draws]
+        if any(counts):
+            notes.append(f"{curve.task}: {_range(counts)} of {curve.num_queries} queries have {what} {where}")
+    absent = [draw.num_missing_labels for draw in last.draws if draw.num_missing_labels is not None]
+    if any(absent):
+        shares = [round(100 * draw.top_label_share) for draw in last.draws if draw.top_label_share is not None]
+        notes.append(
+            f"{curve.task}: {_range(absent)} labels have no example {where}; the commonest has {_range(shares)} %"
+        )
+    return notes
+
+
+def _range(counts: Sequence[int]) -> str:
+    """Return the counts of several draws as one number, or as the lowest and highest."""
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def difference_table(difference: Difference) -> Group:
+    """Return B - A in points [low, high] by task and shots, the means below, and a plain sentence for each mean."""
+    shots = [mean.shots for mean in difference.means]
+    names = [Text(f"A: {difference.a}"), Text(f"B: {difference.b}")]
+    table = Table(title="B - A in points by number of shots, 95 % interval, paired", title_justify="left")
+    table.add_column("task", no_wrap=True)
+    for k in shots:
+        table.add_column(str(k), justify="right")
+    cells = {(cell.task, cell.shots): cell for cell in difference.cells}
+    tasks = list(dict.fromkeys(cell.task for cell in difference.cells))
+    for task in tasks:
+        table.add_row(task, *(_points(cells.get((task, k))) for k in shots))
+    if len(tasks) > 1:
+        table.add_section()
+        table.add_row("mean of tasks", *(_points(mean) for mean in difference.means), style="bold")
+    told = [Text(tell_difference(mean)) for mean in difference.means]
+    notes = [f"{difference.num_rows:,} pairs of answers"]
+    if len(difference.cells) > 1:
+        notes.append(
+            f"of {len(difference.cells)} cells, about one in 20 stands out by chance alone; the mean is what counts"
+        )
+    notes += [f"{count:,} rows did not join: {reason}" for reason, count in sorted(difference.unjoined.items())]
+    return Group(*names, table, *told, *(Text(note, style="dim") for note in notes))
+
+
+def _points(item: CellDifference | MeanDifference | None) -> Text:
+    if item is None:
+        return Text("-")
+    points = 100 * item.difference
+    if item.low is None or item.high is None:
+        return Text(f"{points:+.1f}")
+    style = "green" if item.low > 0 else "red" if item.high < 0 else ""
+    return Text(f"{points:+.1f} [{100 * item.low:+.1f}, {100 * item.high:+.1f}]", style=style)
 
 
 def curve_plot(evaluation: Evaluation, *, width: int = 76, height: int = 16, colour: bool = True) -> Text:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from manyicl.answering import generate_answers
+from manyicl.cells import Prediction
 from manyicl.errors import UserError
-from manyicl.files import write_atomically
 from manyicl.models import (
     ModelSettings,
     check_window,
@@ -29,16 +23,19 @@ from manyicl.models import (
     max_tokens_of,
     read_note,
 )
-from manyicl.prefix import encode_prefix, score_answers
-from manyicl.shot_curve import (
+from manyicl.parts import Parts, hash_weights, package_versions
+from manyicl.prefix import device_of, encode_prefix, score_answers
+from manyicl.ranks import ALONE, Ranks
+from manyicl.results import Evaluation
+from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
+from manyicl.sweep import (
     DEFAULT_SHOTS,
-    MAX_ANSWER_TOKENS,
-    Prediction,
-    Report,
-    ShotCurve,
     Sweep,
-    evaluate_task,
-    score_one_pass,
+    TaskSweep,
+    draw_shots,
+    most_answer_tokens,
+    prefix_lengths,
+    write_answers,
 )
 from manyicl.tasks import Task
 from manyicl.templates import TemplateSettings, input_text
@@ -49,20 +46,6 @@ from manyicl.tokens import (
     default_cache_dir,
     join_examples,
     tokenize_task,
-)
-
-RESULT_SCHEMA = 1
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("draw", pa.int32()),
-        ("shots", pa.int32()),
-        ("query", pa.string()),
-        ("prediction", pa.string()),
-        ("answer", pa.string()),
-        ("score", pa.float64()),
-        ("nll", pa.float64()),
-    ]
 )
 
 
@@ -78,44 +61,6 @@ class AskedModel:
     tokenizer: TaskTokenizer
     max_tokens: int
     trained_shots: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Shot curves of one model: what `manyicl eval` and `manyicl curve` print and write."""
-
-    model: str
-    kind: Literal["sweep", "one-pass"]
-    seed: int
-    max_tokens: int
-    curves: tuple[ShotCurve, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result file's content (docs/results-format.md), without the predictions' hash."""
-        tasks = []
-        for curve in self.curves:
-            entry = {key: getattr(curve, key) for key in ("task", "family", "metric", "num_queries", "num_draws")}
-            tasks.append({**entry, "curve": [asdict(cell) for cell in curve.cells]})
-        return {
-            "schema": RESULT_SCHEMA,
-            "model": self.model,
-            "kind": self.kind,
-            "seed": self.seed,
-            "max_tokens": self.max_tokens,
-            "tasks": tasks,
-        }
-
-    def save(self, path: Path) -> Path | None:
-        """Write the JSON at `path` and, for a sweep, the predictions beside it; return where the predictions are."""
-        content = self.to_json()
-        predictions: Path | None = None
-        if self.kind == "sweep":
-            predictions = path.with_name(f"{path.name.removesuffix('.json')}.predictions.parquet")
-            data = _predictions_bytes([p for curve in self.curves for p in curve.predictions])
-            write_atomically(predictions, data)
-            content["predictions"] = {"file": predictions.name, "sha256": hashlib.sha256(data).hexdigest()}
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-        return predictions
 
 
 def load_asked_model(
@@ -161,29 +106,80 @@ def evaluate(
     draws: int = 5,
     queries: int = 200,
     seed: int = 0,
+    out: str | Path | None = None,
+    ranks: Ranks = ALONE,
     report: Report = lambda what, done, total: None,
 ) -> Evaluation:
     """Return the shot curve of every task: `queries` test rows behind `draws` draws of 0 ... k train shots.
 
+    out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
+    from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
+
     Raises:
-        UserError: a task has no test rows, or its answers cannot be written by the tokenizer.
+        UserError: a task has no test rows, its answers cannot be written by the tokenizer, or cells of another
+            evaluation wait for `out`.
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
     sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens)
     if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
         raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
+    plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
+    parts = Parts(Path(out), _identify(asked, sweep, tasks)) if out is not None else None
+    gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))
+    answered = {cell: rows for cells in gathered for cell, rows in cells.items()}
     curves = [
-        evaluate_task(
-            asked.model,
-            tokenize_for(task, asked),
-            tokenizer=asked.tokenizer,
-            sweep=sweep,
-            trained_shots=_trained_shots(asked, task),
-            report=_shift_report(report, number, len(tasks)),
+        make_curve(
+            plan,
+            {(draw, k): answered[plan.task.name, draw, k] for draw, k in plan.cells},
+            trained_shots=_trained_shots(asked, plan.task),
         )
-        for number, task in enumerate(tasks)
+        for plan in plans
     ]
-    return Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves))
+    result = Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves))
+    if parts is not None and ranks.is_main:
+        result.save(Path(str(out)))
+        parts.remove()
+    return result
+
+
+def _ask_cells(
+    model: Any, plans: Sequence[TaskSweep], *, parts: Parts | None, ranks: Ranks, report: Report
+) -> dict[tuple[str, int, int], Sequence[Prediction]]:
+    """Return this rank's cells by (task, draw, shots): those that were finished before, and the others asked now."""
+    mine = ranks.share([(plan, draw) for plan in plans for draw in range(plan.sweep.num_draws)])
+    total = sum(len(plan.shots_of(draw)) for plan, draw in mine)
+    answered: dict[tuple[str, int, int], Sequence[Prediction]] = {}
+    if parts is not None:
+        for plan, draw in mine:
+            for shots in plan.shots_of(draw):
+                rows = parts.read(plan.task.name, draw=draw, shots=shots, queries=plan.query_ids)
+                answered |= {} if rows is None else {(plan.task.name, draw, shots): rows}
+    if answered:
+        report("finished before", len(answered), total)
+    for plan, draw in mine:
+        name = plan.task.name
+        finished = [shots for shots in plan.shots_of(draw) if (name, draw, shots) in answered]
+        for shots, predictions in ask_draw(model, plan, draw=draw, finished=finished):
+            if parts is not None:
+                parts.write(predictions)
+            answered[name, draw, shots] = predictions
+            report(f"{name}, {shots} shots", len(answered), total)
+            ranks.check()
+    return answered
+
+
+def _identify(asked: AskedModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return everything that decides what an evaluation finds, for `Parts`."""
+    return {
+        "versions": package_versions(),
+        "model": {"weights": hash_weights(asked.model), "tokenizer": asked.tokenizer.fingerprint()},
+        "device": device_of(asked.model).type,
+        "sweep": {**asdict(sweep), "shots": sorted(set(sweep.shots))},
+        "tasks": {task.name: task.sha256 for task in tasks},
+    }
 
 
 def one_pass_curve(
@@ -254,25 +250,22 @@ def ask_inputs(
         if not text.strip():
             raise UserError(f"line {number}: is empty; give one input a line")
     tokenized = tokenize_for(task, asked)
-    train = tokenized.splits["train"]
-    order = np.random.default_rng([seed, 0]).permutation(len(train)).astype(np.int32)
-    candidates = [a for a in asked.tokenizer.encode_answers(task.labels) if not isinstance(a, str)]
-    longest = max(
-        (len(a) for a in candidates), default=min(MAX_ANSWER_TOKENS, int(train.answer_lengths.max(initial=1)))
-    )
+    order = draw_shots(tokenized, seed=seed, draw=0)
+    written = write_answers(asked.tokenizer, task.labels)
+    longest = most_answer_tokens(tokenized, written if task.labels else None)
     texts = [input_text(text, settings=asked.tokenizer.settings) for text in inputs]
     between, after = asked.tokenizer.between_ids, asked.tokenizer.before_answer_ids
     queries = [np.asarray(between + ids + after, dtype=np.int32) for ids in asked.tokenizer.encode_texts(texts)]
-    room = asked.max_tokens - len(tokenized.head_ids) - longest - max(len(q) for q in queries)
-    fitting = int(np.searchsorted(np.cumsum(train.lengths[order]), room, side="right"))
-    if room < 0 or (shots is not None and shots > fitting):
+    room = asked.max_tokens - longest - max(len(q) for q in queries)
+    fitting = int(np.searchsorted(prefix_lengths(tokenized, order), room, side="right")) - 1
+    if fitting < (shots or 0):  # without any shots there is -1 where not even the head fits
         place = int(np.argmax([len(q) for q in queries])) + 1
         raise UserError(
             f"line {place}: the longest input leaves room for {max(fitting, 0)} shots in {asked.max_tokens} tokens"
             f"{f', not {shots}' if shots is not None else ''}; shorten it, or lower --shots"
         )
     num_shots = fitting if shots is None else shots
-    before = join_examples(tokenized, split="train", indices=order[:num_shots]).ids
+    before = join_examples(tokenized, split="train", indices=order[:num_shots].astype(np.int32)).ids
     if not num_shots:
         queries = [query[tokenized.num_between :] for query in queries]
     return _answer_queries(
@@ -343,33 +336,6 @@ def tokenize_for(task: Task, asked: AskedModel) -> TokenizedTask:
     return tokenized
 
 
-def check_out(path: Path | None) -> None:
-    """Refuse a place that the result could not be written to, before hours are spent on it.
-
-    Raises:
-        UserError: it is a folder, or lies below a file.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; name a file in it, such as {path / 'curve.json'}")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out {path}: cannot be written below {above}; name another place")
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    """Return the rows of a predictions file."""
-    return [Prediction(**row) for row in pq.read_table(path).to_pylist()]
-
-
-def _predictions_bytes(predictions: Sequence[Prediction]) -> bytes:
-    buffer = io.BytesIO()
-    table = pa.Table.from_pylist([asdict(p) for p in predictions], schema=PREDICTION_SCHEMA)
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _shift_report(report: Report, number: int, total: int) -> Callable[[str, int, int], None]:
+def _shift_report(report: Report, number: int, total: int) -> Report:
     """Report progress over all tasks, in hundredths of one."""
     return lambda what, done, of: report(what, number * 100 + done * 100 // of, total * 100)

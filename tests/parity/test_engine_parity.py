@@ -9,7 +9,8 @@ import torch
 from manyicl.answering import generate_answers
 from manyicl.evaluation import AskedModel, ask_inputs, one_pass_curve
 from manyicl.prefix import encode_prefix, score_answers
-from manyicl.shot_curve import Sweep, TaskSweep, evaluate_task
+from manyicl.shot_curve import evaluate_task
+from manyicl.sweep import Sweep, TaskSweep, draw_shots
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer, join_examples, query_ids, tokenize_task
 from tests.conftest import CONFIGS, make_task, tiny_model
@@ -111,7 +112,7 @@ def test_ask_gives_the_likeliest_label_and_its_nats(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
     loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
     answers = ask_inputs(loaded, task.task, ["the red cat 77", "the blue owl 78"], shots=3)
-    order = np.random.default_rng([0, 0]).permutation(len(task.splits["train"]))[:3]
+    order = draw_shots(task, seed=0, draw=0)[:3]
     before = join_examples(task, split="train", indices=order.astype(np.int32)).ids
     for answer in answers:
         query = tokenizer.encode_texts([f"Input: {answer.input}\nAnswer:\n"])[0]
