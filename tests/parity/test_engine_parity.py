@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from manyicl.answering import generate_answers
+from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, ask_inputs, one_pass_curve
 from manyicl.prefix import encode_prefix, score_answers
 from manyicl.shot_curve import evaluate_task
@@ -123,6 +124,31 @@ def test_ask_gives_the_likeliest_label_and_its_nats(asked):
         assert answer.answer == min(costs, key=costs.__getitem__)
         assert answer.nll == pytest.approx(costs[answer.answer], abs=1e-4)
         assert answer.shots == 3
+
+
+def test_ask_answers_behind_the_first_draw_of_a_sweep_with_the_same_seed(asked):
+    model, (tokenizer, task) = tiny_model("llama"), asked
+    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
+    sweep = Sweep(shots=(3,), num_draws=2, num_queries=6, seed=5, max_tokens=256)
+    told = [p for p in evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep).predictions if p.draw == 0]
+    inputs = {example.id: example.input for example in task.task.test}
+    answers = ask_inputs(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=5)
+    assert [a.answer for a in answers] == [p.prediction for p in told]
+    assert [a.nll for a in answers] == pytest.approx([min(p.choice_nll.values()) for p in told], abs=1e-5)
+    other = ask_inputs(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=6)
+    assert [a.nll for a in other] != pytest.approx([a.nll for a in answers], abs=1e-3)
+
+
+def test_ask_fits_exactly_as_many_shots_as_a_sweep_would(asked):
+    model, (tokenizer, task) = tiny_model("llama"), asked
+    text = max((e.input for e in task.task.test), key=len)
+    for max_tokens in range(100, 140, 3):
+        loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=max_tokens, trained_shots={})
+        fitting = ask_inputs(loaded, task.task, [text])[0].shots
+        sweep = Sweep(shots=tuple(range(41)), num_draws=1, num_queries=99, max_tokens=max_tokens)
+        assert fitting <= max(TaskSweep(task, tokenizer=tokenizer, sweep=sweep).asked_shots) <= fitting + 1
+        with pytest.raises(UserError, match=f"leaves room for {fitting} shots in {max_tokens} tokens, not"):
+            ask_inputs(loaded, task.task, [text], shots=fitting + 1)
 
 
 def test_ask_uses_as_many_shots_as_fit(asked):
