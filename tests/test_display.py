@@ -302,6 +302,14 @@ def test_the_audit_shows_counts_lengths_and_the_verdict():
     assert text.count("split: by hand") == 1
 
 
+def test_the_audit_tells_of_near_duplicates_between_train_and_test():
+    assert "near-duplicate" not in render(audit_table([AUDIT]))
+    found = [replace(AUDIT, num_near_copies=1200), replace(AUDIT, name="big", num_near_copies=None)]
+    text = render(audit_table(found))
+    assert "sums: 1,200 test inputs have a near-duplicate in train" in text
+    assert "big: near-duplicates between test and train were not looked for (1,234 rows)" in text
+
+
 def test_a_task_that_cannot_be_read_has_a_line_too():
     faults = tuple(
         Fault(AUDIT.path, kind, (row,), 1, f"t/sums.jsonl, row {row}: {kind}")

@@ -297,6 +297,10 @@ def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
     for audit in audits:
         lines = [fault.message for fault in audit.faults[1:]] + list(audit.blockers[1:]) + list(audit.warnings)
         lines += [f"dropped {count:,}: {reason}" for reason, count in sorted(audit.dropped.items())]
+        if audit.num_near_copies is None:
+            lines.append(f"near-duplicates between test and train were not looked for ({audit.num_rows:,} rows)")
+        elif audit.num_near_copies:
+            lines.append(f"{audit.num_near_copies:,} test inputs have a near-duplicate in train")
         notes += [f"{audit.name}: {line}" for line in lines]
     for note in sorted({audit.split_note for audit in audits if audit.split_note}):
         notes.append(f"split: {note}")
