@@ -103,6 +103,12 @@ def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
         evaluate(asked, [make_task("animals")], **wrong)
 
 
+def test_two_tasks_of_one_name_are_refused(tokenizer):
+    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    with pytest.raises(UserError, match="tasks animals, animals: two have one name"):
+        evaluate(asked, [make_task("animals"), make_task("animals", answer="colour")])
+
+
 def test_an_evaluation_says_which_kind_it_is(tokenizer):
     asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     assert one_pass_curve(asked, [make_task("animals")], episodes=1).to_json()["kind"] == "one-pass"

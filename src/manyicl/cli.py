@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from manyicl.errors import UserError
+from manyicl.ranks import SharedError
 
 app = typer.Typer(
     name="manyicl",
@@ -322,7 +323,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        if type(error).__name__ == "SharedError" and os.environ.get("RANK", "0") != "0":
+        if isinstance(error, SharedError) and os.environ.get("RANK", "0") != "0":
             sys.exit(0)  # the main process tells it; a failure here would end that one before it could
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)

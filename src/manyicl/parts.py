@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,11 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         if tensor.numel():
             rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1).contiguous()
-            bits = rows.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()])
+            size = rows.element_size()
+            if size * int(rows.storage_offset()) % 8:
+                rows = rows.clone()  # else it could not be read eight bytes at once, which is fast
+            width = math.gcd(8, size * rows.shape[1])
+            bits = rows.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width])
             digest.update(bits.sum(dim=1, dtype=torch.int64).cpu().numpy().tobytes())
     return digest.hexdigest()
 

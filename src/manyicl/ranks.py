@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Never, TypeVar
 
 from manyicl.errors import UserError
@@ -89,21 +90,27 @@ def joined_ranks() -> Iterator[Ranks]:
         return
     ranks, leave = _join()
     try:
+        yield from _end_together(ranks)
+    except UserError:  # behind any other error the others may never answer
+        leave()
+        raise
+    leave()
+    if not ranks.is_main:
+        sys.exit(0)
+
+
+def _end_together(ranks: Ranks) -> Iterator[Ranks]:
+    try:
         yield ranks
-        ranks.gather(lambda: None)  # an error behind the last `gather` of the block is met here by the others
     except SharedError:
         raise
     except UserError as error:
-        fault = error
+        ranks.gather(partial(_raise, error))
+    ranks.gather(lambda: None)  # an error behind the last `gather` of the block is met here by the others
 
-        def fail() -> Never:
-            raise fault
 
-        ranks.gather(fail)
-    finally:
-        leave()
-    if not ranks.is_main:
-        sys.exit(0)
+def _raise(error: UserError) -> Never:
+    raise error
 
 
 def _join() -> tuple[Ranks, Callable[[], None]]:

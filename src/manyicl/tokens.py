@@ -309,8 +309,8 @@ def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | Non
         _write_cache(path, tokenized)
     except OSError as error:
         raise UserError(
-            f"{cache_dir}: tokenised tasks cannot be kept there ({error.strerror or error}); set MANYICL_CACHE to a folder that"
-            " can be written"
+            f"{cache_dir}: tokenised tasks cannot be kept there ({error.strerror or error}); set MANYICL_CACHE to a"
+            " folder that can be written"
         ) from error
     return tokenized
 
