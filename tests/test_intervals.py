@@ -283,6 +283,21 @@ def test_coverage_of_a_known_truth(name: str, num_draws: int, num_queries: int) 
     assert lowest <= coverage(MIXES[name], num_draws, num_queries) <= highest
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mix", [Mix("gaussian", 0.0, 1.0), Mix("bernoulli", 0.0, 1.5)], ids=["gaussian", "right/wrong"]
+)
+@pytest.mark.parametrize("num_queries", [50, 200])
+def test_coverage_without_shots_where_all_draws_are_one(mix: Mix, num_queries: int) -> None:
+    rng = np.random.default_rng(num_queries)
+    odds = mix.center + mix.query * rng.normal(size=(REPETITIONS, num_queries))
+    right = (rng.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(np.float64)
+    scores = odds + rng.normal(size=odds.shape) if mix.kind == "gaussian" else right
+    intervals = [mean_interval(row_Q[None, :]) for row_Q in scores]
+    truth = true_mean(mix)
+    assert ACCEPTED[0] <= sum(i.low <= truth <= i.high for i in intervals) / REPETITIONS <= ACCEPTED[1]
+
+
 def simulate_pair(repetition: int, num_draws: int, num_queries: int) -> tuple[Table, Table]:
     """Return right/wrong answers of two models whose log-odds share what draws and queries do, and differ by 0.5."""
     rng = np.random.default_rng([repetition, num_draws, num_queries])
