@@ -127,7 +127,8 @@ def evaluate(
     if len(set(names)) < len(names):
         raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
     plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
-    parts = Parts(Path(out), _identify(asked, sweep, tasks)) if out is not None else None
+    path = None if out is None else Path(out)
+    parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
     gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))
     answered = {cell: rows for cells in gathered for cell, rows in cells.items()}
     curves = [
@@ -139,8 +140,8 @@ def evaluate(
         for plan in plans
     ]
     result = Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves))
-    if parts is not None and ranks.is_main:
-        result.save(Path(str(out)))
+    if path is not None and parts is not None and ranks.is_main:
+        result.save(path)
         parts.remove()
     return result
 
