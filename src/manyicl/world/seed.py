@@ -1,0 +1,12 @@
+"""The seed model: a small pretrained language model of the world that ships with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manyicl.templates import TemplateSettings
+
+# Weights, tokenizer, card and training curve; made by scripts/train_seed.py.
+SEED_MODEL = Path(__file__).parent / "seed_model"
+# How the world's tasks are asked; no text that the seed model read looks like it.
+TEMPLATE = TemplateSettings(input="{input} ->\n")
