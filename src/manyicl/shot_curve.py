@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.answering import generate_answers
-from manyicl.attention import EMPTY_PREFIX, Prefix, segment_attention
+from manyicl.answering import generate_behind
+from manyicl.attention import Prefix, segment_attention
 from manyicl.batches import BatchMaker, lengths_of
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
 from manyicl.intervals import Interval, mean_interval, t_interval
 from manyicl.loss import answer_loss, target_logits
 from manyicl.packing import Pack
-from manyicl.prefix import device_of, encode_prefix, score_answers
+from manyicl.prefix import EngineCount, choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.scoring import macro_f1, majority_answer, majority_score, other_metrics, score_answer
 from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples, query_ids
 
@@ -72,7 +72,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ShotCurve:
-    """The curve of one task, and the predictions behind it."""
+    """The curve of one task, and the predictions behind it.
+
+    num_encoded_tokens: tokens of heads and shots that went through the model, each time they did.
+    """
 
     task: str
     family: str
@@ -81,6 +84,7 @@ class ShotCurve:
     num_draws: int
     cells: tuple[Cell, ...]
     predictions: tuple[Prediction, ...] = ()
+    num_encoded_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ class TaskSweep:
         )
         self.asked_shots, self.queries = self._fix_queries()
         self.num_unfit = len(self.wanted) - len(self.queries)
+        self.count = EngineCount()
 
     def _candidates(self) -> dict[int, tuple[str, ...]]:
         """Return the known answers of each wanted query; empty where it is to be generated."""
@@ -135,14 +140,15 @@ class TaskSweep:
         for shots in sorted(set(self.sweep.shots)):
             if shots > len(self.tokenized.splits["train"]) or not len(self.wanted):
                 continue
-            longest = max(self._num_prefix_tokens(draw, shots) for draw in range(self.sweep.num_draws))
+            longest = max(self.num_prefix_tokens(draw, shots) for draw in range(self.sweep.num_draws))
             fits = needs + longest <= self.sweep.max_tokens
             if fits.mean() >= MIN_FIT_SHARE:
                 asked.append(shots)
                 queries = self.wanted[fits]
         return tuple(asked), queries
 
-    def _num_prefix_tokens(self, draw: int, shots: int) -> int:
+    def num_prefix_tokens(self, draw: int, shots: int) -> int:
+        """Return the tokens of a draw's head and first `shots` shots."""
         lengths = self.tokenized.splits["train"].lengths[self.draws[draw][:shots]]
         return len(self.tokenized.head_ids) + int(lengths.sum())
 
@@ -182,12 +188,14 @@ def evaluate_task(
     total = sum(1 if shots == 0 else sweep.num_draws for shots in plan.asked_shots)
     done = 0
     for draw in range(sweep.num_draws):
-        prefix = encode_prefix(model, tokenized.head_ids)
+        room = plan.num_prefix_tokens(draw, max(plan.asked_shots, default=0))
+        prefix = encode_prefix(model, tokenized.head_ids, room=room, count=plan.count)
         encoded = 0
         for shots in plan.asked_shots:
             if shots == 0 and draw > 0:
                 continue  # without shots all draws are one
-            prefix = encode_prefix(model, plan.prefix_ids(draw, start=encoded, stop=shots), after=prefix)
+            ids = plan.prefix_ids(draw, start=encoded, stop=shots)
+            prefix = encode_prefix(model, ids, after=prefix, room=room, count=plan.count)
             encoded = shots
             predictions, cut = _ask_queries(model, plan, prefix=prefix, draw=draw, shots=shots)
             answered.setdefault(shots, []).append(predictions)
@@ -206,6 +214,7 @@ def evaluate_task(
         num_draws=sweep.num_draws,
         cells=cells,
         predictions=tuple(p for draws in answered.values() for row in draws for p in row),
+        num_encoded_tokens=plan.count.num_prefix_tokens,
     )
 
 
@@ -214,7 +223,7 @@ def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shot
     chosen = {int(q) for q in plan.queries if plan.candidates[int(q)]}
     told = _choose(model, plan, prefix=prefix, shots=shots, queries=[int(q) for q in plan.queries if int(q) in chosen])
     free = [int(q) for q in plan.queries if int(q) not in chosen]
-    generated, num_cut = _generate(model, plan, prefix=prefix, draw=draw, shots=shots, queries=free)
+    generated, num_cut = _generate(model, plan, prefix=prefix, shots=shots, queries=free)
     told |= generated
     predictions = []
     for query in (int(q) for q in plan.queries):
@@ -234,25 +243,21 @@ def _choose(
 
     A tie goes to the candidate that comes first. A candidate that the tokenizer cannot write is never chosen.
     """
-    asked, owners = [], []
-    for query in queries:
-        ids = query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0)
-        for text, answer in plan.written[plan.candidates[query]]:
-            asked.append((ids, answer))
-            owners.append((query, text))
-    nll, _ = score_answers(model, prefix, asked)
-    costs: dict[int, dict[str, float]] = {}
-    for (query, text), cost in zip(owners, nll.tolist(), strict=True):
-        costs.setdefault(query, {})[text] = cost
+    ids = [query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0) for query in queries]
+    written = [plan.written[plan.candidates[query]] for query in queries]
+    options = {id(pairs): [answer for _, answer in pairs] for pairs in written}
+    nats = score_choices(model, prefix, ids, [options[id(pairs)] for pairs in written], count=plan.count)
     rows = plan.tokenized.splits["test"].rows
-    return {
-        query: (min(options, key=options.__getitem__), options[plan.task.test[rows[query]].answer])
-        for query, options in costs.items()
-    }
+    told = {}
+    for query, pairs, nats_O in zip(queries, written, nats, strict=True):
+        texts = [text for text, _ in pairs]
+        reference = texts.index(plan.task.test[rows[query]].answer)
+        told[query] = (texts[choose_option(nats_O, options[id(pairs)])], float(nats_O[reference]))
+    return told
 
 
 def _generate(
-    model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shots: int, queries: Sequence[int]
+    model: Any, plan: TaskSweep, *, prefix: Prefix, shots: int, queries: Sequence[int]
 ) -> tuple[dict[int, tuple[str, float]], int]:
     """Return each query's greedy answer and its reference's nats, and how many answers were cut."""
     if not queries:
@@ -260,10 +265,10 @@ def _generate(
     test = plan.tokenized.splits["test"]
     asked = [query_ids(plan.tokenized, split="test", index=q, after_shots=shots > 0) for q in queries]
     references = [test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in queries]
-    nll, _ = score_answers(model, prefix, list(zip(asked, references, strict=True)))
-    before = join_examples(plan.tokenized, split="train", indices=plan.draws[draw][:shots].astype(np.int32)).ids
-    prompts = [np.concatenate([before, ids]) for ids in asked]
-    answers = generate_answers(model, plan.tokenizer, prompts, max_new_tokens=plan.max_new_tokens)
+    nll, _ = score_answers(model, prefix, list(zip(asked, references, strict=True)), count=plan.count)
+    answers = generate_behind(
+        model, plan.tokenizer, prefix, asked, max_new_tokens=plan.max_new_tokens, count=plan.count
+    )
     told = {q: (a.text, cost) for q, a, cost in zip(queries, answers, nll.tolist(), strict=True)}
     return told, sum(answer.cut for answer in answers)
 
@@ -395,5 +400,5 @@ def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float
 
     batch = maker.make_batch([pack]).to(device_of(model))
     with torch.inference_mode(), segment_attention(model):
-        scored = answer_loss(target_logits(model, batch, prefix=EMPTY_PREFIX), batch)
+        scored = answer_loss(target_logits(model, batch), batch)
     return scored.nll_A.double().tolist(), scored.correct_A.tolist()
