@@ -37,7 +37,7 @@ def test_one_query_that_is_too_much_is_one_line():
     with pytest.raises(UserError, match="out of memory with one query at a time; shorten it"):
         run_rows([1, 2], share=lambda _: 0.5, run=run)
     with pytest.raises(UserError, match="out of memory at 0 tokens of shots; use fewer"):
-        run_chunks(100, most=64, run=lambda start, stop: run([]))
+        run_chunks(0, 100, most=64, run=lambda start, stop: run([]))
 
 
 def test_chunks_cover_every_token_once_also_where_memory_runs_out():
@@ -48,7 +48,7 @@ def test_chunks_cover_every_token_once_also_where_memory_runs_out():
             raise torch.OutOfMemoryError("CUDA out of memory")
         done.append((start, stop))
 
-    run_chunks(100, most=64, run=run)
+    run_chunks(0, 100, most=64, run=run)
     assert done == [(0, 32), (32, 64), (64, 96), (96, 100)]
 
 

@@ -176,9 +176,11 @@ def attend_segments(
     attention functions do.
     """
     one_of = (segment_lengths is None) != (layout is None)
-    if not one_of or attention_mask is not None or query.shape[0] != 1 or s_aux is not None:
+    if s_aux is not None:
+        raise RuntimeError("attention sinks are not known here")
+    if not one_of or attention_mask is not None or query.shape[0] != 1:
         raise RuntimeError(
-            f"attention '{IMPLEMENTATION}' takes one row, segment_lengths or a layout, no attention mask and no sinks;"
+            f"attention '{IMPLEMENTATION}' takes one row, segment_lengths or a layout, and no attention mask;"
             " use it through manyicl.attention.segment_attention only"
         )
     if layout is not None:

@@ -93,15 +93,14 @@ def run_rows(items: Iterable[T], *, share: Callable[[T], float], run: Callable[[
         most = filled / 2
 
 
-def run_chunks(num_tokens: int, *, most: int, run: Callable[[int, int], None]) -> None:
-    """Run [start, stop) over `num_tokens` in chunks of at most `most`, halved where memory runs out.
+def run_chunks(start: int, end: int, *, most: int, run: Callable[[int, int], None]) -> None:
+    """Run the tokens [start, end) in chunks of at most `most`, halved where memory runs out.
 
     Raises:
         UserError: a chunk of `FEWEST_TOKENS` runs out of memory.
     """
-    start = 0
-    while start < num_tokens:
-        stop = min(num_tokens, start + most)
+    while start < end:
+        stop = min(end, start + most)
         if _fits(lambda start=start, stop=stop: run(start, stop)):  # type: ignore[misc]
             start = stop
         elif stop - start <= FEWEST_TOKENS:

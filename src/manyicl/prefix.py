@@ -67,14 +67,13 @@ def encode_prefix(
         store = _copy_store(after, room=max(room, len(whole)))
 
     def encode(start: int, stop: int) -> None:
-        done = after.num_tokens + start
-        write_keys(model, whole[done : after.num_tokens + stop], after=Prefix(whole[:done], store))
-        store.num_tokens = after.num_tokens + stop
+        write_keys(model, whole[start:stop], after=Prefix(whole[:start], store))
+        store.num_tokens = stop
         if count is not None:
             count.num_prefix_tokens += stop - start
 
     with segment_attention(model):
-        run_chunks(len(ids), most=min(CHUNK_TOKENS, plan_memory(model).row_tokens), run=encode)
+        run_chunks(after.num_tokens, len(whole), most=min(CHUNK_TOKENS, plan_memory(model).row_tokens), run=encode)
     return Prefix(ids=whole, store=store)
 
 
