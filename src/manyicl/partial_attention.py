@@ -20,6 +20,8 @@ MOST_SCORES = 1 << 25
 # head. Row lengths are rounded up to `PLAN_ROWS`, so that most rows of a sweep share one plan.
 PLAN_SCORES = 1 << 28
 PLAN_ROWS = 1024
+# Head sizes that this machine's cuDNN has refused.
+_without_plan: set[int] = set()
 
 
 def attend_part(
@@ -62,8 +64,13 @@ def _attend_half(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | 
     if not causal and _is_planned(query, key):
         padded = torch.nn.functional.pad(query, (0, 0, 0, -num_rows % PLAN_ROWS))
         op = torch.ops.aten._scaled_dot_product_cudnn_attention
-        out, lse, *_ = op(padded, key, value, None, True, 0.0, False, False, scale=scaling)
-        return out[:, :, :num_rows], lse.reshape(padded.shape[:3])[:, :, :num_rows]
+        try:
+            out, lse, *_ = op(padded, key, value, None, True, 0.0, False, False, scale=scaling)
+            return out[:, :, :num_rows], lse.reshape(padded.shape[:3])[:, :, :num_rows]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # no plan for these shapes in its version: flash attention serves all of them
+            _without_plan.add(query.shape[-1])
     op = torch.ops.aten._scaled_dot_product_flash_attention
     out, lse, *_ = op(query, key, value, 0.0, causal, False, scale=scaling)
     return out, lse[:, :, :num_rows]
@@ -74,6 +81,7 @@ def _is_planned(query: Tensor, key: Tensor) -> bool:
     return (
         query.shape[2] * key.shape[2] >= PLAN_SCORES
         and query.shape[-1] <= 128
+        and query.shape[-1] not in _without_plan
         and torch.backends.cudnn.is_available()
         and torch.backends.cuda.cudnn_sdp_enabled()
         and torch.cuda.get_device_capability(query.device)[0] >= 9
