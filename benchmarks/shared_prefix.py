@@ -172,7 +172,8 @@ def measure_engine(model, setting, *, num_prefix, ceiling, repeats):
     flops = query_flops(setting, num_prefix=num_prefix)
     print(
         f"behind {num_prefix:,} tokens (encoded in {encoding:.2f} s): {rate:.1f} queries/s"
-        f" ({min(rates):.1f} to {max(rates):.1f}), {flops / 1e12:.4f} TFLOP a query, {rate * flops / ceiling:.0%} of ceiling"
+        f" ({min(rates):.1f} to {max(rates):.1f}), {flops / 1e12:.4f} TFLOP a query,"
+        f" {rate * flops / ceiling:.0%} of the ceiling"
     )
 
 

@@ -198,6 +198,9 @@ def test_a_sweep_asks_the_same_queries_behind_nested_shots(asked):
     plan = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
     whole = plan.prefix_ids(2, start=0, stop=4)
     assert plan.prefix_ids(2, start=1, stop=4).tolist() == whole[-len(plan.prefix_ids(2, start=1, stop=4)) :].tolist()
+    # Each draw encodes its head and its four shots once, for all shot counts together.
+    once = [len(task.head_ids) + len(plan.prefix_ids(draw, start=0, stop=4)) for draw in range(3)]
+    assert curve.num_encoded_tokens == sum(once)
     assert [cell.shots for cell in curve.cells] == [0, 1, 4]
     assert [cell.num_scored for cell in curve.cells] == [6, 18, 18]  # without shots all draws are one
     assert [cell.extrapolated for cell in curve.cells] == [False, False, True]
