@@ -12,7 +12,7 @@ import torch
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, evaluate, one_pass_curve
 from manyicl.shot_curve import ask_draw, evaluate_task, make_curve, score_one_pass
-from manyicl.sweep import Sweep, TaskSweep
+from manyicl.sweep import Sweep, TaskSweep, write_answers
 from manyicl.tasks import Example
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer, tokenize_task
@@ -202,3 +202,18 @@ def test_a_missing_cell_is_null_never_zero(tokenizer):
     zero, one = make_curve(plan, {(0, 0): rows[0]}).cells
     assert zero.num_scored == 5
     assert (one.score, one.worst_draw, one.num_scored, one.draws) == (None, None, 0, ())
+
+
+def test_length_normalised_choice_takes_the_best_mean_of_a_tokens_nats(tokenizer):
+    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
+    model = tiny_model("llama")
+    lengths = {label: len(ids) for label, ids in write_answers(tokenizer, task.task.labels)}
+    assert len(set(lengths.values())) > 1
+    sweep = Sweep(shots=(2,), num_draws=1, num_queries=12, max_tokens=300)
+    summed = evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep).predictions
+    mean = evaluate_task(model, task, tokenizer=tokenizer, sweep=replace(sweep, by="mean")).predictions
+    assert [p.choice_nll for p in mean] == [p.choice_nll for p in summed]
+    assert [p.prediction for p in summed] == [min(p.choice_nll, key=p.choice_nll.__getitem__) for p in summed]
+    best = [min(p.choice_nll, key=lambda label, p=p: p.choice_nll[label] / lengths[label]) for p in mean]
+    assert [p.prediction for p in mean] == best
+    assert best != [p.prediction for p in summed]

@@ -27,12 +27,18 @@ MODULES = (
     "packing",
     "batches",
     # The model and its objective.
+    "partial_attention",
     "attention",
     "models",
     "loss",
     "training",
     # Asking it: score against number of shots.
+    "memory",
+    "tries",
+    "query_rows",
+    "sharing",
     "prefix",
+    "prefix_store",
     "answering",
     "scoring",
     "intervals",

@@ -98,7 +98,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ShotCurve:
-    """The curve of one task, and the predictions behind it. sha256: the task's (tasks.Task)."""
+    """The curve of one task, and the predictions behind it. sha256: the task's (tasks.Task).
+
+    num_encoded_tokens: tokens of heads and shots that a whole sweep encodes, each draw once; None where the model's
+    cache cannot be shared, so that each query has its shots encoded anew, and where a server or one pass answered.
+    """
 
     task: str
     family: str
@@ -108,6 +112,7 @@ class ShotCurve:
     cells: tuple[Cell, ...]
     predictions: tuple[Prediction, ...] = ()
     sha256: str = ""
+    num_encoded_tokens: int | None = None
 
 
 def score_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:

@@ -141,6 +141,9 @@ def eval_(
         int, typer.Option("--queries", min=1, help="Test rows asked, the same at every k and draw.")
     ] = 200,
     seed: Seed = 0,
+    length_normalized: Annotated[
+        bool, typer.Option("--length-normalized", help="Choose a known answer by its nats a token, not by their sum.")
+    ] = False,
     out: Out = None,
     max_tokens: MaxTokens = None,
     precision: Precision = None,
@@ -171,6 +174,7 @@ def eval_(
                 draws=draws,
                 queries=queries,
                 seed=seed,
+                by="mean" if length_normalized else "sum",
                 out=out,
                 ranks=ranks,
                 report=report,

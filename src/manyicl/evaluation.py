@@ -11,22 +11,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from manyicl.answering import generate_answers
+from manyicl.answering import generate_behind
 from manyicl.cells import Prediction
 from manyicl.errors import UserError
 from manyicl.models import (
     ModelSettings,
     check_window,
+    hash_weights,
     load_config,
     load_model,
     load_tokenizer,
     max_tokens_of,
     read_note,
 )
-from manyicl.parts import Parts, hash_weights, package_versions
-from manyicl.prefix import device_of, encode_prefix, score_answers
+from manyicl.parts import Parts, package_versions
+from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.ranks import ALONE, Ranks
 from manyicl.results import Evaluation
+from manyicl.sharing import can_share_prefix
 from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
 from manyicl.sweep import (
     DEFAULT_SHOTS,
@@ -106,12 +108,14 @@ def evaluate(
     draws: int = 5,
     queries: int = 200,
     seed: int = 0,
+    by: Literal["sum", "mean"] = "sum",
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
     report: Report = lambda what, done, total: None,
 ) -> Evaluation:
     """Return the shot curve of every task: `queries` test rows behind `draws` draws of 0 ... k train shots.
 
+    by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
     out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
     from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
 
@@ -120,7 +124,7 @@ def evaluate(
             evaluation wait for `out`.
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
-    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens)
+    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens, by=by)
     if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
         raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
     names = [task.name for task in tasks]
@@ -131,15 +135,17 @@ def evaluate(
     parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
     gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))
     answered = {cell: rows for cells in gathered for cell, rows in cells.items()}
+    once = can_share_prefix(asked.model)
     curves = [
         make_curve(
             plan,
             {(draw, k): answered[plan.task.name, draw, k] for draw, k in plan.cells},
             trained_shots=_trained_shots(asked, plan.task),
+            num_encoded_tokens=plan.num_encoded_tokens if once else None,
         )
         for plan in plans
     ]
-    result = Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves))
+    result = Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves), by=by)
     if path is not None and parts is not None and ranks.is_main:
         result.save(path)
         parts.remove()
@@ -286,17 +292,15 @@ def _answer_queries(
 ) -> list[Answer]:
     prefix = encode_prefix(asked.model, before)
     if task.labels:
-        known = list(zip(task.labels, asked.tokenizer.encode_answers(task.labels), strict=True))
-        pairs = [(text, ids) for text, ids in known if not isinstance(ids, str)]
-        nll, _ = score_answers(asked.model, prefix, [(query, ids) for query in queries for _, ids in pairs])
-        table = nll.reshape(len(queries), len(pairs))
-        best = table.argmin(axis=1)
+        pairs = write_answers(asked.tokenizer, task.labels)
+        options = [ids for _, ids in pairs]
+        nats = score_choices(asked.model, prefix, queries, [options] * len(queries))
+        best = [choose_option(nats_O, options) for nats_O in nats]
         return [
-            Answer(text, pairs[place][0], nll=float(row[place]), shots=num_shots, cut=False)
-            for text, place, row in zip(inputs, best, table, strict=True)
+            Answer(text, pairs[place][0], nll=float(nats_O[place]), shots=num_shots, cut=False)
+            for text, place, nats_O in zip(inputs, best, nats, strict=True)
         ]
-    prompts = [np.concatenate([before, query]) for query in queries]
-    generated = generate_answers(asked.model, asked.tokenizer, prompts, max_new_tokens=longest)
+    generated = generate_behind(asked.model, asked.tokenizer, prefix, queries, max_new_tokens=longest)
     told = asked.tokenizer.encode_answers([g.text for g in generated])
     # An answer that was cut, or whose text has no ids that give it back, has no likelihood as a whole answer.
     whole = [n for n, g in enumerate(generated) if not g.cut and not isinstance(told[n], str)]

@@ -6,17 +6,13 @@ the result, and one predictions file for each cell, written as it comes.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
-from torch import nn
 
 from manyicl.cells import Prediction, predictions_bytes, read_predictions
 from manyicl.errors import UserError
@@ -92,25 +88,6 @@ class Parts:
 def package_versions() -> dict[str, str]:
     """Return the versions of what computes the result."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def hash_weights(model: nn.Module) -> str:
-    """Return a hash of a model's weights: their names, shapes, types, and the sum of each row's bits.
-
-    Integer sums come out alike in any order, so on every device; they need one pass over the weights and no copy.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        if tensor.numel():
-            rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1).contiguous()
-            size = rows.element_size()
-            if size * int(rows.storage_offset()) % 8:
-                rows = rows.clone()  # else it could not be read eight bytes at once, which is fast
-            width = math.gcd(8, size * rows.shape[1])
-            bits = rows.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width])
-            digest.update(bits.sum(dim=1, dtype=torch.int64).cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,17 +21,21 @@ RESULT_SCHEMA = 2
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Shot curves of one model: what `manyicl eval` and `manyicl curve` print and write."""
+    """Shot curves of one model: what `manyicl eval` and `manyicl curve` print and write.
+
+    by: how a known answer was chosen (sweep.Sweep); None where none was.
+    """
 
     model: str
     kind: Literal["sweep", "one-pass"]
     seed: int
     max_tokens: int
     curves: tuple[ShotCurve, ...]
+    by: Literal["sum", "mean"] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result file's content (docs/results-format.md), without the predictions' hash."""
-        keys = ("task", "family", "metric", "sha256", "num_queries", "num_draws")
+        keys = ("task", "family", "metric", "sha256", "num_queries", "num_draws", "num_encoded_tokens")
         tasks = []
         for curve in self.curves:
             entry = {key: getattr(curve, key) for key in keys}
@@ -40,6 +44,7 @@ class Evaluation:
             "schema": RESULT_SCHEMA,
             "model": self.model,
             "kind": self.kind,
+            "by": self.by,
             "seed": self.seed,
             "max_tokens": self.max_tokens,
             "tasks": tasks,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from manyicl.answering import generate_answers
-from manyicl.attention import EMPTY_PREFIX, Prefix, segment_attention
+from manyicl.answering import generate_behind
+from manyicl.attention import Prefix, segment_attention
 from manyicl.batches import BatchMaker, lengths_of
 from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve, score_bounds
 from manyicl.copies import find_copies
@@ -20,10 +20,11 @@ from manyicl.errors import UserError
 from manyicl.intervals import mean_interval, t_interval
 from manyicl.loss import answer_loss, target_logits
 from manyicl.packing import Pack
-from manyicl.prefix import device_of, encode_prefix, score_answers
+from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.scoring import macro_f1, majority_answer, majority_score, other_metrics, score_answer
-from manyicl.sweep import Sweep, TaskSweep
-from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples, query_ids
+from manyicl.sharing import can_share_prefix
+from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
+from manyicl.tokens import TaskTokenizer, TokenizedTask, query_ids
 
 Report = Callable[[str, int, int], None]  # (what, done, total)
 CellAnswers = Mapping[tuple[int, int], Sequence[Prediction]]  # (draw, shots) -> the answer to every query
@@ -58,7 +59,8 @@ def evaluate_task(
         for shots, predictions in ask_draw(model, plan, draw=draw):
             answered[draw, shots] = predictions
             report(f"{plan.task.name}, {shots} shots", len(answered), len(plan.cells))
-    return make_curve(plan, answered, trained_shots=trained_shots)
+    num_encoded = plan.num_encoded_tokens if can_share_prefix(model) else None
+    return make_curve(plan, answered, trained_shots=trained_shots, num_encoded_tokens=num_encoded)
 
 
 def ask_draw(
@@ -71,10 +73,13 @@ def ask_draw(
     wanted = [shots for shots in plan.shots_of(draw) if shots not in finished]
     if not wanted:
         return
-    prefix = encode_prefix(model, plan.tokenized.head_ids)
+    # Of the whole draw, also where less of it is wanted: the tensors are made once.
+    room = int(prefix_lengths(plan.tokenized, plan.draws[draw])[plan.asked_shots[-1]])
+    prefix = encode_prefix(model, plan.tokenized.head_ids, room=room, count=plan.count)
     encoded = 0
     for shots in (shots for shots in plan.shots_of(draw) if shots <= wanted[-1]):
-        prefix = encode_prefix(model, plan.prefix_ids(draw, start=encoded, stop=shots), after=prefix)
+        ids = plan.prefix_ids(draw, start=encoded, stop=shots)
+        prefix = encode_prefix(model, ids, after=prefix, room=room, count=plan.count)
         encoded = shots
         if shots in wanted:
             yield shots, _ask_queries(model, plan, prefix=prefix, draw=draw, shots=shots)
@@ -85,7 +90,7 @@ def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shot
     chosen = [int(q) for q in plan.queries if plan.candidates[int(q)]]
     free = [int(q) for q in plan.queries if not plan.candidates[int(q)]]
     told = _choose(model, plan, prefix=prefix, shots=shots, queries=chosen)
-    told |= _generate(model, plan, prefix=prefix, draw=draw, shots=shots, queries=free)
+    told |= _generate(model, plan, prefix=prefix, shots=shots, queries=free)
     predictions = []
     for query in (int(q) for q in plan.queries):
         one = told[query]
@@ -109,46 +114,44 @@ def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shot
 
 
 def _choose(model: Any, plan: TaskSweep, *, prefix: Prefix, shots: int, queries: Sequence[int]) -> dict[int, _Told]:
-    """Return, for each query, the candidate whose whole answer is likeliest, and the reference's nats.
+    """Return, for each query, the candidate that is likeliest as `sweep.by` says, and the reference's nats.
 
     A tie goes to the candidate that comes first. A candidate that the tokenizer cannot write is never chosen.
     """
-    asked, owners = [], []
-    for query in queries:
-        ids = query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0)
-        for text, answer in plan.written[plan.candidates[query]]:
-            asked.append((ids, answer))
-            owners.append((query, text))
-    nll, _ = score_answers(model, prefix, asked)
-    costs: dict[int, dict[str, float]] = {}
-    for (query, text), cost in zip(owners, nll.tolist(), strict=True):
-        costs.setdefault(query, {})[text] = cost
+    ids = [query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0) for query in queries]
+    written = [plan.written[plan.candidates[query]] for query in queries]
+    options = {id(pairs): [answer for _, answer in pairs] for pairs in written}
+    nats = score_choices(model, prefix, ids, [options[id(pairs)] for pairs in written], count=plan.count)
     rows = plan.tokenized.splits["test"].rows
-    return {
-        query: _Told(
-            min(options, key=options.__getitem__), options[plan.task.test[rows[query]].answer], choice_nll=options
-        )
-        for query, options in costs.items()
-    }
+    told = {}
+    for query, pairs, nats_O in zip(queries, written, nats, strict=True):
+        choice_nll = dict(zip((text for text, _ in pairs), nats_O.tolist(), strict=True))
+        text, _ = pairs[choose_option(nats_O, options[id(pairs)], by=plan.sweep.by)]
+        told[query] = _Told(text, choice_nll[plan.task.test[rows[query]].answer], choice_nll=choice_nll)
+    return told
 
 
-def _generate(
-    model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shots: int, queries: Sequence[int]
-) -> dict[int, _Told]:
+def _generate(model: Any, plan: TaskSweep, *, prefix: Prefix, shots: int, queries: Sequence[int]) -> dict[int, _Told]:
     """Return each query's greedy answer, and its reference's nats."""
     if not queries:
         return {}
     test = plan.tokenized.splits["test"]
     asked = [query_ids(plan.tokenized, split="test", index=q, after_shots=shots > 0) for q in queries]
     references = [test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in queries]
-    nll, _ = score_answers(model, prefix, list(zip(asked, references, strict=True)))
-    before = join_examples(plan.tokenized, split="train", indices=plan.draws[draw][:shots].astype(np.int32)).ids
-    prompts = [np.concatenate([before, ids]) for ids in asked]
-    answers = generate_answers(model, plan.tokenizer, prompts, max_new_tokens=plan.max_new_tokens)
+    nll, _ = score_answers(model, prefix, list(zip(asked, references, strict=True)), count=plan.count)
+    answers = generate_behind(
+        model, plan.tokenizer, prefix, asked, max_new_tokens=plan.max_new_tokens, count=plan.count
+    )
     return {q: _Told(a.text, cost, cut=a.cut) for q, a, cost in zip(queries, answers, nll.tolist(), strict=True)}
 
 
-def make_curve(plan: TaskSweep, answered: CellAnswers, *, trained_shots: int | None = None) -> ShotCurve:
+def make_curve(
+    plan: TaskSweep,
+    answered: CellAnswers,
+    *,
+    trained_shots: int | None = None,
+    num_encoded_tokens: int | None = None,
+) -> ShotCurve:
     """Return the curve of a task from the answers of all its cells; one that is missing is null, never 0."""
     audits = _audit_draws(plan)
     cells = []
@@ -169,6 +172,7 @@ def make_curve(plan: TaskSweep, answered: CellAnswers, *, trained_shots: int | N
         cells=tuple(cells),
         predictions=tuple(p for cell in sorted(answered, key=lambda cell: cell[::-1]) for p in answered[cell]),
         sha256=plan.task.sha256,
+        num_encoded_tokens=num_encoded_tokens,
     )
 
 
@@ -333,5 +337,5 @@ def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float
 
     batch = maker.make_batch([pack]).to(device_of(model))
     with torch.inference_mode(), segment_attention(model):
-        scored = answer_loss(target_logits(model, batch, prefix=EMPTY_PREFIX), batch)
+        scored = answer_loss(target_logits(model, batch), batch)
     return scored.nll_A.double().tolist(), scored.correct_A.tolist()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyicl.prefix import EngineCount
 from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples
 
 DEFAULT_SHOTS = (0, 1, 4, 16, 64)
@@ -24,13 +26,17 @@ MAX_ANSWER_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is asked of every task: shot counts, draws of shots, queries, the seed, and the longest sequence."""
+    """What is asked of every task: shot counts, draws of shots, queries, the seed, and the longest sequence.
+
+    by: a known answer is chosen by the sum of its tokens' nats, or by their mean.
+    """
 
     shots: tuple[int, ...] = DEFAULT_SHOTS
     num_draws: int = 5
     num_queries: int = 200
     seed: int = 0
     max_tokens: int = 2048
+    by: Literal["sum", "mean"] = "sum"
 
 
 def draw_shots(tokenized: TokenizedTask, *, seed: int, draw: int) -> NDArray[np.int64]:
@@ -67,7 +73,10 @@ def _name_seed(tokenized: TokenizedTask) -> int:
 
 
 class TaskSweep:
-    """One task's sweep: which queries and shots, fixed before anything is asked."""
+    """One task's sweep: which queries and shots, fixed before anything is asked.
+
+    count: what this process has put through the model for it.
+    """
 
     def __init__(self, tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, sweep: Sweep) -> None:
         self.tokenized, self.tokenizer, self.sweep = tokenized, tokenizer, sweep
@@ -80,6 +89,7 @@ class TaskSweep:
         self.max_new_tokens = most_answer_tokens(tokenized, None)
         self.asked_shots, self.queries = self._fix_queries()
         self.num_unfit = len(self.wanted) - len(self.queries)
+        self.count = EngineCount()
 
     @property
     def query_ids(self) -> list[str]:
@@ -95,6 +105,17 @@ class TaskSweep:
     def shots_of(self, draw: int) -> tuple[int, ...]:
         """Return the shot counts that are asked in one draw, ascending."""
         return tuple(shots for shots in self.asked_shots if shots or draw == 0)
+
+    @property
+    def num_encoded_tokens(self) -> int:
+        """The tokens of heads and shots that the whole sweep encodes, each draw once up to its largest k.
+
+        Of the plan, not of `count`: neither a resumed sweep nor one shared out over ranks changes it.
+        """
+        lasts = [(draw, max(self.shots_of(draw), default=None)) for draw in range(self.sweep.num_draws)]
+        return sum(
+            int(prefix_lengths(self.tokenized, self.draws[draw])[most]) for draw, most in lasts if most is not None
+        )
 
     def _candidates(self) -> dict[int, tuple[str, ...]]:
         """Return the known answers of each wanted query; empty where it is to be generated."""
