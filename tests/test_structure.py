@@ -37,6 +37,8 @@ MODULES = (
     "shot_curve",
     "held_out",
     "evaluation",
+    "endpoint",
+    "endpoint_sweep",
     # Runs, and what a person sees of all this.
     "config",
     "progress",

@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -134,6 +134,13 @@ def eval_(
     max_tokens: MaxTokens = None,
     precision: Precision = None,
     trust_remote_code: Trust = False,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="Ask this OpenAI-compatible server to generate.")
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option("--endpoint-model", help="The server's name for it; MODEL_OR_RUN unless said.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Queries under way at the server.")] = 8,
 ) -> None:
     """Score against number of shots, by task, with 95 % intervals over draws and queries."""
     from manyicl.display import curve_plot, evaluation_table, make_console
@@ -143,15 +150,37 @@ def eval_(
 
     counts = parse_shots(shots)
     check_out(out)
+    if (endpoint is None and endpoint_model) or (endpoint is not None and precision):
+        wrong = "--endpoint-model: needs --endpoint" if endpoint is None else "--precision: is the server's own"
+        raise UserError(f"{wrong}; leave it out")
     chosen = load_tasks(tasks, names=task)
-    asked = load_asked_model(model, precision=precision, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"shots": counts, "draws": draws, "queries": queries, "seed": seed}
+    asked = load_asked_model(
+        model,
+        precision=precision,
+        max_tokens=max_tokens,
+        trust_remote_code=trust_remote_code,
+        weights=endpoint is None,
+    )
     with reporting(make_console(stderr=True)) as report:
-        result = evaluate(asked, chosen, shots=counts, draws=draws, queries=queries, seed=seed, report=report)
+        if endpoint is None:
+            result = evaluate(asked, chosen, **options, report=report)
+            if out is not None:
+                result.save(out)
+        else:
+            from manyicl.endpoint import EndpointSettings
+            from manyicl.endpoint_sweep import evaluate_at_endpoint
+
+            server = EndpointSettings(endpoint, model=endpoint_model or model, concurrency=concurrency)
+            result = evaluate_at_endpoint(asked, chosen, endpoint=server, **options, out=out, report=report)
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, colour=console.is_terminal))
     if out is not None:
-        console.print(f"wrote {out} and {result.save(out)}", soft_wrap=True)
+        console.print(f"wrote {out}, and every prediction beside it", soft_wrap=True)
+    if not result.complete:
+        console.print("incomplete: give the same command again to ask what has no answer", soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +70,8 @@ PREDICTION_SCHEMA = pa.schema(
 class AskedModel:
     """A model ready to be asked, with its tokenizer in the template that it was trained with.
 
-    max_tokens: longest sequence it may see. trained_shots: task -> most shots trained; empty for a plain checkpoint.
+    model: None where a server has the weights. max_tokens: longest sequence it may see. trained_shots: task -> most
+    shots trained; empty for a plain checkpoint.
     """
 
     path: str
@@ -82,13 +83,24 @@ class AskedModel:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Shot curves of one model: what `manyicl eval` and `manyicl curve` print and write."""
+    """Shot curves of one model: what `manyicl eval` and `manyicl curve` print and write.
+
+    engine: who answered; by 'endpoint' every answer is generated and no likelihood is known. endpoint: that server's
+    url and model, and whether prompts were sent as ids or as text.
+    """
 
     model: str
     kind: Literal["sweep", "one-pass"]
     seed: int
     max_tokens: int
     curves: tuple[ShotCurve, ...]
+    engine: Literal["local", "endpoint"] = "local"
+    endpoint: Mapping[str, str] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every query that was asked got its answer."""
+        return not any(cell.unanswered for curve in self.curves for cell in curve.cells)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result file's content (docs/results-format.md), without the predictions' hash."""
@@ -100,6 +112,8 @@ class Evaluation:
             "schema": RESULT_SCHEMA,
             "model": self.model,
             "kind": self.kind,
+            "engine": self.engine,
+            **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
             "seed": self.seed,
             "max_tokens": self.max_tokens,
             "tasks": tasks,
@@ -125,11 +139,13 @@ def load_asked_model(
     max_tokens: int | None = None,
     template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> AskedModel:
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
     precision: bf16 on a GPU and fp32 on a CPU unless said. template: what the model was trained with unless said.
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
+    weights: False where a server has them, and only tokenizer, template and limits are wanted.
 
     Raises:
         UserError: it cannot be loaded, or `max_tokens` is more than it can see.
@@ -143,7 +159,7 @@ def load_asked_model(
         check_window(config, num_tokens=max_tokens, what="--max-tokens")
     note = read_note(path)
     tokenizer = TaskTokenizer(load_tokenizer(settings), template or note.template)
-    model = load_model(settings).to("cuda" if on_gpu else "cpu").eval()
+    model = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
     return AskedModel(
         path=path,
         model=model,
@@ -169,21 +185,31 @@ def evaluate(
         UserError: a task has no test rows, or its answers cannot be written by the tokenizer.
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
-    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens)
-    if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
-        raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
+    sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed)
     curves = [
         evaluate_task(
             asked.model,
             tokenize_for(task, asked),
             tokenizer=asked.tokenizer,
             sweep=sweep,
-            trained_shots=_trained_shots(asked, task),
-            report=_shift_report(report, number, len(tasks)),
+            trained_shots=trained_shots_of(asked, task),
+            report=shift_report(report, number, len(tasks)),
         )
         for number, task in enumerate(tasks)
     ]
     return Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves))
+
+
+def make_sweep(asked: AskedModel, *, shots: Sequence[int], draws: int, queries: int, seed: int) -> Sweep:
+    """Return what is asked of every task.
+
+    Raises:
+        UserError: nothing would be asked.
+    """
+    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens)
+    if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
+        raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
+    return sweep
 
 
 def one_pass_curve(
@@ -207,8 +233,8 @@ def one_pass_curve(
             num_episodes=episodes,
             token_budget=token_budget or asked.max_tokens,
             seed=seed,
-            trained_shots=_trained_shots(asked, task),
-            report=_shift_report(report, number, len(tasks)),
+            trained_shots=trained_shots_of(asked, task),
+            report=shift_report(report, number, len(tasks)),
         )
         for number, task in enumerate(tasks)
     ]
@@ -217,7 +243,7 @@ def one_pass_curve(
     )
 
 
-def _trained_shots(asked: AskedModel, task: Task) -> int | None:
+def trained_shots_of(asked: AskedModel, task: Task) -> int | None:
     """Return the most shots the model was trained with, of a new task those of any; None for a plain checkpoint."""
     return (
         asked.trained_shots.get(task.name, max(asked.trained_shots.values(), default=0))
@@ -370,6 +396,6 @@ def _predictions_bytes(predictions: Sequence[Prediction]) -> bytes:
     return buffer.getvalue()
 
 
-def _shift_report(report: Report, number: int, total: int) -> Callable[[str, int, int], None]:
+def shift_report(report: Report, number: int, total: int) -> Callable[[str, int, int], None]:
     """Report progress over all tasks, in hundredths of one."""
     return lambda what, done, of: report(what, number * 100 + done * 100 // of, total * 100)

@@ -41,6 +41,7 @@ class Cell:
 
     nll: mean nats of the reference answer, terminator included. num_unfit: queries that do not fit behind the largest
     k that is asked, so at no k. num_cut: generations that reached the limit. extrapolated: more shots than trained.
+    unanswered: reason -> queries that a server gave no answer to; such a cell has no score.
     """
 
     shots: int
@@ -54,11 +55,12 @@ class Cell:
     other_scores: Mapping[str, float] = field(default_factory=dict)
     num_cut: int = 0
     extrapolated: bool = False
+    unanswered: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answered query; a row of the predictions file."""
+    """One answered query; a row of the predictions file. nll: None where a server answered, which tells none."""
 
     task: str
     draw: int
@@ -67,7 +69,7 @@ class Prediction:
     prediction: str
     answer: str
     score: float
-    nll: float
+    nll: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ def evaluate_task(
             done += 1
             report(f"{task.name}, {shots} shots", done, total)
     cells = tuple(
-        _make_cell(plan, shots, answered.get(shots, []), num_cut=num_cut.get(shots, 0), trained_shots=trained_shots)
+        make_cell(plan, shots, answered.get(shots, []), num_cut=num_cut.get(shots, 0), trained_shots=trained_shots)
         for shots in sorted(set(sweep.shots))
     )
     return ShotCurve(
@@ -268,9 +270,10 @@ def _generate(
     return told, sum(answer.cut for answer in answers)
 
 
-def _make_cell(
+def make_cell(
     plan: TaskSweep, shots: int, draws: Sequence[Sequence[Prediction]], *, num_cut: int, trained_shots: int | None
 ) -> Cell:
+    """Return the point of the curve at `shots` from the rows of its draws; one without a score where there is none."""
     extrapolated = trained_shots is not None and shots > trained_shots
     if not draws or not draws[0]:
         return Cell(shots, None, None, None, None, 0, len(plan.wanted), None, extrapolated=extrapolated)
@@ -290,7 +293,7 @@ def _make_cell(
         score=interval.mean,
         low=low,
         high=high,
-        nll=float(np.mean([p.nll for p in flat])),
+        nll=mean_nll(flat),
         num_scored=len(flat),
         num_unfit=plan.num_unfit,
         majority_score=majority_score(
@@ -302,6 +305,12 @@ def _make_cell(
         num_cut=num_cut,
         extrapolated=extrapolated,
     )
+
+
+def mean_nll(predictions: Sequence[Prediction]) -> float | None:
+    """Return the mean nats of the references; None where one is not known."""
+    known = [p.nll for p in predictions if p.nll is not None]
+    return float(np.mean(known)) if known and len(known) == len(predictions) else None
 
 
 def score_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:
