@@ -26,6 +26,7 @@ from manyicl.endpoint import KEY_VARIABLE, Endpoint, EndpointSettings, base_url,
 from manyicl.endpoint_sweep import AnswerLog, answer_log_path, evaluate_at_endpoint, make_questions
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, evaluate, load_asked_model, read_predictions, tokenize_for
+from manyicl.models import ModelNote, save_model
 from manyicl.shot_curve import Sweep, TaskSweep
 from manyicl.tasks import load_tasks
 from manyicl.templates import TemplateSettings
@@ -46,7 +47,7 @@ def plain_model(tokenizer):
     model = tiny_model("llama", vocab_size=len(tokenizer))
     with torch.no_grad():
         model.lm_head.weight[:3] = 0  # a server leaves special tokens out of its text
-        model.lm_head.weight[tokenizer("\n\n")["input_ids"][-1]] *= 2
+        model.lm_head.weight[tokenizer("\n")["input_ids"][-1]] *= 2
     return model
 
 
@@ -54,9 +55,10 @@ def plain_model(tokenizer):
 def asked(tmp_path_factory) -> AskedModel:
     """A saved checkpoint, loaded: the local engine that servers are compared with."""
     folder = tmp_path_factory.mktemp("endpoint") / "model"
-    tokenizer = train_tokenizer("unigram")
-    plain_model(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tokenizer = train_tokenizer("bpe")
+    # A byte-level tokenizer splits '\n\nInput' between the line breaks, but a single one stays itself.
+    note = ModelNote(template=TemplateSettings(terminator="\n"))
+    save_model(plain_model(tokenizer), tokenizer, folder, note=note)
     return load_asked_model(str(folder), precision="fp32")
 
 
@@ -198,7 +200,7 @@ class ModelServer:
             return self.faults.pop(0)
         if tuple(ids) in self.refused:
             return 500, "broken"
-        assert (body["temperature"], body["stop"]) == (0, ["\n\n"])
+        assert (body["temperature"], body["stop"]) == (0, [self.asked.tokenizer.terminator])
         limit = body["max_tokens"]
         (told,) = generate_answers(
             self.asked.model, self.asked.tokenizer, [np.asarray(ids, dtype=np.int32)], max_new_tokens=limit
