@@ -168,8 +168,13 @@ def eval_(
             if out is not None:
                 result.save(out)
         else:
-            from manyicl.endpoint import EndpointSettings
-            from manyicl.endpoint_sweep import evaluate_at_endpoint
+            try:
+                from manyicl.endpoint import EndpointSettings
+                from manyicl.endpoint_sweep import evaluate_at_endpoint
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f'--endpoint: {error.name} is not installed; pip install "manyicl[endpoint]"'
+                ) from error
 
             server = EndpointSettings(endpoint, model=endpoint_model or model, concurrency=concurrency)
             result = evaluate_at_endpoint(asked, chosen, endpoint=server, **options, out=out, report=report)
