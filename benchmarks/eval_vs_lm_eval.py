@@ -5,8 +5,8 @@
 
 Three tasks (77 known answers, 2 known answers, free answers), each behind 64 shots and behind the most that fit. Both
 sides are handed one model in one process, so loading is in neither time. The peer runs its Hugging Face backend, its
-`first_n` shots, and local task files that hold our template's own text, separators included; before anything is timed
-its requests are tokenised and compared with the engine's ids. Its cost a query is constant, so it is timed on fewer
+`first_n` shots, and local task files that hold our template's own text, separators included; its requests
+are tokenised and compared with the engine's ids. Its cost a query is constant, so it is timed on fewer
 queries (as many as take about two minutes, unless said), and both ratios are printed: of one query's cost on each
 side, measured, and of the whole at our number of queries, which multiplies the peer's cost and says so.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import statistics
 import sys
@@ -356,11 +355,18 @@ def run_ours(asked: AskedModel, cell: Cell) -> tuple[list[str], float]:
 def choose_batch(peer: Peer, cell: Cell) -> tuple[int, float]:
     """Return the peer's fastest batch size on this cell, and its seconds a query there."""
     seconds: dict[int, float] = {}
-    peer.run(cell, num_queries=1)  # warm
+    whole = our_request_ids(cell, cell.queries[0])
+    start = len(whole[0]) - len(cell.plan.written[cell.task.labels][0][1]) if cell.task.labels else 0
     for size in BATCH_SIZES:
         peer.lm.batch_size_per_gpu = size
-        num_queries = math.ceil(size / max(1, len(cell.task.labels)))  # each choice is a request
-        seconds[size] = peer.run(cell, num_queries=num_queries)[2] / num_queries
+        started = time.perf_counter()
+        if cell.task.labels:  # each choice is a request
+            requests = [(("", ""), whole[n % len(whole)][:start], whole[n % len(whole)][start:]) for n in range(size)]
+            peer.lm._loglikelihood_tokens(requests, disable_tqdm=True)
+            seconds[size] = (time.perf_counter() - started) / size * len(whole)
+        else:
+            peer.run(cell, num_queries=size)
+            seconds[size] = (time.perf_counter() - started) / size
         if min(seconds.values()) < seconds[size]:
             break  # larger ones only pad more
     best = min(seconds, key=seconds.__getitem__)
@@ -371,18 +377,17 @@ def choose_batch(peer: Peer, cell: Cell) -> tuple[int, float]:
 def compare_cell(asked: AskedModel, peer: Peer, cell: Cell, options: argparse.Namespace) -> tuple[int, int]:
     """Print one cell's comparison; return (equal, compared) predictions."""
     batch, guess = choose_batch(peer, cell)
-    num = options.peer_queries or max(2, int(options.peer_seconds / options.repeats / guess))
+    num = options.peer_queries or max(1, int(options.peer_seconds / options.repeats / guess))
     num = min(num, len(cell.queries))
-    _, samples, _ = peer.run(cell, num_queries=min(num, 2))
-    num_requests = check_tokens(cell, peer, samples)
     if options.repeats > 1:
         run_ours(asked, cell)  # both are warm now
     our_s, peer_s = [], []
     for _ in range(options.repeats):  # interleaved, so that a busy machine is busy for both
         ours, seconds = run_ours(asked, cell)
         our_s.append(seconds)
-        theirs, _, seconds = peer.run(cell, num_queries=num)
+        theirs, samples, seconds = peer.run(cell, num_queries=num)
         peer_s.append(seconds)
+    num_requests = check_tokens(cell, peer, samples[:3])
     pairs = list(zip(cell.queries, ours, theirs, strict=False))
     different = [(q, mine, other) for q, mine, other in pairs if mine != other.text]
     per_query = sorted(b / num / (a / len(cell.queries)) for a, b in zip(our_s, peer_s, strict=True))

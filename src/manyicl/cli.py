@@ -144,7 +144,7 @@ def eval_(
 ) -> None:
     """Score against number of shots, by task, with 95 % intervals over draws and queries."""
     from manyicl.display import curve_plot, evaluation_table, make_console
-    from manyicl.evaluation import check_out, evaluate, load_asked_model
+    from manyicl.evaluation import check_out, evaluate, load_asked_model, predictions_path
     from manyicl.progress import reporting
     from manyicl.tasks import load_tasks
 
@@ -182,7 +182,7 @@ def eval_(
     console.print(evaluation_table(result))
     console.print(curve_plot(result, colour=console.is_terminal))
     if out is not None:
-        console.print(f"wrote {out}, and every prediction beside it", soft_wrap=True)
+        console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
     if not result.complete:
         console.print("incomplete: give the same command again to ask what has no answer", soft_wrap=True)
         raise typer.Exit(1)

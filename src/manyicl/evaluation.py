@@ -124,7 +124,7 @@ class Evaluation:
         content = self.to_json()
         predictions: Path | None = None
         if self.kind == "sweep":
-            predictions = path.with_name(f"{path.name.removesuffix('.json')}.predictions.parquet")
+            predictions = predictions_path(path)
             data = _predictions_bytes([p for curve in self.curves for p in curve.predictions])
             write_atomically(predictions, data)
             content["predictions"] = {"file": predictions.name, "sha256": hashlib.sha256(data).hexdigest()}
@@ -382,6 +382,11 @@ def check_out(path: Path | None) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {path}: cannot be written below {above}; name another place")
+
+
+def predictions_path(path: Path) -> Path:
+    """Return where the predictions of the result at `path` lie."""
+    return path.with_name(f"{path.name.removesuffix('.json')}.predictions.parquet")
 
 
 def read_predictions(path: Path) -> list[Prediction]:
