@@ -239,13 +239,24 @@ def evaluate_tiny(folder: Path, capfd, out: Path, *options: object) -> tuple[dic
     return json.loads(out.read_text()), printed
 
 
+def test_eval_says_by_what_known_answers_were_chosen(folder, tmp_path, capfd):
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "sum.json")
+    assert result["by"] == "sum"
+    assert "nats a token" not in printed
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "mean.json", "--length-normalized")
+    assert result["by"] == "mean"
+    assert "known answers chosen by nats a token" in printed
+
+
 def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     result, printed = evaluate_tiny(folder, capfd, tmp_path / "new" / "curve.json")
     assert (result["schema"], result["model"], result["kind"]) == (2, str(folder / "model"), "sweep")
     assert [task["task"] for task in result["tasks"]] == ["animals", "sums"]
     for task in result["tasks"]:
-        assert set(task) == {"task", "family", "metric", "sha256", "num_queries", "num_draws", "curve"}
+        keys = {"task", "family", "metric", "sha256", "num_queries", "num_draws", "num_encoded_tokens", "curve"}
+        assert set(task) == keys
         assert (task["num_queries"], task["num_draws"]) == (6, 2)
+        assert task["num_encoded_tokens"] > 0
         assert [cell["shots"] for cell in task["curve"]] == [0, 2, 99]
         assert all(set(cell) >= CELL for cell in task["curve"])
         zero, two, none = task["curve"]

@@ -52,6 +52,8 @@ MODULES = (
     "results",
     "difference",
     "evaluation",
+    "endpoint",
+    "endpoint_sweep",
     # The embedded world: words, text, tasks, and the small model that has read them.
     "world.__init__",
     "world.lexicon",

@@ -56,7 +56,8 @@ class Cell:
     nll: mean nats of the reference answer, terminator included. num_unfit: queries that do not fit behind the largest
     k that is asked, so at no k. num_cut: generations that reached the limit. extrapolated: more shots than trained.
     spread: standard deviation of the draws' scores; worst_draw, best_draw: the lowest and highest of them; all three
-    are None where there is one draw. draws: each draw's own figures; none in a one-pass curve.
+    are None where there is one draw. draws: each draw's own figures; none in a one-pass curve. unanswered: reason ->
+    queries that a server gave no answer to; such a cell has no score.
     """
 
     shots: int
@@ -74,14 +75,16 @@ class Cell:
     worst_draw: float | None = None
     best_draw: float | None = None
     draws: tuple[DrawCell, ...] = ()
+    unanswered: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One answered query; a row of the predictions file.
 
-    nll: nats of the reference answer, terminator included. cut: a generation that reached the limit. choice_nll: nats
-    of every answer that was to choose from, None where the answer was generated.
+    nll: nats of the reference answer, terminator included; None where a server answered, which tells none. cut: a
+    generation that reached the limit. choice_nll: nats of every answer that was to choose from, None where the answer
+    was generated.
     """
 
     task: str
@@ -91,7 +94,7 @@ class Prediction:
     prediction: str
     answer: str
     score: float
-    nll: float
+    nll: float | None
     cut: bool = False
     choice_nll: Mapping[str, float] | None = None
 

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,7 +52,11 @@ Recipe = Annotated[
 ]
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from manyicl.evaluation import AskedModel
+    from manyicl.results import Evaluation
+    from manyicl.tasks import Task
 
 
 @app.command()
@@ -149,6 +153,13 @@ def eval_(
     precision: Precision = None,
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="Ask this OpenAI-compatible server to generate.")
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option("--endpoint-model", help="The server's name for it; MODEL_OR_RUN unless said.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Queries under way at the server.")] = 8,
 ) -> None:
     """Score against number of shots, by task, with 95 % intervals over draws and queries.
 
@@ -161,29 +172,69 @@ def eval_(
     from manyicl.results import check_out, predictions_path
     from manyicl.tasks import load_tasks
 
+    by: Literal["sum", "mean"] = "mean" if length_normalized else "sum"
     with joined_ranks() as ranks:
-        counts = parse_shots(shots)
+        options: dict[str, Any] = {"shots": parse_shots(shots), "draws": draws, "queries": queries, "seed": seed}
         check_out(out)
+        _check_endpoint(endpoint, endpoint_model, precision, by=by, num_ranks=ranks.count)
         chosen = load_tasks(tasks, names=task)
-        asked = _load_asked(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
+        asked = _load_asked(
+            model,
+            max_tokens,
+            recipe,
+            precision=precision,
+            trust_remote_code=trust_remote_code,
+            weights=endpoint is None,
+        )
         with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as report:
-            result = evaluate(
-                asked,
-                chosen,
-                shots=counts,
-                draws=draws,
-                queries=queries,
-                seed=seed,
-                by="mean" if length_normalized else "sum",
-                out=out,
-                ranks=ranks,
-                report=report,
-            )
+            options |= {"out": out, "report": report}
+            if endpoint is None:
+                result = evaluate(asked, chosen, **options, by=by, ranks=ranks)
+            else:
+                result = _ask_endpoint(asked, chosen, (endpoint, endpoint_model or model, concurrency), **options)
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, colour=console.is_terminal))
     if out is not None:
         console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
+    if not result.complete:
+        console.print("incomplete: give the same command again to ask what has no answer", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _check_endpoint(
+    endpoint: str | None,
+    endpoint_model: str | None,
+    precision: str | None,
+    *,
+    by: Literal["sum", "mean"],
+    num_ranks: int,
+) -> None:
+    """Refuse options that would do nothing with, or without, a server."""
+    wrong = ""
+    if endpoint is None:
+        wrong = "--endpoint-model: needs --endpoint" if endpoint_model else ""
+    elif precision:
+        wrong = "--precision: is the server's own"
+    elif by == "mean":
+        wrong = "--length-normalized: a server tells no likelihoods"
+    elif num_ranks > 1:
+        raise UserError(f"--endpoint {endpoint}: one process asks a server; leave accelerate out, raise --concurrency")
+    if wrong:
+        raise UserError(f"{wrong}; leave it out")
+
+
+def _ask_endpoint(asked: AskedModel, tasks: Sequence[Task], server: tuple[str, str, int], **options: Any) -> Evaluation:
+    """Return what a server (URL, model's name there, concurrency) answers."""
+    try:
+        from manyicl.endpoint import EndpointSettings
+        from manyicl.endpoint_sweep import evaluate_at_endpoint
+    except ModuleNotFoundError as error:
+        raise UserError(f'--endpoint: {error.name} is not installed; pip install "manyicl[endpoint]"') from error
+
+    url, name, concurrency = server
+    settings = EndpointSettings(url, model=name, concurrency=concurrency)
+    return evaluate_at_endpoint(asked, tasks, endpoint=settings, **options)
 
 
 @app.command()
@@ -270,6 +321,7 @@ def _load_asked(
     *,
     precision: Literal["bf16", "fp32"] | None,
     trust_remote_code: bool,
+    weights: bool = True,
 ) -> AskedModel:
     """Return the model that a verb asks, in the template of a recipe where one is named."""
     from manyicl.config import load_recipe
@@ -281,6 +333,7 @@ def _load_asked(
         max_tokens=max_tokens,
         template=load_recipe(recipe).template if recipe else None,
         trust_remote_code=trust_remote_code,
+        weights=weights,
     )
 
 

@@ -55,7 +55,8 @@ from manyicl.tokens import (
 class AskedModel:
     """A model ready to be asked, with its tokenizer in the template that it was trained with.
 
-    max_tokens: longest sequence it may see. trained_shots: task -> most shots trained; empty for a plain checkpoint.
+    model: None where a server has the weights. max_tokens: longest sequence it may see. trained_shots: task -> most
+    shots trained; empty for a plain checkpoint.
     """
 
     path: str
@@ -72,11 +73,13 @@ def load_asked_model(
     max_tokens: int | None = None,
     template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> AskedModel:
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
     precision: bf16 on a GPU and fp32 on a CPU unless said. template: what the model was trained with unless said.
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
+    weights: False where a server has them, and only tokenizer, template and limits are wanted.
 
     Raises:
         UserError: it cannot be loaded, or `max_tokens` is more than it can see.
@@ -90,7 +93,7 @@ def load_asked_model(
         check_window(config, num_tokens=max_tokens, what="--max-tokens")
     note = read_note(path)
     tokenizer = TaskTokenizer(load_tokenizer(settings), template or note.template)
-    model = load_model(settings).to("cuda" if on_gpu else "cpu").eval()
+    model = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
     return AskedModel(
         path=path,
         model=model,
@@ -124,9 +127,7 @@ def evaluate(
             evaluation wait for `out`.
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
-    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens, by=by)
-    if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
-        raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
+    sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by)
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
@@ -140,7 +141,7 @@ def evaluate(
         make_curve(
             plan,
             {(draw, k): answered[plan.task.name, draw, k] for draw, k in plan.cells},
-            trained_shots=_trained_shots(asked, plan.task),
+            trained_shots=trained_shots_of(asked, plan.task),
             num_encoded_tokens=plan.num_encoded_tokens if once else None,
         )
         for plan in plans
@@ -150,6 +151,26 @@ def evaluate(
         result.save(path)
         parts.remove()
     return result
+
+
+def make_sweep(
+    asked: AskedModel,
+    *,
+    shots: Sequence[int],
+    draws: int,
+    queries: int,
+    seed: int,
+    by: Literal["sum", "mean"] = "sum",
+) -> Sweep:
+    """Return what is asked of every task.
+
+    Raises:
+        UserError: nothing would be asked.
+    """
+    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens, by=by)
+    if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
+        raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
+    return sweep
 
 
 def _ask_cells(
@@ -210,8 +231,8 @@ def one_pass_curve(
             num_episodes=episodes,
             token_budget=token_budget or asked.max_tokens,
             seed=seed,
-            trained_shots=_trained_shots(asked, task),
-            report=_shift_report(report, number, len(tasks)),
+            trained_shots=trained_shots_of(asked, task),
+            report=shift_report(report, number, len(tasks)),
         )
         for number, task in enumerate(tasks)
     ]
@@ -220,7 +241,7 @@ def one_pass_curve(
     )
 
 
-def _trained_shots(asked: AskedModel, task: Task) -> int | None:
+def trained_shots_of(asked: AskedModel, task: Task) -> int | None:
     """Return the most shots the model was trained with, of a new task those of any; None for a plain checkpoint."""
     return (
         asked.trained_shots.get(task.name, max(asked.trained_shots.values(), default=0))
@@ -341,6 +362,6 @@ def tokenize_for(task: Task, asked: AskedModel) -> TokenizedTask:
     return tokenized
 
 
-def _shift_report(report: Report, number: int, total: int) -> Report:
+def shift_report(report: Report, number: int, total: int) -> Report:
     """Report progress over all tasks, in hundredths of one."""
     return lambda what, done, of: report(what, number * 100 + done * 100 // of, total * 100)

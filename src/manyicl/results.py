@@ -23,7 +23,9 @@ RESULT_SCHEMA = 2
 class Evaluation:
     """Shot curves of one model: what `manyicl eval` and `manyicl curve` print and write.
 
-    by: how a known answer was chosen (sweep.Sweep); None where none was.
+    by: how a known answer was chosen (sweep.Sweep); None where none was. engine: who answered; by 'endpoint' every
+    answer is generated and no likelihood is known. endpoint: that server's url and model, and whether prompts were sent
+    as ids or as text.
     """
 
     model: str
@@ -32,6 +34,13 @@ class Evaluation:
     max_tokens: int
     curves: tuple[ShotCurve, ...]
     by: Literal["sum", "mean"] | None = None
+    engine: Literal["local", "endpoint"] = "local"
+    endpoint: Mapping[str, str] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every query that was asked got its answer."""
+        return not any(cell.unanswered for curve in self.curves for cell in curve.cells)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result file's content (docs/results-format.md), without the predictions' hash."""
@@ -45,6 +54,8 @@ class Evaluation:
             "model": self.model,
             "kind": self.kind,
             "by": self.by,
+            "engine": self.engine,
+            **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
             "seed": self.seed,
             "max_tokens": self.max_tokens,
             "tasks": tasks,

@@ -194,7 +194,7 @@ def _make_cell(
         score=interval.mean,
         low=low,
         high=high,
-        nll=float(np.mean([p.nll for p in flat])),
+        nll=mean_nll(flat),
         num_scored=len(flat),
         num_unfit=plan.num_unfit,
         majority_score=majority_score(
@@ -210,6 +210,12 @@ def _make_cell(
         best_draw=max(scores, default=None),
         draws=draws,
     )
+
+
+def mean_nll(predictions: Sequence[Prediction]) -> float | None:
+    """Return the mean nats of the references; None where one is not known."""
+    known = [p.nll for p in predictions if p.nll is not None]
+    return float(np.mean(known)) if known and len(known) == len(predictions) else None
 
 
 def _other_scores(plan: TaskSweep, rows: Sequence[Sequence[Prediction]]) -> dict[str, float]:
