@@ -61,6 +61,20 @@ def test_a_good_task_is_called_good_and_fully_counted(tmp_path, tokenizer):
     assert audit.fits[2048] * 4 <= audit.fits[8192] <= audit.fits[32768] / 4
 
 
+def test_test_inputs_with_a_near_duplicate_in_train_are_counted(tmp_path, monkeypatch):
+    rows = good_rows()
+    tale = "a fox went out on a chilly night and prayed for the moon to give him light"
+    rows += [
+        {"input": tale, "answer": "red", "split": "train"},
+        {"input": tale.title(), "answer": "red", "split": "test"},
+    ]
+    path = write_task(tmp_path, rows)
+    audit = audit_task(path, tokenizer=None)
+    assert (audit.num_near_copies, audit.verdict) == (1, "good")
+    monkeypatch.setattr("manyicl.audit.MAX_COMPARED", 321)  # 240 + 1 train rows, 80 + 1 test rows
+    assert audit_task(path, tokenizer=None).num_near_copies is None
+
+
 def test_how_many_examples_fit_is_what_an_episode_of_that_budget_holds(tmp_path, tokenizer):
     rows = [{**row, "input": f"the {row['answer']} fox"} for row in good_rows()]
     rows = [{**row, "input": f"{row['input']} {i:03}"} for i, row in enumerate(rows)]

@@ -15,8 +15,9 @@ import pyarrow.parquet
 import pytest
 
 from manyicl import cli
+from manyicl.cells import PREDICTION_SCHEMA, read_predictions
 from manyicl.errors import UserError
-from manyicl.evaluation import PREDICTION_SCHEMA, load_asked_model, one_pass_curve, read_predictions
+from manyicl.evaluation import load_asked_model, one_pass_curve
 from manyicl.models import MODEL_NOTE, ModelNote
 from manyicl.scoring import score_answer
 from manyicl.tasks import load_tasks
@@ -29,6 +30,7 @@ VERBS = {
     "train": "Fine-tune as a recipe says",
     "eval": "Score against number of shots",
     "curve": "one forward pass over each episode of test rows",
+    "diff": "Which of two results is better",
     "ask": "Answer one input a line behind the shots that fit",
     "merge": "Fold a run's adapter into its base",
     "world": "Write tasks of the embedded world",
@@ -145,6 +147,7 @@ def test_the_package_runs_as_a_module_and_needs_no_torch_for_its_help():
         (("ask", "m", "--tasks", "t", "--task", "a", "--shots", "-1"), "Invalid value for '--shots'"),
         (("show", "r", "--episode", "-1"), "Invalid value for '--episode'"),
         (("merge", "m"), "Missing option '--out'"),
+        (("diff", "a"), "Missing argument 'B.json'"),
     ],
 )
 def test_a_wrong_option_is_explained_by_the_parser(arguments, expected, capfd):
@@ -237,13 +240,24 @@ def evaluate_tiny(folder: Path, capfd, out: Path, *options: object) -> tuple[dic
     return json.loads(out.read_text()), printed
 
 
+def test_eval_says_by_what_known_answers_were_chosen(folder, tmp_path, capfd):
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "sum.json")
+    assert result["by"] == "sum"
+    assert "nats a token" not in printed
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "mean.json", "--length-normalized")
+    assert result["by"] == "mean"
+    assert "known answers chosen by nats a token" in printed
+
+
 def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     result, printed = evaluate_tiny(folder, capfd, tmp_path / "new" / "curve.json")
-    assert (result["schema"], result["model"], result["kind"]) == (1, str(folder / "model"), "sweep")
+    assert (result["schema"], result["model"], result["kind"]) == (2, str(folder / "model"), "sweep")
     assert [task["task"] for task in result["tasks"]] == ["animals", "sums"]
     for task in result["tasks"]:
-        assert set(task) == {"task", "family", "metric", "num_queries", "num_draws", "curve"}
+        keys = {"task", "family", "metric", "sha256", "num_queries", "num_draws", "num_encoded_tokens", "curve"}
+        assert set(task) == keys
         assert (task["num_queries"], task["num_draws"]) == (6, 2)
+        assert task["num_encoded_tokens"] > 0
         assert [cell["shots"] for cell in task["curve"]] == [0, 2, 99]
         assert all(set(cell) >= CELL for cell in task["curve"])
         zero, two, none = task["curve"]
@@ -257,7 +271,9 @@ def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     assert result["predictions"] == {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     table = pa.parquet.read_table(path)
     assert table.schema.equals(PREDICTION_SCHEMA)
-    assert table.column_names == ["task", "draw", "shots", "query", "prediction", "answer", "score", "nll"]
+    assert table.column_names == [
+        "task", "draw", "shots", "query", "prediction", "answer", "score", "nll", "cut", "choice_nll",
+    ]  # fmt: skip
     assert f"wrote {tmp_path / 'new' / 'curve.json'} and {path}" in printed
     assert "animals" in printed
     assert "sums: 99 shots do not fit 512 tokens, or are more than it has" in printed
@@ -322,7 +338,7 @@ def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
     code, printed, _ = run_manyicl(capfd, "curve", folder / "model", "--tasks", folder / "tasks", *options)
     assert code == 0
     result = json.loads(out.read_text())
-    assert (result["schema"], result["kind"], result["max_tokens"]) == (1, "one-pass", 200)
+    assert (result["schema"], result["kind"], result["max_tokens"]) == (2, "one-pass", 200)
     assert "predictions" not in result
     tasks = load_tasks(folder / "tasks")
     asked = load_asked_model(str(folder / "model"), max_tokens=200)
@@ -333,6 +349,90 @@ def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
         assert all(set(cell) >= CELL for cell in told["curve"])
         assert [cell["nll"] for cell in told["curve"]] == [cell.nll for cell in curve.cells]
     assert "greedy exact match in % by number of shots" in printed
+
+
+def test_diff_compares_two_results_on_the_same_rows(folder, tmp_path, capfd):
+    other = tmp_path / "other"
+    tiny_model("llama", seed=1).save_pretrained(other)
+    train_tokenizer("bpe").save_pretrained(other)
+    sizes = ("--draws", 2, "--queries", 6, "--shots", "0,2")
+    for name, model in (("a", folder / "model"), ("b", other)):
+        out = ("--out", tmp_path / f"{name}.json")
+        assert run_manyicl(capfd, "eval", model, "--tasks", folder / "tasks", *sizes, *out)[0] == 0
+    a, b = (read_predictions(tmp_path / f"{name}.predictions.parquet") for name in "ab")
+    code, printed, _ = run_manyicl(capfd, "diff", tmp_path / "a.json", tmp_path / "b.json")
+    assert code == 0
+    assert printed.startswith(f"A: {folder / 'model'} ({tmp_path / 'a.json'})\nB: {other} (")
+    assert "36 pairs of answers" in printed
+    code, printed, _ = run_manyicl(capfd, "diff", tmp_path / "a.json", tmp_path / "b.json", "--json")
+    told = json.loads(printed)
+    assert (told["num_rows"], told["unjoined"]) == (36, {})
+    for cell in told["cells"]:
+        pairs = [(p, q) for p, q in zip(a, b, strict=True) if (p.task, p.shots) == (cell["task"], cell["shots"])]
+        assert len(pairs) == cell["num_draws"] * cell["num_queries"]
+        assert cell["difference"] == pytest.approx(sum(q.score - p.score for p, q in pairs) / len(pairs))
+    seeded = ("--seed", 1, "--task", "sums", "--shots", "2", "--out", tmp_path / "s.json")
+    assert run_manyicl(capfd, "eval", other, "--tasks", folder / "tasks", *sizes[:4], *seeded)[0] == 0
+    line = refusal(capfd, "diff", tmp_path / "a.json", tmp_path / "s.json")
+    assert "nothing to compare (" in line
+    assert "other shots were drawn (another seed, other task data, or a tokenizer that drops other rows)" in line
+    assert refusal(capfd, "diff", tmp_path / "a.json", tmp_path / "no.json").startswith(f"{tmp_path / 'no.json'}: ")
+
+
+def test_an_unfinished_evaluation_of_other_arguments_is_refused(folder, tmp_path, capfd):
+    out = tmp_path / "c.json"
+    evaluate = ("eval", folder / "model", "--tasks", folder / "tasks", "--task", "sums", "--draws", 1, "--out", out)
+    parts = tmp_path / "c.json.parts"
+    parts.mkdir()
+    (parts / "evaluation.json").write_text('{"sweep": {"seed": 5}}')
+    line = refusal(capfd, *evaluate, "--shots", "0")
+    assert line.startswith(f"--out {out}: {parts} holds cells of an unfinished evaluation that differs: ")
+    (parts / "evaluation.json").unlink()
+    assert run_manyicl(capfd, *evaluate, "--shots", "0", "--queries", 2)[0] == 0
+    assert not parts.exists()
+
+
+def test_a_plain_checkpoint_is_asked_in_the_template_of_a_recipe(folder, tmp_path, capfd):
+    recipe = tmp_path / "r.toml"
+    sections = f'[tasks]\nfolder = "{folder / "tasks"}"\n[model]\npath = "{folder / "model"}"\n[train]\nnum_steps = 1\n'
+    recipe.write_text(sections)
+    common = ("--tasks", folder / "tasks", "--task", "animals")
+    (tmp_path / "in.txt").write_text("the red fox 7\n")
+    verbs = {
+        "eval": ("--shots", "2", "--draws", 1, "--queries", 4, "--out"),
+        "curve": ("--episodes", 1, "--out"),
+        "ask": (tmp_path / "in.txt", "--shots", "2", "--json"),
+    }
+
+    def nats(verb: str, *options: object) -> list[float]:
+        out = (tmp_path / "c.json",) if verb != "ask" else ()
+        code, printed, _ = run_manyicl(capfd, verb, folder / "model", *common, *verbs[verb], *out, *options)
+        assert code == 0
+        if verb == "ask":
+            return [json.loads(printed)["nll"]]
+        return [cell["nll"] for cell in json.loads((tmp_path / "c.json").read_text())["tasks"][0]["curve"]]
+
+    plain = {verb: nats(verb) for verb in verbs}
+    assert {verb: nats(verb, "--recipe", recipe) for verb in verbs} == plain  # the recipe leaves the default
+    recipe.write_text(sections + '[template]\ninput = "{input} ->\\n"\n')
+    for verb in verbs:
+        assert nats(verb, "--recipe", recipe)[0] != plain[verb][0]
+    recipe.write_text(sections + '[template]\ninput = "no place"\n')
+    for verb in verbs:
+        assert f"{recipe}: template.input = 'no place'" in refusal(
+            capfd, verb, folder / "model", *common, "--recipe", recipe, *([tmp_path / "in.txt"] * (verb == "ask"))
+        )
+
+
+def test_a_cache_below_a_file_is_one_line(folder, tmp_path, capfd, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MANYICL_CACHE", str(tmp_path / "file" / "cache"))
+    for verb, more in (("eval", ()), ("curve", ()), ("check", ("--model", folder / "model"))):
+        where = (folder / "tasks",) if verb == "check" else (folder / "model", "--tasks", folder / "tasks")
+        line = refusal(capfd, verb, *where, *more)
+        assert line.startswith(
+            f"{tmp_path / 'file' / 'cache'}: tokenised tasks cannot be kept there (Not a directory); "
+        )
 
 
 @pytest.mark.parametrize("source", ["file", "-", "nothing"])

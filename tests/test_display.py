@@ -13,21 +13,23 @@ from rich.console import Console
 from rich.progress import Progress
 
 from manyicl.audit import Quantiles, TaskAudit
+from manyicl.cells import Cell, DrawCell, ShotCurve
+from manyicl.difference import CellDifference, Difference, MeanDifference
 from manyicl.display import (
     audit_table,
     curve_plot,
+    difference_table,
     evaluation_table,
     held_out_table,
     make_console,
     plan_table,
     show_shots,
 )
-from manyicl.evaluation import Evaluation
 from manyicl.held_out import HeldOutRow
 from manyicl.intervals import Interval
 from manyicl.progress import BarCallback, progress_bar, reporting
+from manyicl.results import Evaluation
 from manyicl.runs import count_plan, prepare_run
-from manyicl.shot_curve import Cell, ShotCurve
 from manyicl.tasks import Fault
 from tests.trajectory.setting import write_setting
 
@@ -97,6 +99,77 @@ def test_what_was_left_out_or_cut_is_said_below():
     )
     assert "task0: 3 queries do not fit behind its most shots and were left out at every k" in text
     assert "task0: 7 generated answers reached the token limit before their end" in text
+
+
+def draw(number: int, score: float, **changes) -> DrawCell:
+    values = {"num_copies": 0, "num_near_copies": 0, "top_label_share": None, "num_missing_labels": None, "num_cut": 0}
+    return DrawCell(draw=number, score=score, shots_sha256="", **{**values, **changes})
+
+
+def test_the_worst_draw_at_the_most_shots_stands_in_one_column():
+    last = cell(4, 0.5, spread=0.0321, worst_draw=0.456, best_draw=0.6)
+    text = render(evaluation_table(evaluation((cell(0, 0.5), last, cell(64)), (cell(0, 0.5),))))
+    assert cells_of(text, "task")[-1] == "worst draw"
+    assert cells_of(text, "task0")[-1] == "45.6 ±3.2"
+    assert cells_of(text, "task1")[-1] == "-"
+    assert "worst draw: at the most shots that were scored; ±: standard deviation over draws, in points" in text
+    assert "worst draw" not in render(evaluation_table(evaluation((cell(0, 0.5), cell(4, 0.5)))))
+
+
+def test_copies_and_missing_labels_are_told_below_only_where_there_are_any():
+    clean = (draw(0, 0.5, top_label_share=0.25, num_missing_labels=0), draw(1, 0.5))
+    assert "task0:" not in render(evaluation_table(evaluation((cell(0, 0.5), cell(4, 0.5, draws=clean)))))
+    found = (
+        draw(0, 0.5, num_copies=2, num_near_copies=1, top_label_share=0.5, num_missing_labels=2),
+        draw(1, 0.5, num_copies=0, num_near_copies=1, top_label_share=0.25, num_missing_labels=0),
+    )
+    text = render(evaluation_table(evaluation((cell(0, 0.5), cell(4, 0.5, draws=found)))))
+    assert "task0: 0 to 2 of 20 queries have their very input among its shots at 4" in text
+    assert "task0: 1 of 20 queries have a near-duplicate of their input among its shots at 4" in text
+    assert "task0: 0 to 2 labels have no example among its shots at 4; the commonest has 25 to 50 %" in text
+
+
+def difference(**changes) -> Difference:
+    cells = (
+        CellDifference("t", 4, 5, 20, a=0.5, b=0.541, difference=0.041, low=0.012, high=0.07),
+        CellDifference("u", 4, 5, 20, a=0.5, b=0.45, difference=-0.05, low=-0.08, high=-0.02),
+        CellDifference("u", 16, 5, 20, a=0.5, b=0.5, difference=0.0, low=-0.1, high=0.1),
+    )
+    means = (MeanDifference(4, ("t", "u"), -0.005, -0.02, 0.011), MeanDifference(16, ("u",), 0.0, -0.1, 0.1))
+    values = {"num_rows": 1200, "unjoined": {"the draw is in A alone": 40}, "cells": cells, "means": means}
+    return Difference("model a (a.json)", "model b (b.json)", **{**values, **changes})
+
+
+def test_a_difference_is_a_table_a_sentence_for_each_mean_and_what_did_not_join():
+    text = render(difference_table(difference()))
+    assert text.startswith("A: model a (a.json)\nB: model b (b.json)\n")
+    assert cells_of(text, "task") == ["task", "4", "16"]
+    assert cells_of(text, "t") == ["t", "+4.1 [+1.2, +7.0]", "-"]
+    assert cells_of(text, "u") == ["u", "-5.0 [-8.0, -2.0]", "+0.0 [-10.0, +10.0]"]
+    assert cells_of(text, "mean of tasks") == ["mean of tasks", "-0.5 [-2.0, +1.1]", "+0.0 [-10.0, +10.0]"]
+    assert "no difference can be told at 4 shots, mean of 2 tasks: A is ahead by 0.5 points [-1.1, 2.0]\n" in text
+    assert "no difference can be told at 16 shots, u: A and B are equal [-10.0, 10.0]\n" in text
+    assert "1,200 pairs of answers\n" in text
+    assert "of 3 cells, about one in 20 stands out by chance alone" in text
+    assert "40 rows did not join: the draw is in A alone\n" in text
+
+
+def test_a_difference_of_one_task_has_no_mean_and_a_lone_value_no_interval():
+    lone = CellDifference("t", 4, 1, 1, a=0.0, b=1.0, difference=1.0, low=None, high=None)
+    shown = difference(cells=(lone,), means=(MeanDifference(4, ("t",), 1.0, None, None),), unjoined={})
+    text = render(difference_table(shown))
+    assert cells_of(text, "t") == ["t", "+100.0"]
+    assert "mean of tasks" not in text
+    assert "by chance alone" not in text
+    assert "100.0 points apart at 4 shots, t; a single answer tells no difference" in text
+
+
+def test_a_better_b_is_green_and_a_worse_red():
+    file = StringIO()
+    Console(file=file, width=200, force_terminal=True, color_system="standard").print(difference_table(difference()))
+    assert "\x1b[32m+4.1 [+1.2, +7.0]" in file.getvalue()
+    assert "\x1b[31m-5.0 [-8.0, -2.0]" in file.getvalue()
+    assert not re.search(r"\x1b\[3\dm\+0.0 \[-10.0", file.getvalue())
 
 
 def test_a_one_pass_curve_says_what_its_number_is():
@@ -227,6 +300,14 @@ def test_the_audit_shows_counts_lengths_and_the_verdict():
     assert "words: and short" in text
     assert "sums: dropped 14: duplicate input" in text
     assert text.count("split: by hand") == 1
+
+
+def test_the_audit_tells_of_near_duplicates_between_train_and_test():
+    assert "near-duplicate" not in render(audit_table([AUDIT]))
+    found = [replace(AUDIT, num_near_copies=1200), replace(AUDIT, name="big", num_near_copies=None)]
+    text = render(audit_table(found))
+    assert "sums: 1,200 test inputs have a near-duplicate in train" in text
+    assert "big: near-duplicates between test and train were not looked for (1,234 rows)" in text
 
 
 def test_a_task_that_cannot_be_read_has_a_line_too():

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from manyicl.errors import UserError
-from manyicl.intervals import Interval, _resampled_shape, _two_way_variance, mean_interval, paired_interval, t_interval
+from manyicl.intervals import (
+    Interval,
+    _resampled_shape,
+    _two_way_variance,
+    mean_interval,
+    mean_of_tables,
+    paired_interval,
+    t_interval,
+)
 
 Table = NDArray[np.float64]
 SCORES = st.integers(0, 8).map(lambda eighths: eighths / 8)
@@ -149,6 +157,28 @@ def test_pairing_removes_what_both_share() -> None:
     assert alone.high - alone.low > 50 * (paired.high - paired.low)
 
 
+def test_mean_of_tables_by_hand() -> None:
+    # The variances of the means are 9 / 4 on 1 degree (see above) and, for the lone draw 1, 2, 3, 1 / 3 on 2 degrees.
+    tables_ = [np.array([[0.0, 2.0], [4.0, 4.0]]), np.array([[1.0, 2.0, 3.0]])]
+    total = 9 / 4 + 1 / 3
+    freedom = total**2 / ((9 / 4) ** 2 / 1 + (1 / 3) ** 2 / 2)
+    margin = stdtrit(freedom, 0.975) * math.sqrt(total) / 2
+    assert close(mean_of_tables(tables_), 2.25, 2.25 - margin, 2.25 + margin)
+
+
+def test_mean_of_tables_at_its_edges() -> None:
+    table_DQ = np.random.default_rng(0).random((12, 9))
+    assert mean_of_tables([table_DQ], seed=3) == mean_interval(table_DQ, seed=3)
+    assert mean_of_tables([np.zeros((2, 2)), np.ones((3, 4))]) == Interval(0.5, 0.5, 0.5)
+    lone = mean_of_tables([table_DQ, np.array([[1.0]])])
+    assert math.isnan(lone.low)
+    assert lone.mean == pytest.approx((table_DQ.mean() + 1) / 2)
+    twice, once = mean_of_tables([table_DQ, table_DQ]), mean_of_tables([table_DQ[:9]])
+    assert twice.high - twice.low < once.high - once.low
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        mean_of_tables([table_DQ, np.array([[math.nan, 1.0]])])
+
+
 @given(tables(max_draws=14))
 @settings(deadline=None)
 def test_the_mean_lies_inside(scores_DQ: Table) -> None:
@@ -251,3 +281,55 @@ def coverage(mix: Mix, num_draws: int, num_queries: int) -> float:
 def test_coverage_of_a_known_truth(name: str, num_draws: int, num_queries: int) -> None:
     lowest, highest = OTHERWISE.get((name, num_draws, num_queries), ACCEPTED)
     assert lowest <= coverage(MIXES[name], num_draws, num_queries) <= highest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mix", [Mix("gaussian", 0.0, 1.0), Mix("bernoulli", 0.0, 1.5)], ids=["gaussian", "right/wrong"]
+)
+@pytest.mark.parametrize("num_queries", [50, 200])
+def test_coverage_without_shots_where_all_draws_are_one(mix: Mix, num_queries: int) -> None:
+    rng = np.random.default_rng(num_queries)
+    odds = mix.center + mix.query * rng.normal(size=(REPETITIONS, num_queries))
+    right = (rng.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(np.float64)
+    scores = odds + rng.normal(size=odds.shape) if mix.kind == "gaussian" else right
+    intervals = [mean_interval(row_Q[None, :]) for row_Q in scores]
+    truth = true_mean(mix)
+    assert ACCEPTED[0] <= sum(i.low <= truth <= i.high for i in intervals) / REPETITIONS <= ACCEPTED[1]
+
+
+def simulate_pair(repetition: int, num_draws: int, num_queries: int) -> tuple[Table, Table]:
+    """Return right/wrong answers of two models whose log-odds share what draws and queries do, and differ by 0.5."""
+    rng = np.random.default_rng([repetition, num_draws, num_queries])
+    shared = 0.5 + 0.6 * rng.normal(size=(num_draws, 1)) + 1.5 * rng.normal(size=(1, num_queries))
+    own = [0.3 * rng.normal(size=(num_draws, 1)) + 0.5 * rng.normal(size=(1, num_queries)) for _ in range(2)]
+    log_odds = (shared + own[0], shared + own[1] + 0.5)
+    a_DQ, b_DQ = ((rng.random(shared.shape) < 1 / (1 + np.exp(-odds))).astype(np.float64) for odds in log_odds)
+    return a_DQ, b_DQ
+
+
+def true_difference() -> float:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    spread = math.sqrt(0.6**2 + 1.5**2 + 0.3**2 + 0.5**2)
+    right = [(weights / weights.sum() / (1 + np.exp(-(c + spread * nodes)))).sum() for c in (0.5, 1.0)]
+    return float(right[1] - right[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_draws", [5, 10])
+def test_coverage_of_a_known_difference(num_draws: int) -> None:
+    truth = true_difference()
+    intervals = [paired_interval(*simulate_pair(n, num_draws, 100)[::-1]) for n in range(REPETITIONS)]
+    assert ACCEPTED[0] <= sum(i.low <= truth <= i.high for i in intervals) / REPETITIONS <= ACCEPTED[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_draws", [5, 10])
+def test_coverage_of_a_known_mean_difference_of_four_tasks(num_draws: int) -> None:
+    truth = true_difference()
+    hits = 0
+    for repetition in range(REPETITIONS):
+        pairs = [simulate_pair(4 * repetition + task, num_draws, (30, 50, 100, 200)[task]) for task in range(4)]
+        interval = mean_of_tables([b_DQ - a_DQ for a_DQ, b_DQ in pairs])
+        hits += interval.low <= truth <= interval.high
+    assert ACCEPTED[0] <= hits / REPETITIONS <= ACCEPTED[1]

@@ -33,6 +33,7 @@ from manyicl.models import (
     ModelNote,
     ModelSettings,
     check_window,
+    hash_weights,
     load_config,
     load_model,
     load_tokenizer,
@@ -426,3 +427,27 @@ def test_a_run_stands_for_its_model(tmp_path):
     assert message == f"{tmp_path}: this run has not finished, so it has no model; go on with --resume {tmp_path}"
     (tmp_path / "model").mkdir()
     assert locate_model(str(tmp_path)) == str(tmp_path / "model")
+
+
+def test_the_hash_of_weights_sees_one_changed_weight_and_no_copy():
+    model = tiny_model("llama")
+    before = hash_weights(model)
+    assert hash_weights(tiny_model("llama")) == before
+    assert hash_weights(model.bfloat16()) != before
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-6
+    assert hash_weights(model) != before
+
+
+def test_the_hash_of_weights_is_the_same_wherever_they_lie_in_memory():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.uint8):
+        whole = torch.arange(60).to(dtype)
+        hashes = set()
+        for part in (whole[:30], whole[1:31], whole[3:33].reshape(2, 3, 5), whole[5], whole[:0]):
+            module = torch.nn.Module()
+            module.register_buffer("part", part)
+            hashes.add(hash_weights(module))
+            module.part = part.clone()
+            assert hash_weights(module) in hashes
+        assert len(hashes) == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -9,8 +11,8 @@ import torch
 
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, evaluate, one_pass_curve
-from manyicl.intervals import Interval
-from manyicl.shot_curve import Sweep, TaskSweep, evaluate_task, score_bounds, score_one_pass
+from manyicl.shot_curve import ask_draw, evaluate_task, make_curve, score_one_pass
+from manyicl.sweep import Sweep, TaskSweep, write_answers
 from manyicl.tasks import Example
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer, tokenize_task
@@ -49,14 +51,6 @@ def test_a_shot_count_that_does_not_fit_is_null_never_zero(tokenizer):
         assert (cell.num_scored, cell.num_unfit) == (0, 5)
 
 
-def test_the_same_seed_asks_the_same_and_another_seed_something_else(tokenizer):
-    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
-    plans = [TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(seed=seed, num_queries=5)) for seed in (0, 0, 1)]
-    assert plans[0].queries.tolist() == plans[1].queries.tolist()
-    assert [d.tolist() for d in plans[0].draws] == [d.tolist() for d in plans[1].draws]
-    assert plans[0].draws[0].tolist() != plans[2].draws[0].tolist()
-
-
 def test_the_majority_stands_beside_each_score(tokenizer):
     task = make_task("animals")
     lopsided = replace(task, train=tuple(replace(e, answer="owl") for e in task.train), sha256="lopsided")
@@ -84,13 +78,6 @@ def test_one_pass_counts_the_episodes_that_reach_each_k_and_uses_no_row_twice(to
     assert all(cell.nll is not None and cell.nll > 0 for cell in curve.cells)
 
 
-def test_scores_that_are_all_alike_are_not_certain():
-    assert score_bounds(Interval(1.0, 1.0, 1.0), num_independent=100) == pytest.approx((0.9638, 1.0), abs=1e-4)
-    assert score_bounds(Interval(0.0, 0.0, 0.0), num_independent=1) == pytest.approx((0.0, 0.975))
-    assert score_bounds(Interval(0.9, 0.7, 1.1), num_independent=5) == (0.7, 1.0)
-    assert score_bounds(Interval(0.9, float("nan"), float("nan")), num_independent=1) == (None, None)
-
-
 def test_a_new_task_asked_beyond_any_trained_number_of_shots_is_marked(tokenizer):
     asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={"other": 1})
     sweep = evaluate(asked, [make_task("animals")], shots=(1, 2), draws=1, queries=3)
@@ -116,6 +103,117 @@ def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
         evaluate(asked, [make_task("animals")], **wrong)
 
 
+def test_two_tasks_of_one_name_are_refused(tokenizer):
+    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    with pytest.raises(UserError, match="tasks animals, animals: two have one name"):
+        evaluate(asked, [make_task("animals"), make_task("animals", answer="colour")])
+
+
 def test_an_evaluation_says_which_kind_it_is(tokenizer):
     asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     assert one_pass_curve(asked, [make_task("animals")], episodes=1).to_json()["kind"] == "one-pass"
+
+
+# Draws ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_says_what_its_draws_scored_and_what_they_held(tokenizer):
+    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
+    sweep = Sweep(shots=(0, 2), num_draws=3, num_queries=10, max_tokens=200)
+    curve = evaluate_task(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
+    zero, two = curve.cells
+    assert (zero.spread, zero.worst_draw, zero.best_draw) == (None, None, None)
+    assert [(one.draw, one.top_label_share, one.num_missing_labels) for one in zero.draws] == [(0, None, None)]
+    scores = [[p.score for p in curve.predictions if (p.shots, p.draw) == (2, draw)] for draw in range(3)]
+    means = [sum(row) / 10 for row in scores]
+    assert [one.score for one in two.draws] == pytest.approx(means)
+    assert (two.worst_draw, two.best_draw) == (min(means), max(means))
+    assert two.spread == pytest.approx(statistics.stdev(means))
+    assert two.score == pytest.approx(statistics.mean(means))
+    plan = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
+    for one, draw in zip(two.draws, plan.draws, strict=True):
+        shots = [task.task.train[task.splits["train"].rows[i]] for i in draw[:2]]
+        answers = {shot.answer for shot in shots}
+        assert one.top_label_share == (0.5 if len(answers) == 2 else 1.0)
+        assert one.num_missing_labels == 4 - len(answers)
+        assert one.shots_sha256 == hashlib.sha256("\n".join(shot.id for shot in shots).encode()).hexdigest()
+
+
+def test_every_choice_has_its_likelihood_and_a_generated_answer_says_if_it_was_cut(tokenizer):
+    sweep = Sweep(shots=(1,), num_draws=2, num_queries=6, max_tokens=200)
+    for task in (make_task("animals"), open_task()):
+        tokenized = tokenize_task(task, tokenizer=tokenizer)
+        curve = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
+        for p in curve.predictions:
+            if task.labels:
+                assert list(p.choice_nll) == list(task.labels)
+                assert p.prediction == min(p.choice_nll, key=p.choice_nll.__getitem__)
+                assert (p.nll, p.cut) == (p.choice_nll[p.answer], False)
+            else:
+                assert p.choice_nll is None
+        (cell,) = curve.cells
+        assert cell.num_cut == sum(p.cut for p in curve.predictions) == sum(one.num_cut for one in cell.draws)
+    assert cell.num_cut > 0  # a random model does not end its answers
+
+
+def test_copies_among_the_shots_are_counted_from_the_k_that_shows_them(tokenizer):
+    task = make_task("animals")
+    copied, near = task.test[0], task.test[1]
+    long = "a tale that is told again and again of the owl who slept in the old oak tree by the mill"
+    train = list(task.train)
+    test = (*task.test[:1], replace(near, input=long), *task.test[2:])
+    plan = TaskSweep(
+        tokenize_task(replace(task, test=test, sha256="copies-0"), tokenizer=tokenizer),
+        tokenizer=tokenizer,
+        sweep=Sweep(shots=(0, 1, 4), num_draws=2, num_queries=10, max_tokens=500),
+    )
+    # The first draw shows the copy first and the near-duplicate third; the second draw is left as it comes.
+    first, third = plan.draws[0][0], plan.draws[0][2]
+    train[first], train[third] = copied, Example(input=long.upper() + "!", answer="owl")
+    tokenized = tokenize_task(replace(task, train=tuple(train), test=test, sha256="copies-1"), tokenizer=tokenizer)
+    sweep = Sweep(shots=(0, 1, 4), num_draws=2, num_queries=10, max_tokens=500)
+    curve = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
+    found = {
+        (cell.shots, one.draw): (one.num_copies, one.num_near_copies) for cell in curve.cells for one in cell.draws
+    }
+    second = [i in plan.draws[1][:4] for i in (first, third)]
+    assert found[0, 0] == (0, 0)
+    assert found[1, 0] == (1, 0)
+    assert found[4, 0] == (1, 1)
+    assert found[4, 1] == tuple(map(int, second))
+
+
+def test_a_draw_gone_on_with_gives_the_same_to_the_bit(tokenizer):
+    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
+    plan = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(shots=(0, 1, 4, 7), num_queries=5, max_tokens=400))
+    model = tiny_model("gemma3")
+    whole = dict(ask_draw(model, plan, draw=0))
+    assert sorted(whole) == [0, 1, 4, 7]
+    for finished in ((), (0,), (0, 1, 4), (1, 7), (0, 1, 4, 7)):
+        rest = dict(ask_draw(model, plan, draw=0, finished=finished))
+        assert rest == {shots: rows for shots, rows in whole.items() if shots not in finished}
+
+
+def test_a_missing_cell_is_null_never_zero(tokenizer):
+    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
+    sweep = Sweep(shots=(0, 1), num_draws=2, num_queries=5, max_tokens=400)
+    plan = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
+    rows = dict(ask_draw(tiny_model("llama"), plan, draw=0))
+    zero, one = make_curve(plan, {(0, 0): rows[0]}).cells
+    assert zero.num_scored == 5
+    assert (one.score, one.worst_draw, one.num_scored, one.draws) == (None, None, 0, ())
+
+
+def test_length_normalised_choice_takes_the_best_mean_of_a_tokens_nats(tokenizer):
+    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
+    model = tiny_model("llama")
+    lengths = {label: len(ids) for label, ids in write_answers(tokenizer, task.task.labels)}
+    assert len(set(lengths.values())) > 1
+    sweep = Sweep(shots=(2,), num_draws=1, num_queries=12, max_tokens=300)
+    summed = evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep).predictions
+    mean = evaluate_task(model, task, tokenizer=tokenizer, sweep=replace(sweep, by="mean")).predictions
+    assert [p.choice_nll for p in mean] == [p.choice_nll for p in summed]
+    assert [p.prediction for p in summed] == [min(p.choice_nll, key=p.choice_nll.__getitem__) for p in summed]
+    best = [min(p.choice_nll, key=lambda label, p=p: p.choice_nll[label] / lengths[label]) for p in mean]
+    assert [p.prediction for p in mean] == best
+    assert best != [p.prediction for p in summed]

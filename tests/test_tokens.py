@@ -560,7 +560,7 @@ def test_a_write_that_fails_leaves_no_cache_file(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UserError, match=r"cannot be kept there .No space left on device.; set MANYICL_CACHE"):
             tokenize_task(TWO, tokenizer=task_tokenizer("bpe"), cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
     tokenize_task(TWO, tokenizer=task_tokenizer("bpe"), cache_dir=tmp_path)

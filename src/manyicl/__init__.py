@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from manyicl.config import RunConfig, TaskSettings, load_recipe
     from manyicl.episodes import EpisodeSettings
     from manyicl.errors import UserError
-    from manyicl.evaluation import Evaluation, ask_inputs, evaluate, load_asked_model, one_pass_curve
+    from manyicl.evaluation import ask_inputs, evaluate, load_asked_model, one_pass_curve
     from manyicl.models import LoraSettings, ModelSettings
     from manyicl.preview import draw_episode
+    from manyicl.results import Evaluation
     from manyicl.runs import Run, train
     from manyicl.tasks import Example, Task, load_tasks
     from manyicl.templates import TemplateSettings
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # Where each public name lives. They are imported at first use: torch and transformers take seconds.
 _HOMES = {
     "EpisodeSettings": "episodes",
-    "Evaluation": "evaluation",
+    "Evaluation": "results",
     "Example": "tasks",
     "LoraSettings": "models",
     "ModelSettings": "models",

@@ -1,21 +1,28 @@
-"""Answer queries behind shots: choose among known answers by their likelihood, or generate greedily."""
+"""Answer queries behind shots by greedy generation: many at once behind one prefix, or whole prompts one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from manyicl.prefix import device_of
+from manyicl.attention import Prefix, RowLayout, segment_attention
+from manyicl.memory import plan_memory, run_rows
+from manyicl.prefix import EngineCount, device_of, encode_prefix
+from manyicl.query_rows import lay_out_row, run_row
+from manyicl.sharing import can_share_prefix
 from manyicl.tokens import TaskTokenizer
 
-# Tokens of prompts that are generated behind at once; a small model's batch fits any machine, a large one's any GPU.
+# Tokens of prompts that transformers generates behind at once; a small model's batch fits any machine.
 BATCH_TOKENS = 16384
+# Rows that have ended are dropped once they are this share of a batch: each time the others' keys are copied.
+ENDED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,58 +37,223 @@ class Generated:
 def generate_answers(
     model: Any, tokenizer: TaskTokenizer, prompts: Sequence[NDArray[np.int32]], *, max_new_tokens: int
 ) -> list[Generated]:
-    """Return the greedy answer of each prompt (all its ids: head, shots and query), batched, to the terminator."""
-    answers: list[Generated] = []
-    longest = max((len(prompt) for prompt in prompts), default=0) + max_new_tokens
-    size = max(1, BATCH_TOKENS // longest) if longest else 1
-    for start in range(0, len(prompts), size):
-        answers += _generate_batch(model, tokenizer, prompts[start : start + size], max_new_tokens=max_new_tokens)
+    """Return the greedy answer of each prompt (all its ids: head, shots and query), batched, to the terminator.
+
+    What the prompts share from their beginning is encoded once.
+
+    Raises:
+        UserError: memory runs out.
+    """
+    if not prompts:
+        return []
+    num_shared = _shared_length(prompts)
+    if not can_share_prefix(model):
+        num_shared = 0
+    prefix = encode_prefix(model, np.asarray(prompts[0][:num_shared], dtype=np.int32))
+    rests = [prompt[num_shared:] for prompt in prompts]
+    return generate_behind(model, tokenizer, prefix, rests, max_new_tokens=max_new_tokens)
+
+
+@torch.inference_mode()
+def generate_behind(
+    model: Any,
+    tokenizer: TaskTokenizer,
+    prefix: Prefix,
+    queries: Sequence[NDArray[np.int32]],
+    *,
+    max_new_tokens: int,
+    count: EngineCount | None = None,
+) -> list[Generated]:
+    """Return the greedy answer of each query behind `prefix`, to the terminator, an end-of-text token or the limit.
+
+    Raises:
+        UserError: memory runs out.
+    """
+    answers: dict[int, Generated] = {}
+    order = sorted(range(len(queries)), key=lambda place: len(queries[place]))
+    if not can_share_prefix(model):
+        for place, answer in _generate_plainly(model, tokenizer, prefix, queries, max_new_tokens=max_new_tokens):
+            answers[place] = answer
+        if count is not None:
+            count.num_prefix_tokens += prefix.num_tokens * len(queries)
+            count.num_query_tokens += sum(len(query) for query in queries)
+        return [answers[place] for place in range(len(queries))]
+    plan = plan_memory(model)
+
+    def share(place: int) -> float:
+        length = len(queries[place])
+        return plan.share(num_tokens=length, num_logits=1, num_keys=length + max_new_tokens)
+
+    def run(row: list[int]) -> None:
+        told = _decode_batch(model, tokenizer, prefix, [queries[p] for p in row], max_new_tokens=max_new_tokens)
+        answers.update(zip(row, (_read_answer(tokenizer, ids) for ids in told), strict=True))
+        if count is not None:
+            count.num_query_tokens += sum(len(queries[p]) + len(ids) - 1 for p, ids in zip(row, told, strict=True))
+
+    with segment_attention(model):
+        run_rows(order, share=share, run=run)
+    return [answers[place] for place in range(len(queries))]
+
+
+class _QueryKeys:
+    """Each query's own keys and values, (B, G, C, D) a layer, written once a token; C: most tokens it may have."""
+
+    def __init__(self, layout: RowLayout, lengths: Tensor, *, longest: int, most_new: int) -> None:
+        self.layout, self.lengths_B, self.longest = layout, lengths, longest
+        self.room = longest + most_new
+        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keep the queries' own tokens, from the row that they are all in."""
+        padded = (self.layout.pad(keys), self.layout.pad(values))
+        # Zeros, because a score of what was never written must not be NaN before it is masked.
+        made = [x.new_zeros(*x.shape[:2], self.room, x.shape[3]) for x in padded]
+        for buffer, x in zip(made, padded, strict=True):
+            buffer[:, :, : x.shape[2]] = x
+        self.buffers[layer] = (made[0], made[1])
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add one token a query; return all up to the longest query's."""
+        rows = torch.arange(len(self.lengths_B), device=keys.device)
+        for buffer, new in zip(self.buffers[layer], (keys, values), strict=True):
+            buffer[rows, :, self.lengths_B] = new[0].transpose(0, 1)
+        stop = self.longest + 1
+        return self.buffers[layer][0][:, :, :stop], self.buffers[layer][1][:, :, :stop]
+
+    def step_layout(self) -> RowLayout:
+        """Return the layout of a row that adds one token to each query."""
+        keys_K = torch.arange(self.longest + 1, device=self.lengths_B.device)
+        return RowLayout(
+            prefix=self.layout.prefix,
+            offsets_SL=self.lengths_B[:, None],
+            max_offset=self.longest,
+            key_offsets_SK=keys_K[None],
+            seen_SLK=keys_K <= self.lengths_B[:, None, None],
+            own=self,
+        )
+
+    def advance(self) -> None:
+        """Count the token that `extend` has added in every layer."""
+        self.lengths_B, self.longest = self.lengths_B + 1, self.longest + 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all queries but `rows`."""
+        self.lengths_B = self.lengths_B[rows]
+        self.buffers = {layer: (k[rows], v[rows]) for layer, (k, v) in self.buffers.items()}
+
+
+def _decode_batch(
+    model: Any,
+    tokenizer: TaskTokenizer,
+    prefix: Prefix,
+    queries: Sequence[NDArray[np.int32]],
+    *,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Return the greedy ids of each query, up to where it ended."""
+    device = device_of(model)
+    lengths = np.array([len(query) for query in queries])
+    ids_T, positions_T, layout = lay_out_row([(query, None) for query in queries], prefix=prefix, device=device)
+    lengths_B = torch.from_numpy(lengths).to(device)
+    keys = _QueryKeys(layout, lengths_B, longest=int(lengths.max()), most_new=max_new_tokens)
+    logits_BV = run_row(
+        model,
+        torch.from_numpy(ids_T).to(device),
+        torch.from_numpy(positions_T).to(device),
+        layout=replace(layout, sink=keys),
+        keep=torch.from_numpy(np.cumsum(lengths) - 1).to(device),
+    )
+    told: list[list[int]] = [[] for _ in queries]
+    rows, ended = list(range(len(queries))), [False] * len(queries)
+    while True:
+        next_B = logits_BV.argmax(dim=-1)
+        for row, token in zip(rows, next_B.tolist(), strict=True):
+            if not ended[row]:
+                told[row].append(token)
+                ended[row] = len(told[row]) == max_new_tokens or _has_ended(tokenizer, told[row])
+        alive = [place for place, row in enumerate(rows) if not ended[row]]
+        if not alive:
+            return told
+        if len(alive) <= (1 - ENDED_SHARE) * len(rows):
+            kept = torch.tensor(alive, device=device)
+            keys.keep(kept)
+            next_B, rows = next_B[kept], [rows[place] for place in alive]
+        positions_B = prefix.num_tokens + keys.lengths_B
+        logits_BV = run_row(model, next_B, positions_B, layout=keys.step_layout(), keep=len(rows))
+        keys.advance()
+
+
+def _has_ended(tokenizer: TaskTokenizer, ids: list[int]) -> bool:
+    """Judge on the decoded text, so that a terminator merged into another token ends an answer too."""
+    return ids[-1] == tokenizer.tokenizer.eos_token_id or tokenizer.cut_answer(ids)[1]
+
+
+def _shared_length(prompts: Sequence[NDArray[np.int32]]) -> int:
+    """Return how many ids all prompts begin with alike, leaving each at least one of its own."""
+    shortest = min(len(prompt) for prompt in prompts) - 1
+    alike = np.ones(shortest, dtype=bool)
+    for prompt in prompts:
+        alike &= prompt[:shortest] == prompts[0][:shortest]
+    return int(np.cumprod(alike).sum())
+
+
+def _generate_plainly(
+    model: Any,
+    tokenizer: TaskTokenizer,
+    prefix: Prefix,
+    queries: Sequence[NDArray[np.int32]],
+    *,
+    max_new_tokens: int,
+) -> list[tuple[int, Generated]]:
+    """Return (place, answer) by transformers' own generate(), of whole prompts; those of one length together.
+
+    Equal lengths, because not every model with a state of its own knows what padding is.
+    """
+    answers: list[tuple[int, Generated]] = []
+    by_length: dict[int, list[int]] = {}
+    for place, query in enumerate(queries):
+        by_length.setdefault(len(query), []).append(place)
+
+    def run(row: list[int]) -> None:
+        ids = np.stack([np.concatenate([prefix.ids, queries[place]]) for place in row]).astype(np.int64)
+        output = _generate_batch(model, tokenizer, torch.from_numpy(ids), max_new_tokens=max_new_tokens)
+        answers.extend(zip(row, (_read_answer(tokenizer, told) for told in output), strict=True))
+
+    for length, places in by_length.items():
+        size = (prefix.num_tokens + length + max_new_tokens) / BATCH_TOKENS
+        run_rows(places, share=lambda _, size=size: size, run=run)  # type: ignore[misc]
     return answers
 
 
-def _generate_batch(
-    model: Any, tokenizer: TaskTokenizer, prompts: Sequence[NDArray[np.int32]], *, max_new_tokens: int
-) -> list[Generated]:
+def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_new_tokens: int) -> list[list[int]]:
+    """Return the new ids of each row, by transformers."""
     eos_id = tokenizer.tokenizer.eos_token_id
-    pad_id = eos_id if eos_id is not None else 0
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-        mask[row, width - len(prompt) :] = 1
-    device = device_of(model)
+    ids = ids.to(device_of(model))
     inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
     # transformers fills what we leave open from the checkpoint's own settings, and a repetition penalty among them
     # would forbid the very answers that the shots show.
     before, inner.generation_config = inner.generation_config, GenerationConfig()
     try:
-        output = _generate_greedily(model, tokenizer, ids.to(device), mask.to(device), max_new_tokens=max_new_tokens)
+        output: Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=eos_id,
+                pad_token_id=eos_id if eos_id is not None else 0,
+            ),
+            stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, ids.shape[1])]),
+        )
     finally:
         inner.generation_config = before
-    return [_read_answer(tokenizer, row.tolist(), eos_id) for row in output[:, width:].cpu()]
+    told: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    return told
 
 
-def _generate_greedily(
-    model: Any, tokenizer: TaskTokenizer, ids: torch.Tensor, mask: torch.Tensor, *, max_new_tokens: int
-) -> torch.Tensor:
-    eos_id = tokenizer.tokenizer.eos_token_id
-    output: torch.Tensor = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_id,
-            pad_token_id=eos_id if eos_id is not None else 0,
-        ),
-        stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, ids.shape[1])]),
-    )
-    return output
-
-
-def _read_answer(tokenizer: TaskTokenizer, ids: list[int], eos_id: int | None) -> Generated:
+def _read_answer(tokenizer: TaskTokenizer, ids: list[int]) -> Generated:
     """Cut a generated row at the terminator; an end-of-text token that the terminator lacks ends it too."""
+    eos_id = tokenizer.tokenizer.eos_token_id
     text, ended = tokenizer.cut_answer(ids)
     if not ended and eos_id is not None and eos_id in ids:
         return Generated(text=tokenizer.decode(ids[: ids.index(eos_id)]), cut=False)

@@ -1,40 +1,157 @@
 """Attention that keeps the episodes of a row apart, and attention behind a shared prefix. No dense mask of a row.
 
-It is registered with transformers under a name; the model's forward hands it `segment_lengths` (and a prefix) as
-keyword arguments. No mask function is registered under that name on purpose: transformers then builds no mask, and
-does not look for packed rows, which would cost a host-device synchronisation a forward.
+It is registered with transformers under a name; the model's forward hands it `segment_lengths` (training) or a `layout`
+(behind a prefix) as keyword arguments. No mask function is registered under that name on purpose: transformers then
+builds no mask, and does not look for packed rows, which would cost a host-device synchronisation a forward.
 
-Shapes: B batch (always 1), H query heads, G key-value heads, T row, L segment, P prefix, D head size.
+Behind a prefix the attention of a row is done in parts that are merged by their log-sum-exp: all tokens of the row to
+the prefix in one call, the query heads of a group folded into the query length, so that the prefix is read once; and
+each segment to itself, all segments in one batch.
+
+Shapes: B batch (always 1), H query heads, G key-value heads, T row, S segments, L longest segment, P prefix, D head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from manyicl.partial_attention import Part, as_bias, attend_part, merge_parts
+
 IMPLEMENTATION = "manyicl_segments"
 
-# layer -> (keys, values), each (1, G, P, D), rotary positions already applied; never written to after encoding.
-LayerCache = dict[int, tuple[Tensor, Tensor]]
+
+class PrefixStore:
+    """Keys and values of encoded tokens by layer, rotary positions applied; each token's are written once.
+
+    num_tokens: tokens that are written in every layer. A buffer that is full is replaced by one twice as long.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.num_tokens = 0
+        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}  # (1, G, room, D) each
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write (1, G, n, D) behind the tokens that are there; they count once `num_tokens` is moved."""
+        start, stop = self.num_tokens, self.num_tokens + keys.shape[2]
+        if layer not in self.buffers or self.buffers[layer][0].shape[2] < stop:
+            self.room = self.room if self.room >= stop else max(stop, 2 * self.num_tokens)
+            grown = [x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in (keys, values)]
+            if start:
+                for new, old in zip(grown, self.buffers[layer], strict=True):
+                    new[:, :, :start] = old[:, :, :start]
+            self.buffers[layer] = (grown[0], grown[1])
+        for buffer, new in zip(self.buffers[layer], (keys, values), strict=True):
+            buffer[:, :, start:stop] = new
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """Keys and values of `num_tokens` encoded tokens, by layer."""
+    """Encoded tokens that queries stand behind: the first `num_tokens` of a store that later prefixes may share.
 
-    layers: LayerCache
-    num_tokens: int
+    store: None where the model's cache cannot be shared; then only the ids are kept.
+    """
+
+    ids: NDArray[np.int32]
+    store: PrefixStore | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prefix."""
+        return len(self.ids)
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values, (1, G, P, D), without copying; never written to."""
+        assert self.store is not None
+        keys, values = self.store.buffers[layer]
+        return keys[:, :, : self.num_tokens], values[:, :, : self.num_tokens]
 
 
-EMPTY_PREFIX = Prefix(layers={}, num_tokens=0)
+EMPTY_PREFIX = Prefix(ids=np.zeros(0, dtype=np.int32))
+
+
+class KeySink(Protocol):
+    """Something that keeps the keys and values of a row, (1, G, T, D), such as a prefix's store."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keep them."""
+
+
+class OwnKeys(Protocol):
+    """Keys and values that rows before this one left to its segments, one token a segment and row."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (1, G, S, D) and return all, (S, G, K, D)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLayout:
+    """How the segments of one row stand behind a prefix; made once a row, read by every layer.
+
+    offsets_SL: position of each token behind the prefix, padded. max_offset: the largest.
+    key_offsets_SK: the same of the segments' own keys; those of the row unless `own` has others.
+    seen_SLK: which own keys a token sees; None: those up to itself.
+    places: (index of each padded cell in the row (S * L,), cell of each token of the row (T,)); None: no padding.
+    """
+
+    prefix: Prefix
+    offsets_SL: Tensor
+    max_offset: int
+    key_offsets_SK: Tensor
+    seen_SLK: Tensor | None = None
+    places: tuple[Tensor, Tensor] | None = None
+    sink: KeySink | None = None
+    own: OwnKeys | None = None
+    biases: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+
+    def pad(self, row: Tensor) -> Tensor:
+        """Return (1, H, T, D) as (S, H, L, D)."""
+        num_segments, longest = self.offsets_SL.shape
+        cells = row[0] if self.places is None else row[0].index_select(1, self.places[0])
+        return cells.reshape(len(cells), num_segments, longest, -1).transpose(0, 1)
+
+    def unpad(self, part: Part) -> Part:
+        """Return out (S, H, L, D) and lse (S, H, L) as those of the row, (1, H, T, D) and (1, H, T)."""
+        out, lse = (x.transpose(0, 1).flatten(1, 2) for x in part)
+        if self.places is not None:
+            out, lse = (x.index_select(1, self.places[1]) for x in (out, lse))
+        return out[None], lse[None]
+
+    def own_bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """Return what is added to the scores of own keys, (S or 1, 1, L, K); None: plainly causal."""
+        if window is not None and self.max_offset < window:
+            window = None  # no token is so far from another
+        if window is None and self.seen_SLK is None:
+            return None
+        if ("own", window) not in self.biases:
+            queries, keys = self.offsets_SL[:, :, None], self.key_offsets_SK[:, None, :]
+            seen = keys <= queries if self.seen_SLK is None else self.seen_SLK
+            if window is not None:
+                seen = seen & (keys > queries - window)
+            self.biases["own", window] = as_bias(seen, dtype)[:, None]
+        return self.biases["own", window]
+
+    def edge_bias(self, window: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return what is added to the scores of the prefix's tokens [start, stop), (1, 1, T, stop - start)."""
+        if ("edge", window) not in self.biases:
+            offsets_T = self.offsets_SL.flatten()
+            if self.places is not None:
+                offsets_T = offsets_T[self.places[1]]
+            keys = torch.arange(start, stop, device=offsets_T.device)
+            seen = keys[None] > (offsets_T + self.prefix.num_tokens - window)[:, None]
+            self.biases["edge", window] = as_bias(seen, dtype)[None, None]
+        return self.biases["edge", window]
 
 
 def attend_segments(
@@ -45,34 +162,39 @@ def attend_segments(
     attention_mask: Tensor | None = None,
     *,
     segment_lengths: tuple[int, ...] | None = None,
-    prefix: LayerCache | None = None,
-    captured: LayerCache | None = None,
+    layout: RowLayout | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend each segment of a one-row batch to itself, causally, and to `prefix` in full.
+    """Attend each segment of a one-row batch to itself, causally, and to the layout's prefix.
 
-    query: (1, H, T, D); key, value: (1, G, T, D). segment_lengths sum to T. captured: filled with this layer's keys
-    and values, to become a prefix. Returns (1, T, H, D), as transformers' attention functions do.
+    query: (1, H, T, D); key, value: (1, G, T, D). segment_lengths sum to T. Returns (1, T, H, D), as transformers'
+    attention functions do.
     """
-    if segment_lengths is None or attention_mask is not None or query.shape[0] != 1:
+    one_of = (segment_lengths is None) != (layout is None)
+    if s_aux is not None:
+        raise RuntimeError("attention sinks are not known here")
+    if not one_of or attention_mask is not None or query.shape[0] != 1:
         raise RuntimeError(
-            f"attention '{IMPLEMENTATION}' takes one row, segment_lengths and no attention mask;"
+            f"attention '{IMPLEMENTATION}' takes one row, segment_lengths or a layout, and no attention mask;"
             " use it through manyicl.attention.segment_attention only"
         )
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    if captured is not None:
-        captured[layer] = (key.detach(), value.detach())
-    past = prefix[layer] if prefix else None
+    if layout is not None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        out = _attend_row(
+            layer, query, key, value, layout=layout, scaling=scaling, window=sliding_window, softcap=softcap
+        )
+        return out.transpose(1, 2).contiguous(), None
+    assert segment_lengths is not None
     options = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
-    outputs = []
-    for q, k, v in zip(*(x.split(segment_lengths, dim=2) for x in (query, key, value)), strict=True):
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)  # noqa: PLW2901
-        outputs.append(_attend_one(q, k, v, **options))  # type: ignore[arg-type]
+    outputs = [
+        _attend_one(q, k, v, **options)  # type: ignore[arg-type]
+        for q, k, v in zip(*(x.split(segment_lengths, dim=2) for x in (query, key, value)), strict=True)
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -91,6 +213,78 @@ def segment_attention(model: nn.Module) -> Iterator[None]:
         inner.set_attn_implementation(before)
 
 
+def _attend_row(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layout: RowLayout,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attend a row behind a prefix: (1, H, T, D)."""
+    if layout.sink is not None:
+        layout.sink.write(layer, key, value)
+    keys, values = (
+        layout.own.extend(layer, key, value) if layout.own is not None else (layout.pad(key), layout.pad(value))
+    )
+    queries = layout.pad(query)
+    num_groups = key.shape[1]
+    single = queries.shape[2] == 1  # then a group's heads are as good as tokens: no key is repeated
+    if single:
+        queries = _fold_heads(queries, num_groups)
+    else:
+        keys, values = _repeat_heads(keys, query.shape[1]), _repeat_heads(values, query.shape[1])
+    bias = layout.own_bias(window, query.dtype)
+    causal = bias is None and not single
+    out, lse = attend_part(queries, keys, values, scaling=scaling, causal=causal, bias=bias, softcap=softcap)
+    if single:
+        out, lse = (x.reshape(x.shape[0], query.shape[1], 1, *x.shape[3:]) for x in (out, lse))
+    parts = [layout.unpad((out, lse))]
+    if layout.prefix.num_tokens:
+        parts += _prefix_parts(layer, query, layout=layout, scaling=scaling, window=window, softcap=softcap)
+    return merge_parts(parts)
+
+
+def _prefix_parts(
+    layer: int, query: Tensor, *, layout: RowLayout, scaling: float | None, window: int | None, softcap: float | None
+) -> list[Part]:
+    """Return the attention of every token of the row to the prefix: to what all of them see, and to what some see."""
+    keys, values = layout.prefix.layer(layer)
+    num_tokens = layout.prefix.num_tokens
+    # The token at offset o sees the prefix from num_tokens + o - window + 1 on.
+    first, core = 0, 0
+    if window is not None:
+        first = min(num_tokens, max(0, num_tokens - window + 1))
+        core = min(num_tokens, max(0, num_tokens - window + 1 + layout.max_offset))
+    parts = []
+    if core < num_tokens:
+        folded = _fold_heads(query, keys.shape[1])
+        out, lse = attend_part(folded, keys[:, :, core:], values[:, :, core:], scaling=scaling, softcap=softcap)
+        parts.append((out.reshape(query.shape[:3] + out.shape[3:]), lse.reshape(query.shape[:3])))
+    if first < core:
+        assert window is not None
+        bias = layout.edge_bias(window, first, core, query.dtype)
+        edge = (_repeat_heads(x[:, :, first:core], query.shape[1]) for x in (keys, values))
+        out, lse = attend_part(query, *edge, scaling=scaling, bias=bias, softcap=softcap)
+        unseen = bias[..., -1].isneginf()  # the window of these tokens begins behind the edge
+        parts.append((out.masked_fill(unseen[..., None], 0.0), lse.masked_fill(unseen, float("-inf"))))
+    return parts
+
+
+def _fold_heads(query: Tensor, num_groups: int) -> Tensor:
+    """Return (S, H, L, D) as (S, G, H / G * L, D): the query heads that share keys become further queries."""
+    num_segments, _, _, head_dim = query.shape
+    return query.reshape(num_segments, num_groups, -1, head_dim)
+
+
+def _repeat_heads(keys: Tensor, num_heads: int) -> Tensor:
+    """Return (S, G, K, D) as (S, H, K, D)."""
+    return keys.repeat_interleave(num_heads // keys.shape[1], dim=1) if keys.shape[1] < num_heads else keys
+
+
 def _attend_one(
     query: Tensor,
     key: Tensor,
@@ -101,16 +295,14 @@ def _attend_one(
     sliding_window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Attend L queries to the last L of P + L keys causally and to the P before in full: (1, H, L, D)."""
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    plain = num_keys == num_queries and (sliding_window is None or num_keys <= sliding_window)
-    if plain and softcap is None:
+    """Attend a segment to itself, causally, so that it can be trained: (1, H, L, D)."""
+    num_tokens = query.shape[2]
+    if softcap is None and (sliding_window is None or num_tokens <= sliding_window):
         return functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=num_queries > 1, scale=scaling, enable_gqa=True
+            query, key, value, dropout_p=dropout, is_causal=num_tokens > 1, scale=scaling, enable_gqa=True
         )
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    visible = _visible_keys(num_queries, num_keys, sliding_window=sliding_window, device=query.device)
+    key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
+    visible = _visible_keys(num_tokens, sliding_window=sliding_window, device=query.device)
     if softcap is None:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, dropout_p=dropout, scale=scaling
@@ -122,9 +314,8 @@ def _attend_one(
     return functional.dropout(weights, p=dropout) @ value
 
 
-def _visible_keys(num_queries: int, num_keys: int, *, sliding_window: int | None, device: torch.device) -> Tensor:
-    """Return (L, P + L) bools: key j is seen by the query at position i when i - window < j <= i."""
-    query_at = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
-    key_at = torch.arange(num_keys, device=device)[None, :]
-    visible = key_at <= query_at
-    return visible if sliding_window is None else visible & (key_at > query_at - sliding_window)
+def _visible_keys(num_tokens: int, *, sliding_window: int | None, device: torch.device) -> Tensor:
+    """Return (L, L) bools: key j is seen by the query at position i when i - window < j <= i."""
+    at = torch.arange(num_tokens, device=device)
+    visible = at[None, :] <= at[:, None]
+    return visible if sliding_window is None else visible & (at[None, :] > at[:, None] - sliding_window)

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from manyicl.copies import find_copies
 from manyicl.tasks import SPLITS, Fault, Task, inspect_task
 from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
 
 BUDGETS = (2048, 8192, 32768)
 # A label that makes up more than this share of the train answers leaves little to learn.
 LOPSIDED_SHARE = 0.9
+# Near-duplicates are looked for among this many inputs at the most; more would need gigabytes for their shingles.
+MAX_COMPARED = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class TaskAudit:
 
     kept: split -> examples. dropped: reason -> rows. labels: label -> share of train answers, commonest first (empty
     for open answers). fits: budget in tokens -> examples of median length that fit an episode. blockers end a run.
+    num_near_copies: test inputs with a near-duplicate in train (copies.py), None where there are too many to compare.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class TaskAudit:
     faults: tuple[Fault, ...]
     blockers: tuple[str, ...]
     warnings: tuple[str, ...]
+    num_near_copies: int | None = 0
 
     @property
     def verdict(self) -> str:
@@ -93,7 +98,15 @@ def audit_task(path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence
         faults=tuple(faults),
         blockers=tuple(_blockers(task, tokenized, kept=kept, budget=max(budgets))),
         warnings=tuple(_warnings(task, kept=kept, dropped=dropped)),
+        num_near_copies=_num_near_copies(task),
     )
+
+
+def _num_near_copies(task: Task) -> int | None:
+    if len(task.train) + len(task.test) > MAX_COMPARED:
+        return None
+    found = find_copies([e.input for e in task.test], shots=[e.input for e in task.train])
+    return sum(bool(copies.exact or copies.near) for copies in found)
 
 
 def _label_shares(task: Task) -> dict[str, float]:

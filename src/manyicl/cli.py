@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from manyicl.errors import UserError
+from manyicl.ranks import SharedError
 
 app = typer.Typer(
     name="manyicl",
@@ -42,6 +44,19 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python cod
 Precision = Annotated[
     Literal["bf16", "fp32"] | None, typer.Option("--precision", help="bf16 on a GPU, fp32 on a CPU unless said.")
 ]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="Write examples as this recipe's \\[template] says; as the model was trained unless said."
+    ),
+]
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manyicl.evaluation import AskedModel
+    from manyicl.results import Evaluation
+    from manyicl.tasks import Task
 
 
 @app.command()
@@ -130,28 +145,96 @@ def eval_(
         int, typer.Option("--queries", min=1, help="Test rows asked, the same at every k and draw.")
     ] = 200,
     seed: Seed = 0,
+    length_normalized: Annotated[
+        bool, typer.Option("--length-normalized", help="Choose a known answer by its nats a token, not by their sum.")
+    ] = False,
     out: Out = None,
     max_tokens: MaxTokens = None,
     precision: Precision = None,
+    recipe: Recipe = None,
     trust_remote_code: Trust = False,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="Ask this OpenAI-compatible server to generate.")
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option("--endpoint-model", help="The server's name for it; MODEL_OR_RUN unless said.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Queries under way at the server.")] = 8,
 ) -> None:
-    """Score against number of shots, by task, with 95 % intervals over draws and queries."""
+    """Score against number of shots, by task, with 95 % intervals over draws and queries.
+
+    With --out, a killed evaluation goes on when called again. Several GPUs: accelerate launch -m manyicl eval ...
+    """
     from manyicl.display import curve_plot, evaluation_table, make_console
-    from manyicl.evaluation import check_out, evaluate, load_asked_model
+    from manyicl.evaluation import evaluate
     from manyicl.progress import reporting
+    from manyicl.ranks import joined_ranks
+    from manyicl.results import check_out, predictions_path
     from manyicl.tasks import load_tasks
 
-    counts = parse_shots(shots)
-    check_out(out)
-    chosen = load_tasks(tasks, names=task)
-    asked = load_asked_model(model, precision=precision, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
-    with reporting(make_console(stderr=True)) as report:
-        result = evaluate(asked, chosen, shots=counts, draws=draws, queries=queries, seed=seed, report=report)
+    by: Literal["sum", "mean"] = "mean" if length_normalized else "sum"
+    with joined_ranks() as ranks:
+        options: dict[str, Any] = {"shots": parse_shots(shots), "draws": draws, "queries": queries, "seed": seed}
+        check_out(out)
+        _check_endpoint(endpoint, endpoint_model, precision, by=by, num_ranks=ranks.count)
+        chosen = load_tasks(tasks, names=task)
+        asked = _load_asked(
+            model,
+            max_tokens,
+            recipe,
+            precision=precision,
+            trust_remote_code=trust_remote_code,
+            weights=endpoint is None,
+        )
+        with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as report:
+            options |= {"out": out, "report": report}
+            if endpoint is None:
+                result = evaluate(asked, chosen, **options, by=by, ranks=ranks)
+            else:
+                result = _ask_endpoint(asked, chosen, (endpoint, endpoint_model or model, concurrency), **options)
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, colour=console.is_terminal))
     if out is not None:
-        console.print(f"wrote {out} and {result.save(out)}", soft_wrap=True)
+        console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
+    if not result.complete:
+        console.print("incomplete: give the same command again to ask what has no answer", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _check_endpoint(
+    endpoint: str | None,
+    endpoint_model: str | None,
+    precision: str | None,
+    *,
+    by: Literal["sum", "mean"],
+    num_ranks: int,
+) -> None:
+    """Refuse options that would do nothing with, or without, a server."""
+    wrong = ""
+    if endpoint is None:
+        wrong = "--endpoint-model: needs --endpoint" if endpoint_model else ""
+    elif precision:
+        wrong = "--precision: is the server's own"
+    elif by == "mean":
+        wrong = "--length-normalized: a server tells no likelihoods"
+    elif num_ranks > 1:
+        raise UserError(f"--endpoint {endpoint}: one process asks a server; leave accelerate out, raise --concurrency")
+    if wrong:
+        raise UserError(f"{wrong}; leave it out")
+
+
+def _ask_endpoint(asked: AskedModel, tasks: Sequence[Task], server: tuple[str, str, int], **options: Any) -> Evaluation:
+    """Return what a server (URL, model's name there, concurrency) answers."""
+    try:
+        from manyicl.endpoint import EndpointSettings
+        from manyicl.endpoint_sweep import evaluate_at_endpoint
+    except ModuleNotFoundError as error:
+        raise UserError(f'--endpoint: {error.name} is not installed; pip install "manyicl[endpoint]"') from error
+
+    url, name, concurrency = server
+    settings = EndpointSettings(url, model=name, concurrency=concurrency)
+    return evaluate_at_endpoint(asked, tasks, endpoint=settings, **options)
 
 
 @app.command()
@@ -164,17 +247,19 @@ def curve(
     out: Out = None,
     max_tokens: MaxTokens = None,
     precision: Precision = None,
+    recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
     from manyicl.display import curve_plot, evaluation_table, make_console
-    from manyicl.evaluation import check_out, load_asked_model, one_pass_curve
+    from manyicl.evaluation import one_pass_curve
     from manyicl.progress import reporting
+    from manyicl.results import check_out
     from manyicl.tasks import load_tasks
 
     check_out(out)
     chosen = load_tasks(tasks, names=task)
-    asked = load_asked_model(model, precision=precision, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+    asked = _load_asked(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
     with reporting(make_console(stderr=True)) as report:
         result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
     console = make_console()
@@ -183,6 +268,24 @@ def curve(
     if out is not None:
         result.save(out)
         console.print(f"wrote {out}", soft_wrap=True)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="A result of manyicl eval --out.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another, asked with the same tasks and seed.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with a sentence a cell.")] = False,
+) -> None:
+    """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
+    from manyicl.difference import compare_results
+    from manyicl.display import difference_table, make_console
+    from manyicl.results import read_result
+
+    difference = compare_results(read_result(a), read_result(b))
+    if as_json:
+        typer.echo(json.dumps(difference.to_json(), ensure_ascii=False))
+    else:
+        make_console().print(difference_table(difference))
 
 
 @app.command()
@@ -195,19 +298,43 @@ def ask(
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut.")] = False,
     max_tokens: MaxTokens = None,
+    recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Answer one input a line behind the shots that fit."""
     from dataclasses import asdict
 
-    from manyicl.evaluation import ask_inputs, load_asked_model, read_inputs
+    from manyicl.evaluation import ask_inputs, read_inputs
     from manyicl.tasks import load_tasks
 
     inputs = read_inputs(file)
     chosen = load_tasks(tasks, names=[task])[0]
-    asked = load_asked_model(model, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+    asked = _load_asked(model, max_tokens, recipe, precision=None, trust_remote_code=trust_remote_code)
     for answer in ask_inputs(asked, chosen, inputs, shots=shots, seed=seed):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
+
+
+def _load_asked(
+    model: str,
+    max_tokens: int | None,
+    recipe: Path | None,
+    *,
+    precision: Literal["bf16", "fp32"] | None,
+    trust_remote_code: bool,
+    weights: bool = True,
+) -> AskedModel:
+    """Return the model that a verb asks, in the template of a recipe where one is named."""
+    from manyicl.config import load_recipe
+    from manyicl.evaluation import load_asked_model
+
+    return load_asked_model(
+        model,
+        precision=precision,
+        max_tokens=max_tokens,
+        template=load_recipe(recipe).template if recipe else None,
+        trust_remote_code=trust_remote_code,
+        weights=weights,
+    )
 
 
 @app.command()
@@ -269,6 +396,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        if isinstance(error, SharedError) and os.environ.get("RANK", "0") != "0":
+            sys.exit(0)  # the main process tells it; a failure here would end that one before it could
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)
 

@@ -23,10 +23,11 @@ from manyicl.config import RunConfig, TaskSettings
 from manyicl.display import curve_plot, evaluation_table, held_out_table, plan_table
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
-from manyicl.evaluation import Evaluation, evaluate
+from manyicl.evaluation import evaluate
 from manyicl.files import write_atomically
 from manyicl.models import ModelSettings
 from manyicl.progress import reporting
+from manyicl.results import Evaluation
 from manyicl.runs import prepare_run, train
 from manyicl.tasks import load_tasks
 from manyicl.templates import TemplateSettings

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from manyicl.answering import generate_answers
+from manyicl.answering import generate_behind
+from manyicl.cells import Prediction
 from manyicl.errors import UserError
-from manyicl.files import write_atomically
 from manyicl.models import (
     ModelSettings,
     check_window,
+    hash_weights,
     load_config,
     load_model,
     load_tokenizer,
     max_tokens_of,
     read_note,
 )
-from manyicl.prefix import encode_prefix, score_answers
-from manyicl.shot_curve import (
+from manyicl.parts import Parts, package_versions
+from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
+from manyicl.ranks import ALONE, Ranks
+from manyicl.results import Evaluation
+from manyicl.sharing import can_share_prefix
+from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
+from manyicl.sweep import (
     DEFAULT_SHOTS,
-    MAX_ANSWER_TOKENS,
-    Prediction,
-    Report,
-    ShotCurve,
     Sweep,
-    evaluate_task,
-    score_one_pass,
+    TaskSweep,
+    draw_shots,
+    most_answer_tokens,
+    prefix_lengths,
+    write_answers,
 )
 from manyicl.tasks import Task
 from manyicl.templates import TemplateSettings, input_text
@@ -51,26 +50,13 @@ from manyicl.tokens import (
     tokenize_task,
 )
 
-RESULT_SCHEMA = 1
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("draw", pa.int32()),
-        ("shots", pa.int32()),
-        ("query", pa.string()),
-        ("prediction", pa.string()),
-        ("answer", pa.string()),
-        ("score", pa.float64()),
-        ("nll", pa.float64()),
-    ]
-)
-
 
 @dataclass(frozen=True, slots=True)
 class AskedModel:
     """A model ready to be asked, with its tokenizer in the template that it was trained with.
 
-    max_tokens: longest sequence it may see. trained_shots: task -> most shots trained; empty for a plain checkpoint.
+    model: None where a server has the weights. max_tokens: longest sequence it may see. trained_shots: task -> most
+    shots trained; empty for a plain checkpoint.
     """
 
     path: str
@@ -80,44 +66,6 @@ class AskedModel:
     trained_shots: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Shot curves of one model: what `manyicl eval` and `manyicl curve` print and write."""
-
-    model: str
-    kind: Literal["sweep", "one-pass"]
-    seed: int
-    max_tokens: int
-    curves: tuple[ShotCurve, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result file's content (docs/results-format.md), without the predictions' hash."""
-        tasks = []
-        for curve in self.curves:
-            entry = {key: getattr(curve, key) for key in ("task", "family", "metric", "num_queries", "num_draws")}
-            tasks.append({**entry, "curve": [asdict(cell) for cell in curve.cells]})
-        return {
-            "schema": RESULT_SCHEMA,
-            "model": self.model,
-            "kind": self.kind,
-            "seed": self.seed,
-            "max_tokens": self.max_tokens,
-            "tasks": tasks,
-        }
-
-    def save(self, path: Path) -> Path | None:
-        """Write the JSON at `path` and, for a sweep, the predictions beside it; return where the predictions are."""
-        content = self.to_json()
-        predictions: Path | None = None
-        if self.kind == "sweep":
-            predictions = path.with_name(f"{path.name.removesuffix('.json')}.predictions.parquet")
-            data = _predictions_bytes([p for curve in self.curves for p in curve.predictions])
-            write_atomically(predictions, data)
-            content["predictions"] = {"file": predictions.name, "sha256": hashlib.sha256(data).hexdigest()}
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-        return predictions
-
-
 def load_asked_model(
     path: str,
     *,
@@ -125,11 +73,13 @@ def load_asked_model(
     max_tokens: int | None = None,
     template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> AskedModel:
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
     precision: bf16 on a GPU and fp32 on a CPU unless said. template: what the model was trained with unless said.
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
+    weights: False where a server has them, and only tokenizer, template and limits are wanted.
 
     Raises:
         UserError: it cannot be loaded, or `max_tokens` is more than it can see.
@@ -143,7 +93,7 @@ def load_asked_model(
         check_window(config, num_tokens=max_tokens, what="--max-tokens")
     note = read_note(path)
     tokenizer = TaskTokenizer(load_tokenizer(settings), template or note.template)
-    model = load_model(settings).to("cuda" if on_gpu else "cpu").eval()
+    model = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
     return AskedModel(
         path=path,
         model=model,
@@ -161,29 +111,103 @@ def evaluate(
     draws: int = 5,
     queries: int = 200,
     seed: int = 0,
+    by: Literal["sum", "mean"] = "sum",
+    out: str | Path | None = None,
+    ranks: Ranks = ALONE,
     report: Report = lambda what, done, total: None,
 ) -> Evaluation:
     """Return the shot curve of every task: `queries` test rows behind `draws` draws of 0 ... k train shots.
 
+    by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
+    out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
+    from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
+
     Raises:
-        UserError: a task has no test rows, or its answers cannot be written by the tokenizer.
+        UserError: a task has no test rows, its answers cannot be written by the tokenizer, or cells of another
+            evaluation wait for `out`.
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
-    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens)
+    sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by)
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
+    plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
+    path = None if out is None else Path(out)
+    parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
+    gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))
+    answered = {cell: rows for cells in gathered for cell, rows in cells.items()}
+    once = can_share_prefix(asked.model)
+    curves = [
+        make_curve(
+            plan,
+            {(draw, k): answered[plan.task.name, draw, k] for draw, k in plan.cells},
+            trained_shots=trained_shots_of(asked, plan.task),
+            num_encoded_tokens=plan.num_encoded_tokens if once else None,
+        )
+        for plan in plans
+    ]
+    result = Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves), by=by)
+    if path is not None and parts is not None and ranks.is_main:
+        result.save(path)
+        parts.remove()
+    return result
+
+
+def make_sweep(
+    asked: AskedModel,
+    *,
+    shots: Sequence[int],
+    draws: int,
+    queries: int,
+    seed: int,
+    by: Literal["sum", "mean"] = "sum",
+) -> Sweep:
+    """Return what is asked of every task.
+
+    Raises:
+        UserError: nothing would be asked.
+    """
+    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens, by=by)
     if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
         raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
-    curves = [
-        evaluate_task(
-            asked.model,
-            tokenize_for(task, asked),
-            tokenizer=asked.tokenizer,
-            sweep=sweep,
-            trained_shots=_trained_shots(asked, task),
-            report=_shift_report(report, number, len(tasks)),
-        )
-        for number, task in enumerate(tasks)
-    ]
-    return Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves))
+    return sweep
+
+
+def _ask_cells(
+    model: Any, plans: Sequence[TaskSweep], *, parts: Parts | None, ranks: Ranks, report: Report
+) -> dict[tuple[str, int, int], Sequence[Prediction]]:
+    """Return this rank's cells by (task, draw, shots): those that were finished before, and the others asked now."""
+    mine = ranks.share([(plan, draw) for plan in plans for draw in range(plan.sweep.num_draws)])
+    total = sum(len(plan.shots_of(draw)) for plan, draw in mine)
+    answered: dict[tuple[str, int, int], Sequence[Prediction]] = {}
+    if parts is not None:
+        for plan, draw in mine:
+            for shots in plan.shots_of(draw):
+                rows = parts.read(plan.task.name, draw=draw, shots=shots, queries=plan.query_ids)
+                answered |= {} if rows is None else {(plan.task.name, draw, shots): rows}
+    if answered:
+        report("finished before", len(answered), total)
+    for plan, draw in mine:
+        name = plan.task.name
+        finished = [shots for shots in plan.shots_of(draw) if (name, draw, shots) in answered]
+        for shots, predictions in ask_draw(model, plan, draw=draw, finished=finished):
+            if parts is not None:
+                parts.write(predictions)
+            answered[name, draw, shots] = predictions
+            report(f"{name}, {shots} shots", len(answered), total)
+            ranks.check()
+    return answered
+
+
+def _identify(asked: AskedModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return everything that decides what an evaluation finds, for `Parts`."""
+    return {
+        "versions": package_versions(),
+        "model": {"weights": hash_weights(asked.model), "tokenizer": asked.tokenizer.fingerprint()},
+        "device": device_of(asked.model).type,
+        "sweep": {**asdict(sweep), "shots": sorted(set(sweep.shots))},
+        "tasks": {task.name: task.sha256 for task in tasks},
+    }
 
 
 def one_pass_curve(
@@ -207,8 +231,8 @@ def one_pass_curve(
             num_episodes=episodes,
             token_budget=token_budget or asked.max_tokens,
             seed=seed,
-            trained_shots=_trained_shots(asked, task),
-            report=_shift_report(report, number, len(tasks)),
+            trained_shots=trained_shots_of(asked, task),
+            report=shift_report(report, number, len(tasks)),
         )
         for number, task in enumerate(tasks)
     ]
@@ -217,7 +241,7 @@ def one_pass_curve(
     )
 
 
-def _trained_shots(asked: AskedModel, task: Task) -> int | None:
+def trained_shots_of(asked: AskedModel, task: Task) -> int | None:
     """Return the most shots the model was trained with, of a new task those of any; None for a plain checkpoint."""
     return (
         asked.trained_shots.get(task.name, max(asked.trained_shots.values(), default=0))
@@ -254,25 +278,22 @@ def ask_inputs(
         if not text.strip():
             raise UserError(f"line {number}: is empty; give one input a line")
     tokenized = tokenize_for(task, asked)
-    train = tokenized.splits["train"]
-    order = np.random.default_rng([seed, 0]).permutation(len(train)).astype(np.int32)
-    candidates = [a for a in asked.tokenizer.encode_answers(task.labels) if not isinstance(a, str)]
-    longest = max(
-        (len(a) for a in candidates), default=min(MAX_ANSWER_TOKENS, int(train.answer_lengths.max(initial=1)))
-    )
+    order = draw_shots(tokenized, seed=seed, draw=0)
+    written = write_answers(asked.tokenizer, task.labels)
+    longest = most_answer_tokens(tokenized, written if task.labels else None)
     texts = [input_text(text, settings=asked.tokenizer.settings) for text in inputs]
     between, after = asked.tokenizer.between_ids, asked.tokenizer.before_answer_ids
     queries = [np.asarray(between + ids + after, dtype=np.int32) for ids in asked.tokenizer.encode_texts(texts)]
-    room = asked.max_tokens - len(tokenized.head_ids) - longest - max(len(q) for q in queries)
-    fitting = int(np.searchsorted(np.cumsum(train.lengths[order]), room, side="right"))
-    if room < 0 or (shots is not None and shots > fitting):
+    room = asked.max_tokens - longest - max(len(q) for q in queries)
+    fitting = int(np.searchsorted(prefix_lengths(tokenized, order), room, side="right")) - 1
+    if fitting < (shots or 0):  # without any shots there is -1 where not even the head fits
         place = int(np.argmax([len(q) for q in queries])) + 1
         raise UserError(
             f"line {place}: the longest input leaves room for {max(fitting, 0)} shots in {asked.max_tokens} tokens"
             f"{f', not {shots}' if shots is not None else ''}; shorten it, or lower --shots"
         )
     num_shots = fitting if shots is None else shots
-    before = join_examples(tokenized, split="train", indices=order[:num_shots]).ids
+    before = join_examples(tokenized, split="train", indices=order[:num_shots].astype(np.int32)).ids
     if not num_shots:
         queries = [query[tokenized.num_between :] for query in queries]
     return _answer_queries(
@@ -292,17 +313,15 @@ def _answer_queries(
 ) -> list[Answer]:
     prefix = encode_prefix(asked.model, before)
     if task.labels:
-        known = list(zip(task.labels, asked.tokenizer.encode_answers(task.labels), strict=True))
-        pairs = [(text, ids) for text, ids in known if not isinstance(ids, str)]
-        nll, _ = score_answers(asked.model, prefix, [(query, ids) for query in queries for _, ids in pairs])
-        table = nll.reshape(len(queries), len(pairs))
-        best = table.argmin(axis=1)
+        pairs = write_answers(asked.tokenizer, task.labels)
+        options = [ids for _, ids in pairs]
+        nats = score_choices(asked.model, prefix, queries, [options] * len(queries))
+        best = [choose_option(nats_O, options) for nats_O in nats]
         return [
-            Answer(text, pairs[place][0], nll=float(row[place]), shots=num_shots, cut=False)
-            for text, place, row in zip(inputs, best, table, strict=True)
+            Answer(text, pairs[place][0], nll=float(nats_O[place]), shots=num_shots, cut=False)
+            for text, place, nats_O in zip(inputs, best, nats, strict=True)
         ]
-    prompts = [np.concatenate([before, query]) for query in queries]
-    generated = generate_answers(asked.model, asked.tokenizer, prompts, max_new_tokens=longest)
+    generated = generate_behind(asked.model, asked.tokenizer, prefix, queries, max_new_tokens=longest)
     told = asked.tokenizer.encode_answers([g.text for g in generated])
     # An answer that was cut, or whose text has no ids that give it back, has no likelihood as a whole answer.
     whole = [n for n, g in enumerate(generated) if not g.cut and not isinstance(told[n], str)]
@@ -343,33 +362,6 @@ def tokenize_for(task: Task, asked: AskedModel) -> TokenizedTask:
     return tokenized
 
 
-def check_out(path: Path | None) -> None:
-    """Refuse a place that the result could not be written to, before hours are spent on it.
-
-    Raises:
-        UserError: it is a folder, or lies below a file.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; name a file in it, such as {path / 'curve.json'}")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out {path}: cannot be written below {above}; name another place")
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    """Return the rows of a predictions file."""
-    return [Prediction(**row) for row in pq.read_table(path).to_pylist()]
-
-
-def _predictions_bytes(predictions: Sequence[Prediction]) -> bytes:
-    buffer = io.BytesIO()
-    table = pa.Table.from_pylist([asdict(p) for p in predictions], schema=PREDICTION_SCHEMA)
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _shift_report(report: Report, number: int, total: int) -> Callable[[str, int, int], None]:
+def shift_report(report: Report, number: int, total: int) -> Report:
     """Report progress over all tasks, in hundredths of one."""
     return lambda what, done, of: report(what, number * 100 + done * 100 // of, total * 100)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyicl.attention import EMPTY_PREFIX, Prefix
 from manyicl.batches import Batch
 
 # Shape suffixes: N targets, A answers, V vocabulary.
@@ -33,16 +32,15 @@ class AnswerLoss:
     correct_A: Tensor
 
 
-def target_logits(model: nn.Module, batch: Batch, *, prefix: Prefix = EMPTY_PREFIX) -> Tensor:
+def target_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return logits_NV of the targets of a row; no other position is projected onto the vocabulary.
 
-    Every segment of the row stands behind `prefix`. The model must be inside `attention.segment_attention`.
+    The model must be inside `attention.segment_attention`.
     """
     output = model(
         input_ids=batch.input_ids_1T,
-        position_ids=batch.position_ids_1T + prefix.num_tokens,
+        position_ids=batch.position_ids_1T,
         segment_lengths=batch.segment_lengths,
-        prefix=prefix.layers,
         logits_to_keep=batch.target_positions_N - 1,
         use_cache=False,
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -343,3 +346,24 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, KeyError):
         text = f"unknown or missing entry {text}"
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def hash_weights(model: nn.Module, *, named: Callable[[str], bool] = lambda _: True) -> str:
+    """Return a hash of the weights whose name `named` takes: names, shapes, types, and the sum of each row's bits.
+
+    Integer sums come out alike in any order, so on every device; they need one pass over the weights and no copy.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not named(name):
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if tensor.numel():
+            rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1).contiguous()
+            size = rows.element_size()
+            if size * int(rows.storage_offset()) % 8:
+                rows = rows.clone()  # else it could not be read eight bytes at once, which is fast
+            width = math.gcd(8, size * rows.shape[1])
+            bits = rows.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width])
+            digest.update(bits.sum(dim=1, dtype=torch.int64).cpu().numpy().tobytes())
+    return digest.hexdigest()

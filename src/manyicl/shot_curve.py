@@ -1,165 +1,43 @@
-"""Score against number of shots, with intervals: the sweep of `evaluate`, and the one-pass curve of an episode.
-
-Shots come from a task's train split, queries from its test split. In one draw the shots for k are the first k of the
-shots for any larger k, so a sweep encodes its shots once. One set of queries serves every k and every draw.
-"""
+"""Score against number of shots, with intervals: the sweep of `evaluate`, and the one-pass curve of an episode."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from manyicl.answering import generate_answers
-from manyicl.attention import EMPTY_PREFIX, Prefix, segment_attention
+from manyicl.answering import generate_behind
+from manyicl.attention import Prefix, segment_attention
 from manyicl.batches import BatchMaker, lengths_of
+from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve, score_bounds
+from manyicl.copies import find_copies
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
-from manyicl.intervals import Interval, mean_interval, t_interval
+from manyicl.intervals import mean_interval, t_interval
 from manyicl.loss import answer_loss, target_logits
 from manyicl.packing import Pack
-from manyicl.prefix import device_of, encode_prefix, score_answers
+from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.scoring import macro_f1, majority_answer, majority_score, other_metrics, score_answer
-from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples, query_ids
-
-DEFAULT_SHOTS = (0, 1, 4, 16, 64)
-# A k is asked only where at least this share of the queries fits behind it; else it would be scored on short ones.
-MIN_FIT_SHARE = 0.9
-# A free answer may take this many tokens at the most, or the longest of the task's train answers where that is less.
-MAX_ANSWER_TOKENS = 256
+from manyicl.sharing import can_share_prefix
+from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
+from manyicl.tokens import TaskTokenizer, TokenizedTask, query_ids
 
 Report = Callable[[str, int, int], None]  # (what, done, total)
+CellAnswers = Mapping[tuple[int, int], Sequence[Prediction]]  # (draw, shots) -> the answer to every query
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One point of a shot curve; scores and nats are None where nothing was scored, never 0.
+class _Told:
+    """What the model says to one query: its answer, the reference's nats; see Prediction."""
 
-    nll: mean nats of the reference answer, terminator included. num_unfit: queries that do not fit behind the largest
-    k that is asked, so at no k. num_cut: generations that reached the limit. extrapolated: more shots than trained.
-    """
-
-    shots: int
-    score: float | None
-    low: float | None
-    high: float | None
-    nll: float | None
-    num_scored: int
-    num_unfit: int
-    majority_score: float | None
-    other_scores: Mapping[str, float] = field(default_factory=dict)
-    num_cut: int = 0
-    extrapolated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One answered query; a row of the predictions file."""
-
-    task: str
-    draw: int
-    shots: int
-    query: str
-    prediction: str
-    answer: str
-    score: float
+    text: str
     nll: float
-
-
-@dataclass(frozen=True, slots=True)
-class ShotCurve:
-    """The curve of one task, and the predictions behind it."""
-
-    task: str
-    family: str
-    metric: str
-    num_queries: int
-    num_draws: int
-    cells: tuple[Cell, ...]
-    predictions: tuple[Prediction, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What is asked of every task: shot counts, draws of shots, queries, the seed, and the longest sequence."""
-
-    shots: tuple[int, ...] = DEFAULT_SHOTS
-    num_draws: int = 5
-    num_queries: int = 200
-    seed: int = 0
-    max_tokens: int = 2048
-
-
-class TaskSweep:
-    """One task's sweep: which queries and shots, fixed before anything is asked."""
-
-    def __init__(self, tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, sweep: Sweep) -> None:
-        self.tokenized, self.tokenizer, self.sweep = tokenized, tokenizer, sweep
-        self.task = tokenized.task
-        train, test = tokenized.splits["train"], tokenized.splits["test"]
-        name_seed = zlib.crc32(self.task.name.encode())
-        order = np.random.default_rng([sweep.seed, name_seed]).permutation(len(test))
-        self.wanted: NDArray[np.int64] = order[: sweep.num_queries]
-        self.draws = [
-            np.random.default_rng([sweep.seed, name_seed, draw]).permutation(len(train))
-            for draw in range(sweep.num_draws)
-        ]
-        self.candidates = self._candidates()
-        self.written = {known: self._write_candidates(known) for known in set(self.candidates.values())}
-        train_answers = train.answer_lengths
-        self.max_new_tokens = min(
-            MAX_ANSWER_TOKENS, int(train_answers.max()) if len(train_answers) else MAX_ANSWER_TOKENS
-        )
-        self.asked_shots, self.queries = self._fix_queries()
-        self.num_unfit = len(self.wanted) - len(self.queries)
-
-    def _candidates(self) -> dict[int, tuple[str, ...]]:
-        """Return the known answers of each wanted query; empty where it is to be generated."""
-        rows = self.tokenized.splits["test"].rows
-        return {int(q): self.task.choices(self.task.test[rows[q]]) for q in self.wanted}
-
-    def _write_candidates(self, known: tuple[str, ...]) -> list[tuple[str, list[int]]]:
-        """Return the ids of a set of known answers, once for all queries; one that cannot be written is left out."""
-        encoded = zip(known, self.tokenizer.encode_answers(known), strict=True)
-        return [(text, ids) for text, ids in encoded if not isinstance(ids, str)]
-
-    def _fix_queries(self) -> tuple[tuple[int, ...], NDArray[np.int64]]:
-        """Return the shot counts that can be asked, and the queries that fit at the largest of them in every draw."""
-        needs = np.array([self._num_query_tokens(int(q)) for q in self.wanted], dtype=np.int64)
-        asked: list[int] = []
-        queries = self.wanted[:0]
-        for shots in sorted(set(self.sweep.shots)):
-            if shots > len(self.tokenized.splits["train"]) or not len(self.wanted):
-                continue
-            longest = max(self._num_prefix_tokens(draw, shots) for draw in range(self.sweep.num_draws))
-            fits = needs + longest <= self.sweep.max_tokens
-            if fits.mean() >= MIN_FIT_SHARE:
-                asked.append(shots)
-                queries = self.wanted[fits]
-        return tuple(asked), queries
-
-    def _num_prefix_tokens(self, draw: int, shots: int) -> int:
-        lengths = self.tokenized.splits["train"].lengths[self.draws[draw][:shots]]
-        return len(self.tokenized.head_ids) + int(lengths.sum())
-
-    def _num_query_tokens(self, query: int) -> int:
-        test = self.tokenized.splits["test"]
-        reference = int(test.answer_lengths[query])
-        if self.candidates[query]:
-            longest = max((len(ids) for _, ids in self.written[self.candidates[query]]), default=0)
-        else:
-            longest = self.max_new_tokens
-        return int(test.lengths[query]) - reference + max(reference, longest)
-
-    def prefix_ids(self, draw: int, *, start: int, stop: int) -> NDArray[np.int32]:
-        """Return what must be encoded to go from `start` shots (0: nothing yet but the head) to `stop` shots."""
-        whole = join_examples(self.tokenized, split="train", indices=self.draws[draw][:stop].astype(np.int32))
-        encoded = int(whole.spans[start - 1, 1]) if start else len(self.tokenized.head_ids)
-        return whole.ids[encoded:]
+    cut: bool = False
+    choice_nll: Mapping[str, float] | None = None
 
 
 def evaluate_task(
@@ -176,148 +54,217 @@ def evaluate_task(
     trained_shots: most shots that an answer of this task was trained behind; larger k are marked as extrapolated.
     """
     plan = TaskSweep(tokenized, tokenizer=tokenizer, sweep=sweep)
-    task = tokenized.task
-    answered: dict[int, list[list[Prediction]]] = {}
-    num_cut = dict.fromkeys(plan.asked_shots, 0)
-    total = sum(1 if shots == 0 else sweep.num_draws for shots in plan.asked_shots)
-    done = 0
+    answered: dict[tuple[int, int], Sequence[Prediction]] = {}
     for draw in range(sweep.num_draws):
-        prefix = encode_prefix(model, tokenized.head_ids)
-        encoded = 0
-        for shots in plan.asked_shots:
-            if shots == 0 and draw > 0:
-                continue  # without shots all draws are one
-            prefix = encode_prefix(model, plan.prefix_ids(draw, start=encoded, stop=shots), after=prefix)
-            encoded = shots
-            predictions, cut = _ask_queries(model, plan, prefix=prefix, draw=draw, shots=shots)
-            answered.setdefault(shots, []).append(predictions)
-            num_cut[shots] += cut
-            done += 1
-            report(f"{task.name}, {shots} shots", done, total)
-    cells = tuple(
-        _make_cell(plan, shots, answered.get(shots, []), num_cut=num_cut.get(shots, 0), trained_shots=trained_shots)
-        for shots in sorted(set(sweep.shots))
-    )
-    return ShotCurve(
-        task=task.name,
-        family=task.family,
-        metric=task.metric,
-        num_queries=len(plan.queries),
-        num_draws=sweep.num_draws,
-        cells=cells,
-        predictions=tuple(p for draws in answered.values() for row in draws for p in row),
-    )
+        for shots, predictions in ask_draw(model, plan, draw=draw):
+            answered[draw, shots] = predictions
+            report(f"{plan.task.name}, {shots} shots", len(answered), len(plan.cells))
+    num_encoded = plan.num_encoded_tokens if can_share_prefix(model) else None
+    return make_curve(plan, answered, trained_shots=trained_shots, num_encoded_tokens=num_encoded)
 
 
-def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shots: int) -> tuple[list[Prediction], int]:
-    """Answer every query behind one prefix; return the predictions and how many generations were cut."""
-    chosen = {int(q) for q in plan.queries if plan.candidates[int(q)]}
-    told = _choose(model, plan, prefix=prefix, shots=shots, queries=[int(q) for q in plan.queries if int(q) in chosen])
-    free = [int(q) for q in plan.queries if int(q) not in chosen]
-    generated, num_cut = _generate(model, plan, prefix=prefix, draw=draw, shots=shots, queries=free)
-    told |= generated
+def ask_draw(
+    model: Any, plan: TaskSweep, *, draw: int, finished: Container[int] = ()
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """Yield (shots, predictions) for each shot count of one draw that is not finished, ascending.
+
+    The shots before a finished k are encoded in the steps of an uninterrupted sweep, so that rounding is the same.
+    """
+    wanted = [shots for shots in plan.shots_of(draw) if shots not in finished]
+    if not wanted:
+        return
+    # Of the whole draw, also where less of it is wanted: the tensors are made once.
+    room = int(prefix_lengths(plan.tokenized, plan.draws[draw])[plan.asked_shots[-1]])
+    prefix = encode_prefix(model, plan.tokenized.head_ids, room=room, count=plan.count)
+    encoded = 0
+    for shots in (shots for shots in plan.shots_of(draw) if shots <= wanted[-1]):
+        ids = plan.prefix_ids(draw, start=encoded, stop=shots)
+        prefix = encode_prefix(model, ids, after=prefix, room=room, count=plan.count)
+        encoded = shots
+        if shots in wanted:
+            yield shots, _ask_queries(model, plan, prefix=prefix, draw=draw, shots=shots)
+
+
+def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shots: int) -> list[Prediction]:
+    """Answer every query behind one prefix."""
+    chosen = [int(q) for q in plan.queries if plan.candidates[int(q)]]
+    free = [int(q) for q in plan.queries if not plan.candidates[int(q)]]
+    told = _choose(model, plan, prefix=prefix, shots=shots, queries=chosen)
+    told |= _generate(model, plan, prefix=prefix, shots=shots, queries=free)
     predictions = []
     for query in (int(q) for q in plan.queries):
-        text, nll = told[query]
+        one = told[query]
         example = plan.task.test[plan.tokenized.splits["test"].rows[query]]
-        score = score_answer(text, answer=example.answer, metric=plan.task.metric)
+        score = score_answer(one.text, answer=example.answer, metric=plan.task.metric)
         predictions.append(
-            Prediction(plan.task.name, draw, shots, example.id, text, example.answer, score=score, nll=nll)
+            Prediction(
+                plan.task.name,
+                draw,
+                shots,
+                example.id,
+                one.text,
+                example.answer,
+                score=score,
+                nll=one.nll,
+                cut=one.cut,
+                choice_nll=one.choice_nll,
+            )
         )
-    return predictions, num_cut
+    return predictions
 
 
-def _choose(
-    model: Any, plan: TaskSweep, *, prefix: Prefix, shots: int, queries: Sequence[int]
-) -> dict[int, tuple[str, float]]:
-    """Return, for each query, the candidate whose whole answer is likeliest, and the reference's nats.
+def _choose(model: Any, plan: TaskSweep, *, prefix: Prefix, shots: int, queries: Sequence[int]) -> dict[int, _Told]:
+    """Return, for each query, the candidate that is likeliest as `sweep.by` says, and the reference's nats.
 
     A tie goes to the candidate that comes first. A candidate that the tokenizer cannot write is never chosen.
     """
-    asked, owners = [], []
-    for query in queries:
-        ids = query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0)
-        for text, answer in plan.written[plan.candidates[query]]:
-            asked.append((ids, answer))
-            owners.append((query, text))
-    nll, _ = score_answers(model, prefix, asked)
-    costs: dict[int, dict[str, float]] = {}
-    for (query, text), cost in zip(owners, nll.tolist(), strict=True):
-        costs.setdefault(query, {})[text] = cost
+    ids = [query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0) for query in queries]
+    written = [plan.written[plan.candidates[query]] for query in queries]
+    options = {id(pairs): [answer for _, answer in pairs] for pairs in written}
+    nats = score_choices(model, prefix, ids, [options[id(pairs)] for pairs in written], count=plan.count)
     rows = plan.tokenized.splits["test"].rows
-    return {
-        query: (min(options, key=options.__getitem__), options[plan.task.test[rows[query]].answer])
-        for query, options in costs.items()
-    }
+    told = {}
+    for query, pairs, nats_O in zip(queries, written, nats, strict=True):
+        choice_nll = dict(zip((text for text, _ in pairs), nats_O.tolist(), strict=True))
+        text, _ = pairs[choose_option(nats_O, options[id(pairs)], by=plan.sweep.by)]
+        told[query] = _Told(text, choice_nll[plan.task.test[rows[query]].answer], choice_nll=choice_nll)
+    return told
 
 
-def _generate(
-    model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shots: int, queries: Sequence[int]
-) -> tuple[dict[int, tuple[str, float]], int]:
-    """Return each query's greedy answer and its reference's nats, and how many answers were cut."""
+def _generate(model: Any, plan: TaskSweep, *, prefix: Prefix, shots: int, queries: Sequence[int]) -> dict[int, _Told]:
+    """Return each query's greedy answer, and its reference's nats."""
     if not queries:
-        return {}, 0
+        return {}
     test = plan.tokenized.splits["test"]
     asked = [query_ids(plan.tokenized, split="test", index=q, after_shots=shots > 0) for q in queries]
     references = [test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in queries]
-    nll, _ = score_answers(model, prefix, list(zip(asked, references, strict=True)))
-    before = join_examples(plan.tokenized, split="train", indices=plan.draws[draw][:shots].astype(np.int32)).ids
-    prompts = [np.concatenate([before, ids]) for ids in asked]
-    answers = generate_answers(model, plan.tokenizer, prompts, max_new_tokens=plan.max_new_tokens)
-    told = {q: (a.text, cost) for q, a, cost in zip(queries, answers, nll.tolist(), strict=True)}
-    return told, sum(answer.cut for answer in answers)
+    nll, _ = score_answers(model, prefix, list(zip(asked, references, strict=True)), count=plan.count)
+    answers = generate_behind(
+        model, plan.tokenizer, prefix, asked, max_new_tokens=plan.max_new_tokens, count=plan.count
+    )
+    return {q: _Told(a.text, cost, cut=a.cut) for q, a, cost in zip(queries, answers, nll.tolist(), strict=True)}
+
+
+def make_curve(
+    plan: TaskSweep,
+    answered: CellAnswers,
+    *,
+    trained_shots: int | None = None,
+    num_encoded_tokens: int | None = None,
+) -> ShotCurve:
+    """Return the curve of a task from the answers of all its cells; one that is missing is null, never 0."""
+    audits = _audit_draws(plan)
+    cells = []
+    for shots in sorted(set(plan.sweep.shots)):
+        rows = {draw: answered[draw, shots] for draw in range(plan.sweep.num_draws) if answered.get((draw, shots))}
+        extrapolated = trained_shots is not None and shots > trained_shots
+        if rows:
+            draws = tuple(_draw_cell(audits[draw, shots], draw, row) for draw, row in rows.items())
+            cells.append(_make_cell(plan, shots, rows, draws=draws, extrapolated=extrapolated))
+        else:
+            cells.append(Cell(shots, None, None, None, None, 0, len(plan.wanted), None, extrapolated=extrapolated))
+    return ShotCurve(
+        task=plan.task.name,
+        family=plan.task.family,
+        metric=plan.task.metric,
+        num_queries=len(plan.queries),
+        num_draws=plan.sweep.num_draws,
+        cells=tuple(cells),
+        predictions=tuple(p for cell in sorted(answered, key=lambda cell: cell[::-1]) for p in answered[cell]),
+        sha256=plan.task.sha256,
+        num_encoded_tokens=num_encoded_tokens,
+    )
 
 
 def _make_cell(
-    plan: TaskSweep, shots: int, draws: Sequence[Sequence[Prediction]], *, num_cut: int, trained_shots: int | None
+    plan: TaskSweep,
+    shots: int,
+    rows: Mapping[int, Sequence[Prediction]],
+    *,
+    draws: tuple[DrawCell, ...],
+    extrapolated: bool,
 ) -> Cell:
-    extrapolated = trained_shots is not None and shots > trained_shots
-    if not draws or not draws[0]:
-        return Cell(shots, None, None, None, None, 0, len(plan.wanted), None, extrapolated=extrapolated)
-    scores_DQ = np.array([[p.score for p in row] for row in draws])
+    scores_DQ = np.array([[p.score for p in row] for row in rows.values()])
     interval = mean_interval(scores_DQ, seed=plan.sweep.seed)
     low, high = score_bounds(interval, num_independent=scores_DQ.shape[1])
-    flat = [p for row in draws for p in row]
-    others = {
-        metric: float(np.mean([score_answer(p.prediction, answer=p.answer, metric=metric) for p in flat]))
-        for metric in other_metrics(plan.task.metric, family=plan.task.family)
-    }
-    if plan.task.metric == "accuracy" and plan.task.labels:
-        per_draw = [macro_f1([p.prediction for p in row], answers=[p.answer for p in row]) for row in draws]
-        others["macro_f1"] = float(np.mean(per_draw))
+    flat = [p for row in rows.values() for p in row]
+    scores = [one.score for one in draws] if len(draws) > 1 else []
     return Cell(
         shots=shots,
         score=interval.mean,
         low=low,
         high=high,
-        nll=float(np.mean([p.nll for p in flat])),
+        nll=mean_nll(flat),
         num_scored=len(flat),
         num_unfit=plan.num_unfit,
         majority_score=majority_score(
-            [p.answer for p in draws[0]],
+            [p.answer for p in next(iter(rows.values()))],
             train_answers=[e.answer for e in plan.task.train],
             metric=plan.task.metric,
         ),
-        other_scores=others,
-        num_cut=num_cut,
+        other_scores=_other_scores(plan, list(rows.values())),
+        num_cut=sum(one.num_cut for one in draws),
         extrapolated=extrapolated,
+        spread=float(np.std(scores, ddof=1)) if scores else None,
+        worst_draw=min(scores, default=None),
+        best_draw=max(scores, default=None),
+        draws=draws,
     )
 
 
-def score_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:
-    """Return an interval's ends within what a score can be; (None, None) where a single value gives none.
+def mean_nll(predictions: Sequence[Prediction]) -> float | None:
+    """Return the mean nats of the references; None where one is not known."""
+    known = [p.nll for p in predictions if p.nll is not None]
+    return float(np.mean(known)) if known and len(known) == len(predictions) else None
 
-    Scores that are all 0 or all 1 show no variance, but not certainty: then the far end is Clopper and Pearson's (1934)
-    for `num_independent` queries or episodes, 1 - 0.025 ** (1 / n) away.
-    """
-    if np.isnan(interval.low):
-        return None, None
-    reach = 1 - 0.025 ** (1 / num_independent)
-    if interval.low == interval.high == 0.0:
-        return 0.0, reach
-    if interval.low == interval.high == 1.0:
-        return 1 - reach, 1.0
-    return max(0.0, interval.low), min(1.0, interval.high)
+
+def _other_scores(plan: TaskSweep, rows: Sequence[Sequence[Prediction]]) -> dict[str, float]:
+    """Return the means of the metrics that stand beside the task's own; macro-F1 is the mean of the draws' own."""
+    metrics = other_metrics(plan.task.metric, family=plan.task.family)
+    flat = [p for row in rows for p in row]
+    others = {
+        metric: float(np.mean([score_answer(p.prediction, answer=p.answer, metric=metric) for p in flat]))
+        for metric in metrics
+    }
+    if plan.task.metric == "accuracy" and plan.task.labels:
+        per_draw = [macro_f1([p.prediction for p in row], answers=[p.answer for p in row]) for row in rows]
+        others["macro_f1"] = float(np.mean(per_draw))
+    return others
+
+
+def _draw_cell(audit: Mapping[str, Any], draw: int, row: Sequence[Prediction]) -> DrawCell:
+    score = float(np.mean([p.score for p in row]))
+    return DrawCell(draw=draw, score=score, num_cut=sum(p.cut for p in row), **audit)
+
+
+def _audit_draws(plan: TaskSweep) -> dict[tuple[int, int], dict[str, Any]]:
+    """Return, for each (draw, shots), what stands among the shots: the fields of DrawCell that need no answer."""
+    train, test = plan.tokenized.splits["train"], plan.tokenized.splits["test"]
+    most = max(plan.asked_shots, default=0)
+    shown = np.unique(np.concatenate([draw[:most] for draw in plan.draws]))
+    copies = find_copies(
+        [plan.task.test[test.rows[q]].input for q in plan.queries],
+        shots=[plan.task.train[train.rows[shot]].input for shot in shown],
+    )
+    audits = {}
+    for draw, order in enumerate(plan.draws):
+        place = dict(zip(order[:most].tolist(), range(most), strict=True))  # shot -> how many stand before it
+        places = [place.get(int(shot), most) for shot in shown]
+        # The place of each query's first copy; it is among the first k shots where that is below k.
+        exact = np.array([min((places[n] for n in found.exact), default=most) for found in copies])
+        near = np.array([min((places[n] for n in found.near), default=most) for found in copies])
+        examples = [plan.task.train[train.rows[shot]] for shot in order[:most]]
+        for shots in plan.shots_of(draw):
+            labels = Counter(example.answer for example in examples[:shots]) if plan.task.labels else Counter()
+            ids = "\n".join(example.id for example in examples[:shots])
+            audits[draw, shots] = {
+                "shots_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+                "num_copies": int((exact < shots).sum()),
+                "num_near_copies": int(((near < shots) & (exact >= shots)).sum()),
+                "top_label_share": max(labels.values()) / shots if labels else None,
+                "num_missing_labels": len(set(plan.task.labels) - set(labels)) if labels else None,
+            }
+    return audits
 
 
 def score_one_pass(
@@ -386,6 +333,7 @@ def score_one_pass(
         num_queries=len(match_by_shots.get(0, ())),
         num_draws=len(match_by_shots.get(0, ())),
         cells=tuple(cells),
+        sha256=task.sha256,
     )
 
 
@@ -395,5 +343,5 @@ def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float
 
     batch = maker.make_batch([pack]).to(device_of(model))
     with torch.inference_mode(), segment_attention(model):
-        scored = answer_loss(target_logits(model, batch, prefix=EMPTY_PREFIX), batch)
+        scored = answer_loss(target_logits(model, batch), batch)
     return scored.nll_A.double().tolist(), scored.correct_A.tolist()

@@ -295,7 +295,7 @@ def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | Non
     cache_dir: folder of the Arrow files; None keeps nothing.
 
     Raises:
-        UserError: more than 1 % of the rows have an answer that cannot be used.
+        UserError: more than 1 % of the rows have an answer that cannot be used, or the cache cannot be written.
     """
     if cache_dir is None:
         return _tokenize_splits(task, tokenizer)
@@ -305,7 +305,13 @@ def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | Non
         return _read_cache(path, task, tokenizer)
     except (OSError, pa.ArrowException, KeyError):  # absent, or damaged
         tokenized = _tokenize_splits(task, tokenizer)
-    _write_cache(path, tokenized)
+    try:
+        _write_cache(path, tokenized)
+    except OSError as error:
+        raise UserError(
+            f"{cache_dir}: tokenised tasks cannot be kept there ({error.strerror or error}); set MANYICL_CACHE to a"
+            " folder that can be written"
+        ) from error
     return tokenized
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from manyicl import partial_attention
+from manyicl.answering import generate_behind
 from manyicl.attention import segment_attention
 from manyicl.loss import answer_loss, target_logits
-from manyicl.prefix import encode_prefix, score_answers
+from manyicl.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
 from manyicl.runs import train
+from manyicl.sharing import sharing_fault
+from manyicl.templates import TemplateSettings
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import CONFIGS, tiny_model
 from tests.parity.test_engine_parity import plain_nll
 from tests.parity.test_loss_parity import EPISODE, TokenizedEpisode, random_episode, row
@@ -60,6 +66,106 @@ def test_scores_behind_a_prefix_equal_the_cpus_plain_forward(name):
     model.to("cuda")
     nll, _ = score_answers(model, encode_prefix(model, before), pairs)
     assert nll == pytest.approx(expected, abs=1e-3)
+
+
+OPTIONS = [[7, 8, 9], [7, 8], [7, 11, 12, 2], [13], [7, 8]]  # share beginnings, begin one another, repeat
+
+
+def random_ids(num: int, *, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, 390, num).astype(np.int32)
+
+
+@pytest.mark.parametrize("num_prefix", [0, 5, 60])
+@pytest.mark.parametrize("name", CLASSES)
+def test_choices_behind_a_prefix_equal_the_cpus(name, num_prefix):
+    model = tiny_model(name)
+    before, queries = random_ids(num_prefix, seed=0), [random_ids(n, seed=n) for n in (1, 6, 6, 24)]
+    expected = score_choices(model, encode_prefix(model, before), queries, [OPTIONS] * 4)
+    model.to("cuda")
+    assert sharing_fault(model) == ""
+    prefix = encode_prefix(model, before[: num_prefix // 2])
+    nats = score_choices(model, encode_prefix(model, before[num_prefix // 2 :], after=prefix), queries, [OPTIONS] * 4)
+    assert np.array(nats) == pytest.approx(np.array(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_bf16_behind_a_prefix_is_near_fp32_on_the_cpu(name):
+    model = tiny_model(name)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()  # the same weights in both
+    before, queries = random_ids(60, seed=0), [random_ids(n, seed=n) for n in (1, 6, 6, 24)]
+    expected = score_choices(model, encode_prefix(model, before), queries, [OPTIONS] * 4)
+    model.to("cuda", torch.bfloat16)
+    assert sharing_fault(model) == ""
+    nats = score_choices(model, encode_prefix(model, before), queries, [OPTIONS] * 4)
+    assert np.array(nats) == pytest.approx(np.array(expected), rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize("threshold", [0, 1 << 62], ids=["cudnn", "flash"])
+@pytest.mark.parametrize("num_keys", [1000, 3000])
+def test_each_kernel_gives_the_formulas_output_and_log_sum_exp(threshold, num_keys, monkeypatch):
+    if threshold == 0 and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("cuDNN's kernel is taken from Hopper on")
+    monkeypatch.setattr(partial_attention, "PLAN_SCORES", threshold)
+    torch.manual_seed(0)
+    buffers = torch.randn(2, 1, 2, 4096, 64, device="cuda", dtype=torch.bfloat16)
+    key, value = (x[:, :, :num_keys] for x in buffers)  # views of longer buffers, as a prefix has them
+    query = torch.randn(1, 2, 1500, 64, device="cuda", dtype=torch.bfloat16)
+    out, lse = partial_attention.attend_part(query, key, value, scaling=0.1)
+    wanted, sums = partial_attention.attend_explicit(
+        query.float(), key.float(), value.float(), scaling=0.1, bias=None, softcap=None
+    )
+    assert not partial_attention._without_plan
+    assert (out.shape, lse.shape) == (wanted.shape, sums.shape)
+    assert torch.allclose(out.float(), wanted, atol=1e-2)
+    assert torch.allclose(lse.float(), sums, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["mistral-sliding", "gemma2", "llama"])
+def test_lora_unmerged_and_merged_score_alike(name, dtype):
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        tiny_model(name), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    ).eval()
+    adapted.to("cuda", dtype)
+    before, asked = random_ids(40, seed=0), [(random_ids(6, seed=n), [3, 4 + n]) for n in range(3)]
+    unmerged, _ = score_answers(adapted, encode_prefix(adapted, before), asked)
+    merged = adapted.merge_and_unload()
+    nll, _ = score_answers(merged, encode_prefix(merged, before), asked)
+    assert nll == pytest.approx(unmerged, **({"abs": 1e-2} if dtype == torch.float32 else {"rel": 0.15, "abs": 0.2}))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_generation_behind_a_prefix_equals_the_cpus(name, tokenizers):
+    model, tokenizer = tiny_model(name, seed=3), TaskTokenizer(tokenizers["bpe"], TemplateSettings())
+    queries = [random_ids(n, seed=n) for n in (2, 7, 7, 20)]
+    answers = {}
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        for length in (0, 30):
+            prefix = encode_prefix(model, random_ids(length, seed=0)) if length else EMPTY_PREFIX
+            answers[device, length] = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=10)
+    assert answers["cuda", 0] == answers["cpu", 0]
+    assert answers["cuda", 30] == answers["cpu", 30]
+
+
+def test_a_real_lack_of_memory_halves_rows_and_changes_no_score():
+    model = tiny_model("llama", vocab_size=50_000).to("cuda")
+    prefix = encode_prefix(model, random_ids(30, seed=0))
+    queries = [random_ids(4, seed=n) for n in range(400)]
+    options = [[[7, 8, 9], [10, 11]]] * len(queries)
+    expected = score_choices(model, prefix, queries, options)
+    free = torch.cuda.mem_get_info()[0]
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 200 * 2**20) / total)
+    try:
+        assert free > 2**30  # what the plan believes
+        nats = score_choices(model, prefix, queries, options)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert np.array(nats) == pytest.approx(np.array(expected), abs=1e-3)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig
 
-from manyicl.answering import generate_answers
+from manyicl.answering import generate_answers, generate_behind
+from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, ask_inputs, one_pass_curve
-from manyicl.prefix import encode_prefix, score_answers
-from manyicl.shot_curve import Sweep, TaskSweep, evaluate_task
+from manyicl.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
+from manyicl.shot_curve import ask_draw, evaluate_task
+from manyicl.sweep import Sweep, TaskSweep, draw_shots
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer, join_examples, query_ids, tokenize_task
 from tests.conftest import CONFIGS, make_task, tiny_model
@@ -73,6 +80,63 @@ def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
         assert cell.score == float(greedy[0])
 
 
+one_model = cache(tiny_model)  # hypothesis asks one model again and again
+
+# Prefixes in up to three steps, and queries and options both shorter and longer than the sliding windows of 16. Few
+# different ids, so that options share beginnings, begin one another, and repeat.
+STEPS = st.lists(st.integers(0, 25), max_size=3)
+OPTION = st.lists(st.integers(3, 5), min_size=1, max_size=4)
+QUERIES = st.lists(st.tuples(st.integers(1, 24), st.lists(OPTION, min_size=1, max_size=5)), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(steps=STEPS, asked=QUERIES)
+def test_choices_of_any_shape_equal_plain_forwards(name, steps, asked):
+    model, rng = one_model(name), np.random.default_rng(len(asked))
+    prefix = EMPTY_PREFIX
+    for length in steps:
+        prefix = encode_prefix(model, rng.integers(3, 390, length).astype(np.int32), after=prefix)
+    queries = [rng.integers(3, 390, length).astype(np.int32) for length, _ in asked]
+    options = [group for _, group in asked]
+    nats = score_choices(model, prefix, queries, options)
+    for query, group, nats_O in zip(queries, options, nats, strict=True):
+        plain = {tuple(o): plain_nll(model, [*prefix.ids, *query, *o], num_answer=len(o)) for o in group}
+        assert nats_O == pytest.approx([plain[tuple(o)] for o in group], abs=1e-4)
+        best = min(plain.values())
+        assert plain[tuple(group[choose_option(nats_O, group)])] == pytest.approx(best, abs=1e-4)
+        for option in group:  # options that are alike tie exactly
+            assert len({nat for nat, other in zip(nats_O.tolist(), group, strict=True) if other == option}) == 1
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(steps=STEPS, lengths=st.lists(st.integers(1, 24), min_size=1, max_size=5))
+def test_generation_of_any_shape_equals_transformers(name, tokenizers, steps, lengths):
+    model, rng = one_model(name, seed=3), np.random.default_rng(len(lengths))
+    tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
+    prefix = EMPTY_PREFIX
+    for length in steps:
+        prefix = encode_prefix(model, rng.integers(3, 390, length).astype(np.int32), after=prefix)
+    queries = [rng.integers(3, 390, length).astype(np.int32) for length in lengths]
+    answers = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=10)
+    for query, answer in zip(queries, answers, strict=True):
+        text = tokenizer.decode(their_ids(model, np.concatenate([prefix.ids, query]), max_new_tokens=10))
+        ends = [place for place in (text.find("\n\n"), text.find("</s>")) if place >= 0]
+        assert answer.text == text[: min(ends, default=None)]
+        assert answer.cut == (not ends)
+
+
+def their_ids(model, prompt, *, max_new_tokens):
+    """Return what transformers' own generate() adds to one prompt, ended by nothing but its end-of-text token."""
+    if model.config.model_type == "gemma2":
+        model.set_attn_implementation("eager")
+    ids = torch.as_tensor(prompt, dtype=torch.long)[None]
+    config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=2, pad_token_id=2)
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return output[0, len(prompt) :].tolist()
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_batched_generation_equals_generation_alone(name, asked):
     model, (tokenizer, task) = tiny_model(name, seed=3), asked
@@ -89,11 +153,7 @@ def test_batched_generation_equals_generation_alone(name, asked):
     alone = [generate_answers(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in prompts]
     assert together == alone
     for prompt, answer in zip(prompts, together, strict=True):
-        ids = torch.as_tensor(prompt, dtype=torch.long)[None]
-        theirs = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=2, pad_token_id=2
-        )
-        text = tokenizer.decode(theirs[0, len(prompt) :].tolist())
+        text = tokenizer.decode(their_ids(model, prompt, max_new_tokens=12))
         assert text.startswith(answer.text)
 
 
@@ -111,7 +171,7 @@ def test_ask_gives_the_likeliest_label_and_its_nats(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
     loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
     answers = ask_inputs(loaded, task.task, ["the red cat 77", "the blue owl 78"], shots=3)
-    order = np.random.default_rng([0, 0]).permutation(len(task.splits["train"]))[:3]
+    order = draw_shots(task, seed=0, draw=0)[:3]
     before = join_examples(task, split="train", indices=order.astype(np.int32)).ids
     for answer in answers:
         query = tokenizer.encode_texts([f"Input: {answer.input}\nAnswer:\n"])[0]
@@ -122,6 +182,31 @@ def test_ask_gives_the_likeliest_label_and_its_nats(asked):
         assert answer.answer == min(costs, key=costs.__getitem__)
         assert answer.nll == pytest.approx(costs[answer.answer], abs=1e-4)
         assert answer.shots == 3
+
+
+def test_ask_answers_behind_the_first_draw_of_a_sweep_with_the_same_seed(asked):
+    model, (tokenizer, task) = tiny_model("llama"), asked
+    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
+    sweep = Sweep(shots=(3,), num_draws=2, num_queries=6, seed=5, max_tokens=256)
+    told = [p for p in evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep).predictions if p.draw == 0]
+    inputs = {example.id: example.input for example in task.task.test}
+    answers = ask_inputs(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=5)
+    assert [a.answer for a in answers] == [p.prediction for p in told]
+    assert [a.nll for a in answers] == pytest.approx([min(p.choice_nll.values()) for p in told], abs=1e-5)
+    other = ask_inputs(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=6)
+    assert [a.nll for a in other] != pytest.approx([a.nll for a in answers], abs=1e-3)
+
+
+def test_ask_fits_exactly_as_many_shots_as_a_sweep_would(asked):
+    model, (tokenizer, task) = tiny_model("llama"), asked
+    text = max((e.input for e in task.task.test), key=len)
+    for max_tokens in range(100, 140, 3):
+        loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=max_tokens, trained_shots={})
+        fitting = ask_inputs(loaded, task.task, [text])[0].shots
+        sweep = Sweep(shots=tuple(range(41)), num_draws=1, num_queries=99, max_tokens=max_tokens)
+        assert fitting <= max(TaskSweep(task, tokenizer=tokenizer, sweep=sweep).asked_shots) <= fitting + 1
+        with pytest.raises(UserError, match=f"leaves room for {fitting} shots in {max_tokens} tokens, not"):
+            ask_inputs(loaded, task.task, [text], shots=fitting + 1)
 
 
 def test_ask_uses_as_many_shots_as_fit(asked):
@@ -140,6 +225,12 @@ def test_a_sweep_asks_the_same_queries_behind_nested_shots(asked):
     plan = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
     whole = plan.prefix_ids(2, start=0, stop=4)
     assert plan.prefix_ids(2, start=1, stop=4).tolist() == whole[-len(plan.prefix_ids(2, start=1, stop=4)) :].tolist()
+    # Each draw encodes its head and its four shots once, for all shot counts together.
+    once = [len(task.head_ids) + len(plan.prefix_ids(draw, start=0, stop=4)) for draw in range(3)]
+    assert curve.num_encoded_tokens == plan.num_encoded_tokens == sum(once)
+    for draw in range(3):
+        list(ask_draw(model, plan, draw=draw))
+    assert plan.count.num_prefix_tokens == sum(once)
     assert [cell.shots for cell in curve.cells] == [0, 1, 4]
     assert [cell.num_scored for cell in curve.cells] == [6, 18, 18]  # without shots all draws are one
     assert [cell.extrapolated for cell in curve.cells] == [False, False, True]

@@ -1,0 +1,154 @@
+"""The points of a shot curve and the answers behind them: what is measured, and the table it is kept in."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manyicl.intervals import Interval
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("draw", pa.int32()),
+        ("shots", pa.int32()),
+        ("query", pa.string()),
+        ("prediction", pa.string()),
+        ("answer", pa.string()),
+        ("score", pa.float64()),
+        ("nll", pa.float64()),
+        ("cut", pa.bool_()),
+        ("choice_nll", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawCell:
+    """One draw at one number of shots: its score, and what an audit found among its shots.
+
+    shots_sha256: of the shots' ids in their order; equal for equal shots, whatever drew them. num_copies: queries whose
+    very input stands among the shots; num_near_copies: further queries with a near-duplicate there (copies.py).
+    top_label_share: of the commonest label among the shots; num_missing_labels: labels without a shot; both are None
+    at 0 shots and where the task has no labels. num_cut: generations that reached the limit.
+    """
+
+    draw: int
+    score: float
+    shots_sha256: str
+    num_copies: int
+    num_near_copies: int
+    top_label_share: float | None
+    num_missing_labels: int | None
+    num_cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of a shot curve; scores and nats are None where nothing was scored, never 0.
+
+    nll: mean nats of the reference answer, terminator included. num_unfit: queries that do not fit behind the largest
+    k that is asked, so at no k. num_cut: generations that reached the limit. extrapolated: more shots than trained.
+    spread: standard deviation of the draws' scores; worst_draw, best_draw: the lowest and highest of them; all three
+    are None where there is one draw. draws: each draw's own figures; none in a one-pass curve. unanswered: reason ->
+    queries that a server gave no answer to; such a cell has no score.
+    """
+
+    shots: int
+    score: float | None
+    low: float | None
+    high: float | None
+    nll: float | None
+    num_scored: int
+    num_unfit: int
+    majority_score: float | None
+    other_scores: Mapping[str, float] = field(default_factory=dict)
+    num_cut: int = 0
+    extrapolated: bool = False
+    spread: float | None = None
+    worst_draw: float | None = None
+    best_draw: float | None = None
+    draws: tuple[DrawCell, ...] = ()
+    unanswered: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answered query; a row of the predictions file.
+
+    nll: nats of the reference answer, terminator included; None where a server answered, which tells none. cut: a
+    generation that reached the limit. choice_nll: nats of every answer that was to choose from, None where the answer
+    was generated.
+    """
+
+    task: str
+    draw: int
+    shots: int
+    query: str
+    prediction: str
+    answer: str
+    score: float
+    nll: float | None
+    cut: bool = False
+    choice_nll: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShotCurve:
+    """The curve of one task, and the predictions behind it. sha256: the task's (tasks.Task).
+
+    num_encoded_tokens: tokens of heads and shots that a whole sweep encodes, each draw once; None where the model's
+    cache cannot be shared, so that each query has its shots encoded anew, and where a server or one pass answered.
+    """
+
+    task: str
+    family: str
+    metric: str
+    num_queries: int
+    num_draws: int
+    cells: tuple[Cell, ...]
+    predictions: tuple[Prediction, ...] = ()
+    sha256: str = ""
+    num_encoded_tokens: int | None = None
+
+
+def score_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:
+    """Return an interval's ends within what a score can be; (None, None) where a single value gives none.
+
+    Scores that are all 0 or all 1 show no variance, but not certainty: then the far end is Clopper and Pearson's (1934)
+    for `num_independent` queries or episodes, 1 - 0.025 ** (1 / n) away.
+    """
+    if np.isnan(interval.low):
+        return None, None
+    reach = 1 - 0.025 ** (1 / num_independent)
+    if interval.low == interval.high == 0.0:
+        return 0.0, reach
+    if interval.low == interval.high == 1.0:
+        return 1 - reach, 1.0
+    return max(0.0, interval.low), min(1.0, interval.high)
+
+
+def predictions_bytes(predictions: Sequence[Prediction]) -> bytes:
+    """Return the predictions as a Parquet file's content."""
+    buffer = io.BytesIO()
+    rows = [
+        {**asdict(p), "choice_nll": None if p.choice_nll is None else list(p.choice_nll.items())} for p in predictions
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Return the rows of a predictions file.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it cannot be read, or is no whole Parquet file.
+    """
+    rows = pq.read_table(path).to_pylist()
+    return [Prediction(**{**row, "choice_nll": row["choice_nll"] and dict(row["choice_nll"])}) for row in rows]

@@ -1,0 +1,213 @@
+"""Two sweeps compared: paired differences on what both were asked alike, with intervals and plain sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyicl.cells import Prediction
+from manyicl.errors import UserError
+from manyicl.intervals import Interval, mean_of_tables, paired_interval
+from manyicl.results import Result
+
+_CellKey = tuple[str, int]  # task, shots
+_Scores = dict[str, float]  # query -> score
+
+
+@dataclass(frozen=True, slots=True)
+class CellDifference:
+    """One task at one number of shots: b - a with its 95 % interval, on the draws and queries that both were asked.
+
+    Scores are 0 to 1; low and high are None where a lone value gives none.
+    """
+
+    task: str
+    shots: int
+    num_draws: int
+    num_queries: int
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MeanDifference:
+    """The mean of the tasks' differences at one number of shots, for these tasks: only draws and queries vary."""
+
+    shots: int
+    tasks: tuple[str, ...]
+    difference: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What two results say of each other. num_rows: pairs of answers. unjoined: reason -> rows of either left out."""
+
+    a: str
+    b: str
+    num_rows: int
+    unjoined: Mapping[str, int]
+    cells: tuple[CellDifference, ...]
+    means: tuple[MeanDifference, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values, each difference with its sentence."""
+        content = asdict(self)
+        for part, items in (("cells", self.cells), ("means", self.means)):
+            content[part] = [{**asdict(item), "sentence": tell_difference(item)} for item in items]
+        return content
+
+
+def compare_results(a: Result, b: Result) -> Difference:
+    """Return b - a, joined by task, draw, shots and query.
+
+    Only cells with the very same shots, scored by the same metric, are joined: a draw that another seed, other data
+    or another tokenizer's drops made is another draw. A cell that was not scored is left out, never taken for 0.
+
+    Raises:
+        UserError: nothing joins.
+    """
+    unjoined: Counter[str] = Counter()
+    rows_a, rows_b = _group_rows(a.predictions), _group_rows(b.predictions)
+    shots_a, shots_b = _shots_of(a), _shots_of(b)
+    metrics_a, metrics_b = _metrics_of(a), _metrics_of(b)
+    draws: dict[_CellKey, list[tuple[_Scores, _Scores]]] = {}
+    for key in sorted({*rows_a, *rows_b}):
+        task, shots, _ = key
+        one, other = rows_a.get(key, {}), rows_b.get(key, {})
+        reason = _refuse_cell(key, (rows_a, rows_b), metrics=(metrics_a, metrics_b))
+        if reason is None and shots_a[key] != shots_b[key]:
+            reason = "other shots were drawn (another seed, other task data, or a tokenizer that drops other rows)"
+        if reason is None:
+            draws.setdefault((task, shots), []).append((one, other))
+        else:
+            unjoined[reason] += len(one) + len(other)
+    tables = {key: _pair_tables(pairs, unjoined) for key, pairs in draws.items()}
+    tables = {key: pair for key, pair in tables.items() if pair[0].size}
+    if not tables:
+        told = "; ".join(f"{count:,} rows: {reason}" for reason, count in unjoined.most_common())
+        raise UserError(f"{a.path} and {b.path}: nothing to compare ({told}); ask both with the same tasks and --seed")
+    cells = [_compare_cell(task, shots, *pair) for (task, shots), pair in tables.items()]
+    means = [_compare_mean(shots, tables) for shots in sorted({shots for _, shots in tables})]
+    num_rows = sum(one.size for one, _ in tables.values())
+    return Difference(_name(a), _name(b), num_rows, dict(unjoined), cells=tuple(cells), means=tuple(means))
+
+
+def tell_difference(item: CellDifference | MeanDifference) -> str:
+    """Return the difference as a plain sentence, in points of a hundred."""
+    where = f"at {item.shots} shots" if item.shots != 1 else "at 1 shot"
+    if isinstance(item, CellDifference):
+        what = item.task
+    else:
+        what = item.tasks[0] if len(item.tasks) == 1 else f"mean of {len(item.tasks)} tasks"
+    points = f"{100 * abs(item.difference):.1f} points"
+    if item.low is None or item.high is None:
+        return f"{points} apart {where}, {what}; a single answer tells no difference"
+    ends = sorted((100 * item.low, 100 * item.high), reverse=item.difference < 0)
+    sign = -1 if item.difference < 0 else 1
+    interval = f"[{sign * ends[0]:.1f}, {sign * ends[1]:.1f}]"
+    better = "B" if item.difference > 0 else "A"
+    if item.low <= 0 <= item.high:
+        told = "A and B are equal" if item.difference == 0 else f"{better} is ahead by {points}"
+        return f"no difference can be told {where}, {what}: {told} {interval}"
+    return f"{better} is better by {points} {interval} {where}, {what}"
+
+
+def _name(result: Result) -> str:
+    return f"{result.content['model']} ({result.path})"
+
+
+def _group_rows(predictions: Sequence[Prediction]) -> dict[tuple[str, int, int], _Scores]:
+    """Return query -> score of every (task, shots, draw) that was scored."""
+    grouped: dict[tuple[str, int, int], _Scores] = {}
+    for p in predictions:
+        grouped.setdefault((p.task, p.shots, p.draw), {})[p.query] = p.score
+    return grouped
+
+
+def _shots_of(result: Result) -> dict[tuple[str, int, int], str]:
+    return {
+        (task["task"], cell["shots"], draw["draw"]): draw["shots_sha256"]
+        for task in result.content["tasks"]
+        for cell in task["curve"]
+        for draw in cell["draws"]
+    }
+
+
+def _metrics_of(result: Result) -> dict[str, str]:
+    return {task["task"]: task["metric"] for task in result.content["tasks"]}
+
+
+def _refuse_cell(
+    key: tuple[str, int, int],
+    rows: tuple[Mapping[tuple[str, int, int], _Scores], Mapping[tuple[str, int, int], _Scores]],
+    *,
+    metrics: tuple[Mapping[str, str], Mapping[str, str]],
+) -> str | None:
+    """Return why a draw of a cell cannot be paired, as far as the keys tell; None where it can."""
+    task, shots, _ = key
+    for name, other, ours, theirs in (("A", "B", 0, 1), ("B", "A", 1, 0)):
+        if task not in metrics[theirs]:
+            return f"task '{task}' is in {name} alone"
+        if key in rows[ours] and key not in rows[theirs]:
+            scored = any(known[:2] == (task, shots) for known in rows[theirs])
+            return f"the draw is in {name} alone" if scored else f"{shots} shots were not scored in {other}"
+    if metrics[0][task] != metrics[1][task]:
+        return f"task '{task}' has another metric in each ({metrics[0][task]}, {metrics[1][task]})"
+    return None
+
+
+def _pair_tables(
+    pairs: Sequence[tuple[_Scores, _Scores]], unjoined: Counter[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return both sides' scores (draws, queries) on the queries that all draws of both have; count the others."""
+    shared = set(pairs[0][0]).intersection(*(scores for pair in pairs for scores in pair))
+    left_out = sum(len(scores) - len(shared) for pair in pairs for scores in pair)
+    if left_out:
+        unjoined["the query was asked in one alone (another --queries or --max-tokens, other seed, or other data)"] += (
+            left_out
+        )
+    queries = [query for query in pairs[0][0] if query in shared]
+    a_DQ, b_DQ = (np.array([[pair[side][query] for query in queries] for pair in pairs]) for side in (0, 1))
+    return a_DQ, b_DQ
+
+
+def _compare_cell(task: str, shots: int, a_DQ: NDArray[np.float64], b_DQ: NDArray[np.float64]) -> CellDifference:
+    interval = paired_interval(b_DQ, a_DQ)
+    num_draws, num_queries = a_DQ.shape
+    low, high = _difference_bounds(interval, num_independent=num_queries)
+    a, b = float(a_DQ.mean()), float(b_DQ.mean())
+    return CellDifference(task, shots, num_draws, num_queries, a, b, interval.mean, low=low, high=high)
+
+
+def _compare_mean(
+    shots: int, tables: Mapping[_CellKey, tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> MeanDifference:
+    chosen = {task: pair for (task, k), pair in tables.items() if k == shots}
+    interval = mean_of_tables([b_DQ - a_DQ for a_DQ, b_DQ in chosen.values()])
+    num_queries = sum(a_DQ.shape[1] for a_DQ, _ in chosen.values())
+    low, high = _difference_bounds(interval, num_independent=num_queries)
+    return MeanDifference(shots, tuple(chosen), interval.mean, low=low, high=high)
+
+
+def _difference_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:
+    """Return an interval's ends within what a difference of scores can be; None where a lone value gives none.
+
+    Differences that are all c show no variance, but not certainty: as many as 1 - 0.025 ** (1 / n) of all queries
+    (Clopper and Pearson 1934) may differ otherwise, by 1 either way at the most.
+    """
+    if np.isnan(interval.low):
+        return None, None
+    if interval.low == interval.high:
+        reach = 1 - 0.025 ** (1 / num_independent)
+        return interval.low - reach * (1 + interval.low), interval.high + reach * (1 - interval.high)
+    return max(-1.0, interval.low), min(1.0, interval.high)

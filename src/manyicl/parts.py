@@ -1,0 +1,99 @@
+"""The finished cells of an evaluation that is not finished: a killed one goes on where it stopped.
+
+Beside `FILE.json` stands a folder `FILE.json.parts` until the result is whole: a header with everything that decides
+the result, and one predictions file for each cell, written as it comes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from manyicl.cells import Prediction, predictions_bytes, read_predictions
+from manyicl.errors import UserError
+from manyicl.files import write_atomically
+
+PACKAGES = ("manyicl", "torch", "transformers", "tokenizers", "numpy")
+HEADER = "evaluation.json"
+
+
+class Parts:
+    """The folder of one evaluation's finished cells; made where it is absent.
+
+    identity: everything that decides the result, as plain values; its "tasks" are the tasks' names and hashes.
+
+    Raises:
+        UserError: the folder holds another evaluation, or is none of ours.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = out.with_name(f"{out.name}.parts")
+        self._numbers = {name: number for number, name in enumerate(identity["tasks"])}
+        header = self.folder / HEADER
+        if header.is_file():
+            self._refuse_another(out, json.loads(header.read_bytes()), json.loads(json.dumps(identity)))
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self._visible())):
+            raise UserError(f"--out {out}: {self.folder} stands in its way; name another --out, or move that away")
+        else:
+            write_atomically(header, json.dumps(identity, indent=1) + "\n")
+
+    def read(self, task: str, *, draw: int, shots: int, queries: Sequence[str]) -> list[Prediction] | None:
+        """Return the answers of a finished cell; None where it is not finished, or its file is damaged."""
+        try:
+            rows = read_predictions(self._path(task, draw=draw, shots=shots))
+        except (OSError, pa.ArrowException):
+            return None
+        expected = [(task, draw, shots, query) for query in queries]
+        return rows if [(p.task, p.draw, p.shots, p.query) for p in rows] == expected else None
+
+    def write(self, predictions: Sequence[Prediction]) -> None:
+        """Keep the answers of one cell."""
+        first = predictions[0]
+        path = self._path(first.task, draw=first.draw, shots=first.shots)
+        write_atomically(path, predictions_bytes(predictions))
+
+    def remove(self) -> None:
+        """Remove the folder, its header last: what a kill leaves of it is still this evaluation's."""
+        for path in self.folder.iterdir():
+            if path.name != HEADER:
+                path.unlink()
+        (self.folder / HEADER).unlink()
+        self.folder.rmdir()
+
+    def _path(self, task: str, *, draw: int, shots: int) -> Path:
+        # A task's name may hold what no file's name can.
+        return self.folder / f"task{self._numbers[task]}-draw{draw}-shots{shots}.parquet"
+
+    def _visible(self) -> Iterator[Path]:
+        """Yield what lies in the folder but files that are being written: another rank may be writing the header."""
+        return (path for path in self.folder.iterdir() if not path.name.startswith("."))
+
+    def _refuse_another(self, out: Path, there: Any, here: Any) -> None:
+        before, now = dict(_flatten(there)), dict(_flatten(here))
+        keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if keys:
+            told = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys[:3])
+            more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UserError(
+                f"--out {out}: {self.folder} holds cells of an unfinished evaluation that differs: {told}{more}; repeat"
+                " that one to go on, name another --out, or remove the folder"
+            )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what computes the result."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every plain value of a JSON object under its dotted name; lists are values."""
+    if not isinstance(value, dict):
+        yield place, value
+        return
+    for key, item in value.items():
+        yield from _flatten(item, f"{place}.{key}" if place else key)

@@ -1,0 +1,80 @@
+"""Known answers as a token trie: what they share is computed once, and their last tokens never go through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnswerTrie:
+    """The options of one query. Shapes: N nodes, E edges, O options.
+
+    A node is a beginning of some option that another token follows; the root, the query's last token, is none of them.
+    tokens_N, parents_N (-1: the root), depths_N (1: behind the root): parents stand before their children.
+    edge_parents_E, edge_tokens_E: every (beginning, next token) whose probability is asked.
+    path_edges, path_starts: the edges of option o are path_edges[path_starts[o]:path_starts[o + 1]].
+    """
+
+    tokens_N: NDArray[np.int32]
+    parents_N: NDArray[np.int64]
+    depths_N: NDArray[np.int64]
+    edge_parents_E: NDArray[np.int64]
+    edge_tokens_E: NDArray[np.int64]
+    path_edges: NDArray[np.int64]
+    path_starts: NDArray[np.int64]
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each node follows the one before it, as in a single option."""
+        return bool((self.parents_N == np.arange(-1, len(self.parents_N) - 1)).all())
+
+    def ancestors(self) -> NDArray[np.bool_]:
+        """Return (N, N): whether the second node lies on the first one's way from the root, itself included."""
+        on_way = np.eye(len(self.tokens_N), dtype=bool)
+        for node, parent in enumerate(self.parents_N.tolist()):
+            if parent >= 0:
+                on_way[node] |= on_way[parent]
+        return on_way
+
+    def sum_paths(self, values_E: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sum of `values_E` along each option, (O,)."""
+        return np.add.reduceat(values_E[self.path_edges], self.path_starts[:-1])
+
+
+def build_trie(options: Sequence[Sequence[int]]) -> AnswerTrie:
+    """Return the trie of token ids; options may repeat, and begin one another.
+
+    Raises:
+        ValueError: no options, or one without tokens.
+    """
+    if not options or not all(len(option) for option in options):
+        raise ValueError("a query needs at least one option, and every option at least one token")
+    edges: dict[tuple[int, int], int] = {}  # (edge before, -1 at the root; token) -> edge
+    paths = []
+    for option in options:
+        path, edge = [], -1
+        for token in option:
+            edge = edges.setdefault((edge, int(token)), len(edges))
+            path.append(edge)
+        paths.append(path)
+    # An edge that another one follows is a node.
+    inner = sorted({before for before, _ in edges} - {-1})
+    node_of = {edge: node for node, edge in enumerate(inner)} | {-1: -1}
+    keys = list(edges)
+    depths: list[int] = []
+    for edge in inner:
+        parent = node_of[keys[edge][0]]
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    return AnswerTrie(
+        tokens_N=np.array([keys[edge][1] for edge in inner], dtype=np.int32),
+        parents_N=np.array([node_of[keys[edge][0]] for edge in inner], dtype=np.int64),
+        depths_N=np.array(depths, dtype=np.int64),
+        edge_parents_E=np.array([node_of[before] for before, _ in keys], dtype=np.int64),
+        edge_tokens_E=np.array([token for _, token in keys], dtype=np.int64),
+        path_edges=np.concatenate([np.array(path, dtype=np.int64) for path in paths]),
+        path_starts=np.concatenate([[0], np.cumsum([len(path) for path in paths])]).astype(np.int64),
+    )

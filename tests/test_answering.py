@@ -1,0 +1,117 @@
+"""Greedy answers behind one prefix: where they end, what is counted as cut, and that batches change nothing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import manyicl.answering
+from manyicl.answering import Generated, generate_answers, generate_behind
+from manyicl.prefix import EMPTY_PREFIX, EngineCount, encode_prefix
+from manyicl.templates import TemplateSettings
+from manyicl.tokens import TaskTokenizer
+from tests.conftest import tiny_model
+from tests.test_prefix import run_out_of_memory, some_ids
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizers):
+    return TaskTokenizer(tokenizers["bpe"], TemplateSettings())
+
+
+def reciting_model(ids):
+    """Return a real Llama that says `ids[n + 1]` after `ids[n]`, whatever stands before: no layer, a head of links."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        codes = torch.nn.functional.normalize(torch.randn(400, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+        model.model.embed_tokens.weight.copy_(codes)
+        model.lm_head.weight.zero_()
+        for token, following in pairwise(ids):
+            model.lm_head.weight[following] += codes[token]
+    return model
+
+
+def test_an_answer_ends_at_the_terminator_the_end_of_text_or_the_limit(tokenizer):
+    word = tokenizer.encode_texts(["owl"])[0]
+    terminator = tokenizer.terminator_ids
+    query = np.array([390], dtype=np.int32)
+    for ending, expected in (
+        (terminator, Generated("owl", cut=False)),
+        ([2], Generated("owl", cut=False)),
+        ([tokenizer.encode_texts(["7"])[0][0]], None),
+    ):
+        model = reciting_model([390, *word, *ending])
+        limit = len(word) + len(ending)
+        (answer,) = generate_behind(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=limit)
+        assert answer == (expected or Generated("owl7", cut=True))
+    # One token less than the terminator needs: cut.
+    model = reciting_model([390, *word, *terminator])
+    limit = len(word) + len(terminator) - 1
+    assert generate_behind(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=limit)[0].cut
+
+
+def test_a_terminator_merged_into_another_token_ends_an_answer(tokenizer):
+    # Two tokens of one newline each, where the terminator's own ids are others.
+    newline = tokenizer.encode_texts(["a\n"])[0][-1]
+    word = tokenizer.encode_texts(["fox"])[0]
+    assert [newline, newline] != tokenizer.terminator_ids
+    model = reciting_model([390, *word, newline, newline])
+    query = np.array([390], dtype=np.int32)
+    assert generate_behind(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=9) == [Generated("fox", cut=False)]
+
+
+def test_rows_that_ended_are_dropped_and_the_others_go_on_unchanged(tokenizer, monkeypatch):
+    model = tiny_model("llama", seed=3)
+    prefix = encode_prefix(model, some_ids(30))
+    queries = [some_ids(3 + n, seed=n) for n in range(8)]
+    alone = [generate_behind(model, tokenizer, prefix, [q], max_new_tokens=15)[0] for q in queries]
+    assert len({len(a.text) for a in alone}) > 1
+    # End each row after as many steps as its number, and see the batch shrink.
+    rows = []
+    model.register_forward_pre_hook(lambda m, args, kw: rows.append(kw["input_ids"].shape[1]), with_kwargs=True)
+    steps = iter(range(1000))
+    judged = manyicl.answering._has_ended
+    monkeypatch.setattr(manyicl.answering, "_has_ended", lambda t, ids: next(steps) % 5 == 4 or judged(t, ids))
+    generate_behind(model, tokenizer, prefix, queries, max_new_tokens=15)
+    assert rows[0] == sum(len(q) for q in queries)
+    assert rows[1] <= 8
+    assert rows[1:] == sorted(rows[1:], reverse=True)
+    assert rows[-1] < 8
+    monkeypatch.undo()
+    assert generate_behind(model, tokenizer, prefix, queries, max_new_tokens=15) == alone
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_answer(tokenizer):
+    model = tiny_model("llama", seed=3)
+    prefix = encode_prefix(model, some_ids(30))
+    queries = [some_ids(4, seed=n) for n in range(8)]
+    expected = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=6)
+    rows = run_out_of_memory(model, above=16)
+    count = EngineCount()
+    assert generate_behind(model, tokenizer, prefix, queries, max_new_tokens=6, count=count) == expected
+    assert rows[0] == 32
+    assert max(rows[1:]) == 16
+    assert count.num_prefix_tokens == 0
+    assert 8 * 4 <= count.num_query_tokens <= 8 * (4 + 5)
+
+
+def test_what_prompts_share_is_encoded_once(tokenizer):
+    model = tiny_model("llama", seed=3)
+    shared = some_ids(40)
+    prompts = [np.concatenate([shared, some_ids(3, seed=n)]) for n in (1, 2, 3)]
+    rows = []
+    handle = model.register_forward_pre_hook(
+        lambda m, args, kw: rows.append(kw["input_ids"].shape[1]), with_kwargs=True
+    )
+    together = generate_answers(model, tokenizer, prompts, max_new_tokens=4)
+    handle.remove()
+    assert [n for n in rows if n > 12][-1] == 40  # the shots; before them the trial of a few tokens
+    assert [generate_answers(model, tokenizer, [p], max_new_tokens=4)[0] for p in prompts] == together
+    assert generate_answers(model, tokenizer, [], max_new_tokens=4) == []
+    assert generate_behind(model, tokenizer, EMPTY_PREFIX, [], max_new_tokens=4) == []

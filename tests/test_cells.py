@@ -1,0 +1,38 @@
+"""The bounds of a score, and predictions that come back as they were written."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manyicl.cells import PREDICTION_SCHEMA, Prediction, predictions_bytes, read_predictions, score_bounds
+from manyicl.intervals import Interval
+
+
+def test_scores_that_are_all_alike_are_not_certain():
+    assert score_bounds(Interval(1.0, 1.0, 1.0), num_independent=100) == pytest.approx((0.9638, 1.0), abs=1e-4)
+    assert score_bounds(Interval(0.0, 0.0, 0.0), num_independent=1) == pytest.approx((0.0, 0.975))
+    assert score_bounds(Interval(0.9, 0.7, 1.1), num_independent=5) == (0.7, 1.0)
+    assert score_bounds(Interval(0.9, float("nan"), float("nan")), num_independent=1) == (None, None)
+
+
+def test_predictions_come_back_to_the_bit(tmp_path):
+    rows = [
+        Prediction("t", 0, 4, "q0", "owl", "owl", 1.0, 0.1 + 0.2, choice_nll={"owl": 0.1 + 0.2, "a fox": 1e-300}),
+        Prediction("t", 1, 4, "q1", "", "néé\n", 0.0, 1 / 3, cut=True),
+    ]
+    path = tmp_path / "p.parquet"
+    path.write_bytes(predictions_bytes(rows))
+    assert read_predictions(path) == rows
+    assert list(read_predictions(path)[0].choice_nll) == ["owl", "a fox"]
+    assert pq.read_table(path).schema.equals(PREDICTION_SCHEMA)
+    assert predictions_bytes(rows) == path.read_bytes()
+
+
+def test_half_a_file_is_no_file(tmp_path):
+    path = tmp_path / "p.parquet"
+    whole = predictions_bytes([Prediction("t", 0, 4, "q0", "owl", "owl", 1.0, 0.5)])
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(pa.ArrowException):
+        read_predictions(path)

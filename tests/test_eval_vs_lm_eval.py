@@ -1,0 +1,55 @@
+"""The benchmark against lm-evaluation-harness: the task files it writes hold the engine's own text and tokens."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from benchmarks.eval_vs_lm_eval import Cell, Peer, check_tokens, load_both, our_request_ids, run_ours, write_task
+
+from manyicl.evaluation import tokenize_for
+from manyicl.sweep import Sweep, TaskSweep
+from manyicl.tasks import load_tasks
+from manyicl.templates import TemplateSettings
+from manyicl.tokens import TaskTokenizer, tokenize_task
+from tests.conftest import SHARED, make_task, needs_shared
+
+
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece"])
+def test_the_task_file_and_its_rows_spell_what_the_engine_feeds(tokenizers, kind, tmp_path):
+    tokenizer = TaskTokenizer(tokenizers[kind], TemplateSettings())
+    task = make_task("animals")
+    sweep = Sweep((3,), num_draws=1, num_queries=2, max_tokens=512)
+    plan = TaskSweep(tokenize_task(task, tokenizer=tokenizer), tokenizer=tokenizer, sweep=sweep)
+    cell = Cell(task, plan, 3, [int(q) for q in plan.queries])
+    write_task(cell, tmp_path)
+    config = json.loads((tmp_path / "animals_3.yaml").read_text())
+    shots, queries = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("animals_3.shots.jsonl", "animals_3.jsonl")
+    )
+    assert (len(shots), len(queries)) == (3, 2)
+    before = config["description"] + "".join(row["text"] + row["choices"][row["gold"]] for row in shots)
+    for query, row in zip(cell.queries, queries, strict=True):
+        told = [before + row["text"] + choice for choice in row["choices"]]
+        num_bos = len(tokenizer.bos_ids)
+        assert told == [tokenizer.decode(ids[num_bos:]) for ids in our_request_ids(cell, query)]
+        assert task.labels[row["gold"]] == row["choices"][row["gold"]].strip()
+    assert (config["target_delimiter"], config["fewshot_delimiter"]) == ("", "")
+
+
+@pytest.mark.slow
+@needs_shared
+@pytest.mark.real_data
+def test_lm_eval_is_asked_the_engines_tokens_and_says_the_same(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    asked = load_both(str(SHARED / "models" / "stories260K"))
+    for task in load_tasks(SHARED / "data" / "tasks", names=["pros_cons", "mawps"]):
+        sweep = Sweep((4,), num_draws=1, num_queries=3, max_tokens=asked.max_tokens)
+        plan = TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep)
+        cell = Cell(task, plan, 4, [int(q) for q in plan.queries])
+        write_task(cell, tmp_path)
+        theirs, samples, _ = Peer(asked, tmp_path).run(cell, num_queries=3)
+        assert check_tokens(cell, Peer(asked, tmp_path), samples) == (6 if task.labels else 3)
+        assert [answer.text for answer in theirs] == run_ours(asked, cell)[0]

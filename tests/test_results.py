@@ -1,0 +1,56 @@
+"""Result files read back, and every way in which one is not what it should be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from manyicl.cells import Cell, Prediction, ShotCurve
+from manyicl.errors import UserError
+from manyicl.results import Evaluation, predictions_path, read_result
+
+ROWS = (Prediction("t", 0, 4, "q", "owl", "owl", 1.0, 0.5, choice_nll={"owl": 0.5, "fox": 1.0}),)
+CELL = Cell(4, 1.0, None, None, 0.5, 1, 0, None)
+CURVE = ShotCurve("t", "qa", "exact_match", num_queries=1, num_draws=1, cells=(CELL,), predictions=ROWS, sha256="abc")
+
+
+def save(path, kind="sweep"):
+    Evaluation("some/model", kind, seed=3, max_tokens=512, curves=(CURVE,)).save(path)
+    return path
+
+
+def test_a_result_comes_back(tmp_path):
+    path = save(tmp_path / "a.json")
+    assert predictions_path(path) == tmp_path / "a.predictions.parquet"
+    result = read_result(path)
+    assert tuple(result.predictions) == ROWS
+    assert (result.content["schema"], result.content["tasks"][0]["sha256"]) == (2, "abc")
+    assert result.content["tasks"][0]["curve"][0]["draws"] == []
+
+
+def test_what_is_no_result_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match=r"a\.json: cannot be read \(No such file or directory\)"):
+        read_result(path)
+    for text in ("", "[]", "{}", "\x00", '{"schema": 2}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"a\.json: is no result of manyicl eval --out"):
+            read_result(path)
+    with pytest.raises(UserError, match="is a one-pass curve, which keeps no predictions"):
+        read_result(save(path, kind="one-pass"))
+    save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
+    with pytest.raises(UserError, match="has schema 1, not 2; evaluate again"):
+        read_result(path)
+
+
+def test_predictions_that_are_not_its_own_are_refused(tmp_path):
+    path = save(tmp_path / "a.json")
+    beside = predictions_path(path)
+    beside.write_bytes(beside.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"a\.predictions\.parquet: is not the predictions file that .* was written"):
+        read_result(path)
+    beside.unlink()
+    with pytest.raises(UserError, match=r"a\.predictions\.parquet: cannot be read .* it belongs beside"):
+        read_result(path)

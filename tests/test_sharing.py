@@ -1,0 +1,109 @@
+"""Models whose cache cannot be shared are found out, said so once, and answered for rightly all the same."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GptOssConfig,
+    Lfm2Config,
+    Mamba2Config,
+    Phi3Config,
+)
+
+from manyicl.answering import generate_behind
+from manyicl.prefix import EngineCount, encode_prefix, score_answers, score_choices
+from manyicl.sharing import can_share_prefix, sharing_fault
+from manyicl.shot_curve import Sweep, evaluate_task
+from manyicl.templates import TemplateSettings
+from manyicl.tokens import TaskTokenizer, tokenize_task
+from tests.conftest import COMMON, CONFIGS, make_task, tiny_model
+from tests.parity.test_engine_parity import plain_nll, their_ids
+
+HYBRID = {**COMMON, "num_hidden_layers": 4}
+ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "long_factor": [1.0] * 4, "short_factor": [1.0] * 4}
+UNSHARED = {
+    # convolutions between its attention layers
+    "lfm2": lambda: Lfm2Config(**HYBRID, layer_types=["conv", "full_attention"] * 2),
+    # a state instead of keys and values
+    "mamba2": lambda: Mamba2Config(
+        vocab_size=400, hidden_size=32, state_size=16, num_heads=4, head_dim=16, num_hidden_layers=2, n_groups=1
+    ),
+    "bloom": lambda: BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=4, eos_token_id=2),
+    "gpt-oss": lambda: GptOssConfig(**COMMON, num_local_experts=2, num_experts_per_tok=1),
+    "longrope": lambda: Phi3Config(**COMMON, original_max_position_embeddings=128, rope_parameters=ROPE),
+}
+WHY = {
+    "lfm2": "gives other likelihoods behind a shared prefix",
+    "mamba2": "keeps a state besides keys and values",
+    "bloom": "does not take its attention from outside",
+    "gpt-oss": "attention sinks",
+    "longrope": "turns its positions by the length of the whole sequence",
+}
+
+
+def unshared_model(name: str):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(UNSHARED[name](), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_every_class_of_ours_shares_in_fp32_and_bf16(name):
+    assert sharing_fault(tiny_model(name)) == ""
+    assert sharing_fault(tiny_model(name).bfloat16()) == ""
+
+
+@pytest.mark.parametrize("name", sorted(UNSHARED))
+def test_a_model_that_cannot_share_says_why_and_only_once(name):
+    model = unshared_model(name)
+    own = model.config._attn_implementation
+    with pytest.warns(UserWarning, match=f"{type(model).__name__} .*{WHY[name]}.*plain path"):
+        assert not can_share_prefix(model)
+    assert model.config._attn_implementation == own
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not can_share_prefix(model)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "mamba2"])
+def test_the_plain_path_scores_and_generates_as_transformers_does(name, tokenizers):
+    model, rng, count = unshared_model(name), np.random.default_rng(0), EngineCount()
+    tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
+    with pytest.warns(UserWarning, match="plain path"):
+        prefix = encode_prefix(model, rng.integers(3, 390, 20).astype(np.int32), count=count)
+    assert (prefix.num_tokens, count.num_prefix_tokens) == (20, 0)
+    queries = [rng.integers(3, 390, n).astype(np.int32) for n in (3, 7, 7)]
+    options = [[[5, 6], [5], [8, 9, 7]]] * 3
+    nats = score_choices(model, prefix, queries, options, count=count)
+    for query, nats_O in zip(queries, nats, strict=True):
+        plain = [plain_nll(model, [*prefix.ids, *query, *o], num_answer=len(o)) for o in options[0]]
+        assert nats_O == pytest.approx(plain, abs=1e-4)
+    assert count.num_prefix_tokens == 9 * 20  # the shots of every option of every query
+    assert score_answers(model, prefix, [(queries[0], [5, 6])])[0][0] == pytest.approx(nats[0][0], abs=1e-5)
+    answers = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=8)
+    for query, answer in zip(queries, answers, strict=True):
+        text = tokenizer.decode(their_ids(model, np.concatenate([prefix.ids, query]), max_new_tokens=8))
+        assert text.startswith(answer.text)
+        assert answer.cut == ("</s>" not in text and "\n\n" not in text)
+
+
+def test_a_sweep_of_a_model_that_cannot_share_is_whole_and_counts_no_tokens_as_encoded_once(tokenizers):
+    tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
+    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
+    sweep = Sweep(shots=(0, 2), num_draws=1, num_queries=3, max_tokens=200)
+    with pytest.warns(UserWarning, match="plain path"):
+        plain = evaluate_task(unshared_model("lfm2"), task, tokenizer=tokenizer, sweep=sweep)
+    shared = evaluate_task(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
+    assert [cell.num_scored for cell in plain.cells] == [3, 3]
+    assert plain.num_encoded_tokens is None
+    assert shared.num_encoded_tokens > len(task.head_ids)

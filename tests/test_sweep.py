@@ -1,0 +1,62 @@
+"""What a sweep asks: its draws, its queries and what fits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from manyicl.sweep import Sweep, TaskSweep, draw_shots, most_answer_tokens, prefix_lengths, write_answers
+from manyicl.templates import TemplateSettings
+from manyicl.tokens import TaskTokenizer, join_examples, tokenize_task
+from tests.conftest import make_task
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizers):
+    return TaskTokenizer(tokenizers["bpe"], TemplateSettings())
+
+
+@pytest.fixture(scope="module")
+def task(tokenizer):
+    return tokenize_task(make_task("animals"), tokenizer=tokenizer)
+
+
+def test_the_same_seed_asks_the_same_and_another_seed_something_else(tokenizer, task):
+    plans = [TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(seed=seed, num_queries=5)) for seed in (0, 0, 1)]
+    assert plans[0].queries.tolist() == plans[1].queries.tolist()
+    assert [d.tolist() for d in plans[0].draws] == [d.tolist() for d in plans[1].draws]
+    assert plans[0].draws[0].tolist() != plans[2].draws[0].tolist()
+    assert plans[0].draws[0].tolist() != plans[0].draws[1].tolist()
+
+
+def test_a_draw_depends_on_neither_the_other_draws_nor_the_window(tokenizer, task):
+    plan = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(num_draws=3, num_queries=5, max_tokens=100))
+    assert draw_shots(task, seed=0, draw=2).tolist() == plan.draws[2].tolist()
+    assert sorted(plan.draws[2].tolist()) == list(range(40))
+
+
+def test_without_shots_all_draws_are_one(tokenizer, task):
+    plan = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(shots=(4, 0, 1, 1), num_draws=3, max_tokens=400))
+    assert plan.shots_of(0) == (0, 1, 4)
+    assert plan.shots_of(2) == (1, 4)
+    assert plan.cells == [(0, 0), (0, 1), (0, 4), (1, 1), (1, 4), (2, 1), (2, 4)]
+
+
+def test_the_queries_are_named_by_their_examples(tokenizer, task):
+    plan = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(num_queries=4, shots=(0,)))
+    assert plan.query_ids == [task.task.test[q].id for q in plan.queries]  # no test row was dropped here
+
+
+def test_lengths_of_prefixes_are_those_of_the_joined_shots(task):
+    draw = np.array([3, 1, 7])
+    lengths = prefix_lengths(task, draw)
+    joined = [len(join_examples(task, split="train", indices=draw[:k].astype(np.int32)).ids) for k in range(4)]
+    assert lengths.tolist() == joined  # the plain style writes nothing between two examples
+
+
+def test_an_answer_takes_as_many_tokens_as_the_longest_there_is(tokenizer, task):
+    written = write_answers(tokenizer, ["owl", "a longer answer", "ends\n\ntoo early"])
+    assert [text for text, _ in written] == ["owl", "a longer answer"]
+    assert most_answer_tokens(task, written) == len(written[1][1])
+    assert most_answer_tokens(task, None) == max(task.splits["train"].answer_lengths)
+    assert most_answer_tokens(task, []) == 0
