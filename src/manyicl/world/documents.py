@@ -1,7 +1,8 @@
 """What the seed model reads: the world's text, tasks of the pretraining pool in many formats, and plain prose.
 
 No format here is manyicl's own (input, ` ->`, line end, answer, blank line): no text here holds that arrow but Python's
-documentation. No rule here is one that a demo asks, and no class name either.
+documentation. No rule of a task document is one of the open pool, nor is a class name of it; the text's tables draw
+their codes from all words.
 """
 
 from __future__ import annotations
