@@ -79,6 +79,10 @@ MODULES = (
     "runs",
     "audit",
     "preview",
+    "devices",  # accelerators by name
+    "fitting",
+    "forecast",  # `plan`: what a recipe will do
+    "export",  # built episodes for other trainers
     "display",
     "demo",
     "cli",
