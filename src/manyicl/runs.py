@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from manyicl.batches import BatchMaker, PackDataset
@@ -109,20 +109,24 @@ def prepare_run(config: RunConfig) -> Prepared:
     for name, task in tasks.items():
         if not len(task.splits["train"]):
             raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
-    maker = BatchMaker(tasks, targets=config.episodes.targets, normalization=config.train.normalization)
-    packs = PackDataset(
-        maker,
+    packs = plan_packs(config, tasks)
+    validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
+    planned = plan_validation(
+        validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
+    )
+    return Prepared(config, tokenizer, tasks, packs=packs, validation=(validation_maker, planned))
+
+
+def plan_packs(config: RunConfig, tasks: Mapping[str, TokenizedTask]) -> PackDataset:
+    """Return the packs of the whole run."""
+    return PackDataset(
+        BatchMaker(tasks, targets=config.episodes.targets, normalization=config.train.normalization),
         settings=config.episodes,
         pack_tokens=config.pack_tokens,
         packs_per_step=config.train.packs_per_step,
         num_steps=config.train.num_steps,
         seed=config.seed,
     )
-    validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
-    planned = plan_validation(
-        validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
-    )
-    return Prepared(config, tokenizer, tasks, packs=packs, validation=(validation_maker, planned))
 
 
 def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
@@ -147,11 +151,14 @@ def train(
     overrides: Sequence[str] = (),
     resume: bool = False,
     console: Console | None = None,
+    title: str = "train",
+    callbacks: Callable[[MetricsLog], Sequence[TrainerCallback]] = lambda metrics: (),
     on_prepared: Callable[[Prepared], None] = lambda prepared: None,
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
-    on_prepared is called on the main process once the plan is made, before any weight is loaded.
+    title: what the progress bar calls it. callbacks: more of transformers' callbacks for the Trainer, made with the
+    run's metrics.jsonl. on_prepared is called on the main process once the plan is made, before any weight is loaded.
 
     Raises:
         UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`); with
@@ -185,7 +192,9 @@ def train(
     held_out = _held_out_episodes(prepared)
     before = _losses_before(folder, model, prepared, held_out) if state.is_main_process else {}
     started = time.monotonic()
-    _train_model(model, prepared, args=args, folder=folder, console=console)
+    with progress_bar(console, total=config.train.num_steps) as bar:
+        more = (BarCallback(bar, title), *callbacks(MetricsLog(folder / "metrics.jsonl")))
+        _train_model(model, prepared, args=args, folder=folder, callbacks=more)
     rows: list[HeldOutRow] = []
     if state.is_main_process:
         _finish_model(folder, model, prepared)
@@ -258,7 +267,9 @@ def _start_folder(folder: Path, prepared: Prepared) -> None:
         write_atomically(folder / "config.toml", dump_config(prepared.config))
 
 
-def _train_model(model: Any, prepared: Prepared, *, args: Any, folder: Path, console: Console) -> None:
+def _train_model(
+    model: Any, prepared: Prepared, *, args: Any, folder: Path, callbacks: Sequence[TrainerCallback]
+) -> None:
     checkpoints = list_checkpoints(folder / "checkpoints")
     step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
     if step >= prepared.config.train.num_steps:
@@ -266,16 +277,15 @@ def _train_model(model: Any, prepared: Prepared, *, args: Any, folder: Path, con
     metrics = MetricsLog(folder / "metrics.jsonl")
     if PartialState().is_main_process:
         metrics.cut_after(step)
-    with progress_bar(console, total=prepared.config.train.num_steps) as bar:
-        trainer = AnswerTrainer(
-            model,
-            args=args,
-            packs=prepared.packs,
-            validation=prepared.validation,
-            metrics=metrics,
-            callbacks=[LastStepCallback(), BarCallback(bar, "train")],
-        )
-        train_packs(trainer, checkpoint=checkpoint)
+    trainer = AnswerTrainer(
+        model,
+        args=args,
+        packs=prepared.packs,
+        validation=prepared.validation,
+        metrics=metrics,
+        callbacks=[LastStepCallback(), *callbacks],
+    )
+    train_packs(trainer, checkpoint=checkpoint)
 
 
 def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:
