@@ -54,7 +54,7 @@ from manyicl.models import (
     save_model,
 )
 from manyicl.progress import BarCallback, progress_bar
-from manyicl.tasks import load_tasks
+from manyicl.tasks import Task, load_tasks
 from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
 from manyicl.training import (
     AnswerTrainer,
@@ -135,7 +135,15 @@ def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, Tok
     Raises:
         UserError: a fault in the task files, or too many answers that cannot be used.
     """
-    tasks = load_tasks(config.tasks.folder, names=config.tasks.names or None)
+    return tokenize_all(load_tasks(config.tasks.folder, names=config.tasks.names or None), tokenizer)
+
+
+def tokenize_all(tasks: Sequence[Task], tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
+    """Return `tasks` in ids, by name.
+
+    Raises:
+        UserError: too many answers of a task cannot be used.
+    """
     tokenized = {t.name: tokenize_task(t, tokenizer=tokenizer, cache_dir=default_cache_dir()) for t in tasks}
     for task in tokenized.values():
         fault = check_lost_answers(task)
@@ -374,7 +382,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "finished": False,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "model": locate_model(config.model.path),
         "tasks": {
             name: {"sha256": t.task.sha256, "dropped": count_dropped(t, config)} for name, t in prepared.tasks.items()
@@ -411,7 +419,7 @@ def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Return the commit of the folder that the caller stands in, '+' where it has changes; None outside git."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
