@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manyicl.batches import PackDataset
 from manyicl.config import RunConfig
-from manyicl.costs import count_plan_flops
+from manyicl.costs import ModelShape, count_flops, shape_model
 from manyicl.errors import UserError
 from manyicl.models import load_config
 from manyicl.runs import count_plan, plan_packs
@@ -159,7 +159,7 @@ def episode_changes(arm: ArmName, settings: CompareSettings) -> dict[str, Any]:
     return {"shots": 0, "targets": "all"}
 
 
-def count_spent(packs: PackDataset, config: RunConfig, model_config: Any) -> Spent:
+def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spent:
     """Return what the packs of a run spend."""
     plan = count_plan(packs, pack_tokens=config.pack_tokens)
     shots = config.episodes.shots
@@ -173,10 +173,20 @@ def count_spent(packs: PackDataset, config: RunConfig, model_config: Any) -> Spe
         answers=plan["answers"],
         targets=plan["targets"],
         tokens=plan["tokens"],
-        flops=count_plan_flops(model_config, packs, lora=config.model.lora),
+        flops=_count_plan_flops(packs, shape),
         tokens_by_task=plan["tokens_by_task"],
         short_episodes=short,
     )
+
+
+def _count_plan_flops(packs: PackDataset, shape: ModelShape) -> int:
+    """Return the model FLOPs of all packs; FLOPs add up, so those of one step may be counted as one row."""
+    total = 0
+    for step, divisors in enumerate(packs.divisors):
+        row = packs.packs[step * packs.packs_per_step : (step + 1) * packs.packs_per_step]
+        lengths = [episode.num_tokens for pack in row for episode in pack.episodes]
+        total += count_flops(shape, lengths, num_targets=divisors.num_targets)
+    return total
 
 
 class ArmPlanner:
@@ -190,7 +200,10 @@ class ArmPlanner:
 
     def __init__(self, config: CompareConfig, tasks: Mapping[str, TokenizedTask]) -> None:
         self.config, self.tasks = config, tasks
-        self.model_config = load_config(config.model)
+        model = config.model
+        self.shape = shape_model(
+            load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code
+        )
         self._plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
 
     def plan_arm(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
@@ -256,7 +269,7 @@ class ArmPlanner:
 
     def _spend(self, config: RunConfig) -> tuple[RunConfig, Spent]:
         tasks = {name: self.tasks[name] for name in config.tasks.names}
-        return config, count_spent(plan_packs(config, tasks), config, self.model_config)
+        return config, count_spent(plan_packs(config, tasks), config, self.shape)
 
     def _fit_packs(self, config: RunConfig, spent: Spent, *, tokens: int) -> tuple[RunConfig, Spent]:
         """Return the recipe with packs shortened until it spends `tokens`, or as near as they allow."""
