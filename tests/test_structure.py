@@ -21,6 +21,7 @@ MODULES = (
     # Data in: labelled rows, to text, to ids, to rows of a batch.
     "rows",
     "tasks",
+    "label_names",
     "templates",
     "episodes",
     "tokens",

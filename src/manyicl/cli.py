@@ -94,6 +94,8 @@ def show(
     console = make_console()
     console.print(render_episode(drawn), soft_wrap=True)  # a break that is not in the text would mislead
     console.print(f"\n{drawn.counts}", soft_wrap=True)
+    if drawn.renaming:
+        console.print(drawn.renaming, soft_wrap=True)
 
 
 @app.command()

@@ -108,7 +108,9 @@ class Comparison:
     def planner(self) -> ArmPlanner:
         """What gives each arm its run's recipe."""
         chosen = [self.tasks[name] for name in self.trained]
-        tokenized: dict[str, TokenizedTask] = tokenize_all(chosen, TaskTokenizer(self.tokenizer, self.config.template))
+        tokenized: dict[str, TokenizedTask] = tokenize_all(
+            chosen, self.config, TaskTokenizer(self.tokenizer, self.config.template)
+        )
         return ArmPlanner(self.config, tokenized)
 
     @cached_property

@@ -55,7 +55,14 @@ from manyicl.models import (
 )
 from manyicl.progress import BarCallback, progress_bar
 from manyicl.tasks import Task, load_tasks
-from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
+from manyicl.tokens import (
+    TaskTokenizer,
+    TokenizedTask,
+    check_lost_answers,
+    default_cache_dir,
+    tokenize_task,
+    with_names,
+)
 from manyicl.training import (
     AnswerTrainer,
     LastStepCallback,
@@ -135,16 +142,20 @@ def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, Tok
     Raises:
         UserError: a fault in the task files, or too many answers that cannot be used.
     """
-    return tokenize_all(load_tasks(config.tasks.folder, names=config.tasks.names or None), tokenizer)
+    return tokenize_all(load_tasks(config.tasks.folder, names=config.tasks.names or None), config, tokenizer)
 
 
-def tokenize_all(tasks: Sequence[Task], tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
-    """Return `tasks` in ids, by name.
+def tokenize_all(
+    tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokenizer
+) -> dict[str, TokenizedTask]:
+    """Return `tasks` in ids, by name, ready for the recipe's episodes.
 
     Raises:
         UserError: too many answers of a task cannot be used.
     """
     tokenized = {t.name: tokenize_task(t, tokenizer=tokenizer, cache_dir=default_cache_dir()) for t in tasks}
+    if config.episodes.needs_labels:
+        tokenized = {name: with_names(task, tokenizer=tokenizer) for name, task in tokenized.items()}
     for task in tokenized.values():
         fault = check_lost_answers(task)
         if fault:
@@ -221,7 +232,8 @@ def _open_run(
     started = (folder / "config.toml").is_file()
     if resume and not started:
         raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
-    if resume and dump_config(config) != (folder / "config.toml").read_text(encoding="utf-8"):
+    # Compared as settings, not as text: a run started before a setting was added has its default.
+    if resume and config != load_recipe(folder / "config.toml"):
         raise UserError(f"--resume {folder}: the recipe differs from the run's config.toml; leave RECIPE out to go on")
     if not resume and folder.exists() and any(folder.iterdir()):
         fix = f"go on with --resume {folder}, or name another" if started else "name another"
@@ -402,15 +414,20 @@ def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]
 
 
 def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
-    """Return the plan's totals. fill: processed tokens over the capacity of the packs."""
+    """Return the plan's totals. fill: processed tokens over the capacity of the packs.
+
+    renamed_episodes is there only where some were asked for.
+    """
     num_tokens = sum(pack.num_tokens for pack in packs.packs)
     by_task: dict[str, int] = {}
-    for pack in packs.packs:
-        for episode in pack.episodes:
-            by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
+    episodes = [episode for pack in packs.packs for episode in pack.episodes]
+    for episode in episodes:
+        by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
+    renamed = {"renamed_episodes": sum(e.names is not None for e in episodes)} if packs.settings.rename_share else {}
     return {
         "packs": len(packs.packs),
-        "episodes": sum(len(pack.episodes) for pack in packs.packs),
+        "episodes": len(episodes),
+        **renamed,
         "answers": sum(d.num_answers for d in packs.divisors),
         "targets": sum(d.num_targets for d in packs.divisors),
         "tokens": num_tokens,
