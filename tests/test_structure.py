@@ -33,6 +33,7 @@ MODULES = (
     "world.__init__",
     "world.seed",  # the packaged model's place and template
     "models",
+    "costs",  # weights and FLOPs, from a config alone
     "loss",
     "training",
     # Asking it: score against number of shots.
