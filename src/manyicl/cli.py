@@ -396,6 +396,17 @@ def merge(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a `manyicl compare`.")],
+) -> None:
+    """Write a comparison's report.html and report.md anew, from its comparison.json alone."""
+    from manyicl.report.document import write_report
+
+    page = write_report(folder)
+    typer.echo(f"wrote {page} and {page.with_suffix('.md').name}")
+
+
+@app.command()
 def world(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the task files.")],
     tasks: Annotated[int, typer.Option("--tasks", min=1, help="How many tasks; their kinds take turns.")] = 40,
