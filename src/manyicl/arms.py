@@ -43,7 +43,11 @@ ARMS: Mapping[ArmName, Arm] = {
     for arm in (
         Arm("base", "base", "The model as it was, not trained.", trained=False),
         Arm("zero-shot", "zero-shot FT", "All tasks at once, one example a sequence."),
-        Arm("few-shot", "few-shot FT", "All tasks at once, a few shots and one query a sequence; the last answer trained."),
+        Arm(
+            "few-shot",
+            "few-shot FT",
+            "All tasks at once, a few shots and one query a sequence; the last answer trained.",
+        ),
         Arm("manyicl", "ManyICL", "All tasks at once, as many examples a sequence as fit; every answer trained."),
         Arm("dedicated", "dedicated FT", "One model a task, one example a sequence.", per_task=True),
         Arm(
@@ -69,15 +73,21 @@ class CompareSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     arms: tuple[ArmName, ...] = Field(
-        ("base", "zero-shot", "few-shot", "manyicl", "dedicated"), min_length=1, description="in the order of the tables"
+        ("base", "zero-shot", "few-shot", "manyicl", "dedicated"),
+        min_length=1,
+        description="in the order of the tables",
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0,), min_length=1, description="training seeds; each has its own episodes, adapters, shots and queries"
     )
-    match: Match = Field("tokens", description="what all arms spend alike: processed tokens, supervised answers or FLOPs")
+    match: Match = Field(
+        "tokens", description="what all arms spend alike: processed tokens, supervised answers or FLOPs"
+    )
     few_shot_shots: Annotated[int, Field(gt=0)] = Field(5, description="shots of the few-shot arm's sequences")
     held_out_tasks: tuple[str, ...] = Field((), description="tasks that no arm is trained on")
-    dedicated_tasks: tuple[str, ...] = Field((), description="tasks that get a model of their own; all trained unless said")
+    dedicated_tasks: tuple[str, ...] = Field(
+        (), description="tasks that get a model of their own; all trained unless said"
+    )
     free_factor: Annotated[float, Field(gt=1)] = Field(
         8.0, description="how many times the tokens of `dedicated` the arm dedicated-free has"
     )
@@ -91,8 +101,9 @@ class CompareSettings(BaseModel):
     draws: Annotated[int, Field(gt=0)] = Field(5, description="draws of shots a task and seed")
     queries: Annotated[int, Field(gt=0)] = Field(200, description="test rows asked, the same at every k and draw")
     validation_queries: Annotated[int, Field(ge=0)] = Field(
-        50, description="validation rows asked of each trained task, to choose k and learning rate; 0: all are asked with"
-        " the most shots"
+        50,
+        description="validation rows asked of each trained task, to choose k and learning rate; 0: all are asked with"
+        " the most shots",
     )
     max_tokens: Annotated[int, Field(gt=0)] | None = Field(
         None, description="longest sequence of a question; episodes.token_budget unless said"
@@ -201,9 +212,7 @@ class ArmPlanner:
     def __init__(self, config: CompareConfig, tasks: Mapping[str, TokenizedTask]) -> None:
         self.config, self.tasks = config, tasks
         model = config.model
-        self.shape = shape_model(
-            load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code
-        )
+        self.shape = shape_model(load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code)
         self._plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
 
     def plan_arm(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:

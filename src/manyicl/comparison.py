@@ -142,7 +142,10 @@ class Comparison:
             for task in self.models_of(arm)
             for what in ("train", "validation")
         ]
-        return [*trials, *(cell for seed in self.settings.seeds for arm in self.arms for cell in self._cells_of(arm, seed))]
+        return [
+            *trials,
+            *(cell for seed in self.settings.seeds for arm in self.arms for cell in self._cells_of(arm, seed)),
+        ]
 
     @property
     def arms(self) -> list[Arm]:
@@ -257,7 +260,9 @@ def check_seeds(comparison: Comparison, seeds: Sequence[int] | None) -> None:
     """
     for seed in seeds or ():
         if seed not in comparison.settings.seeds:
-            raise UserError(f"--seed {seed}: is none of this comparison's {list(comparison.settings.seeds)}; give one of them")
+            raise UserError(
+                f"--seed {seed}: is none of this comparison's {list(comparison.settings.seeds)}; give one of them"
+            )
 
 
 def refuse_ranks() -> None:
@@ -372,4 +377,3 @@ class _Worker:
 def _titled(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
     with reporting(console) as report:
         yield lambda what, done, total: report(f"{title} ({what})", done, total)
-
