@@ -12,7 +12,7 @@ import manyicl
 PACKAGE = Path(manyicl.__file__).parent
 MOST_LINES = 60
 # Where a name after `import` is a module, not something in one.
-FOLDERS = ("manyicl", "manyicl.world")
+FOLDERS = ("manyicl", "manyicl.world", "manyicl.report")
 
 # In the order of the pipeline. Each may import only those above it; a new module takes its place here.
 MODULES = (
@@ -33,6 +33,7 @@ MODULES = (
     "world.__init__",
     "world.seed",  # the packaged model's place and template
     "models",
+    "costs",  # weights and FLOPs, from a config alone
     "loss",
     "training",
     # Asking it: score against number of shots.
@@ -78,7 +79,20 @@ MODULES = (
     "runs",
     "audit",
     "preview",
+    "report.__init__",
+    "report.comparison",
+    "report.numbers",
+    "report.verdict",
+    "report.tables",
+    "report.svg",  # a plot as a piece of the page
+    "report.plots",
+    "report.figures",
+    "report.page",
+    "report.markdown",
+    "report.document",
+    "model_card",
     "display",
+    "comparison_display",
     "demo",
     "cli",
     "__init__",

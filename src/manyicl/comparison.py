@@ -6,6 +6,7 @@ Killed at any point, the same call goes on with the cells that are missing. docs
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -248,10 +249,33 @@ def absolute_texts(config: CompareConfig) -> CompareConfig:
     return config.model_copy(update={"compare": config.compare.model_copy(update={"text_files": files})})
 
 
-def run_comparison(
-    comparison: Comparison, *, seeds: Sequence[int] | None = None, console: Console, after: Callable[[], None] = lambda: None
-) -> None:
-    """Do the missing cells, of some seeds only if said; `after` is called after each.
+def check_seeds(comparison: Comparison, seeds: Sequence[int] | None) -> None:
+    """Refuse seeds that are not the comparison's.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for seed in seeds or ():
+        if seed not in comparison.settings.seeds:
+            raise UserError(f"--seed {seed}: is none of this comparison's {list(comparison.settings.seeds)}; give one of them")
+
+
+def refuse_ranks() -> None:
+    """Refuse to run as one of several ranks: cells are files, and each is one process's.
+
+    Raises:
+        UserError: with what to do instead.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise UserError(
+            f"{ranks} processes: a comparison is shared out by seeds; start `manyicl compare --resume DIR --seed N` once"
+            " a GPU (CUDA_VISIBLE_DEVICES=N), not accelerate launch"
+        )
+
+
+def run_comparison(comparison: Comparison, *, seeds: Sequence[int] | None = None, console: Console) -> None:
+    """Do the missing cells, of some seeds only if said.
 
     Raises:
         UserError: a cell cannot be done; those before it are kept.
@@ -261,7 +285,6 @@ def run_comparison(
     for number, cell in enumerate(cells, start=1):
         if not comparison.is_done(cell):
             worker.do(cell, f"[{number}/{len(cells)}] {cell.title()}")
-            after()
 
 
 class _Worker:
