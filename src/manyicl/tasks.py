@@ -187,12 +187,12 @@ def flip_labels(task: Task, *, seed: int) -> Task:
     if len(task.labels) < 2:
         raise UserError(f"task '{task.name}': has no two fixed labels to exchange; leave it out")
     flipped = flip_map(task.labels, seed=seed)
-    splits = {
-        split: tuple(replace(example, answer=flipped[example.answer]) for example in getattr(task, split))
-        for split in SPLITS
-    }
+    train, validation, test = (
+        tuple(replace(example, answer=flipped[example.answer]) for example in examples)
+        for examples in (task.train, task.validation, task.test)
+    )
     sha256 = hashlib.sha256(f"{task.sha256} flipped {json.dumps(flipped)}".encode()).hexdigest()
-    return replace(task, sha256=sha256, **splits)
+    return replace(task, train=train, validation=validation, test=test, sha256=sha256)
 
 
 def inspect_task(path: Path) -> tuple[Task | None, list[Fault]]:
