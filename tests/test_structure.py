@@ -21,6 +21,7 @@ MODULES = (
     # Data in: labelled rows, to text, to ids, to rows of a batch.
     "rows",
     "tasks",
+    "label_names",
     "templates",
     "episodes",
     "tokens",
@@ -32,6 +33,7 @@ MODULES = (
     "world.__init__",
     "world.seed",  # the packaged model's place and template
     "models",
+    "costs",  # weights and FLOPs, from a config alone
     "loss",
     "training",
     # Asking it: score against number of shots.

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from manyicl.episodes import EpisodeSettings, TaskLengths
 from manyicl.packing import Pack, iter_packs
-from manyicl.tokens import TokenizedEpisode, TokenizedTask, join_examples
+from manyicl.tokens import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples
 
 Normalization = Literal["answer", "token", "task"]
 
@@ -89,7 +89,8 @@ def count_divisors(
     for pack in packs:
         for episode in pack.episodes:
             chosen = episode.examples[targets_of(len(episode.examples), targets)]
-            num_targets += int(tasks[episode.task].splits[split].answer_lengths[chosen].sum())
+            lengths = answer_lengths_of(tasks[episode.task], split=split, indices=chosen, names=episode.names)
+            num_targets += int(lengths.sum())
             by_task[episode.task] += len(chosen)
     return Divisors(num_answers=sum(by_task.values()), num_targets=num_targets, num_answers_by_task=by_task)
 
@@ -133,7 +134,9 @@ class BatchMaker:
         if divisors is None:
             divisors = count_divisors(packs, tasks=self.tasks, split=self.split, targets=self.targets)
         episodes = [episode for pack in packs for episode in pack.episodes]
-        built = [join_examples(self.tasks[e.task], split=self.split, indices=e.examples) for e in episodes]
+        built = [
+            join_examples(self.tasks[e.task], split=self.split, indices=e.examples, names=e.names) for e in episodes
+        ]
         weights = [
             answer_weight(self._answer_tokens(b), task=e.task, divisors=divisors, normalization=self.normalization)
             for e, b in zip(episodes, built, strict=True)
@@ -210,6 +213,7 @@ def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths
         num_head_tokens=len(tokenized.head_ids),
         num_between=tokenized.num_between,
         lengths=tokenized.splits[split].lengths,
+        labels=tokenized.names.lengths(split) if tokenized.names else None,
     )
 
 
@@ -238,6 +242,7 @@ class PackDataset(Dataset[tuple[Pack, Divisors]]):
             )
             for start in range(0, len(self.packs), packs_per_step)
         ]
+        self.settings = settings
         self.packs_per_step = packs_per_step
         self.maker = maker
 

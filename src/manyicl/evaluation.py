@@ -67,7 +67,7 @@ class AskedModel:
 
 
 def load_asked_model(
-    path: str,
+    model: str | ModelSettings,
     *,
     precision: Literal["bf16", "fp32"] | None = None,
     max_tokens: int | None = None,
@@ -77,6 +77,7 @@ def load_asked_model(
 ) -> AskedModel:
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
+    model: its path, or the settings of a base that is to be asked as a recipe changes it (config, revision).
     precision: bf16 on a GPU and fp32 on a CPU unless said. template: what the model was trained with unless said.
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
     weights: False where a server has them, and only tokenizer, template and limits are wanted.
@@ -85,18 +86,24 @@ def load_asked_model(
         UserError: it cannot be loaded, or `max_tokens` is more than it can see.
     """
     on_gpu = torch.cuda.is_available()
-    settings = ModelSettings(
-        path=path, precision=precision or ("bf16" if on_gpu else "fp32"), trust_remote_code=trust_remote_code
+    given = ModelSettings(path=model) if isinstance(model, str) else model
+    settings = given.model_copy(
+        update={
+            "precision": precision or ("bf16" if on_gpu else "fp32"),
+            "lora": None,
+            "trust_remote_code": trust_remote_code or given.trust_remote_code,
+        }
     )
+    path = settings.path
     config = load_config(settings)
     if max_tokens is not None:
         check_window(config, num_tokens=max_tokens, what="--max-tokens")
     note = read_note(path)
     tokenizer = TaskTokenizer(load_tokenizer(settings), template or note.template)
-    model = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
+    loaded = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
     return AskedModel(
         path=path,
-        model=model,
+        model=loaded,
         tokenizer=tokenizer,
         max_tokens=max_tokens or min(max_tokens_of(config), note.token_budget or max_tokens_of(config)),
         trained_shots=note.trained_shots,

@@ -152,6 +152,12 @@ def load_task(path: Path) -> Task:
     raise UserError(faults[0].message + (more if others else ""))
 
 
+def ask_validation(task: Task) -> Task:
+    """Return the task with its validation rows in place of its test rows, to choose settings on."""
+    sha256 = hashlib.sha256(f"{task.sha256} validation".encode()).hexdigest()
+    return replace(task, validation=(), test=task.validation, sha256=sha256)
+
+
 def inspect_task(path: Path) -> tuple[Task | None, list[Fault]]:
     """Return the task of one data file, or None and what is wrong with it, in the order in which it was met.
 
