@@ -2,8 +2,8 @@
 
     python scripts/screenshot_report.py OUT/report.html docs/example --full
 
-Needs selenium and Debian's chromium and chromium-driver. Without --full a picture is the first screen; with it, the whole
-page.
+Needs selenium and Debian's chromium and chromium-driver. Without --full a picture is the first screen; with it, the
+whole page.
 """
 
 from __future__ import annotations

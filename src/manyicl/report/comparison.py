@@ -283,7 +283,7 @@ class ExampleQuery(Part):
 
 
 class Comparison(Part):
-    """A whole comparison. Where a cell is missing its numbers are None; lists hold no entry for what was not planned."""
+    """A whole comparison. Where a cell is missing its numbers are None; what was not planned has no entry."""
 
     name: str
     finished: bool

@@ -1,4 +1,4 @@
-"""Which plots a report has, and what each is made of: curves, differences, forgetting, losses, one small curve a task."""
+"""Which plots a report has, and what each is made of: curves, differences, forgetting, losses, a small one a task."""
 
 from __future__ import annotations
 
@@ -159,9 +159,7 @@ def _flatness(comparison: Comparison, plots: Plots) -> list[Panel]:
                     _bar(comparison, flat.arm, f"{comparison.title_of(flat.arm)}  {word}".rstrip(), flat, factor=100)
                 )
         unit = "points from the fewest shots to the most"
-        panels += _bars_panel(
-            plots, f"{role.capitalize()} tasks", bars, unit, filled=False, near_zero=FLAT_POINTS
-        )
+        panels += _bars_panel(plots, f"{role.capitalize()} tasks", bars, unit, filled=False, near_zero=FLAT_POINTS)
     return panels
 
 

@@ -19,7 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 # Of a plot's own units (points), which the page stretches to the width there is: 360 is a phone's.
 PLOT_WIDTH = 360
 ROW_HEIGHT = 30
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "manyicl",
     "font.size": 10.5,
@@ -183,7 +183,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
         places.append(max(y, places[-1] + space) if places else y)
     down = sum(place - y for place, (y, _, _) in zip(places, ends, strict=True)) / len(ends)
     for place, (_, x, label) in zip(places, ends, strict=True):
-        at = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        at: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(label, (x, place - down), fontsize=9.5, color=INK, annotation_clip=False, **at)
 
 

@@ -95,7 +95,9 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
     files = list(dict.fromkeys(change.file for change in comparison.forgetting.text))[:2]
     same = {pair: _same_shots(comparison, *pair) for pair in asked}
     columns = [
-        Column(f"{role.capitalize()} tasks, %", ASKED[kind] + ("" if shots is None or kind == "zero" else f" ({shots})"))
+        Column(
+            f"{role.capitalize()} tasks, %", ASKED[kind] + ("" if shots is None or kind == "zero" else f" ({shots})")
+        )
         for (role, kind), shots in same.items()
     ]
     columns += [Column("Forgetting, bits per byte", file) for file in files]
@@ -217,7 +219,9 @@ def task_notes(task: TaskEntry, cells: Sequence[CurveCell]) -> list[str]:
     copies = max((cell.num_copies or 0 for cell in cells), default=0)
     near = max((cell.num_near_copies or 0 for cell in cells), default=0)
     if copies or near:
-        notes.append(f"among the shots: {count_noun(copies, 'copy')} and {count_noun(near, 'near copy')} of its queries")
+        notes.append(
+            f"among the shots: {count_noun(copies, 'copy')} and {count_noun(near, 'near copy')} of its queries"
+        )
     return notes
 
 
