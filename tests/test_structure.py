@@ -35,6 +35,7 @@ MODULES = (
     "models",
     "costs",  # weights and FLOPs, from a config alone
     "loss",
+    "footprint",  # memory of a training step, predicted
     "training",
     # Asking it: score against number of shots.
     "memory",
