@@ -26,9 +26,11 @@ MODULES = (
     "episodes",
     "tokens",
     "packing",
+    "segments",  # where the episodes of a row lie
     "batches",
     # The model and its objective.
     "partial_attention",
+    "segment_kernels",  # attention of each segment to itself
     "attention",
     "world.__init__",
     "world.seed",  # the packaged model's place and template
