@@ -16,6 +16,7 @@ from manyicl.tasks import flip_map
 
 
 def list_shot_losses(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield the shared arms' training losses by the number of shots before an answer."""
     for arm, seed, record in metrics_of(comparison):
         for name in [key for key in record if key.startswith("loss_by_shot/")]:
             yield {
@@ -70,6 +71,7 @@ def _asked_by_role(findings: Findings, what: What) -> Iterator[tuple[ArmName, st
 
 
 def list_orders(findings: Findings) -> Iterator[dict[str, Any]]:
+    """Yield how far the order of the very same shots moves a score, beside how far other draws move it."""
     most = max(findings.settings.shots)
     for arm, role, seeds in _asked_by_role(findings, "order"):
         orders, draws = [], []
@@ -112,7 +114,7 @@ def list_examples(findings: Findings) -> Iterator[dict[str, Any]]:
             yield {
                 "task": task,
                 "family": comparison.tasks[task].family,
-                "role": "held-out" if task in comparison.held_out else "trained",
+                "role": comparison.role_of(task),
                 "input": texts[query].input,
                 "answer": texts[query].answer,
                 "shots": {arm: p.shots for arm, p in told.items()},

@@ -18,6 +18,7 @@ from manyicl.pooling import MIN_SEEDS, make_pooled, pool_differences
 
 
 def find_forgetting(findings: Findings) -> dict[str, Any]:
+    """Return what each arm that trains one model lost: text, untrained tasks, and text on the way."""
     texts = _read_texts(findings.comparison)
     has_bos = any(one["bos"] for cell in texts.values() for one in cell)
     return {
@@ -70,10 +71,11 @@ def _forgotten_tasks(findings: Findings) -> Iterator[dict[str, Any]]:
     """Yield each arm less the base on held-out tasks: those where the base had a score to lose, and the others."""
     if "base" not in findings.tests:
         return
-    shots = findings.asked_shots("held-out")
+    untrained = [*findings.tasks["held-out"], *findings.tasks["familiar"]]
+    shots = findings.asked_shots("familiar" if findings.tasks["familiar"] else "held-out")
     for k in sorted({*shots[:1], *shots[-1:]}):
-        known = [task for task in findings.tasks["held-out"] if _beats_majority(findings, task, k)]
-        kinds = {"forgetting": known, "transfer": [task for task in findings.tasks["held-out"] if task not in known]}
+        known = [task for task in untrained if _beats_majority(findings, task, k)]
+        kinds = {"forgetting": known, "transfer": [task for task in untrained if task not in known]}
         for kind, tasks in kinds.items():
             before = findings.pool("base", tasks, k)
             for arm in [arm.name for arm in findings.comparison.arms if arm.trained and not arm.per_task]:

@@ -14,9 +14,10 @@ FLAT_GAIN = 0.01
 
 
 def list_curves(findings: Findings) -> Iterator[dict[str, Any]]:
+    """Yield every arm's score of every task at every number of shots, over all seeds."""
     sums = ("num_scored", "num_unfit", "num_cut")
     for arm, seeds in findings.tests.items():
-        for task in [task for role in ROLES for task in findings.tasks_of(arm, role)]:
+        for task in [task for role in findings.tasks for task in findings.tasks_of(arm, role)]:
             curves = [{c["shots"]: c for c in asked.entries[task]["curve"]} for asked in seeds if asked]
             for shots in findings.settings.shots:
                 cells = [curve[shots] for curve in curves if shots in curve]
@@ -44,6 +45,7 @@ def list_curves(findings: Findings) -> Iterator[dict[str, Any]]:
 
 
 def list_means(findings: Findings) -> Iterator[dict[str, Any]]:
+    """Yield every arm's mean score of a role's tasks, of all and by family, at every number of shots."""
     tasks = findings.comparison.tasks
     for arm in findings.tests:
         for role in ROLES:
@@ -75,6 +77,7 @@ def list_means(findings: Findings) -> Iterator[dict[str, Any]]:
 
 
 def list_headline(findings: Findings) -> Iterator[dict[str, Any]]:
+    """Yield the headline: every arm with its chosen shots, with none and with the most, and who is best."""
     for role in ROLES:
         for asked in ("chosen", "zero", "most"):
             rows: list[tuple[ArmName, int, Pooled]] = []
@@ -149,6 +152,7 @@ def _shots(count: int) -> str:
 
 
 def list_flatness(findings: Findings) -> Iterator[dict[str, Any]]:
+    """Yield what each arm gains from the fewest shots that show the format to the most."""
     for arm in findings.tests:
         for role in ROLES:
             shots = [k for k in findings.asked_shots(role) if k > 0]
@@ -169,5 +173,6 @@ def list_flatness(findings: Findings) -> Iterator[dict[str, Any]]:
                 "to_shots": last,
                 **pooled_json(pooled, mean="difference"),
                 "flat": flat,
-                "sentence": f"{ARMS[arm].title}: the score on {role} tasks {told} from {_shots(first)} to {_shots(last)}",
+                "sentence": f"{ARMS[arm].title}: the score on {role} tasks {told} from {_shots(first)} to"
+                f" {_shots(last)}",
             }

@@ -37,7 +37,11 @@ class Findings:
         self.comparison = comparison
         self.settings = comparison.settings
         self.seeds = self.settings.seeds
-        self.tasks = {"trained": comparison.asked_trained, "held-out": comparison.held_out}
+        self.tasks = {
+            "trained": comparison.asked_trained,
+            "held-out": comparison.held_out,
+            "familiar": comparison.familiar,
+        }
 
     @cached_property
     def tests(self) -> dict[ArmName, list[Asked | None]]:
@@ -45,6 +49,7 @@ class Findings:
         return self.read("test")
 
     def read(self, what: What) -> dict[ArmName, list[Asked | None]]:
+        """Return arm -> its answers in one kind of cells, a seed each; None where a cell is missing."""
         arms = self.comparison.arms
         return {arm.name: [self._read_cells(arm, seed, what) for seed in self.seeds] for arm in arms}
 
