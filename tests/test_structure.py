@@ -76,6 +76,7 @@ MODULES = (
     "world.arithmetic",
     "world.tasks",
     "world.documents",
+    "world.regimes",
     # Runs, and what a person sees of all this.
     "config",
     "progress",
