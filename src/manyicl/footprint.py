@@ -15,9 +15,10 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,11 +29,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manyicl.attention import attend_segments
-from manyicl.batches import Batch
+from manyicl.batches import Batch, join_row
 from manyicl.costs import WeightCounts, count_weights
 from manyicl.errors import UserError
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import LoraSettings, add_adapter
+from manyicl.tokens import TokenizedEpisode
 
 # transformers picks attention by this name. H heads, T tokens, D head dimension.
 STAND_IN = "manyicl_footprint"
@@ -293,9 +295,11 @@ def _run_empty(model: Any, row: Row, *, checkpointed: bool) -> tuple[int, int]:
     inner.set_attn_implementation(STAND_IN)
     if checkpointed:
         inner.activation_checkpointing_enable()
-    with FakeTensorMode():
+    mode = FakeTensorMode()
+    batch = _fake_batch(row, mode)
+    with mode:
         _fill_with_fakes(model)
-        return meter_step(model, _fake_batch(row), autocast=row.precision == "bf16")
+        return meter_step(model, batch, autocast=row.precision == "bf16")
 
 
 def _fill_with_fakes(model: nn.Module) -> None:
@@ -312,22 +316,14 @@ def _fill_with_fakes(model: nn.Module) -> None:
                     tensors[name] = fakes[id(tensor)]  # type: ignore[assignment]
 
 
-def _fake_batch(row: Row) -> Batch:
-    ids = torch.zeros(1, row.num_tokens, dtype=torch.long)
-    targets = torch.ones(row.num_targets, dtype=torch.long)
-    one = torch.zeros(1, dtype=torch.long)
-    return Batch(
-        input_ids_1T=ids,
-        segment_ids_T=ids[0],
-        position_ids_1T=ids,
-        segment_lengths=(row.num_tokens,),
-        target_positions_N=targets,
-        target_weights_N=targets.float(),
-        target_answers_N=targets,
-        answer_shots_A=one,
-        answer_tasks_A=one,
-        episodes=(0,),
-    )
+def _fake_batch(row: Row, mode: FakeTensorMode) -> Batch:
+    """Return a row of one episode whose last `num_targets` tokens are its answer, in fake tensors."""
+    span = np.array([[max(1, row.num_tokens - row.num_targets), row.num_tokens]])
+    built = TokenizedEpisode(ids=np.zeros(row.num_tokens, dtype=np.int32), spans=span)
+    batch = join_row([built], targets="all", weights=[np.ones(1)], tasks=[0], episodes=(0,))
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    fakes: dict[str, Any] = {k: mode.from_tensor(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+    return replace(batch, **fakes)
 
 
 class _FusedAttention(torch.autograd.Function):

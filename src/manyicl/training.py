@@ -109,6 +109,16 @@ def plan_validation(
     return planned
 
 
+def share_rows(planned: Sequence[ValidationPack], *, rank: int, num_ranks: int) -> list[tuple[ValidationPack, bool]]:
+    """Return the rows of one rank, and whether each counts: the last is repeated so that all ranks have as many.
+
+    Where weights are sharded each forward pass is everyone's, and a rank without a row would leave the others waiting.
+    """
+    num_rows = -(-len(planned) // num_ranks)
+    places = range(rank, num_rows * num_ranks, num_ranks)
+    return [(planned[min(place, len(planned) - 1)], place < len(planned)) for place in places]
+
+
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, cut back to the checkpoint when a run goes on."""
 
@@ -292,9 +302,11 @@ class AnswerTrainer(Trainer):
         model: Any = self.model
         model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for item in planned[rank::ranks]:
+            for item, counts in share_rows(planned, rank=rank, num_ranks=ranks):
                 batch = maker.make_batch([item.pack]).to(self.args.device)
                 scored = answer_loss(target_logits(model, batch), batch)
+                if not counts:
+                    continue
                 mean_nll_A = scored.nll_A / scored.num_tokens_A
                 place = maker.task_names.index(item.task)
                 sums[place, 0] += mean_nll_A.sum()
@@ -414,6 +426,42 @@ def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str
             f" `accelerate launch --num_processes {num_gpus} -m {' '.join(command)}`,"
             " or choose one with CUDA_VISIBLE_DEVICES=0"
         )
+
+
+def check_launch(environment: Mapping[str, str]) -> None:
+    """Refuse what `accelerate launch` may have set up that would go wrong here without a word, or late.
+
+    environment: the process's variables, in which accelerate tells its settings.
+
+    Raises:
+        UserError: naming the setting of accelerate's config file, and the fix.
+    """
+
+    def is_on(name: str) -> bool:
+        return environment.get(name, "false").lower() == "true"
+
+    if is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        for kind, what in (("cp", "context"), ("sp", "sequence"), ("tp", "tensor")):
+            size = int(environment.get(f"PARALLELISM_CONFIG_{kind.upper()}_SIZE") or 1)
+            if size > 1:
+                raise UserError(
+                    f"parallelism_config_{kind}_size = {size}: {what} parallelism is not supported, a pack goes whole"
+                    " through a rank; set it to 1, and shard weights with recipes/accelerate/fsdp2.yaml instead"
+                )
+    if is_on("ACCELERATE_USE_FSDP"):
+        if environment.get("FSDP_VERSION", "1") != "2":
+            raise UserError("fsdp_version = 1: is not supported; use recipes/accelerate/fsdp2.yaml, or set it to 2")
+        if is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+            raise UserError(
+                "fsdp_cpu_ram_efficient_loading = true: only one rank would have the weights; use"
+                " recipes/accelerate/fsdp2.yaml, or set it to false"
+            )
+        kind = environment.get("FSDP_STATE_DICT_TYPE", "")
+        if kind != "FULL_STATE_DICT":
+            raise UserError(
+                f"fsdp_state_dict_type = {kind or 'unset'}: checkpoints would hold no model that can be loaded; use"
+                " recipes/accelerate/fsdp2.yaml, or set it to FULL_STATE_DICT"
+            )
 
 
 def train_packs(trainer: AnswerTrainer, *, checkpoint: Path | None) -> None:
