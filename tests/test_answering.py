@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import manyicl.answering
-from manyicl.answering import Generated, generate_answers, generate_behind
-from manyicl.prefix import EMPTY_PREFIX, EngineCount, encode_prefix
+from manyicl.answering import Generated, generate_and_score, generate_answers, generate_behind
+from manyicl.errors import UserError
+from manyicl.prefix import EMPTY_PREFIX, EngineCount, encode_prefix, score_answers
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer
-from tests.conftest import tiny_model
+from tests.conftest import CONFIGS, tiny_model
 from tests.test_prefix import run_out_of_memory, some_ids
 
 
@@ -115,3 +116,34 @@ def test_what_prompts_share_is_encoded_once(tokenizer):
     assert [generate_answers(model, tokenizer, [p], max_new_tokens=4)[0] for p in prompts] == together
     assert generate_answers(model, tokenizer, [], max_new_tokens=4) == []
     assert generate_behind(model, tokenizer, EMPTY_PREFIX, [], max_new_tokens=4) == []
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_an_answer_and_its_references_nats_are_those_of_each_alone(tokenizer, name):
+    model = tiny_model(name, seed=3)
+    prefix = encode_prefix(model, some_ids(30))
+    # References shorter and longer than what is generated: new tokens are written over them.
+    asked = [(some_ids(3 + 4 * n, seed=n), some_ids(length, seed=9).tolist()) for n, length in enumerate((1, 4, 25))]
+    answers, nats = generate_and_score(model, tokenizer, prefix, asked, max_new_tokens=6)
+    assert answers == generate_behind(model, tokenizer, prefix, [query for query, _ in asked], max_new_tokens=6)
+    assert nats == pytest.approx(score_answers(model, prefix, asked)[0], abs=1e-4)
+
+
+def test_a_query_is_encoded_once_for_its_answer_and_its_reference(tokenizer):
+    model, count = tiny_model("llama", seed=3), EngineCount()
+    prefix, rows = encode_prefix(model, some_ids(30)), []
+    model.register_forward_pre_hook(lambda m, args, kw: rows.append(kw["input_ids"].shape[1]), with_kwargs=True)
+    generate_and_score(model, tokenizer, prefix, [(some_ids(7), [5, 6, 2])] * 2, max_new_tokens=2, count=count)
+    assert rows == [2 * (7 + 2), 2]
+    assert count.num_query_tokens == sum(rows)
+
+
+def test_a_reference_without_a_finite_likelihood_is_an_error(tokenizer):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="1 of 1 answers no finite likelihood"):
+        generate_and_score(model, tokenizer, EMPTY_PREFIX, [(some_ids(4), [5, 2])], max_new_tokens=2)
+    with pytest.raises(ValueError, match="no ids"):
+        generate_and_score(model, tokenizer, EMPTY_PREFIX, [(some_ids(0), [5])], max_new_tokens=2)
+    assert generate_and_score(model, tokenizer, EMPTY_PREFIX, [], max_new_tokens=2)[0] == []

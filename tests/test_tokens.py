@@ -634,3 +634,26 @@ def test_a_saved_tokenizer_has_the_same_fingerprint(tmp_path, tokenizers):
     tokenizers["bpe"].save_pretrained(tmp_path)
     again = TaskTokenizer(AutoTokenizer.from_pretrained(tmp_path), TemplateSettings())
     assert again.fingerprint() == task_tokenizer("bpe").fingerprint()
+
+
+# Decoding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(ids=st.lists(st.integers(0, 255), max_size=12))
+def test_any_ids_are_decoded_as_transformers_does(tokenizers, kind, ids):
+    tokenizer = tokenizers[kind]
+    theirs = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert TaskTokenizer(tokenizer, TemplateSettings()).decode(ids) == theirs
+
+
+def test_a_tokenizer_that_decodes_its_own_way_is_asked_itself(tokenizers):
+    class Shouting(PreTrainedTokenizerFast):
+        def _decode(self, *args, **kwargs):
+            return super()._decode(*args, **kwargs).upper()
+
+    tokenizer = Shouting(tokenizer_object=tokenizers["bpe"].backend_tokenizer)
+    own = TaskTokenizer(tokenizers["bpe"], TemplateSettings(terminator="\n\n"))
+    ids = own.encode_texts(["owl"])[0]
+    assert (own.decode(ids), TaskTokenizer(tokenizer, TemplateSettings()).decode(ids)) == ("owl", "OWL")

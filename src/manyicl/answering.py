@@ -14,10 +14,11 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 
 from manyicl.attention import Prefix, RowLayout, segment_attention
 from manyicl.memory import plan_memory, run_rows
-from manyicl.prefix import EngineCount, device_of, encode_prefix
-from manyicl.query_rows import lay_out_row, run_row
+from manyicl.prefix import EngineCount, check_finite, device_of, encode_prefix, score_answers
+from manyicl.query_rows import Asked, kept_tokens, lay_out_row, read_edges, run_row
 from manyicl.sharing import can_share_prefix
 from manyicl.tokens import TaskTokenizer
+from manyicl.tries import build_trie
 
 # Tokens of prompts that transformers generates behind at once; a small model's batch fits any machine.
 BATCH_TOKENS = 16384
@@ -69,38 +70,88 @@ def generate_behind(
     Raises:
         UserError: memory runs out.
     """
-    answers: dict[int, Generated] = {}
-    order = sorted(range(len(queries)), key=lambda place: len(queries[place]))
     if not can_share_prefix(model):
-        for place, answer in _generate_plainly(model, tokenizer, prefix, queries, max_new_tokens=max_new_tokens):
-            answers[place] = answer
+        answers = dict(_generate_plainly(model, tokenizer, prefix, queries, max_new_tokens=max_new_tokens))
         if count is not None:
             count.num_prefix_tokens += prefix.num_tokens * len(queries)
             count.num_query_tokens += sum(len(query) for query in queries)
         return [answers[place] for place in range(len(queries))]
+    asked = [(np.asarray(query, dtype=np.int32), None) for query in queries]
+    return _answer_rows(model, tokenizer, prefix, asked, max_new_tokens=max_new_tokens, count=count)[0]
+
+
+def generate_and_score(
+    model: Any,
+    tokenizer: TaskTokenizer,
+    prefix: Prefix,
+    asked: Sequence[tuple[NDArray[np.int32], Sequence[int]]],
+    *,
+    max_new_tokens: int,
+    count: EngineCount | None = None,
+) -> tuple[list[Generated], NDArray[np.float64]]:
+    """Return, for each (query ids, reference ids), what `generate_behind` answers and the nats of the reference.
+
+    The query is encoded once for both, where the prefix can be shared.
+
+    Raises:
+        UserError: a likelihood that is not finite, or memory runs out.
+        ValueError: a query or a reference without ids.
+    """
+    if not can_share_prefix(model):
+        queries = [query for query, _ in asked]
+        nats, _ = score_answers(model, prefix, asked, count=count)
+        answers = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=max_new_tokens, count=count)
+        return answers, nats
+    if not all(len(query) for query, _ in asked):
+        raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
+    behind = [(np.asarray(query, dtype=np.int32), build_trie([reference])) for query, reference in asked]
+    answers, nats = _answer_rows(model, tokenizer, prefix, behind, max_new_tokens=max_new_tokens, count=count)
+    check_finite([nats])
+    return answers, nats
+
+
+@torch.inference_mode()
+def _answer_rows(
+    model: Any,
+    tokenizer: TaskTokenizer,
+    prefix: Prefix,
+    asked: Sequence[Asked],
+    *,
+    max_new_tokens: int,
+    count: EngineCount | None,
+) -> tuple[list[Generated], NDArray[np.float64]]:
+    """Return each query's greedy answer, and the nats (Q,) of its reference, 0 where there is none."""
+    answers: dict[int, Generated] = {}
+    nats = np.zeros(len(asked))
     plan = plan_memory(model)
+    num_nodes = [0 if trie is None else len(trie.tokens_N) for _, trie in asked]
+    lengths = [len(query) + num for (query, _), num in zip(asked, num_nodes, strict=True)]
 
     def share(place: int) -> float:
-        length = len(queries[place])
-        return plan.share(num_tokens=length, num_logits=1, num_keys=length + max_new_tokens)
+        num_keys = max(lengths[place], len(asked[place][0]) + max_new_tokens)
+        return plan.share(num_tokens=lengths[place], num_logits=1 + num_nodes[place], num_keys=num_keys)
 
     def run(row: list[int]) -> None:
-        told = _decode_batch(model, tokenizer, prefix, [queries[p] for p in row], max_new_tokens=max_new_tokens)
+        told, row_nats = _decode_batch(model, tokenizer, prefix, [asked[p] for p in row], max_new_tokens=max_new_tokens)
         answers.update(zip(row, (_read_answer(tokenizer, ids) for ids in told), strict=True))
+        nats[row] = row_nats
         if count is not None:
-            count.num_query_tokens += sum(len(queries[p]) + len(ids) - 1 for p, ids in zip(row, told, strict=True))
+            count.num_query_tokens += sum(lengths[p] + len(ids) - 1 for p, ids in zip(row, told, strict=True))
 
     with segment_attention(model):
-        run_rows(order, share=share, run=run)
-    return [answers[place] for place in range(len(queries))]
+        run_rows(sorted(range(len(asked)), key=lengths.__getitem__), share=share, run=run)
+    return [answers[place] for place in range(len(asked))], nats
 
 
 class _QueryKeys:
-    """Each query's own keys and values, (B, G, C, D) a layer, written once a token; C: most tokens it may have."""
+    """Each query's own keys and values, (B, G, C, D) a layer, written once a token; C: most tokens it may have.
+
+    Those of a reference behind it are never seen: new tokens are written over them.
+    """
 
     def __init__(self, layout: RowLayout, lengths: Tensor, *, longest: int, most_new: int) -> None:
         self.layout, self.lengths_B, self.longest = layout, lengths, longest
-        self.room = longest + most_new
+        self.room = max(longest + most_new, layout.offsets_SL.shape[1])
         self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -146,25 +197,34 @@ def _decode_batch(
     model: Any,
     tokenizer: TaskTokenizer,
     prefix: Prefix,
-    queries: Sequence[NDArray[np.int32]],
+    asked: Sequence[Asked],
     *,
     max_new_tokens: int,
-) -> list[list[int]]:
-    """Return the greedy ids of each query, up to where it ended."""
+) -> tuple[list[list[int]], NDArray[np.float64]]:
+    """Return the greedy ids of each query, up to where it ended, and the nats (B,) of the references behind them."""
     device = device_of(model)
-    lengths = np.array([len(query) for query in queries])
-    ids_T, positions_T, layout = lay_out_row([(query, None) for query in queries], prefix=prefix, device=device)
-    lengths_B = torch.from_numpy(lengths).to(device)
+    lengths = np.array([len(query) for query, _ in asked])
+    *row, layout = lay_out_row(asked, prefix=prefix, device=device)
+    ids, positions, kept, lengths_B = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(asked), lengths))
     keys = _QueryKeys(layout, lengths_B, longest=int(lengths.max()), most_new=max_new_tokens)
-    logits_BV = run_row(
-        model,
-        torch.from_numpy(ids_T).to(device),
-        torch.from_numpy(positions_T).to(device),
-        layout=replace(layout, sink=keys),
-        keep=torch.from_numpy(np.cumsum(lengths) - 1).to(device),
-    )
-    told: list[list[int]] = [[] for _ in queries]
-    rows, ended = list(range(len(queries))), [False] * len(queries)
+    logits_BV = run_row(model, ids, positions, layout=replace(layout, sink=keys), keep=kept)
+    nats = np.zeros(len(asked))
+    tries = [trie for _, trie in asked if trie is not None]
+    if tries:  # of all or of none
+        nats = -np.array([logprobs_E.sum() for logprobs_E, _ in read_edges(logits_BV, tries)])
+        roots = np.cumsum([0, *(1 + len(trie.tokens_N) for trie in tries)])[:-1]
+        logits_BV = logits_BV[torch.from_numpy(roots).to(device)]
+    return _decode_greedily(model, tokenizer, keys, logits_BV, max_new_tokens=max_new_tokens), nats
+
+
+def _decode_greedily(
+    model: Any, tokenizer: TaskTokenizer, keys: _QueryKeys, logits_BV: Tensor, *, max_new_tokens: int
+) -> list[list[int]]:
+    """Return the greedy ids behind each query's keys; logits: of its last token."""
+    device, num_prefix = logits_BV.device, keys.layout.prefix.num_tokens
+    num_queries = len(logits_BV)
+    told: list[list[int]] = [[] for _ in range(num_queries)]
+    rows, ended = list(range(num_queries)), [False] * num_queries
     while True:
         next_B = logits_BV.argmax(dim=-1)
         for row, token in zip(rows, next_B.tolist(), strict=True):
@@ -178,7 +238,7 @@ def _decode_batch(
             kept = torch.tensor(alive, device=device)
             keys.keep(kept)
             next_B, rows = next_B[kept], [rows[place] for place in alive]
-        positions_B = prefix.num_tokens + keys.lengths_B
+        positions_B = num_prefix + keys.lengths_B
         logits_BV = run_row(model, next_B, positions_B, layout=keys.step_layout(), keep=len(rows))
         keys.advance()
 

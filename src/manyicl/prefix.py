@@ -19,7 +19,7 @@ from torch import nn
 from manyicl.attention import EMPTY_PREFIX, Prefix, PrefixStore, segment_attention
 from manyicl.errors import UserError
 from manyicl.memory import plan_memory, run_chunks, run_rows
-from manyicl.query_rows import edge_logprobs, lay_out_row, run_row, write_keys
+from manyicl.query_rows import kept_tokens, lay_out_row, read_edges, run_row, write_keys
 from manyicl.sharing import can_share_prefix, score_whole_prompts
 from manyicl.tries import AnswerTrie, build_trie
 
@@ -170,7 +170,7 @@ def _score_options(
             count.num_query_tokens += sum(
                 len(q) + len(option) for q, group in zip(queries, options, strict=True) for option in group
             )
-    _check_finite(nats)
+    check_finite(nats)
     return nats, greedy
 
 
@@ -212,27 +212,13 @@ def _score_row(
 ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Return log-probabilities and greedy hits of every edge (E,) of the row's tries."""
     device = device_of(model)
-    ids_T, positions_T, layout = lay_out_row(asked, prefix=prefix, device=device)
-    keep, rows, tokens, start, num_kept = [], [], [], 0, 0
-    for query, trie in asked:
-        num_nodes = len(trie.tokens_N)
-        # The root's logits are those of the query's last token; a node's are its own.
-        keep.append(start + len(query) - 1 + np.arange(1 + num_nodes))
-        rows.append(num_kept + 1 + trie.edge_parents_E)
-        tokens.append(trie.edge_tokens_E)
-        start += len(query) + num_nodes
-        num_kept += 1 + num_nodes
-    ids, positions, kept, rows_E, tokens_E = (
-        torch.from_numpy(x).to(device)
-        for x in (ids_T, positions_T, np.concatenate(keep), np.concatenate(rows), np.concatenate(tokens))
-    )
-    logits_NV = run_row(model, ids, positions, layout=layout, keep=kept)
-    logprobs, hits = (x.cpu().numpy() for x in edge_logprobs(logits_NV, rows_E, tokens_E))
-    stops = np.cumsum([len(part) for part in tokens])[:-1]
-    return list(zip(np.split(logprobs.astype(np.float64), stops), np.split(hits, stops), strict=True))
+    *row, layout = lay_out_row(asked, prefix=prefix, device=device)
+    ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(asked)))
+    return read_edges(run_row(model, ids, positions, layout=layout, keep=kept), [trie for _, trie in asked])
 
 
-def _check_finite(nats: Sequence[NDArray[np.float64]]) -> None:
+def check_finite(nats: Sequence[NDArray[np.float64]]) -> None:
+    """Raise a UserError where a likelihood is not finite."""
     whole = np.concatenate([np.zeros(0), *nats])
     if not np.isfinite(whole).all():
         raise UserError(

@@ -96,6 +96,27 @@ def write_keys(model: nn.Module, ids: NDArray[np.int32], *, after: Prefix) -> No
     run_row(model, *(torch.from_numpy(x).to(device) for x in row[:2]), layout=row[2], keep=1)
 
 
+def kept_tokens(asked: Sequence[Asked]) -> NDArray[np.int64]:
+    """Return which tokens of a row's layout need logits: each query's last, the root of its trie, then its nodes."""
+    kept, start = [], 0
+    for query, trie in asked:
+        num_nodes = 0 if trie is None else len(trie.tokens_N)
+        kept.append(start + len(query) - 1 + np.arange(1 + num_nodes))
+        start += len(query) + num_nodes
+    return np.concatenate(kept)
+
+
+def read_edges(logits_NV: Tensor, tries: Sequence[AnswerTrie]) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Return log-probabilities and greedy hits of every edge (E,) of each trie; logits of the row's `kept_tokens`."""
+    roots = np.cumsum([0, *(1 + len(trie.tokens_N) for trie in tries)])[:-1]
+    rows = np.concatenate([root + 1 + trie.edge_parents_E for root, trie in zip(roots, tries, strict=True)])
+    tokens = np.concatenate([trie.edge_tokens_E for trie in tries])
+    rows_E, tokens_E = (torch.from_numpy(x).to(logits_NV.device) for x in (rows, tokens))
+    logprobs, hits = (x.cpu().numpy() for x in edge_logprobs(logits_NV, rows_E, tokens_E))
+    stops = np.cumsum([len(trie.edge_tokens_E) for trie in tries])[:-1]
+    return list(zip(np.split(logprobs.astype(np.float64), stops), np.split(hits, stops), strict=True))
+
+
 def edge_logprobs(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor) -> tuple[Tensor, Tensor]:
     """Return (E,) each: log-probability of `tokens_E` in the logits' rows `rows_E`, and whether it is the likeliest.
 

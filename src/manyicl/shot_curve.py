@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from manyicl.answering import generate_behind
+from manyicl.answering import generate_and_score
 from manyicl.attention import Prefix, segment_attention
 from manyicl.batches import BatchMaker, lengths_of
 from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve, score_bounds
@@ -20,7 +20,7 @@ from manyicl.errors import UserError
 from manyicl.intervals import mean_interval, t_interval
 from manyicl.loss import answer_loss, target_logits
 from manyicl.packing import Pack
-from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
+from manyicl.prefix import choose_option, device_of, encode_prefix, score_choices
 from manyicl.scoring import macro_f1, majority_answer, majority_score, other_metrics, score_answer
 from manyicl.sharing import can_share_prefix
 from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
@@ -138,11 +138,15 @@ def _generate(model: Any, plan: TaskSweep, *, prefix: Prefix, shots: int, querie
     test = plan.tokenized.splits["test"]
     asked = [query_ids(plan.tokenized, split="test", index=q, after_shots=shots > 0) for q in queries]
     references = [test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in queries]
-    nll, _ = score_answers(model, prefix, list(zip(asked, references, strict=True)), count=plan.count)
-    answers = generate_behind(
-        model, plan.tokenizer, prefix, asked, max_new_tokens=plan.max_new_tokens, count=plan.count
+    answers, nats = generate_and_score(
+        model,
+        plan.tokenizer,
+        prefix,
+        list(zip(asked, references, strict=True)),
+        max_new_tokens=plan.max_new_tokens,
+        count=plan.count,
     )
-    return {q: _Told(a.text, cost, cut=a.cut) for q, a, cost in zip(queries, answers, nll.tolist(), strict=True)}
+    return {q: _Told(a.text, cost, cut=a.cut) for q, a, cost in zip(queries, answers, nats.tolist(), strict=True)}
 
 
 def make_curve(
