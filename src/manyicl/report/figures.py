@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -40,10 +41,9 @@ def draw_all(comparison: Comparison, plots: Plots) -> dict[str, Any]:
     """Return every plot of the page by the place it stands at."""
     with plotting():
         return {
-            "swatches": {
-                arm.arm: plots.embed(draw_swatch(place), f"mark of {arm.title}", kind="swatch")
-                for place, arm in enumerate(comparison.arms)
-            },
+            "swatches": [
+                plots.embed_symbol(draw_swatch(place), f"swatch-{place}") for place in range(len(comparison.arms))
+            ],
             "curves": [panel for role in comparison.roles for panel in _role_curves(comparison, plots, role)],
             "family_curves": {role: _family_curves(comparison, plots, role) for role in comparison.roles},
             "flatness": _flatness(comparison, plots),
@@ -148,8 +148,8 @@ def _bars_panel(plots: Plots, title: str, bars: list[Bar], unit: str, **look: An
     return [Panel(title, plots.embed(draw_bars(bars, unit, **look), f"{title}, in {unit}: {told}."))]
 
 
-def _flatness(comparison: Comparison, plots: Plots) -> list[Panel]:
-    panels = []
+def _flatness(comparison: Comparison, plots: Plots) -> dict[str, list[Panel]]:
+    panels = {}
     for role in comparison.roles:
         bars: list[Bar] = []
         for flat in comparison.flatness:
@@ -159,7 +159,8 @@ def _flatness(comparison: Comparison, plots: Plots) -> list[Panel]:
                     _bar(comparison, flat.arm, f"{comparison.title_of(flat.arm)}  {word}".rstrip(), flat, factor=100)
                 )
         unit = "points from the fewest shots to the most"
-        panels += _bars_panel(plots, f"{role.capitalize()} tasks", bars, unit, filled=False, near_zero=FLAT_POINTS)
+        title = f"{role.capitalize()} tasks"
+        panels[role] = _bars_panel(plots, title, bars, unit, filled=False, near_zero=FLAT_POINTS)
     return panels
 
 
@@ -271,6 +272,12 @@ def _shot_losses(comparison: Comparison, plots: Plots) -> list[Panel]:
     return panels
 
 
+def sparkline_top(comparison: Comparison) -> float:
+    """Return the upper end of the axis that all tasks' small curves share: the best score, rounded up to a tenth."""
+    best = max((cell.score for cell in comparison.curves if cell.score is not None), default=1.0)
+    return max(0.1, math.ceil(10 * best) / 10)
+
+
 def _sparklines(comparison: Comparison, plots: Plots) -> dict[str, Markup]:
     most = max(comparison.shots, default=0)
     bounds = (-0.3, shot_place(most) + 0.3)
@@ -285,6 +292,8 @@ def _sparklines(comparison: Comparison, plots: Plots) -> dict[str, Markup]:
         if lines:
             told = _tell_lines(comparison, [Line(line.place, line.xs, _scaled(line.ys, 100)) for line in lines])
             drawn[task.task] = plots.embed(
-                draw_sparkline(lines, bounds=bounds), f"Score against shots: {told}.", kind="sparkline"
+                draw_sparkline(lines, bounds=bounds, top=sparkline_top(comparison)),
+                f"Score against shots: {told}.",
+                kind="sparkline",
             )
     return drawn

@@ -237,15 +237,15 @@ def _draw_bar(axes: Axes, bar: Bar, y: float, *, filled: bool) -> None:
         axes.plot(known, [y - 0.02] * len(known), "|", color=INK, markersize=7, markeredgewidth=1)
 
 
-def draw_sparkline(lines: Sequence[Line], *, bounds: tuple[float, float]) -> Figure:
-    """Return curves as small as a word; the column's head names their axes."""
-    figure, axes = _new_figure(110, 34, (3, 3, 3, 3))
+def draw_sparkline(lines: Sequence[Line], *, bounds: tuple[float, float], top: float) -> Figure:
+    """Return curves little larger than a word, from 0 to `top`; the column's head names their axes."""
+    figure, axes = _new_figure(104, 45, (3, 3, 3, 3))
     for line in lines:
         _draw_line(axes, line, size=2)
     axes.set_xlim(*bounds)
-    axes.set_ylim(-0.04, 1.04)
+    axes.set_ylim(-0.04 * top, 1.04 * top)
     axes.axhline(0, color=LINE, linewidth=0.8)
-    axes.axhline(1, color=LINE, linewidth=0.8)
+    axes.axhline(top, color=LINE, linewidth=0.8)
     axes.set_axis_off()
     return figure
 
