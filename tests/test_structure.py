@@ -26,15 +26,18 @@ MODULES = (
     "episodes",
     "tokens",
     "packing",
+    "segments",  # where the episodes of a row lie
     "batches",
     # The model and its objective.
     "partial_attention",
+    "segment_kernels",  # attention of each segment to itself
     "attention",
     "world.__init__",
     "world.seed",  # the packaged model's place and template
     "models",
     "costs",  # weights and FLOPs, from a config alone
     "loss",
+    "footprint",  # memory of a training step, predicted
     "training",
     # Asking it: score against number of shots.
     "memory",
@@ -73,6 +76,7 @@ MODULES = (
     "world.arithmetic",
     "world.tasks",
     "world.documents",
+    "world.regimes",
     # Runs, and what a person sees of all this.
     "config",
     "progress",

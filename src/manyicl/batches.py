@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from manyicl.episodes import EpisodeSettings, TaskLengths
 from manyicl.packing import Pack, iter_packs
+from manyicl.segments import Segments, bounds_of, make_segments, power_of_two
 from manyicl.tokens import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples
 
 Normalization = Literal["answer", "token", "task"]
@@ -26,7 +28,8 @@ Normalization = Literal["answer", "token", "task"]
 class Batch:
     """One row of whole episodes on its way through the model.
 
-    segment_ids_T is the only record of where an episode lies; position_ids_1T and segment_lengths are derived from it.
+    segment_ids_T is the only record of where an episode lies; position_ids_1T, segment_lengths and segment_bounds_S are
+    derived from it.
     target_positions_N: where each target token stands in the row (its logits come from the position before).
     target_weights_N: what its cross-entropy counts in the loss; the global divisors are already in it.
     target_answers_N: which answer of the batch it belongs to. answer_shots_A: shots before that answer in its episode.
@@ -37,6 +40,7 @@ class Batch:
     segment_ids_T: Tensor
     position_ids_1T: Tensor
     segment_lengths: tuple[int, ...]
+    segment_bounds_S: Tensor
     target_positions_N: Tensor
     target_weights_N: Tensor
     target_answers_N: Tensor
@@ -49,8 +53,13 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Processed tokens: the row's length, as nothing is padded."""
+        """The row's length: its processed tokens, and the padding where `pad_row` has added some."""
         return self.input_ids_1T.shape[1]
+
+    @property
+    def segments(self) -> Segments:
+        """Where its episodes lie, for attention."""
+        return make_segments(self.segment_lengths, bounds_S=self.segment_bounds_S)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device` (the name and arguments that accelerate calls)."""
@@ -170,17 +179,39 @@ def join_row(
     spans_A2 = np.concatenate(spans)
     answer_lengths_A = spans_A2[:, 1] - spans_A2[:, 0]
     segment_ids_T = np.repeat(np.arange(len(built)), lengths)
+    segment_lengths = segment_lengths_of(segment_ids_T)
     return Batch(
         input_ids_1T=torch.from_numpy(np.concatenate([b.ids for b in built]).astype(np.int64))[None],
         segment_ids_T=torch.from_numpy(segment_ids_T),
         position_ids_1T=torch.from_numpy(positions_of(segment_ids_T))[None],
-        segment_lengths=segment_lengths_of(segment_ids_T),
+        segment_lengths=segment_lengths,
+        segment_bounds_S=torch.from_numpy(bounds_of(segment_lengths)),
         target_positions_N=torch.from_numpy(_ranges(spans_A2[:, 0], answer_lengths_A)),
         target_weights_N=torch.from_numpy(np.repeat(np.concatenate(weights), answer_lengths_A).astype(np.float32)),
         target_answers_N=torch.from_numpy(np.repeat(np.arange(len(spans_A2)), answer_lengths_A)),
         answer_shots_A=torch.from_numpy(np.concatenate(shots)),
         answer_tasks_A=torch.from_numpy(np.repeat(np.asarray(tasks), [len(s) for s in spans])),
         episodes=episodes,
+    )
+
+
+def pad_row(batch: Batch, *, multiple: int) -> Batch:
+    """Return the row with padding at its end, up to a multiple of so many tokens: kernels are made for few lengths.
+
+    The padding goes on the last episode, so causal attention shows it to no target, and it is none itself. The number
+    of bounds becomes a power of two for the same reason.
+    """
+    num_padding = -batch.num_tokens % multiple
+    *before, last = batch.segment_lengths
+    lengths = (*before, last + num_padding)
+    bounds = bounds_of(lengths, num_bounds=power_of_two(len(lengths) + 1))
+    return replace(
+        batch,
+        input_ids_1T=functional.pad(batch.input_ids_1T, (0, num_padding)),
+        segment_ids_T=functional.pad(batch.segment_ids_T, (0, num_padding), value=len(lengths) - 1),
+        position_ids_1T=functional.pad(batch.position_ids_1T, (0, num_padding)),  # 0: one that every model knows
+        segment_lengths=lengths,
+        segment_bounds_S=torch.from_numpy(bounds),
     )
 
 

@@ -311,16 +311,17 @@ def compare(
     import time
 
     from manyicl.arms import CompareConfig
-    from manyicl.comparison import check_seeds, open_comparison, run_comparison
+    from manyicl.comparison import check_seeds, open_comparison, refuse_ranks, run_comparison
+    from manyicl.comparison_display import grid_table
     from manyicl.config import load_recipe
-    from manyicl.display import grid_table, make_console
-    from manyicl.findings import collect_findings
-    from manyicl.report import finish_comparison
+    from manyicl.display import make_console
+    from manyicl.outcome import finish_comparison
 
     console = make_console()
     if status is not None:
-        console.print(grid_table(collect_findings(open_comparison(status, None))))
+        console.print(grid_table(open_comparison(status, None)))
         return
+    refuse_ranks()
     if resume is not None and (recipe is not None or out is not None):
         raise UserError(f"--resume {resume}: goes on with its own recipe and folder; leave RECIPE and --out out")
     if recipe is None and resume is None:
@@ -331,7 +332,8 @@ def compare(
     comparison = open_comparison(folder, config)
     check_seeds(comparison, seeds)
     run_comparison(comparison, seeds=seeds, console=make_console(stderr=True))
-    finish_comparison(comparison, console=console)
+    if not finish_comparison(comparison, console=console) and not seeds:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -7,6 +7,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from manyicl.arms import ARMS
+from manyicl.comparison import Comparison as GridComparison
 from manyicl.report.comparison import Comparison
 from manyicl.report.numbers import is_known
 from manyicl.report.plots import shot_place
@@ -42,6 +44,26 @@ def comparison_table(comparison: Comparison) -> Group:
     parts += [Text(f"{about}: {sentence}") for about, sentence in key_facts(comparison)]
     parts += [Text(note, style="dim") for note in _notes(comparison)]
     return Group(*parts)
+
+
+def grid_table(comparison: GridComparison) -> Table:
+    """Return what is done of a comparison: arms and seeds by the kind of work, as done / all."""
+    cells = [cell for cell in comparison.cells() if cell.rate is None]
+    whats = list(dict.fromkeys(cell.what for cell in cells))
+    trials = [cell for cell in comparison.cells() if cell.rate is not None]
+    told = f"; {sum(map(comparison.is_done, trials))} of {len(trials)} cells of learning-rate trials" if trials else ""
+    done = sum(map(comparison.is_done, cells))
+    table = Table(title=f"{done} of {len(cells)} cells are done{told}", title_justify="left")
+    for head in ("arm", "seed", *whats):
+        table.add_column(head, justify="left" if head == "arm" else "right")
+    for arm, seed in dict.fromkeys((cell.arm, cell.seed) for cell in cells):
+        row = []
+        for what in whats:
+            mine = [cell for cell in cells if (cell.arm, cell.seed, cell.what) == (arm, seed, what)]
+            count = sum(map(comparison.is_done, mine))
+            row.append("" if not mine else f"{count} / {len(mine)}" if len(mine) > 1 else "done" if count else "-")
+        table.add_row(ARMS[arm].title, str(seed), *row)
+    return table
 
 
 def _head(title: str) -> str:

@@ -145,9 +145,7 @@ def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, Tok
     return tokenize_all(load_tasks(config.tasks.folder, names=config.tasks.names or None), config, tokenizer)
 
 
-def tokenize_all(
-    tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokenizer
-) -> dict[str, TokenizedTask]:
+def tokenize_all(tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
     """Return `tasks` in ids, by name, ready for the recipe's episodes.
 
     Raises:

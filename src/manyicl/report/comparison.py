@@ -17,6 +17,7 @@ COMPARISON_NAME = "comparison.json"
 ENOUGH_SEEDS = 5
 
 Role = Literal["trained", "held-out"]
+TaskRole = Literal["trained", "held-out", "familiar"]
 Asked = Literal["chosen", "zero", "most", "each"]
 Number = float | None
 Seeds = tuple[float | None, ...]
@@ -46,7 +47,7 @@ class TaskEntry(Part):
     task: str
     family: str
     metric: str
-    role: Role
+    role: TaskRole
     dedicated: bool = False
     num_train: int
     num_validation: int
