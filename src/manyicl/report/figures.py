@@ -149,7 +149,7 @@ def _bars_panel(plots: Plots, title: str, bars: list[Bar], unit: str, **look: An
 
 
 def _flatness(comparison: Comparison, plots: Plots) -> dict[str, list[Panel]]:
-    panels = {}
+    panels: dict[str, list[Panel]] = {}
     for role in comparison.roles:
         bars: list[Bar] = []
         for flat in comparison.flatness:
