@@ -105,7 +105,7 @@ def test_texts_on_the_card_are_shown_as_they_are(run):
     content = make_comparison(num_seeds=2, num_tasks=5)
     content["name"] = "a *b* <script>[c](d)"
     text = write_model_card(run, check_comparison(content), "manyicl", 0).read_text(encoding="utf-8")
-    assert r"a \*b\* &lt;script&gt;\[c\]\(d\)" in text
+    assert r"a \*b\* &lt;script&gt;\[c\](d)" in text
 
 
 def test_a_card_of_nothing_is_refused_in_one_line(run, comparison, tmp_path):

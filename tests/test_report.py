@@ -6,10 +6,13 @@ import copy
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from manyicl.cli import app
@@ -30,6 +33,7 @@ from manyicl.report.numbers import (
     tell_seconds,
 )
 from manyicl.report.page import render_page
+from manyicl.report.plots import spread_apart
 from manyicl.report.tables import headline_table, task_rows
 from manyicl.report.verdict import key_facts, tell_missing, tell_verdict
 from tests.comparison_data import make_comparison, write_comparison
@@ -234,7 +238,56 @@ def test_a_flat_curve_is_tagged():
     content["flatness"][0] |= {"flat": True, "difference": 0.001, "sentence": "Base is flat."}
     page = render_page(check_comparison(content))
     assert '<span class="tag">flat</span>Base is flat.' in page
-    assert "Base  flat" in page  # in the plot
+    assert "Base  +0.1, flat" in page  # in the plot
+
+
+def test_a_change_that_may_be_chance_is_not_called_flat():
+    content = small()
+    content["flatness"][0] |= {"flat": True, "difference": 0.2, "low": -0.05, "high": 0.45, "sentence": "Who knows."}
+    page = render_page(check_comparison(content))
+    assert '<span class="tag">not told from flat</span>Who knows.' in page
+    assert "Base  +20.0, not told from flat" in page
+
+
+def test_a_mean_over_fewer_tasks_stands_in_no_plot_beside_means_over_all():
+    content = small()
+    content["means"] = [{**m, "tasks": 1} if m["arm"] == "dedicated" else {**m, "tasks": 2} for m in content["means"]]
+    content["headline"] = [h for h in content["headline"] if h["arm"] != "dedicated"]
+    page = Page(render_page(check_comparison(content)))
+    labels = [a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("class") == "plot"]
+    about = next(label for label in labels if label.startswith("Score against shots, Trained tasks, mean of 2:"))
+    assert "ManyICL" in about
+    assert "Dedicated" not in about
+    assert "Not in this table: Dedicated (asked on 1 task only); see the paired differences." in page.text
+    curves = page.tables["curves"][0]
+    assert next(row for row in curves if row[0] == "Dedicated")[1].endswith("1 task")
+
+
+@given(st.lists(st.floats(-100, 100), max_size=8), st.floats(0.1, 30))
+def test_labels_are_spread_apart_in_their_order(places, space):
+    spread = spread_apart(sorted(places), space=space, lowest=-200.0)
+    assert all(b - a >= space - 1e-6 for a, b in pairwise(spread))
+    if all(b - a >= space for a, b in pairwise(sorted(places))):
+        assert spread == pytest.approx(sorted(places), abs=1e-6)  # nothing moves that need not
+
+
+def test_labels_are_moved_as_little_as_they_must_be_and_not_below_the_plot():
+    assert spread_apart([0.0, 0.0, 9.0], space=2.0, lowest=-5.0) == [-1.0, 1.0, 9.0]
+    assert spread_apart([0.0, 0.0], space=2.0, lowest=0.0) == [0.0, 2.0]
+
+
+def test_drift_is_the_mean_over_seeds_at_each_step_and_begins_where_all_arms_do():
+    content = small()
+    points = [(0, 0, 0, 1.0), (1, 0, 0, 1.0), (0, 5, 990, 1.2), (1, 5, 1010, 1.4)]
+    for point in content["forgetting"]["drift"]:
+        point["bits_per_byte"] = None
+    content["forgetting"]["drift"] += [
+        {"arm": "manyicl", "seed": seed, "step": step, "tokens": tokens, "file": "prose.txt", "bits_per_byte": value}
+        for seed, step, tokens, value in points
+    ]
+    page = Page(render_page(check_comparison(content)))
+    labels = [a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("class") == "plot"]
+    assert "Bits per byte of prose.txt over training: ManyICL from 1.000 to 1.300." in labels
 
 
 def test_hostile_texts_are_shown_and_run_nowhere(tmp_path):
@@ -363,7 +416,7 @@ def test_markdown_has_the_same_first_table(content):
 
 
 def test_markdown_shows_texts_as_they_are():
-    assert escape("a|b *c* <i> `d` [e](f)\ng") == r"a\|b \*c\* &lt;i&gt; \`d\` \[e\]\(f\) g"
+    assert escape("a|b *c* <i> `d` [e](f)\ng") == r"a\|b \*c\* &lt;i&gt; \`d\` \[e\](f) g"
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "score_cell": tables.score_cell,
         "change_cell": tables.change_cell,
         "task_rows": tables.task_rows(comparison),
+        "partial_arms": tables.partial_arms(comparison),
+        "flat_tag": tables.flat_tag,
         "sparkline_top": sparkline_top(comparison),
         "chosen": tables.chosen_shots(comparison),
         "example_groups": tables.example_groups(comparison),
