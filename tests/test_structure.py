@@ -83,6 +83,10 @@ MODULES = (
     "runs",
     "audit",
     "preview",
+    "devices",  # accelerators by name
+    "fitting",
+    "forecast",  # `plan`: what a recipe will do
+    "export",  # built episodes for other trainers
     "report.__init__",
     "report.comparison",
     "report.numbers",
