@@ -37,6 +37,10 @@ MODULES = (
     "models",
     "costs",  # weights and FLOPs, from a config alone
     "loss",
+    "layers",  # which are recomputed, and whether they are compiled
+    "throughput",
+    "usage",  # seconds and bytes
+    "metrics",
     "training",
     # Asking it: score against number of shots.
     "memory",
