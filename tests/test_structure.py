@@ -38,6 +38,10 @@ MODULES = (
     "costs",  # weights and FLOPs, from a config alone
     "loss",
     "footprint",  # memory of a training step, predicted
+    "layers",  # which are recomputed, and whether they are compiled
+    "throughput",
+    "usage",  # seconds and bytes
+    "metrics",
     "training",
     # Asking it: score against number of shots.
     "memory",
