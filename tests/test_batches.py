@@ -23,6 +23,7 @@ from manyicl.batches import (
     count_divisors,
     join_row,
     lengths_of,
+    pad_row,
     positions_of,
     segment_lengths_of,
     targets_of,
@@ -90,6 +91,7 @@ def test_a_row_of_two_episodes():
     assert batch.segment_ids_T.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
     assert batch.position_ids_1T.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]]
     assert batch.segment_lengths == (6, 5)
+    assert batch.segment_bounds_S.tolist() == [0, 6, 11]
     assert batch.target_positions_N.tolist() == [2, 3, 5, 8, 9, 10]
     assert batch.target_weights_N.tolist() == [0.5, 0.5, 0.25, 0.125, 0.125, 0.125]
     assert batch.target_answers_N.tolist() == [0, 0, 1, 2, 2, 2]
@@ -99,6 +101,7 @@ def test_a_row_of_two_episodes():
     assert (len(batch), batch.num_tokens) == (2, 11)
     kinds = {f.name: getattr(batch, f.name).dtype for f in fields(Batch) if isinstance(getattr(batch, f.name), Tensor)}
     assert kinds.pop("target_weights_N") == torch.float32
+    assert kinds.pop("segment_bounds_S") == torch.int32  # as torch's varlen attention wants it
     assert set(kinds.values()) == {torch.int64}
 
 
@@ -358,3 +361,20 @@ def test_a_pinned_batch_loses_no_field_and_pins_every_tensor(tasks, monkeypatch)
     assert_same(batch.pin_memory(), batch)
     tensors = [getattr(batch, field.name) for field in fields(Batch)]
     assert sorted(pinned) == sorted(t.data_ptr() for t in tensors if isinstance(t, Tensor))
+
+
+def test_padding_goes_on_the_last_episode_and_is_no_target():
+    batch = join_row(
+        [TokenizedEpisode(ids=np.arange(4, dtype=np.int32) + 5, spans=np.array([[2, 4]])) for _ in range(2)],
+        targets="all",
+        weights=[np.ones(1), np.ones(1)],
+        tasks=[0, 0],
+        episodes=(0, 1),
+    )
+    padded = pad_row(batch, multiple=6)
+    assert padded.input_ids_1T.tolist() == [[5, 6, 7, 8, 5, 6, 7, 8, 0, 0, 0, 0]]
+    assert padded.position_ids_1T.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 0, 0, 0, 0]]
+    assert padded.segment_lengths == (4, 8)
+    assert padded.segment_bounds_S.tolist() == [0, 4, 12, 12]
+    assert padded.target_positions_N.tolist() == batch.target_positions_N.tolist() == [2, 3, 6, 7]
+    assert pad_row(batch, multiple=8).input_ids_1T.tolist() == batch.input_ids_1T.tolist()

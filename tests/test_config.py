@@ -232,6 +232,9 @@ def configs(draw) -> RunConfig:
             token_budget=budget,
             shots=draw(st.just("fill") | st.integers(0, 99) | st.tuples(st.integers(0, 9), st.integers(9, 99))),
             targets=draw(st.sampled_from(["all", "last"])),
+            rename_share=draw(st.floats(0, 1)),
+            rename_to=draw(st.sampled_from(["permuted", "words"])),
+            stratified=draw(st.booleans()),
         ),
         train=TrainSettings(
             num_steps=draw(COUNTS),

@@ -12,7 +12,7 @@ import manyicl
 PACKAGE = Path(manyicl.__file__).parent
 MOST_LINES = 60
 # Where a name after `import` is a module, not something in one.
-FOLDERS = ("manyicl", "manyicl.world")
+FOLDERS = ("manyicl", "manyicl.world", "manyicl.report")
 
 # In the order of the pipeline. Each may import only those above it; a new module takes its place here.
 MODULES = (
@@ -21,18 +21,23 @@ MODULES = (
     # Data in: labelled rows, to text, to ids, to rows of a batch.
     "rows",
     "tasks",
+    "label_names",
     "templates",
     "episodes",
     "tokens",
     "packing",
+    "segments",  # where the episodes of a row lie
     "batches",
     # The model and its objective.
     "partial_attention",
+    "segment_kernels",  # attention of each segment to itself
     "attention",
     "world.__init__",
     "world.seed",  # the packaged model's place and template
     "models",
+    "costs",  # weights and FLOPs, from a config alone
     "loss",
+    "footprint",  # memory of a training step, predicted
     "training",
     # Asking it: score against number of shots.
     "memory",
@@ -71,13 +76,27 @@ MODULES = (
     "world.arithmetic",
     "world.tasks",
     "world.documents",
+    "world.regimes",
     # Runs, and what a person sees of all this.
     "config",
     "progress",
     "runs",
     "audit",
     "preview",
+    "report.__init__",
+    "report.comparison",
+    "report.numbers",
+    "report.verdict",
+    "report.tables",
+    "report.svg",  # a plot as a piece of the page
+    "report.plots",
+    "report.figures",
+    "report.page",
+    "report.markdown",
+    "report.document",
+    "model_card",
     "display",
+    "comparison_display",
     "demo",
     "cli",
     "__init__",

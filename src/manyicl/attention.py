@@ -1,6 +1,6 @@
 """Attention that keeps the episodes of a row apart, and attention behind a shared prefix. No dense mask of a row.
 
-It is registered with transformers under a name; the model's forward hands it `segment_lengths` (training) or a `layout`
+It is registered with transformers under a name; the model's forward hands it `segments` (training) or a `layout`
 (behind a prefix) as keyword arguments. No mask function is registered under that name on purpose: transformers then
 builds no mask, and does not look for packed rows, which would cost a host-device synchronisation a forward.
 
@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from manyicl.partial_attention import Part, as_bias, attend_part, merge_parts
+from manyicl.partial_attention import Part, as_bias, attend_part, merge_parts, repeat_heads
+from manyicl.segment_kernels import attend_row_segments, kernel_order
+from manyicl.segments import Segments
 
 IMPLEMENTATION = "manyicl_segments"
 
@@ -161,7 +162,7 @@ def attend_segments(
     value: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    segment_lengths: tuple[int, ...] | None = None,
+    segments: Segments | None = None,
     layout: RowLayout | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -172,15 +173,14 @@ def attend_segments(
 ) -> tuple[Tensor, None]:
     """Attend each segment of a one-row batch to itself, causally, and to the layout's prefix.
 
-    query: (1, H, T, D); key, value: (1, G, T, D). segment_lengths sum to T. Returns (1, T, H, D), as transformers'
-    attention functions do.
+    query: (1, H, T, D); key, value: (1, G, T, D). Returns (1, T, H, D), as transformers' attention functions do.
     """
-    one_of = (segment_lengths is None) != (layout is None)
+    one_of = (segments is None) != (layout is None)
     if s_aux is not None:
         raise RuntimeError("attention sinks are not known here")
     if not one_of or attention_mask is not None or query.shape[0] != 1:
         raise RuntimeError(
-            f"attention '{IMPLEMENTATION}' takes one row, segment_lengths or a layout, and no attention mask;"
+            f"attention '{IMPLEMENTATION}' takes one row, segments or a layout, and no attention mask;"
             " use it through manyicl.attention.segment_attention only"
         )
     if layout is not None:
@@ -189,13 +189,9 @@ def attend_segments(
             layer, query, key, value, layout=layout, scaling=scaling, window=sliding_window, softcap=softcap
         )
         return out.transpose(1, 2).contiguous(), None
-    assert segment_lengths is not None
-    options = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
-    outputs = [
-        _attend_one(q, k, v, **options)  # type: ignore[arg-type]
-        for q, k, v in zip(*(x.split(segment_lengths, dim=2) for x in (query, key, value)), strict=True)
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    assert segments is not None
+    options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "window": sliding_window, "softcap": softcap}
+    return attend_row_segments(query, key, value, segments=segments, **options), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attend_segments)
@@ -208,7 +204,8 @@ def segment_attention(model: nn.Module) -> Iterator[None]:
     before = inner.config._attn_implementation
     inner.set_attn_implementation(IMPLEMENTATION)
     try:
-        yield
+        with kernel_order():
+            yield
     finally:
         inner.set_attn_implementation(before)
 
@@ -236,7 +233,7 @@ def _attend_row(
     if single:
         queries = _fold_heads(queries, num_groups)
     else:
-        keys, values = _repeat_heads(keys, query.shape[1]), _repeat_heads(values, query.shape[1])
+        keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
     bias = layout.own_bias(window, query.dtype)
     causal = bias is None and not single
     out, lse = attend_part(queries, keys, values, scaling=scaling, causal=causal, bias=bias, softcap=softcap)
@@ -267,7 +264,7 @@ def _prefix_parts(
     if first < core:
         assert window is not None
         bias = layout.edge_bias(window, first, core, query.dtype)
-        edge = (_repeat_heads(x[:, :, first:core], query.shape[1]) for x in (keys, values))
+        edge = (repeat_heads(x[:, :, first:core], query.shape[1]) for x in (keys, values))
         out, lse = attend_part(query, *edge, scaling=scaling, bias=bias, softcap=softcap)
         unseen = bias[..., -1].isneginf()  # the window of these tokens begins behind the edge
         parts.append((out.masked_fill(unseen[..., None], 0.0), lse.masked_fill(unseen, float("-inf"))))
@@ -278,44 +275,3 @@ def _fold_heads(query: Tensor, num_groups: int) -> Tensor:
     """Return (S, H, L, D) as (S, G, H / G * L, D): the query heads that share keys become further queries."""
     num_segments, _, _, head_dim = query.shape
     return query.reshape(num_segments, num_groups, -1, head_dim)
-
-
-def _repeat_heads(keys: Tensor, num_heads: int) -> Tensor:
-    """Return (S, G, K, D) as (S, H, K, D)."""
-    return keys.repeat_interleave(num_heads // keys.shape[1], dim=1) if keys.shape[1] < num_heads else keys
-
-
-def _attend_one(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    dropout: float,
-    scaling: float | None,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """Attend a segment to itself, causally, so that it can be trained: (1, H, L, D)."""
-    num_tokens = query.shape[2]
-    if softcap is None and (sliding_window is None or num_tokens <= sliding_window):
-        return functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=num_tokens > 1, scale=scaling, enable_gqa=True
-        )
-    key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
-    visible = _visible_keys(num_tokens, sliding_window=sliding_window, device=query.device)
-    if softcap is None:
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, dropout_p=dropout, scale=scaling
-        )
-    # Gemma 2 caps its scores, which no fused kernel of torch does.
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~visible, float("-inf"))
-    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return functional.dropout(weights, p=dropout) @ value
-
-
-def _visible_keys(num_tokens: int, *, sliding_window: int | None, device: torch.device) -> Tensor:
-    """Return (L, L) bools: key j is seen by the query at position i when i - window < j <= i."""
-    at = torch.arange(num_tokens, device=device)
-    visible = at[None, :] <= at[:, None]
-    return visible if sliding_window is None else visible & (at[None, :] > at[:, None] - sliding_window)

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from manyicl.episodes import EpisodeSettings, TaskLengths
 from manyicl.packing import Pack, iter_packs
-from manyicl.tokens import TokenizedEpisode, TokenizedTask, join_examples
+from manyicl.segments import Segments, bounds_of, make_segments, power_of_two
+from manyicl.tokens import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples
 
 Normalization = Literal["answer", "token", "task"]
 
@@ -26,7 +28,8 @@ Normalization = Literal["answer", "token", "task"]
 class Batch:
     """One row of whole episodes on its way through the model.
 
-    segment_ids_T is the only record of where an episode lies; position_ids_1T and segment_lengths are derived from it.
+    segment_ids_T is the only record of where an episode lies; position_ids_1T, segment_lengths and segment_bounds_S are
+    derived from it.
     target_positions_N: where each target token stands in the row (its logits come from the position before).
     target_weights_N: what its cross-entropy counts in the loss; the global divisors are already in it.
     target_answers_N: which answer of the batch it belongs to. answer_shots_A: shots before that answer in its episode.
@@ -37,6 +40,7 @@ class Batch:
     segment_ids_T: Tensor
     position_ids_1T: Tensor
     segment_lengths: tuple[int, ...]
+    segment_bounds_S: Tensor
     target_positions_N: Tensor
     target_weights_N: Tensor
     target_answers_N: Tensor
@@ -49,8 +53,13 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Processed tokens: the row's length, as nothing is padded."""
+        """The row's length: its processed tokens, and the padding where `pad_row` has added some."""
         return self.input_ids_1T.shape[1]
+
+    @property
+    def segments(self) -> Segments:
+        """Where its episodes lie, for attention."""
+        return make_segments(self.segment_lengths, bounds_S=self.segment_bounds_S)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device` (the name and arguments that accelerate calls)."""
@@ -89,7 +98,8 @@ def count_divisors(
     for pack in packs:
         for episode in pack.episodes:
             chosen = episode.examples[targets_of(len(episode.examples), targets)]
-            num_targets += int(tasks[episode.task].splits[split].answer_lengths[chosen].sum())
+            lengths = answer_lengths_of(tasks[episode.task], split=split, indices=chosen, names=episode.names)
+            num_targets += int(lengths.sum())
             by_task[episode.task] += len(chosen)
     return Divisors(num_answers=sum(by_task.values()), num_targets=num_targets, num_answers_by_task=by_task)
 
@@ -133,7 +143,9 @@ class BatchMaker:
         if divisors is None:
             divisors = count_divisors(packs, tasks=self.tasks, split=self.split, targets=self.targets)
         episodes = [episode for pack in packs for episode in pack.episodes]
-        built = [join_examples(self.tasks[e.task], split=self.split, indices=e.examples) for e in episodes]
+        built = [
+            join_examples(self.tasks[e.task], split=self.split, indices=e.examples, names=e.names) for e in episodes
+        ]
         weights = [
             answer_weight(self._answer_tokens(b), task=e.task, divisors=divisors, normalization=self.normalization)
             for e, b in zip(episodes, built, strict=True)
@@ -167,17 +179,39 @@ def join_row(
     spans_A2 = np.concatenate(spans)
     answer_lengths_A = spans_A2[:, 1] - spans_A2[:, 0]
     segment_ids_T = np.repeat(np.arange(len(built)), lengths)
+    segment_lengths = segment_lengths_of(segment_ids_T)
     return Batch(
         input_ids_1T=torch.from_numpy(np.concatenate([b.ids for b in built]).astype(np.int64))[None],
         segment_ids_T=torch.from_numpy(segment_ids_T),
         position_ids_1T=torch.from_numpy(positions_of(segment_ids_T))[None],
-        segment_lengths=segment_lengths_of(segment_ids_T),
+        segment_lengths=segment_lengths,
+        segment_bounds_S=torch.from_numpy(bounds_of(segment_lengths)),
         target_positions_N=torch.from_numpy(_ranges(spans_A2[:, 0], answer_lengths_A)),
         target_weights_N=torch.from_numpy(np.repeat(np.concatenate(weights), answer_lengths_A).astype(np.float32)),
         target_answers_N=torch.from_numpy(np.repeat(np.arange(len(spans_A2)), answer_lengths_A)),
         answer_shots_A=torch.from_numpy(np.concatenate(shots)),
         answer_tasks_A=torch.from_numpy(np.repeat(np.asarray(tasks), [len(s) for s in spans])),
         episodes=episodes,
+    )
+
+
+def pad_row(batch: Batch, *, multiple: int) -> Batch:
+    """Return the row with padding at its end, up to a multiple of so many tokens: kernels are made for few lengths.
+
+    The padding goes on the last episode, so causal attention shows it to no target, and it is none itself. The number
+    of bounds becomes a power of two for the same reason.
+    """
+    num_padding = -batch.num_tokens % multiple
+    *before, last = batch.segment_lengths
+    lengths = (*before, last + num_padding)
+    bounds = bounds_of(lengths, num_bounds=power_of_two(len(lengths) + 1))
+    return replace(
+        batch,
+        input_ids_1T=functional.pad(batch.input_ids_1T, (0, num_padding)),
+        segment_ids_T=functional.pad(batch.segment_ids_T, (0, num_padding), value=len(lengths) - 1),
+        position_ids_1T=functional.pad(batch.position_ids_1T, (0, num_padding)),  # 0: one that every model knows
+        segment_lengths=lengths,
+        segment_bounds_S=torch.from_numpy(bounds),
     )
 
 
@@ -210,6 +244,7 @@ def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths
         num_head_tokens=len(tokenized.head_ids),
         num_between=tokenized.num_between,
         lengths=tokenized.splits[split].lengths,
+        labels=tokenized.names.lengths(split) if tokenized.names else None,
     )
 
 
@@ -238,6 +273,7 @@ class PackDataset(Dataset[tuple[Pack, Divisors]]):
             )
             for start in range(0, len(self.packs), packs_per_step)
         ]
+        self.settings = settings
         self.packs_per_step = packs_per_step
         self.maker = maker
 

@@ -94,6 +94,8 @@ def show(
     console = make_console()
     console.print(render_episode(drawn), soft_wrap=True)  # a break that is not in the text would mislead
     console.print(f"\n{drawn.counts}", soft_wrap=True)
+    if drawn.renaming:
+        console.print(drawn.renaming, soft_wrap=True)
 
 
 @app.command()
@@ -289,6 +291,52 @@ def diff(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe with a [compare] section (*.toml).")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as compare.draws=10.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new folder; runs/<recipe>-<time> unless said.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the comparison in this folder.")] = None,
+    status: Annotated[Path | None, typer.Option("--status", help="Show what is done of this one, and stop.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Do this seed only (repeat for several): one GPU a seed.")
+    ] = None,
+) -> None:
+    """Train the arms of the paper from one recipe, matched, ask them alike, and write a report.
+
+    The arms: base, zero-shot and few-shot fine-tuning, ManyICL, and a dedicated model a task. A killed comparison goes
+    on with --resume. To share one out over GPUs, start it once a GPU with --resume DIR --seed N.
+    """
+    import time
+
+    from manyicl.arms import CompareConfig
+    from manyicl.comparison import check_seeds, open_comparison, refuse_ranks, run_comparison
+    from manyicl.comparison_display import grid_table
+    from manyicl.config import load_recipe
+    from manyicl.display import make_console
+    from manyicl.outcome import finish_comparison
+
+    console = make_console()
+    if status is not None:
+        console.print(grid_table(open_comparison(status, None)))
+        return
+    refuse_ranks()
+    if resume is not None and (recipe is not None or out is not None):
+        raise UserError(f"--resume {resume}: goes on with its own recipe and folder; leave RECIPE and --out out")
+    if recipe is None and resume is None:
+        raise UserError("name a recipe (*.toml), or a comparison to go on with: --resume DIR")
+    config = load_recipe(recipe, overrides=overrides or (), kind=CompareConfig) if recipe else None
+    name = recipe.stem if recipe else ""
+    folder = resume or out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    comparison = open_comparison(folder, config)
+    check_seeds(comparison, seeds)
+    run_comparison(comparison, seeds=seeds, console=make_console(stderr=True))
+    if not finish_comparison(comparison, console=console) and not seeds:
+        raise typer.Exit(1)
+
+
+@app.command()
 def ask(
     model: ModelPath,
     tasks: TaskFolder,
@@ -347,6 +395,17 @@ def merge(
 
     merge_adapter(model, out)
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a `manyicl compare`.")],
+) -> None:
+    """Write a comparison's report.html and report.md anew, from its comparison.json alone."""
+    from manyicl.report.document import write_report
+
+    page = write_report(folder)
+    typer.echo(f"wrote {page} and {page.with_suffix('.md').name}")
 
 
 @app.command()

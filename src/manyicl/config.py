@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -62,8 +62,13 @@ class RunConfig(BaseModel):
         return self.train.pack_tokens or self.episodes.token_budget
 
 
-def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def load_recipe(path: Path, *, overrides: Sequence[str] = (), kind: type[ConfigT] = RunConfig) -> ConfigT:  # type: ignore[assignment]
     """Return the recipe at `path` with `key=value` overrides applied, such as `train.num_steps=20`.
+
+    kind: what the recipe is of: a run, or something that has a run's sections and more.
 
     Raises:
         UserError: no such file, broken TOML, an unknown key, or a value that does not fit its key.
@@ -80,23 +85,23 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
             table[key] = str((path.parent / Path(table[key]).expanduser()).resolve())
     for override in overrides:
         _apply_override(values, override)
-    return make_config(values, source=str(path))
+    return make_config(values, source=str(path), kind=kind)
 
 
-def make_config(values: dict[str, Any], *, source: str) -> RunConfig:
+def make_config(values: dict[str, Any], *, source: str, kind: type[ConfigT] = RunConfig) -> ConfigT:  # type: ignore[assignment]
     """Return the config of nested `values`; `source` is named in errors.
 
     Raises:
         UserError: an unknown key, or a value that does not fit its key; all of them in one line.
     """
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        faults = list(dict.fromkeys(_tell_fault(dict(e), values) for e in error.errors()))
+        faults = list(dict.fromkeys(_tell_fault(dict(e), values, kind=kind) for e in error.errors()))
         raise UserError(f"{source}: " + "; ".join(faults)) from error
 
 
-def absolute_paths(config: RunConfig) -> RunConfig:
+def absolute_paths(config: ConfigT) -> ConfigT:
     """Return the config with the task folder, and a model that is a folder, named by their absolute paths."""
     folder = Path(config.tasks.folder).expanduser()
     model = Path(config.model.path).expanduser()
@@ -131,16 +136,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def _tell_fault(error: dict[str, Any], values: dict[str, Any]) -> str:
+def _tell_fault(error: dict[str, Any], values: dict[str, Any], *, kind: type[RunConfig]) -> str:
     """Return one fault of pydantic's in our words."""
     place = [str(part) for part in error["loc"]]
     if not place:
         return str(error["msg"].removeprefix("Value error, "))
     # What follows the key is an index, or the name that pydantic gives to one of several types.
-    num_parts = next((n for n in range(1, len(place)) if _section_at(place[:n]) is None), len(place))
+    num_parts = next((n for n in range(1, len(place)) if _section_at(place[:n], kind) is None), len(place))
     key, inside = place[:num_parts], place[num_parts:]
     name = ".".join(key)
-    section, parent = _section_at(key), _section_at(key[:-1])
+    section, parent = _section_at(key, kind), _section_at(key[:-1], kind)
     if error["type"] == "extra_forbidden" and parent is not None:
         return f"{name}: unknown key{suggest(key[-1], parent.model_fields)}"
     if error["type"] == "missing" and not inside:
@@ -161,9 +166,9 @@ def _tell_fault(error: dict[str, Any], values: dict[str, Any]) -> str:
     return f"{name}{where} = {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _section_at(names: Sequence[str]) -> type[BaseModel] | None:
+def _section_at(names: Sequence[str], kind: type[RunConfig]) -> type[BaseModel] | None:
     """Return the settings of a section of the recipe, None where a single value stands, or nothing."""
-    section: type[BaseModel] | None = RunConfig
+    section: type[BaseModel] | None = kind
     for name in names:
         field = section.model_fields.get(name) if section else None
         kinds = [field.annotation, *get_args(field.annotation)] if field else []

@@ -265,8 +265,9 @@ def plan_table(prepared: Prepared) -> Group:
             f"{plan['tokens_by_task'].get(name, 0):,}",
             ", ".join(f"{count:,} {reason}" for reason, count in drops.items()) or "-",
         )
+    renamed = f" ({plan['renamed_episodes']:,} renamed)" if "renamed_episodes" in plan else ""
     line = (
-        f"{plan['episodes']:,} episodes, {plan['answers']:,} answers and {plan['tokens']:,} tokens in"
+        f"{plan['episodes']:,} episodes{renamed}, {plan['answers']:,} answers and {plan['tokens']:,} tokens in"
         f" {plan['packs']:,} packs of {config.pack_tokens:,} ({plan['fill']:.1%} full),"
         f" {config.train.num_steps:,} steps"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ class AskedModel:
 
 
 def load_asked_model(
-    path: str,
+    model: str | ModelSettings,
     *,
     precision: Literal["bf16", "fp32"] | None = None,
     max_tokens: int | None = None,
@@ -77,6 +77,7 @@ def load_asked_model(
 ) -> AskedModel:
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
+    model: its path, or the settings of a base that is to be asked as a recipe changes it (config, revision).
     precision: bf16 on a GPU and fp32 on a CPU unless said. template: what the model was trained with unless said.
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
     weights: False where a server has them, and only tokenizer, template and limits are wanted.
@@ -85,18 +86,24 @@ def load_asked_model(
         UserError: it cannot be loaded, or `max_tokens` is more than it can see.
     """
     on_gpu = torch.cuda.is_available()
-    settings = ModelSettings(
-        path=path, precision=precision or ("bf16" if on_gpu else "fp32"), trust_remote_code=trust_remote_code
+    given = ModelSettings(path=model) if isinstance(model, str) else model
+    settings = given.model_copy(
+        update={
+            "precision": precision or ("bf16" if on_gpu else "fp32"),
+            "lora": None,
+            "trust_remote_code": trust_remote_code or given.trust_remote_code,
+        }
     )
+    path = settings.path
     config = load_config(settings)
     if max_tokens is not None:
         check_window(config, num_tokens=max_tokens, what="--max-tokens")
     note = read_note(path)
     tokenizer = TaskTokenizer(load_tokenizer(settings), template or note.template)
-    model = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
+    loaded = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
     return AskedModel(
         path=path,
-        model=model,
+        model=loaded,
         tokenizer=tokenizer,
         max_tokens=max_tokens or min(max_tokens_of(config), note.token_budget or max_tokens_of(config)),
         trained_shots=note.trained_shots,
@@ -112,6 +119,7 @@ def evaluate(
     queries: int = 200,
     seed: int = 0,
     by: Literal["sum", "mean"] = "sum",
+    fixed_shots: int | None = None,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
     report: Report = lambda what, done, total: None,
@@ -119,6 +127,8 @@ def evaluate(
     """Return the shot curve of every task: `queries` test rows behind `draws` draws of 0 ... k train shots.
 
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
+    fixed_shots: one of `shots`; all draws hold the same shots up to it, each in another order, so that the spread at
+    that number is the order's alone.
     out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
     from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
 
@@ -128,6 +138,8 @@ def evaluate(
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
     sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by)
+    if fixed_shots is not None:
+        sweep = fix_shots(sweep, fixed_shots)
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
@@ -146,7 +158,15 @@ def evaluate(
         )
         for plan in plans
     ]
-    result = Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves), by=by)
+    result = Evaluation(
+        asked.path,
+        "sweep",
+        seed=seed,
+        max_tokens=asked.max_tokens,
+        curves=tuple(curves),
+        by=by,
+        fixed_shots=fixed_shots,
+    )
     if path is not None and parts is not None and ranks.is_main:
         result.save(path)
         parts.remove()
@@ -171,6 +191,20 @@ def make_sweep(
     if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
         raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
     return sweep
+
+
+def fix_shots(sweep: Sweep, fixed_shots: int) -> Sweep:
+    """Return the sweep with the same shots in all draws, in other orders.
+
+    Raises:
+        UserError: the number is not asked, or there is no second order to compare with.
+    """
+    if fixed_shots < 2 or fixed_shots not in sweep.shots or sweep.num_draws < 2:
+        raise UserError(
+            f"fixed_shots = {fixed_shots}: needs one of the shot counts {sorted(set(sweep.shots))} from 2, and at least"
+            f" 2 draws; there are {sweep.num_draws}"
+        )
+    return replace(sweep, fixed_shots=fixed_shots)
 
 
 def _ask_cells(

@@ -40,7 +40,7 @@ def target_logits(model: nn.Module, batch: Batch) -> Tensor:
     output = model(
         input_ids=batch.input_ids_1T,
         position_ids=batch.position_ids_1T,
-        segment_lengths=batch.segment_lengths,
+        segments=batch.segments,
         logits_to_keep=batch.target_positions_N - 1,
         use_cache=False,
     )

@@ -171,7 +171,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
             model = PeftModel.from_pretrained(model, locate_model(settings.path))
     if is_adapter and trainable:
         model = model.merge_and_unload()
-    return _add_adapter(model, settings) if trainable and settings.lora else model
+    return add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
 
 
 def _find_source(settings: ModelSettings, file: str) -> tuple[str, str | None]:
@@ -216,18 +216,21 @@ def _check_weights(settings: ModelSettings, found: Any) -> None:
             )
 
 
-def _add_adapter(model: Any, settings: ModelSettings) -> Any:
+def add_adapter(model: Any, lora: LoraSettings, *, revision: str | None = None) -> Any:
+    """Return `model` inside a fresh adapter. revision: of the base on the hub, which the adapter remembers.
+
+    Raises:
+        UserError: the model has no such modules.
+    """
     from peft import LoraConfig, get_peft_model
 
-    lora = settings.lora
-    assert lora is not None
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.modules if isinstance(lora.modules, str) else list(lora.modules),
         task_type="CAUSAL_LM",
-        revision=settings.revision,
+        revision=revision,
     )
     try:
         return get_peft_model(model, config)

@@ -130,3 +130,8 @@ def merge_parts(parts: Sequence[Part]) -> Tensor:
         out = torch.lerp(out, other.float(), torch.sigmoid(other_lse - lse)[..., None])
         lse = torch.logaddexp(lse, other_lse)
     return out.to(dtype)
+
+
+def repeat_heads(keys: Tensor, num_heads: int) -> Tensor:
+    """Return (S, G, K, D) as (S, H, K, D): the keys of a group, once for each of its query heads."""
+    return keys.repeat_interleave(num_heads // keys.shape[1], dim=1) if keys.shape[1] < num_heads else keys

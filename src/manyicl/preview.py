@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.text import Text
 
 from manyicl.batches import lengths_of, targets_of
@@ -15,7 +16,7 @@ from manyicl.models import load_tokenizer
 from manyicl.runs import tokenize_tasks
 from manyicl.tasks import Task
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, TokenizedEpisode, TokenizedTask, join_examples, tokenize_task
+from manyicl.tokens import TaskTokenizer, TokenizedEpisode, TokenizedTask, join_examples, tokenize_task, with_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,11 +27,13 @@ class DrawnEpisode:
     """An episode with its ids and its text, cut at the borders of the answers.
 
     pieces: (text, trained) in order; the texts of trained pieces are exactly answers with their terminators.
+    renamed: (label, name) of each label that the episode holds, () where labels bear their own.
     """
 
     episode: Episode
     tokens: TokenizedEpisode
     pieces: tuple[tuple[str, bool], ...]
+    renamed: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_targets(self) -> int:
@@ -48,6 +51,12 @@ class DrawnEpisode:
             f" {len(self.tokens.spans):,} examples, {num_tokens:,} tokens; trained: {num_answers:,} answers,"
             f" {self.num_targets:,} tokens ({self.num_targets / num_tokens:.1%})"
         )
+
+    @property
+    def renaming(self) -> str:
+        """One line that says what each label of the episode is called; '' where none is renamed."""
+        pairs = ", ".join(f"{label} → {name}" for label, name in self.renamed)
+        return f"renamed episode: {pairs}" if pairs else ""
 
 
 def draw_episode(
@@ -69,6 +78,8 @@ def draw_episode(
     settings = settings or EpisodeSettings()
     writer = TaskTokenizer(tokenizer, template or TemplateSettings())
     tokenized = tokenize_task(task, tokenizer=writer)
+    if settings.needs_labels:
+        tokenized = with_names(tokenized, tokenizer=writer)
     episode = plan_episode(lengths_of(tokenized), settings=settings, seed=seed, number=number)
     return cut_episode(episode, tokenized, tokenizer=writer, settings=settings)
 
@@ -92,7 +103,7 @@ def cut_episode(
     episode: Episode, tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, settings: EpisodeSettings
 ) -> DrawnEpisode:
     """Return the episode's text cut at its spans."""
-    tokens = join_examples(tokenized, split="train", indices=episode.examples)
+    tokens = join_examples(tokenized, split="train", indices=episode.examples, names=episode.names)
     pieces = []
     at = 0
     trained = range(*targets_of(len(tokens.spans), settings.targets).indices(len(tokens.spans)))
@@ -100,7 +111,15 @@ def cut_episode(
         start, stop = (int(edge) for edge in tokens.spans[place])
         pieces += [(tokenizer.decode(tokens.ids[at:start]), False), (tokenizer.decode(tokens.ids[start:stop]), True)]
         at = stop
-    return DrawnEpisode(episode=episode, tokens=tokens, pieces=tuple(pieces))
+    return DrawnEpisode(episode=episode, tokens=tokens, pieces=tuple(pieces), renamed=_list_renamed(episode, tokenized))
+
+
+def _list_renamed(episode: Episode, tokenized: TokenizedTask) -> tuple[tuple[str, str], ...]:
+    known, names = tokenized.names, episode.names
+    if known is None or names is None:
+        return ()
+    labels = np.unique(known.label_of["train"][episode.examples]).tolist()
+    return tuple((known.texts[label], known.texts[names[label]]) for label in labels)
 
 
 def render_episode(drawn: DrawnEpisode) -> Text:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from manyicl.batches import BatchMaker, PackDataset
@@ -54,8 +54,15 @@ from manyicl.models import (
     save_model,
 )
 from manyicl.progress import BarCallback, progress_bar
-from manyicl.tasks import load_tasks
-from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
+from manyicl.tasks import Task, load_tasks
+from manyicl.tokens import (
+    TaskTokenizer,
+    TokenizedTask,
+    check_lost_answers,
+    default_cache_dir,
+    tokenize_task,
+    with_names,
+)
 from manyicl.training import (
     AnswerTrainer,
     LastStepCallback,
@@ -109,20 +116,24 @@ def prepare_run(config: RunConfig) -> Prepared:
     for name, task in tasks.items():
         if not len(task.splits["train"]):
             raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
-    maker = BatchMaker(tasks, targets=config.episodes.targets, normalization=config.train.normalization)
-    packs = PackDataset(
-        maker,
+    packs = plan_packs(config, tasks)
+    validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
+    planned = plan_validation(
+        validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
+    )
+    return Prepared(config, tokenizer, tasks, packs=packs, validation=(validation_maker, planned))
+
+
+def plan_packs(config: RunConfig, tasks: Mapping[str, TokenizedTask]) -> PackDataset:
+    """Return the packs of the whole run."""
+    return PackDataset(
+        BatchMaker(tasks, targets=config.episodes.targets, normalization=config.train.normalization),
         settings=config.episodes,
         pack_tokens=config.pack_tokens,
         packs_per_step=config.train.packs_per_step,
         num_steps=config.train.num_steps,
         seed=config.seed,
     )
-    validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
-    planned = plan_validation(
-        validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
-    )
-    return Prepared(config, tokenizer, tasks, packs=packs, validation=(validation_maker, planned))
 
 
 def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
@@ -131,8 +142,18 @@ def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, Tok
     Raises:
         UserError: a fault in the task files, or too many answers that cannot be used.
     """
-    tasks = load_tasks(config.tasks.folder, names=config.tasks.names or None)
+    return tokenize_all(load_tasks(config.tasks.folder, names=config.tasks.names or None), config, tokenizer)
+
+
+def tokenize_all(tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
+    """Return `tasks` in ids, by name, ready for the recipe's episodes.
+
+    Raises:
+        UserError: too many answers of a task cannot be used.
+    """
     tokenized = {t.name: tokenize_task(t, tokenizer=tokenizer, cache_dir=default_cache_dir()) for t in tasks}
+    if config.episodes.needs_labels:
+        tokenized = {name: with_names(task, tokenizer=tokenizer) for name, task in tokenized.items()}
     for task in tokenized.values():
         fault = check_lost_answers(task)
         if fault:
@@ -147,11 +168,14 @@ def train(
     overrides: Sequence[str] = (),
     resume: bool = False,
     console: Console | None = None,
+    title: str = "train",
+    callbacks: Callable[[MetricsLog], Sequence[TrainerCallback]] = lambda metrics: (),
     on_prepared: Callable[[Prepared], None] = lambda prepared: None,
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
-    on_prepared is called on the main process once the plan is made, before any weight is loaded.
+    title: what the progress bar calls it. callbacks: more of transformers' callbacks for the Trainer, made with the
+    run's metrics.jsonl. on_prepared is called on the main process once the plan is made, before any weight is loaded.
 
     Raises:
         UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`); with
@@ -185,7 +209,9 @@ def train(
     held_out = _held_out_episodes(prepared)
     before = _losses_before(folder, model, prepared, held_out) if state.is_main_process else {}
     started = time.monotonic()
-    _train_model(model, prepared, args=args, folder=folder, console=console)
+    with progress_bar(console, total=config.train.num_steps) as bar:
+        more = (BarCallback(bar, title), *callbacks(MetricsLog(folder / "metrics.jsonl")))
+        _train_model(model, prepared, args=args, folder=folder, callbacks=more)
     rows: list[HeldOutRow] = []
     if state.is_main_process:
         _finish_model(folder, model, prepared)
@@ -204,7 +230,8 @@ def _open_run(
     started = (folder / "config.toml").is_file()
     if resume and not started:
         raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
-    if resume and dump_config(config) != (folder / "config.toml").read_text(encoding="utf-8"):
+    # Compared as settings, not as text: a run started before a setting was added has its default.
+    if resume and config != load_recipe(folder / "config.toml"):
         raise UserError(f"--resume {folder}: the recipe differs from the run's config.toml; leave RECIPE out to go on")
     if not resume and folder.exists() and any(folder.iterdir()):
         fix = f"go on with --resume {folder}, or name another" if started else "name another"
@@ -258,7 +285,9 @@ def _start_folder(folder: Path, prepared: Prepared) -> None:
         write_atomically(folder / "config.toml", dump_config(prepared.config))
 
 
-def _train_model(model: Any, prepared: Prepared, *, args: Any, folder: Path, console: Console) -> None:
+def _train_model(
+    model: Any, prepared: Prepared, *, args: Any, folder: Path, callbacks: Sequence[TrainerCallback]
+) -> None:
     checkpoints = list_checkpoints(folder / "checkpoints")
     step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
     if step >= prepared.config.train.num_steps:
@@ -266,16 +295,15 @@ def _train_model(model: Any, prepared: Prepared, *, args: Any, folder: Path, con
     metrics = MetricsLog(folder / "metrics.jsonl")
     if PartialState().is_main_process:
         metrics.cut_after(step)
-    with progress_bar(console, total=prepared.config.train.num_steps) as bar:
-        trainer = AnswerTrainer(
-            model,
-            args=args,
-            packs=prepared.packs,
-            validation=prepared.validation,
-            metrics=metrics,
-            callbacks=[LastStepCallback(), BarCallback(bar, "train")],
-        )
-        train_packs(trainer, checkpoint=checkpoint)
+    trainer = AnswerTrainer(
+        model,
+        args=args,
+        packs=prepared.packs,
+        validation=prepared.validation,
+        metrics=metrics,
+        callbacks=[LastStepCallback(), *callbacks],
+    )
+    train_packs(trainer, checkpoint=checkpoint)
 
 
 def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:
@@ -364,7 +392,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "finished": False,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "model": locate_model(config.model.path),
         "tasks": {
             name: {"sha256": t.task.sha256, "dropped": count_dropped(t, config)} for name, t in prepared.tasks.items()
@@ -384,15 +412,20 @@ def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]
 
 
 def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
-    """Return the plan's totals. fill: processed tokens over the capacity of the packs."""
+    """Return the plan's totals. fill: processed tokens over the capacity of the packs.
+
+    renamed_episodes is there only where some were asked for.
+    """
     num_tokens = sum(pack.num_tokens for pack in packs.packs)
     by_task: dict[str, int] = {}
-    for pack in packs.packs:
-        for episode in pack.episodes:
-            by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
+    episodes = [episode for pack in packs.packs for episode in pack.episodes]
+    for episode in episodes:
+        by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
+    renamed = {"renamed_episodes": sum(e.names is not None for e in episodes)} if packs.settings.rename_share else {}
     return {
         "packs": len(packs.packs),
-        "episodes": sum(len(pack.episodes) for pack in packs.packs),
+        "episodes": len(episodes),
+        **renamed,
         "answers": sum(d.num_answers for d in packs.divisors),
         "targets": sum(d.num_targets for d in packs.divisors),
         "tokens": num_tokens,
@@ -401,7 +434,7 @@ def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Return the commit of the folder that the caller stands in, '+' where it has changes; None outside git."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manyicl.errors import UserError
+from manyicl.label_names import names_a_label
 from manyicl.tasks import Task
 
 PLACEHOLDER = "{input}"
@@ -87,6 +88,15 @@ def instruction_text(task: Task, *, settings: TemplateSettings) -> str:
     if settings.labels and task.labels:
         lines.append("Answers: " + ", ".join(task.labels))
     return "\n".join(lines) + "\n\n" if lines else ""
+
+
+def renamed_instruction_text(task: Task, *, settings: TemplateSettings) -> str:
+    """Return what stands before the first example of a renamed episode: the same, or '' where it names a label.
+
+    Beside shots that call the classes otherwise, an instruction that names them would be false.
+    """
+    text = instruction_text(task, settings=settings)
+    return "" if names_a_label(text, task.labels) else text
 
 
 def chat_frame(render: RenderChat, *, find_generated: FindGenerated) -> Frame:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
+from manyicl.label_names import LabelNames, collect_names
 from manyicl.tasks import SPLITS, Example, Task
 from manyicl.templates import (
     Frame,
@@ -31,6 +32,7 @@ from manyicl.templates import (
     input_text,
     instruction_text,
     plain_frame,
+    renamed_instruction_text,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class TokenizedTask:
     head_ids: what opens every sequence of the task: BOS, the frame's opening, the instruction. int32.
     num_between: tokens that stand before an input when another example precedes it (0 in the plain style).
     dropped: split -> reason -> number of examples left out.
+    names: what its labels may be called in renamed episodes; None unless `with_names` gave them.
     """
 
     task: Task
@@ -87,6 +90,7 @@ class TokenizedTask:
     num_between: int
     splits: Mapping[str, ExampleTokens]
     dropped: Mapping[str, Mapping[str, int]]
+    names: LabelNames | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +184,11 @@ class TaskTokenizer:
         end = text.find(self.terminator)
         return (text, False) if end < 0 else (text[:end], True)
 
-    def head_ids(self, task: Task) -> NDArray[np.int32]:
-        """Return the ids that open every sequence of `task`: BOS once, opening, instruction once."""
+    def head_ids(self, task: Task, *, renamed: bool = False) -> NDArray[np.int32]:
+        """Return what opens every sequence of `task`, or every renamed one: BOS, opening, instruction, once each."""
         opening = self._encode_frame(self._without_bos(self.frame.opening))
-        instruction = self.encode_texts([instruction_text(task, settings=self.settings)])[0]
+        text = (renamed_instruction_text if renamed else instruction_text)(task, settings=self.settings)
+        instruction = self.encode_texts([text])[0]
         return np.asarray(self.bos_ids + opening + instruction, dtype=np.int32)
 
     def fingerprint(self) -> str:
@@ -323,6 +328,17 @@ def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | Non
     return tokenized
 
 
+def with_names(tokenized: TokenizedTask, *, tokenizer: TaskTokenizer) -> TokenizedTask:
+    """Return the task with the names that its labels may bear; as it is where it has none to rename."""
+    names = collect_names(
+        tokenized.task,
+        rows={split: tokens.rows for split, tokens in tokenized.splits.items()},
+        encode_answers=tokenizer.encode_answers,
+        head_ids=tokenizer.head_ids(tokenized.task, renamed=True),
+    )
+    return replace(tokenized, names=names)
+
+
 def check_lost_answers(tokenized: TokenizedTask) -> str | None:
     """Return one line that says why the task cannot be used, or None: too many answers are lost."""
     task = tokenized.task
@@ -351,11 +367,20 @@ def default_cache_dir() -> Path:
 
 
 def join_examples(
-    tokenized: TokenizedTask, *, split: str, indices: Iterable[int] | NDArray[np.int32]
+    tokenized: TokenizedTask,
+    *,
+    split: str,
+    indices: Iterable[int] | NDArray[np.int32],
+    names: NDArray[np.int32] | None = None,
 ) -> TokenizedEpisode:
-    """Return the sequence of the examples `indices` (into the split's ExampleTokens), in their order."""
+    """Return the sequence of the examples `indices` (into the split's ExampleTokens), in their order.
+
+    names: of a renamed episode, the name that each label bears (episodes.Episode).
+    """
     tokens = tokenized.splits[split]
     chosen = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices, dtype=np.int64)
+    if names is not None:
+        return _join_renamed(tokenized, split=split, chosen=chosen, names=names)
     starts = tokens.starts[chosen].copy()
     stops = tokens.starts[chosen + 1]
     answer_lengths = stops - tokens.answer_starts[chosen]
@@ -364,6 +389,33 @@ def join_examples(
     pieces = [tokenized.head_ids, *(tokens.ids[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True))]
     ends = len(tokenized.head_ids) + np.cumsum(stops - starts)
     return TokenizedEpisode(ids=np.concatenate(pieces), spans=np.stack([ends - answer_lengths, ends], axis=1))
+
+
+def _join_renamed(
+    tokenized: TokenizedTask, *, split: str, chosen: NDArray[np.int64], names: NDArray[np.int32]
+) -> TokenizedEpisode:
+    known, tokens = tokenized.names, tokenized.splits[split]
+    assert known is not None, "only a task with names has renamed episodes"
+    starts, answer_starts = tokens.starts[chosen].copy(), tokens.answer_starts[chosen]
+    if len(chosen):
+        starts[0] += tokenized.num_between
+    answers = [known.ids[name] for name in names[known.label_of[split][chosen]].tolist()]
+    pieces = [known.head_ids]
+    for start, stop, answer in zip(starts.tolist(), answer_starts.tolist(), answers, strict=True):
+        pieces += [tokens.ids[start:stop], answer]
+    answer_lengths = np.asarray([len(answer) for answer in answers], dtype=np.int64)
+    ends = len(known.head_ids) + np.cumsum(answer_starts - starts + answer_lengths)
+    return TokenizedEpisode(ids=np.concatenate(pieces), spans=np.stack([ends - answer_lengths, ends], axis=1))
+
+
+def answer_lengths_of(
+    tokenized: TokenizedTask, *, split: str, indices: NDArray[np.int32], names: NDArray[np.int32] | None
+) -> NDArray[np.int64]:
+    """Return the tokens of the answers of some examples as `join_examples` writes them, terminators included."""
+    if names is None:
+        return tokenized.splits[split].answer_lengths[indices]
+    assert tokenized.names is not None, "only a task with names has renamed episodes"
+    return tokenized.names.name_tokens[names[tokenized.names.label_of[split][indices]]]
 
 
 def query_ids(tokenized: TokenizedTask, *, split: str, index: int, after_shots: bool) -> NDArray[np.int32]:

@@ -94,14 +94,14 @@ class ValidationPack:
 def plan_validation(
     maker: BatchMaker, *, settings: EpisodeSettings, num_tokens: int, seed: int
 ) -> list[ValidationPack]:
-    """Return about `num_tokens` of episodes of each task's validation rows; at most one pass over them."""
+    """Return about `num_tokens` of episodes of each task's validation rows, none renamed; at most one pass."""
     planned = []
     for name in maker.task_names:
         lengths = lengths_of(maker.tasks[name], split=maker.split)
         if not num_tokens or not fits_any(lengths, token_budget=settings.token_budget):
             continue
         spent = 0
-        for episode in iter_episodes([lengths], settings=settings, seed=seed):
+        for episode in iter_episodes([lengths], settings=settings.without_augmentation(), seed=seed):
             if episode.epoch > 0 or spent >= num_tokens:
                 break
             planned.append(ValidationPack(task=name, pack=Pack(index=episode.index, episodes=(episode,))))

@@ -7,18 +7,22 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from manyicl import partial_attention
+from manyicl import partial_attention, segment_kernels
 from manyicl.answering import generate_behind
 from manyicl.attention import segment_attention
+from manyicl.batches import pad_row
 from manyicl.loss import answer_loss, target_logits
 from manyicl.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
 from manyicl.runs import train
+from manyicl.segment_kernels import attend_row_segments, kernel_order
+from manyicl.segments import bounds_of, make_segments
 from manyicl.sharing import sharing_fault
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer
 from tests.conftest import CONFIGS, tiny_model
 from tests.parity.test_engine_parity import plain_nll
-from tests.parity.test_loss_parity import EPISODE, TokenizedEpisode, random_episode, row
+from tests.parity.test_loss_parity import EPISODE, TokenizedEpisode, loss_and_gradients, random_episode, row
+from tests.test_segment_kernels import attend_densely
 from tests.trajectory.setting import read_metrics, write_setting
 
 pytestmark = [
@@ -28,10 +32,11 @@ pytestmark = [
 CLASSES = sorted(CONFIGS)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_perturbed_token_moves_no_logit_of_its_neighbours(name, dtype):
-    model = tiny_model(name).to("cuda", dtype)
+def test_a_perturbed_token_moves_no_logit_of_its_neighbours(name, dtype, training):
+    model = tiny_model(name).to("cuda", dtype).train(training)
     episodes = [random_episode(EPISODE, seed=seed) for seed in (4, 5, 6)]
     middle = episodes[1]
     changed = TokenizedEpisode(ids=np.where(np.arange(len(middle.ids)) == 2, 7, middle.ids), spans=middle.spans)
@@ -54,6 +59,62 @@ def test_packed_equals_unpacked_and_the_cpu(name):
                 batches = [r.to(device) for r in rows]
                 losses[device, label] = sum(answer_loss(target_logits(model, b), b).loss.item() for b in batches)
     assert list(losses.values()) == pytest.approx([losses["cpu", "apart"]] * 4, rel=1e-4)
+
+
+# (window, query heads, key heads, tokens of each segment)
+SHAPES = [
+    (None, 4, 4, (300,)),
+    (None, 4, 2, (300,)),
+    (None, 4, 2, (1, 130, 40, 129)),
+    (7, 4, 2, (1, 130, 40, 129)),
+    (128, 4, 1, (1, 130, 40, 129)),
+    (50, 4, 2, (300,)),
+]
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(("window", "heads", "groups", "lengths"), SHAPES)
+def test_attention_of_segments_and_its_gradients_are_the_formulas(window, heads, groups, lengths, dtype, head_dim):
+    torch.manual_seed(0)
+    whole = [torch.randn(1, 300, n, head_dim).transpose(1, 2) for n in (heads, groups, groups)]
+    grad = torch.randn(1, 300, heads, head_dim)
+    plain = [x.to(dtype).float().requires_grad_() for x in whole]  # the same numbers
+    expected = attend_densely(*plain, lengths=lengths, window=window, softcap=None)
+    inputs = [x.to("cuda", dtype).detach().requires_grad_() for x in whole]
+    segments = make_segments(lengths, bounds_S=torch.from_numpy(bounds_of(lengths)).cuda())
+    with kernel_order():
+        out = attend_row_segments(*inputs, segments=segments, dropout=0.0, scaling=0.3, window=window, softcap=None)
+    assert out.dtype == dtype
+    close = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
+    assert torch.allclose(out.float().cpu(), expected, **close)
+    ours = torch.autograd.grad(out, inputs, grad.to("cuda", dtype))
+    for one, other in zip(ours, torch.autograd.grad(expected, plain, grad), strict=True):
+        error = (one.float().cpu() - other).norm() / other.norm()
+        assert error < (0.02 if dtype == torch.bfloat16 else 1e-3)
+
+
+def test_packed_rows_in_half_precision_take_the_varlen_kernel(monkeypatch):
+    taken = []
+    original = segment_kernels.varlen_attn
+    monkeypatch.setattr(segment_kernels, "varlen_attn", lambda *a, **k: (taken.append(k), original(*a, **k))[1])
+    model = tiny_model("mistral-sliding").to("cuda", torch.bfloat16)
+    with torch.no_grad(), segment_attention(model):
+        target_logits(model, row([random_episode([(5, 2)] * k, seed=k) for k in (3, 1, 6)]).to("cuda"))
+    assert [options["window_size"] for options in taken] == [(15, 0)] * 3  # sliding_window 16: 15 keys to the left
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_packed_equals_unpacked_in_bf16_with_gradients(name):
+    model = tiny_model(name).to("cuda", torch.bfloat16)
+    episodes = [random_episode([(5, 2)] * k, seed=k) for k in (3, 1, 6)]
+    found = []
+    for rows in ([row(episodes)], [row([e]) for e in episodes], [pad_row(row(episodes), multiple=128)]):
+        loss, gradients = loss_and_gradients(model, [r.to("cuda") for r in rows])
+        found.append((loss, torch.cat([g.float().flatten() for g in gradients.values()])))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-2)
+        assert (gradient - found[0][1]).norm() / found[0][1].norm() < 0.05
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -12,6 +12,7 @@ from manyicl import attention
 from manyicl.attention import segment_attention
 from manyicl.batches import join_row
 from manyicl.loss import answer_loss, target_logits
+from manyicl.segments import make_segments
 from manyicl.tokens import TokenizedEpisode
 from tests.conftest import CONFIGS, tiny_model
 
@@ -115,8 +116,9 @@ def test_a_perturbed_token_moves_no_logit_of_its_neighbours(name, training):
 
 
 def test_the_perturbation_test_fails_with_isolation_off(monkeypatch):
-    def attend_whole_row(module, query, key, value, attention_mask=None, *, segment_lengths, **options):
-        return original(module, query, key, value, attention_mask, segment_lengths=(sum(segment_lengths),), **options)
+    def attend_whole_row(module, query, key, value, attention_mask=None, *, segments, **options):
+        whole = make_segments((query.shape[2],), bounds_S=segments.bounds_S[[0, -1]])
+        return original(module, query, key, value, attention_mask, segments=whole, **options)
 
     original = attention.attend_segments
     monkeypatch.setitem(attention.ALL_ATTENTION_FUNCTIONS._global_mapping, attention.IMPLEMENTATION, attend_whole_row)
@@ -149,5 +151,5 @@ def test_attention_returns_to_what_it_was():
 
 def test_a_forward_without_segments_is_refused():
     model = tiny_model("llama")
-    with segment_attention(model), pytest.raises(RuntimeError, match="segment_lengths"):
+    with segment_attention(model), pytest.raises(RuntimeError, match="segments or a layout"):
         model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False)

@@ -98,6 +98,20 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_started_before_a_setting_was_added_goes_on_with_its_default(tmp_path):
+    config = write_setting(tmp_path, num_steps=2)
+    train(config, out=tmp_path / "run")
+    resolved = tmp_path / "run" / "config.toml"
+    lines = resolved.read_text().splitlines(keepends=True)
+    resolved.write_text("".join(line for line in lines if not line.startswith(("rename_", "stratified"))))
+    assert len(resolved.read_text().splitlines()) == len(lines) - 3
+    assert train(config, out=tmp_path / "run", resume=True).held_out
+    other = config.model_copy(update={"seed": 4})
+    with pytest.raises(UserError, match=r"the recipe differs from the run's config\.toml"):
+        train(other, out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.slow
 def test_a_run_named_by_relative_paths_goes_on_from_anywhere_but_not_on_other_data(tmp_path, monkeypatch):
     write_setting(tmp_path, num_steps=2)
     (tmp_path / "elsewhere").mkdir()

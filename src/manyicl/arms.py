@@ -1,0 +1,350 @@
+"""The arms of a comparison: on what each is trained, and what makes their budgets equal.
+
+Every arm starts from the same weights, sees the same train rows, and has the recipe's optimizer and schedule. What
+differs is how the rows are laid out in sequences and which answers are targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from manyicl.batches import PackDataset
+from manyicl.config import RunConfig
+from manyicl.costs import ModelShape, count_flops, shape_model
+from manyicl.errors import UserError
+from manyicl.models import load_config
+from manyicl.runs import count_plan, plan_packs
+from manyicl.tokens import TokenizedTask
+
+ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-many-shot", "dedicated-free"]
+Match = Literal["tokens", "answers", "flops"]
+# Tokens of two arms that are matched by them differ by less than this share, where the packs allow it.
+TOKEN_TOLERANCE = 0.002
+# Pack lengths that are tried, as shares of the recipe's away from the one in proportion.
+PACK_CHANGES = tuple(sign * step / 200 for step in range(13) for sign in (1, -1))[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of training. per_task: a model of its own for every task. matched: it spends what the others spend."""
+
+    name: ArmName
+    title: str
+    about: str
+    trained: bool = True
+    per_task: bool = False
+    matched: bool = True
+
+
+ARMS: Mapping[ArmName, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("base", "base", "The model as it was, not trained.", trained=False),
+        Arm("zero-shot", "zero-shot FT", "All tasks at once, one example a sequence."),
+        Arm(
+            "few-shot",
+            "few-shot FT",
+            "All tasks at once, a few shots and one query a sequence; the last answer trained.",
+        ),
+        Arm("manyicl", "ManyICL", "All tasks at once, as many examples a sequence as fit; every answer trained."),
+        Arm("dedicated", "dedicated FT", "One model a task, one example a sequence.", per_task=True),
+        Arm(
+            "dedicated-many-shot",
+            "dedicated many-shot",
+            "One model a task, as many examples a sequence as fit; every answer trained.",
+            per_task=True,
+        ),
+        Arm(
+            "dedicated-free",
+            "dedicated FT, ceiling (not matched)",
+            "As dedicated, with more tokens than the other arms have.",
+            per_task=True,
+            matched=False,
+        ),
+    )
+}
+
+
+class CompareSettings(BaseModel):
+    """Which arms are compared, on what, and how they are asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arms: tuple[ArmName, ...] = Field(
+        ("base", "zero-shot", "few-shot", "manyicl", "dedicated"),
+        min_length=1,
+        description="in the order of the tables",
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="training seeds; each has its own episodes, adapters, shots and queries"
+    )
+    match: Match = Field(
+        "tokens", description="what all arms spend alike: processed tokens, supervised answers or FLOPs"
+    )
+    few_shot_shots: Annotated[int, Field(gt=0)] = Field(5, description="shots of the few-shot arm's sequences")
+    held_out_tasks: tuple[str, ...] = Field((), description="new tasks: no arm is trained on them")
+    familiar_tasks: tuple[str, ...] = Field(
+        (),
+        description="tasks that the base is known to do and no arm is trained on: for forgetting, not for the headline",
+    )
+    dedicated_tasks: tuple[str, ...] = Field(
+        (), description="tasks that get a model of their own; all trained unless said"
+    )
+    free_factor: Annotated[float, Field(gt=1)] = Field(
+        8.0, description="how many times the tokens of `dedicated` the arm dedicated-free has"
+    )
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="tried for every arm, one chosen on validation rows; train.learning_rate unless said"
+    )
+    asked_tasks: Annotated[int, Field(ge=0)] = Field(
+        0, description="trained tasks that are asked, spread over the families; 0: all. Dedicated ones always are"
+    )
+    shots: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 4, 16, 64), min_length=1, description="shot counts")
+    draws: Annotated[int, Field(gt=0)] = Field(5, description="draws of shots a task and seed")
+    queries: Annotated[int, Field(gt=0)] = Field(200, description="test rows asked, the same at every k and draw")
+    validation_queries: Annotated[int, Field(ge=0)] = Field(
+        50,
+        description="validation rows asked of each trained task, to choose k and learning rate; 0: all are asked with"
+        " the most shots",
+    )
+    max_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="longest sequence of a question; episodes.token_budget unless said"
+    )
+    text_files: tuple[str, ...] = Field((), description="neutral text, to measure forgetting on")
+    text_windows: Annotated[int, Field(gt=0)] = Field(200, description="windows read of each text file, evenly spread")
+    text_window_tokens: Annotated[int, Field(gt=1)] = Field(512, description="length of a window")
+    flips: bool = Field(True, description="ask behind shots with exchanged labels: does the model read its context?")
+    orders: bool = Field(True, description="ask behind the same shots in other orders")
+    examples: Annotated[int, Field(ge=0)] = Field(2, description="queries a task whose texts the report shows")
+
+    @field_validator(
+        "arms", "seeds", "held_out_tasks", "familiar_tasks", "dedicated_tasks", "learning_rates", "shots", "text_files"
+    )
+    @classmethod
+    def _has_no_twins(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("names something twice")
+        return values
+
+
+class CompareConfig(RunConfig):
+    """A recipe of a comparison: a run's sections, which say what the arms share, and [compare]."""
+
+    compare: CompareSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a plan spends: optimizer steps, packs, episodes, answers that are targets, target tokens, tokens, FLOPs.
+
+    tokens_by_task: processed tokens of each task. short_episodes: with fewer shots than the recipe says.
+    """
+
+    steps: int
+    packs: int
+    episodes: int
+    answers: int
+    targets: int
+    tokens: int
+    flops: int
+    tokens_by_task: Mapping[str, int]
+    short_episodes: int = 0
+
+    def of(self, match: Match) -> int:
+        """Return the amount that arms are matched by."""
+        return {"tokens": self.tokens, "answers": self.answers, "flops": self.flops}[match]
+
+
+def run_config(config: CompareConfig, *, seed: int, tasks: Sequence[str], **changes: Mapping[str, Any]) -> RunConfig:
+    """Return the recipe of one run on `tasks`: the comparison's own with changes by section."""
+    values = config.model_dump(exclude={"compare"})
+    values |= {"seed": seed, "held_out": {"episodes": 0}}
+    values["tasks"] = {**values["tasks"], "names": tuple(tasks)}
+    for section, change in changes.items():
+        values[section] = {**values[section], **change}
+    return RunConfig.model_validate(values)
+
+
+def episode_changes(arm: ArmName, settings: CompareSettings) -> dict[str, Any]:
+    """Return what an arm changes in [episodes]."""
+    if arm == "few-shot":
+        return {"shots": settings.few_shot_shots, "targets": "last"}
+    if arm in ("manyicl", "dedicated-many-shot"):
+        return {"targets": "all"}
+    return {"shots": 0, "targets": "all"}
+
+
+def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spent:
+    """Return what the packs of a run spend."""
+    plan = count_plan(packs, pack_tokens=config.pack_tokens)
+    shots = config.episodes.shots
+    short = sum(
+        len(episode.examples) <= shots for pack in packs.packs for episode in pack.episodes if isinstance(shots, int)
+    )
+    return Spent(
+        steps=config.train.num_steps,
+        packs=plan["packs"],
+        episodes=plan["episodes"],
+        answers=plan["answers"],
+        targets=plan["targets"],
+        tokens=plan["tokens"],
+        flops=_count_plan_flops(packs, shape),
+        tokens_by_task=plan["tokens_by_task"],
+        short_episodes=short,
+    )
+
+
+def _count_plan_flops(packs: PackDataset, shape: ModelShape) -> int:
+    """Return the model FLOPs of all packs; FLOPs add up, so those of one step may be counted as one row."""
+    total = 0
+    for step, divisors in enumerate(packs.divisors):
+        row = packs.packs[step * packs.packs_per_step : (step + 1) * packs.packs_per_step]
+        lengths = [episode.num_tokens for pack in row for episode in pack.episodes]
+        total += count_flops(shape, lengths, num_targets=divisors.num_targets)
+    return total
+
+
+class ArmPlanner:
+    """Gives each arm its run's recipe, such that all spend alike.
+
+    tasks: the trained tasks in ids, by name.
+
+    Raises:
+        UserError: no arm is trained.
+    """
+
+    def __init__(self, config: CompareConfig, tasks: Mapping[str, TokenizedTask]) -> None:
+        self.config, self.tasks = config, tasks
+        model = config.model
+        self.shape = shape_model(load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code)
+        self._plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
+
+    def plan_arm(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
+        """Return the recipe of an arm that trains one model on all tasks, and what it spends.
+
+        Matched by tokens: as many optimizer steps for all, and packs of such a length that a step of every arm
+        processes what a step of the arm with the emptiest packs does. By answers or FLOPs: as many steps as come
+        nearest to ManyICL's.
+        """
+        if (arm, seed) not in self._plans:
+            own = self._spend(self._shared_config(arm, seed=seed))
+            self._plans[arm, seed] = own
+            matching = [name for name in self.shared_arms if name != arm]
+            if self.config.compare.match == "tokens":
+                others = [self._spend(self._shared_config(name, seed=seed))[1].tokens for name in matching]
+                self._plans[arm, seed] = self._fit_packs(*own, tokens=min([own[1].tokens, *others]))
+            elif arm != "manyicl" and "manyicl" in matching:
+                wanted = self.plan_arm("manyicl", seed=seed)[1].of(self.config.compare.match)
+                self._plans[arm, seed] = self._fit_steps(*own, wanted=wanted)
+        return self._plans[arm, seed]
+
+    @property
+    def shared_arms(self) -> list[ArmName]:
+        """The arms that train one model on all tasks."""
+        chosen = [ARMS[name] for name in self.config.compare.arms]
+        return [arm.name for arm in chosen if arm.trained and not arm.per_task]
+
+    def plan_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
+        """Return the recipe of one task's own model: its tokens are the task's share of an arm that has all tasks.
+
+        It takes as many steps as that arm where a step then still holds its longest example, else fewer.
+        """
+        settings = self.config.compare
+        _, whole = self.plan_arm("manyicl" if arm == "dedicated-many-shot" else "zero-shot", seed=seed)
+        tokens = whole.tokens_by_task[task] * (settings.free_factor if arm == "dedicated-free" else 1)
+        changes = episode_changes(arm, settings)
+        tokenized = self.tasks[task]
+        alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits["train"].lengths
+        longest = int(alone[alone <= self.config.episodes.token_budget].max(initial=1))
+        a_step = max(longest, int(tokens) // self.config.train.num_steps)
+        if arm == "dedicated-many-shot":
+            a_step = max(a_step, min(self.config.episodes.token_budget, int(alone.sum())))
+        packs_per_step = -(-a_step // self.config.pack_tokens)
+        pack_tokens = -(-a_step // packs_per_step)
+        train: dict[str, Any] = {
+            "pack_tokens": pack_tokens,
+            "packs_per_step": packs_per_step,
+            "packs_per_batch": 1,
+            "num_steps": max(1, round(tokens / a_step)),
+            "log_every_steps": 1,
+            "checkpoint_every_steps": self.config.train.num_steps * 1000,
+            "validation_tokens": 0,
+            "keep": "last",
+        }
+        train["warmup_steps"] = min(self.config.train.warmup_steps, train["num_steps"] // 10)
+        changes["token_budget"] = min(self.config.episodes.token_budget, pack_tokens)
+        config = run_config(self.config, seed=seed, tasks=[task], episodes=changes, train=train)
+        return self._fit_steps(*self._spend(config), wanted=int(tokens), by="tokens")
+
+    def _shared_config(self, arm: ArmName, *, seed: int) -> RunConfig:
+        changes = episode_changes(arm, self.config.compare)
+        return run_config(self.config, seed=seed, tasks=list(self.tasks), episodes=changes)
+
+    def _spend(self, config: RunConfig) -> tuple[RunConfig, Spent]:
+        tasks = {name: self.tasks[name] for name in config.tasks.names}
+        return config, count_spent(plan_packs(config, tasks), config, self.shape)
+
+    def _fit_packs(self, config: RunConfig, spent: Spent, *, tokens: int) -> tuple[RunConfig, Spent]:
+        """Return the recipe with packs of the length that makes it spend `tokens`, or as near as they allow.
+
+        How full packs are hangs on their length by leaps, so lengths around the proportional one are tried.
+        """
+        best = config, spent
+        fixed = isinstance(config.episodes.shots, int)
+        longest = max(int(task.splits["train"].lengths.max()) + len(task.head_ids) for task in self.tasks.values())
+        least = min(longest, config.pack_tokens) if fixed else config.episodes.token_budget
+        for change in PACK_CHANGES:
+            if abs(best[1].tokens - tokens) <= TOKEN_TOLERANCE * tokens:
+                break
+            pack_tokens = max(least, round(config.pack_tokens * (tokens / spent.tokens + change)))
+            values = config.model_dump()
+            values["episodes"]["token_budget"] = min(config.episodes.token_budget, pack_tokens)
+            values["train"]["pack_tokens"] = pack_tokens
+            tried = self._spend(RunConfig.model_validate(values))
+            if abs(tried[1].tokens - tokens) < abs(best[1].tokens - tokens):
+                best = tried
+        return best
+
+    def _fit_steps(
+        self, config: RunConfig, spent: Spent, *, wanted: int, by: Match | None = None
+    ) -> tuple[RunConfig, Spent]:
+        """Return the recipe with the number of steps that spends nearest to `wanted`."""
+        match = by or self.config.compare.match
+        best = config, spent
+        for _ in range(4):
+            steps = max(1, round(best[0].train.num_steps * wanted / best[1].of(match)))
+            if steps == best[0].train.num_steps:
+                break
+            values = best[0].model_dump()
+            values["train"]["num_steps"] = steps
+            tried = self._spend(RunConfig.model_validate(values))
+            if abs(tried[1].of(match) - wanted) >= abs(best[1].of(match) - wanted):
+                break
+            best = tried
+        return best
+
+
+def choose_tasks(config: CompareConfig, names: Sequence[str]) -> list[str]:
+    """Return the trained tasks among the folder's `names`.
+
+    Raises:
+        UserError: a task has two roles, a dedicated one is not trained, or none is left to train on.
+    """
+    settings = config.compare
+    untrained = [*settings.held_out_tasks, *settings.familiar_tasks]
+    trained = list(config.tasks.names) or [name for name in names if name not in untrained]
+    for name in untrained:
+        if name in trained or untrained.count(name) > 1:
+            raise UserError(
+                f"compare.held_out_tasks: '{name}' is in tasks.names or compare.familiar_tasks too; give it one role"
+            )
+    if not trained:
+        raise UserError("tasks.names: every task of the folder is held out; leave some to train on")
+    for name in settings.dedicated_tasks:
+        if name not in trained:
+            raise UserError(f"compare.dedicated_tasks: '{name}' is not a trained task; name trained ones")
+    return trained

@@ -1,0 +1,392 @@
+"""A comparison as a grid of cells: arm x seed x what is done. Each is one file or one run, whole or absent.
+
+Killed at any point, the same call goes on with the cells that are missing. docs/comparison-format.md has the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from manyicl.arms import ARMS, Arm, ArmName, ArmPlanner, CompareConfig, Spent, choose_tasks
+from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
+from manyicl.errors import UserError, suggest
+from manyicl.evaluation import AskedModel, evaluate, load_asked_model
+from manyicl.files import write_atomically
+from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
+from manyicl.models import load_tokenizer
+from manyicl.progress import reporting
+from manyicl.runs import tokenize_all, train
+from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
+from manyicl.tokens import TaskTokenizer, TokenizedTask
+
+What = Literal["train", "validation", "test", "text", "flip", "order"]
+RECIPE = "recipe.toml"
+# Flips and orders are told by fewer draws than scores.
+MOST_ANALYSIS_DRAWS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class GridCell:
+    """One piece of work. task: None where an arm's one model has all tasks. rate: the learning rate of a trial."""
+
+    arm: ArmName
+    seed: int
+    what: What
+    task: str | None = None
+    rate: float | None = None
+
+    def title(self) -> str:
+        """Return what progress calls it."""
+        tried = f", learning rate {self.rate:g}" if self.rate is not None else ""
+        alone = f", {self.task}" if self.task is not None else ""
+        return f"seed {self.seed}, {ARMS[self.arm].title}{alone}{tried}: {self.what}"
+
+
+class Comparison:
+    """One comparison in its folder; everything that decides it is in `recipe.toml` there.
+
+    Raises:
+        UserError: a fault in the recipe or the tasks.
+    """
+
+    def __init__(self, folder: Path, config: CompareConfig) -> None:
+        self.folder, self.config = folder, config
+        self.settings = config.compare
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """All tasks, trained and held out, by name."""
+        every = load_tasks(self.config.tasks.folder)
+        trained = choose_tasks(self.config, [task.name for task in every])
+        known = {task.name: task for task in every}
+        for name in (*trained, *self.held_out, *self.familiar):
+            if name not in known:
+                raise UserError(f"{self.config.tasks.folder}: no task '{name}'{suggest(name, known)}")
+        return {name: known[name] for name in sorted({*trained, *self.held_out, *self.familiar})}
+
+    @property
+    def held_out(self) -> list[str]:
+        """Tasks that no arm is trained on, sorted."""
+        return sorted(self.settings.held_out_tasks)
+
+    @property
+    def familiar(self) -> list[str]:
+        """Tasks that the base is known to do, sorted; no arm is trained on them."""
+        return sorted(self.settings.familiar_tasks)
+
+    @property
+    def trained(self) -> list[str]:
+        """Tasks that the arms are trained on, sorted."""
+        return sorted({*self.tasks} - {*self.held_out, *self.familiar})
+
+    def role_of(self, task: str) -> str:
+        """Return a task's role: trained, held-out or familiar."""
+        return "held-out" if task in self.held_out else "familiar" if task in self.familiar else "trained"
+
+    @cached_property
+    def dedicated(self) -> list[str]:
+        """Tasks that get a model of their own."""
+        return sorted(self.settings.dedicated_tasks or self.trained)
+
+    @cached_property
+    def asked_trained(self) -> list[str]:
+        """Trained tasks that are asked: those with a dedicated model, and others, the families in turn."""
+        most = self.settings.asked_tasks or len(self.trained)
+        has_dedicated = any(ARMS[arm].per_task for arm in self.settings.arms)
+        chosen = list(self.dedicated) if has_dedicated else []
+        by_family: dict[str, list[str]] = {}
+        for name in self.trained:
+            if name not in chosen:
+                by_family.setdefault(self.tasks[name].family, []).append(name)
+        turns = [name for turn in zip_longest(*by_family.values()) for name in turn if name is not None]
+        return sorted([*chosen, *turns[: max(0, most - len(chosen))]])
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        return load_tokenizer(self.config.model)
+
+    @cached_property
+    def planner(self) -> ArmPlanner:
+        """What gives each arm its run's recipe."""
+        chosen = [self.tasks[name] for name in self.trained]
+        tokenized: dict[str, TokenizedTask] = tokenize_all(
+            chosen, self.config, TaskTokenizer(self.tokenizer, self.config.template)
+        )
+        return ArmPlanner(self.config, tokenized)
+
+    @cached_property
+    def texts(self) -> list[TextWindows]:
+        """The neutral text that forgetting is measured on."""
+        return [
+            read_windows(
+                Path(file),
+                self.tokenizer,
+                window_tokens=self.settings.text_window_tokens,
+                num_windows=self.settings.text_windows,
+            )
+            for file in self.settings.text_files
+        ]
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence of a question."""
+        return self.settings.max_tokens or self.config.episodes.token_budget
+
+    def cells(self) -> list[GridCell]:
+        """Return every cell of the comparison, in the order in which they are done."""
+        trials = [
+            GridCell(arm.name, self.settings.seeds[0], what, task, rate)
+            for rate in self.settings.learning_rates
+            for arm in self.arms
+            if arm.trained
+            for task in self.models_of(arm)
+            for what in ("train", "validation")
+        ]
+        return [
+            *trials,
+            *(cell for seed in self.settings.seeds for arm in self.arms for cell in self._cells_of(arm, seed)),
+        ]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms, in the order of the tables."""
+        return [ARMS[name] for name in self.settings.arms]
+
+    def models_of(self, arm: Arm) -> Sequence[str | None]:
+        """Return the tasks that an arm has a model for; [None] where one model has all."""
+        return self.dedicated if arm.per_task else [None]
+
+    def _cells_of(self, arm: Arm, seed: int) -> Iterator[GridCell]:
+        whats: list[What] = ["train"] if arm.trained else []
+        whats += ["validation"] if self.settings.validation_queries else []
+        whats += ["test"]
+        if not arm.per_task:
+            whats += ["text"] if self.settings.text_files else []
+            whats += ["flip"] if self.settings.flips else []
+            whats += ["order"] if self.settings.orders else []
+        for task in self.models_of(arm):
+            for what in whats:
+                yield GridCell(arm.name, seed, what, task)
+
+    def place(self, cell: GridCell) -> Path:
+        """Return the file of a cell; of a training cell its run's folder."""
+        root = f"seed-{cell.seed}" if cell.rate is None else f"trials/{cell.rate:g}"
+        stem = self.folder / root / cell.arm
+        stem = stem if cell.task is None else stem / cell.task
+        return stem if cell.what == "train" else stem.with_name(f"{stem.name}.{cell.what}.json")
+
+    def is_done(self, cell: GridCell) -> bool:
+        """Return whether a cell is finished."""
+        place = self.place(cell)
+        if cell.what != "train":
+            return place.is_file()
+        state = place / "run.json"
+        return state.is_file() and bool(json.loads(state.read_bytes())["finished"])
+
+    def plan_run(self, cell: GridCell) -> tuple[RunConfig, Spent]:
+        """Return the recipe of the run that a cell's model comes from, and what it spends."""
+        if cell.task is None:
+            config, spent = self.planner.plan_arm(cell.arm, seed=cell.seed)
+        else:
+            config, spent = self.planner.plan_dedicated(cell.arm, cell.task, seed=cell.seed)
+        rate = cell.rate or self.chosen_rate(cell.arm)
+        train = config.train.model_copy(update={"learning_rate": rate})
+        return config.model_copy(update={"train": train}), spent
+
+    def chosen_rate(self, arm: ArmName) -> float:
+        """Return an arm's learning rate: the one with the best validation score of its trials, by its best k."""
+        if not self.settings.learning_rates:
+            return self.config.train.learning_rate
+        scores = {rate: best_validation(self.read_validation(arm, rate)) for rate in self.settings.learning_rates}
+        return max(scores, key=lambda rate: scores[rate])
+
+    def read_validation(self, arm: ArmName, rate: float) -> list[Mapping[str, Any]]:
+        """Return the tasks of a trial's validation results."""
+        cells = [GridCell(arm, self.settings.seeds[0], "validation", task, rate) for task in self.models_of(ARMS[arm])]
+        return [task for cell in cells for task in json.loads(self.place(cell).read_bytes())["tasks"]]
+
+
+def mean_by_shots(tasks: Sequence[Mapping[str, Any]]) -> dict[int, tuple[float, float]]:
+    """Return shots -> (mean score, mean nats) over a result's tasks, for the shots at which all were asked."""
+    shots = [{cell["shots"]: cell for cell in task["curve"] if cell["score"] is not None} for task in tasks]
+    return {
+        k: (
+            sum(cells[k]["score"] for cells in shots) / len(shots),
+            sum(cells[k]["nll"] for cells in shots) / len(shots),
+        )
+        for k in sorted(set.intersection(*(set(cells) for cells in shots)))
+    }
+
+
+def best_validation(tasks: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return the best mean score over shot counts, and less its nats: what trials are chosen by, ties by the second."""
+    return max((score, -nll) for score, nll in mean_by_shots(tasks).values())
+
+
+def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
+    """Return the comparison in `folder`, started with `config`, or gone on with.
+
+    Raises:
+        UserError: there is none to go on with, or another one.
+    """
+    kept = folder / RECIPE
+    if kept.is_file():
+        there = load_recipe(kept, kind=CompareConfig)
+        if config is not None and dump_config(absolute_texts(config)) != kept.read_text(encoding="utf-8"):
+            raise UserError(f"--out {folder}: holds another comparison; go on with --resume {folder}, or name another")
+        return Comparison(folder, there)
+    if config is None:
+        raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one: manyicl compare RECIPE --out {folder}")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--out {folder}: is not empty; name a new folder")
+    comparison = Comparison(folder, absolute_texts(config))
+    _ = comparison.tasks, comparison.texts  # a fault in them is told before the folder is made
+    write_atomically(kept, dump_config(comparison.config))
+    return comparison
+
+
+def absolute_texts(config: CompareConfig) -> CompareConfig:
+    """Return the recipe with all its paths absolute, so that it can go on from anywhere."""
+    config = absolute_paths(config)
+    files = tuple(str(Path(file).expanduser().resolve()) for file in config.compare.text_files)
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"text_files": files})})
+
+
+def check_seeds(comparison: Comparison, seeds: Sequence[int] | None) -> None:
+    """Refuse seeds that are not the comparison's.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for seed in seeds or ():
+        if seed not in comparison.settings.seeds:
+            raise UserError(
+                f"--seed {seed}: is none of this comparison's {list(comparison.settings.seeds)}; give one of them"
+            )
+
+
+def refuse_ranks() -> None:
+    """Refuse to run as one of several ranks: cells are files, and each is one process's.
+
+    Raises:
+        UserError: with what to do instead.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise UserError(
+            f"{ranks} processes: a comparison is shared out by seeds; start `manyicl compare --resume DIR --seed N`"
+            " once a GPU (CUDA_VISIBLE_DEVICES=N), not accelerate launch"
+        )
+
+
+def run_comparison(comparison: Comparison, *, seeds: Sequence[int] | None = None, console: Console) -> None:
+    """Do the missing cells, of some seeds only if said.
+
+    Raises:
+        UserError: a cell cannot be done; those before it are kept.
+    """
+    cells = [cell for cell in comparison.cells() if seeds is None or cell.seed in seeds]
+    worker = _Worker(comparison, console)
+    for number, cell in enumerate(cells, start=1):
+        if not comparison.is_done(cell):
+            worker.do(cell, f"[{number}/{len(cells)}] {cell.title()}")
+
+
+class _Worker:
+    """Does cells; keeps the model that the last one asked."""
+
+    def __init__(self, comparison: Comparison, console: Console) -> None:
+        self.comparison, self.console = comparison, console
+        self._asked: tuple[tuple[Any, ...], AskedModel] | None = None
+
+    def do(self, cell: GridCell, title: str) -> None:
+        """Do one cell."""
+        comparison, settings = self.comparison, self.comparison.settings
+        if cell.what == "train":
+            self._asked = None  # its memory is needed
+            self._train(cell, title)
+            return
+        asked = self._ask_model(cell)
+        out = comparison.place(cell)
+        if cell.what == "text":
+            bits = [{"file": text.file, "bits": window_bits(asked.model, text).tolist()} for text in comparison.texts]
+            texts = [
+                one | {"bytes": text.num_bytes_W.tolist(), "bos": text.has_bos, "unknown_tokens": text.num_unknown}
+                for one, text in zip(bits, comparison.texts, strict=True)
+            ]
+            write_atomically(out, json.dumps({"texts": texts}) + "\n")
+            return
+        tasks, most = self._tasks_of(cell), max(settings.shots)
+        options: dict[str, Any] = {"shots": settings.shots, "draws": settings.draws, "queries": settings.queries}
+        if cell.what == "validation":
+            tasks = [ask_validation(task) for task in tasks if task.validation]
+            options["queries"] = settings.validation_queries
+        elif cell.what == "flip":
+            tasks = [flip_labels(task, seed=cell.seed) for task in tasks if len(task.labels) > 1]
+            options |= {"shots": [most], "draws": min(settings.draws, MOST_ANALYSIS_DRAWS)}
+        elif cell.what == "order":
+            options |= {"shots": [most], "draws": max(2, min(settings.draws, MOST_ANALYSIS_DRAWS)), "fixed_shots": most}
+        with _titled(self.console, title) as report:
+            evaluate(asked, tasks, seed=cell.seed, out=out, report=report, **options)
+
+    def _tasks_of(self, cell: GridCell) -> list[Task]:
+        comparison = self.comparison
+        if cell.task is not None:
+            names = [cell.task]
+        elif cell.what == "validation":
+            names = comparison.asked_trained
+        else:
+            names = sorted([*comparison.asked_trained, *comparison.held_out, *comparison.familiar])
+        return [comparison.tasks[name] for name in names]
+
+    def _ask_model(self, cell: GridCell) -> AskedModel:
+        """Return the model of a cell, in the comparison's template and length."""
+        key = (cell.arm, cell.seed, cell.task, cell.rate)
+        if self._asked is None or self._asked[0] != key:
+            self._asked = None
+            config = self.comparison.config
+            trained = GridCell(cell.arm, cell.seed, "train", cell.task, cell.rate)
+            is_base = not ARMS[cell.arm].trained
+            asked = load_asked_model(
+                config.model if is_base else str(self.comparison.place(trained)),
+                max_tokens=self.comparison.max_tokens,
+                template=config.template,
+                trust_remote_code=config.model.trust_remote_code,
+            )
+            self._asked = key, asked
+        return self._asked[1]
+
+    def _train(self, cell: GridCell, title: str) -> None:
+        """Train a model, or go on; its checkpoints go once it is whole."""
+        comparison = self.comparison
+        config, spent = comparison.plan_run(cell)
+        folder = comparison.place(cell)
+        plan = json.dumps(asdict(spent) | {"learning_rate": config.train.learning_rate}, indent=1)
+        write_atomically(folder.with_name(f"{folder.name}.plan.json"), plan + "\n")
+        drift = drift_every(comparison.texts if cell.task is None else [], steps=config.train.checkpoint_every_steps)
+        resume = (folder / "config.toml").is_file()
+        if folder.exists() and not resume:
+            shutil.rmtree(folder)  # a kill before the run began leaves nothing of worth
+        train(config, out=folder, resume=resume, console=self.console, title=title, callbacks=drift)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _titled(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
+    with reporting(console) as report:
+        yield lambda what, done, total: report(f"{title} ({what})", done, total)

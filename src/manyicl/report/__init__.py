@@ -1,0 +1,1 @@
+"""The report of a comparison: comparison.json -> one HTML page that needs nothing else, and Markdown."""

@@ -1,0 +1,290 @@
+"""Which plots a report has, and what each is made of: curves, differences, forgetting, losses, a small one a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from markupsafe import Markup
+
+from manyicl.report.comparison import Comparison, CurveCell, MeanCell
+from manyicl.report.numbers import count_noun, is_known, join_words, tell_bits, tell_percent, tell_points
+from manyicl.report.plots import (
+    Axis,
+    Bar,
+    Line,
+    draw_bars,
+    draw_lines,
+    draw_sparkline,
+    draw_swatch,
+    plotting,
+    shot_place,
+    shots_axis,
+)
+from manyicl.report.svg import Plots
+
+FLAT_POINTS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A plot with its caption."""
+
+    title: str
+    svg: Markup
+
+
+def draw_all(comparison: Comparison, plots: Plots) -> dict[str, Any]:
+    """Return every plot of the page by the place it stands at."""
+    with plotting():
+        return {
+            "swatches": {
+                arm.arm: plots.embed(draw_swatch(place), f"mark of {arm.title}", kind="swatch")
+                for place, arm in enumerate(comparison.arms)
+            },
+            "curves": [panel for role in comparison.roles for panel in _role_curves(comparison, plots, role)],
+            "family_curves": {role: _family_curves(comparison, plots, role) for role in comparison.roles},
+            "flatness": _flatness(comparison, plots),
+            "differences": _differences(comparison, plots),
+            "forgotten_text": _forgotten_text(comparison, plots),
+            "forgotten_tasks": _forgotten_tasks(comparison, plots),
+            "drift": _drift(comparison, plots),
+            "shot_losses": _shot_losses(comparison, plots),
+            "sparklines": _sparklines(comparison, plots),
+        }
+
+
+def _mean_lines(comparison: Comparison, role: str, family: str | None) -> list[Line]:
+    cells = ((place, comparison.mean_cells(arm, role, family)) for arm, place in comparison.place.items())
+    return [_score_line(place, found) for place, found in cells if any(is_known(cell.score) for cell in found)]
+
+
+def _score_line(place: int, cells: Sequence[MeanCell | CurveCell], **look: Any) -> Line:
+    def percent(values: list[float | None]) -> list[float | None]:
+        return [None if value is None else 100 * value for value in values]
+
+    return Line(
+        place,
+        [shot_place(cell.shots) for cell in cells],
+        percent([cell.score for cell in cells]),
+        percent([cell.low for cell in cells]),
+        percent([cell.high for cell in cells]),
+        [cell.extrapolated for cell in cells],
+        **look,
+    )
+
+
+def _top(lines: Sequence[Line]) -> float:
+    """Return the upper end of an axis of scores in %, which begins at 0."""
+    values = [value for line in lines for value in (*line.ys, *line.highs) if value is not None]
+    return min(102.0, 1.08 * max(values, default=1.0) + 0.5)
+
+
+def _tell_lines(comparison: Comparison, lines: Sequence[Line]) -> str:
+    """Return the ends of all lines in words, for those who do not see them."""
+    told = []
+    for line in lines:
+        known = [y for y in line.ys if y is not None]
+        told.append(f"{comparison.arms[line.place].title} from {known[0]:.1f} to {known[-1]:.1f} %")
+    return join_words(told)
+
+
+def _curve_panel(
+    comparison: Comparison, plots: Plots, lines: list[Line], cells: Sequence[MeanCell], about: tuple[str, float, float]
+) -> Panel:
+    """Return one panel of score against shots. about: its title, the top of its axis, its height."""
+    title, top, height = about
+    majority = next((cell.majority_score for cell in cells if is_known(cell.majority_score)), None)
+    levels = [] if majority is None else [100 * majority]
+    shots = sorted({cell.shots for cell in cells})
+    figure = draw_lines(lines, shots_axis(shots), Axis("score, %", bounds=(0, top), levels=levels), height=height)
+    note = "" if majority is None else f"; knowing only the commonest answer, {tell_percent(majority)} %"
+    alt = f"Score against shots, {title}: {_tell_lines(comparison, lines)}{note}."
+    return Panel(title, plots.embed(figure, alt))
+
+
+def _role_curves(comparison: Comparison, plots: Plots, role: str) -> list[Panel]:
+    lines = _mean_lines(comparison, role, None)
+    cells = [cell for cell in comparison.means if cell.role == role and cell.family is None]
+    if not lines:
+        return []
+    every = [line for one in comparison.roles for line in _mean_lines(comparison, one, None)]
+    counts = sorted({cell.tasks for cell in cells})
+    count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    about = (f"{role.capitalize()} tasks, mean of {count}", _top(every), 260.0)
+    return [_curve_panel(comparison, plots, lines, cells, about)]
+
+
+def _family_curves(comparison: Comparison, plots: Plots, role: str) -> list[Panel]:
+    by_family = {family: _mean_lines(comparison, role, family) for family in comparison.families}
+    top = _top([line for lines in by_family.values() for line in lines])
+    panels = []
+    for family, lines in by_family.items():
+        cells = [cell for cell in comparison.means if (cell.role, cell.family) == (role, family)]
+        if lines:
+            count = max(cell.tasks for cell in cells)
+            about = (f"{family}, {count_noun(count, 'task')}", top, 200.0)
+            panels.append(_curve_panel(comparison, plots, lines, cells, about))
+    return panels
+
+
+def _scaled(values: Sequence[float | None], factor: float) -> list[float | None]:
+    return [None if value is None else factor * value for value in values]
+
+
+def _bar(comparison: Comparison, arm: str, label: str, change: Any, *, factor: float) -> Bar:
+    value, low, high = _scaled([change.difference, change.low, change.high], factor)
+    seeds = _scaled(change.seeds, factor) if comparison.few_seeds else ()
+    return Bar(comparison.place.get(arm, 0), label, value, low, high, seeds)
+
+
+def _bars_panel(plots: Plots, title: str, bars: list[Bar], unit: str, **look: Any) -> list[Panel]:
+    """Return the bars as one panel, or none where nothing was measured."""
+    if not any(is_known(bar.value) for bar in bars):
+        return []
+    told = join_words([bar.label for bar in bars])
+    return [Panel(title, plots.embed(draw_bars(bars, unit, **look), f"{title}, in {unit}: {told}."))]
+
+
+def _flatness(comparison: Comparison, plots: Plots) -> list[Panel]:
+    panels = []
+    for role in comparison.roles:
+        bars: list[Bar] = []
+        for flat in comparison.flatness:
+            if flat.role == role:
+                word = "" if not is_known(flat.difference) else "flat" if flat.flat else tell_points(flat.difference)
+                bars.append(
+                    _bar(comparison, flat.arm, f"{comparison.title_of(flat.arm)}  {word}".rstrip(), flat, factor=100)
+                )
+        unit = "points from the fewest shots to the most"
+        panels += _bars_panel(plots, f"{role.capitalize()} tasks", bars, unit, filled=False, near_zero=FLAT_POINTS)
+    return panels
+
+
+def _differences(comparison: Comparison, plots: Plots) -> list[Panel]:
+    panels = []
+    for role in reversed(comparison.roles):
+        bars = []
+        for pair in comparison.differences:
+            if (pair.role, pair.asked) == (role, "chosen"):
+                a, b = comparison.title_of(pair.a), comparison.title_of(pair.b)
+                label = f"{a} less {b}  {tell_points(pair.difference)}"
+                bars.append(_bar(comparison, pair.b, label, pair, factor=100))
+        panels += _bars_panel(plots, f"{role.capitalize()} tasks, shots as chosen", bars, "points", filled=False)
+    return panels
+
+
+def _forgotten_text(comparison: Comparison, plots: Plots) -> list[Panel]:
+    panels = []
+    for file in dict.fromkeys(change.file for change in comparison.forgetting.text):
+        bars = [
+            _bar(
+                comparison,
+                change.arm,
+                f"{comparison.title_of(change.arm)}  {tell_bits(change.difference, signed=True)}",
+                change,
+                factor=1,
+            )
+            for change in comparison.forgetting.text
+            if change.file == file
+        ]
+        panels += _bars_panel(plots, file, bars, "bits per byte, after less before (right: forgotten)", filled=True)
+    return panels
+
+
+def _forgotten_tasks(comparison: Comparison, plots: Plots) -> list[Panel]:
+    titles = {"forgetting": "Tasks the base could do", "transfer": "Tasks the base could not do"}
+    panels = []
+    kinds = dict.fromkeys((change.kind, change.shots) for change in comparison.forgetting.tasks)
+    for kind, shots in sorted(kinds):
+        changes = [change for change in comparison.forgetting.tasks if (change.kind, change.shots) == (kind, shots)]
+        bars = [
+            _bar(
+                comparison,
+                change.arm,
+                f"{comparison.title_of(change.arm)}  {tell_points(change.difference)}",
+                change,
+                factor=100,
+            )
+            for change in changes
+        ]
+        title = f"{titles[kind]}, {shots} shots"
+        panels += _bars_panel(plots, title, bars, "points, after less before (right: gained)", filled=True)
+    return panels
+
+
+def _mean_by_tokens(points: Sequence[tuple[float, float | None]]) -> tuple[list[float], list[float | None]]:
+    """Return the mean over seeds at each number of tokens."""
+    by_tokens: dict[float, list[float]] = {}
+    for tokens, value in points:
+        if value is not None:
+            by_tokens.setdefault(tokens, []).append(value)
+    return sorted(by_tokens), [mean(by_tokens[tokens]) for tokens in sorted(by_tokens)]
+
+
+def _steps_of(points: Sequence[Any], key: str) -> list[tuple[float, float | None]]:
+    """Return (million tokens at that step, the same for all seeds; value), since seeds differ in a few tokens."""
+    tokens_at: dict[int, float] = {}
+    for point in points:
+        tokens_at.setdefault(point.step, point.tokens / 1e6)
+    return [(tokens_at[point.step], getattr(point, key)) for point in points]
+
+
+def _drift(comparison: Comparison, plots: Plots) -> list[Panel]:
+    panels = []
+    drift = comparison.forgetting.drift
+    for file in dict.fromkeys(point.file for point in drift):
+        lines = []
+        for arm, place in comparison.place.items():
+            points = [point for point in drift if (point.arm, point.file) == (arm, file)]
+            xs, ys = _mean_by_tokens(_steps_of(points, "bits_per_byte"))
+            if ys:
+                lines.append(Line(place, xs, ys))
+        if lines:
+            figure = draw_lines(lines, Axis("million tokens trained on"), Axis("bits per byte"))
+            ends = join_words(
+                [f"{comparison.arms[line.place].title} from {line.ys[0]:.3f} to {line.ys[-1]:.3f}" for line in lines]
+            )
+            panels.append(Panel(file, plots.embed(figure, f"Bits per byte of {file} over training: {ends}.")))
+    return panels
+
+
+def _shot_losses(comparison: Comparison, plots: Plots) -> list[Panel]:
+    panels = []
+    for arm, place in comparison.place.items():
+        mine = [loss for loss in comparison.shot_losses if loss.arm == arm]
+        buckets = sorted({loss.shots for loss in mine}, key=lambda shots: int(shots.split("-")[0].rstrip("+")))
+        lines = []
+        for number, bucket in enumerate(buckets):
+            points = [loss for loss in mine if loss.shots == bucket]
+            xs, ys = _mean_by_tokens(_steps_of(points, "nats_a_token"))
+            if ys:
+                strength = 0.3 + 0.7 * (number + 1) / len(buckets)
+                lines.append(Line(place, xs, ys, label=bucket, strength=strength, width=1.6, marked=False))
+        if lines:
+            figure = draw_lines(lines, Axis("million tokens trained on"), Axis("nats a token of the answer"))
+            ends = join_words([f"{line.ys[-1]:.2f} behind {line.label} shots" for line in lines])
+            alt = f"Training loss by number of shots, {comparison.title_of(arm)}, at the end: {ends}."
+            panels.append(Panel(comparison.title_of(arm), plots.embed(figure, alt)))
+    return panels
+
+
+def _sparklines(comparison: Comparison, plots: Plots) -> dict[str, Markup]:
+    most = max(comparison.shots, default=0)
+    bounds = (-0.3, shot_place(most) + 0.3)
+    drawn = {}
+    for task in comparison.tasks:
+        lines = []
+        for arm, place in comparison.place.items():
+            cells = [cell for cell in comparison.curve_cells.get((arm, task.task), []) if is_known(cell.score)]
+            if cells:
+                xs = [shot_place(cell.shots) for cell in cells]
+                lines.append(Line(place, xs, [cell.score for cell in cells], width=1.1, marked=len(cells) == 1))
+        if lines:
+            told = _tell_lines(comparison, [Line(line.place, line.xs, _scaled(line.ys, 100)) for line in lines])
+            drawn[task.task] = plots.embed(
+                draw_sparkline(lines, bounds=bounds), f"Score against shots: {told}.", kind="sparkline"
+            )
+    return drawn

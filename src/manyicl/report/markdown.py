@@ -1,0 +1,218 @@
+"""report.md: the report without plots and examples, for places that show Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from manyicl.report import tables, verdict
+from manyicl.report.comparison import Comparison
+from manyicl.report.numbers import DASH, join_words, tell_nats, tell_percent, tell_points, tell_rate
+from manyicl.report.tables import COST_COLUMNS, TableCell
+
+# What Markdown, or the HTML in it, would read as more than text.
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+
+
+def escape(text: str) -> str:
+    """Return a text of the user's as Markdown that shows just it, on one line."""
+    one_line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", one_line)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table: its first column to the left, numbers to the right."""
+    marks = ["---", *["---:"] * (len(heads) - 1)]
+    return ["", *(f"| {' | '.join(row)} |" for row in (heads, marks, *rows)), ""]
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """Return the report as Markdown."""
+    lines = [f"# {escape(comparison.name)}", "", f"**{escape(verdict.tell_verdict(comparison))}**", ""]
+    if not comparison.finished:
+        lines += [f"Not finished: {verdict.tell_progress(comparison)}. Missing:", ""]
+        lines += [f"- {escape(where)}: {what}" for where, what in verdict.tell_missing(comparison)] + [""]
+    lines += [f"- {escape(about)}: {escape(sentence)}" for about, sentence in verdict.key_facts(comparison)]
+    for part in (_headline, _curves, _sentences, _forgetting, _costs, _analysis, _tasks, _origin):
+        lines += part(comparison)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def _shown(cell: TableCell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text.replace("*", r"\*")
+    notes = f" ({'; '.join(cell.notes)})" if cell.notes else ""
+    return f"{text} {cell.interval}{notes}".replace("  ", " ").strip()
+
+
+def _headline(comparison: Comparison) -> list[str]:
+    columns, rows = tables.headline_table(comparison)
+    heads = ["arm", *(escape(f"{column.group}: {column.title}") for column in columns)]
+    lines = table(heads, ([escape(arm.title), *map(_shown, cells)] for arm, cells in rows))
+    if comparison.few_seeds:
+        note = "Fewer than five seeds: intervals are over draws and queries, for these runs; each seed's value follows."
+    else:
+        note = "Intervals are over seeds; **bold**: better than every other arm of its column, paired, over the seeds."
+    return ["", "## Scores", *lines, note]
+
+
+def _curves(comparison: Comparison) -> list[str]:
+    lines = []
+    for role in comparison.roles:
+        shots, rows = tables.mean_table(comparison, role)
+        if rows:
+            lines += ["", f"## {role.capitalize()} tasks: score in % against shots"]
+            lines += table(
+                ["arm", *(f"{k} shots" for k in shots)],
+                ([escape(arm.title), *map(_shown, cells)] for arm, cells in rows),
+            )
+            lines.append(r"\* more shots than the arm was trained with")
+    return lines
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    lines = []
+    if comparison.flatness:
+        lines += ["", "## Do more shots help?", ""]
+        lines += [f"- {flat.role}: {escape(flat.sentence)}" for flat in comparison.flatness if flat.sentence]
+    if comparison.differences:
+        words = tables.ASKED | {"each": "the same shots"}
+        lines += ["", "## Paired differences", ""]
+        for pair in comparison.differences:
+            lines.append(f"- {pair.role}, {words[pair.asked]}, {pair.tasks} tasks: {escape(pair.sentence)}")
+    return lines
+
+
+def _forgetting(comparison: Comparison) -> list[str]:
+    lost, few = comparison.forgetting, comparison.few_seeds
+    lines = []
+    if lost.text or lost.tasks:
+        lines += ["", "## Forgetting"]
+    if lost.text:
+        heads = ["arm", "text", "bits per byte before", "after", "lost"]
+        lines += table(
+            heads,
+            (
+                [
+                    escape(comparison.title_of(change.arm)),
+                    escape(change.file),
+                    *(DASH if value is None else f"{value:.3f}" for value in (change.before, change.after)),
+                    _shown(tables.change_cell(change, unit="bits", few=few)),
+                ]
+                for change in lost.text
+            ),
+        )
+    if lost.tasks:
+        heads = ["arm", "kind", "shots", "tasks", "before, %", "after, %", "points"]
+        lines += table(
+            heads,
+            (
+                [
+                    escape(comparison.title_of(change.arm)),
+                    change.kind,
+                    str(change.shots),
+                    str(len(change.tasks)),
+                    tell_percent(change.before),
+                    tell_percent(change.after),
+                    _shown(tables.change_cell(change, unit="points", few=few)),
+                ]
+                for change in lost.tasks
+            ),
+        )
+    return lines
+
+
+def _costs(comparison: Comparison) -> list[str]:
+    heads = ["arm", "matched", *(title for _, title, _ in COST_COLUMNS)]
+    rows = (
+        [
+            escape(arm.title),
+            f"by {escape(comparison.match)}" if arm.matched else "no: ceiling",
+            *(cell.text for cell in cells),
+        ]
+        for arm, cells in tables.mean_costs(comparison)
+    )
+    return ["", "## What each arm spent, a seed", *table(heads, rows)]
+
+
+def _analysis(comparison: Comparison) -> list[str]:
+    lines = []
+    if comparison.flips:
+        lines += ["", "## Labels of all shots exchanged"]
+        rows = (
+            [
+                escape(comparison.title_of(flip.arm)),
+                flip.role,
+                str(flip.shots),
+                *(tell_percent(value) for value in (flip.follows, flip.keeps, flip.plain)),
+            ]
+            for flip in comparison.flips
+        )
+        lines += table(["arm", "role", "shots", "follows, %", "keeps, %", "plain score, %"], rows)
+    if comparison.orders:
+        lines += ["", "## Order of the shots: standard deviation in points"]
+        rows = (
+            [
+                escape(comparison.title_of(order.arm)),
+                order.role,
+                str(order.shots),
+                *(tell_points(value).lstrip("+") for value in (order.spread_of_orders, order.spread_of_draws)),
+            ]
+            for order in comparison.orders
+        )
+        lines += table(["arm", "role", "shots", "over orders", "over draws"], rows)
+    if comparison.trials:
+        lines += ["", "## Learning rates tried, on validation rows"]
+        rows = (
+            [
+                escape(comparison.title_of(trial.arm)),
+                tell_rate(trial.learning_rate),
+                DASH if trial.shots is None else str(trial.shots),
+                tell_percent(trial.score),
+                tell_nats(trial.nll),
+                "chosen" if trial.chosen else "",
+            ]
+            for trial in comparison.trials
+        )
+        lines += table(["arm", "learning rate", "shots", "score, %", "nats an answer", ""], rows)
+    return lines
+
+
+def _tasks(comparison: Comparison) -> list[str]:
+    heads = ["task", "role", "family", "metric", "majority, %", *(escape(arm.title) for arm in comparison.arms)]
+    found = tables.task_rows(comparison)
+    rows = (
+        [
+            escape(row.task.task),
+            row.task.role,
+            escape(row.task.family),
+            escape(row.task.metric),
+            tell_percent(row.majority),
+            *map(_shown, row.scores),
+        ]
+        for row in found
+    )
+    lines = ["", "## Tasks: score in %, each arm asked with its chosen shots", *table(heads, rows)]
+    noted = [row for row in found if row.notes]
+    if noted:
+        lines += ["", "Dropped, left out or cut:", ""]
+        lines += [f"- {escape(row.task.task)}: {escape('; '.join(row.notes))}" for row in noted]
+    return lines
+
+
+def _origin(comparison: Comparison) -> list[str]:
+    fence = "`" * (max((len(run) for run in re.findall("`+", comparison.config)), default=2) + 1)
+    versions = join_words([f"{escape(name)} {escape(str(version))}" for name, version in comparison.versions.items()])
+    seeds = ", ".join(str(seed) for seed in comparison.seeds)
+    return [
+        "",
+        "## Where it comes from",
+        "",
+        f"- seeds: {seeds}",
+        f"- versions: {versions}",
+        f"- commit: {escape(comparison.git_commit or DASH)}",
+        f"- device: {escape(comparison.device or DASH)}",
+        "",
+        f"{fence if len(fence) > 3 else '```'}toml",
+        comparison.config.rstrip(),
+        fence if len(fence) > 3 else "```",
+    ]

@@ -1,0 +1,111 @@
+"""Numbers as a reader sees them: units, signs, intervals, and a dash where nothing was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def is_known(value: float | None) -> bool:
+    """Return whether there is a finite number to show."""
+    return value is not None and math.isfinite(value)
+
+
+def tell_percent(value: float | None) -> str:
+    """Return a score of 0 to 1 in %, to a tenth, without the sign."""
+    return DASH if value is None or not is_known(value) else _minus(f"{100 * value:.1f}")
+
+
+def tell_points(value: float | None) -> str:
+    """Return a difference of scores in points, signed."""
+    return DASH if value is None or not is_known(value) else _signed(f"{100 * value:+.1f}")
+
+
+def tell_bits(value: float | None, *, signed: bool = False) -> str:
+    """Return bits per byte, to a thousandth."""
+    if value is None or not is_known(value):
+        return DASH
+    return _signed(f"{value:+.3f}") if signed else _minus(f"{value:.3f}")
+
+
+def tell_count(value: float | None) -> str:
+    """Return a count, exactly, with commas."""
+    if value is None or not is_known(value):
+        return DASH
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def tell_power(value: float | None) -> str:
+    """Return a large number to three digits: 3.21 × 10¹⁵."""
+    if value is None or not is_known(value):
+        return DASH
+    if abs(value) < 1e6:
+        return tell_count(value)
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def tell_seconds(value: float | None) -> str:
+    """Return a time with two units at most."""
+    if value is None or not is_known(value):
+        return DASH
+    if value < 60:
+        return f"{value:.1f} s"
+    if value < 3600:
+        return f"{value / 60:.1f} min"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours:,} h {minutes:02} min"
+
+
+def tell_bytes(value: float | None) -> str:
+    """Return a size in GB or MB (powers of ten)."""
+    if value is None or not is_known(value):
+        return DASH
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
+def tell_rate(value: float | None) -> str:
+    """Return a learning rate as one writes it in a recipe."""
+    return DASH if value is None or not is_known(value) else f"{value:g}"
+
+
+def tell_nats(value: float | None) -> str:
+    """Return nats, to a hundredth."""
+    return DASH if value is None or not is_known(value) else _minus(f"{value:.2f}")
+
+
+def tell_interval(low: float | None, high: float | None, *, unit: str = "percent") -> str:
+    """Return [low, high] in the unit of its number; nothing where there is no interval."""
+    if low is None or high is None or not (is_known(low) and is_known(high)):
+        return ""
+    if unit == "bits":
+        return f"[{tell_bits(low, signed=True)}, {tell_bits(high, signed=True)}]"
+    tell = tell_points if unit == "points" else tell_percent
+    return f"[{tell(low)}, {tell(high)}]"
+
+
+def join_words(words: Sequence[str], *, last: str = "and") -> str:
+    """Return words as a sentence lists them: "a", "a and b", "a, b and c"."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def count_noun(count: int, noun: str) -> str:
+    """Return "1 task", "2 tasks", "2 copies"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def _minus(text: str) -> str:
+    """Return `text` with a real minus sign, and no minus before a zero."""
+    if text.startswith("-") and not text.strip("-0.,"):
+        text = text[1:]
+    return text.replace("-", MINUS)
+
+
+def _signed(text: str) -> str:
+    """Return a signed number; one that rounds to nothing has no sign."""
+    return text[1:] if not text.strip("+-0.,") else text.replace("-", MINUS)

@@ -1,0 +1,77 @@
+"""The HTML page: one file that fetches nothing, under a policy that would stop it from doing so."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from manyicl.report import numbers, tables, verdict
+from manyicl.report.comparison import Comparison
+from manyicl.report.figures import draw_all
+from manyicl.report.svg import Plots, read_part
+
+
+def render_page(comparison: Comparison) -> str:
+    """Return the whole page; the same comparison gives the same bytes."""
+    plots = Plots()
+    figures = draw_all(comparison, plots)
+    style = f"{read_part('page.css')}\n{plots.style_sheet()}\n"
+    script = read_part("page.js")
+    policy = (
+        f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}';"
+        " base-uri 'none'; form-action 'none'"
+    )
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(read_part),
+    )
+    environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
+    environment.filters["count_noun"] = numbers.count_noun
+    template = environment.get_template("page.html.jinja")
+    return template.render(
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+        **page_content(comparison, figures),
+    )
+
+
+def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, Any]:
+    """Return all that the template shows."""
+    columns, headline = tables.headline_table(comparison)
+    groups: dict[str, int] = {}
+    for column in columns:
+        groups[column.group] = groups.get(column.group, 0) + 1
+    return {
+        "c": comparison,
+        "figures": figures,
+        "verdict": verdict.tell_verdict(comparison),
+        "facts": verdict.key_facts(comparison),
+        "missing": verdict.tell_missing(comparison),
+        "progress": verdict.tell_progress(comparison),
+        "columns": columns,
+        "groups": groups,
+        "headline": headline,
+        "mean_tables": {role: tables.mean_table(comparison, role) for role in comparison.roles},
+        "cost_columns": tables.COST_COLUMNS,
+        "mean_costs": tables.mean_costs(comparison),
+        "cost_cells": tables.cost_cells,
+        "score_cell": tables.score_cell,
+        "change_cell": tables.change_cell,
+        "task_rows": tables.task_rows(comparison),
+        "chosen": tables.chosen_shots(comparison),
+        "example_groups": tables.example_groups(comparison),
+        "asked_words": tables.ASKED | {"each": "the same shots"},
+    }
+
+
+def _hash_source(text: str) -> str:
+    """Return what a Content-Security-Policy calls an inline style or script of exactly this text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,104 @@
+"""A matplotlib figure as a piece of the page: text stays text, colours follow the reader's theme, no inline styles."""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Colours that no plot uses for itself: each stands for a variable of the page's style sheet.
+INK, MUTED, LINE, PAPER = "#0a0b00", "#0a0b01", "#0a0b02", "#0a0b03"
+_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--paper)"}
+NUM_ARM_COLOURS = 8
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_ROOT = re.compile(r":root\{([^}]*)\}")
+_NUMBER = re.compile(r"-?\d+\.\d{2,}")
+
+
+def read_part(name: str) -> str:
+    """Return a template, style sheet or script that lies beside this module."""
+    return importlib.resources.files("manyicl.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def arm_colour(place: int) -> str:
+    """Return what stands for the colour of the arm at `place` of the tables."""
+    return f"#0b0c{place % NUM_ARM_COLOURS:02x}"
+
+
+def _resolve_colour(match: re.Match[str]) -> str:
+    colour = match[0]
+    if colour in _VARIABLES:
+        return _VARIABLES[colour]
+    return f"var(--arm-{int(colour[5:], 16)})" if colour.startswith("#0b0c") else colour
+
+
+@dataclass
+class Plots:
+    """The plots of one page. Equal inline styles share a class, so that the page's policy can forbid inline styles."""
+
+    classes: dict[str, str] = field(default_factory=dict)
+    count: int = 0
+
+    def embed(self, figure: Figure, alt: str, *, kind: str = "plot") -> Markup:
+        """Return the figure as an inline <svg> that says `alt` to those who do not see it."""
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        root = ElementTree.fromstring(file.getvalue())
+        self.count += 1
+        self._clean(root, f"p{self.count}-")
+        root.attrib = {"viewBox": root.attrib["viewBox"], "class": kind, "role": "img", "aria-label": alt}
+        return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree escaped it
+
+    def style_sheet(self) -> str:
+        """Return the rules of all classes that the plots so far use."""
+        return "\n".join(f".{name}{{{style}}}" for style, name in self.classes.items())
+
+    def stand_alone(self, figure: Figure, alt: str) -> str:
+        """Return the figure as an SVG file of its own, in the page's colours, light or dark."""
+        svg = str(self.embed(figure, alt))
+        colours = _ROOT.findall(read_part("page.css"))
+        fonts = 'text{font-family:system-ui,"Noto Sans","Liberation Sans",sans-serif}'
+        light, dark = (f"svg{{{rules.strip()}}}" for rules in colours[:2])
+        style = f"{light}\n@media (prefers-color-scheme:dark){{{dark}}}\n{fonts}\n{self.style_sheet()}"
+        return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+            ">", f"><style>{style}</style>", 1
+        )
+
+    def _clean(self, element: ElementTree.Element, prefix: str) -> None:
+        element.tag = element.tag.removeprefix(_SVG)
+        for child in list(element):
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
+                element.remove(child)
+            else:
+                self._clean(child, prefix)
+        attributes = {}
+        for key, value in element.attrib.items():
+            if key == "style":
+                attributes["class"] = self._class_of(value)
+            elif key == _HREF:
+                attributes["href"] = f"#{prefix}{value[1:]}"
+            elif key == "id":
+                if element.tag != "g":  # nobody points at a group
+                    attributes["id"] = prefix + value
+            elif key == "clip-path":
+                attributes[key] = value.replace("url(#", f"url(#{prefix}")
+            elif not (key == "transform" and value.startswith("rotate(-0 ")):
+                attributes[key] = _NUMBER.sub(lambda match: f"{float(match[0]):.1f}", " ".join(value.split()))
+        element.attrib = attributes
+        if element.tag != "text":
+            element.text = None
+        element.tail = None
+
+    def _class_of(self, style: str) -> str:
+        rules = [rule.strip() for rule in style.split(";") if not rule.strip().startswith("font-family")]
+        resolved = re.sub(r"#[0-9a-f]{6}", _resolve_colour, ";".join(rules))
+        return self.classes.setdefault(resolved, f"s{len(self.classes)}")

@@ -1,0 +1,251 @@
+"""What the report's tables hold, apart from how they look: the same rows for the page and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from manyicl.report.comparison import Arm, Comparison, Cost, CurveCell, ExampleQuery, Scored, TaskEntry
+from manyicl.report.numbers import (
+    DASH,
+    count_noun,
+    is_known,
+    join_words,
+    tell_bits,
+    tell_bytes,
+    tell_count,
+    tell_interval,
+    tell_percent,
+    tell_points,
+    tell_power,
+    tell_seconds,
+)
+
+ASKED = {"chosen": "chosen shots", "zero": "0 shots", "most": "most shots"}
+COST_COLUMNS = (
+    ("steps", "Steps", tell_count),
+    ("packs", "Packs", tell_count),
+    ("episodes", "Episodes", tell_count),
+    ("answers", "Answers", tell_count),
+    ("targets", "Targets", tell_count),
+    ("tokens", "Tokens", tell_count),
+    ("flops", "FLOPs", tell_power),
+    ("wall_s", "Wall time", tell_seconds),
+    ("peak_bytes", "Peak memory", tell_bytes),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableCell:
+    """A number as it is shown. sort: the number itself. notes: short lines below it."""
+
+    text: str
+    sort: float | None = None
+    interval: str = ""
+    notes: tuple[str, ...] = ()
+    best: bool = False
+
+
+EMPTY = TableCell(DASH)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the first table."""
+
+    group: str
+    title: str
+
+
+def score_cell(scored: Scored | None, *, notes: Sequence[str] = (), best: bool = False, few: bool = False) -> TableCell:
+    """Return a score in %, with its interval, and each seed's value where there are few."""
+    if scored is None or not is_known(scored.score):
+        return EMPTY
+    lines = list(notes)
+    if few and len(scored.seeds) > 1:
+        lines.append(" · ".join(tell_percent(value) for value in scored.seeds))
+    interval = tell_interval(scored.low, scored.high)
+    return TableCell(tell_percent(scored.score), scored.score, interval, tuple(lines), best)
+
+
+def change_cell(change: Any, *, unit: str, few: bool) -> TableCell:
+    """Return a signed difference in points or in bits per byte."""
+    if change is None or not is_known(change.difference):
+        return EMPTY
+
+    def tell(value: float | None) -> str:
+        return tell_points(value) if unit == "points" else tell_bits(value, signed=True)
+
+    lines = (" · ".join(tell(value) for value in change.seeds),) if few and len(change.seeds) > 1 else ()
+    interval = tell_interval(change.low, change.high, unit=unit)
+    return TableCell(tell(change.difference), change.difference, interval, lines)
+
+
+def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm, list[TableCell]]]]:
+    """Return the first table: columns, and one row an arm. Columns that no arm has are left out."""
+    few = comparison.few_seeds
+    asked = [
+        (role, kind)
+        for role in comparison.roles
+        for kind in ("chosen", "zero", "most")
+        if any((cell.role, cell.asked) == (role, kind) for cell in comparison.headline)
+    ]
+    files = list(dict.fromkeys(change.file for change in comparison.forgetting.text))[:2]
+    same = {pair: _same_shots(comparison, *pair) for pair in asked}
+    columns = [
+        Column(
+            f"{role.capitalize()} tasks, %", ASKED[kind] + ("" if shots is None or kind == "zero" else f" ({shots})")
+        )
+        for (role, kind), shots in same.items()
+    ]
+    columns += [Column("Forgetting, bits per byte", file) for file in files]
+    texts = {(change.arm, change.file): change for change in comparison.forgetting.text}
+    rows = []
+    for arm in comparison.arms:
+        cells = []
+        for role, kind in asked:
+            cell = comparison.headline_cell(arm.arm, role, kind)
+            named = cell is not None and cell.shots is not None and same[role, kind] is None
+            best = cell is not None and cell.best
+            cells.append(score_cell(cell, notes=[f"k = {cell.shots}"] if cell and named else [], best=best, few=few))
+        cells += [change_cell(texts.get((arm.arm, file)), unit="bits", few=few) for file in files]
+        rows.append((arm, cells))
+    return columns, rows
+
+
+def _same_shots(comparison: Comparison, role: str, asked: str) -> int | None:
+    """Return the number of shots that all arms of a column share; None where they differ."""
+    every = {cell.shots for cell in comparison.headline if (cell.role, cell.asked) == (role, asked)}
+    return every.pop() if len(every) == 1 else None
+
+
+def mean_table(comparison: Comparison, role: str) -> tuple[list[int], list[tuple[Arm, list[TableCell]]]]:
+    """Return the mean curve of every arm as a table: shots, and one row an arm."""
+    shots = sorted({cell.shots for cell in comparison.means if cell.role == role and cell.family is None})
+    rows = []
+    for arm in comparison.arms:
+        cells = {cell.shots: cell for cell in comparison.mean_cells(arm.arm, role)}
+        if cells:
+            rows.append((arm, [_mean_cell(cells.get(k)) for k in shots]))
+    return shots, rows
+
+
+def _mean_cell(cell: Any) -> TableCell:
+    shown = score_cell(cell)
+    return _starred(shown) if cell is not None and cell.extrapolated and shown is not EMPTY else shown
+
+
+def _starred(cell: TableCell) -> TableCell:
+    return TableCell(f"{cell.text}*", cell.sort, cell.interval, cell.notes, cell.best)
+
+
+def chosen_shots(comparison: Comparison) -> dict[str, int | None]:
+    """Arm -> the number of shots it is asked with."""
+    return {entry.arm: entry.shots for entry in comparison.chosen}
+
+
+def curve_cell(comparison: Comparison, arm: str, task: str, shots: int | None) -> CurveCell | None:
+    """Return one arm's cell on one task."""
+    return next((cell for cell in comparison.curve_cells.get((arm, task), []) if cell.shots == shots), None)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """One task: its row in the table, and its whole curves. anchor: its place on the page."""
+
+    task: TaskEntry
+    anchor: str
+    majority: float | None
+    scores: list[TableCell]
+    shots: list[int]
+    curves: list[tuple[Arm, list[TableCell]]]
+    notes: list[str]
+
+
+def task_rows(comparison: Comparison) -> list[TaskRow]:
+    """Return every task with its scores, each arm asked with its chosen shots, and its curves."""
+    chosen = chosen_shots(comparison)
+    rows = []
+    for number, task in enumerate(comparison.tasks):
+        cells = {arm.arm: comparison.curve_cells.get((arm.arm, task.task), []) for arm in comparison.arms}
+        every = [cell for found in cells.values() for cell in found]
+        shots = sorted({cell.shots for cell in every})
+        curves = [
+            (arm, [_curve_cell(curve_cell(comparison, arm.arm, task.task, k)) for k in shots])
+            for arm in comparison.arms
+            if cells[arm.arm]
+        ]
+        rows.append(
+            TaskRow(
+                task,
+                f"task-{number}",
+                next((cell.majority_score for cell in every if is_known(cell.majority_score)), None),
+                [
+                    score_cell(curve_cell(comparison, arm.arm, task.task, chosen.get(arm.arm)))
+                    for arm in comparison.arms
+                ],
+                shots,
+                curves,
+                task_notes(task, every),
+            )
+        )
+    return rows
+
+
+def _curve_cell(cell: CurveCell | None) -> TableCell:
+    if cell is None:
+        return EMPTY
+    notes = [f"worst draw {tell_percent(cell.worst_draw)}"] if is_known(cell.worst_draw) else []
+    shown = score_cell(cell, notes=notes)
+    return _starred(shown) if cell.extrapolated and shown is not EMPTY else shown
+
+
+def task_notes(task: TaskEntry, cells: Sequence[CurveCell]) -> list[str]:
+    """Return what was dropped, left out, cut, or found among the shots of a task."""
+    notes = [f"{count:,} rows dropped: {reason}" for reason, count in task.dropped.items() if count]
+    unfit = max((cell.num_unfit or 0 for cell in cells), default=0)
+    if unfit:
+        notes.append(f"{count_noun(unfit, 'test row')} do not fit behind its most shots: left out at every k")
+    scored = {cell.shots for cell in cells if is_known(cell.score)}
+    unscored = sorted({cell.shots for cell in cells} - scored)
+    if unscored:
+        counts = join_words([str(k) for k in unscored])
+        notes.append(f"no arm has a score at {counts} shots: more than fit, or than there are, or not yet asked")
+    cut = sum(cell.num_cut for cell in cells)
+    if cut:
+        notes.append(f"{count_noun(cut, 'answer')} reached the token limit before their end")
+    copies = max((cell.num_copies or 0 for cell in cells), default=0)
+    near = max((cell.num_near_copies or 0 for cell in cells), default=0)
+    if copies or near:
+        notes.append(
+            f"among the shots: {count_noun(copies, 'copy')} and {count_noun(near, 'near copy')} of its queries"
+        )
+    return notes
+
+
+def cost_cells(cost: Cost) -> list[TableCell]:
+    """Return what one arm spent with one seed, in the order of COST_COLUMNS."""
+    return [TableCell(tell(getattr(cost, key)), getattr(cost, key)) for key, _, tell in COST_COLUMNS]
+
+
+def mean_costs(comparison: Comparison) -> list[tuple[Arm, list[TableCell]]]:
+    """Return what each arm spent a seed: the mean over the seeds that are known."""
+    rows = []
+    for arm in comparison.arms:
+        costs = [cost for cost in comparison.costs if cost.arm == arm.arm]
+        cells = []
+        for key, _, tell in COST_COLUMNS:
+            known = [value for cost in costs for value in [getattr(cost, key)] if value is not None]
+            cells.append(TableCell(tell(mean(known)), mean(known)) if known else EMPTY)
+        rows.append((arm, cells))
+    return rows
+
+
+def example_groups(comparison: Comparison) -> list[tuple[str, list[ExampleQuery]]]:
+    """Return the examples by task, in the order of the tasks."""
+    groups: dict[str, list[ExampleQuery]] = {}
+    for example in comparison.examples:
+        groups.setdefault(example.task, []).append(example)
+    return list(groups.items())

@@ -1,0 +1,174 @@
+"""Attention of each segment of a row to itself, causally, by the fastest exact kernel; no mask as large as the row.
+
+CUDA in half precision: a row of one segment by torch's plain causal attention (cuDNN's kernel on Hopper, else flash),
+any other by its varlen attention, which reads the segments' bounds on the device. Elsewhere segment by segment: fused
+where nothing but causality limits what is seen, else a block of queries at a time to the keys that they see, since a
+sliding window's mask would grow with the square of the row and no fused kernel of torch caps scores (Gemma 2).
+
+Shapes: H query heads, G key-value heads, T row, L segment, M queries of a block, N keys, D head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
+
+from manyicl.partial_attention import repeat_heads
+from manyicl.segments import Segments
+
+# Queries that are masked at once.
+BLOCK_QUERIES = 1024
+# torch 2.11 takes grouped heads without being told.
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+_ORDER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+@contextmanager
+def kernel_order() -> Iterator[None]:
+    """Prefer cuDNN's kernel in the block where it is the fastest, on Hopper and later."""
+    if not (torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9):
+        yield
+        return
+    with sdpa_kernel(_ORDER, set_priority=True):
+        yield
+
+
+def attend_row_segments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    segments: Segments,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attend (1, H, T, D) to (1, G, T, D): (1, T, H, D). window: the tokens that one sees, itself included."""
+    if window is not None and window >= segments.longest:
+        window = None
+    has_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None
+    if segments.is_one and window is None and softcap is None:
+        return _attend_causal(query, key, value, dropout=dropout, scaling=scaling).transpose(1, 2).contiguous()
+    if has_kernel and not dropout and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
+        return _attend_varlen(query, key, value, segments=segments, scaling=scaling, window=window)
+    out: Tensor = _attend_each(
+        query, key, value, segments=segments, dropout=dropout, scaling=scaling, window=window, softcap=softcap
+    )
+    return out
+
+
+def _attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, *, segments: Segments, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attend all segments by torch's varlen attention, whose window counts the keys to the left of a token."""
+    out = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        segments.bounds_S,
+        segments.bounds_S,
+        segments.longest,
+        segments.longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        **_GROUPED,
+    )
+    assert isinstance(out, Tensor)
+    return out[None]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it would be compiled anew for each row's lengths
+def _attend_each(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    segments: Segments,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attend one segment after the other."""
+    outputs = []
+    for q, k, v in zip(*(x.split(segments.lengths, dim=2) for x in (query, key, value)), strict=True):
+        if softcap is None and (window is None or q.shape[2] <= window):
+            outputs.append(_attend_causal(q, k, v, dropout=dropout, scaling=scaling))
+        else:
+            outputs += _attend_blocks(q, k, v, dropout=dropout, scaling=scaling, window=window, softcap=softcap)
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _attend_causal(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float | None) -> Tensor:
+    """Attend a segment to itself: (1, H, L, D)."""
+    if query.is_cuda and query.dtype == torch.float32:  # its kernel for float32 knows no groups
+        key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
+    return functional.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
+    )
+
+
+def _attend_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> list[Tensor]:
+    """Attend a segment to itself, some queries at a time: [(1, H, M, D)]. Capped scores are made again in backward."""
+    key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
+    outputs = []
+    for start in range(0, query.shape[2], BLOCK_QUERIES):
+        stop = min(query.shape[2], start + BLOCK_QUERIES)
+        first = 0 if window is None else max(0, start - window + 1)
+        q, k, v = query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop]
+        seen = visible_keys(stop - start, num_before=start - first, window=window, device=query.device)
+        if softcap is None:
+            outputs.append(
+                functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling)
+            )
+            continue
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        out = checkpoint(_attend_capped, q, k, v, seen, scale, softcap, dropout, use_reentrant=False)
+        assert isinstance(out, Tensor)
+        outputs.append(out)
+    return outputs
+
+
+def _attend_capped(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, softcap: float, dropout: float
+) -> Tensor:
+    scores = query @ key.transpose(2, 3) * scale
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, float("-inf"))
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return functional.dropout(weights, p=dropout) @ value
+
+
+def visible_keys(num_queries: int, *, num_before: int, window: int | None, device: torch.device) -> Tensor:
+    """Return (M, N) bools: which of `num_before` keys and the queries' own each query sees; it sees `window` at most.
+
+    >>> visible_keys(2, num_before=2, window=2, device=torch.device("cpu")).int().tolist()
+    [[0, 1, 1, 0], [0, 0, 1, 1]]
+    """
+    at = torch.arange(num_before + num_queries, device=device)
+    queries = at[num_before:, None]
+    visible = at[None] <= queries
+    return visible if window is None else visible & (at[None] > queries - window)

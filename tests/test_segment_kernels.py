@@ -1,0 +1,60 @@
+"""Attention of each segment to itself against the formula with a dense mask: windows, groups, caps, blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from manyicl import segment_kernels
+from manyicl.segment_kernels import attend_row_segments
+from manyicl.segments import bounds_of, make_segments
+
+
+def attend_densely(query, key, value, *, lengths, window, softcap):
+    """Return what the formula gives with one mask of the row: (1, T, H, D)."""
+    heads, total = query.shape[1], query.shape[2]
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    at = torch.arange(total)
+    seen = (segment[:, None] == segment) & (at <= at[:, None])
+    if window is not None:
+        seen &= at > at[:, None] - window
+    scores = query @ key.transpose(2, 3) * 0.3
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+    return (weights @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 1, 5, 16])
+@pytest.mark.parametrize("lengths", [(40,), (7, 16, 1, 16)])
+def test_output_and_gradients_are_the_formulas(lengths, window, softcap, monkeypatch):
+    monkeypatch.setattr(segment_kernels, "BLOCK_QUERIES", 6)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 40, 8, requires_grad=True) for heads in (4, 2, 2))
+    grad = torch.randn(1, 40, 4, 8)
+    segments = make_segments(lengths, bounds_S=torch.from_numpy(bounds_of(lengths)))
+    ours = attend_row_segments(
+        query, key, value, segments=segments, dropout=0.0, scaling=0.3, window=window, softcap=softcap
+    )
+    dense = attend_densely(query, key, value, lengths=lengths, window=window, softcap=softcap)
+    assert torch.allclose(ours, dense, atol=1e-5)
+    for one, other in zip(*(torch.autograd.grad(x, (query, key, value), grad) for x in (ours, dense)), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_no_mask_of_a_window_is_as_large_as_the_row(monkeypatch):
+    made = []
+    original = segment_kernels.visible_keys
+
+    def counted(*args, **options):
+        made.append(original(*args, **options).numel())
+        return original(*args, **options)
+
+    monkeypatch.setattr(segment_kernels, "visible_keys", counted)
+    query = torch.randn(1, 1, 5000, 8)
+    segments = make_segments((5000,), bounds_S=torch.tensor([0, 5000], dtype=torch.int32))
+    attend_row_segments(query, query, query, segments=segments, dropout=0.0, scaling=None, window=100, softcap=None)
+    assert len(made) == 5
+    assert max(made) == 1024 * (1024 + 99)
