@@ -587,7 +587,7 @@ def report_times(name: str, lines: Sequence[Mapping[str, Any]]) -> None:
     interval = t_interval(each)
     spread = f" [{interval.low:.3f}, {interval.high:.3f}]" if len(lines) > 1 else ""
     ratios = sorted(num_queries * b / a for a, b in zip(ours, each, strict=True))
-    ratio = num_queries * mean / statistics.median(ours)
+    ratio = statistics.median(ratios)
     limit = f", at most {first['most_new']} new tokens" if first["most_new"] else ""
     print(f"\n{name}: {first['shots']} shots of {first['shot_tokens']:,} tokens, {num_queries} queries{limit}")
     print(f"  ours: {told(ours)} s for {num_queries} queries, {len(lines)} rounds")
