@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Mistral
 
 from manyicl.config import dump_config, load_recipe, make_config
 from manyicl.errors import UserError
+from manyicl.launch import check_launch
 from manyicl.models import ModelSettings, check_window, load_config, load_model, merge_adapter
 from manyicl.runs import train
-from manyicl.training import check_launch
 from tests.conftest import COMMON, make_task, train_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -91,7 +91,7 @@ def test_a_large_recipe_is_many_shot_lora_at_32k(name):
     assert config.model.precision == "bf16"
     assert config.model.lora is not None
     assert config.model.lora.modules == "all-linear"
-    assert config.train.gradient_checkpointing
+    assert config.train.checkpointed_layers == "auto"
     assert config.train.packs_per_step % 8 == 0, "eight GPUs must share a step"
 
 

@@ -476,14 +476,20 @@ def world(
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/demo-<time> unless said.")] = None,
-    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Its folder; runs/demo-<time> unless said.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides tasks, episodes, shots and queries.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on; 5 for intervals.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="In 90 seconds, with wider intervals.")] = False,
 ) -> None:
-    """Train a tiny model from nothing on generated tasks, and print its shot curve: the whole path in minutes."""
+    """The paper's comparison in minutes on two cores: base, zero-shot, few-shot, ManyICL and dedicated fine-tuning.
+
+    On the packaged seed model and tasks of the embedded world, in two regimes: many tasks with few examples, and few
+    tasks with many. Killed, it goes on when called again with the same --out.
+    """
     from manyicl.demo import run_demo
     from manyicl.display import make_console
 
-    run_demo(out=out, seed=seed, console=make_console())
+    run_demo(out=out, seed=seed, num_seeds=seeds, quick=quick, console=make_console())
 
 
 def parse_shots(text: str) -> tuple[int, ...]:

@@ -250,8 +250,9 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
         return Comparison(folder, there)
     if config is None:
         raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one: manyicl compare RECIPE --out {folder}")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--out {folder}: is not empty; name a new folder")
+    taken = [path for path in folder.iterdir() if path.name != "tasks"] if folder.exists() else []
+    if taken:
+        raise UserError(f"--out {folder}: is not empty ({taken[0].name}); name a new folder")
     comparison = Comparison(folder, absolute_texts(config))
     _ = comparison.tasks, comparison.texts  # a fault in them is told before the folder is made
     write_atomically(kept, dump_config(comparison.config))

@@ -115,7 +115,9 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         trust = config.model.trust_remote_code
         shape = shape_model(model_config, lora=config.model.lora, trust_remote_code=trust)
         memory = predict_recipe(
-            config, measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=trust)
+            config,
+            measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=trust),
+            device=device,
         )
     except UserError as error:
         notes.append(str(error))

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from manyicl.attention import segment_attention
 from manyicl.batches import join_row
 from manyicl.footprint import Row, measure_footprint, predict_memory
-from manyicl.loss import answer_loss, target_logits
+from manyicl.layers import prepared_layers
+from manyicl.loss import row_loss
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
 
@@ -30,7 +31,7 @@ CONFIG = LlamaConfig(
 )
 
 
-@pytest.mark.parametrize("num_checkpointed", [0, 8])
+@pytest.mark.parametrize("num_checkpointed", [0, 5, 8])
 @pytest.mark.parametrize("lora", [None, LoraSettings()], ids=["full", "lora"])
 @pytest.mark.parametrize("num_tokens", [4096, 16384])
 def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, num_checkpointed):
@@ -41,15 +42,14 @@ def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, num_
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32 if lora is None else torch.bfloat16)
         model = model.train() if lora is None else add_adapter(model, lora).train()
-    if num_checkpointed:
-        (model if lora is None else model.get_base_model()).activation_checkpointing_enable()
     footprint = measure_footprint(CONFIG, Row(num_tokens, num_targets, "bf16"), lora=lora)
     prediction = predict_memory(footprint, num_checkpointed=num_checkpointed)
     for _ in range(2):  # the second pass finds the gradients there
         torch.cuda.reset_peak_memory_stats()
-        with segment_attention(model):
+        layers = prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False)
+        with segment_attention(model), layers:
             with torch.autocast("cuda", dtype=torch.bfloat16):
-                loss = answer_loss(target_logits(model, batch), batch).loss
+                loss = row_loss(model, batch).loss
             loss.backward()
         del loss
     measured = torch.cuda.max_memory_allocated()

@@ -354,6 +354,10 @@ class Comparison(Part):
         cells = [cell for cell in self.means if (cell.arm, cell.role, cell.family) == (arm, role, family)]
         return sorted(cells, key=lambda cell: cell.shots)
 
+    def most_tasks(self, role: str, family: str | None = None) -> int:
+        """Return how many tasks a mean of this kind is over where an arm has them all."""
+        return max((cell.tasks for cell in self.means if (cell.role, cell.family) == (role, family)), default=0)
+
     def headline_cell(self, arm: str, role: str, asked: str) -> HeadlineCell | None:
         """Return one number of the first table; None where there is none."""
         found = (cell for cell in self.headline if (cell.arm, cell.role, cell.asked) == (arm, role, asked))

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from manyicl.report import numbers, tables, verdict
 from manyicl.report.comparison import Comparison
-from manyicl.report.figures import draw_all
+from manyicl.report.figures import draw_all, sparkline_top
 from manyicl.report.svg import Plots, read_part
 
 
@@ -66,6 +66,9 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "score_cell": tables.score_cell,
         "change_cell": tables.change_cell,
         "task_rows": tables.task_rows(comparison),
+        "partial_arms": tables.partial_arms(comparison),
+        "flat_tag": tables.flat_tag,
+        "sparkline_top": sparkline_top(comparison),
         "chosen": tables.chosen_shots(comparison),
         "example_groups": tables.example_groups(comparison),
         "asked_words": tables.ASKED | {"each": "the same shots"},

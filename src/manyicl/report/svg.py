@@ -58,6 +58,12 @@ class Plots:
         root.attrib = {"viewBox": root.attrib["viewBox"], "class": kind, "role": "img", "aria-label": alt}
         return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree escaped it
 
+    def embed_symbol(self, figure: Figure, name: str) -> Markup:
+        """Return the figure as a <symbol> that the page draws wherever it says <use href="#name">."""
+        root = ElementTree.fromstring(str(self.embed(figure, "")))
+        root.tag, root.attrib = "symbol", {"viewBox": root.attrib["viewBox"], "id": name}
+        return Markup(ElementTree.tostring(root, encoding="unicode"))
+
     def style_sheet(self) -> str:
         """Return the rules of all classes that the plots so far use."""
         return "\n".join(f".{name}{{{style}}}" for style, name in self.classes.items())
