@@ -90,7 +90,7 @@ def test_a_large_recipe_is_many_shot_lora_at_32k(name):
     assert config.model.precision == "bf16"
     assert config.model.lora is not None
     assert config.model.lora.modules == "all-linear"
-    assert config.train.gradient_checkpointing
+    assert config.train.checkpointed_layers == "auto"
     assert config.train.packs_per_step % 8 == 0, "eight GPUs must share a step"
 
 

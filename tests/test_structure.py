@@ -38,6 +38,10 @@ MODULES = (
     "costs",  # weights and FLOPs, from a config alone
     "loss",
     "footprint",  # memory of a training step, predicted
+    "layers",  # which are recomputed, and whether they are compiled
+    "throughput",
+    "usage",  # seconds and bytes
+    "metrics",
     "training",
     # Asking it: score against number of shots.
     "memory",
@@ -83,6 +87,10 @@ MODULES = (
     "runs",
     "audit",
     "preview",
+    "devices",  # accelerators by name
+    "fitting",
+    "forecast",  # `plan`: what a recipe will do
+    "export",  # built episodes for other trainers
     "report.__init__",
     "report.comparison",
     "report.numbers",

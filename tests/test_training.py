@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from pydantic import ValidationError
 
 from manyicl import training
 from manyicl.errors import UserError
+from manyicl.metrics import MetricsLog, bucket_name
 from manyicl.runs import train
-from manyicl.training import MetricsLog, TrainSettings, bucket_name, list_checkpoints, refuse_data_parallel
+from manyicl.training import TrainSettings, list_checkpoints, refuse_data_parallel, row_multiple
 from tests.trajectory.setting import read_metrics, write_setting
 
 
@@ -74,24 +76,25 @@ def test_settings_that_contradict_each_other_are_refused(wrong, message):
 def test_a_non_finite_loss_stops_before_the_update_and_names_the_episode(tmp_path, monkeypatch):
     config = write_setting(tmp_path, num_steps=4, packs_per_batch=1)
     steps = {"batches": 0}
-    original = training.answer_loss
+    original = training.row_loss
     bad: list[int] = []
 
-    def poisoned(logits, batch):
+    def poisoned(model, batch):
+        scored = original(model, batch)
         if torch.is_grad_enabled():
             steps["batches"] += 1
             if steps["batches"] == 19:  # the third batch of step 3
                 bad.extend(batch.episodes)
-                logits = logits * float("nan")
-        return original(logits, batch)
+                return replace(scored, loss=scored.loss * float("nan"), nll_A=scored.nll_A * float("nan"))
+        return scored
 
-    monkeypatch.setattr(training, "answer_loss", poisoned)
+    monkeypatch.setattr(training, "row_loss", poisoned)
     with pytest.raises(UserError, match=r"step 3: .* weights were not updated") as caught:
         train(config, out=tmp_path / "run")
     assert f"episodes {bad} have a non-finite loss" in str(caught.value)
     # What was saved before is whole, and the run goes on from there once the cause is gone.
     assert [step for step, _ in list_checkpoints(tmp_path / "run" / "checkpoints")] == [2]
-    monkeypatch.setattr(training, "answer_loss", original)
+    monkeypatch.setattr(training, "row_loss", original)
     train(config, out=tmp_path / "run", resume=True)
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4
 
@@ -115,6 +118,32 @@ def test_a_run_leaves_what_the_readme_promises(tmp_path):
     assert sum(r["tokens"] for r in losses) == about["plan"]["tokens"]
     assert not list((run.folder / "model").glob("*.bin"))
     assert not list(run.folder.rglob("training_args.bin"))
+
+
+def test_rows_are_padded_for_compiled_layers_and_on_a_gpu():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert row_multiple(4096, device=cpu, compiled=False) == 1
+    assert row_multiple(4096, device=gpu, compiled=False) == 64
+    assert row_multiple(4096, device=cpu, compiled=True) == 4096
+
+
+@pytest.mark.slow
+def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_path):
+    config = write_setting(tmp_path, num_steps=4)
+    train(config, out=tmp_path / "plain")
+    wasteful = config.model_copy(update={"train": config.train.model_copy(update={"checkpointed_layers": "all"})})
+    train(wasteful, out=tmp_path / "recomputed")
+    plain, recomputed = (read_metrics(tmp_path / name) for name in ("plain", "recomputed"))
+    losses = [[r["loss"] for r in records if "loss" in r] for records in (plain, recomputed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    lines = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
+    assert all(r["model_flops_per_s"] > 0 and "mfu" not in r for r in lines if "loss" in r)
+    about = json.loads((tmp_path / "plain" / "run.json").read_text())
+    assert about["wall_s"] > 0
+    assert about["peak_bytes"] is None or about["peak_bytes"] > 10**8  # torch alone takes that
+    wrong = config.model_copy(update={"train": config.train.model_copy(update={"checkpointed_layers": 9})})
+    with pytest.raises(UserError, match="checkpointed_layers = 9: the model has 3 layers"):
+        train(wrong, out=tmp_path / "wrong")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def test_a_regime_has_its_tasks_of_all_families_and_holds_others_out(regime, siz
     assert len({task.name for task in (*trained, *held_out)}) == len(told)
     for tasks in (trained, held_out):
         assert {task.kind.name for task in tasks} == set(regime.kinds)
-        # CONTRAST leaves `linear` out; `price` keeps mathematics in.
+        # CONTRAST leaves `linear` out; `price` and `pick` keep mathematics in.
         assert {task.kind.family for task in tasks} == FAMILIES
         counts = Counter(task.kind.name for task in tasks)
         assert max(counts.values()) - min(counts.values()) <= 1
@@ -54,9 +54,10 @@ def test_sixteen_shots_do_not_tell_a_whole_task_and_more_tell_more():
             answers = [draft.answer for draft in task.draw_examples(random.Random(task.name), count=96)]
             for shots, shares in shown.items():
                 shares.append(sum(answer in answers[:shots] for answer in answers[shots:]) / len(answers[shots:]))
-    assert len(shown[16]) == 64
-    assert sum(shown[16]) / 64 < 0.75
-    assert sum(shown[64]) / 64 > 0.9
+    count = len(shown[16])
+    assert count > 40
+    assert sum(shown[16]) / count < 0.7
+    assert sum(shown[64]) / count > 0.9
 
 
 def test_familiar_tasks_are_of_no_regime():

@@ -276,13 +276,20 @@ class PackDataset(Dataset[tuple[Pack, Divisors]]):
         self.settings = settings
         self.packs_per_step = packs_per_step
         self.maker = maker
+        # How they are handed out: places of the plan in the order of the batches, and what rows are padded to.
+        self.order: Sequence[int] = range(len(self.packs))
+        self.row_multiple = 1
+        # Model FLOPs of each pack but for its logits, and of a target's; none where the model's are not known.
+        self.flops: Sequence[int] = ()
+        self.target_flops = 0
 
     def __len__(self) -> int:
         return len(self.packs)
 
     def __getitem__(self, index: int) -> tuple[Pack, Divisors]:
-        return self.packs[index], self.divisors[index // self.packs_per_step]
+        return self.packs[self.order[index]], self.divisors[index // self.packs_per_step]
 
     def collate(self, items: Sequence[tuple[Pack, Divisors]]) -> Batch:
         """Join the packs of one micro-batch, all of one optimizer step, into one row."""
-        return self.maker.make_batch([pack for pack, _ in items], divisors=items[0][1])
+        batch = self.maker.make_batch([pack for pack, _ in items], divisors=items[0][1])
+        return pad_row(batch, multiple=self.row_multiple) if self.row_multiple > 1 else batch

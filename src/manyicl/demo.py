@@ -27,8 +27,8 @@ from manyicl.world.regimes import CONTRAST, HEADLINE, Regime, draw_familiar, dra
 from manyicl.world.seed import NEUTRAL_TEXT, TEMPLATE
 from manyicl.world.tasks import WorldTask, write_tasks
 
-TOKEN_BUDGET = 1024
-PACK_TOKENS = 2048
+TOKEN_BUDGET = 1280
+PACK_TOKENS = 2560
 # Dedicated models: one of each of the first kinds of a regime, which take turns.
 NUM_DEDICATED = 4
 NUM_FAMILIAR = 6
@@ -77,8 +77,8 @@ def demo_config(
         train=TrainSettings(
             num_steps=size.num_steps,
             pack_tokens=PACK_TOKENS,
-            packs_per_step=4,
-            packs_per_batch=4,
+            packs_per_step=3,
+            packs_per_batch=3,
             learning_rate=1e-3,
             warmup_steps=size.num_steps // 10,
             beta2=0.98,

@@ -2,19 +2,36 @@
 
 This is the one place where a target is shifted: the logits of a target come from the position before it. Nothing is
 ever passed as `labels=`, which Hugging Face's models shift themselves.
+
+Many targets times a large vocabulary go through the head in chunks, whose logits are dropped and made again in the
+backward pass. It is done in the head's own place, inside the model's forward, so that whatever wraps the model (an
+adapter, DDP, FSDP2) finds the head used where it expects it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from manyicl.batches import Batch
 
-# Shape suffixes: N targets, A answers, V vocabulary.
+# Shape suffixes: N targets, A answers, V vocabulary, H hidden size.
+
+# Logits that are held at once: with their float32 copies and gradients, about ten times as many bytes.
+MOST_LOGITS = {"cuda": 1 << 27, "cpu": 1 << 25}
+# Models whose forward does nothing behind the head but cap its logits, where their config says so.
+PLAIN_HEADS = frozenset(
+    {"gemma", "gemma2", "gemma3_text", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +65,73 @@ def target_logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits_NV
 
 
+def row_loss(model: nn.Module, batch: Batch) -> AnswerLoss:
+    """Return the loss of a row, in chunks of its targets where all their logits at once would be large.
+
+    The model must be inside `attention.segment_attention`.
+    """
+    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    most = MOST_LOGITS["cuda" if batch.input_ids_1T.is_cuda else "cpu"] // inner.config.get_text_config().vocab_size
+    if len(batch.target_positions_N) <= most or inner.config.model_type not in PLAIN_HEADS:
+        return answer_loss(target_logits(model, batch), batch)
+    target_ids_N = batch.input_ids_1T[0, batch.target_positions_N]
+    with _scoring_head(inner, target_ids_N, chunk=max(1, most)):
+        scores_N2 = target_logits(model, batch)
+    return _sum_answers(scores_N2[:, 0], scores_N2[:, 1].detach(), batch)
+
+
 def answer_loss(logits_NV: Tensor, batch: Batch) -> AnswerLoss:
     """Return the loss of a row from the logits of its targets; connected to the graph also without any target."""
     target_ids_N = batch.input_ids_1T[0, batch.target_positions_N]
     nll_N = functional.cross_entropy(logits_NV.float(), target_ids_N, reduction="none")
-    loss = (nll_N * batch.target_weights_N).sum()
-    num_answers = len(batch.answer_shots_A)
+    return _sum_answers(nll_N, (logits_NV.detach().argmax(dim=-1) != target_ids_N).float(), batch)
+
+
+def _sum_answers(nll_N: Tensor, wrong_N: Tensor, batch: Batch) -> AnswerLoss:
     detached_N = nll_N.detach()
-    zeros_A = torch.zeros(num_answers, device=detached_N.device)
-    wrong_N = (logits_NV.detach().argmax(dim=-1) != target_ids_N).float()
+    zeros_A = torch.zeros(len(batch.answer_shots_A), device=detached_N.device)
     return AnswerLoss(
-        loss=loss,
+        loss=(nll_N * batch.target_weights_N).sum(),
         nll_A=zeros_A.index_add(0, batch.target_answers_N, detached_N),
         num_tokens_A=zeros_A.index_add(0, batch.target_answers_N, torch.ones_like(detached_N)),
         correct_A=zeros_A.index_add(0, batch.target_answers_N, wrong_N) == 0,
     )
+
+
+@contextmanager
+def _scoring_head(model: Any, target_ids_N: Tensor, *, chunk: int) -> Iterator[None]:
+    """Let the head return the scores of targets, (1, N, 2), in place of their logits: nats, and 1 where wrong."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    forward, own = head.forward, vars(head).get("forward")
+    head.forward = partial(_score_targets, forward, target_ids_N=target_ids_N, chunk=chunk, cap=cap)
+    if cap is not None:
+        config.final_logit_softcapping = None
+    try:
+        yield
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own
+        if cap is not None:
+            config.final_logit_softcapping = cap
+
+
+def _score_targets(
+    head: Callable[[Tensor], Tensor], hidden_1NH: Tensor, *, target_ids_N: Tensor, chunk: int, cap: float | None
+) -> Tensor:
+    parts = [
+        checkpoint(_score_chunk, head, hidden, ids, cap, use_reentrant=False)
+        for hidden, ids in zip(hidden_1NH[0].split(chunk), target_ids_N.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)[None]
+
+
+def _score_chunk(head: Callable[[Tensor], Tensor], hidden_NH: Tensor, ids_N: Tensor, cap: float | None) -> Tensor:
+    logits_NV = head(hidden_NH)
+    if cap is not None:
+        logits_NV = cap * torch.tanh(logits_NV / cap)
+    nll_N = functional.cross_entropy(logits_NV.float(), ids_N, reduction="none")
+    wrong_N = (logits_NV.detach().argmax(dim=-1) != ids_N).float()
+    return torch.stack([nll_N, wrong_N], dim=1)

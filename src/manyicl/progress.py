@@ -86,3 +86,5 @@ class BarCallback(TrainerCallback):
             self.note = (
                 f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s, {logs['answers_per_s']:,.0f} answers/s"
             )
+            if "mfu" in logs:
+                self.note += f", MFU {100 * logs['mfu']:.0f} %"

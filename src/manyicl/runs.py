@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from manyicl.batches import BatchMaker, PackDataset
 from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
+from manyicl.costs import ModelShape, shape_model
 from manyicl.episodes import TOO_LONG, Episode
 from manyicl.errors import UserError
 from manyicl.files import sync_tree, write_atomically
@@ -43,6 +44,7 @@ from manyicl.held_out import (
     held_out_rows,
     rows_to_json,
 )
+from manyicl.metrics import MetricsLog
 from manyicl.models import (
     ModelNote,
     ModelSettings,
@@ -55,6 +57,7 @@ from manyicl.models import (
 )
 from manyicl.progress import BarCallback, progress_bar
 from manyicl.tasks import Task, load_tasks
+from manyicl.throughput import share_out
 from manyicl.tokens import (
     TaskTokenizer,
     TokenizedTask,
@@ -66,7 +69,6 @@ from manyicl.tokens import (
 from manyicl.training import (
     AnswerTrainer,
     LastStepCallback,
-    MetricsLog,
     ValidationPack,
     list_checkpoints,
     plan_validation,
@@ -74,6 +76,7 @@ from manyicl.training import (
     train_packs,
     training_arguments,
 )
+from manyicl.usage import PeakMemory
 
 PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 RUN_SCHEMA = 1
@@ -187,7 +190,7 @@ def train(
     folder, config = _open_run(recipe, out=_agree_on_folder(recipe, out), overrides=overrides, resume=resume)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console = console or Console(stderr=True)
-    console.quiet = not state.is_main_process
+    console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():
         prepared = prepare_run(config)
     args = training_arguments(
@@ -295,15 +298,58 @@ def _train_model(
     metrics = MetricsLog(folder / "metrics.jsonl")
     if PartialState().is_main_process:
         metrics.cut_after(step)
+    config = prepared.config
+    share_out(
+        prepared.packs,
+        shape=_find_shape(config),
+        num_ranks=PartialState().num_processes,
+        packs_per_batch=config.train.packs_per_batch,
+    )
+    usage = _UsageCallback(folder, device=args.device)
     trainer = AnswerTrainer(
         model,
         args=args,
         packs=prepared.packs,
         validation=prepared.validation,
         metrics=metrics,
-        callbacks=[LastStepCallback(), *callbacks],
+        callbacks=[LastStepCallback(), *callbacks, usage],
     )
-    train_packs(trainer, checkpoint=checkpoint)
+    train_packs(trainer, settings=config.train, pack_tokens=config.pack_tokens, checkpoint=checkpoint)
+
+
+def _find_shape(config: RunConfig) -> ModelShape | None:
+    """Return what the model's FLOPs are counted from; None where a layer's are not known."""
+    try:
+        trust = config.model.trust_remote_code
+        return shape_model(load_config(config.model), lora=config.model.lora, trust_remote_code=trust)
+    except UserError:
+        return None
+
+
+class _UsageCallback(TrainerCallback):
+    """Keeps in run.json what training has taken so far, over all processes of a run that was killed and resumed.
+
+    Each process counts from the start of its training up to its last logged step; validation and checkpoints are in it.
+    """
+
+    def __init__(self, folder: Path, *, device: torch.device) -> None:
+        self.path = folder / "run.json"
+        self.started = time.monotonic()
+        self.peak = PeakMemory(device)
+        self.before: dict[str, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Read what earlier processes took."""
+        self.before = _read_json(self.path)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Add what this one took."""
+        if not state.is_world_process_zero:
+            return
+        seconds = self.before.get("wall_s", 0.0) + time.monotonic() - self.started
+        peaks = [peak for peak in (self.before.get("peak_bytes"), self.peak.read()) if peak is not None]
+        taken = {"wall_s": round(seconds, 3), "peak_bytes": max(peaks, default=None)}
+        write_atomically(self.path, _to_json({**_read_json(self.path), **taken}))
 
 
 def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:

@@ -6,11 +6,11 @@ nor the number of ranks changes the gradient.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,12 +27,15 @@ from manyicl.attention import segment_attention
 from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengths_of
 from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
 from manyicl.errors import UserError
-from manyicl.files import sync_folder, sync_tree, write_atomically
-from manyicl.loss import AnswerLoss, answer_loss, target_logits
+from manyicl.files import sync_folder, sync_tree
+from manyicl.layers import check_compiler, choose_checkpointed, prepared_layers
+from manyicl.loss import row_loss
+from manyicl.metrics import MetricsLog, StepSums, bucket_name
 from manyicl.packing import Pack
+from manyicl.throughput import measure_ceiling
 
-# Losses by shot index are kept in these buckets: the first index of each.
-SHOT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# Lengths of rows that a GPU meets, at most: each costs cuDNN a plan, and padding to one of them 1.6 % at most.
+ROW_LENGTHS = 64
 
 
 class TrainSettings(BaseModel):
@@ -57,7 +60,14 @@ class TrainSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradients are clipped to it; 0: never")
-    gradient_checkpointing: bool = Field(False, description="trade a second forward for memory")
+    checkpointed_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all"] = Field(
+        "auto",
+        description="layers that are recomputed in the backward pass, to save memory: 'auto' (as many as a GPU's free"
+        " memory asks, none on a CPU), 'all', or how many",
+    )
+    compile: bool = Field(
+        False, description="compile the layers for one row length, to which shorter rows are padded; costs a minute"
+    )
     log_every_steps: Annotated[int, Field(gt=0)] = Field(10, description="steps a line of metrics.jsonl")
     checkpoint_every_steps: Annotated[int, Field(gt=0)] = Field(
         100, description="steps between checkpoints, each with a validation loss; a multiple of log_every_steps"
@@ -66,7 +76,9 @@ class TrainSettings(BaseModel):
         8192, description="tokens of validation episodes a task; 0: no validation"
     )
     keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the run's model")
-    num_workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that build batches ahead")
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="processes that build batches ahead; with none, one is built while the GPU works on the last"
+    )
     report_to: tuple[str, ...] = Field((), description="the Trainer's integrations, such as 'tensorboard'")
 
     @model_validator(mode="after")
@@ -109,60 +121,6 @@ def plan_validation(
     return planned
 
 
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line, cut back to the checkpoint when a run goes on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the whole lines; one that a kill left half-written is left out."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def cut_after(self, step: int) -> None:
-        """Drop what was logged after `step`."""
-        if self.path.exists():
-            kept = [json.dumps(record) + "\n" for record in self.read() if record["step"] <= step]
-            write_atomically(self.path, "".join(kept))
-
-
-class StepSums:
-    """Sums of one optimizer step that stay on the device until its one synchronisation.
-
-    Per shot bucket: mean token loss and number of answers; besides the loss itself.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.edges = torch.tensor(SHOT_BUCKETS[1:], device=device)
-        self.sums = torch.zeros(1 + 2 * len(SHOT_BUCKETS), device=device, dtype=torch.float64)
-
-    def add(self, batch: Batch, scored: AnswerLoss) -> None:
-        """Add one micro-batch."""
-        buckets_A = torch.bucketize(batch.answer_shots_A, self.edges, right=True)
-        self.sums[0] += scored.loss.detach()
-        self.sums.index_add_(0, 1 + buckets_A, (scored.nll_A / scored.num_tokens_A).double())
-        ones_A = torch.ones(len(buckets_A), device=self.sums.device, dtype=torch.float64)
-        self.sums.index_add_(0, 1 + len(SHOT_BUCKETS) + buckets_A, ones_A)
-
-
-def bucket_name(index: int) -> str:
-    """Return what a bucket of shot indices is called: '0', '2-3', '1024+'."""
-    first = SHOT_BUCKETS[index]
-    if index + 1 == len(SHOT_BUCKETS):
-        return f"{first}+"
-    last = SHOT_BUCKETS[index + 1] - 1
-    return str(first) if first == last else f"{first}-{last}"
-
-
 class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
@@ -199,7 +157,8 @@ class AnswerTrainer(Trainer):
         self.suspects: list[tuple[tuple[int, ...], Tensor]] = []
         self.interval: list[NDArray[np.float64]] = []
         self.interval_started = time.perf_counter()
-        self.logged_step = 0
+        self.compiled = False
+        self.ceiling = measure_ceiling(args.device) if packs.flops else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         """Take the packs in the order of the plan."""
@@ -210,7 +169,7 @@ class AnswerTrainer(Trainer):
     ) -> Tensor:
         """Return the row's share of the step's loss, times the ranks over which gradients are averaged."""
         del return_outputs, num_items_in_batch
-        scored = answer_loss(target_logits(model, inputs), inputs)
+        scored = row_loss(model, inputs)
         self.step_sums.add(inputs, scored)
         self.suspects.append((inputs.episodes, scored.nll_A))
         loss: Tensor = scored.loss * self.accelerator.num_processes
@@ -275,12 +234,25 @@ class AnswerTrainer(Trainer):
             "answers": num_answers,
             "tokens_per_s": num_tokens / seconds,
             "answers_per_s": num_answers / seconds,
+            **self._flops_logs(steps, seconds=seconds),
         }
         sums, counts = np.split(rows[:, 2:].sum(axis=0), 2)
         for index in np.flatnonzero(counts):
             logs[f"loss_by_shot/{bucket_name(int(index))}"] = float(sums[index] / counts[index])
         self.interval.clear()
         self.interval_started = time.perf_counter()
+        return logs
+
+    def _flops_logs(self, steps: range, *, seconds: float) -> dict[str, float]:
+        """Return the model FLOP/s of all ranks, and their share of the measured ceiling, where they are known."""
+        packs = self.packs
+        if not packs.flops:
+            return {}
+        flops = sum(packs.flops[steps.start * packs.packs_per_step : steps.stop * packs.packs_per_step])
+        flops += packs.target_flops * sum(packs.divisors[step].num_targets for step in steps)
+        logs = {"model_flops_per_s": flops / seconds}
+        if self.ceiling is not None:
+            logs["mfu"] = logs["model_flops_per_s"] / (self.ceiling * self.accelerator.num_processes)
         return logs
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -291,10 +263,12 @@ class AnswerTrainer(Trainer):
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         model: Any = self.model
         model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        # Its rows are of any length, and would all be compiled for.
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with torch.no_grad(), self.accelerator.autocast(), eager:
             for item in planned[rank::ranks]:
                 batch = maker.make_batch([item.pack]).to(self.args.device)
-                scored = answer_loss(target_logits(model, batch), batch)
+                scored = row_loss(model, batch)
                 mean_nll_A = scored.nll_A / scored.num_tokens_A
                 place = maker.task_names.index(item.task)
                 sums[place, 0] += mean_nll_A.sum()
@@ -378,8 +352,6 @@ def training_arguments(
         weight_decay=settings.weight_decay,
         adam_beta2=settings.beta2,
         max_grad_norm=settings.max_grad_norm,
-        activation_checkpointing=settings.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=precision == "bf16",
         use_cpu=on_cpu,
         seed=seed,
@@ -397,6 +369,8 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=settings.num_workers,
         dataloader_pin_memory=not on_cpu,
+        # A blocking copy would wait for the GPU at every micro-batch.
+        accelerator_config={"non_blocking": not on_cpu},
         ddp_find_unused_parameters=False,
         average_tokens_across_devices=False,
     )
@@ -416,8 +390,31 @@ def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str
         )
 
 
-def train_packs(trainer: AnswerTrainer, *, checkpoint: Path | None) -> None:
-    """Run the training loop to its end, from the start or from `checkpoint`."""
+def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, pack_tokens: int, checkpoint: Path | None) -> None:
+    """Run the training loop to its end, from the start or from `checkpoint`.
+
+    Raises:
+        UserError: more layers to recompute than there are, or no compiler.
+    """
     model: Any = trainer.model
-    with segment_attention(model):
+    row_tokens = pack_tokens * settings.packs_per_batch
+    if settings.compile:
+        check_compiler()
+    count = choose_checkpointed(
+        model, settings.checkpointed_layers, row_tokens=row_tokens, autocast=bool(trainer.args.bf16)
+    )
+    counts = trainer.accelerator.gather(torch.tensor([count], device=trainer.args.device))
+    trainer.compiled = settings.compile
+    trainer.packs.row_multiple = row_multiple(row_tokens, device=trainer.args.device, compiled=settings.compile)
+    with (
+        segment_attention(model),
+        prepared_layers(model, num_checkpointed=int(counts.max()), compiled=settings.compile),
+    ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def row_multiple(row_tokens: int, *, device: torch.device, compiled: bool) -> int:
+    """Return what rows are padded to a multiple of: compiled layers are made for one length, cuDNN's plans for few."""
+    if compiled:
+        return row_tokens
+    return max(1, row_tokens // ROW_LENGTHS) if device.type == "cuda" else 1

@@ -16,7 +16,7 @@ from tests.conftest import make_task, tiny_model, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 # Times differ from run to run; everything else in metrics.jsonl must not.
-TIMED = ("tokens_per_s", "answers_per_s")
+TIMED = ("tokens_per_s", "answers_per_s", "model_flops_per_s", "mfu")
 
 
 def write_setting(folder: Path, *, lora: bool = False, **train: object) -> RunConfig:

@@ -1,10 +1,13 @@
 """The demo's tasks: two regimes, one that many-shot fine-tuning is for and one that it is not, and tasks to forget.
 
-Both regimes draw from the same kinds: those where a new task hangs on a table that only its own examples tell (which
-class, place, section or verdict goes with which word), so that every further shot can tell something, and 64 tell more
-than 16. Left out of both: kinds that the seed model answers from one to eight shots (FAMILIAR; there nothing is left to
-learn, so they are asked for forgetting instead) and kinds where it stays at chance and a demo's minutes change nothing
-(containment, size, negation, quantity, yes_no, two_hop, choice, line, form, pick, tally).
+Both regimes draw from the same kinds. In most of them a new task is a table that only its own examples tell (which
+class, place, section, verdict or price goes with which word), so that every further shot can tell something and 64 tell
+more than 16; in `form`, `linear` and `pick` it is a rule. Left out of both:
+- what the seed model answers from one to eight shots (FAMILIAR; nothing is left to learn, so they are asked for
+  forgetting instead), and `line`, where fine-tuning reaches all or nothing by the task's form;
+- kinds that stay near chance after a demo's minutes on them too (`size`, `containment`, `negation`, `quantity`,
+  `yes_no`; docs/log.md), and `two_hop`, which is near it and long;
+- `choice` and `tally`, which know too few rules.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ from itertools import islice
 
 from manyicl.world.tasks import WorldTask, find_kinds, iter_tasks
 
-# Kinds of the five families, and how many words of a task's table one of its tasks must have at least.
+# Kinds of the five families, and how many entries the table of one of its tasks must have at least: the largest tables
+# that a kind draws, so that 16 shots do not show them all.
 RISING: Mapping[str, int] = {
-    "topic": 12, "keyword": 12, "group": 12, "implication": 12, "recall": 12, "section": 12, "price": 12, "linear": 0,
+    "topic": 16, "keyword": 16, "group": 18, "form": 3, "implication": 16, "recall": 24, "section": 12, "price": 16,
+    "linear": 0, "pick": 0,
 }  # fmt: skip
 # Kinds that the seed model answers well from few shots, one or two of a family: what it can forget.
 FAMILIAR = ("tone", "fact", "lookup", "title", "gist", "story")
@@ -65,7 +70,7 @@ def _iter_kind(name: str, *, seed: int) -> Iterator[WorldTask]:
 
 
 def _table_size(task: WorldTask) -> int:
-    """Return how many words the task's table gives an answer for: each pair or group of its rule holds some."""
+    """Return how many words or forms the task's table gives an answer for; each pair or group of its rule has some."""
     groups = [part for part in task.rule.parameters if isinstance(part, tuple)]
     return sum(len(group) - 1 for group in groups)
 

@@ -1,0 +1,201 @@
+"""The decoder layers of a model in training: which are recomputed in the backward pass, and whether they are compiled.
+
+A recomputed layer keeps its input alone; all else that it needs for its gradients is computed a second time. So only as
+many are as memory asks, evenly spread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from manyicl.attention import segment_attention
+from manyicl.batches import join_row
+from manyicl.errors import UserError
+from manyicl.loss import MOST_LOGITS, target_logits
+from manyicl.tokens import TokenizedEpisode
+
+# "auto": as many as memory asks; "all"; or that many.
+CheckpointedLayers = int | Literal["auto", "all"]
+# Of the memory that is free before the first step; the rest is for what the allocator loses to fragments.
+FREE_SHARE = 0.9
+# Tokens of the two rows that are measured.
+MEASURED_TOKENS = (128, 256)
+# A logit in the model's precision, its float32 copy, and the gradients of both.
+LOGIT_BYTES = 12
+# Of a trained weight: a float32 gradient and AdamW's two moments.
+TRAINED_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationCost:
+    """What a model keeps for its backward pass, a token. layer_bytes: of one layer; input_bytes: its input alone."""
+
+    layer_bytes: float
+    input_bytes: float
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model in order: the longest list of modules in it that transformers can recompute."""
+    lists = [list(part) for part in model.modules() if isinstance(part, nn.ModuleList)]
+    known = [found for found in lists if found and all(isinstance(x, GradientCheckpointingLayer) for x in found)]
+    return max(known, key=len, default=[])
+
+
+def spread(count: int, *, among: int) -> frozenset[int]:
+    """Return `count` places among so many, evenly spread.
+
+    >>> sorted(spread(3, among=12))
+    [2, 6, 10]
+    """
+    return frozenset((2 * i + 1) * among // (2 * count) for i in range(count))
+
+
+def measure_activations(model: nn.Module, *, autocast: bool = False) -> ActivationCost:
+    """Return what a token costs, by what the layers keep of two short rows: their difference leaves out all else.
+
+    The model is run as it stands, uncompiled, in training mode. autocast: as when products are in bfloat16 and weights
+    in float32.
+    """
+    short, long = (_kept_bytes(model, num_tokens=n, autocast=autocast) for n in MEASURED_TOKENS)
+    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    return ActivationCost(
+        layer_bytes=(long - short) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0]) / len(decoder_layers(model)),
+        input_bytes=float(next(model.parameters()).element_size() * inner.config.get_text_config().hidden_size),
+    )
+
+
+def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
+    """Return the bytes that all layers keep for the backward pass of one row, weights aside."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    device = next(model.parameters()).device
+    ids = np.zeros(num_tokens, dtype=np.int32)
+    episode = TokenizedEpisode(ids=ids, spans=np.array([[num_tokens - 1, num_tokens]]))
+    batch = join_row([episode], targets="all", weights=[np.ones(1)], tasks=[0], episodes=(0,)).to(device)
+    hooks: list[Any] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def enter(*_: Any) -> None:
+        hooks.append(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+        hooks[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        hooks.pop().__exit__()
+
+    layers, training = decoder_layers(model), model.training
+    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
+    handles += [layer.register_forward_hook(leave) for layer in layers]
+    model.train()
+    try:
+        with segment_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            logits_NV = target_logits(model, batch)  # holds all that was kept, so that no storage is counted twice
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    del logits_NV
+    return sum(kept.values())
+
+
+def fewest_checkpointed(cost: ActivationCost, *, num_layers: int, num_tokens: int, free_bytes: float) -> int:
+    """Return how few layers are to be recomputed so that a row of `num_tokens` fits `free_bytes`; all where none fits.
+
+    At its peak the backward pass holds the inputs of the recomputed layers, all of the others, and one layer more that
+    is being recomputed.
+
+    >>> cost = ActivationCost(layer_bytes=10.0, input_bytes=1.0)
+    >>> [fewest_checkpointed(cost, num_layers=4, num_tokens=2, free_bytes=b) for b in (80, 70, 60, 10)]
+    [0, 2, 3, 4]
+    """
+    for count in range(num_layers + 1):
+        kept = count * cost.input_bytes + (num_layers - count) * cost.layer_bytes
+        if num_tokens * (kept + (cost.layer_bytes if count else 0)) <= free_bytes:
+            return count
+    return num_layers
+
+
+def choose_checkpointed(
+    model: nn.Module, setting: CheckpointedLayers, *, row_tokens: int, autocast: bool = False
+) -> int:
+    """Return how many layers are recomputed; "auto" asks a GPU for its free memory, and is 0 on a CPU.
+
+    row_tokens: of the longest row. The model must be on its device, without a wrapper that shards it.
+
+    Raises:
+        UserError: more layers than the model has.
+    """
+    layers = decoder_layers(model)
+    if setting == "all":
+        return len(layers)
+    if setting != "auto":
+        if setting > len(layers):
+            raise UserError(
+                f"train.checkpointed_layers = {setting}: the model has {len(layers)} layers; say that at most, or 'all'"
+            )
+        return setting
+    device = next(model.parameters()).device
+    if device.type != "cuda" or not layers:
+        return 0
+    cost = measure_activations(model, autocast=autocast)
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0] - MOST_LOGITS["cuda"] * LOGIT_BYTES
+    free -= TRAINED_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return fewest_checkpointed(
+        cost, num_layers=len(layers), num_tokens=row_tokens, free_bytes=max(0.0, FREE_SHARE * free)
+    )
+
+
+def check_compiler() -> None:
+    """Refuse to compile where there is no C++ compiler.
+
+    Raises:
+        UserError: saying what to install.
+    """
+    named = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ((named,) if named else ("g++", "clang++"))):
+        raise UserError("train.compile = true: needs a C++ compiler, and there is no g++ or clang++; install one")
+
+
+@contextmanager
+def prepared_layers(model: nn.Module, *, num_checkpointed: int, compiled: bool) -> Iterator[None]:
+    """Recompute so many layers in training, and run all of them compiled for the shapes they meet, in the block."""
+    layers = decoder_layers(model)
+    chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
+    changed = [layer for number, layer in enumerate(layers) if compiled or number in chosen]
+    for number, layer in enumerate(layers):
+        if layer not in changed:
+            continue
+        # What transformers wraps its forward in would put the recomputation inside what is compiled.
+        forward = getattr(type(layer).forward, "__wrapped__", type(layer).forward).__get__(layer)
+        if compiled:
+            forward = torch.compile(forward, dynamic=False)
+        layer.forward = partial(_recompute, layer, forward) if number in chosen else forward
+    try:
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _recompute(layer: nn.Module, forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    if layer.training and torch.is_grad_enabled():
+        return checkpoint(forward, *args, use_reentrant=False, **options)
+    return forward(*args, **options)

@@ -1,0 +1,102 @@
+"""Layers in training: which are recomputed, what they keep, and that none of it changes a gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from manyicl.attention import segment_attention
+from manyicl.batches import pad_row
+from manyicl.layers import (
+    ActivationCost,
+    choose_checkpointed,
+    decoder_layers,
+    fewest_checkpointed,
+    measure_activations,
+    prepared_layers,
+    spread,
+)
+from manyicl.loss import row_loss
+from tests.conftest import CONFIGS, tiny_model
+from tests.parity.test_loss_parity import EPISODE, random_episode, row
+
+
+def gradients_with(model, *, num_checkpointed: int, compiled: bool = False) -> tuple[torch.Tensor, list[int]]:
+    """Return all gradients of a row, and how often each layer ran forward."""
+    model.train().zero_grad()
+    runs = [0] * len(decoder_layers(model))
+    inside = [layer.self_attn for layer in decoder_layers(model)]
+    handles = [
+        part.register_forward_pre_hook(lambda *_, n=n: runs.__setitem__(n, runs[n] + 1))
+        for n, part in enumerate(inside)
+    ]
+    with segment_attention(model), prepared_layers(model, num_checkpointed=num_checkpointed, compiled=compiled):
+        row_loss(model, row([random_episode(EPISODE, seed=s) for s in (1, 2)])).loss.backward()
+    for handle in handles:
+        handle.remove()
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), runs
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_recomputed_layers_run_twice_and_change_no_gradient(name):
+    model = tiny_model(name)
+    plain, once = gradients_with(model, num_checkpointed=0)
+    some, twice = gradients_with(model, num_checkpointed=1)
+    assert (once, twice) == ([1, 1, 1], [1, 2, 1])
+    assert torch.allclose(plain, some, rtol=1e-4, atol=1e-6)
+    assert all("forward" not in vars(layer) for layer in decoder_layers(model))
+
+
+def test_places_are_evenly_spread():
+    assert sorted(spread(32, among=32)) == list(range(32))
+    assert sorted(spread(1, among=32)) == [16]
+    assert sorted(spread(8, among=32)) == [2, 6, 10, 14, 18, 22, 26, 30]
+
+
+def test_activations_are_what_one_layer_keeps_for_a_token():
+    model = tiny_model("llama")
+    cost = measure_activations(model)
+    assert cost.input_bytes == 32 * 4  # hidden size, float32
+    # Counted by hand, in floats a token: two norms keep their input, its scale and their output (32 + 1 + 32 each) and
+    # a product of them (32 each); attention its rotated queries (32), keys (16), values (16), output (32) and a sum
+    # for each of 4 heads; the feed-forward its gate, activation, up (64 each) and their product (64).
+    by_hand = 4 * (2 * (32 + 1 + 32 + 32) + 32 + 16 + 16 + 32 + 4 + 4 * 64)
+    assert by_hand * 0.7 < cost.layer_bytes < by_hand * 1.3
+    assert not model.training
+
+
+def test_as_few_as_fit_are_recomputed():
+    cost = ActivationCost(layer_bytes=100.0, input_bytes=10.0)
+    counts = [fewest_checkpointed(cost, num_layers=8, num_tokens=10, free_bytes=b) for b in range(0, 9000, 100)]
+    assert counts[0] == 8  # nothing fits: the least that can be done
+    assert counts[80] == counts[-1] == 0
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_a_setting_is_taken_and_a_cpu_recomputes_nothing_by_itself():
+    model = tiny_model("llama")
+    assert [choose_checkpointed(model, s, row_tokens=10**9) for s in ("auto", "all", 0, 2)] == [0, 3, 0, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+@pytest.mark.parametrize("num_checkpointed", [0, 2])
+def test_compiled_layers_are_compiled_once_for_all_rows_of_a_length(num_checkpointed, monkeypatch):
+    torch._dynamo.reset()
+    counted = CompileCounterWithBackend("aot_eager")
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, backend=counted, **options))
+    model = tiny_model("llama").train()
+    frames = []
+    for lengths in ([(5, 2)] * 6, [(5, 2)] * 5, [(4, 3)] * 6):  # filled rows of 43, 36 and 43 tokens, padded to 48
+        batch = pad_row(row([random_episode(lengths, seed=1)]), multiple=48)
+        losses = []
+        for compiled in (False, True):
+            model.zero_grad()
+            with segment_attention(model), prepared_layers(model, num_checkpointed=num_checkpointed, compiled=compiled):
+                row_loss(model, batch).loss.backward()
+            losses.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert torch.allclose(*losses, rtol=1e-3, atol=1e-5)
+        frames.append(counted.frame_count)
+    assert frames == [1, 1, 1]  # one for all layers and rows
