@@ -2,11 +2,15 @@
 
     python benchmarks/shared_prefix.py            # one GPU: a 7B-shaped Mistral, bf16, 4,096 and 32,768 tokens
     python benchmarks/shared_prefix.py --small    # any CPU: a small one, fp32, 512 and 2,048 tokens
+    python benchmarks/shared_prefix.py --try      # the longest prefix only, with what might make it faster, one by one
 
 Weights are random: only speed and agreement are measured. First the engine is compared with transformers' own forward
 in fp32 on two layers (exits with 1 where they disagree; in bf16 the difference is only printed, since random weights
 differ by some percent from any reference there). Every query has 64 tokens and two answers of one token. FLOPs count
 the products with weights (the vocabulary's for one position a query) and those of attention, causal ones by half.
+
+--try measures, each alone and all together, compiled versions of what stands between the products: the merge of the
+parts of attention, the norms, the rotary positions, the gate. Each is first compared in fp32, as above.
 """
 
 from __future__ import annotations
@@ -14,13 +18,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
+from transformers.models.mistral import modeling_mistral
 
-from manyicl import partial_attention
+from manyicl import attention, partial_attention
 from manyicl.prefix import encode_prefix, score_choices
 
 QUERY_TOKENS = 64
@@ -77,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="on the CPU")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--try", action="store_true", dest="tries", help="compiled pieces, one by one")
     options = parser.parse_args()
     setting = SMALL if options.small else GPU
     if setting.device == "cpu":
@@ -84,6 +93,9 @@ def main() -> None:
     compare(setting)
     ceiling = measure_ceiling(setting)
     print(f"ceiling: {ceiling / 1e12:.3f} TFLOP/s ({setting.product} x {setting.product} product, best of 10)")
+    if options.tries:
+        try_pieces(setting, ceiling=ceiling, repeats=options.repeats)
+        return
     measure_kernels(setting)
     model = make_model(setting, dtype=setting.dtype)
     for num_prefix in setting.prefixes:
@@ -101,7 +113,69 @@ def draw_ids(setting, num, *, seed):
     return np.random.default_rng(seed).integers(8, setting.shape["vocab_size"], num).astype(np.int32)
 
 
-def compare(setting):
+# What might be faster ---------------------------------------------------------------------------------------------
+
+
+def merged_for_projection(parts):
+    """Return the merged parts, laid out as the projection behind attention reads them."""
+    (out, lse), *others = parts
+    dtype, out = out.dtype, out.float()
+    for other, other_lse in others:
+        out = torch.lerp(out, other.float(), torch.sigmoid(other_lse - lse)[..., None])
+        lse = torch.logaddexp(lse, other_lse)
+    return out.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def rotated_by_head(q, k, cos, sin, unsqueeze_dim=1):
+    """Return the turned queries and keys, laid out head by head, so that folding heads copies nothing."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    half = modeling_mistral.rotate_half
+    return tuple((x * cos + half(x) * sin).contiguous() for x in (q, k))
+
+
+def gated(gate, up):
+    return torch.nn.functional.silu(gate) * up
+
+
+@contextmanager
+def pieces(names: tuple[str, ...]) -> Iterator[None]:
+    """Run with the named pieces compiled; sizes are dynamic, since rows of a sweep differ."""
+    norm = modeling_mistral.MistralRMSNorm
+    gate = torch.compile(gated, dynamic=True)
+
+    def forward(self, x):
+        return self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
+
+    def normed(self, x):
+        return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+
+    every = {
+        "merge": (attention, "merge_parts", torch.compile(merged_for_projection, dynamic=True)),
+        "norm": (norm, "forward", normed),
+        "rotary": (modeling_mistral, "apply_rotary_pos_emb", torch.compile(rotated_by_head, dynamic=True)),
+        "gate": (modeling_mistral.MistralMLP, "forward", forward),
+    }
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patch.object(*every[name]))
+        yield
+
+
+def try_pieces(setting, *, ceiling, repeats):
+    """Print queries a second with each piece compiled, and with all; stop where fp32 is not near."""
+    model = make_model(setting, dtype=setting.dtype)
+    before = draw_ids(setting, setting.prefixes[-1], seed=2)
+    prefix = encode_prefix(model, before, room=len(before))
+    single = ("merge", "norm", "rotary", "gate")
+    for names in ((), *((name,) for name in single), single, ()):
+        label = " + ".join(names) or "as it is"
+        with pieces(names):
+            if names:
+                compare(setting, fp32_only=True)
+            measure_rate(model, prefix, setting, ceiling=ceiling, repeats=repeats, label=f", {label}")
+
+
+def compare(setting, *, fp32_only=False):
     """Print the largest difference in nats to a plain forward in fp32 on two layers; exit where fp32 is not near."""
     model = make_model(setting, dtype=torch.float32, num_hidden_layers=2)
     with torch.no_grad():
@@ -118,7 +192,9 @@ def compare(setting):
         plain.append([-float(logprobs[option[0]]) for option in OPTIONS])
     default = partial_attention.PLAN_SCORES
     cases = [("fp32", torch.float32, default), ("bf16", torch.bfloat16, default)]
-    if setting.device == "cuda":
+    if fp32_only:
+        del cases[1:]
+    elif setting.device == "cuda":
         cases.append(("bf16, cuDNN's kernel", torch.bfloat16, 0))
     for label, dtype, threshold in cases:
         model = model.to(dtype)
@@ -158,10 +234,16 @@ def measure_kernels(setting):
 
 
 def measure_engine(model, setting, *, num_prefix, ceiling, repeats):
-    """Print queries a second, their spread, and the share of the ceiling."""
+    """Encode a prefix, and print queries a second behind it."""
     before = draw_ids(setting, num_prefix, seed=2)
     encoding = time_runs(lambda: encode_prefix(model, before, room=num_prefix), setting, repeats=1)[0]
     prefix = encode_prefix(model, before, room=num_prefix)
+    print(f"{num_prefix:,} tokens are encoded in {encoding:.2f} s")
+    measure_rate(model, prefix, setting, ceiling=ceiling, repeats=repeats)
+
+
+def measure_rate(model, prefix, setting, *, ceiling, repeats, label=""):
+    """Print queries a second behind `prefix`, their spread, and the share of the ceiling."""
     queries = [draw_ids(setting, QUERY_TOKENS, seed=n) for n in range(setting.num_queries)]
 
     def ask():
@@ -169,11 +251,12 @@ def measure_engine(model, setting, *, num_prefix, ceiling, repeats):
 
     rates = [len(queries) / seconds for seconds in time_runs(ask, setting, repeats=repeats)]
     rate = statistics.median(rates)
-    flops = query_flops(setting, num_prefix=num_prefix)
+    flops = query_flops(setting, num_prefix=prefix.num_tokens)
     print(
-        f"behind {num_prefix:,} tokens (encoded in {encoding:.2f} s): {rate:.1f} queries/s"
+        f"behind {prefix.num_tokens:,} tokens{label}: {rate:.1f} queries/s"
         f" ({min(rates):.1f} to {max(rates):.1f}), {flops / 1e12:.4f} TFLOP a query,"
-        f" {rate * flops / ceiling:.0%} of the ceiling"
+        f" {rate * flops / ceiling:.1%} of the ceiling",
+        flush=True,
     )
 
 

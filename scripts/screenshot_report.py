@@ -2,8 +2,8 @@
 
     python scripts/screenshot_report.py OUT/report.html docs/example --full
 
-Needs selenium and Debian's chromium and chromium-driver. Without --full a picture is the first screen; with it, the whole
-page.
+Needs selenium and Debian's chromium and chromium-driver. Without --full a picture is the first screen; with it, the
+whole page.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def set_view(browser: webdriver.Chrome, *, width: int, height: int, scale: float
     """Make the page as wide and high as a screen of so many pixels, light or dark."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in wishes.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
 
 

@@ -171,7 +171,9 @@ def _seed_scores(
 
 
 def _spread(values: list[float], num_seeds: int) -> tuple[float, float]:
-    half = 0.03 if num_seeds < 2 else T_97_5[num_seeds - 1] * stdev(values) / num_seeds**0.5 if len(values) > 1 else 0.03
+    half = (
+        0.03 if num_seeds < 2 else T_97_5[num_seeds - 1] * stdev(values) / num_seeds**0.5 if len(values) > 1 else 0.03
+    )
     return mean(values) - min(half, 0.08), mean(values) + min(half, 0.08)
 
 
@@ -241,11 +243,15 @@ def _summaries(content: dict[str, Any], by_seed: Any) -> dict[str, Any]:
                         out["means"].append(entry)
             for asked, k in (("chosen", chosen[arm]), ("zero", 0), ("most", 64)):
                 names = [name for name in every if arm != "dedicated" or by_seed[arm, name, 0]]
-                scores = _mean_scores(content, by_seed, arm, names, k) if role == "trained" or arm != "dedicated" else []
+                scores = (
+                    _mean_scores(content, by_seed, arm, names, k) if role == "trained" or arm != "dedicated" else []
+                )
                 if scores:
                     scored = _scored(scores, num_seeds)
                     best = num_seeds >= 5 and arm == "manyicl" and asked == "most"
-                    out["headline"].append({"arm": arm, "role": role, "asked": asked, "shots": k, **scored, "best": best})
+                    out["headline"].append(
+                        {"arm": arm, "role": role, "asked": asked, "shots": k, **scored, "best": best}
+                    )
             out["flatness"] += _flatness(arm, role) if arm != "dedicated" else []
         out["differences"] += _differences(content, by_seed, role, every, chosen)
     return out
@@ -261,15 +267,15 @@ def _flatness(arm: str, role: str) -> list[dict[str, Any]]:
     return [{"arm": arm, "role": role, "from_shots": 1, "to_shots": 64, **ends, "flat": flat, "sentence": sentence}]
 
 
-def _differences(content: dict[str, Any], by_seed: Any, role: str, every: list[str], chosen: Any) -> list[dict[str, Any]]:
+def _differences(
+    content: dict[str, Any], by_seed: Any, role: str, every: list[str], chosen: Any
+) -> list[dict[str, Any]]:
     pairs = []
     for b in ("base", "zero-shot", "few-shot", "dedicated"):
         names = [name for name in every if by_seed["manyicl", name, 0] and by_seed[b, name, 0]]
         for asked in ("chosen", "zero", "most"):
             k_a, k_b = {"chosen": (chosen["manyicl"], chosen[b]), "zero": (0, 0), "most": (64, 64)}[asked]
-            mine, theirs = (
-                _mean_scores(content, by_seed, arm, names, k) for arm, k in (("manyicl", k_a), (b, k_b))
-            )
+            mine, theirs = (_mean_scores(content, by_seed, arm, names, k) for arm, k in (("manyicl", k_a), (b, k_b)))
             if not mine or not theirs:
                 continue
             per_seed = [x - y if x is not None and y is not None else None for x, y in zip(mine, theirs, strict=True)]
@@ -333,6 +339,8 @@ def _example(rng: random.Random, task: dict[str, Any]) -> dict[str, Any]:
         "input": text * (6 if task["family"] == "summarization" else 1),
         "answer": "lamp",
         "shots": asked,
-        "predictions": {arm: "lamp" if right[arm] else rng.choice(["fox", "gate", "a very long\nwrong answer", ""]) for arm in asked},
+        "predictions": {
+            arm: "lamp" if right[arm] else rng.choice(["fox", "gate", "a very long\nwrong answer", ""]) for arm in asked
+        },
         "scores": {arm: float(right[arm]) for arm in asked},
     }

@@ -147,3 +147,51 @@ def test_a_reference_without_a_finite_likelihood_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="no ids"):
         generate_and_score(model, tokenizer, EMPTY_PREFIX, [(some_ids(0), [5])], max_new_tokens=2)
     assert generate_and_score(model, tokenizer, EMPTY_PREFIX, [], max_new_tokens=2)[0] == []
+
+
+def test_what_a_reference_begins_with_rightly_is_not_decoded_again(tokenizer):
+    word, terminator = tokenizer.encode_texts(["owl"])[0], tokenizer.terminator_ids
+    model = reciting_model([390, *word, *terminator])
+    query, right = np.array([390], dtype=np.int32), [*word, *terminator]
+    for reference, limit, num_steps, expected in (
+        (right, 20, 0, Generated("owl", cut=False)),
+        ([*word[:1], 7, 7], 20, len(right) - 2, Generated("owl", cut=False)),  # right in its first token only
+        (right[:-1], 20, 1, Generated("owl", cut=False)),  # nothing but right, and too short
+        ([7, *right], 20, len(right) - 1, Generated("owl", cut=False)),  # wrong from the start
+        (right, len(word), 0, Generated("owl", cut=True)),  # the limit lies inside the reference
+    ):
+        rows, count = [], EngineCount()
+        handle = model.register_forward_pre_hook(
+            lambda m, args, kw, rows=rows: rows.append(kw["input_ids"].shape[1]), with_kwargs=True
+        )
+        asked = [(query, reference)]
+        answers, _ = generate_and_score(model, tokenizer, EMPTY_PREFIX, asked, max_new_tokens=limit, count=count)
+        handle.remove()
+        assert answers == [expected]
+        assert [n for n in rows if n != 12][-1 - num_steps :] == [len(reference)] + [1] * num_steps
+        assert count.num_query_tokens == len(reference) + num_steps
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_drafts_of_any_length_change_no_answer(tokenizer, name):
+    model = tiny_model(name, seed=3)
+    prefix = encode_prefix(model, some_ids(30))
+    queries = [some_ids(3 + n, seed=n) for n in range(9)]
+    alone = [generate_behind(model, tokenizer, prefix, [query], max_new_tokens=12)[0] for query in queries]
+    greedy = [greedy_ids(model, [*prefix.ids, *query], num=12) for query in queries]
+    # The first n tokens of the greedy answer, then others: each query is drafted to another place.
+    asked = [(query, [*ids[:n], 5, 6, 7]) for n, (query, ids) in enumerate(zip(queries, greedy, strict=True))]
+    answers, nats = generate_and_score(model, tokenizer, prefix, asked, max_new_tokens=12)
+    assert answers == alone
+    assert nats == pytest.approx(score_answers(model, prefix, asked)[0], abs=1e-4)
+
+
+def greedy_ids(model, ids, *, num):
+    """Return what a plain forward says is likeliest, again and again."""
+    ids = list(ids)
+    if model.config.model_type == "gemma2":
+        model.set_attn_implementation("eager")  # sdpa refuses its soft cap
+    for _ in range(num):
+        with torch.inference_mode():
+            ids.append(int(model(torch.as_tensor([ids]).long(), use_cache=False).logits[0, -1].argmax()))
+    return ids[-num:]

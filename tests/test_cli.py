@@ -27,6 +27,8 @@ from tests.trajectory.setting import write_setting
 VERBS = {
     "check": "Audit task files",
     "show": "Print one episode as training will see it",
+    "plan": "What a recipe would train",
+    "export": "Write the episodes that a recipe trains on",
     "train": "Fine-tune as a recipe says",
     "eval": "Score against number of shots",
     "curve": "one forward pass over each episode of test rows",
@@ -499,6 +501,30 @@ def test_the_predictions_lie_beside_their_curve_alone(folder, tmp_path, capfd, n
 
 
 # train, merge -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_plan_is_told_in_a_table_or_json_and_exits_1_where_training_would_be_in_vain(tmp_path, capfd):
+    write_setting(tmp_path)
+    recipe = tmp_path / "recipe.toml"
+    code, out, err = run_manyicl(capfd, "plan", recipe, "--device", "h100")
+    assert (code, err) == (0, "")
+    assert "Trained answers by the shots before them" in out
+    assert "nothing stands in its way" in out
+    code, out, _ = run_manyicl(capfd, "plan", recipe, "--json")
+    assert (code, json.loads(out)["device"]) == (0, None)
+    code, out, err = run_manyicl(capfd, "plan", recipe, "episodes.token_budget=600", "--json")
+    assert (code, err) == (1, "")
+    assert "knows 512 positions" in json.loads(out)["blockers"][0]
+    assert refusal(capfd, "plan", recipe, "--device", "tpu").startswith("--device tpu: is not known")
+
+
+def test_export_writes_a_new_folder_and_says_how_to_read_it(tmp_path, capfd):
+    write_setting(tmp_path)
+    code, out, err = run_manyicl(capfd, "export", tmp_path / "recipe.toml", "--out", tmp_path / "rows")
+    assert (code, err) == (0, "")
+    assert f"read them: datasets.load_dataset('{tmp_path / 'rows'}')" in out
+    assert "exists already" in refusal(capfd, "export", tmp_path / "recipe.toml", "--out", tmp_path / "rows")
 
 
 @pytest.mark.slow

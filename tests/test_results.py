@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -27,6 +28,13 @@ def test_a_result_comes_back(tmp_path):
     assert tuple(result.predictions) == ROWS
     assert (result.content["schema"], result.content["tasks"][0]["sha256"]) == (2, "abc")
     assert result.content["tasks"][0]["curve"][0]["draws"] == []
+
+
+def test_shots_that_were_the_same_in_all_draws_are_told_and_others_are_not(tmp_path):
+    plain = Evaluation("some/model", "sweep", seed=3, max_tokens=512, curves=(CURVE,))
+    assert "fixed_shots" not in plain.to_json()
+    replace(plain, fixed_shots=4).save(tmp_path / "a.json")
+    assert read_result(tmp_path / "a.json").content["fixed_shots"] == 4
 
 
 def test_what_is_no_result_is_refused_in_one_line(tmp_path):

@@ -13,7 +13,7 @@ from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, evaluate, one_pass_curve
 from manyicl.shot_curve import ask_draw, evaluate_task, make_curve, score_one_pass
 from manyicl.sweep import Sweep, TaskSweep, write_answers
-from manyicl.tasks import Example
+from manyicl.tasks import Example, flip_labels, flip_map
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer, tokenize_task
 from tests.conftest import make_task, tiny_model
@@ -101,6 +101,48 @@ def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
     asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match="--shots"):
         evaluate(asked, [make_task("animals")], **wrong)
+
+
+def test_the_same_shots_in_other_orders_are_told_apart_by_order_alone(tokenizer):
+    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
+    options = {"shots": (0, 4), "draws": 3, "queries": 4}
+    task = make_task("animals")
+    fixed, plain = (evaluate(asked, [task], **options, fixed_shots=fixed) for fixed in (4, None))
+    last, same = (result.curves[0].cells[-1] for result in (fixed, plain))
+    assert len({one.shots_sha256 for one in last.draws}) == 3
+    assert len({one.top_label_share for one in last.draws}) == 1
+    assert last.draws[0] == same.draws[0]
+    assert {p.query for p in fixed.curves[0].predictions} == {p.query for p in plain.curves[0].predictions}
+    # Another order is another prompt: the likelihoods differ, or this would test nothing.
+    nats = {p.draw: p.nll for p in fixed.curves[0].predictions if p.shots == 4}
+    assert len(set(nats.values())) == 3
+    assert (fixed.to_json()["fixed_shots"], "fixed_shots" in plain.to_json()) == (4, False)
+
+
+@pytest.mark.parametrize(("fixed", "draws"), [(1, 2), (3, 2), (0, 2), (4, 1)])
+def test_fixed_shots_that_no_orders_can_be_compared_at_are_refused(tokenizer, fixed, draws):
+    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    with pytest.raises(UserError, match=rf"fixed_shots = {fixed}: needs one of the shot counts \[1, 4\] from 2"):
+        evaluate(asked, [make_task("animals")], shots=(4, 1), draws=draws, fixed_shots=fixed)
+
+
+def test_a_flipped_task_is_asked_the_same_behind_the_same_shots_and_mapped_back(tokenizer):
+    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
+    task, flipped = make_task("animals"), flip_labels(make_task("animals"), seed=1)
+    plans = [
+        TaskSweep(tokenize_task(t, tokenizer=tokenizer), tokenizer=tokenizer, sweep=Sweep()) for t in (task, flipped)
+    ]
+    assert [d.tolist() for d in plans[0].draws] == [d.tolist() for d in plans[1].draws]
+    back = {new: old for old, new in flip_map(task.labels, seed=1).items()}
+    rows = [evaluate(asked, [t], shots=(0, 2), draws=1, queries=9).curves[0].predictions for t in (task, flipped)]
+    assert [back[p.answer] for p in rows[1]] == [p.answer for p in rows[0]]
+    zero = [[p.prediction for p in of if p.shots == 0] for of in rows]
+    assert zero[0] == zero[1]  # without shots nothing told of the exchange
+    follows, keeps = (
+        sum(p.prediction == (p.answer if follow else back[p.answer]) for p in rows[1]) for follow in (True, False)
+    )
+    assert follows == sum(p.score for p in rows[1])
+    assert follows + keeps <= len(rows[1])
 
 
 def test_two_tasks_of_one_name_are_refused(tokenizer):

@@ -37,6 +37,7 @@ MODULES = (
     "models",
     "costs",  # weights and FLOPs, from a config alone
     "loss",
+    "footprint",  # memory of a training step, predicted
     "layers",  # which are recomputed, and whether they are compiled
     "throughput",
     "usage",  # seconds and bytes
@@ -79,12 +80,17 @@ MODULES = (
     "world.arithmetic",
     "world.tasks",
     "world.documents",
+    "world.regimes",
     # Runs, and what a person sees of all this.
     "config",
     "progress",
     "runs",
     "audit",
     "preview",
+    "devices",  # accelerators by name
+    "fitting",
+    "forecast",  # `plan`: what a recipe will do
+    "export",  # built episodes for other trainers
     "report.__init__",
     "report.comparison",
     "report.numbers",

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from manyicl.sweep import Sweep, TaskSweep, draw_shots, most_answer_tokens, prefix_lengths, write_answers
+from manyicl.sweep import (
+    Sweep,
+    TaskSweep,
+    draw_shots,
+    most_answer_tokens,
+    prefix_lengths,
+    reorder_shots,
+    write_answers,
+)
 from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer, join_examples, tokenize_task
 from tests.conftest import make_task
@@ -60,3 +68,33 @@ def test_an_answer_takes_as_many_tokens_as_the_longest_there_is(tokenizer, task)
     assert most_answer_tokens(task, written) == len(written[1][1])
     assert most_answer_tokens(task, None) == max(task.splits["train"].answer_lengths)
     assert most_answer_tokens(task, []) == 0
+
+
+# --- the same shots in other orders ------------------------------------------------------------------------------
+
+
+def test_fixed_shots_are_those_of_the_first_draw_in_every_draw_each_in_its_own_order(tokenizer, task):
+    fixed = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep((0, 8), 4, 5, max_tokens=400, fixed_shots=8))
+    plain = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep((0, 8), 4, 5, max_tokens=400))
+    first = plain.draws[0].tolist()
+    assert fixed.draws[0].tolist() == first
+    assert len({tuple(draw[:8].tolist()) for draw in fixed.draws}) == 4
+    for draw in fixed.draws:
+        assert sorted(draw[:8].tolist()) == sorted(first[:8])
+        assert draw[8:].tolist() == first[8:]
+    assert fixed.queries.tolist() == plain.queries.tolist()
+
+
+def test_an_order_depends_on_neither_the_other_draws_nor_what_else_is_asked(tokenizer, task):
+    few = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep((8,), 2, 5, seed=3, fixed_shots=8))
+    many = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep((0, 4, 8), 5, 9, seed=3, fixed_shots=8))
+    assert few.draws[1].tolist() == many.draws[1].tolist()
+
+
+def test_without_fixed_shots_the_draws_are_as_they_always_were(tokenizer, task):
+    plan = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep((4,), 3, 5))
+    assert [d.tolist() for d in plan.draws] == [draw_shots(task, seed=0, draw=draw).tolist() for draw in range(3)]
+
+
+def test_more_fixed_shots_than_there_are_examples_are_all_of_them():
+    assert sorted(reorder_shots(np.arange(5), num_fixed=9, seed=[1])) == [0, 1, 2, 3, 4]

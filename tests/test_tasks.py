@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,13 @@ from manyicl.tasks import (
     Fault,
     Task,
     find_task_files,
+    flip_labels,
+    flip_map,
     inspect_task,
     load_task,
     load_tasks,
 )
+from tests.conftest import make_task
 
 REAL_TASKS = Path(__file__).parents[2] / "shared" / "data" / "tasks"
 
@@ -496,6 +500,46 @@ def test_a_path_that_is_no_data_file(tmp_path: Path) -> None:
         load_task(tmp_path / "absent.jsonl")
     with pytest.raises(UserError, match=r"cannot read '\.txt' files; known: \.jsonl, \.csv, \.parquet"):
         inspect_task(tmp_path / "notes.txt")
+
+
+# --- labels exchanged --------------------------------------------------------------------------------------------
+
+
+@given(labels=st.lists(st.text(max_size=5), min_size=2, max_size=12, unique=True), seed=st.integers(0, 2**32))
+def test_every_label_is_exchanged_for_another_each_once_whatever_their_order(labels: list[str], seed: int) -> None:
+    flipped = flip_map(labels, seed=seed)
+    assert set(flipped) == set(flipped.values()) == set(labels)
+    assert all(label != other for label, other in flipped.items())
+    assert flip_map(labels[::-1], seed=seed) == flipped
+
+
+def test_the_seed_chooses_among_all_exchanges_alike() -> None:
+    counts = Counter(tuple(flip_map("abcd", seed=seed).values()) for seed in range(900))
+    assert len(counts) == 9  # derangements of four
+    assert min(counts.values()) > 60
+    assert flip_map(["yes", "no"], seed=5) == {"yes": "no", "no": "yes"}
+
+
+def test_a_flipped_task_has_exchanged_answers_everywhere_and_all_else_as_it_was() -> None:
+    task = make_task("animals")
+    flipped, exchanged = flip_labels(task, seed=1), flip_map(task.labels, seed=1)
+    back = {new: old for old, new in exchanged.items()}
+    for split in SPLITS:
+        one, other = getattr(task, split), getattr(flipped, split)
+        assert [e.input for e in other] == [e.input for e in one]
+        assert [e.answer for e in other] == [exchanged[e.answer] for e in one]
+        assert [back[e.answer] for e in other] == [e.answer for e in one]
+    assert replace(flipped, **{s: getattr(task, s) for s in SPLITS}, sha256=task.sha256) == task
+    assert len({task.sha256, flipped.sha256, flip_labels(task, seed=2).sha256}) == 3
+    assert flip_labels(task, seed=1) == flipped
+
+
+@pytest.mark.parametrize("labels", [(), ("only",)])
+def test_a_task_without_two_labels_cannot_be_flipped(labels: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"task 'animals': has no two fixed labels to exchange; leave it out"):
+        flip_labels(replace(make_task("animals"), labels=labels), seed=0)
+    with pytest.raises(UserError, match=r"labels \[.*\]: there is no other label .*; leave the task out"):
+        flip_map(labels, seed=0)
 
 
 @pytest.mark.real_data

@@ -23,7 +23,7 @@ from manyicl.tries import build_trie
 # Tokens of prompts that transformers generates behind at once; a small model's batch fits any machine.
 BATCH_TOKENS = 16384
 # Rows that have ended are dropped once they are this share of a batch: each time the others' keys are copied.
-ENDED_SHARE = 0.25
+ENDED_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +128,19 @@ def _answer_rows(
     lengths = [len(query) + num for (query, _), num in zip(asked, num_nodes, strict=True)]
 
     def share(place: int) -> float:
-        num_keys = max(lengths[place], len(asked[place][0]) + max_new_tokens)
+        num_keys = lengths[place] + max_new_tokens
         return plan.share(num_tokens=lengths[place], num_logits=1 + num_nodes[place], num_keys=num_keys)
 
     def run(row: list[int]) -> None:
-        told, row_nats = _decode_batch(model, tokenizer, prefix, [asked[p] for p in row], max_new_tokens=max_new_tokens)
+        told, row_nats, num_drafted = _decode_batch(
+            model, tokenizer, prefix, [asked[p] for p in row], max_new_tokens=max_new_tokens
+        )
         answers.update(zip(row, (_read_answer(tokenizer, ids) for ids in told), strict=True))
         nats[row] = row_nats
         if count is not None:
-            count.num_query_tokens += sum(lengths[p] + len(ids) - 1 for p, ids in zip(row, told, strict=True))
+            # The last token of an answer is never run, and those that its reference began with were run as such.
+            num_steps = [max(0, len(ids) - 1 - num) for ids, num in zip(told, num_drafted, strict=True)]
+            count.num_query_tokens += sum(lengths[p] for p in row) + sum(num_steps)
 
     with segment_attention(model):
         run_rows(sorted(range(len(asked)), key=lengths.__getitem__), share=share, run=run)
@@ -146,13 +150,18 @@ def _answer_rows(
 class _QueryKeys:
     """Each query's own keys and values, (B, G, C, D) a layer, written once a token; C: most tokens it may have.
 
-    Those of a reference behind it are never seen: new tokens are written over them.
+    Behind a query may stand its reference; `begin` says how much of that is its answer too.
     """
 
-    def __init__(self, layout: RowLayout, lengths: Tensor, *, longest: int, most_new: int) -> None:
-        self.layout, self.lengths_B, self.longest = layout, lengths, longest
-        self.room = max(longest + most_new, layout.offsets_SL.shape[1])
+    def __init__(self, layout: RowLayout, *, most_new: int) -> None:
+        self.layout = layout
+        self.room = layout.offsets_SL.shape[1] + most_new
         self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.lengths_B, self.longest = layout.offsets_SL[:, 0], 0
+
+    def begin(self, lengths: NDArray[np.int64]) -> None:
+        """Say how many tokens of each query count from now on; what stands behind them is written over."""
+        self.lengths_B, self.longest = torch.from_numpy(lengths).to(self.lengths_B.device), int(lengths.max())
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keep the queries' own tokens, from the row that they are all in."""
@@ -200,31 +209,71 @@ def _decode_batch(
     asked: Sequence[Asked],
     *,
     max_new_tokens: int,
-) -> tuple[list[list[int]], NDArray[np.float64]]:
-    """Return the greedy ids of each query, up to where it ended, and the nats (B,) of the references behind them."""
+) -> tuple[list[list[int]], NDArray[np.float64], list[int]]:
+    """Return each query's greedy ids up to where it ended, its reference's nats, and how many ids the reference gave.
+
+    As far as the reference behind a query is what greedy decoding says, its tokens need not be run again.
+    """
     device = device_of(model)
-    lengths = np.array([len(query) for query, _ in asked])
     *row, layout = lay_out_row(asked, prefix=prefix, device=device)
-    ids, positions, kept, lengths_B = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(asked), lengths))
-    keys = _QueryKeys(layout, lengths_B, longest=int(lengths.max()), most_new=max_new_tokens)
-    logits_BV = run_row(model, ids, positions, layout=replace(layout, sink=keys), keep=kept)
-    nats = np.zeros(len(asked))
+    ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(asked)))
+    keys = _QueryKeys(layout, most_new=max_new_tokens)
+    logits_NV = run_row(model, ids, positions, layout=replace(layout, sink=keys), keep=kept)
+    nats, drafts = np.zeros(len(asked)), [_Draft() for _ in asked]
     tries = [trie for _, trie in asked if trie is not None]
     if tries:  # of all or of none
-        nats = -np.array([logprobs_E.sum() for logprobs_E, _ in read_edges(logits_BV, tries)])
-        roots = np.cumsum([0, *(1 + len(trie.tokens_N) for trie in tries)])[:-1]
-        logits_BV = logits_BV[torch.from_numpy(roots).to(device)]
-    return _decode_greedily(model, tokenizer, keys, logits_BV, max_new_tokens=max_new_tokens), nats
+        edges = read_edges(logits_NV, tries)
+        nats = -np.array([logprobs_E.sum() for logprobs_E, _ in edges])
+        drafts = [
+            _draft_answer(tokenizer, trie.edge_tokens_E.tolist(), hits_E, max_new_tokens=max_new_tokens)
+            for trie, (_, hits_E) in zip(tries, edges, strict=True)
+        ]
+    num_kept = np.array([1 if trie is None else 1 + len(trie.tokens_N) for _, trie in asked])
+    num_drafted = np.array([draft.num_run for draft in drafts])
+    keys.begin(np.array([len(query) for query, _ in asked]) + num_drafted)
+    logits_BV = logits_NV[torch.from_numpy(np.cumsum(num_kept) - num_kept + num_drafted).to(device)]
+    told = _decode_greedily(model, tokenizer, keys, logits_BV, drafts=drafts, max_new_tokens=max_new_tokens)
+    return told, nats, num_drafted.tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """How a greedy answer begins, as its reference told. num_run: ids of the reference that further ones stand behind.
+
+    ended: the answer is whole. Else its next id is read off the logits behind `num_run` ids, and `ids` are those.
+    """
+
+    ids: tuple[int, ...] = ()
+    num_run: int = 0
+    ended: bool = False
+
+
+def _draft_answer(
+    tokenizer: TaskTokenizer, reference: Sequence[int], hits_E: NDArray[np.bool_], *, max_new_tokens: int
+) -> _Draft:
+    """Return how the answer begins; hits_E: which ids of the reference are the likeliest ones."""
+    num_hits = int(np.cumprod(hits_E).sum())
+    for num in range(1, min(num_hits, max_new_tokens) + 1):
+        if num == max_new_tokens or _has_ended(tokenizer, reference[:num]):
+            return _Draft(tuple(reference[:num]), num_run=num - 1, ended=True)
+    # The last id of a reference is never run; where greedy decoding says it too, it is read off the logits again.
+    num_run = min(num_hits, len(reference) - 1)
+    return _Draft(tuple(reference[:num_run]), num_run=num_run)
 
 
 def _decode_greedily(
-    model: Any, tokenizer: TaskTokenizer, keys: _QueryKeys, logits_BV: Tensor, *, max_new_tokens: int
+    model: Any,
+    tokenizer: TaskTokenizer,
+    keys: _QueryKeys,
+    logits_BV: Tensor,
+    *,
+    drafts: Sequence[_Draft],
+    max_new_tokens: int,
 ) -> list[list[int]]:
-    """Return the greedy ids behind each query's keys; logits: of its last token."""
+    """Return the greedy ids of each query, its draft's first; logits: of the last token that `keys` counts."""
     device, num_prefix = logits_BV.device, keys.layout.prefix.num_tokens
-    num_queries = len(logits_BV)
-    told: list[list[int]] = [[] for _ in range(num_queries)]
-    rows, ended = list(range(num_queries)), [False] * num_queries
+    told = [list(draft.ids) for draft in drafts]
+    rows, ended = list(range(len(drafts))), [draft.ended for draft in drafts]
     while True:
         next_B = logits_BV.argmax(dim=-1)
         for row, token in zip(rows, next_B.tolist(), strict=True):
@@ -243,7 +292,7 @@ def _decode_greedily(
         keys.advance()
 
 
-def _has_ended(tokenizer: TaskTokenizer, ids: list[int]) -> bool:
+def _has_ended(tokenizer: TaskTokenizer, ids: Sequence[int]) -> bool:
     """Judge on the decoded text, so that a terminator merged into another token ends an answer too."""
     return ids[-1] == tokenizer.tokenizer.eos_token_id or tokenizer.cut_answer(ids)[1]
 

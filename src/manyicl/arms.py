@@ -24,6 +24,8 @@ ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedi
 Match = Literal["tokens", "answers", "flops"]
 # Tokens of two arms that are matched by them differ by less than this share, where the packs allow it.
 TOKEN_TOLERANCE = 0.002
+# Pack lengths that are tried, as shares of the recipe's away from the one in proportion.
+PACK_CHANGES = tuple(sign * step / 200 for step in range(13) for sign in (1, -1))[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,11 @@ ARMS: Mapping[ArmName, Arm] = {
     for arm in (
         Arm("base", "base", "The model as it was, not trained.", trained=False),
         Arm("zero-shot", "zero-shot FT", "All tasks at once, one example a sequence."),
-        Arm("few-shot", "few-shot FT", "All tasks at once, a few shots and one query a sequence; the last answer trained."),
+        Arm(
+            "few-shot",
+            "few-shot FT",
+            "All tasks at once, a few shots and one query a sequence; the last answer trained.",
+        ),
         Arm("manyicl", "ManyICL", "All tasks at once, as many examples a sequence as fit; every answer trained."),
         Arm("dedicated", "dedicated FT", "One model a task, one example a sequence.", per_task=True),
         Arm(
@@ -69,15 +75,25 @@ class CompareSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     arms: tuple[ArmName, ...] = Field(
-        ("base", "zero-shot", "few-shot", "manyicl", "dedicated"), min_length=1, description="in the order of the tables"
+        ("base", "zero-shot", "few-shot", "manyicl", "dedicated"),
+        min_length=1,
+        description="in the order of the tables",
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0,), min_length=1, description="training seeds; each has its own episodes, adapters, shots and queries"
     )
-    match: Match = Field("tokens", description="what all arms spend alike: processed tokens, supervised answers or FLOPs")
+    match: Match = Field(
+        "tokens", description="what all arms spend alike: processed tokens, supervised answers or FLOPs"
+    )
     few_shot_shots: Annotated[int, Field(gt=0)] = Field(5, description="shots of the few-shot arm's sequences")
-    held_out_tasks: tuple[str, ...] = Field((), description="tasks that no arm is trained on")
-    dedicated_tasks: tuple[str, ...] = Field((), description="tasks that get a model of their own; all trained unless said")
+    held_out_tasks: tuple[str, ...] = Field((), description="new tasks: no arm is trained on them")
+    familiar_tasks: tuple[str, ...] = Field(
+        (),
+        description="tasks that the base is known to do and no arm is trained on: for forgetting, not for the headline",
+    )
+    dedicated_tasks: tuple[str, ...] = Field(
+        (), description="tasks that get a model of their own; all trained unless said"
+    )
     free_factor: Annotated[float, Field(gt=1)] = Field(
         8.0, description="how many times the tokens of `dedicated` the arm dedicated-free has"
     )
@@ -91,8 +107,9 @@ class CompareSettings(BaseModel):
     draws: Annotated[int, Field(gt=0)] = Field(5, description="draws of shots a task and seed")
     queries: Annotated[int, Field(gt=0)] = Field(200, description="test rows asked, the same at every k and draw")
     validation_queries: Annotated[int, Field(ge=0)] = Field(
-        50, description="validation rows asked of each trained task, to choose k and learning rate; 0: all are asked with"
-        " the most shots"
+        50,
+        description="validation rows asked of each trained task, to choose k and learning rate; 0: all are asked with"
+        " the most shots",
     )
     max_tokens: Annotated[int, Field(gt=0)] | None = Field(
         None, description="longest sequence of a question; episodes.token_budget unless said"
@@ -104,7 +121,9 @@ class CompareSettings(BaseModel):
     orders: bool = Field(True, description="ask behind the same shots in other orders")
     examples: Annotated[int, Field(ge=0)] = Field(2, description="queries a task whose texts the report shows")
 
-    @field_validator("arms", "seeds", "held_out_tasks", "dedicated_tasks", "learning_rates", "shots", "text_files")
+    @field_validator(
+        "arms", "seeds", "held_out_tasks", "familiar_tasks", "dedicated_tasks", "learning_rates", "shots", "text_files"
+    )
     @classmethod
     def _has_no_twins(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
@@ -201,17 +220,15 @@ class ArmPlanner:
     def __init__(self, config: CompareConfig, tasks: Mapping[str, TokenizedTask]) -> None:
         self.config, self.tasks = config, tasks
         model = config.model
-        self.shape = shape_model(
-            load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code
-        )
+        self.shape = shape_model(load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code)
         self._plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
 
     def plan_arm(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
         """Return the recipe of an arm that trains one model on all tasks, and what it spends.
 
-        Matched by tokens: as many optimizer steps for all, and packs of such a length that a step of every arm processes
-        what a step of the arm with the emptiest packs does. By answers or FLOPs: as many steps as come nearest to
-        ManyICL's.
+        Matched by tokens: as many optimizer steps for all, and packs of such a length that a step of every arm
+        processes what a step of the arm with the emptiest packs does. By answers or FLOPs: as many steps as come
+        nearest to ManyICL's.
         """
         if (arm, seed) not in self._plans:
             own = self._spend(self._shared_config(arm, seed=seed))
@@ -272,25 +289,23 @@ class ArmPlanner:
         return config, count_spent(plan_packs(config, tasks), config, self.shape)
 
     def _fit_packs(self, config: RunConfig, spent: Spent, *, tokens: int) -> tuple[RunConfig, Spent]:
-        """Return the recipe with packs shortened until it spends `tokens`, or as near as they allow."""
+        """Return the recipe with packs of the length that makes it spend `tokens`, or as near as they allow.
+
+        How full packs are hangs on their length by leaps, so lengths around the proportional one are tried.
+        """
         best = config, spent
         fixed = isinstance(config.episodes.shots, int)
         longest = max(int(task.splits["train"].lengths.max()) + len(task.head_ids) for task in self.tasks.values())
-        pack_tokens = config.pack_tokens
-        for _ in range(8):
-            told = best[1].tokens if best[0].pack_tokens == pack_tokens else spent.tokens
+        least = min(longest, config.pack_tokens) if fixed else config.episodes.token_budget
+        for change in PACK_CHANGES:
             if abs(best[1].tokens - tokens) <= TOKEN_TOLERANCE * tokens:
                 break
-            pack_tokens = max(min(longest, config.pack_tokens), round(pack_tokens * tokens / told))
-            budget = min(config.episodes.token_budget, pack_tokens)
-            if budget < config.episodes.token_budget and not fixed:
-                break  # filled episodes would be other ones
+            pack_tokens = max(least, round(config.pack_tokens * (tokens / spent.tokens + change)))
             values = config.model_dump()
-            values["episodes"]["token_budget"] = budget
+            values["episodes"]["token_budget"] = min(config.episodes.token_budget, pack_tokens)
             values["train"]["pack_tokens"] = pack_tokens
             tried = self._spend(RunConfig.model_validate(values))
-            spent = tried[1]
-            if abs(spent.tokens - tokens) < abs(best[1].tokens - tokens):
+            if abs(tried[1].tokens - tokens) < abs(best[1].tokens - tokens):
                 best = tried
         return best
 
@@ -313,20 +328,23 @@ class ArmPlanner:
         return best
 
 
-def choose_tasks(config: CompareConfig, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the trained and the held-out tasks among the folder's `names`.
+def choose_tasks(config: CompareConfig, names: Sequence[str]) -> list[str]:
+    """Return the trained tasks among the folder's `names`.
 
     Raises:
-        UserError: a task is both, a dedicated one is not trained, or none is left to train on.
+        UserError: a task has two roles, a dedicated one is not trained, or none is left to train on.
     """
     settings = config.compare
-    trained = list(config.tasks.names) or [name for name in names if name not in settings.held_out_tasks]
-    both = sorted({*trained} & {*settings.held_out_tasks})
-    if both:
-        raise UserError(f"compare.held_out_tasks: '{both[0]}' is in tasks.names too; a task is trained or held out")
+    untrained = [*settings.held_out_tasks, *settings.familiar_tasks]
+    trained = list(config.tasks.names) or [name for name in names if name not in untrained]
+    for name in untrained:
+        if name in trained or untrained.count(name) > 1:
+            raise UserError(
+                f"compare.held_out_tasks: '{name}' is in tasks.names or compare.familiar_tasks too; give it one role"
+            )
     if not trained:
         raise UserError("tasks.names: every task of the folder is held out; leave some to train on")
     for name in settings.dedicated_tasks:
         if name not in trained:
             raise UserError(f"compare.dedicated_tasks: '{name}' is not a trained task; name trained ones")
-    return trained, list(settings.held_out_tasks)
+    return trained

@@ -99,6 +99,55 @@ def show(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (*.toml).")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Does it fit, and how long does it take, on this: h100, a100-40, ...")
+    ] = None,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="How many of them, each with all weights.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a recipe would train, whether it is sound, its memory and hours. Exits 1 if it would be in vain."""
+    from manyicl.config import load_recipe
+    from manyicl.devices import find_device
+    from manyicl.display import forecast_table, make_console
+    from manyicl.forecast import forecast_run
+
+    config = load_recipe(recipe, overrides=overrides or ())
+    forecast = forecast_run(config, device=find_device(device) if device else None, num_devices=devices)
+    if as_json:
+        typer.echo(json.dumps(forecast.to_json(), ensure_ascii=False))
+    else:
+        make_console().print(forecast_table(forecast))
+    if forecast.blockers:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (*.toml).")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the rows.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    format_: Annotated[
+        Literal["trl"], typer.Option("--format", help="trl: input_ids, labels and seq_lengths as Parquet.")
+    ] = "trl",
+    rows: Annotated[
+        Literal["episodes", "packs"], typer.Option("--rows", help="What a row holds; packs need flash attention there.")
+    ] = "episodes",
+) -> None:
+    """Write the episodes that a recipe trains on for other trainers, such as TRL's SFTTrainer."""
+    from manyicl.config import load_recipe
+    from manyicl.export import export_trl
+    from manyicl.runs import prepare_run
+
+    del format_  # there is one so far
+    counts = export_trl(prepare_run(load_recipe(recipe, overrides=overrides or ())), out, rows=rows)
+    written = " and ".join(f"{count:,} rows for {split}" for split, count in counts.items())
+    typer.echo(f"wrote {written} to {out}\nread them: datasets.load_dataset({str(out)!r})")
+
+
+@app.command()
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe (*.toml); not needed with --resume.")] = None,
     overrides: Annotated[
@@ -426,14 +475,20 @@ def world(
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/demo-<time> unless said.")] = None,
-    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Its folder; runs/demo-<time> unless said.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides tasks, episodes, shots and queries.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on; 5 for intervals.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="In 90 seconds, with wider intervals.")] = False,
 ) -> None:
-    """Train a tiny model from nothing on generated tasks, and print its shot curve: the whole path in minutes."""
+    """The paper's comparison in minutes on two cores: base, zero-shot, few-shot, ManyICL and dedicated fine-tuning.
+
+    On the packaged seed model and tasks of the embedded world, in two regimes: many tasks with few examples, and few
+    tasks with many. Killed, it goes on when called again with the same --out.
+    """
     from manyicl.demo import run_demo
     from manyicl.display import make_console
 
-    run_demo(out=out, seed=seed, console=make_console())
+    run_demo(out=out, seed=seed, num_seeds=seeds, quick=quick, console=make_console())
 
 
 def parse_shots(text: str) -> tuple[int, ...]:

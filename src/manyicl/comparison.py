@@ -21,7 +21,7 @@ from rich.console import Console
 
 from manyicl.arms import ARMS, Arm, ArmName, ArmPlanner, CompareConfig, Spent, choose_tasks
 from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
-from manyicl.errors import UserError
+from manyicl.errors import UserError, suggest
 from manyicl.evaluation import AskedModel, evaluate, load_asked_model
 from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
@@ -69,8 +69,12 @@ class Comparison:
     def tasks(self) -> dict[str, Task]:
         """All tasks, trained and held out, by name."""
         every = load_tasks(self.config.tasks.folder)
-        trained, held_out = choose_tasks(self.config, [task.name for task in every])
-        return {task.name: task for task in load_tasks(self.config.tasks.folder, names=[*trained, *held_out])}
+        trained = choose_tasks(self.config, [task.name for task in every])
+        known = {task.name: task for task in every}
+        for name in (*trained, *self.held_out, *self.familiar):
+            if name not in known:
+                raise UserError(f"{self.config.tasks.folder}: no task '{name}'{suggest(name, known)}")
+        return {name: known[name] for name in sorted({*trained, *self.held_out, *self.familiar})}
 
     @property
     def held_out(self) -> list[str]:
@@ -78,9 +82,18 @@ class Comparison:
         return sorted(self.settings.held_out_tasks)
 
     @property
+    def familiar(self) -> list[str]:
+        """Tasks that the base is known to do, sorted; no arm is trained on them."""
+        return sorted(self.settings.familiar_tasks)
+
+    @property
     def trained(self) -> list[str]:
         """Tasks that the arms are trained on, sorted."""
-        return sorted(set(self.tasks) - set(self.held_out))
+        return sorted({*self.tasks} - {*self.held_out, *self.familiar})
+
+    def role_of(self, task: str) -> str:
+        """Return a task's role: trained, held-out or familiar."""
+        return "held-out" if task in self.held_out else "familiar" if task in self.familiar else "trained"
 
     @cached_property
     def dedicated(self) -> list[str]:
@@ -142,7 +155,10 @@ class Comparison:
             for task in self.models_of(arm)
             for what in ("train", "validation")
         ]
-        return [*trials, *(cell for seed in self.settings.seeds for arm in self.arms for cell in self._cells_of(arm, seed))]
+        return [
+            *trials,
+            *(cell for seed in self.settings.seeds for arm in self.arms for cell in self._cells_of(arm, seed)),
+        ]
 
     @property
     def arms(self) -> list[Arm]:
@@ -234,8 +250,9 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
         return Comparison(folder, there)
     if config is None:
         raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one: manyicl compare RECIPE --out {folder}")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--out {folder}: is not empty; name a new folder")
+    taken = [path for path in folder.iterdir() if path.name != "tasks"] if folder.exists() else []
+    if taken:
+        raise UserError(f"--out {folder}: is not empty ({taken[0].name}); name a new folder")
     comparison = Comparison(folder, absolute_texts(config))
     _ = comparison.tasks, comparison.texts  # a fault in them is told before the folder is made
     write_atomically(kept, dump_config(comparison.config))
@@ -257,7 +274,9 @@ def check_seeds(comparison: Comparison, seeds: Sequence[int] | None) -> None:
     """
     for seed in seeds or ():
         if seed not in comparison.settings.seeds:
-            raise UserError(f"--seed {seed}: is none of this comparison's {list(comparison.settings.seeds)}; give one of them")
+            raise UserError(
+                f"--seed {seed}: is none of this comparison's {list(comparison.settings.seeds)}; give one of them"
+            )
 
 
 def refuse_ranks() -> None:
@@ -269,8 +288,8 @@ def refuse_ranks() -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
         raise UserError(
-            f"{ranks} processes: a comparison is shared out by seeds; start `manyicl compare --resume DIR --seed N` once"
-            " a GPU (CUDA_VISIBLE_DEVICES=N), not accelerate launch"
+            f"{ranks} processes: a comparison is shared out by seeds; start `manyicl compare --resume DIR --seed N`"
+            " once a GPU (CUDA_VISIBLE_DEVICES=N), not accelerate launch"
         )
 
 
@@ -331,7 +350,7 @@ class _Worker:
         elif cell.what == "validation":
             names = comparison.asked_trained
         else:
-            names = sorted([*comparison.asked_trained, *comparison.held_out])
+            names = sorted([*comparison.asked_trained, *comparison.held_out, *comparison.familiar])
         return [comparison.tasks[name] for name in names]
 
     def _ask_model(self, cell: GridCell) -> AskedModel:
@@ -372,4 +391,3 @@ class _Worker:
 def _titled(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
     with reporting(console) as report:
         yield lambda what, done, total: report(f"{title} ({what})", done, total)
-

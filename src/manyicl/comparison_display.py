@@ -108,7 +108,11 @@ def comparison_plot(comparison: Comparison, *, width: int = 78, height: int = 15
 
 
 def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colour: bool) -> Text | None:
-    curves = {arm: [c for c in comparison.mean_cells(arm, role) if is_known(c.score)] for arm in comparison.place}
+    most = comparison.most_tasks(role)  # the mean over fewer tasks is no neighbour to these
+    curves = {
+        arm: [cell for cell in comparison.mean_cells(arm, role) if is_known(cell.score) and cell.tasks == most]
+        for arm in comparison.place
+    }
     shots = sorted({cell.shots for cells in curves.values() for cell in cells})
     if not shots:
         return None

@@ -1,167 +1,158 @@
-"""The whole path in minutes, from nothing: generate tasks, train a tiny model on them, and print its shot curve.
+"""The paper's comparison in minutes on two CPU cores, with nothing to download: the world's tasks and its seed model.
 
-A stand-in until a pretrained seed model ships with the package. Eight tasks share their sentences and ask for the same
-thing, the topic, but each in words of its own; their instruction is left out on purpose. So without shots nobody can
-know which word is wanted; one shot narrows it down, as words are shared between tasks; a few shots tell. Nothing is
-scripted: another seed gives other numbers.
+Two regimes are run. Many tasks with few examples each is what many-shot fine-tuning is for: the headline. Few tasks with
+many examples each, which plain fine-tuning may simply learn, is the contrast. Nothing is scripted: another seed draws
+other tasks, episodes, shots and queries.
 """
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from manyicl.config import RunConfig, TaskSettings
-from manyicl.display import curve_plot, evaluation_table, held_out_table, plan_table
+from manyicl.arms import CompareConfig, CompareSettings
+from manyicl.comparison import Comparison, open_comparison, run_comparison
+from manyicl.config import TaskSettings
+from manyicl.display import make_console
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
-from manyicl.evaluation import evaluate
-from manyicl.files import write_atomically
 from manyicl.models import ModelSettings
-from manyicl.progress import reporting
-from manyicl.results import Evaluation
-from manyicl.runs import prepare_run, train
-from manyicl.tasks import load_tasks
-from manyicl.templates import TemplateSettings
+from manyicl.outcome import finish_comparison
 from manyicl.training import TrainSettings
+from manyicl.world.regimes import CONTRAST, HEADLINE, Regime, draw_familiar, draw_regime
+from manyicl.world.seed import NEUTRAL_TEXT, TEMPLATE
+from manyicl.world.tasks import WorldTask, write_tasks
 
-# topic -> words that give it away in a sentence.
-CLUES = {
-    "animal": ["fox", "owl", "cat", "dog", "hen", "pig", "duck", "bear", "wolf", "goat"],
-    "food": ["bread", "soup", "rice", "cake", "plum", "bean", "pie", "stew", "corn", "nut"],
-    "tool": ["saw", "axe", "drill", "rake", "hoe", "nail", "rope", "pump", "lamp", "clamp"],
-    "weather": ["rain", "snow", "fog", "wind", "hail", "frost", "storm", "sun", "mist", "thaw"],
-}
-# topic -> the four words it is called by, and which two of a task's three bits choose among them.
-NAMES = {
-    "animal": (["beast", "creature", "fauna", "critter"], (0, 1)),
-    "food": (["meal", "dish", "snack", "feast"], (1, 2)),
-    "tool": (["device", "gear", "gadget", "utensil"], (0, 2)),
-    "weather": (["sky", "climate", "season", "air"], (0, 1)),
-}
-OPENINGS = ("we know the", "there was a", "she drew a", "they like the", "he spoke of", "look at the")
-ENDINGS = ("today", "again", "at home", "in the book", "last year", "by the gate", "twice", "too")
-TOKEN_BUDGET = 256
-TRAIN_ROWS, TEST_ROWS = 1000, 200
+TOKEN_BUDGET = 1280
+PACK_TOKENS = 2560
+# Dedicated models: one of each of the first kinds of a regime, which take turns.
+NUM_DEDICATED = 4
+NUM_FAMILIAR = 6
 
 
-def write_tasks(folder: Path, *, seed: int) -> None:
-    """Write the eight tasks as an ordinary folder of task files."""
-    for task in range(8):
-        rng = np.random.default_rng([seed, task])
-        bits = (task & 1, task >> 1 & 1, task >> 2 & 1)
-        rows: dict[str, dict[str, str]] = {}
-        while len(rows) < TRAIN_ROWS + TEST_ROWS:
-            topic = str(rng.choice(list(CLUES)))
-            text = f"{rng.choice(OPENINGS)} {rng.choice(CLUES[topic])} {rng.choice(ENDINGS)}"
-            names, (high, low) = NAMES[topic]
-            split = "test" if len(rows) < TEST_ROWS else "train"
-            rows.setdefault(text, {"input": text, "answer": names[2 * bits[high] + bits[low]], "split": split})
-        name = f"topic_in_words_{task}"
-        write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
-        about = {"family": "qa", "metric": "exact_match", "instruction": "Name the topic."}
-        write_atomically(folder / f"{name}.task.json", json.dumps(about) + "\n")
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How long a regime is trained and how widely it is asked."""
+
+    num_steps: int
+    asked_tasks: int
+    held_out_tasks: int
+    draws: int
+    queries: int
+    analysis: bool = True
 
 
-def write_model(folder: Path, *, seed: int) -> None:
-    """Write a tokenizer trained on the generated sentences, and a tiny Llama with random weights."""
-    special = ["<unk>", "<s>", "</s>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    texts = [
-        f"{opening} {clue} {ending}"
-        for opening in OPENINGS
-        for clues in CLUES.values()
-        for clue in clues
-        for ending in ENDINGS
-    ]
-    texts += [f"a ->\n{name}\n\n" for names, _ in NAMES.values() for name in names] * 20
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    wrapped: Any = PreTrainedTokenizerFast
-    wrapped(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+FULL = {HEADLINE.name: Size(60, 16, 16, 2, 16), CONTRAST.name: Size(20, 8, 8, 2, 12, analysis=False)}
+QUICK = {HEADLINE.name: Size(24, 8, 8, 2, 8, analysis=False), CONTRAST.name: Size(8, 4, 4, 1, 8, analysis=False)}
 
 
-def demo_config(folder: Path, *, seed: int, num_steps: int) -> RunConfig:
-    """Return the demo's recipe."""
-    return RunConfig(
-        seed=seed,
-        tasks=TaskSettings(folder=str(folder / "tasks")),
-        model=ModelSettings(path=str(folder / "start"), precision="fp32"),
-        template=TemplateSettings(input="{input} ->\n", instruction=False),
+def write_regime(folder: Path, regime: Regime, size: Size, *, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Write a regime's tasks as a folder of task files; return the names of its trained, held-out and familiar ones."""
+    trained, held_out = draw_regime(regime, seed=seed)
+    held_out = held_out[: size.held_out_tasks]
+    familiar = draw_familiar(count=NUM_FAMILIAR, seed=seed)
+    for tasks in (trained, held_out, familiar):
+        write_tasks(folder, tasks, num_train=regime.num_train, num_test=regime.num_test, seed=seed)
+    return _names(trained), _names(held_out), _names(familiar)
+
+
+def _names(tasks: Sequence[WorldTask]) -> list[str]:
+    return [task.name for task in tasks]
+
+
+def demo_config(
+    folder: Path, regime: Regime, size: Size, *, names: tuple[list[str], list[str], list[str]], seeds: Sequence[int]
+) -> CompareConfig:
+    """Return the recipe of a regime's comparison; `names` are its trained, held-out and familiar tasks."""
+    trained, held_out, familiar = names
+    return CompareConfig(
+        tasks=TaskSettings(folder=str(folder), names=tuple(sorted(trained))),
+        model=ModelSettings(path="seed", precision="fp32"),
+        template=TEMPLATE,
         episodes=EpisodeSettings(token_budget=TOKEN_BUDGET),
         train=TrainSettings(
-            num_steps=num_steps,
-            packs_per_step=32,
-            packs_per_batch=32,
-            learning_rate=8e-3,
-            warmup_steps=20,
-            beta2=0.95,
-            log_every_steps=20,
-            checkpoint_every_steps=100,
-            validation_tokens=4096,
+            num_steps=size.num_steps,
+            pack_tokens=PACK_TOKENS,
+            packs_per_step=3,
+            packs_per_batch=3,
+            learning_rate=1e-3,
+            warmup_steps=size.num_steps // 10,
+            beta2=0.98,
+            log_every_steps=2,
+            checkpoint_every_steps=max(2, size.num_steps // 6 // 2 * 2),
+            validation_tokens=0,
+            keep="last",
+        ),
+        compare=CompareSettings(
+            arms=("base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-free"),
+            seeds=tuple(seeds),
+            held_out_tasks=tuple(held_out),
+            familiar_tasks=tuple(familiar),
+            dedicated_tasks=tuple(trained[:NUM_DEDICATED]),
+            asked_tasks=size.asked_tasks,
+            shots=(0, 1, 4, 16, 64),
+            draws=size.draws,
+            queries=size.queries,
+            validation_queries=4,
+            text_files=(str(NEUTRAL_TEXT),),
+            text_windows=12,
+            text_window_tokens=256,
+            flips=size.analysis,
+            orders=size.analysis,
+            examples=1,
         ),
     )
 
 
 def run_demo(
-    *, out: Path | None = None, seed: int = 0, num_steps: int = 500, queries: int = 100, console: Console
-) -> Evaluation:
-    """Run the demo into `out`; return the curves that it prints.
+    *, out: Path | None = None, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console
+) -> list[Comparison]:
+    """Run both regimes into `out`, with training seeds from `seed` on; return their comparisons, the headline's first.
+
+    A killed demo goes on when called again with the same `out`.
 
     Raises:
-        UserError: `out` exists.
+        UserError: `out` holds something else.
     """
     folder = out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists():
-        raise UserError(f"--out {folder}: exists already; name a new folder")
     started = time.monotonic()
-    write_tasks(folder / "tasks", seed=seed)
-    write_model(folder / "start", seed=seed)
-    config = demo_config(folder, seed=seed, num_steps=num_steps)
-    tasks = load_tasks(folder / "tasks")
-    console.print(
-        "Eight tasks ask for the topic of the same sentences, each in its own words; only the shots tell which."
-    )
-    console.print(plan_table(prepare_run(config)))
-    run = train(config, out=folder / "run", console=console)
-    console.print(held_out_table(run.held_out))
-    with reporting(console) as report:
-        result = evaluate(
-            str(run.folder), tasks, shots=(0, 1, 2, 4, 8, 16), draws=5, queries=queries, seed=seed, report=report
-        )
-    result.save(folder / "curve.json")
-    console.print(evaluation_table(result))
-    console.print(curve_plot(result, colour=console.is_terminal))
+    sizes = QUICK if quick else FULL
+    comparisons = []
+    for regime in (HEADLINE, CONTRAST):
+        size = sizes[regime.name]
+        place = folder / regime.name
+        console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
+        comparison = _open_regime(place, regime, size, seeds=range(seed, seed + num_seeds))
+        run_comparison(comparison, console=make_console(stderr=True, quiet=console.quiet))
+        finish_comparison(comparison, console=console)
+        comparisons.append(comparison)
     minutes = (time.monotonic() - started) / 60
-    console.print(
-        f"{minutes:.1f} minutes. The run is in {folder / 'run'}; ask it:\n"
-        f"  echo 'they like the plum today' | manyicl ask {run.folder}"
-        f" --tasks {folder / 'tasks'} --task topic_in_words_3",
-        highlight=False,
-    )
-    return result
+    told = [
+        f"{minutes:.1f} minutes. Read {comparisons[0].folder / 'report.html'}; ask a model that you have just trained:",
+        f"  manyicl eval {comparisons[0].folder / f'seed-{seed}' / 'manyicl'} --tasks {folder / HEADLINE.name / 'tasks'}"
+        f" --task {comparisons[0].held_out[0]} --draws 2",
+    ]
+    console.print("\n".join(told), soft_wrap=True, highlight=False)
+    return comparisons
+
+
+def tell_regime(regime: Regime) -> str:
+    """Return what a regime is, in a line."""
+    kind = "the headline" if regime is HEADLINE else "the contrast"
+    return f"{kind}: {regime.num_tasks} tasks of {regime.num_train} examples each, on the packaged seed model"
+
+
+def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int]) -> Comparison:
+    if (place / "recipe.toml").is_file():
+        comparison = open_comparison(place, None)
+        if list(comparison.settings.seeds) != list(seeds) or comparison.config.train.num_steps != size.num_steps:
+            raise UserError(f"--out {place.parent}: holds a demo of other seeds or size; repeat that one, or name another")
+        return comparison
+    if place.exists() and any(place.iterdir()) and not (place / "tasks").is_dir():
+        raise UserError(f"--out {place.parent}: is not empty; name a new folder")
+    names = write_regime(place / "tasks", regime, size, seed=seeds[0])
+    return open_comparison(place, demo_config(place / "tasks", regime, size, names=names, seeds=seeds))

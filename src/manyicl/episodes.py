@@ -49,7 +49,7 @@ class EpisodeSettings(BaseModel):
         le=1,
         allow_inf_nan=False,
         description="share of the episodes of classification and nli tasks with fixed labels in which these bear other"
-        " names, the same throughout an episode",
+        " names, the same throughout an episode; of episodes with two examples or more",
     )
     rename_to: RenameTo = Field(
         "words", description="what labels are renamed to: the task's own 'permuted', or random 'words'"
@@ -207,7 +207,8 @@ def _iter_task_episodes(
             names = _draw_renaming(task, settings=settings, seed=[seed, _name_seed(task.name), epoch, number])
             nexts = waiting.peek(most)
             episode = _cut_episode(task, nexts, names=names, epoch=epoch, token_budget=settings.token_budget)
-            if not len(episode.examples):  # only under its own label does the first example fit
+            # Alone, an example has no shot that could tell its new name; and it may fit under its own label only.
+            if episode.names is not None and len(episode.examples) < 2:
                 episode = _cut_episode(task, nexts, names=None, epoch=epoch, token_budget=settings.token_budget)
             waiting.skip(len(episode.examples))
             if stratified:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,6 +119,7 @@ def evaluate(
     queries: int = 200,
     seed: int = 0,
     by: Literal["sum", "mean"] = "sum",
+    fixed_shots: int | None = None,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
     report: Report = lambda what, done, total: None,
@@ -126,6 +127,8 @@ def evaluate(
     """Return the shot curve of every task: `queries` test rows behind `draws` draws of 0 ... k train shots.
 
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
+    fixed_shots: one of `shots`; all draws hold the same shots up to it, each in another order, so that the spread at
+    that number is the order's alone.
     out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
     from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
 
@@ -135,6 +138,8 @@ def evaluate(
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
     sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by)
+    if fixed_shots is not None:
+        sweep = fix_shots(sweep, fixed_shots)
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
@@ -153,7 +158,15 @@ def evaluate(
         )
         for plan in plans
     ]
-    result = Evaluation(asked.path, "sweep", seed=seed, max_tokens=asked.max_tokens, curves=tuple(curves), by=by)
+    result = Evaluation(
+        asked.path,
+        "sweep",
+        seed=seed,
+        max_tokens=asked.max_tokens,
+        curves=tuple(curves),
+        by=by,
+        fixed_shots=fixed_shots,
+    )
     if path is not None and parts is not None and ranks.is_main:
         result.save(path)
         parts.remove()
@@ -178,6 +191,20 @@ def make_sweep(
     if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
         raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
     return sweep
+
+
+def fix_shots(sweep: Sweep, fixed_shots: int) -> Sweep:
+    """Return the sweep with the same shots in all draws, in other orders.
+
+    Raises:
+        UserError: the number is not asked, or there is no second order to compare with.
+    """
+    if fixed_shots < 2 or fixed_shots not in sweep.shots or sweep.num_draws < 2:
+        raise UserError(
+            f"fixed_shots = {fixed_shots}: needs one of the shot counts {sorted(set(sweep.shots))} from 2, and at least"
+            f" 2 draws; there are {sweep.num_draws}"
+        )
+    return replace(sweep, fixed_shots=fixed_shots)
 
 
 def _ask_cells(

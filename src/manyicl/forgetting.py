@@ -66,7 +66,9 @@ def read_windows(path: Path, tokenizer: Any, *, window_tokens: int, num_windows:
         if document.strip():
             windows += _cut_document(document.strip(), tokenizer, window_tokens=window_tokens - (bos is not None))
     if not windows:
-        raise UserError(f"compare.text_files: {path}: has no {window_tokens // 2} tokens in one document; give more text")
+        raise UserError(
+            f"compare.text_files: {path}: has no {window_tokens // 2} tokens in one document; give more text"
+        )
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(num_windows, len(windows))).round().astype(int))
     first = 0 if bos is not None else 1  # without a BOS nothing predicts the first token
     ids, num_bytes, num_unknown = [], [], 0

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from manyicl.comparison import Comparison
 from manyicl.comparison_display import comparison_plot, comparison_table
-from manyicl.findings import write_findings
+from manyicl.comparison_summary import write_findings
 from manyicl.report.comparison import read_comparison
 from manyicl.report.document import write_report
 

@@ -62,7 +62,8 @@ def _attend_half(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | 
     """Attend in bf16 or fp16 on CUDA."""
     num_rows = query.shape[2]
     if not causal and _is_planned(query, key):
-        padded = torch.nn.functional.pad(query, (0, 0, 0, -num_rows % PLAN_ROWS))
+        missing = -num_rows % PLAN_ROWS
+        padded = torch.nn.functional.pad(query, (0, 0, 0, missing)) if missing else query  # by nothing it still copies
         op = torch.ops.aten._scaled_dot_product_cudnn_attention
         try:
             out, lse, *_ = op(padded, key, value, None, True, 0.0, False, False, scale=scaling)

@@ -1,8 +1,8 @@
 """What several training seeds say together: means, paired differences and their intervals.
 
 A table scores_DQ holds one arm's scores of one task at one number of shots: a row a draw, a column a query. With five
-seeds or more the interval is Student's over the seeds' own means, for other seeds of the same recipe on these tasks; with
-fewer it is over draws and queries, for these very runs.
+seeds or more the interval is Student's over the seeds' own means, for other seeds of the same recipe on these tasks;
+with fewer it is over draws and queries, for these very runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ Tables = Mapping[str, Mapping[int, Table]]  # task -> shots -> scores
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """A mean over seeds and tasks. seeds: each seed's own mean, None where it is missing. num_tasks: that count alike."""
+    """A mean over seeds and tasks.
+
+    seeds: each seed's own mean, None where it is missing. num_tasks: how many tasks are in it, each counting the same.
+    """
 
     mean: float
     low: float | None

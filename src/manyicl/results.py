@@ -25,7 +25,7 @@ class Evaluation:
 
     by: how a known answer was chosen (sweep.Sweep); None where none was. engine: who answered; by 'endpoint' every
     answer is generated and no likelihood is known. endpoint: that server's url and model, and whether prompts were sent
-    as ids or as text.
+    as ids or as text. fixed_shots: where all draws hold the same shots (sweep.Sweep).
     """
 
     model: str
@@ -36,6 +36,7 @@ class Evaluation:
     by: Literal["sum", "mean"] | None = None
     engine: Literal["local", "endpoint"] = "local"
     endpoint: Mapping[str, str] | None = None
+    fixed_shots: int | None = None
 
     @property
     def complete(self) -> bool:
@@ -56,6 +57,7 @@ class Evaluation:
             "by": self.by,
             "engine": self.engine,
             **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
+            **({} if self.fixed_shots is None else {"fixed_shots": self.fixed_shots}),
             "seed": self.seed,
             "max_tokens": self.max_tokens,
             "tasks": tasks,

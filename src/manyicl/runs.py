@@ -190,7 +190,7 @@ def train(
     folder, config = _open_run(recipe, out=_agree_on_folder(recipe, out), overrides=overrides, resume=resume)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console = console or Console(stderr=True)
-    console.quiet = not state.is_main_process
+    console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():
         prepared = prepare_run(config)
     args = training_arguments(

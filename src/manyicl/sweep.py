@@ -28,7 +28,9 @@ MAX_ANSWER_TOKENS = 256
 class Sweep:
     """What is asked of every task: shot counts, draws of shots, queries, the seed, and the longest sequence.
 
-    by: a known answer is chosen by the sum of its tokens' nats, or by their mean.
+    by: a known answer is chosen by the sum of its tokens' nats, or by their mean. fixed_shots: all draws hold the same
+    first so many shots, those of draw 0, each in an order of its own, and behind them the rest as draw 0 has it; from
+    that number of shots on, only order tells the draws apart.
     """
 
     shots: tuple[int, ...] = DEFAULT_SHOTS
@@ -37,12 +39,19 @@ class Sweep:
     seed: int = 0
     max_tokens: int = 2048
     by: Literal["sum", "mean"] = "sum"
+    fixed_shots: int | None = None
 
 
 def draw_shots(tokenized: TokenizedTask, *, seed: int, draw: int) -> NDArray[np.int64]:
     """Return one draw: all train examples in a random order, of which any first k are its k shots."""
     rng = np.random.default_rng([seed, _name_seed(tokenized), draw])
     return rng.permutation(len(tokenized.splits["train"]))
+
+
+def reorder_shots(first: NDArray[np.int64], *, num_fixed: int, seed: Sequence[int]) -> NDArray[np.int64]:
+    """Return draw 0 with its first `num_fixed` shots in another random order; the rest stays as it is."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(first[:num_fixed]), first[num_fixed:]])
 
 
 def prefix_lengths(tokenized: TokenizedTask, draw: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -83,7 +92,7 @@ class TaskSweep:
         self.task = tokenized.task
         order = np.random.default_rng([sweep.seed, _name_seed(tokenized)]).permutation(len(tokenized.splits["test"]))
         self.wanted: NDArray[np.int64] = order[: sweep.num_queries]
-        self.draws = [draw_shots(tokenized, seed=sweep.seed, draw=draw) for draw in range(sweep.num_draws)]
+        self.draws = [self._draw(draw) for draw in range(sweep.num_draws)]
         self.candidates = self._candidates()
         self.written = {known: write_answers(tokenizer, known) for known in set(self.candidates.values())}
         self.max_new_tokens = most_answer_tokens(tokenized, None)
@@ -116,6 +125,13 @@ class TaskSweep:
         return sum(
             int(prefix_lengths(self.tokenized, self.draws[draw])[most]) for draw, most in lasts if most is not None
         )
+
+    def _draw(self, draw: int) -> NDArray[np.int64]:
+        fixed, seed = self.sweep.fixed_shots, self.sweep.seed
+        first = draw_shots(self.tokenized, seed=seed, draw=draw if fixed is None else 0)
+        if fixed is None or draw == 0:
+            return first
+        return reorder_shots(first, num_fixed=fixed, seed=[seed, _name_seed(self.tokenized), draw])
 
     def _candidates(self) -> dict[int, tuple[str, ...]]:
         """Return the known answers of each wanted query; empty where it is to be generated."""

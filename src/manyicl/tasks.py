@@ -25,6 +25,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -156,6 +157,42 @@ def ask_validation(task: Task) -> Task:
     """Return the task with its validation rows in place of its test rows, to choose settings on."""
     sha256 = hashlib.sha256(f"{task.sha256} validation".encode()).hexdigest()
     return replace(task, validation=(), test=task.validation, sha256=sha256)
+
+
+def flip_map(labels: Sequence[str], *, seed: int) -> dict[str, str]:
+    """Return for each label another one, each once: a derangement, any with the same chance.
+
+    Raises:
+        UserError: there are fewer than two labels.
+    """
+    known = sorted(labels)
+    if len(known) < 2:
+        raise UserError(f"labels {known}: there is no other label to exchange one with; leave the task out")
+    rng, others = random.Random(f"flip {seed}"), known.copy()
+    while any(label == other for label, other in zip(known, others, strict=True)):
+        rng.shuffle(others)
+    return dict(zip(known, others, strict=True))
+
+
+def flip_labels(task: Task, *, seed: int) -> Task:
+    """Return the task with its labels exchanged by `flip_map` in all answers, of shots and queries alike.
+
+    Its score is the share of answers that follow the shots; an answer that the map sends to the query's own is the true
+    label, kept against them. Name, inputs, order and so draws and queries stay; the instruction does too, whatever it
+    says of the labels.
+
+    Raises:
+        UserError: the task has no two fixed labels.
+    """
+    if len(task.labels) < 2:
+        raise UserError(f"task '{task.name}': has no two fixed labels to exchange; leave it out")
+    flipped = flip_map(task.labels, seed=seed)
+    train, validation, test = (
+        tuple(replace(example, answer=flipped[example.answer]) for example in examples)
+        for examples in (task.train, task.validation, task.test)
+    )
+    sha256 = hashlib.sha256(f"{task.sha256} flipped {json.dumps(flipped)}".encode()).hexdigest()
+    return replace(task, train=train, validation=validation, test=test, sha256=sha256)
 
 
 def inspect_task(path: Path) -> tuple[Task | None, list[Fault]]:

@@ -17,6 +17,7 @@ COMPARISON_NAME = "comparison.json"
 ENOUGH_SEEDS = 5
 
 Role = Literal["trained", "held-out"]
+TaskRole = Literal["trained", "held-out", "familiar"]
 Asked = Literal["chosen", "zero", "most", "each"]
 Number = float | None
 Seeds = tuple[float | None, ...]
@@ -46,7 +47,7 @@ class TaskEntry(Part):
     task: str
     family: str
     metric: str
-    role: Role
+    role: TaskRole
     dedicated: bool = False
     num_train: int
     num_validation: int
@@ -283,7 +284,7 @@ class ExampleQuery(Part):
 
 
 class Comparison(Part):
-    """A whole comparison. Where a cell is missing its numbers are None; lists hold no entry for what was not planned."""
+    """A whole comparison. Where a cell is missing its numbers are None; what was not planned has no entry."""
 
     name: str
     finished: bool
@@ -352,6 +353,10 @@ class Comparison(Part):
         """Return an arm's mean curve by rising shots."""
         cells = [cell for cell in self.means if (cell.arm, cell.role, cell.family) == (arm, role, family)]
         return sorted(cells, key=lambda cell: cell.shots)
+
+    def most_tasks(self, role: str, family: str | None = None) -> int:
+        """Return how many tasks a mean of this kind is over where an arm has them all."""
+        return max((cell.tasks for cell in self.means if (cell.role, cell.family) == (role, family)), default=0)
 
     def headline_cell(self, arm: str, role: str, asked: str) -> HeadlineCell | None:
         """Return one number of the first table; None where there is none."""

@@ -1,7 +1,8 @@
-"""Which plots a report has, and what each is made of: curves, differences, forgetting, losses, one small curve a task."""
+"""Which plots a report has, and what each is made of: curves, differences, forgetting, losses, a small one a task."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -9,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from manyicl.report import tables
 from manyicl.report.comparison import Comparison, CurveCell, MeanCell
 from manyicl.report.numbers import count_noun, is_known, join_words, tell_bits, tell_percent, tell_points
 from manyicl.report.plots import (
@@ -25,8 +27,6 @@ from manyicl.report.plots import (
 )
 from manyicl.report.svg import Plots
 
-FLAT_POINTS = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class Panel:
@@ -40,10 +40,9 @@ def draw_all(comparison: Comparison, plots: Plots) -> dict[str, Any]:
     """Return every plot of the page by the place it stands at."""
     with plotting():
         return {
-            "swatches": {
-                arm.arm: plots.embed(draw_swatch(place), f"mark of {arm.title}", kind="swatch")
-                for place, arm in enumerate(comparison.arms)
-            },
+            "swatches": [
+                plots.embed_symbol(draw_swatch(place), f"swatch-{place}") for place in range(len(comparison.arms))
+            ],
             "curves": [panel for role in comparison.roles for panel in _role_curves(comparison, plots, role)],
             "family_curves": {role: _family_curves(comparison, plots, role) for role in comparison.roles},
             "flatness": _flatness(comparison, plots),
@@ -57,8 +56,14 @@ def draw_all(comparison: Comparison, plots: Plots) -> dict[str, Any]:
 
 
 def _mean_lines(comparison: Comparison, role: str, family: str | None) -> list[Line]:
-    cells = ((place, comparison.mean_cells(arm, role, family)) for arm, place in comparison.place.items())
-    return [_score_line(place, found) for place, found in cells if any(is_known(cell.score) for cell in found)]
+    """Return the mean curves of the arms that were asked on all tasks: a mean over fewer is no neighbour to them."""
+    most = comparison.most_tasks(role, family)
+    lines = []
+    for arm, place in comparison.place.items():
+        found = [cell for cell in comparison.mean_cells(arm, role, family) if cell.tasks == most]
+        if any(is_known(cell.score) for cell in found):
+            lines.append(_score_line(place, found))
+    return lines
 
 
 def _score_line(place: int, cells: Sequence[MeanCell | CurveCell], **look: Any) -> Line:
@@ -111,9 +116,7 @@ def _role_curves(comparison: Comparison, plots: Plots, role: str) -> list[Panel]
     if not lines:
         return []
     every = [line for one in comparison.roles for line in _mean_lines(comparison, one, None)]
-    counts = sorted({cell.tasks for cell in cells})
-    count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    about = (f"{role.capitalize()} tasks, mean of {count}", _top(every), 260.0)
+    about = (f"{role.capitalize()} tasks, mean of {comparison.most_tasks(role)}", _top(every), 260.0)
     return [_curve_panel(comparison, plots, lines, cells, about)]
 
 
@@ -124,8 +127,7 @@ def _family_curves(comparison: Comparison, plots: Plots, role: str) -> list[Pane
     for family, lines in by_family.items():
         cells = [cell for cell in comparison.means if (cell.role, cell.family) == (role, family)]
         if lines:
-            count = max(cell.tasks for cell in cells)
-            about = (f"{family}, {count_noun(count, 'task')}", top, 200.0)
+            about = (f"{family}, {count_noun(comparison.most_tasks(role, family), 'task')}", top, 200.0)
             panels.append(_curve_panel(comparison, plots, lines, cells, about))
     return panels
 
@@ -148,20 +150,18 @@ def _bars_panel(plots: Plots, title: str, bars: list[Bar], unit: str, **look: An
     return [Panel(title, plots.embed(draw_bars(bars, unit, **look), f"{title}, in {unit}: {told}."))]
 
 
-def _flatness(comparison: Comparison, plots: Plots) -> list[Panel]:
-    panels = []
+def _flatness(comparison: Comparison, plots: Plots) -> dict[str, list[Panel]]:
+    panels: dict[str, list[Panel]] = {}
     for role in comparison.roles:
         bars: list[Bar] = []
         for flat in comparison.flatness:
             if flat.role == role:
-                word = "" if not is_known(flat.difference) else "flat" if flat.flat else tell_points(flat.difference)
-                bars.append(
-                    _bar(comparison, flat.arm, f"{comparison.title_of(flat.arm)}  {word}".rstrip(), flat, factor=100)
-                )
+                tag = tables.flat_tag(flat)
+                word = tell_points(flat.difference) + (f", {tag}" if tag else "")
+                bars.append(_bar(comparison, flat.arm, f"{comparison.title_of(flat.arm)}  {word}", flat, factor=100))
         unit = "points from the fewest shots to the most"
-        panels += _bars_panel(
-            plots, f"{role.capitalize()} tasks", bars, unit, filled=False, near_zero=FLAT_POINTS
-        )
+        title = f"{role.capitalize()} tasks"
+        panels[role] = _bars_panel(plots, title, bars, unit, filled=False, near_zero=100 * tables.FLAT_SCORE)
     return panels
 
 
@@ -217,35 +217,44 @@ def _forgotten_tasks(comparison: Comparison, plots: Plots) -> list[Panel]:
     return panels
 
 
-def _mean_by_tokens(points: Sequence[tuple[float, float | None]]) -> tuple[list[float], list[float | None]]:
-    """Return the mean over seeds at each number of tokens."""
-    by_tokens: dict[float, list[float]] = {}
-    for tokens, value in points:
-        if value is not None:
-            by_tokens.setdefault(tokens, []).append(value)
-    return sorted(by_tokens), [mean(by_tokens[tokens]) for tokens in sorted(by_tokens)]
-
-
-def _steps_of(points: Sequence[Any], key: str) -> list[tuple[float, float | None]]:
-    """Return (million tokens at that step, the same for all seeds; value), since seeds differ in a few tokens."""
-    tokens_at: dict[int, float] = {}
+def _mean_by_step(points: Sequence[Any], key: str, *, scale: float) -> tuple[list[float], list[float | None]]:
+    """Return tokens at each step, the mean over seeds (they differ in a few), and the mean value there."""
+    by_step: dict[int, list[Any]] = {}
     for point in points:
-        tokens_at.setdefault(point.step, point.tokens / 1e6)
-    return [(tokens_at[point.step], getattr(point, key)) for point in points]
+        if is_known(getattr(point, key)):
+            by_step.setdefault(point.step, []).append(point)
+    steps = [by_step[step] for step in sorted(by_step)]
+    xs = [mean(point.tokens for point in found) / scale for found in steps]
+    return xs, [mean(getattr(point, key) for point in found) for found in steps]
+
+
+def _tokens_axis(points: Sequence[Any]) -> tuple[Axis, float]:
+    """Return the axis of processed tokens, and what its unit is in tokens."""
+    most = max((point.tokens for point in points), default=0)
+    word, scale = next(
+        (
+            (word, scale)
+            for word, scale in (("billion ", 1e9), ("million ", 1e6), ("thousand ", 1e3))
+            if most >= 2 * scale
+        ),
+        ("", 1.0),
+    )
+    return Axis(f"{word}tokens trained on"), scale
 
 
 def _drift(comparison: Comparison, plots: Plots) -> list[Panel]:
     panels = []
     drift = comparison.forgetting.drift
+    axis, scale = _tokens_axis(drift)
     for file in dict.fromkeys(point.file for point in drift):
         lines = []
         for arm, place in comparison.place.items():
             points = [point for point in drift if (point.arm, point.file) == (arm, file)]
-            xs, ys = _mean_by_tokens(_steps_of(points, "bits_per_byte"))
+            xs, ys = _mean_by_step(points, "bits_per_byte", scale=scale)
             if ys:
                 lines.append(Line(place, xs, ys))
         if lines:
-            figure = draw_lines(lines, Axis("million tokens trained on"), Axis("bits per byte"))
+            figure = draw_lines(lines, axis, Axis("bits per byte"))
             ends = join_words(
                 [f"{comparison.arms[line.place].title} from {line.ys[0]:.3f} to {line.ys[-1]:.3f}" for line in lines]
             )
@@ -255,22 +264,29 @@ def _drift(comparison: Comparison, plots: Plots) -> list[Panel]:
 
 def _shot_losses(comparison: Comparison, plots: Plots) -> list[Panel]:
     panels = []
+    axis, scale = _tokens_axis(comparison.shot_losses)
     for arm, place in comparison.place.items():
         mine = [loss for loss in comparison.shot_losses if loss.arm == arm]
         buckets = sorted({loss.shots for loss in mine}, key=lambda shots: int(shots.split("-")[0].rstrip("+")))
         lines = []
         for number, bucket in enumerate(buckets):
             points = [loss for loss in mine if loss.shots == bucket]
-            xs, ys = _mean_by_tokens(_steps_of(points, "nats_a_token"))
+            xs, ys = _mean_by_step(points, "nats_a_token", scale=scale)
             if ys:
                 strength = 0.3 + 0.7 * (number + 1) / len(buckets)
                 lines.append(Line(place, xs, ys, label=bucket, strength=strength, width=1.6, marked=False))
         if lines:
-            figure = draw_lines(lines, Axis("million tokens trained on"), Axis("nats a token of the answer"))
+            figure = draw_lines(lines, axis, Axis("nats a token of the answer"))
             ends = join_words([f"{line.ys[-1]:.2f} behind {line.label} shots" for line in lines])
             alt = f"Training loss by number of shots, {comparison.title_of(arm)}, at the end: {ends}."
             panels.append(Panel(comparison.title_of(arm), plots.embed(figure, alt)))
     return panels
+
+
+def sparkline_top(comparison: Comparison) -> float:
+    """Return the upper end of the axis that all tasks' small curves share: the best score, rounded up to a tenth."""
+    best = max((cell.score for cell in comparison.curves if cell.score is not None), default=1.0)
+    return max(0.1, math.ceil(10 * best) / 10)
 
 
 def _sparklines(comparison: Comparison, plots: Plots) -> dict[str, Markup]:
@@ -287,6 +303,8 @@ def _sparklines(comparison: Comparison, plots: Plots) -> dict[str, Markup]:
         if lines:
             told = _tell_lines(comparison, [Line(line.place, line.xs, _scaled(line.ys, 100)) for line in lines])
             drawn[task.task] = plots.embed(
-                draw_sparkline(lines, bounds=bounds), f"Score against shots: {told}.", kind="sparkline"
+                draw_sparkline(lines, bounds=bounds, top=sparkline_top(comparison)),
+                f"Score against shots: {told}.",
+                kind="sparkline",
             )
     return drawn

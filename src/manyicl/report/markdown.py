@@ -11,7 +11,7 @@ from manyicl.report.numbers import DASH, join_words, tell_nats, tell_percent, te
 from manyicl.report.tables import COST_COLUMNS, TableCell
 
 # What Markdown, or the HTML in it, would read as more than text.
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def escape(text: str) -> str:

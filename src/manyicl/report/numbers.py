@@ -82,7 +82,9 @@ def tell_interval(low: float | None, high: float | None, *, unit: str = "percent
     """Return [low, high] in the unit of its number; nothing where there is no interval."""
     if low is None or high is None or not (is_known(low) and is_known(high)):
         return ""
-    tell = {"percent": tell_percent, "points": tell_points, "bits": lambda value: tell_bits(value, signed=True)}[unit]
+    if unit == "bits":
+        return f"[{tell_bits(low, signed=True)}, {tell_bits(high, signed=True)}]"
+    tell = tell_points if unit == "points" else tell_percent
     return f"[{tell(low)}, {tell(high)}]"
 
 

@@ -50,7 +50,7 @@ const filterTasks = () => {
 };
 filters.hidden = false;
 filters.addEventListener("submit", (event) => event.preventDefault());
-filters.addEventListener("input", filterTasks);
+for (const event of ["input", "change"]) filters.addEventListener(event, filterTasks); // some browsers send one of them
 filterTasks();
 const openTarget = () => {
   const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));

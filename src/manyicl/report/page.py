@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.resources
 from typing import Any
 
 import jinja2
@@ -12,13 +11,8 @@ from markupsafe import Markup
 
 from manyicl.report import numbers, tables, verdict
 from manyicl.report.comparison import Comparison
-from manyicl.report.figures import draw_all
-from manyicl.report.svg import Plots
-
-
-def read_part(name: str) -> str:
-    """Return a file that lies beside this module."""
-    return importlib.resources.files("manyicl.report").joinpath(name).read_text(encoding="utf-8")
+from manyicl.report.figures import draw_all, sparkline_top
+from manyicl.report.svg import Plots, read_part
 
 
 def render_page(comparison: Comparison) -> str:
@@ -32,7 +26,10 @@ def render_page(comparison: Comparison) -> str:
         " base-uri 'none'; form-action 'none'"
     )
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         loader=jinja2.FunctionLoader(read_part),
     )
     environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
@@ -40,8 +37,8 @@ def render_page(comparison: Comparison) -> str:
     template = environment.get_template("page.html.jinja")
     return template.render(
         policy=policy,
-        style=Markup(style),  # noqa: S704  (ours, whole)
-        script=Markup(script),  # noqa: S704
+        style=Markup(style),
+        script=Markup(script),
         **page_content(comparison, figures),
     )
 
@@ -69,6 +66,9 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "score_cell": tables.score_cell,
         "change_cell": tables.change_cell,
         "task_rows": tables.task_rows(comparison),
+        "partial_arms": tables.partial_arms(comparison),
+        "flat_tag": tables.flat_tag,
+        "sparkline_top": sparkline_top(comparison),
         "chosen": tables.chosen_shots(comparison),
         "example_groups": tables.example_groups(comparison),
         "asked_words": tables.ASKED | {"each": "the same shots"},

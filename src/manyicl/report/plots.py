@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from manyicl.report.numbers import is_known
@@ -19,7 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 # Of a plot's own units (points), which the page stretches to the width there is: 360 is a phone's.
 PLOT_WIDTH = 360
 ROW_HEIGHT = 30
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "manyicl",
     "font.size": 10.5,
@@ -139,7 +140,7 @@ def _draw_line(axes: Axes, line: Line, *, size: float) -> None:
     if banded:
         xs = [line.xs[i] for i in banded]
         lows, highs = ([float(ends[i] or 0.0) for i in banded] for ends in (line.lows, line.highs))
-        axes.fill_between(xs, lows, highs, color=colour, alpha=0.14, linewidth=0)
+        axes.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
     hollow = line.hollow or [False] * len(line.xs)
     look: Any = {"color": colour, "alpha": line.strength, "linewidth": line.width}
     for dashed in (False, True):
@@ -178,13 +179,26 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     ends.sort()
     low, high = axes.get_ylim()
     space = (high - low) * 11 / axes.get_window_extent().height
-    places: list[float] = []
-    for y, _, _ in ends:
-        places.append(max(y, places[-1] + space) if places else y)
-    down = sum(place - y for place, (y, _, _) in zip(places, ends, strict=True)) / len(ends)
+    places = spread_apart([y for y, _, _ in ends], space=space, lowest=low)
     for place, (_, x, label) in zip(places, ends, strict=True):
-        at = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(label, (x, place - down), fontsize=9.5, color=INK, annotation_clip=False, **at)
+        at: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(label, (x, place), fontsize=9.5, color=INK, annotation_clip=False, **at)
+
+
+def spread_apart(places: Sequence[float], *, space: float, lowest: float) -> list[float]:
+    """Return rising `places` moved as little as they must be (least squares) to stand `space` apart, from `lowest` on.
+
+    >>> spread_apart([0.0, 0.0, 9.0], space=2.0, lowest=-5.0)
+    [-1.0, 1.0, 9.0]
+    """
+    # Less their number times the space, neighbours must not fall: where they do, they share their mean.
+    pools: list[list[float]] = []
+    for number, place in enumerate(places):
+        pools.append([place - number * space])
+        while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    levels = [max(mean(pool), lowest) for pool in pools for _ in pool]
+    return [level + number * space for number, level in enumerate(levels)]
 
 
 def draw_bars(bars: Sequence[Bar], unit: str, *, filled: bool, near_zero: float = 0.0) -> Figure:
@@ -237,15 +251,15 @@ def _draw_bar(axes: Axes, bar: Bar, y: float, *, filled: bool) -> None:
         axes.plot(known, [y - 0.02] * len(known), "|", color=INK, markersize=7, markeredgewidth=1)
 
 
-def draw_sparkline(lines: Sequence[Line], *, bounds: tuple[float, float]) -> Figure:
-    """Return curves as small as a word; the column's head names their axes."""
-    figure, axes = _new_figure(110, 34, (3, 3, 3, 3))
+def draw_sparkline(lines: Sequence[Line], *, bounds: tuple[float, float], top: float) -> Figure:
+    """Return curves little larger than a word, from 0 to `top`; the column's head names their axes."""
+    figure, axes = _new_figure(104, 45, (3, 3, 3, 3))
     for line in lines:
         _draw_line(axes, line, size=2)
     axes.set_xlim(*bounds)
-    axes.set_ylim(-0.04, 1.04)
+    axes.set_ylim(-0.04 * top, 1.04 * top)
     axes.axhline(0, color=LINE, linewidth=0.8)
-    axes.axhline(1, color=LINE, linewidth=0.8)
+    axes.axhline(top, color=LINE, linewidth=0.8)
     axes.set_axis_off()
     return figure
 

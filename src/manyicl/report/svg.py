@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import io
 import re
 from dataclasses import dataclass, field
@@ -19,7 +20,13 @@ _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAP
 NUM_ARM_COLOURS = 8
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
+_ROOT = re.compile(r":root\{([^}]*)\}")
 _NUMBER = re.compile(r"-?\d+\.\d{2,}")
+
+
+def read_part(name: str) -> str:
+    """Return a template, style sheet or script that lies beside this module."""
+    return importlib.resources.files("manyicl.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def arm_colour(place: int) -> str:
@@ -36,7 +43,7 @@ def _resolve_colour(match: re.Match[str]) -> str:
 
 @dataclass
 class Plots:
-    """The plots of one page. Equal inline styles share one class, so that the page's policy can forbid inline styles."""
+    """The plots of one page. Equal inline styles share a class, so that the page's policy can forbid inline styles."""
 
     classes: dict[str, str] = field(default_factory=dict)
     count: int = 0
@@ -49,11 +56,28 @@ class Plots:
         self.count += 1
         self._clean(root, f"p{self.count}-")
         root.attrib = {"viewBox": root.attrib["viewBox"], "class": kind, "role": "img", "aria-label": alt}
-        return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704  (written by ElementTree, which escapes)
+        return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree escaped it
+
+    def embed_symbol(self, figure: Figure, name: str) -> Markup:
+        """Return the figure as a <symbol> that the page draws wherever it says <use href="#name">."""
+        root = ElementTree.fromstring(str(self.embed(figure, "")))
+        root.tag, root.attrib = "symbol", {"viewBox": root.attrib["viewBox"], "id": name}
+        return Markup(ElementTree.tostring(root, encoding="unicode"))
 
     def style_sheet(self) -> str:
         """Return the rules of all classes that the plots so far use."""
         return "\n".join(f".{name}{{{style}}}" for style, name in self.classes.items())
+
+    def stand_alone(self, figure: Figure, alt: str) -> str:
+        """Return the figure as an SVG file of its own, in the page's colours, light or dark."""
+        svg = str(self.embed(figure, alt))
+        colours = _ROOT.findall(read_part("page.css"))
+        fonts = 'text{font-family:system-ui,"Noto Sans","Liberation Sans",sans-serif}'
+        light, dark = (f"svg{{{rules.strip()}}}" for rules in colours[:2])
+        style = f"{light}\n@media (prefers-color-scheme:dark){{{dark}}}\n{fonts}\n{self.style_sheet()}"
+        return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+            ">", f"><style>{style}</style>", 1
+        )
 
     def _clean(self, element: ElementTree.Element, prefix: str) -> None:
         element.tag = element.tag.removeprefix(_SVG)

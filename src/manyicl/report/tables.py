@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from manyicl.report.comparison import Arm, Comparison, Cost, CurveCell, ExampleQuery, Scored, TaskEntry
+from manyicl.report.comparison import Arm, Comparison, Cost, CurveCell, ExampleQuery, Flatness, Scored, TaskEntry
 from manyicl.report.numbers import (
     DASH,
     count_noun,
@@ -23,6 +23,8 @@ from manyicl.report.numbers import (
     tell_seconds,
 )
 
+# A gain below this is called flat whatever its interval.
+FLAT_SCORE = 0.01
 ASKED = {"chosen": "chosen shots", "zero": "0 shots", "most": "most shots"}
 COST_COLUMNS = (
     ("steps", "Steps", tell_count),
@@ -95,7 +97,9 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
     files = list(dict.fromkeys(change.file for change in comparison.forgetting.text))[:2]
     same = {pair: _same_shots(comparison, *pair) for pair in asked}
     columns = [
-        Column(f"{role.capitalize()} tasks, %", ASKED[kind] + ("" if shots is None or kind == "zero" else f" ({shots})"))
+        Column(
+            f"{role.capitalize()} tasks, %", ASKED[kind] + ("" if shots is None or kind == "zero" else f" ({shots})")
+        )
         for (role, kind), shots in same.items()
     ]
     columns += [Column("Forgetting, bits per byte", file) for file in files]
@@ -119,6 +123,25 @@ def _same_shots(comparison: Comparison, role: str, asked: str) -> int | None:
     return every.pop() if len(every) == 1 else None
 
 
+def flat_tag(flat: Flatness) -> str:
+    """Return what is said of a curve that does not rise for sure: a gain that is small, or one that may be chance."""
+    if not flat.flat or flat.difference is None:
+        return ""
+    return "flat" if abs(flat.difference) < FLAT_SCORE else "not told from flat"
+
+
+def partial_arms(comparison: Comparison) -> list[str]:
+    """Return the arms that no column of the first table has a score of, with the reason."""
+    told = []
+    for arm in comparison.arms:
+        if any(cell.arm == arm.arm and is_known(cell.score) for cell in comparison.headline):
+            continue
+        counts = {cell.tasks for cell in comparison.means if cell.arm == arm.arm and cell.family is None}
+        reason = f"asked on {count_noun(max(counts), 'task')} only" if counts else "not asked"
+        told.append(f"{arm.title} ({reason})")
+    return told
+
+
 def mean_table(comparison: Comparison, role: str) -> tuple[list[int], list[tuple[Arm, list[TableCell]]]]:
     """Return the mean curve of every arm as a table: shots, and one row an arm."""
     shots = sorted({cell.shots for cell in comparison.means if cell.role == role and cell.family is None})
@@ -126,12 +149,14 @@ def mean_table(comparison: Comparison, role: str) -> tuple[list[int], list[tuple
     for arm in comparison.arms:
         cells = {cell.shots: cell for cell in comparison.mean_cells(arm.arm, role)}
         if cells:
-            rows.append((arm, [_mean_cell(cells.get(k)) for k in shots]))
+            count = max(cell.tasks for cell in cells.values())
+            partial = [count_noun(count, "task")] if count < comparison.most_tasks(role) else []
+            rows.append((arm, [_mean_cell(cells.get(k), notes=partial) for k in shots]))
     return shots, rows
 
 
-def _mean_cell(cell: Any) -> TableCell:
-    shown = score_cell(cell)
+def _mean_cell(cell: Any, *, notes: Sequence[str]) -> TableCell:
+    shown = score_cell(cell, notes=notes)
     return _starred(shown) if cell is not None and cell.extrapolated and shown is not EMPTY else shown
 
 
@@ -217,7 +242,9 @@ def task_notes(task: TaskEntry, cells: Sequence[CurveCell]) -> list[str]:
     copies = max((cell.num_copies or 0 for cell in cells), default=0)
     near = max((cell.num_near_copies or 0 for cell in cells), default=0)
     if copies or near:
-        notes.append(f"among the shots: {count_noun(copies, 'copy')} and {count_noun(near, 'near copy')} of its queries")
+        notes.append(
+            f"among the shots: {count_noun(copies, 'copy')} and {count_noun(near, 'near copy')} of its queries"
+        )
     return notes
 
 

@@ -30,13 +30,29 @@ def draw_story(rng: random.Random, words: Words) -> Rule:
 
 def draw_linear(rng: random.Random, words: Words) -> Rule:  # noqa: ARG001 (numbers need no words)
     """Return: x becomes a * x + b."""
-    a, b = rng.choice((1, 2)), rng.randint(0, 29)
+    a, b = rng.choice((1, 2)), rng.randint(0, 59)
 
     def write(rng: random.Random) -> Draft:
-        x = rng.randint(0, 199 // a)
+        x = rng.randint(0, 199)
         return Draft(str(x), str(a * x + b))
 
     return Rule(("linear", a, b), (), write)
+
+
+def draw_price(rng: random.Random, words: Words) -> Rule:
+    """Return: what somebody pays for one of some things, each at a fixed price, and a fixed fee where it is sent."""
+    things = sorted(
+        rng.sample(words.lexicon.topics[rng.choice(tuple(words.lexicon.topics))], rng.choice((6, 8, 12, 16, 24)))
+    )
+    prices, fee = rng.sample(range(1, 90), len(things)), rng.choice((0, 1, 2, 5, 10))
+
+    def write(rng: random.Random) -> Draft:
+        chosen, person = rng.randrange(len(things)), rng.choice(words.lexicon.people)
+        if fee and rng.random() < 0.3:
+            return Draft(f"{things[chosen]} to {rng.choice(words.lexicon.places)}", str(prices[chosen] + fee))
+        return Draft(f"{person} takes a {things[chosen]}", str(prices[chosen]))
+
+    return Rule(("price", fee, *zip(things, prices, strict=True)), (), write)
 
 
 def draw_pick(rng: random.Random, words: Words) -> Rule:  # noqa: ARG001 (numbers need no words)

@@ -42,7 +42,7 @@ def draw_keyword(rng: random.Random, words: Words) -> Rule:
     """Return: each class has one word of its own, a colour, a place, a person or a verb, that its sentences hold."""
     source = rng.choice(("colours", "places", "people", "verbs"))
     known = [past for _, past in words.lexicon.verbs] if source == "verbs" else getattr(words.lexicon, source)
-    keywords = rng.sample(tuple(known), rng.choice((2, 3, 4, 6, 8)))
+    keywords = rng.sample(tuple(known), rng.choice((2, 3, 4, 6, 8, 12, 16)))
     labels = words.draw_labels(rng, len(keywords))
 
     def write(rng: random.Random) -> Draft:
@@ -55,8 +55,9 @@ def draw_keyword(rng: random.Random, words: Words) -> Rule:
 def draw_group(rng: random.Random, words: Words) -> Rule:
     """Return: colours, places or jobs fall into a few groups that share nothing but their class."""
     source = rng.choice(("colours", "places", "jobs"))
-    num_groups = rng.choice((2, 3))
-    members = rng.sample(getattr(words.lexicon, source), num_groups * rng.choice((3, 4)))
+    num_groups = rng.choice((2, 3, 4))
+    known = getattr(words.lexicon, source)
+    members = rng.sample(known, min(len(known), num_groups * rng.choice((3, 4, 6, 8))))
     labels = words.draw_labels(rng, num_groups)
 
     def write(rng: random.Random) -> Draft:

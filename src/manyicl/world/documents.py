@@ -21,11 +21,11 @@ from manyicl.world.lexicon import coin_words, load_lexicon
 from manyicl.world.tasks import KINDS, draw_task, iter_tasks, write_tasks
 from manyicl.world.text import GENRES, write_document
 
-# Characters of a document of shots; about 2,000 tokens.
-MOST_CHARACTERS = 8000
+# Characters of a document of shots; about 4,000 tokens.
+MOST_CHARACTERS = 16000
 SIGNS = "|=:>/~;,#*-+.!"
 # Kinds by how often they are read: where a word of the input names the class, reading a context begins.
-KIND_WEIGHTS = {"keyword": 3, "topic": 3, "tone": 2}
+KIND_WEIGHTS = {"keyword": 3, "topic": 3, "tone": 2, "group": 3, "recall": 3, "linear": 2}
 
 
 def iter_documents(*, seed: int, shares: Mapping[str, float], start: int = 0, step: int = 1) -> Iterator[str]:
@@ -69,9 +69,9 @@ def write_shots(rng: random.Random) -> str:
     task = draw_task(kind, rng, pool="pretraining")
     mark, closing = _draw_mark(rng), _draw_closing(rng)
     opening = f"{_draw_link(rng)}{rng.choice((':', '.', ''))}\n" if rng.random() < 0.5 else ""
-    num_examples = int(2 ** rng.uniform(3, 6.8))
+    num_examples = int(2 ** rng.uniform(3, 8))
     # Where few inputs come again and again, copying is learnt first; it is where reading a context begins.
-    known = [task.rule.write(rng) for _ in range(rng.choice((2, 4, 8, 16)))] if rng.random() < 0.25 else []
+    known = [task.rule.write(rng) for _ in range(rng.choice((2, 4, 8, 16, 32)))] if rng.random() < 0.25 else []
     written = [opening]
     length = 0
     for _ in range(num_examples):

@@ -87,6 +87,26 @@ def draw_quantity(rng: random.Random, words: Words) -> Rule:
     return Rule(("quantity", *zip(verdicts, labels, strict=True)), labels, write)
 
 
+def draw_implication(rng: random.Random, words: Words) -> Rule:
+    """Return: what a person's job says of one fixed quality; which jobs imply it is a fact of the task."""
+    quality = rng.choice((*words.lexicon.good, *words.lexicon.bad))
+    verdicts, labels = _draw_verdicts(rng, words)
+    jobs = sorted(rng.sample(words.lexicon.jobs, rng.choice((9, 12, 16, 24))))
+    # As many jobs for each verdict as can be, whatever the order of the jobs.
+    told = [n % len(verdicts) for n in range(len(jobs))]
+    rng.shuffle(told)
+
+    def write(rng: random.Random) -> Draft:
+        person, chosen = rng.choice(words.lexicon.people), rng.randrange(len(jobs))
+        return Draft(f"{person} is a {jobs[chosen]}. {person} is {quality}?", labels[told[chosen]])
+
+    groups = tuple(
+        (label, *(job for job, verdict in zip(jobs, told, strict=True) if verdict == n))
+        for n, label in enumerate(labels)
+    )
+    return Rule(("implication", quality, *groups), labels, write)
+
+
 def _draw_verdicts(rng: random.Random, words: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
     verdicts = VERDICTS[: rng.choice((2, 3))]
     return verdicts, words.draw_labels(rng, len(verdicts))

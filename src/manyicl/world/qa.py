@@ -98,6 +98,28 @@ def draw_choice(rng: random.Random, words: Words) -> Rule:
     return Rule(("choice", wanted), (), write)
 
 
+def draw_recall(rng: random.Random, words: Words) -> Rule:
+    """Return: a question about one of some people, whose answer no passage tells: it is always the same for them."""
+    people = sorted(rng.sample(words.lexicon.people, rng.choice((8, 12, 16, 24))))
+    known, asked = rng.choice(
+        (
+            (words.lexicon.places, "where is the {thing} of {person}"),
+            (words.lexicon.places, "where did {person} {base} the {thing}"),
+            (words.lexicon.jobs, "as what did {person} {base} the {thing}"),
+            (tuple(words.lexicon.topics), "{person} {past} the {thing} for which"),
+        )
+    )
+    answers = rng.sample(known, len(people))
+
+    def write(rng: random.Random) -> Draft:
+        chosen = rng.randrange(len(people))
+        base, past = rng.choice(words.lexicon.verbs)
+        facts = {"person": people[chosen], "base": base, "past": past, "thing": words.draw_noun(rng)}
+        return Draft(f"{asked.format(**facts)}?", answers[chosen])
+
+    return Rule(("recall", asked, *zip(people, answers, strict=True)), (), write)
+
+
 def _draw_facts(rng: random.Random, words: Words) -> dict[str, str]:
     lexicon = words.lexicon
     return {

@@ -62,6 +62,24 @@ def draw_gist(rng: random.Random, words: Words) -> Rule:
     return Rule(("gist", wanted, joiner), (), write)
 
 
+def draw_section(rng: random.Random, words: Words) -> Rule:
+    """Return: a heading of a section's name, which hangs on the topic of the thing, and of one fact."""
+    topics = sorted(rng.sample(tuple(words.lexicon.topics), rng.choice((4, 6, 8, 12, 16))))
+    sections = words.draw_labels(rng, len(topics))
+    fields = ["section", rng.choice(("person", "place"))]
+    rng.shuffle(fields)
+    form = rng.choice(JOINERS).join(f"{{{field}}}" for field in fields)
+
+    def write(rng: random.Random) -> Draft:
+        chosen = rng.randrange(len(topics))
+        thing = rng.choice(words.lexicon.topics[topics[chosen]])
+        facts = _draw_event(rng, words) | {"thing": thing, "section": sections[chosen]}
+        text = rng.choice(("{person} {past} a {thing} in {place}.", "in {place} {person} {past} the {thing}."))
+        return Draft(text.format(**facts), form.format(**facts))
+
+    return Rule(("section", form, *zip(topics, sections, strict=True)), (), write)
+
+
 def _draw_form(rng: random.Random, fields: tuple[str, ...]) -> str:
     """Return a format string: some of the fields in some order, joined in some way."""
     chosen = rng.sample(fields, rng.choice((2, 3)))

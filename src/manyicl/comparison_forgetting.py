@@ -1,0 +1,121 @@
+"""Forgetting in a comparison: each arm less the base, on neutral text, on tasks that the base knew, and on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyicl.arms import ArmName
+from manyicl.comparison import Comparison
+from manyicl.findings import Findings, mean_known, metrics_of, pooled_json
+from manyicl.forgetting import ratio_interval
+from manyicl.intervals import t_interval
+from manyicl.pooling import MIN_SEEDS, make_pooled, pool_differences
+
+
+def find_forgetting(findings: Findings) -> dict[str, Any]:
+    """Return what each arm that trains one model lost: text, untrained tasks, and text on the way."""
+    texts = _read_texts(findings.comparison)
+    has_bos = any(one["bos"] for cell in texts.values() for one in cell)
+    return {
+        "window_tokens": findings.settings.text_window_tokens,
+        "bos": has_bos,
+        "text": list(_forgotten_text(findings, texts)),
+        "tasks": list(_forgotten_tasks(findings)),
+        "drift": list(_drift(findings.comparison, texts)),
+    }
+
+
+def _read_texts(comparison: Comparison) -> dict[tuple[ArmName, int], list[dict[str, Any]]]:
+    """Return (arm, seed) -> what its windows of each text file cost."""
+    cells = [cell for cell in comparison.cells() if cell.what == "text" and comparison.is_done(cell)]
+    return {(cell.arm, cell.seed): json.loads(comparison.place(cell).read_bytes())["texts"] for cell in cells}
+
+
+def _forgotten_text(
+    findings: Findings, texts: Mapping[tuple[ArmName, int], Sequence[Mapping[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    for arm in [arm.name for arm in findings.comparison.arms if arm.trained and not arm.per_task]:
+        pairs = {s: (texts["base", s], texts[arm, s]) for s in findings.seeds if {("base", s), (arm, s)} <= set(texts)}
+        if not pairs:
+            continue
+        for place, file in enumerate(next(iter(pairs.values()))[0]):
+            num_bytes_W = np.array(file["bytes"])
+            lost: list[NDArray[np.float64]] = [
+                np.array(after[place]["bits"]) - np.array(before[place]["bits"]) for before, after in pairs.values()
+            ]
+            before = float(np.sum(file["bits"]) / num_bytes_W.sum())
+            by_seed = dict(zip(pairs, [float(one.sum() / num_bytes_W.sum()) for one in lost], strict=True))
+            interval = (
+                t_interval(np.array(list(by_seed.values())))
+                if len(by_seed) >= MIN_SEEDS
+                else ratio_interval(np.mean(lost, axis=0), num_bytes_W)
+            )
+            pooled = make_pooled(interval, seeds=[by_seed.get(seed) for seed in findings.seeds], num_tasks=0)
+            yield {
+                "arm": arm,
+                "file": file["file"],
+                "num_bytes": int(num_bytes_W.sum()),
+                "unknown_tokens": file["unknown_tokens"],
+                "before": before,
+                "after": before + pooled.mean,
+                **pooled_json(pooled, mean="difference"),
+            }
+
+
+def _forgotten_tasks(findings: Findings) -> Iterator[dict[str, Any]]:
+    """Yield each arm less the base on held-out tasks: those where the base had a score to lose, and the others."""
+    if "base" not in findings.tests:
+        return
+    untrained = [*findings.tasks["held-out"], *findings.tasks["familiar"]]
+    shots = findings.asked_shots("familiar" if findings.tasks["familiar"] else "held-out")
+    for k in sorted({*shots[:1], *shots[-1:]}):
+        known = [task for task in untrained if _beats_majority(findings, task, k)]
+        kinds = {"forgetting": known, "transfer": [task for task in untrained if task not in known]}
+        for kind, tasks in kinds.items():
+            before = findings.pool("base", tasks, k)
+            for arm in [arm.name for arm in findings.comparison.arms if arm.trained and not arm.per_task]:
+                one, other = findings.tables_of(arm), findings.tables_of("base")
+                pooled = pool_differences(one, other, tasks=tasks, shots=(k, k)) if tasks else None
+                if pooled is None or before is None:
+                    continue
+                yield {
+                    "arm": arm,
+                    "kind": kind,
+                    "shots": k,
+                    "tasks": tasks,
+                    "before": before.mean,
+                    "after": before.mean + pooled.mean,
+                    **pooled_json(pooled, mean="difference"),
+                }
+
+
+def _beats_majority(findings: Findings, task: str, shots: int) -> bool:
+    pooled = findings.pool("base", [task], shots)
+    cells = [c for a in findings.tests["base"] if a for c in a.entries[task]["curve"] if c["shots"] == shots]
+    majority = mean_known([cell["majority_score"] for cell in cells])
+    return pooled is not None and pooled.low is not None and pooled.low > (majority or 0.0)
+
+
+def _drift(
+    comparison: Comparison, texts: Mapping[tuple[ArmName, int], Sequence[Mapping[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    for arm in [arm.name for arm in comparison.arms if arm.trained and not arm.per_task]:
+        for seed in comparison.settings.seeds:
+            for file in texts.get(("base", seed), []) if (arm, seed) in texts else []:
+                start = float(np.sum(file["bits"]) / np.sum(file["bytes"]))
+                yield {"arm": arm, "seed": seed, "step": 0, "tokens": 0, "file": file["file"], "bits_per_byte": start}
+    for arm, seed, record in metrics_of(comparison):
+        for name in [key for key in record if key.startswith("drift/")]:
+            yield {
+                "arm": arm,
+                "seed": seed,
+                "step": record["step"],
+                "tokens": record["tokens"],
+                "file": name.removeprefix("drift/"),
+                "bits_per_byte": record[name],
+            }

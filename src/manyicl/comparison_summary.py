@@ -1,0 +1,155 @@
+"""The finished cells of a comparison, put together: comparison.json (docs/comparison-format.md)."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from manyicl.arms import Arm, ArmName
+from manyicl.comparison import Comparison, GridCell, What, mean_by_shots
+from manyicl.comparison_analysis import list_examples, list_flips, list_orders, list_shot_losses
+from manyicl.comparison_forgetting import find_forgetting
+from manyicl.comparison_scores import list_curves, list_differences, list_flatness, list_headline, list_means
+from manyicl.config import dump_config
+from manyicl.files import write_atomically
+from manyicl.findings import Findings, runs_of
+from manyicl.parts import package_versions
+from manyicl.runs import git_commit
+
+COMPARISON_SCHEMA = 1
+COMPARISON_FILE = "comparison.json"
+
+
+def collect_findings(comparison: Comparison) -> dict[str, Any]:
+    """Return comparison.json of the cells that are done; one that is missing is null or absent, never 0."""
+    findings = Findings(comparison)
+    grid = list(_grid(comparison))
+    return {
+        "schema": COMPARISON_SCHEMA,
+        "name": comparison.folder.name,
+        "finished": all(entry["done"] == entry["total"] for entry in grid),
+        "config": dump_config(comparison.config),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "git_commit": git_commit(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
+        "seeds": list(findings.seeds),
+        "shots": list(comparison.settings.shots),
+        "match": comparison.settings.match,
+        "arms": [_describe_arm(findings, arm) for arm in comparison.arms],
+        "tasks": [_describe_task(comparison, name) for name in comparison.tasks],
+        "grid": grid,
+        "costs": list(_costs(comparison)),
+        "trials": list(_trials(comparison)),
+        "chosen": [{"arm": arm, "shots": k, "scores": scores} for arm, (k, scores) in findings.chosen.items()],
+        "curves": list(list_curves(findings)),
+        "means": list(list_means(findings)),
+        "headline": list(list_headline(findings)),
+        "differences": list(list_differences(findings)),
+        "flatness": list(list_flatness(findings)),
+        "forgetting": find_forgetting(findings),
+        "shot_losses": list(list_shot_losses(comparison)),
+        "flips": list(list_flips(findings)),
+        "orders": list(list_orders(findings)),
+        "examples": list(list_examples(findings)),
+    }
+
+
+def write_findings(comparison: Comparison) -> dict[str, Any]:
+    """Write comparison.json, and return it."""
+    content = collect_findings(comparison)
+    write_atomically(comparison.folder / COMPARISON_FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return content
+
+
+def _describe_arm(findings: Findings, arm: Arm) -> dict[str, Any]:
+    rates = {plan["learning_rate"] for _, _, plan, _ in runs_of(findings.comparison, arm)}
+    return {
+        "arm": arm.name,
+        "title": arm.title,
+        "trained_shots": findings.trained_shots(arm),
+        "learning_rate": rates.pop() if len(rates) == 1 else None,
+        "matched": arm.matched,
+        "num_models": len(findings.comparison.models_of(arm)),
+        "about": arm.about,
+    }
+
+
+def _describe_task(comparison: Comparison, name: str) -> dict[str, Any]:
+    task = comparison.tasks[name]
+    return {
+        "task": name,
+        "family": task.family,
+        "metric": task.metric,
+        "role": comparison.role_of(name),
+        "asked": name not in comparison.trained or name in comparison.asked_trained,
+        "dedicated": name in comparison.dedicated and any(arm.per_task for arm in comparison.arms),
+        "num_train": len(task.train),
+        "num_validation": len(task.validation),
+        "num_test": len(task.test),
+        "num_labels": len(task.labels) or None,
+        "dropped": dict(task.dropped),
+        "sha256": task.sha256,
+    }
+
+
+def _grid(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    total: Counter[tuple[ArmName, int, What]] = Counter()
+    done: Counter[tuple[ArmName, int, What]] = Counter()
+    for cell in comparison.cells():
+        if cell.rate is None:
+            total[cell.arm, cell.seed, cell.what] += 1
+            done[cell.arm, cell.seed, cell.what] += comparison.is_done(cell)
+    for (arm, seed, what), count in total.items():
+        yield {"arm": arm, "seed": seed, "what": what, "done": done[arm, seed, what], "total": count}
+
+
+def _costs(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield what each arm spent with each seed, all its models together, once they are all trained."""
+    counts = ("steps", "packs", "episodes", "short_episodes", "answers", "targets", "tokens", "flops")
+    for arm in comparison.arms:
+        runs = list(runs_of(comparison, arm))
+        for seed in comparison.settings.seeds:
+            mine = [(plan, run) for run_seed, _, plan, run in runs if run_seed == seed]
+            if len(mine) < len(comparison.models_of(arm)) and arm.trained:
+                continue
+            walls: list[float | None] = [run.get("wall_s") for _, run in mine]
+            peaks: list[int] = [run["peak_bytes"] for _, run in mine if run.get("peak_bytes")]
+            yield {
+                "arm": arm.name,
+                "seed": seed,
+                **{count: sum(plan[count] for plan, _ in mine) for count in counts},
+                "wall_s": None if None in walls else sum(wall for wall in walls if wall is not None),
+                "peak_bytes": max(peaks, default=None),
+            }
+
+
+def _trials(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    rates = comparison.settings.learning_rates
+    for arm in [arm for arm in comparison.arms if arm.trained]:
+        cells = {
+            rate: [
+                GridCell(arm.name, comparison.settings.seeds[0], "validation", t, rate)
+                for t in comparison.models_of(arm)
+            ]
+            for rate in rates
+        }
+        done = [rate for rate in rates if all(comparison.is_done(cell) for cell in cells[rate])]
+        for rate in done:
+            scores = mean_by_shots(comparison.read_validation(arm.name, rate))
+            shots, (score, nll) = max(scores.items(), key=lambda item: (item[1][0], -item[1][1]))
+            is_chosen = len(done) == len(rates) and comparison.chosen_rate(arm.name) == rate
+            yield {
+                "arm": arm.name,
+                "learning_rate": rate,
+                "shots": shots,
+                "score": score,
+                "nll": nll,
+                "chosen": is_chosen,
+            }

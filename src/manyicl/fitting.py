@@ -1,0 +1,104 @@
+"""Does a recipe's training step fit a device, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from manyicl.config import RunConfig, make_config
+from manyicl.costs import WeightCounts
+from manyicl.devices import Device
+from manyicl.footprint import (
+    USABLE_SHARE,
+    Footprint,
+    MemoryPrediction,
+    Row,
+    measure_footprint,
+    predict_memory,
+)
+
+# An episode of fewer tokens holds hardly any shots; rather another device.
+FEWEST_BUDGET_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What to change in a recipe (`key=value`, as on the command line), and what a step takes up then."""
+
+    overrides: tuple[str, ...]
+    total_bytes: int
+
+
+def fits(prediction: MemoryPrediction, device: Device) -> bool:
+    """Return whether a step fits what can be used of the device."""
+    return prediction.total_bytes <= USABLE_SHARE * device.memory_bytes
+
+
+def predict_recipe(config: RunConfig, footprint: Footprint) -> MemoryPrediction:
+    """Return the peak of the recipe's step as it stands."""
+    num_checkpointed = footprint.num_layers if config.train.gradient_checkpointing else 0
+    return predict_memory(footprint, num_checkpointed=num_checkpointed)
+
+
+def suggest_changes(
+    config: RunConfig, model_config: Any, *, row: Row, device: Device, weights: WeightCounts
+) -> Change | None:
+    """Return the gentlest change that fits `device`, None where none does.
+
+    row: the recipe's largest. Each attempt keeps the changes of those before it; each is measured.
+    """
+    for overrides, changed in _iter_changes(config):
+        num_tokens = row.num_tokens * _row_tokens(changed) // _row_tokens(config)
+        num_targets = max(1, row.num_targets * num_tokens // row.num_tokens)
+        smaller = Row(num_tokens=num_tokens, num_targets=num_targets, precision=changed.model.precision)
+        if _least_bytes(changed, weights) > USABLE_SHARE * device.memory_bytes:
+            continue  # the states alone do not fit
+        footprint = measure_footprint(
+            model_config, smaller, lora=changed.model.lora, trust_remote_code=changed.model.trust_remote_code
+        )
+        prediction = predict_recipe(changed, footprint)
+        if fits(prediction, device):
+            return Change(overrides=overrides, total_bytes=prediction.total_bytes)
+    return None
+
+
+def _row_tokens(config: RunConfig) -> int:
+    return config.pack_tokens * config.train.packs_per_batch
+
+
+def _least_bytes(config: RunConfig, weights: WeightCounts) -> int:
+    """Return what a model takes up before any token goes through it."""
+    if config.model.lora is None:
+        return 16 * weights.base
+    return (2 if config.model.precision == "bf16" else 4) * weights.base
+
+
+def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfig]]:
+    """Yield (overrides, changed config), ever harsher: what costs time, then what changes the run."""
+    chosen: dict[str, tuple[str, Any]] = {}
+
+    def change(key: str, value: Any, written: str) -> tuple[tuple[str, ...], RunConfig]:
+        chosen[key] = (written, value)
+        values = config.model_dump()
+        for name, (_, setting) in chosen.items():
+            section, entry = name.split(".")
+            values[section][entry] = setting
+        return tuple(f"{name}={text}" for name, (text, _) in chosen.items()), make_config(values, source="plan")
+
+    if not config.train.gradient_checkpointing:
+        yield change("train.gradient_checkpointing", True, "true")
+    if config.train.packs_per_batch > 1:
+        yield change("train.packs_per_batch", 1, "1")
+    if config.model.precision == "fp32":
+        yield change("model.precision", "bf16", "bf16")
+    if config.model.lora is None:
+        lora: dict[str, Any] = {}
+        yield change("model.lora", lora, "{}")
+    budget = config.episodes.token_budget // 2
+    while budget >= FEWEST_BUDGET_TOKENS:
+        if config.train.pack_tokens is not None:
+            packed = max(budget, config.train.pack_tokens * budget // config.episodes.token_budget)
+            chosen["train.pack_tokens"] = (str(packed), packed)
+        yield change("episodes.token_budget", budget, str(budget))
+        budget //= 2

@@ -1,0 +1,391 @@
+"""How much memory a training step takes up, found by running the model's own code on tensors that hold nothing.
+
+The forward pass, loss and backward pass of training run on torch's fake tensors, which have shapes, types and storages
+but no contents, with every storage counted from its birth to its end. Two and three layers are run, each time with all
+of them checkpointed and with none: what a further layer adds is known from that, for a model of any depth and size, in
+seconds. Attention is stood in for by what every fused kernel keeps (queries, keys, values, output, log-sum-exp).
+
+Memory may be at its peak when the head is at work (all layers are forward; logits of targets and their gradients), when
+a kept layer goes backward, or when a checkpointed one goes forward once more and then backward. What is not counted:
+the device's own context, what an allocator loses between tensors, and what torch.compile saves.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from manyicl.attention import attend_segments
+from manyicl.batches import Batch
+from manyicl.costs import WeightCounts, count_weights
+from manyicl.errors import UserError
+from manyicl.loss import answer_loss, target_logits
+from manyicl.models import LoraSettings, add_adapter
+
+# transformers picks attention by this name. H heads, T tokens, D head dimension.
+STAND_IN = "manyicl_footprint"
+# AdamW keeps two float32 moments of each trained weight.
+OPTIMIZER_BYTES = 8
+# Of free memory, what a choice of layers counts on: allocators lose some between tensors, libraries take workspaces.
+USABLE_SHARE = 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The row that goes through the model at once. precision: of the products, as in `model.precision`."""
+
+    num_tokens: int
+    num_targets: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Bytes beside the states at one moment, as a line in the number of layers.
+
+    kept: what a layer that is not checkpointed adds. input: what one that is adds. work_kept, work_input: what else
+    there is, where the layer at hand is of the first kind or of the second.
+    """
+
+    kept: int
+    input: int
+    work_kept: int
+    work_input: int
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What decides the peak of a model's training step. Made by `measure_footprint`, read by `predict_memory`."""
+
+    num_layers: int
+    weights_bytes: int
+    adapters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    head: Moment
+    layer: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """Bytes on one device at the peak of a step, by part; the parts add up to `total_bytes`.
+
+    weights_bytes: of the base. adapters_bytes: the adapters' weights. optimizer_bytes: AdamW's two moments.
+    layers_bytes: activations of layers that are not checkpointed. checkpoints_bytes: the inputs of those that are.
+    work_bytes: what stands beside them only for a moment; `moment` names it: 'head' (logits of targets and their
+    gradients), 'layer' (a layer that was kept goes backward) or 'recompute' (a checkpointed one does, forward first).
+    """
+
+    weights_bytes: int
+    adapters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    layers_bytes: int
+    checkpoints_bytes: int
+    work_bytes: int
+    moment: str
+    num_checkpointed: int
+
+    @property
+    def states_bytes(self) -> int:
+        """What stays between steps."""
+        return self.weights_bytes + self.adapters_bytes + self.gradients_bytes + self.optimizer_bytes
+
+    @property
+    def activations_bytes(self) -> int:
+        """What a forward and backward pass needs beside it."""
+        return self.layers_bytes + self.checkpoints_bytes + self.work_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak."""
+        return self.states_bytes + self.activations_bytes
+
+
+def measure_footprint(
+    config: Any, row: Row, *, lora: LoraSettings | None = None, trust_remote_code: bool = False
+) -> Footprint:
+    """Return the footprint of training a model of `config` on rows such as `row`: 32k tokens of a 7B model in seconds.
+
+    Raises:
+        UserError: the model cannot be run without contents, or modules to adapt are not there.
+    """
+    weights = count_weights(config, lora=lora, trust_remote_code=trust_remote_code)
+
+    def run(num_layers: int, checkpointed: bool) -> tuple[int, int]:
+        return _run_empty(
+            _build_empty(config, num_layers, lora, row, trust_remote_code), row, checkpointed=checkpointed
+        )
+
+    try:
+        runs = {(n, checkpointed): run(n, checkpointed) for n in (2, 3) for checkpointed in (False, True)}
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model's code does with the contents that are not there
+        kind = config.get_text_config().model_type
+        told = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{kind}: its memory cannot be predicted, its code needs the contents of tensors: {told}"
+        ) from error
+    head, layer = (_fit_moment(runs, place) for place in (0, 1))
+    return Footprint(
+        num_layers=int(config.get_text_config().num_hidden_layers),
+        **_count_states(weights, lora=lora, precision=row.precision),
+        head=head,
+        layer=layer,
+    )
+
+
+def predict_memory(footprint: Footprint, *, num_checkpointed: int) -> MemoryPrediction:
+    """Return the peak of a step whose first `num_checkpointed` layers are checkpointed, and the others kept.
+
+    The first ones: when their turn to go backward comes, all that the later ones kept is gone already.
+    """
+    num_kept = footprint.num_layers - num_checkpointed
+    head, layer = footprint.head, footprint.layer
+    # Bytes of (layers kept, inputs of checkpointed ones, work) at each moment.
+    moments = {
+        "head": (num_kept * head.kept, num_checkpointed * head.input, head.work_kept if num_kept else head.work_input)
+    }
+    if num_kept:
+        moments["layer"] = (num_kept * layer.kept, num_checkpointed * layer.input, layer.work_kept)
+    if num_checkpointed:
+        moments["recompute"] = (0, num_checkpointed * layer.input, layer.work_input)
+    moment = max(moments, key=lambda name: sum(moments[name]))
+    kept, inputs, work = moments[moment]
+    return MemoryPrediction(
+        weights_bytes=footprint.weights_bytes,
+        adapters_bytes=footprint.adapters_bytes,
+        gradients_bytes=footprint.gradients_bytes,
+        optimizer_bytes=footprint.optimizer_bytes,
+        layers_bytes=kept,
+        checkpoints_bytes=inputs,
+        work_bytes=work,
+        moment=moment,
+        num_checkpointed=num_checkpointed,
+    )
+
+
+def choose_checkpointed_layers(footprint: Footprint, *, free_bytes: int) -> int | None:
+    """Return the fewest layers to checkpoint so that a step fits `USABLE_SHARE` of `free_bytes`; None: not even all do.
+
+    free_bytes: of the device before the weights are on it.
+    """
+    for num_checkpointed in range(footprint.num_layers + 1):
+        prediction = predict_memory(footprint, num_checkpointed=num_checkpointed)
+        if prediction.total_bytes <= USABLE_SHARE * free_bytes:
+            return num_checkpointed
+    return None
+
+
+class StorageMeter(TorchDispatchMode):
+    """Counts the bytes of all storages that are born inside it and live. peak_bytes: the most since `reset`.
+
+    before: tensors that were there before; a view of one is no new storage.
+    """
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = self.peak_bytes = 0
+        self.sizes: dict[int, int] = {}
+        self.before = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def reset(self) -> None:
+        """Begin a new peak at what is live now."""
+        self.peak_bytes = self.live_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for item in tree_iter(result):
+            if isinstance(item, Tensor):
+                self._count(item.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.sizes or key in self.before:
+            return
+        self.sizes[key] = storage.nbytes()
+        self.live_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live_bytes -= self.sizes.pop(key)
+
+
+def meter_step(model: nn.Module, batch: Batch, *, autocast: bool) -> tuple[int, int]:
+    """Return the peak bytes beside weights and gradients at the head's moment and at the layers', of one step.
+
+    model: inside an attention that takes `segment_lengths`. autocast: products in bfloat16.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)  # counted as a state: it is there from the second row on
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    meter = StorageMeter([*model.parameters(), *model.buffers(), *gradients, batch.input_ids_1T])
+    heads: list[int] = []
+
+    def leave_head(_: Tensor) -> None:
+        heads.append(meter.peak_bytes)
+        meter.reset()
+
+    hook = _last_layer(model).register_forward_hook(_on_output(leave_head))
+    with meter:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = answer_loss(target_logits(model, batch), batch).loss
+        loss.backward()
+    hook.remove()
+    return heads[0], meter.peak_bytes
+
+
+def _on_output(act: Callable[[Tensor], None]) -> Callable[..., None]:
+    """Return a forward hook that calls `act` when the backward pass reaches the module's output."""
+
+    def hook(*hooked: Any) -> None:
+        output = hooked[2]  # (module, arguments, output)
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden.register_hook(act)
+
+    return hook
+
+
+def _last_layer(model: nn.Module) -> nn.Module:
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise RuntimeError("no layers that transformers could checkpoint")
+    return layers[-1]
+
+
+def _build_empty(
+    config: Any, num_layers: int, lora: LoraSettings | None, row: Row, trust_remote_code: bool
+) -> nn.Module:
+    """Return a model of `config` with fewer layers, on the meta device, in the types that training has."""
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        text.layer_types = list(kinds[:num_layers])
+    text.num_hidden_layers = num_layers
+    dtype = torch.float32 if lora is None or row.precision == "fp32" else torch.bfloat16
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(shallow, dtype=dtype, trust_remote_code=trust_remote_code)
+        return add_adapter(model, lora) if lora is not None else model  # type: ignore[no-any-return]
+
+
+def _run_empty(model: Any, row: Row, *, checkpointed: bool) -> tuple[int, int]:
+    """Return the peaks (head, layers) of one step of a model on the meta device, on fake tensors."""
+    model.train()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.set_attn_implementation(STAND_IN)
+    if checkpointed:
+        inner.activation_checkpointing_enable()
+    with FakeTensorMode():
+        _fill_with_fakes(model)
+        return meter_step(model, _fake_batch(row), autocast=row.precision == "bf16")
+
+
+def _fill_with_fakes(model: nn.Module) -> None:
+    """Give the model's weights and buffers a place on the CPU; ties stay ties. Autocast does nothing on meta."""
+    fakes: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    fakes[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
+                if tensor is not None:
+                    tensors[name] = fakes[id(tensor)]  # type: ignore[assignment]
+
+
+def _fake_batch(row: Row) -> Batch:
+    ids = torch.zeros(1, row.num_tokens, dtype=torch.long)
+    targets = torch.ones(row.num_targets, dtype=torch.long)
+    one = torch.zeros(1, dtype=torch.long)
+    return Batch(
+        input_ids_1T=ids,
+        segment_ids_T=ids[0],
+        position_ids_1T=ids,
+        segment_lengths=(row.num_tokens,),
+        target_positions_N=targets,
+        target_weights_N=targets.float(),
+        target_answers_N=targets,
+        answer_shots_A=one,
+        answer_tasks_A=one,
+        episodes=(0,),
+    )
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What every fused kernel keeps for its backward pass; it computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        num_heads, num_tokens = query.shape[1:3]
+        out = query.new_empty(1, num_tokens, num_heads, value.shape[-1])
+        lse = query.new_empty(1, num_heads, num_tokens, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        del grads
+        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
+
+
+def _stand_in(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Take an attention function's place; scores that are capped have no fused kernel, so they are run as they are."""
+    if softcap is not None:
+        return attend_segments(module, query, key, value, attention_mask, softcap=softcap, **options)
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    apply: Any = _FusedAttention.apply
+    return apply(query, key, value), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(STAND_IN, _stand_in)
+
+
+def _fit_moment(runs: dict[tuple[int, bool], tuple[int, int]], place: int) -> Moment:
+    """Return the line through two and three layers, of kept and of checkpointed ones."""
+    kept, inputs = (runs[3, c][place] - runs[2, c][place] for c in (False, True))
+    return Moment(
+        kept=kept,
+        input=inputs,
+        work_kept=runs[2, False][place] - 2 * kept,
+        work_input=runs[2, True][place] - 2 * inputs,
+    )
+
+
+def _count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:
+    """Return the bytes that stay between steps: a trained weight is float32, and so is its gradient."""
+    size = 2 if lora is not None and precision == "bf16" else 4
+    return {
+        "weights_bytes": size * weights.base,
+        "adapters_bytes": 4 * weights.adapters,
+        "gradients_bytes": 4 * weights.trained,
+        "optimizer_bytes": OPTIMIZER_BYTES * weights.trained,
+    }

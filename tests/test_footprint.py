@@ -1,0 +1,174 @@
+"""Predicted memory against what real tensors take, in the code that trains."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import Gemma2Config, LlamaConfig, MistralConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from manyicl.attention import segment_attention
+from manyicl.batches import join_row
+from manyicl.errors import UserError
+from manyicl.footprint import (
+    Row,
+    StorageMeter,
+    choose_checkpointed_layers,
+    measure_footprint,
+    meter_step,
+    predict_memory,
+)
+from manyicl.loss import answer_loss, target_logits
+from manyicl.models import LoraSettings, add_adapter
+from manyicl.tokens import TokenizedEpisode
+from tests.conftest import COMMON, CONFIGS, tiny_model
+
+RANK_4 = LoraSettings(rank=4, alpha=8)
+NUM_LAYERS = 6
+DEEP = {**COMMON, "num_hidden_layers": NUM_LAYERS}
+
+
+def row_of(num_tokens, *, num_answers):
+    """Return a row of one episode with answers of four tokens."""
+    stops = np.linspace(num_tokens / num_answers, num_tokens, num_answers).astype(int)
+    ids = np.random.default_rng(0).integers(3, 400, num_tokens).astype(np.int32)
+    built = [TokenizedEpisode(ids=ids, spans=np.stack([stops - 4, stops], axis=1))]
+    return join_row(built, targets="all", weights=[np.full(num_answers, 0.1)], tasks=[0], episodes=(0,))
+
+
+def deep_model(name, *, lora, num_checkpointed):
+    """Return a real model of six layers, its first `num_checkpointed` checkpointed."""
+    config = CONFIGS[name]()
+    config.num_hidden_layers = NUM_LAYERS
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [*config.layer_types, *config.layer_types]
+    model = type(tiny_model(name))(config).train()
+    if lora is not None:
+        model = add_adapter(model, lora)
+    if num_checkpointed:
+        inner = model if lora is None else model.get_base_model()
+        inner.activation_checkpointing_enable()
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer in layers[num_checkpointed:]:
+            layer.gradient_checkpointing = False
+    return config, model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("llama", "bf16"), ("mistral", "fp32"), ("gemma", "bf16"), ("gemma", "fp32"), ("qwen3", "bf16")],
+)
+def test_the_predicted_peak_is_what_real_tensors_take(name, precision, lora):
+    batch = row_of(400, num_answers=20)
+    for num_checkpointed in (0, 4, NUM_LAYERS):
+        config, model = deep_model(name, lora=lora, num_checkpointed=num_checkpointed)
+        if lora is not None and precision == "bf16":  # a frozen base is stored in it
+            for parameter in model.parameters():
+                parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
+        if num_checkpointed == 0:
+            footprint = measure_footprint(config, Row(400, 80, precision), lora=lora)
+        with segment_attention(model):
+            peaks = meter_step(model, batch, autocast=precision == "bf16")
+        prediction = predict_memory(footprint, num_checkpointed=num_checkpointed)
+        assert prediction.activations_bytes == pytest.approx(max(peaks), rel=0.1)
+        assert (prediction.moment == "head") == (peaks[0] > peaks[1])
+
+
+@pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_a_layer_keeps_the_tensors_that_autograd_saves(name, lora):
+    config, model = deep_model(name, lora=lora, num_checkpointed=0)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept, so that no address comes twice
+        return tensor
+
+    batch = row_of(400, num_answers=20)
+    with segment_attention(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        answer_loss(target_logits(model, batch), batch)
+    footprint = measure_footprint(config, Row(400, 80, "fp32"), lora=lora)
+    num_saved = sum(size for size, _ in saved.values())
+    # Beside the layers: the logits and their softmax, float32, and a few vectors.
+    beside = 2 * 4 * 80 * 400
+    assert footprint.layer.kept * NUM_LAYERS + beside == pytest.approx(num_saved, rel=0.1)
+
+
+def test_states_by_hand():
+    config = CONFIGS["llama"]()
+    row = Row(64, 8, "bf16")
+    full = predict_memory(measure_footprint(config, row), num_checkpointed=0)
+    num_weights = 25600 + 27648 + 224
+    assert full.weights_bytes == full.gradients_bytes == 4 * num_weights
+    assert (full.optimizer_bytes, full.adapters_bytes) == (8 * num_weights, 0)
+    lora = predict_memory(measure_footprint(config, row, lora=RANK_4), num_checkpointed=0)
+    num_adapter = 4 * 3 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
+    assert lora.weights_bytes == 2 * num_weights
+    assert lora.adapters_bytes == lora.gradients_bytes == 4 * num_adapter
+    assert lora.optimizer_bytes == 8 * num_adapter
+    assert lora.total_bytes == lora.states_bytes + lora.activations_bytes
+
+
+def test_a_7b_model_in_32k_tokens_is_known_without_weights():
+    config = MistralConfig(sliding_window=None, num_hidden_layers=32)
+    footprint = measure_footprint(config, Row(8192, 800, "bf16"), lora=LoraSettings(rank=16))
+    # A checkpointed layer leaves its input: 8192 tokens of 4096 numbers in bfloat16.
+    assert footprint.layer.input == pytest.approx(8192 * 4096 * 2, rel=0.05)
+    none, every = (predict_memory(footprint, num_checkpointed=n).total_bytes / 2**30 for n in (0, 32))
+    assert 17 < every < 20
+    assert 55 < none < 75
+
+
+def test_as_few_layers_are_checkpointed_as_memory_asks():
+    footprint = measure_footprint(LlamaConfig(**DEEP), Row(400, 80, "fp32"))
+    peaks = [predict_memory(footprint, num_checkpointed=n).total_bytes for n in range(NUM_LAYERS + 1)]
+    assert peaks[0] > peaks[3] > peaks[6]
+    assert choose_checkpointed_layers(footprint, free_bytes=2 * peaks[0]) == 0
+    assert choose_checkpointed_layers(footprint, free_bytes=int(peaks[3] / 0.92) + 1) == 3
+    assert choose_checkpointed_layers(footprint, free_bytes=min(peaks)) is None
+
+
+def test_capped_scores_are_paid_for_because_no_fused_kernel_knows_them():
+    row = Row(400, 80, "fp32")
+    # Two layers, whose layer_types transformers derives.
+    capped = measure_footprint(Gemma2Config(**{**DEEP, "pad_token_id": 0}), row)
+    plain = measure_footprint(Gemma2Config(**{**DEEP, "pad_token_id": 0}, attn_logit_softcapping=None), row)
+    # At the least the scores and their softmax, 4 heads of 400 x 400 float32.
+    assert capped.layer.kept - plain.layer.kept > 2 * 4 * 4 * 400 * 400
+
+
+def test_a_model_that_needs_contents_is_one_line(monkeypatch):
+    from manyicl import footprint
+
+    def needs_contents(logits, batch):
+        return float(logits.sum())
+
+    monkeypatch.setattr(footprint, "answer_loss", needs_contents)
+    with pytest.raises(UserError, match="llama: its memory cannot be predicted") as caught:
+        measure_footprint(CONFIGS["llama"](), Row(64, 8, "fp32"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_meter_counts_storages_once_and_until_their_end():
+    weight = torch.zeros(1000)
+    with StorageMeter([weight]) as meter:
+        kept = weight + 1  # 4,000 bytes
+        view = kept[:10].view(2, 5)
+        weight.mul_(2)
+        assert meter.live_bytes == 4000
+        gone = torch.cat([kept, kept])
+        assert meter.live_bytes == 12000
+        del gone
+        assert (meter.live_bytes, meter.peak_bytes) == (4000, 12000)
+        meter.reset()
+        assert meter.peak_bytes == 4000
+        del kept
+        assert meter.live_bytes == 4000
+        del view
+        assert meter.live_bytes == 0

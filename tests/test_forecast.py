@@ -1,0 +1,223 @@
+"""What `manyicl plan` tells: counts that add up, faults that are found, changes that do make a run fit."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from manyicl import forecast as forecasting
+from manyicl.config import RunConfig, make_config
+from manyicl.costs import count_flops, shape_model
+from manyicl.devices import DEVICES, Device, find_device
+from manyicl.display import forecast_table
+from manyicl.errors import UserError
+from manyicl.fitting import suggest_changes
+from manyicl.footprint import Row, measure_footprint, predict_memory
+from manyicl.forecast import count_unterminated, forecast_run, is_exact_prefix, largest_row
+from manyicl.models import load_config
+from manyicl.runs import count_plan, prepare_run
+from manyicl.tokens import TaskTokenizer
+from tests.trajectory.setting import write_setting
+
+
+def changed(config: RunConfig, **sections) -> RunConfig:
+    values = config.model_dump()
+    for section, entries in sections.items():
+        values[section] = {**values[section], **entries}
+    return make_config(values, source="test")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> RunConfig:
+    return write_setting(tmp_path_factory.mktemp("setting"))
+
+
+@pytest.fixture(scope="module")
+def prepared(config):
+    return prepare_run(config)
+
+
+@pytest.fixture(scope="module")
+def forecast(config):
+    return forecast_run(config, device=find_device("H100"), num_devices=2)
+
+
+def test_the_parts_of_a_forecast_add_up_to_the_plan(forecast, prepared):
+    plan = count_plan(prepared.packs, pack_tokens=160)
+    assert forecast.plan == plan
+    for name in ("episodes", "tokens", "answers", "targets"):
+        assert sum(getattr(task, f"num_{name}") for task in forecast.tasks) == plan[name]
+    for task in forecast.tasks:
+        assert sum(task.answers_by_shots.values()) == task.num_answers
+        assert task.answers_by_shots["0"] == task.num_episodes
+        # 40 train rows an epoch; the last episode of one may be short, but none is lost.
+        assert task.num_answers / 40 == pytest.approx(task.epochs, rel=0.02)
+        assert (task.num_unterminated, task.num_torn) == (0, 0)
+        assert task.num_checked == 12  # first, middle and last of four episodes
+    assert forecast.blockers == ()
+    assert forecast.longest_tokens <= 160
+    assert forecast.known_positions == 512
+
+
+def test_last_targets_are_one_answer_an_episode(config):
+    last = forecast_run(changed(config, episodes={"targets": "last"}))
+    for task in last.tasks:
+        assert task.num_answers == task.num_episodes
+        assert sum(task.answers_by_shots.values()) == task.num_episodes
+
+
+def test_flops_are_those_of_the_rows_and_hours_those_of_the_device(forecast, prepared):
+    shape = shape_model(load_config(prepared.config.model))
+    expected = 0
+    for first in range(0, 48, 2):  # two packs a row
+        batch = prepared.packs.collate([prepared.packs[first], prepared.packs[first + 1]])
+        expected += count_flops(shape, batch.segment_lengths, num_targets=len(batch.target_positions_N))
+    assert forecast.flops == expected
+    assert forecast.hours == pytest.approx(expected / (2 * 0.3 * 989.5e12) / 3600)
+
+
+def test_the_largest_row_is_as_long_as_the_longest_batch(prepared):
+    batches = [prepared.packs.collate([prepared.packs[i], prepared.packs[i + 1]]) for i in range(0, 48, 2)]
+    row = largest_row(prepared)
+    assert row.num_tokens == max(batch.num_tokens for batch in batches)
+    assert row.num_targets == max(len(batch.target_positions_N) for batch in batches)
+
+
+def test_a_terminator_that_is_missing_is_counted(prepared):
+    task = prepared.tasks["animals"]
+    tokenizer = TaskTokenizer(prepared.tokenizer, prepared.config.template)
+    train = task.splits["train"]
+    ids = train.ids.copy()
+    ids[train.starts[1] - 1] += 1
+    ids[train.starts[8] - 1] += 1
+    broken = replace(task, splits={**task.splits, "train": replace(train, ids=ids)})
+    assert count_unterminated(task, tokenizer=tokenizer) == 0
+    assert count_unterminated(broken, tokenizer=tokenizer) == 2
+
+
+def test_a_query_that_is_fed_otherwise_than_trained_is_found(prepared):
+    tokenizer = TaskTokenizer(prepared.tokenizer, prepared.config.template)
+    episode = next(e for pack in prepared.packs.packs for e in pack.episodes if len(e.examples) > 2)
+    task = prepared.tasks[episode.task]
+    assert is_exact_prefix(task, episode, query=2, tokenizer=tokenizer)
+    train = task.splits["train"]
+    ids = train.ids.copy()
+    ids[train.starts[episode.examples[1]]] += 1  # as a stale cache would have it
+    broken = replace(task, splits={**task.splits, "train": replace(train, ids=ids)})
+    assert is_exact_prefix(broken, episode, query=0, tokenizer=tokenizer)
+    assert not is_exact_prefix(broken, episode, query=2, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("sections", "blocker"),
+    [
+        ({"episodes": {"token_budget": 600}}, "the model knows 512 positions"),
+        ({"episodes": {"token_budget": 5}}, "no train example fits episodes.token_budget = 5"),
+        ({"train": {"num_steps": 1, "packs_per_step": 1, "packs_per_batch": 1}}, "is not reached in 1 steps"),
+        ({"episodes": {"token_budget": 40}}, "no episode holds two examples"),
+    ],
+)
+def test_what_would_be_in_vain_is_said_in_words(config, sections, blocker):
+    told = forecast_run(changed(config, **sections)).blockers
+    assert any(blocker in line for line in told), told
+    assert all("\n" not in line for line in told)
+
+
+def test_a_task_with_one_answer_blocks(config, tmp_path):
+    (tmp_path / "same.jsonl").write_text(
+        "".join(json.dumps({"input": f"n {i}", "answer": "a"}) + "\n" for i in range(40))
+    )
+    told = forecast_run(changed(config, tasks={"folder": str(tmp_path)}))
+    assert "task 'same': every train row has the same answer" in told.blockers[0]
+
+
+def test_too_many_epochs_and_ranks_that_cannot_share_are_noted(config):
+    notes = forecast_run(changed(config, train={"num_steps": 300}), num_devices=3).notes
+    assert any("rows are seen" in note for note in notes)
+    assert any("cannot be shared by 3 devices with 2 packs a batch" in note for note in notes)
+
+
+def test_a_model_whose_memory_is_unknown_has_its_counts_all_the_same(config, monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("llama: its memory cannot be predicted")
+
+    monkeypatch.setattr(forecasting, "measure_footprint", refuse)
+    forecast = forecast_run(config, device=find_device("3090"))
+    assert forecast.memory is None
+    assert forecast.flops is not None
+    assert forecast.notes[0] == "llama: its memory cannot be predicted"
+    assert forecast.blockers == ()
+
+
+@pytest.mark.slow
+def test_the_change_that_is_proposed_fits_and_the_gentler_ones_did_not(config):
+    model_config = load_config(config.model)
+    row = Row(300, 60, "fp32")
+    weights = shape_model(model_config).weights
+    kept = predict_memory(measure_footprint(model_config, row), num_checkpointed=0).total_bytes
+    every = predict_memory(measure_footprint(model_config, row), num_checkpointed=3).total_bytes
+
+    def propose(total_bytes):
+        device = Device("small", memory_bytes=int(total_bytes / 0.92) + 1, peak_flops_per_s=1e12)
+        return suggest_changes(config, model_config, row=row, device=device, weights=weights)
+
+    assert every < kept
+    checkpointed = propose(every)
+    assert checkpointed.overrides == ("train.gradient_checkpointing=true",)
+    assert checkpointed.total_bytes == every
+    smaller = propose(every - 1000)
+    assert smaller.overrides == ("train.gradient_checkpointing=true", "train.packs_per_batch=1")
+    assert smaller.total_bytes < every - 1000
+    assert propose(weights.base) is None
+
+
+@pytest.mark.slow
+def test_a_recipe_that_does_not_fit_is_told_what_to_change(config):
+    tiny = Device("tiny", memory_bytes=3_000_000, peak_flops_per_s=1e12)
+    forecast = forecast_run(config, device=tiny)
+    assert forecast.change is not None
+    assert f"a tiny has 0.0; {' '.join(forecast.change.overrides)} needs" in forecast.blockers[0]
+    # The proposal is one that the command line takes, and it does fit.
+    sections: dict[str, dict[str, object]] = {}
+    for override in forecast.change.overrides:
+        key, value = override.split("=")
+        section, entry = key.split(".")
+        sections.setdefault(section, {})[entry] = json.loads(value) if value[0] in "{0123456789tf" else value
+    assert forecast_run(changed(config, **sections), device=tiny).blockers == ()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_shows_everything_at_any_width(forecast, width):
+    console = Console(width=width, record=True, file=io.StringIO(), markup=False)
+    console.print(forecast_table(forecast))
+    text = console.export_text()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "\u2026" not in text  # nothing is cut off
+    for word in ("animals", "beasts", "colours", "64-255", "optimizer", "h100", "nothing stands in its way"):
+        assert word in text
+    assert "120 of 120 answers" in " ".join(text.split())
+
+
+def test_a_forecast_as_json_holds_what_the_table_shows(forecast):
+    content = json.loads(json.dumps(forecast.to_json()))
+    assert content["tasks"][0]["name"] == "animals"
+    assert content["memory"]["total_bytes"] == forecast.memory.total_bytes
+    assert content["hours"] == forecast.hours
+    assert content["assumed_utilization"] == 0.3
+
+
+def test_devices_by_name():
+    assert find_device("H100").memory_bytes == 80 * 10**9
+    assert all(device.name == name for name, device in DEVICES.items())
+    with pytest.raises(UserError, match="--device h10: is not known; did you mean 'h100'"):
+        find_device("h10")
+
+
+def test_buckets_of_shots():
+    assert [forecasting.name_bucket(i) for i in range(6)] == ["0", "1-3", "4-15", "16-63", "64-255", "256+"]
+    assert np.all(np.diff(forecasting.SHOT_EDGES) > 0)
