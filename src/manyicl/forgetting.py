@@ -26,9 +26,9 @@ from manyicl.batches import Batch, join_row
 from manyicl.errors import UserError
 from manyicl.intervals import Interval
 from manyicl.loss import answer_loss, target_logits
+from manyicl.metrics import MetricsLog
 from manyicl.prefix import device_of
 from manyicl.tokens import TokenizedEpisode
-from manyicl.training import MetricsLog
 
 DOCUMENT_END = "<|endoftext|>"
 # Windows go through the model in rows of about this many tokens.
