@@ -150,7 +150,9 @@ def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int
     if (place / "recipe.toml").is_file():
         comparison = open_comparison(place, None)
         if list(comparison.settings.seeds) != list(seeds) or comparison.config.train.num_steps != size.num_steps:
-            raise UserError(f"--out {place.parent}: holds a demo of other seeds or size; repeat that one, or name another")
+            raise UserError(
+                f"--out {place.parent}: holds a demo of other seeds or size; repeat that one, or name another"
+            )
         return comparison
     if place.exists() and any(place.iterdir()) and not (place / "tasks").is_dir():
         raise UserError(f"--out {place.parent}: is not empty; name a new folder")
