@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from manyicl.attention import segment_attention
 from manyicl.batches import join_row
@@ -19,6 +18,7 @@ from manyicl.footprint import (
     meter_step,
     predict_memory,
 )
+from manyicl.layers import prepared_layers
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
@@ -37,8 +37,8 @@ def row_of(num_tokens, *, num_answers):
     return join_row(built, targets="all", weights=[np.full(num_answers, 0.1)], tasks=[0], episodes=(0,))
 
 
-def deep_model(name, *, lora, num_checkpointed):
-    """Return a real model of six layers, its first `num_checkpointed` checkpointed."""
+def deep_model(name, *, lora):
+    """Return a real model of six layers."""
     config = CONFIGS[name]()
     config.num_hidden_layers = NUM_LAYERS
     if getattr(config, "layer_types", None) is not None:
@@ -46,12 +46,6 @@ def deep_model(name, *, lora, num_checkpointed):
     model = type(tiny_model(name))(config).train()
     if lora is not None:
         model = add_adapter(model, lora)
-    if num_checkpointed:
-        inner = model if lora is None else model.get_base_model()
-        inner.activation_checkpointing_enable()
-        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        for layer in layers[num_checkpointed:]:
-            layer.gradient_checkpointing = False
     return config, model
 
 
@@ -63,14 +57,15 @@ def deep_model(name, *, lora, num_checkpointed):
 )
 def test_the_predicted_peak_is_what_real_tensors_take(name, precision, lora):
     batch = row_of(400, num_answers=20)
-    for num_checkpointed in (0, 4, NUM_LAYERS):
-        config, model = deep_model(name, lora=lora, num_checkpointed=num_checkpointed)
+    for num_checkpointed in (0, 1, 4, NUM_LAYERS):
+        config, model = deep_model(name, lora=lora)
         if lora is not None and precision == "bf16":  # a frozen base is stored in it
             for parameter in model.parameters():
                 parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
         if num_checkpointed == 0:
             footprint = measure_footprint(config, Row(400, 80, precision), lora=lora)
-        with segment_attention(model):
+        layers = prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False)
+        with segment_attention(model), layers:
             peaks = meter_step(model, batch, autocast=precision == "bf16")
         prediction = predict_memory(footprint, num_checkpointed=num_checkpointed)
         assert prediction.activations_bytes == pytest.approx(max(peaks), rel=0.1)
@@ -80,7 +75,7 @@ def test_the_predicted_peak_is_what_real_tensors_take(name, precision, lora):
 @pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
 @pytest.mark.parametrize("name", ["llama", "gemma"])
 def test_a_layer_keeps_the_tensors_that_autograd_saves(name, lora):
-    config, model = deep_model(name, lora=lora, num_checkpointed=0)
+    config, model = deep_model(name, lora=lora)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -134,22 +129,21 @@ def test_as_few_layers_are_checkpointed_as_memory_asks():
     assert choose_checkpointed_layers(footprint, free_bytes=min(peaks)) is None
 
 
-def test_capped_scores_are_paid_for_because_no_fused_kernel_knows_them():
+def test_capped_scores_are_run_as_they_are_because_no_fused_kernel_knows_them():
     row = Row(400, 80, "fp32")
-    # Two layers, whose layer_types transformers derives.
     capped = measure_footprint(Gemma2Config(**{**DEEP, "pad_token_id": 0}), row)
     plain = measure_footprint(Gemma2Config(**{**DEEP, "pad_token_id": 0}, attn_logit_softcapping=None), row)
-    # At the least the scores and their softmax, 4 heads of 400 x 400 float32.
-    assert capped.layer.kept - plain.layer.kept > 2 * 4 * 4 * 400 * 400
+    # Going backward, at the least the scores of a block of queries.
+    assert capped.layer.work_kept > plain.layer.work_kept + 4 * 400 * 400
 
 
 def test_a_model_that_needs_contents_is_one_line(monkeypatch):
     from manyicl import footprint
 
-    def needs_contents(logits, batch):
-        return float(logits.sum())
+    def needs_contents(model, batch, **_):
+        return float(target_logits(model, batch).sum())
 
-    monkeypatch.setattr(footprint, "answer_loss", needs_contents)
+    monkeypatch.setattr(footprint, "row_loss", needs_contents)
     with pytest.raises(UserError, match="llama: its memory cannot be predicted") as caught:
         measure_footprint(CONFIGS["llama"](), Row(64, 8, "fp32"))
     assert "\n" not in str(caught.value)

@@ -156,6 +156,7 @@ def test_a_model_whose_memory_is_unknown_has_its_counts_all_the_same(config, mon
 
 @pytest.mark.slow
 def test_the_change_that_is_proposed_fits_and_the_gentler_ones_did_not(config):
+    config = changed(config, train={"checkpointed_layers": 0})
     model_config = load_config(config.model)
     row = Row(300, 60, "fp32")
     weights = shape_model(model_config).weights
@@ -168,16 +169,17 @@ def test_the_change_that_is_proposed_fits_and_the_gentler_ones_did_not(config):
 
     assert every < kept
     checkpointed = propose(every)
-    assert checkpointed.overrides == ("train.gradient_checkpointing=true",)
+    assert checkpointed.overrides == ("train.checkpointed_layers=auto",)
     assert checkpointed.total_bytes == every
     smaller = propose(every - 1000)
-    assert smaller.overrides == ("train.gradient_checkpointing=true", "train.packs_per_batch=1")
+    assert smaller.overrides == ("train.checkpointed_layers=auto", "train.packs_per_batch=1")
     assert smaller.total_bytes < every - 1000
     assert propose(weights.base) is None
 
 
 @pytest.mark.slow
 def test_a_recipe_that_does_not_fit_is_told_what_to_change(config):
+    config = changed(config, train={"checkpointed_layers": 0})
     tiny = Device("tiny", memory_bytes=3_000_000, peak_flops_per_s=1e12)
     forecast = forecast_run(config, device=tiny)
     assert forecast.change is not None

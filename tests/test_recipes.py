@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Mistral
 
 from manyicl.config import dump_config, load_recipe, make_config
 from manyicl.errors import UserError
+from manyicl.launch import check_launch
 from manyicl.models import ModelSettings, check_window, load_config, load_model, merge_adapter
 from manyicl.runs import train
 from tests.conftest import COMMON, make_task, train_tokenizer
@@ -150,3 +151,39 @@ def test_a_large_recipe_runs_on_a_shrunk_model_of_its_class(name, tmp_path, monk
     with torch.inference_mode():
         theirs, ours = plain.eval()(ids).logits, trained.eval()(ids).logits
     assert (theirs - ours).abs().max() < 1e-5 * ours.abs().max()
+
+
+LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_accelerate_reads_its_config_files_and_sets_up_what_they_say(path, monkeypatch):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    # accelerate itself asks whether the GPUs can talk to each other.
+    monkeypatch.setattr("accelerate.commands.launch.check_cuda_p2p_ib_support", lambda: True)
+    parser = launch_command_parser()
+    arguments = ["--config_file", str(path), "--num_processes", "8", "-m", "manyicl", "train"]
+    args, _, _ = _validate_launch_command(parser.parse_args(arguments))
+    environment = prepare_multi_gpu_env(args)
+    assert args.num_processes == 8
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    check_launch(environment)
+    assert (environment.get("ACCELERATE_USE_FSDP") == "true") == (path.stem == "fsdp2")
+    if path.stem == "fsdp2":
+        for name, value in environment.items():
+            if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP")):
+                monkeypatch.setenv(name, value)
+        plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2
+        assert plugin.reshard_after_forward is True
+        assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+        assert not plugin.cpu_ram_efficient_loading
+        assert not plugin.activation_checkpointing
+        assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+
+
+def test_there_is_a_config_file_for_either_way():
+    assert [path.stem for path in LAUNCHES] == ["ddp", "fsdp2"]

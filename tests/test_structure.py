@@ -37,12 +37,13 @@ MODULES = (
     "models",
     "costs",  # weights and FLOPs, from a config alone
     "loss",
-    "footprint",  # memory of a training step, predicted
     "layers",  # which are recomputed, and whether they are compiled
+    "footprint",  # memory of a training step, predicted
     "throughput",
     "usage",  # seconds and bytes
     "metrics",
     "training",
+    "launch",  # what accelerate may have set up
     # Asking it: score against number of shots.
     "memory",
     "tries",

@@ -11,9 +11,18 @@ from pydantic import ValidationError
 
 from manyicl import training
 from manyicl.errors import UserError
+from manyicl.launch import check_launch
 from manyicl.metrics import MetricsLog, bucket_name
+from manyicl.packing import Pack
 from manyicl.runs import train
-from manyicl.training import TrainSettings, list_checkpoints, refuse_data_parallel, row_multiple
+from manyicl.training import (
+    TrainSettings,
+    ValidationPack,
+    list_checkpoints,
+    refuse_data_parallel,
+    row_multiple,
+    share_rows,
+)
 from tests.trajectory.setting import read_metrics, write_setting
 
 
@@ -57,6 +66,54 @@ def test_several_gpus_without_a_launcher_are_refused_with_the_command_to_use():
         refuse_data_parallel(4, num_ranks=1, command=("manyicl", "train", "r.toml"))
     refuse_data_parallel(4, num_ranks=4, command=())
     refuse_data_parallel(1, num_ranks=1, command=())
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+PARALLEL = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
+
+
+@pytest.mark.parametrize("fine", [{}, FSDP2, PARALLEL, {"PARALLELISM_CONFIG_CP_SIZE": "4"}, PARALLEL | FSDP2])
+def test_launches_that_are_supported_are_let_through(fine):
+    check_launch(fine)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (PARALLEL | {"PARALLELISM_CONFIG_CP_SIZE": "4"}, "cp_size = 4: context parallelism is not supported"),
+        (PARALLEL | {"PARALLELISM_CONFIG_TP_SIZE": "2"}, "tp_size = 2: tensor parallelism is not supported"),
+        (FSDP2 | {"FSDP_VERSION": "1"}, "fsdp_version = 1: is not supported"),
+        (FSDP2 | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "SHARDED_STATE_DICT: checkpoints would hold no model"),
+        (FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "only one rank would have the weights"),
+    ],
+)
+def test_launches_that_would_go_wrong_later_are_refused_in_one_line(environment, message):
+    with pytest.raises(UserError, match=message) as caught:
+        check_launch(environment)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_under_context_parallelism_does_not_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    with pytest.raises(UserError, match="context parallelism is not supported"):
+        train(write_setting(tmp_path), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("num_planned", "num_ranks"), [(5, 2), (4, 2), (1, 4), (0, 2), (7, 1)])
+def test_every_rank_validates_as_many_rows_and_each_counts_once(num_planned, num_ranks):
+    planned = [ValidationPack(task=str(i), pack=Pack(index=i, episodes=())) for i in range(num_planned)]
+    shares = [share_rows(planned, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    assert len({len(share) for share in shares}) == 1
+    counted = sorted(item.task for share in shares for item, counts in share if counts)
+    assert counted == [str(i) for i in range(num_planned)]
 
 
 @pytest.mark.parametrize(

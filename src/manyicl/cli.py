@@ -54,6 +54,7 @@ Recipe = Annotated[
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from manyicl.config import RunConfig
     from manyicl.evaluation import AskedModel
     from manyicl.results import Evaluation
     from manyicl.tasks import Task
@@ -114,7 +115,7 @@ def plan(
     from manyicl.display import forecast_table, make_console
     from manyicl.forecast import forecast_run
 
-    config = load_recipe(recipe, overrides=overrides or ())
+    config: RunConfig = load_recipe(recipe, overrides=overrides or ())
     forecast = forecast_run(config, device=find_device(device) if device else None, num_devices=devices)
     if as_json:
         typer.echo(json.dumps(forecast.to_json(), ensure_ascii=False))

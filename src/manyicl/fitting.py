@@ -14,6 +14,7 @@ from manyicl.footprint import (
     Footprint,
     MemoryPrediction,
     Row,
+    choose_checkpointed_layers,
     measure_footprint,
     predict_memory,
 )
@@ -35,10 +36,16 @@ def fits(prediction: MemoryPrediction, device: Device) -> bool:
     return prediction.total_bytes <= USABLE_SHARE * device.memory_bytes
 
 
-def predict_recipe(config: RunConfig, footprint: Footprint) -> MemoryPrediction:
-    """Return the peak of the recipe's step as it stands."""
-    num_checkpointed = footprint.num_layers if config.train.gradient_checkpointing else 0
-    return predict_memory(footprint, num_checkpointed=num_checkpointed)
+def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | None) -> MemoryPrediction:
+    """Return the peak of the recipe's step as it stands.
+
+    Of `train.checkpointed_layers = "auto"`, on `device`: as few layers as fit it; on none in particular, all.
+    """
+    setting: int | str | None = config.train.checkpointed_layers
+    if setting == "auto" and device is not None:
+        setting = choose_checkpointed_layers(footprint, free_bytes=device.memory_bytes)
+    num_checkpointed = setting if isinstance(setting, int) else footprint.num_layers
+    return predict_memory(footprint, num_checkpointed=min(num_checkpointed, footprint.num_layers))
 
 
 def suggest_changes(
@@ -57,7 +64,7 @@ def suggest_changes(
         footprint = measure_footprint(
             model_config, smaller, lora=changed.model.lora, trust_remote_code=changed.model.trust_remote_code
         )
-        prediction = predict_recipe(changed, footprint)
+        prediction = predict_recipe(changed, footprint, device=device)
         if fits(prediction, device):
             return Change(overrides=overrides, total_bytes=prediction.total_bytes)
     return None
@@ -86,8 +93,8 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
             values[section][entry] = setting
         return tuple(f"{name}={text}" for name, (text, _) in chosen.items()), make_config(values, source="plan")
 
-    if not config.train.gradient_checkpointing:
-        yield change("train.gradient_checkpointing", True, "true")
+    if config.train.checkpointed_layers not in ("auto", "all"):
+        yield change("train.checkpointed_layers", "auto", "auto")
     if config.train.packs_per_batch > 1:
         yield change("train.packs_per_batch", 1, "1")
     if config.model.precision == "fp32":

@@ -15,24 +15,26 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manyicl.attention import attend_segments
-from manyicl.batches import Batch
+from manyicl.batches import Batch, join_row
 from manyicl.costs import WeightCounts, count_weights
 from manyicl.errors import UserError
-from manyicl.loss import answer_loss, target_logits
+from manyicl.layers import decoder_layers, prepared_layers, spread
+from manyicl.loss import MOST_LOGITS, row_loss
 from manyicl.models import LoraSettings, add_adapter
+from manyicl.tokens import TokenizedEpisode
 
 # transformers picks attention by this name. H heads, T tokens, D head dimension.
 STAND_IN = "manyicl_footprint"
@@ -149,22 +151,20 @@ def measure_footprint(
 
 
 def predict_memory(footprint: Footprint, *, num_checkpointed: int) -> MemoryPrediction:
-    """Return the peak of a step whose first `num_checkpointed` layers are checkpointed, and the others kept.
-
-    The first ones: when their turn to go backward comes, all that the later ones kept is gone already.
-    """
-    num_kept = footprint.num_layers - num_checkpointed
-    head, layer = footprint.head, footprint.layer
+    """Return the peak of a step with `num_checkpointed` layers checkpointed, spread as training spreads them."""
+    num_layers, head, layer = footprint.num_layers, footprint.head, footprint.layer
+    chosen = spread(num_checkpointed, among=num_layers) if num_checkpointed else frozenset()
+    num_kept = num_layers - num_checkpointed
+    last_is_kept = num_layers - 1 not in chosen
     # Bytes of (layers kept, inputs of checkpointed ones, work) at each moment.
-    moments = {
-        "head": (num_kept * head.kept, num_checkpointed * head.input, head.work_kept if num_kept else head.work_input)
-    }
-    if num_kept:
-        moments["layer"] = (num_kept * layer.kept, num_checkpointed * layer.input, layer.work_kept)
-    if num_checkpointed:
-        moments["recompute"] = (0, num_checkpointed * layer.input, layer.work_input)
-    moment = max(moments, key=lambda name: sum(moments[name]))
-    kept, inputs, work = moments[moment]
+    work = head.work_kept if last_is_kept else head.work_input
+    moments = [("head", (num_kept * head.kept, num_checkpointed * head.input, work))]
+    for place in range(num_layers):  # its turn to go backward: what layers behind it kept is gone
+        inputs = len([number for number in chosen if number <= place])
+        kept = place + 1 - inputs
+        name, work = ("recompute", layer.work_input) if place in chosen else ("layer", layer.work_kept)
+        moments.append((name, (kept * layer.kept, inputs * layer.input, work)))
+    moment, (kept, inputs, work) = max(moments, key=lambda item: sum(item[1]))
     return MemoryPrediction(
         weights_bytes=footprint.weights_bytes,
         adapters_bytes=footprint.adapters_bytes,
@@ -227,10 +227,10 @@ class StorageMeter(TorchDispatchMode):
         self.live_bytes -= self.sizes.pop(key)
 
 
-def meter_step(model: nn.Module, batch: Batch, *, autocast: bool) -> tuple[int, int]:
+def meter_step(model: nn.Module, batch: Batch, *, autocast: bool, most_logits: int | None = None) -> tuple[int, int]:
     """Return the peak bytes beside weights and gradients at the head's moment and at the layers', of one step.
 
-    model: inside an attention that takes `segment_lengths`. autocast: products in bfloat16.
+    model: inside an attention that takes segments. autocast: products in bfloat16. most_logits: as in `row_loss`.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -243,10 +243,10 @@ def meter_step(model: nn.Module, batch: Batch, *, autocast: bool) -> tuple[int, 
         heads.append(meter.peak_bytes)
         meter.reset()
 
-    hook = _last_layer(model).register_forward_hook(_on_output(leave_head))
+    hook = decoder_layers(model)[-1].register_forward_hook(_on_output(leave_head))
     with meter:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            loss = answer_loss(target_logits(model, batch), batch).loss
+            loss = row_loss(model, batch, most_logits=most_logits).loss
         loss.backward()
     hook.remove()
     return heads[0], meter.peak_bytes
@@ -261,13 +261,6 @@ def _on_output(act: Callable[[Tensor], None]) -> Callable[..., None]:
         hidden.register_hook(act)
 
     return hook
-
-
-def _last_layer(model: nn.Module) -> nn.Module:
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise RuntimeError("no layers that transformers could checkpoint")
-    return layers[-1]
 
 
 def _build_empty(
@@ -291,11 +284,12 @@ def _run_empty(model: Any, row: Row, *, checkpointed: bool) -> tuple[int, int]:
     model.train()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.set_attn_implementation(STAND_IN)
-    if checkpointed:
-        inner.activation_checkpointing_enable()
-    with FakeTensorMode():
+    mode = FakeTensorMode()
+    batch = _fake_batch(row, mode)
+    num_checkpointed = len(decoder_layers(model)) if checkpointed else 0
+    with mode, prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False):
         _fill_with_fakes(model)
-        return meter_step(model, _fake_batch(row), autocast=row.precision == "bf16")
+        return meter_step(model, batch, autocast=row.precision == "bf16", most_logits=MOST_LOGITS["cuda"])
 
 
 def _fill_with_fakes(model: nn.Module) -> None:
@@ -312,22 +306,14 @@ def _fill_with_fakes(model: nn.Module) -> None:
                     tensors[name] = fakes[id(tensor)]  # type: ignore[assignment]
 
 
-def _fake_batch(row: Row) -> Batch:
-    ids = torch.zeros(1, row.num_tokens, dtype=torch.long)
-    targets = torch.ones(row.num_targets, dtype=torch.long)
-    one = torch.zeros(1, dtype=torch.long)
-    return Batch(
-        input_ids_1T=ids,
-        segment_ids_T=ids[0],
-        position_ids_1T=ids,
-        segment_lengths=(row.num_tokens,),
-        target_positions_N=targets,
-        target_weights_N=targets.float(),
-        target_answers_N=targets,
-        answer_shots_A=one,
-        answer_tasks_A=one,
-        episodes=(0,),
-    )
+def _fake_batch(row: Row, mode: FakeTensorMode) -> Batch:
+    """Return a row of one episode whose last `num_targets` tokens are its answer, in fake tensors."""
+    span = np.array([[max(1, row.num_tokens - row.num_targets), row.num_tokens]])
+    built = TokenizedEpisode(ids=np.zeros(row.num_tokens, dtype=np.int32), spans=span)
+    batch = join_row([built], targets="all", weights=[np.ones(1)], tasks=[0], episodes=(0,))
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    fakes: dict[str, Any] = {k: mode.from_tensor(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+    return replace(batch, **fakes)
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from manyicl.footprint import MemoryPrediction, Row, measure_footprint
 from manyicl.models import load_config, max_tokens_of
 from manyicl.packing import Pack
 from manyicl.runs import Prepared, count_dropped, count_plan, prepare_run
-from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples, query_ids
+from manyicl.tokens import TaskTokenizer, TokenizedTask, answer_lengths_of, join_examples, query_ids
 
 # Answers are counted by how many shots stand before them: the first index of each bucket.
 SHOT_EDGES = (0, 1, 4, 16, 64, 256)
@@ -115,7 +115,9 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         trust = config.model.trust_remote_code
         shape = shape_model(model_config, lora=config.model.lora, trust_remote_code=trust)
         memory = predict_recipe(
-            config, measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=trust)
+            config,
+            measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=trust),
+            device=device,
         )
     except UserError as error:
         notes.append(str(error))
@@ -161,7 +163,7 @@ def _forecast_task(
     for episode in episodes:
         chosen = targets_of(len(episode.examples), config.episodes.targets)
         buckets.update(bisect_right(SHOT_EDGES, k) - 1 for k in range(len(episode.examples))[chosen])
-        num_targets += int(train.answer_lengths[episode.examples[chosen]].sum())
+        num_targets += count_targets(task, episode, targets=config.episodes.targets)
         num_seen += int(train.lengths[episode.examples].sum())
     checked = [
         is_exact_prefix(task, episode, query=query, tokenizer=tokenizer)
@@ -203,21 +205,30 @@ def count_unterminated(task: TokenizedTask, *, tokenizer: TaskTokenizer) -> int:
     return len(train) - int((tails == ids).all(axis=1).sum())
 
 
+def count_targets(task: TokenizedTask, episode: Episode, *, targets: Literal["all", "last"]) -> int:
+    """Return the tokens of an episode that the loss is taken on."""
+    chosen = episode.examples[targets_of(len(episode.examples), targets)]
+    return int(answer_lengths_of(task, split="train", indices=chosen, names=episode.names).sum())
+
+
 def is_exact_prefix(task: TokenizedTask, episode: Episode, *, query: int, tokenizer: TaskTokenizer) -> bool:
     """Return whether what inference feeds to ask the episode's example `query` is a prefix of what training sees.
 
-    Inference is gone through from the text: shots and query are tokenised anew, not read from the cache.
+    Inference is gone through from the text: shots and query are tokenised anew, not read from the cache. An episode
+    whose labels bear other names is in no file, so it is read from the cache alone.
     """
-    trained = join_examples(task, split="train", indices=episode.examples)
-    shots = join_examples(task, split="train", indices=episode.examples[:query]).ids
+    trained = join_examples(task, split="train", indices=episode.examples, names=episode.names)
+    shots = join_examples(task, split="train", indices=episode.examples[:query], names=episode.names).ids
     asked = query_ids(task, split="train", index=int(episode.examples[query]), after_shots=query > 0)
+    seen = trained.ids[: int(trained.spans[query, 0])]
+    if not np.array_equal(np.concatenate([shots, asked]), seen):
+        return False
+    if episode.names is not None:
+        return True
     rows = task.splits["train"].rows[episode.examples[: query + 1]]
     fresh, _ = tokenizer.tokenize_examples([task.task.train[row] for row in rows])
     written = np.concatenate([tokenizer.head_ids(task.task), fresh.ids[task.num_between : fresh.answer_starts[-1]]])
-    start = int(trained.spans[query, 0])
-    return all(
-        np.array_equal(fed, trained.ids[:start]) for fed in (np.concatenate([shots, asked]), written.astype(np.int32))
-    )
+    return np.array_equal(written, seen)
 
 
 def largest_row(prepared: Prepared) -> Row:
@@ -241,10 +252,8 @@ def _iter_rows(prepared: Prepared) -> Iterable[tuple[list[int], int]]:
     size = prepared.config.train.packs_per_batch
     for first in range(0, len(packs), size):
         episodes = list(_episodes(packs.packs[first : first + size]))
-        num_targets = 0
-        for episode in episodes:
-            chosen = episode.examples[targets_of(len(episode.examples), prepared.config.episodes.targets)]
-            num_targets += int(prepared.tasks[episode.task].splits["train"].answer_lengths[chosen].sum())
+        targets = prepared.config.episodes.targets
+        num_targets = sum(count_targets(prepared.tasks[e.task], e, targets=targets) for e in episodes)
         yield [episode.num_tokens for episode in episodes], num_targets
 
 

@@ -65,13 +65,14 @@ def target_logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits_NV
 
 
-def row_loss(model: nn.Module, batch: Batch) -> AnswerLoss:
+def row_loss(model: nn.Module, batch: Batch, *, most_logits: int | None = None) -> AnswerLoss:
     """Return the loss of a row, in chunks of its targets where all their logits at once would be large.
 
-    The model must be inside `attention.segment_attention`.
+    The model must be inside `attention.segment_attention`. most_logits: held at once; by device unless said.
     """
     inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
-    most = MOST_LOGITS["cuda" if batch.input_ids_1T.is_cuda else "cpu"] // inner.config.get_text_config().vocab_size
+    most_logits = most_logits or MOST_LOGITS["cuda" if batch.input_ids_1T.is_cuda else "cpu"]
+    most = most_logits // inner.config.get_text_config().vocab_size
     if len(batch.target_positions_N) <= most or inner.config.model_type not in PLAIN_HEADS:
         return answer_loss(target_logits(model, batch), batch)
     target_ids_N = batch.input_ids_1T[0, batch.target_positions_N]

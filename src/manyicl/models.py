@@ -25,6 +25,8 @@ from manyicl.world.seed import SEED_MODEL
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
 MODEL_NOTE = "manyicl.json"
+# What save_pretrained writes of a model or an adapter beside its weights.
+MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json")
 
 
 class LoraSettings(BaseModel):
@@ -290,6 +292,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> 
     for them.
     """
     model.save_pretrained(folder, safe_serialization=True)
+    save_beside_weights(model, tokenizer, folder, note=note)
+
+
+def save_beside_weights(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> None:
+    """Write tokenizer, note and, of an adapter on a changed base, its config; as `save_model` says, without weights."""
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     if inner is not model and getattr(inner, "has_changed_config", False):
         inner.config.save_pretrained(folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -44,8 +45,10 @@ from manyicl.held_out import (
     held_out_rows,
     rows_to_json,
 )
+from manyicl.launch import check_launch
 from manyicl.metrics import MetricsLog
 from manyicl.models import (
+    MODEL_FILES,
     ModelNote,
     ModelSettings,
     check_window,
@@ -53,7 +56,7 @@ from manyicl.models import (
     load_model,
     load_tokenizer,
     locate_model,
-    save_model,
+    save_beside_weights,
 )
 from manyicl.progress import BarCallback, progress_bar
 from manyicl.tasks import Task, load_tasks
@@ -188,6 +191,7 @@ def train(
     # Ranks may wait long for the main process, which alone tokenises and measures what is held out.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
     folder, config = _open_run(recipe, out=_agree_on_folder(recipe, out), overrides=overrides, resume=resume)
+    check_launch(os.environ)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console = console or Console(stderr=True)
     console.quiet = console.quiet or not state.is_main_process
@@ -368,10 +372,12 @@ def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:
         trained_shots=_trained_shots(prepared),
         token_budget=prepared.config.episodes.token_budget,
     )
-    # The live model gives the config (peft saves none); its weights are then replaced by the checkpoint's own files.
-    save_model(model, prepared.tokenizer, partial, note=note)
-    for weights in checkpoint.glob("*.safetensors*"):
-        shutil.copyfile(weights, partial / weights.name)
+    # The live model may be sharded over ranks, so the weights are the checkpoint's own files; it gives the config.
+    partial.mkdir()
+    for pattern in ("*.safetensors*", *MODEL_FILES):
+        for file in checkpoint.glob(pattern):
+            shutil.copyfile(file, partial / file.name)
+    save_beside_weights(model, prepared.tokenizer, partial, note=note)
     sync_tree(partial)
     partial.rename(folder / "model")
     write_atomically(folder / "run.json", _to_json({**_read_json(folder / "run.json"), "model_step": step}))

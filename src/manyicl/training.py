@@ -121,6 +121,16 @@ def plan_validation(
     return planned
 
 
+def share_rows(planned: Sequence[ValidationPack], *, rank: int, num_ranks: int) -> list[tuple[ValidationPack, bool]]:
+    """Return the rows of one rank, and whether each counts: the last is repeated so that all ranks have as many.
+
+    Where weights are sharded each forward pass is everyone's, and a rank without a row would leave the others waiting.
+    """
+    num_rows = -(-len(planned) // num_ranks)
+    places = range(rank, num_rows * num_ranks, num_ranks)
+    return [(planned[min(place, len(planned) - 1)], place < len(planned)) for place in places]
+
+
 class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
@@ -266,9 +276,11 @@ class AnswerTrainer(Trainer):
         # Its rows are of any length, and would all be compiled for.
         eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with torch.no_grad(), self.accelerator.autocast(), eager:
-            for item in planned[rank::ranks]:
+            for item, counts in share_rows(planned, rank=rank, num_ranks=ranks):
                 batch = maker.make_batch([item.pack]).to(self.args.device)
                 scored = row_loss(model, batch)
+                if not counts:
+                    continue
                 mean_nll_A = scored.nll_A / scored.num_tokens_A
                 place = maker.task_names.index(item.task)
                 sums[place, 0] += mean_nll_A.sum()

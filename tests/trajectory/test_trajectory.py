@@ -16,6 +16,7 @@ from manyicl.runs import read_run_config, train
 from tests.trajectory.killed import STAGES
 from tests.trajectory.setting import read_metrics, read_weights, start_process, write_setting
 
+SHARDED = str(Path(__file__).with_name("sharded.py"))
 KILLED = str(Path(__file__).with_name("killed.py"))
 
 
@@ -62,6 +63,18 @@ def test_two_ranks_of_four_packs_equal_one_of_eight(tmp_path, lora):
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("model:") == 1  # one rank speaks
     assert_same_course(tmp_path / "one", tmp_path / "two", rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_model_sharded_by_fsdp2_has_the_loss_and_gradients_of_the_whole_one(tmp_path, lora):
+    write_setting(tmp_path, lora=lora)
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+    process = start_process([SHARDED, str(tmp_path / "recipe.toml")], launcher=launcher)
+    assert process.returncode == 0, process.stderr
+    # Three layers of two matrices on each of seven linear ones; or those, two norms a layer, a last one, and both ends.
+    expected = "42 gradients of 6144 weights" if lora else "30 gradients of 53472 weights"
+    assert expected in process.stdout
 
 
 @pytest.mark.slow

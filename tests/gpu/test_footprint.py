@@ -1,0 +1,58 @@
+"""The predicted peak against what a CUDA allocator says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from manyicl.attention import segment_attention
+from manyicl.batches import join_row
+from manyicl.footprint import Row, measure_footprint, predict_memory
+from manyicl.layers import prepared_layers
+from manyicl.loss import row_loss
+from manyicl.models import LoraSettings, add_adapter
+from manyicl.tokens import TokenizedEpisode
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CONFIG = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_hidden_layers=8,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    max_position_embeddings=32768,
+)
+
+
+@pytest.mark.parametrize("num_checkpointed", [0, 5, 8])
+@pytest.mark.parametrize("lora", [None, LoraSettings()], ids=["full", "lora"])
+@pytest.mark.parametrize("num_tokens", [4096, 16384])
+def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, num_checkpointed):
+    num_targets = num_tokens // 10
+    span = np.array([[num_tokens - num_targets, num_tokens]])
+    built = TokenizedEpisode(ids=np.full(num_tokens, 5, dtype=np.int32), spans=span)
+    batch = join_row([built], targets="all", weights=[np.ones(1)], tasks=[0], episodes=(0,)).to("cuda")
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32 if lora is None else torch.bfloat16)
+        model = model.train() if lora is None else add_adapter(model, lora).train()
+    footprint = measure_footprint(CONFIG, Row(num_tokens, num_targets, "bf16"), lora=lora)
+    prediction = predict_memory(footprint, num_checkpointed=num_checkpointed)
+    for _ in range(2):  # the second pass finds the gradients there
+        torch.cuda.reset_peak_memory_stats()
+        layers = prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False)
+        with segment_attention(model), layers:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = row_loss(model, batch).loss
+            loss.backward()
+        del loss
+    measured = torch.cuda.max_memory_allocated()
+    predicted = prediction.total_bytes - prediction.optimizer_bytes  # there is no optimizer here
+    print(f"{num_tokens} tokens, measured {measured / 2**30:.2f} GiB, predicted {predicted / 2**30:.2f}")
+    assert predicted == pytest.approx(measured, rel=0.1)
