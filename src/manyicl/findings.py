@@ -14,9 +14,9 @@ import numpy as np
 from manyicl.arms import ARMS, Arm, ArmName
 from manyicl.cells import Prediction
 from manyicl.comparison import Comparison, GridCell, What, mean_by_shots
+from manyicl.metrics import MetricsLog
 from manyicl.pooling import Pooled, Table, pool_differences, pool_means, tabulate
 from manyicl.results import read_result
-from manyicl.training import MetricsLog
 
 ROLES = ("trained", "held-out")
 

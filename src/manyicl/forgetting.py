@@ -25,10 +25,10 @@ from manyicl.attention import segment_attention
 from manyicl.batches import Batch, join_row
 from manyicl.errors import UserError
 from manyicl.intervals import Interval
-from manyicl.loss import answer_loss, target_logits
+from manyicl.loss import row_loss
+from manyicl.metrics import MetricsLog
 from manyicl.prefix import device_of
 from manyicl.tokens import TokenizedEpisode
-from manyicl.training import MetricsLog
 
 DOCUMENT_END = "<|endoftext|>"
 # Windows go through the model in rows of about this many tokens.
@@ -99,7 +99,7 @@ def window_bits(model: Any, windows: TextWindows) -> NDArray[np.float64]:
     with segment_attention(model):
         for row in _share_out(windows):
             batch = _text_row(row).to(device_of(model))
-            nll_A: Tensor = answer_loss(target_logits(model, batch), batch).nll_A
+            nll_A: Tensor = row_loss(model, batch).nll_A
             bits += (nll_A.double() / math.log(2)).tolist()
     return np.asarray(bits)
 

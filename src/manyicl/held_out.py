@@ -17,7 +17,7 @@ from manyicl.attention import segment_attention
 from manyicl.batches import BatchMaker, lengths_of
 from manyicl.episodes import Episode, EpisodeSettings, fits_any, iter_episodes
 from manyicl.intervals import Interval, t_interval
-from manyicl.loss import answer_loss, target_logits
+from manyicl.loss import row_loss
 from manyicl.packing import Pack
 from manyicl.prefix import device_of
 from manyicl.tokens import TokenizedTask
@@ -64,7 +64,7 @@ def episode_losses(model: Any, tasks: Mapping[str, TokenizedTask], episodes: Map
             losses[name] = []
             for episode in drawn:
                 batch = maker.make_batch([Pack(index=0, episodes=(episode,))]).to(device_of(model))
-                scored = answer_loss(target_logits(model, batch), batch)
+                scored = row_loss(model, batch)
                 losses[name].append(float(scored.nll_A.double().mean()))
     return losses
 

@@ -118,18 +118,23 @@ def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
 def fewest_checkpointed(cost: ActivationCost, *, num_layers: int, num_tokens: int, free_bytes: float) -> int:
     """Return how few layers are to be recomputed so that a row of `num_tokens` fits `free_bytes`; all where none fits.
 
-    At its peak the backward pass holds the inputs of the recomputed layers, all of the others, and one layer more that
-    is being recomputed.
-
     >>> cost = ActivationCost(layer_bytes=10.0, input_bytes=1.0)
     >>> [fewest_checkpointed(cost, num_layers=4, num_tokens=2, free_bytes=b) for b in (80, 70, 60, 10)]
     [0, 2, 3, 4]
     """
     for count in range(num_layers + 1):
-        kept = count * cost.input_bytes + (num_layers - count) * cost.layer_bytes
-        if num_tokens * (kept + (cost.layer_bytes if count else 0)) <= free_bytes:
+        if activation_bytes(cost, num_layers=num_layers, num_tokens=num_tokens, num_checkpointed=count) <= free_bytes:
             return count
     return num_layers
+
+
+def activation_bytes(cost: ActivationCost, *, num_layers: int, num_tokens: int, num_checkpointed: int) -> float:
+    """Return what the layers hold at the peak of a backward pass.
+
+    That is the inputs of the recomputed layers, all of the others, and one layer more that is being recomputed.
+    """
+    kept = num_checkpointed * cost.input_bytes + (num_layers - num_checkpointed) * cost.layer_bytes
+    return num_tokens * (kept + (cost.layer_bytes if num_checkpointed else 0.0))
 
 
 def choose_checkpointed(

@@ -18,7 +18,7 @@ from manyicl.copies import find_copies
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
 from manyicl.intervals import mean_interval, t_interval
-from manyicl.loss import answer_loss, target_logits
+from manyicl.loss import row_loss
 from manyicl.packing import Pack
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_choices
 from manyicl.scoring import macro_f1, majority_answer, majority_score, other_metrics, score_answer
@@ -347,5 +347,5 @@ def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float
 
     batch = maker.make_batch([pack]).to(device_of(model))
     with torch.inference_mode(), segment_attention(model):
-        scored = answer_loss(target_logits(model, batch), batch)
+        scored = row_loss(model, batch)
     return scored.nll_A.double().tolist(), scored.correct_A.tolist()

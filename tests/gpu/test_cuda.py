@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from manyicl import partial_attention, segment_kernels
+from manyicl import partial_attention, segment_kernels, training
 from manyicl.answering import generate_behind
 from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
-from manyicl.loss import answer_loss, target_logits
+from manyicl.layers import choose_checkpointed, measure_activations, prepared_layers
+from manyicl.loss import answer_loss, row_loss, target_logits
 from manyicl.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
 from manyicl.runs import train
 from manyicl.segment_kernels import attend_row_segments, kernel_order
@@ -242,3 +245,63 @@ def test_a_run_learns_and_is_the_same_by_other_micro_batches(tmp_path, lora, pre
         courses.append([r["loss"] for r in read_metrics(tmp_path / f"rows-{packs}") if "loss" in r])
     assert courses[0] == pytest.approx(courses[1], rel=1e-3 if precision == "fp32" else 5e-2)
     assert courses[0][-1] < courses[0][0]
+
+
+@pytest.mark.filterwarnings("ignore")  # what is counted are warnings
+def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch):
+    """Count the synchronisations of each optimizer step between its first micro-batch and the next step's."""
+    config = write_setting(tmp_path, num_steps=6, packs_per_batch=2, log_every_steps=6, checkpoint_every_steps=6)
+    where: list[list[str]] = []
+    original = training.AnswerTrainer.training_step
+
+    def counted(self, *args, **options):
+        if not where or self.state.global_step >= len(where):
+            where.append([])
+        return original(self, *args, **options)
+
+    def note(message, category, filename, lineno, *_):
+        if where and "synchronizing CUDA operation" in str(message):
+            where[-1].append(f"{filename}:{lineno}")
+
+    monkeypatch.setattr(training.AnswerTrainer, "training_step", counted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", note)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train(config, out=tmp_path / "run")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(where) == 6
+    # The first step makes the optimizer's state, and the last one logs, validates and saves.
+    assert all(len(places) <= 1 for places in where[1:-1]), where[1:-1]
+
+
+@pytest.mark.parametrize("num_checkpointed", [0, 2])
+def test_compiled_layers_give_the_gradients_of_plain_ones(num_checkpointed):
+    found = []
+    for compiled in (False, True):
+        model = tiny_model("llama").to("cuda", torch.bfloat16).train()
+        for episodes in (
+            [random_episode([(5, 2)] * 6, seed=1)],
+            [random_episode([(5, 2)] * k, seed=k) for k in (1, 2, 3)],
+        ):
+            batch = pad_row(row(episodes), multiple=64).to("cuda")
+            with segment_attention(model), prepared_layers(model, num_checkpointed=num_checkpointed, compiled=compiled):
+                row_loss(model, batch).loss.backward()
+        found.append(torch.cat([p.grad.float().flatten() for p in model.parameters()]))
+    assert (found[0] - found[1]).norm() / found[0].norm() < 0.05
+
+
+def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
+    model = tiny_model("llama").to("cuda", torch.bfloat16)
+    cost = measure_activations(model)
+    assert cost.layer_bytes > 10 * cost.input_bytes > 0
+    total = torch.cuda.mem_get_info()[1]
+    counts = []
+    for share in (1.0, 0.5, 0.05):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, share=share: (int(share * total), total))
+        counts.append(choose_checkpointed(model, "auto", row_tokens=int(0.8 * total / (3 * cost.layer_bytes))))
+    assert counts[0] == 0
+    assert counts[2] == 3
+    assert counts == sorted(counts)

@@ -1,0 +1,181 @@
+"""Training a 7B-shaped model on one GPU: tokens/s, share of the measured ceiling, peak memory beside the prediction.
+
+    python benchmarks/gpu_7b.py [--shapes mistral-7b,gemma-7b,llama-3-8b] [--modes lora,full] [--tokens 8192,32768]
+                                [--checkpointed auto] [--compile both] [--repeats 3] [--seconds 500] [--json OUT]
+
+Random weights, made on the GPU; bf16; LoRA of rank 16 on all projections with a frozen base, or all weights in bf16
+with SGD's step left out (the optimizer is not what is measured; full fine-tuning in manyicl keeps float32 weights,
+which no single GPU holds for 7B). One filled episode a row, answers of three tokens on --share of its tokens. A step is
+forward and backward of one row. FLOPs are the model's (costs.count_flops): 4 N a token for LoRA, 6 N for full, head
+at targets, causal attention; what is recomputed does not count. --compile adds rows with compiled layers. Settings that
+do not fit are said to. Stops taking new settings after --seconds. --layers N makes a shallower model, for a smoke test:
+its MFU is its own, and nothing is extrapolated from it. The prediction is made before the row is run; compiled layers
+keep less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from pathlib import Path
+
+import torch
+from measuring import SHAPES, make_episodes, make_model, make_row, spread, synchronize, write_json
+
+from manyicl.attention import segment_attention
+from manyicl.batches import pad_row
+from manyicl.costs import count_flops, shape_model
+from manyicl.layers import (
+    LOGIT_BYTES,
+    activation_bytes,
+    choose_checkpointed,
+    decoder_layers,
+    measure_activations,
+    prepared_layers,
+)
+from manyicl.loss import MOST_LOGITS, row_loss
+from manyicl.models import LoraSettings, add_adapter
+from manyicl.throughput import measure_ceiling
+
+GIB = 1 << 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="mistral-7b,gemma-7b,llama-3-8b")
+    parser.add_argument("--modes", default="lora", help="lora, full, or both with a comma")
+    parser.add_argument("--tokens", default="8192,32768")
+    parser.add_argument("--checkpointed", default="auto", help="layers recomputed: auto, all, or numbers with commas")
+    parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
+    parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
+    parser.add_argument("--layers", type=int, help="layers of a shallower model")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=500.0, help="no new setting is begun after so long")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    started, results = time.monotonic(), []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ceiling = measure_ceiling(device)
+    print(f"ceiling: {ceiling / 1e12:.0f} TFLOP/s (bf16 product)" if ceiling else "no ceiling is known for a CPU")
+    for shape in options.shapes.split(","):
+        for mode in options.modes.split(","):
+            model, cost = build(shape, mode, num_layers=options.layers, device=device)
+            for setting in settings_of(options):
+                if time.monotonic() - started > options.seconds:
+                    print(f"left out for want of time: {shape} {mode} {setting}")
+                    continue
+                result = {"shape": shape, "mode": mode, **measure(model, cost, setting, options, device=device)}
+                if ceiling and "flops_per_s" in result:
+                    result["mfu"] = result["flops_per_s"] / ceiling
+                print(describe(result), flush=True)
+                results.append(result)
+                write_json(options.json, {"ceiling": ceiling, "rows": results})
+            del model
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def settings_of(options):
+    """Return (tokens, checkpointed, compiled) of every row that is asked for."""
+    checkpointed = [c if c in ("auto", "all") else int(c) for c in options.checkpointed.split(",")]
+    compiled = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
+    return [(int(t), c, y) for t in options.tokens.split(",") for c in checkpointed for y in compiled]
+
+
+def build(shape, mode, *, num_layers, device):
+    """Return the model and the shape that its FLOPs are counted from."""
+    config = SHAPES[shape]()
+    if num_layers:
+        config.num_hidden_layers = num_layers
+    lora = LoraSettings() if mode == "lora" else None
+    model = make_model(config, device=device, dtype=torch.bfloat16)
+    if lora:
+        with device:
+            model = add_adapter(model, lora)
+    return model, shape_model(config, lora=lora)
+
+
+def measure(model, cost, setting, options, *, device):
+    """Return what one setting does, or that it does not fit."""
+    num_tokens, checkpointed, compiled = setting
+    vocab = model.config.vocab_size
+    episodes = make_episodes(num_tokens, episode_tokens=num_tokens, target_share=options.share, vocab_size=vocab)
+    batch = pad_row(make_row(episodes), multiple=num_tokens).to(device)
+    num_targets = len(batch.target_positions_N)
+    flops = count_flops(cost, [num_tokens], num_targets=num_targets)
+    model.zero_grad(set_to_none=True)
+    model.train()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    about = {"tokens": num_tokens, "targets": num_targets, "asked": checkpointed, "compiled": compiled}
+    try:
+        before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+        count = choose_checkpointed(model, checkpointed, row_tokens=num_tokens)
+        about |= {"checkpointed": count, "layers": len(decoder_layers(model)), "weights_gib": before / GIB}
+        about["predicted_gib"] = predict_bytes(model, count, num_tokens, num_targets=num_targets) / GIB
+        seconds = []
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with segment_attention(model), prepared_layers(model, num_checkpointed=count, compiled=compiled):
+            for number in range(options.repeats + 2):
+                model.zero_grad(set_to_none=True)
+                synchronize(device)
+                begun = time.perf_counter()
+                row_loss(model, batch).loss.backward()
+                synchronize(device)
+                if number >= 2:
+                    seconds.append(time.perf_counter() - begun)
+        peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
+    except torch.OutOfMemoryError:
+        return {**about, "fits": False}
+    finally:
+        model.zero_grad(set_to_none=True)
+    time_s = spread(seconds)
+    return {
+        **about,
+        "fits": True,
+        "time_s": time_s,
+        "tokens_per_s": num_tokens / time_s["median"],
+        "flops_per_s": flops / time_s["median"],
+        "peak_gib": peak,
+    }
+
+
+def predict_bytes(model, count, num_tokens, *, num_targets):
+    """Return weights, their gradients, activations (measured on short rows, not compiled) and a chunk of logits."""
+    cost = measure_activations(model)
+    parameters = list(model.parameters())
+    vocab = model.config.vocab_size
+    device = parameters[0].device.type
+    activations = activation_bytes(
+        cost, num_layers=len(decoder_layers(model)), num_tokens=num_tokens, num_checkpointed=count
+    )
+    weights = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in parameters)
+    return weights + activations + min(num_targets * vocab, MOST_LOGITS[device]) * LOGIT_BYTES
+
+
+def describe(result):
+    """Return one line for a person."""
+    what = (
+        f"{result['shape']:10} {result['mode']:4} {result['tokens']:>7,} tokens, {result.get('checkpointed', '?')} of"
+        f" {result.get('layers', '?')} layers recomputed{', compiled' if result['compiled'] else ''}:"
+    )
+    if not result["fits"]:
+        return f"{what} does not fit"
+    line = (
+        f"{what} {result['tokens_per_s']:,.0f} tokens/s ({result['time_s']['min']:.2f} to"
+        f" {result['time_s']['max']:.2f} s a row), {result['flops_per_s'] / 1e12:.2f} TFLOP/s"
+    )
+    if "mfu" in result:
+        line += f", {100 * result['mfu']:.1f} % of the ceiling"
+    if result["peak_gib"] is not None:
+        line += (
+            f", peak {result['peak_gib']:.1f} GiB, {result['peak_gib'] - result['weights_gib']:.1f} beside the weights"
+        )
+        line += f" (predicted {result['predicted_gib']:.1f})"
+    return line
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Training steps against TRL's SFTTrainer: same model, same episodes, same labels, in turn, in one process.
+
+    pip install ".[bench]"
+    python benchmarks/train_vs_trl.py [--shape small] [--tokens 512,4096] [--episode-tokens 512] [--json OUT]
+
+Filled: one episode a row. Packed: episodes of --episode-tokens in one row. A step is forward and backward of one row,
+by each trainer's own loss (ours: manyicl.loss.row_loss and the step's sums; TRL: SFTTrainer.compute_loss on what its
+own padding-free collator makes of `input_ids`, `labels` and `seq_lengths`), neither recomputing layers, float32 on a
+CPU and bfloat16 on a GPU. Before a time is taken: both first losses agree to 1e-4 (2e-3 in bfloat16), and a token of a
+middle episode of TRL's pack is changed to see whether its neighbours' losses move. Where they do, TRL does not isolate
+packs by its attention path here, this is said, and its unpacked path (the episodes as padded rows of a batch) is timed.
+Peak memory: on a GPU what was allocated; on a CPU the resident peak of a process of its own a side (--no-memory: not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+import torch
+from measuring import SHAPES, make_episodes, make_model, make_row, ratios, spread, time_in_turn, write_json
+
+from manyicl.attention import IMPLEMENTATION, segment_attention
+from manyicl.batches import pad_row
+from manyicl.loss import row_loss
+from manyicl.metrics import StepSums
+from manyicl.training import row_multiple
+from manyicl.usage import PeakMemory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="", choices=("", *SHAPES), help="small on a CPU, llama-1b on a GPU")
+    parser.add_argument("--tokens", default="512,4096", help="lengths of rows")
+    parser.add_argument("--episode-tokens", type=int, default=512, help="of the episodes of a packed row")
+    parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # SIDE:TOKENS:EPISODE_TOKENS, in a process of its own
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options.shape = options.shape or ("llama-1b" if device.type == "cuda" else "small")
+    if options.peak_of:
+        print(peak_of(options, device))
+        return
+    rows = []
+    for num_tokens in (int(t) for t in options.tokens.split(",")):
+        for kind, episode_tokens in (("filled", num_tokens), ("packed", options.episode_tokens)):
+            if kind == "packed" and num_tokens < 3 * episode_tokens:
+                continue  # isolation is judged by a middle episode
+            rows.append(compare(options, kind, num_tokens, episode_tokens, device=device))
+            print(describe(rows[-1]), flush=True)
+            write_json(options.json, rows)
+
+
+def compare(options, kind, num_tokens, episode_tokens, *, device):
+    """Check that both sides do the same, then time them."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = SHAPES[options.shape]()
+    model = make_model(config, device=device, dtype=dtype)
+    episodes = make_episodes(
+        num_tokens, episode_tokens=episode_tokens, target_share=options.share, vocab_size=config.vocab_size
+    )
+    ours, peer = OurSide(model, episodes, device=device), PeerSide(copy.deepcopy(model), episodes)
+    isolates = len(episodes) == 1 or peer.isolates()
+    if not isolates:
+        peer.unpack()
+    losses = ours.step(), peer.step()
+    close = 2e-3 if dtype == torch.bfloat16 else 1e-4
+    assert abs(losses[0] - losses[1]) <= close * abs(losses[1]), f"first losses differ: {losses}"
+    sides = {"ours": ours.step, "trl": peer.step}
+    seconds = time_in_turn(sides, repeats=options.repeats, device=device)
+    result = {
+        "kind": kind,
+        "tokens": num_tokens,
+        "episodes": len(episodes),
+        "first_losses": losses,
+        "attention": {"ours": IMPLEMENTATION, "trl": peer.attention},
+        "trl_isolates_packs": None if len(episodes) == 1 else isolates,
+        "time_s": {name: spread(values) for name, values in seconds.items()},
+        "tokens_per_s": {name: num_tokens / spread(values)["median"] for name, values in seconds.items()},
+        "speedup": ratios(seconds["ours"], seconds["trl"]),
+    }
+    if not options.no_memory:
+        result["peak_bytes"] = {
+            name: cuda_peak(run, device)
+            if device.type == "cuda"
+            else child_peak(options, name, num_tokens, episode_tokens)
+            for name, run in sides.items()
+        }
+    return result
+
+
+class OurSide:
+    """One row through ours."""
+
+    def __init__(self, model, episodes, *, device) -> None:
+        self.model = model
+        row = make_row(episodes)
+        multiple = row_multiple(row.num_tokens, device=device, compiled=False)
+        self.batch = (pad_row(row, multiple=multiple) if multiple > 1 else row).to(device)
+        self.sums = StepSums(device)
+
+    def step(self) -> float:
+        self.model.zero_grad(set_to_none=True)
+        with segment_attention(self.model):
+            scored = row_loss(self.model, self.batch)
+            self.sums.add(self.batch, scored)
+            scored.loss.backward()
+        return float(scored.loss.detach())
+
+
+class PeerSide:
+    """The same row through TRL's SFTTrainer."""
+
+    def __init__(self, model, episodes) -> None:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        self.episodes = episodes
+        self.rows = [as_columns([e]) for e in episodes]
+        self.folder = tempfile.TemporaryDirectory()
+        arguments = SFTConfig(
+            output_dir=self.folder.name,
+            padding_free=True,
+            max_length=None,
+            gradient_checkpointing=False,  # TRL's own default is to recompute all layers
+            bf16=False,
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+        self.trainer = SFTTrainer(
+            model,
+            args=arguments,
+            train_dataset=Dataset.from_list([as_columns(episodes)]),
+            processing_class=stand_in_tokenizer(),
+        )
+        self.collate = self.trainer.data_collator
+        self.attention = f"{model.config._attn_implementation}, padding-free"
+        self.inputs = self.prepare([as_columns(episodes)])
+
+    def prepare(self, rows):
+        return self.trainer._prepare_inputs(self.collate(rows))
+
+    def step(self) -> float:
+        self.trainer.model.zero_grad(set_to_none=True)
+        self.trainer.model.train()
+        loss = self.trainer.compute_loss(self.trainer.model, dict(self.inputs))
+        loss.backward()
+        return float(loss.detach())
+
+    def isolates(self) -> bool:
+        """Return whether a changed token of a middle episode moves no loss behind it."""
+        changed = [copy.deepcopy(e) for e in self.episodes]
+        changed[1].ids[2] = 3 if changed[1].ids[2] != 3 else 4
+        found = []
+        for episodes in (self.episodes, changed):
+            columns = as_columns(episodes)
+            bound = len(episodes[0].ids) + len(episodes[1].ids)
+            columns["labels"] = [-100] * bound + columns["labels"][bound:]
+            with torch.no_grad():
+                inputs = self.prepare([columns])
+                found.append(float(self.trainer.compute_loss(self.trainer.model, inputs)))
+        return found[0] == found[1]
+
+    def unpack(self) -> None:
+        """Give the episodes as rows of a padded batch."""
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        self.collate = DataCollatorForLanguageModeling(pad_token_id=0)
+        rows = [{k: v for k, v in row.items() if k != "seq_lengths"} for row in self.rows]
+        self.inputs = self.prepare(rows)
+        self.attention = self.attention.replace("padding-free", "padded rows")
+
+
+def as_columns(episodes):
+    """Return a row of TRL's: ids, labels (not shifted), and the lengths of its episodes."""
+    ids, labels = [], []
+    for episode in episodes:
+        own = [-100] * len(episode.ids)
+        for start, stop in episode.spans.tolist():
+            own[start:stop] = episode.ids[start:stop].tolist()
+        ids += episode.ids.tolist()
+        labels += own
+    return {"input_ids": ids, "labels": labels, "seq_lengths": [len(e.ids) for e in episodes]}
+
+
+def stand_in_tokenizer():
+    """Return a tokenizer that TRL can ask for its special tokens; no text is tokenised."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def cuda_peak(run, device):
+    torch.cuda.empty_cache()
+    peak = PeakMemory(device)
+    run()
+    return peak.read()
+
+
+def child_peak(options, side, *, rows):
+    """Return the resident peak of a step in a process of its own, less what it held before; None where not known."""
+    script = [sys.executable, __file__, "--shape", options.shape, "--share", str(options.share)]
+    done = subprocess.run(
+        [*script, "--peak-of", f"{side}:{rows[0]}:{rows[1]}"], capture_output=True, text=True, check=True
+    )
+    last = done.stdout.split()[-1]
+    return None if last == "None" else int(last)
+
+
+def peak_of(options, device):
+    side, num_tokens, episode_tokens = options.peak_of.split(":")
+    config = SHAPES[options.shape]()
+    model = make_model(config, device=device, dtype=torch.float32)
+    episodes = make_episodes(
+        int(num_tokens), episode_tokens=int(episode_tokens), target_share=options.share, vocab_size=config.vocab_size
+    )
+    one = OurSide(model, episodes, device=device) if side == "ours" else PeerSide(model, episodes)
+    if side == "trl" and len(episodes) > 1 and not one.isolates():
+        one.unpack()
+    before = PeakMemory(device).read()
+    peak = PeakMemory(device)
+    one.step()
+    after = peak.read()
+    return None if before is None or after is None else after - before
+
+
+def describe(result):
+    """Return a few lines for a person."""
+    time_s, speed, faster = result["time_s"], result["tokens_per_s"], result["speedup"]
+    lines = [f"{result['kind']}, {result['tokens']:,} tokens, {result['episodes']} episodes:"]
+    lines += [
+        f"  {name:5} {speed[name]:>9,.0f} tokens/s, {time_s[name]['median']:.3f} s ({time_s[name]['min']:.3f} to"
+        f" {time_s[name]['max']:.3f}), attention {result['attention'][name]}"
+        + (f", peak {result['peak_bytes'][name] / 2**20:,.0f} MiB" if result.get("peak_bytes", {}).get(name) else "")
+        for name in ("ours", "trl")
+    ]
+    lines.append(f"  ours is {faster['ratio']:.2f} times as fast ({faster['min']:.2f} to {faster['max']:.2f})")
+    if result["trl_isolates_packs"] is False:
+        lines.append("  TRL's attention path does not keep a pack's episodes apart here; its padded rows were timed")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The training benchmarks run on tiny shapes: options parse, both sides agree, results are written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a function that runs a benchmark's main and returns its JSON."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run_main(name: str, *options: str):
+        out = tmp_path / f"{name}.json"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *options, "--json", str(out)])
+        __import__(name).main()
+        return json.loads(out.read_text())["results"]
+
+    return run_main
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_gpu_7b_on_a_tiny_shape(run, mode):
+    results = run(
+        "gpu_7b", "--shapes", "tiny", "--modes", mode, "--tokens", "64", "--checkpointed", "auto,1", "--compile", "no"
+    )
+    assert results["ceiling"] is None
+    assert [(row["checkpointed"], row["layers"], row["fits"]) for row in results["rows"]] == [
+        (0, 2, True),
+        (1, 2, True),
+    ]
+    assert all(row["predicted_gib"] > 0 for row in results["rows"])
+
+
+@pytest.mark.slow
+def test_objective_counts_answers_of_both_sides(run):
+    speed = run("objective", "--shape", "tiny", "--tokens", "256", "--repeats", "1", "--seconds-only")["speed"]
+    assert speed[0]["answers"] == {"all": 17, "last": 1}  # MetaICL's 16 shots and a query
+
+
+def test_exponents_are_those_of_the_powers(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import cost_growth
+
+    runs = {n: [{"seconds": 1e-6 * n**2, "peak_bytes": 1000 * n}] for n in (1024, 2048, 4096)}
+    exponents = cost_growth.summarise(runs)["exponents"]
+    assert exponents == pytest.approx({"time": 2.0, "memory": 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_trl_and_ours_begin_with_one_loss_and_trl_isolates_or_it_is_said(run):
+    pytest.importorskip("trl")
+    options = ("--shape", "tiny", "--tokens", "96", "--episode-tokens", "32", "--repeats", "1", "--no-memory")
+    filled, packed = run("train_vs_trl", *options)
+    assert (filled["kind"], packed["kind"]) == ("filled", "packed")
+    for result in (filled, packed):
+        assert result["first_losses"][0] == pytest.approx(result["first_losses"][1], rel=1e-4)
+    assert packed["trl_isolates_packs"] is True
+    assert packed["attention"]["trl"] == "sdpa, padding-free"
