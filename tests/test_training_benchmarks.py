@@ -36,7 +36,7 @@ def test_gpu_7b_on_a_tiny_shape(run, mode):
         (0, 2, True),
         (1, 2, True),
     ]
-    assert all(row["predicted_gib"] > 0 for row in results["rows"])
+    assert all((row["predicted_gib"] is not None) == (mode == "lora") for row in results["rows"])
 
 
 @pytest.mark.slow
