@@ -8,10 +8,12 @@ import pytest
 from benchmarks.eval_vs_lm_eval import (
     Cell,
     Peer,
+    Rounds,
     check_tokens,
     compare_answer,
     load_both,
     our_request_ids,
+    report,
     run_ours,
     write_task,
 )
@@ -45,6 +47,26 @@ def test_the_task_file_and_its_rows_spell_what_the_engine_feeds(tokenizers, kind
         assert told == [tokenizer.decode(ids[num_bos:]) for ids in our_request_ids(cell, query)]
         assert task.labels[row["gold"]] == row["choices"][row["gold"]].strip()
     assert (config["target_delimiter"], config["fewshot_delimiter"]) == ("", "")
+
+
+def test_rounds_are_kept_and_told_and_never_mixed_with_others(tmp_path, capsys):
+    path, setting = tmp_path / "rounds.jsonl", {"model": "seed", "queries": 10}
+    same = {"place": 0, "ours": "owl", "theirs": "owl", "equal": True, "margin_error": 1e-6}
+    tie = same | {"place": 4, "theirs": "fox", "equal": False, "margins": [1e-6, 2e-6]}
+    tie |= {"our_nats": [-1.0, -1.000001], "their_nats": [-1.000002, -1.0]}
+    first = {"cell": "animals_3", "shots": 3, "shot_tokens": 50, "most_new": None, "queries": 10, "batch": 4}
+    Rounds(path, setting).add(first | {"our_s": 2.0, "peer_s": 40.0, "num": 2, "answers": [same, tie]})
+    again = Rounds(path, setting)
+    # The same query once more: it is timed, and counted once.
+    again.add(first | {"our_s": 2.0, "peer_s": 22.0, "num": 1, "answers": [same]})
+    assert report(Rounds(path, setting)) == (1, 2)
+    told = capsys.readouterr().out
+    assert "ratio: 105 times (100 to 110 by round)" in told  # 500 and 550 ms a query against 5
+    assert "3 queries in 2 rounds" in told
+    assert "query 4: ours 'owl', theirs 'fox'; ours by 1.0e-06 nats" in told
+    assert "rounding" in told
+    with pytest.raises(SystemExit, match="name another --out"):
+        Rounds(path, setting | {"model": "other"})
 
 
 @pytest.mark.slow

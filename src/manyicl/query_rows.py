@@ -15,8 +15,8 @@ from manyicl.tries import AnswerTrie
 
 # A query's ids, and the trie that follows them; none: only its own tokens are run.
 Asked = tuple[NDArray[np.int32], AnswerTrie | None]
-# Logits that are in float32 at once.
-MOST_FLOATS = 1 << 24
+# Logits that are in float32 at once: little enough memory on a GPU, and on a CPU what its cache holds (twice as fast).
+MOST_FLOATS = {"cuda": 1 << 24, "cpu": 1 << 19}
 
 
 def lay_out_row(
@@ -122,7 +122,7 @@ def edge_logprobs(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor) -> tuple[
 
     The float32 copy of the logits is made a few rows at a time.
     """
-    size = max(1, MOST_FLOATS // logits_NV.shape[1])
+    size = max(1, MOST_FLOATS["cuda" if logits_NV.is_cuda else "cpu"] // logits_NV.shape[1])
     sums_N = torch.cat([chunk.float().logsumexp(dim=-1) for chunk in logits_NV.split(size)])
     best_N = torch.cat([chunk.argmax(dim=-1) for chunk in logits_NV.split(size)])
     return logits_NV[rows_E, tokens_E].float() - sums_N[rows_E], best_N[rows_E] == tokens_E

@@ -273,7 +273,7 @@ def _shot_losses(comparison: Comparison, plots: Plots) -> list[Panel]:
             points = [loss for loss in mine if loss.shots == bucket]
             xs, ys = _mean_by_step(points, "nats_a_token", scale=scale)
             if ys:
-                strength = 0.3 + 0.7 * (number + 1) / len(buckets)
+                strength = 0.45 + 0.55 * (number + 1) / len(buckets)
                 lines.append(Line(place, xs, ys, label=bucket, strength=strength, width=1.6, marked=False))
         if lines:
             figure = draw_lines(lines, axis, Axis("nats a token of the answer"))

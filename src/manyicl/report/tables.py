@@ -127,7 +127,7 @@ def flat_tag(flat: Flatness) -> str:
     """Return what is said of a curve that does not rise for sure: a gain that is small, or one that may be chance."""
     if not flat.flat or flat.difference is None:
         return ""
-    return "flat" if abs(flat.difference) < FLAT_SCORE else "not told from flat"
+    return "flat" if abs(flat.difference) < FLAT_SCORE else "may be chance"
 
 
 def partial_arms(comparison: Comparison) -> list[str]:
