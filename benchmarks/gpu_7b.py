@@ -9,8 +9,8 @@ which no single GPU holds for 7B). One filled episode a row, answers of three to
 forward and backward of one row. FLOPs are the model's (costs.count_flops): 4 N a token for LoRA, 6 N for full, head
 at targets, causal attention; what is recomputed does not count. --compile adds rows with compiled layers. Settings that
 do not fit are said to. Stops taking new settings after --seconds. --layers N makes a shallower model, for a smoke test:
-its MFU is its own, and nothing is extrapolated from it. The prediction is made before the row is run; compiled layers
-keep less.
+its MFU is its own, and nothing is extrapolated from it. The prediction, for LoRA, is that of
+`manyicl plan` (footprint.py), made before the row is run; compiled layers keep less.
 """
 
 from __future__ import annotations
@@ -26,15 +26,9 @@ from measuring import SHAPES, make_episodes, make_model, make_row, spread, synch
 from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
 from manyicl.costs import count_flops, shape_model
-from manyicl.layers import (
-    LOGIT_BYTES,
-    activation_bytes,
-    choose_checkpointed,
-    decoder_layers,
-    measure_activations,
-    prepared_layers,
-)
-from manyicl.loss import MOST_LOGITS, row_loss
+from manyicl.footprint import Row, measure_footprint, predict_memory
+from manyicl.layers import choose_checkpointed, decoder_layers, prepared_layers
+from manyicl.loss import row_loss
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.throughput import measure_ceiling
 
@@ -65,7 +59,7 @@ def main() -> None:
                 if time.monotonic() - started > options.seconds:
                     print(f"left out for want of time: {shape} {mode} {setting}")
                     continue
-                result = {"shape": shape, "mode": mode, **measure(model, cost, setting, options, device=device)}
+                result = {"shape": shape, "mode": mode, **measure(model, cost, setting, options, mode=mode)}
                 if ceiling and "flops_per_s" in result:
                     result["mfu"] = result["flops_per_s"] / ceiling
                 print(describe(result), flush=True)
@@ -96,9 +90,10 @@ def build(shape, mode, *, num_layers, device):
     return model, shape_model(config, lora=lora)
 
 
-def measure(model, cost, setting, options, *, device):
+def measure(model, cost, setting, options, *, mode):
     """Return what one setting does, or that it does not fit."""
     num_tokens, checkpointed, compiled = setting
+    device = next(model.parameters()).device
     vocab = model.config.vocab_size
     episodes = make_episodes(num_tokens, episode_tokens=num_tokens, target_share=options.share, vocab_size=vocab)
     batch = pad_row(make_row(episodes), multiple=num_tokens).to(device)
@@ -113,7 +108,8 @@ def measure(model, cost, setting, options, *, device):
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         count = choose_checkpointed(model, checkpointed, row_tokens=num_tokens)
         about |= {"checkpointed": count, "layers": len(decoder_layers(model)), "weights_gib": before / GIB}
-        about["predicted_gib"] = predict_bytes(model, count, num_tokens, num_targets=num_targets) / GIB
+        predicted = predict_bytes(model, count, num_tokens, num_targets=num_targets, mode=mode)
+        about["predicted_gib"] = None if predicted is None else predicted / GIB
         seconds = []
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -142,17 +138,14 @@ def measure(model, cost, setting, options, *, device):
     }
 
 
-def predict_bytes(model, count, num_tokens, *, num_targets):
-    """Return weights, their gradients, activations (measured on short rows, not compiled) and a chunk of logits."""
-    cost = measure_activations(model)
-    parameters = list(model.parameters())
-    vocab = model.config.vocab_size
-    device = parameters[0].device.type
-    activations = activation_bytes(
-        cost, num_layers=len(decoder_layers(model)), num_tokens=num_tokens, num_checkpointed=count
-    )
-    weights = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in parameters)
-    return weights + activations + min(num_targets * vocab, MOST_LOGITS[device]) * LOGIT_BYTES
+def predict_bytes(model, count, num_tokens, *, num_targets, mode):
+    """Return what `manyicl plan` predicts for LoRA, less AdamW's moments; of full weights in bf16 it knows nothing."""
+    if mode != "lora":
+        return None
+    row = Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16")
+    footprint = measure_footprint(model.get_base_model().config, row, lora=LoraSettings())
+    prediction = predict_memory(footprint, num_checkpointed=count)
+    return prediction.total_bytes - prediction.optimizer_bytes
 
 
 def describe(result):

@@ -94,7 +94,7 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
         result["peak_bytes"] = {
             name: cuda_peak(run, device)
             if device.type == "cuda"
-            else child_peak(options, name, num_tokens, episode_tokens)
+            else child_peak(options, name, rows=(num_tokens, episode_tokens))
             for name, run in sides.items()
         }
     return result
