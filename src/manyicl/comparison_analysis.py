@@ -104,7 +104,7 @@ def list_examples(findings: Findings) -> Iterator[dict[str, Any]]:
     for arm, seeds in findings.tests.items():
         k = findings.chosen[arm][0]
         for p in seeds[0].predictions if seeds[0] and comparison.settings.examples else []:
-            if p.draw == 0 and p.shots == k:
+            if p.draw == 0 and p.shots == k and p.task not in comparison.familiar:
                 answers.setdefault(p.task, {}).setdefault(p.query, {})[arm] = p
     for task, queries in sorted(answers.items()):
         texts = {example.id: example for example in comparison.tasks[task].test}

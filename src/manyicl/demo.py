@@ -30,7 +30,7 @@ from manyicl.world.tasks import WorldTask, write_tasks
 TOKEN_BUDGET = 1280
 PACK_TOKENS = 2560
 # Dedicated models: one of each of the first kinds of a regime, which take turns.
-NUM_DEDICATED = 4
+NUM_DEDICATED = 3
 NUM_FAMILIAR = 6
 
 
@@ -46,8 +46,8 @@ class Size:
     analysis: bool = True
 
 
-FULL = {HEADLINE.name: Size(60, 16, 16, 2, 16), CONTRAST.name: Size(20, 8, 8, 2, 12, analysis=False)}
-QUICK = {HEADLINE.name: Size(24, 8, 8, 2, 8, analysis=False), CONTRAST.name: Size(8, 4, 4, 1, 8, analysis=False)}
+FULL = {HEADLINE.name: Size(40, 16, 16, 2, 16), CONTRAST.name: Size(16, 8, 8, 2, 12, analysis=False)}
+QUICK = {HEADLINE.name: Size(12, 6, 6, 2, 6, analysis=False), CONTRAST.name: Size(4, 4, 4, 2, 6, analysis=False)}
 
 
 def write_regime(folder: Path, regime: Regime, size: Size, *, seed: int) -> tuple[list[str], list[str], list[str]]:
@@ -88,7 +88,7 @@ def demo_config(
             keep="last",
         ),
         compare=CompareSettings(
-            arms=("base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-free"),
+            arms=("base", "zero-shot", "few-shot", "manyicl", "dedicated", *(("dedicated-free",) if size.analysis else ())),
             seeds=tuple(seeds),
             held_out_tasks=tuple(held_out),
             familiar_tasks=tuple(familiar),
