@@ -36,7 +36,9 @@ VERBS = {
     "ask": "Answer one input a line behind the shots that fit",
     "merge": "Fold a run's adapter into its base",
     "world": "Write tasks of the embedded world",
-    "demo": "Train a tiny model from nothing on generated tasks",
+    "compare": "Train the arms of the paper from one recipe",
+    "report": "Write a comparison's report.html and report.md anew",
+    "demo": "The paper's comparison in minutes on two cores",
 }
 CELL = {"shots", "score", "low", "high", "nll", "num_scored", "num_unfit", "majority_score"}
 

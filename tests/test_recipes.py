@@ -13,6 +13,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig
 
+from manyicl.arms import CompareConfig
 from manyicl.config import dump_config, load_recipe, make_config
 from manyicl.errors import UserError
 from manyicl.launch import check_launch
@@ -21,7 +22,8 @@ from manyicl.runs import train
 from tests.conftest import COMMON, make_task, train_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-ALL = sorted(RECIPES.glob("*.toml"))
+ALL = sorted(path for path in RECIPES.glob("*.toml") if not path.stem.startswith("compare-"))
+COMPARISONS = sorted(RECIPES.glob("compare-*.toml"))
 # recipe -> (hub name, its config's class and what that config says of positions), shrunk in all else.
 LARGE = {
     "mistral-7b": (
@@ -76,6 +78,15 @@ def test_every_recipe_parses_and_is_read_back_from_its_resolved_form(path):
     assert make_config(tomllib.loads(dump_config(config)), source="config.toml") == config
     assert path.read_text().startswith("# "), "say what it is"
     assert f"recipes/{path.name}" in path.read_text() or path.stem not in LARGE, "say how to start it"
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_every_comparison_parses_and_is_read_back_from_its_resolved_form(path):
+    config = load_recipe(path, kind=CompareConfig)
+    assert make_config(tomllib.loads(dump_config(config)), source="recipe.toml", kind=CompareConfig) == config
+    assert path.read_text().startswith("# "), "say what it is"
+    assert f"recipes/{path.name}" in path.read_text(), "say how to start it"
+    assert {"base", "zero-shot", "few-shot", "manyicl"} <= set(config.compare.arms)
 
 
 def test_the_recipes_of_the_large_models_are_here():

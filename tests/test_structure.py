@@ -106,7 +106,18 @@ MODULES = (
     "report.document",
     "model_card",
     "display",
+    # The comparison of arms.
+    "arms",
+    "forgetting",
+    "comparison",  # the grid of cells, and the work
+    "pooling",  # over seeds and tasks
+    "findings",
+    "comparison_scores",
+    "comparison_forgetting",
+    "comparison_analysis",
+    "comparison_summary",
     "comparison_display",
+    "outcome",
     "demo",
     "cli",
     "__init__",

@@ -74,6 +74,7 @@ class CompareSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: str = Field("comparison", min_length=1, description="what its report is called")
     arms: tuple[ArmName, ...] = Field(
         ("base", "zero-shot", "few-shot", "manyicl", "dedicated"),
         min_length=1,

@@ -164,7 +164,11 @@ def list_flatness(findings: Findings) -> Iterator[dict[str, Any]]:
                 continue
             flat = not (pooled.excludes_zero and abs(pooled.mean) >= FLAT_GAIN)
             rise = "rises" if pooled.mean > 0 else "falls"
-            told = "is flat" if flat else f"{rise} by {100 * abs(pooled.mean):.1f} points"
+            told = f"{rise} by {100 * abs(pooled.mean):.1f} points"
+            if abs(pooled.mean) < FLAT_GAIN:
+                told = f"is flat ({100 * pooled.mean:+.1f} points)"
+            elif flat:
+                told = f"{rise} by {100 * abs(pooled.mean):.1f} points, which may be chance,"
             yield {
                 "arm": arm,
                 "role": role,
@@ -174,5 +178,5 @@ def list_flatness(findings: Findings) -> Iterator[dict[str, Any]]:
                 **pooled_json(pooled, mean="difference"),
                 "flat": flat,
                 "sentence": f"{ARMS[arm].title}: the score on {role} tasks {told} from {_shots(first)} to"
-                f" {_shots(last)}",
+                f" {_shots(last)}.",
             }

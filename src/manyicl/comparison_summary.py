@@ -31,7 +31,7 @@ def collect_findings(comparison: Comparison) -> dict[str, Any]:
     grid = list(_grid(comparison))
     return {
         "schema": COMPARISON_SCHEMA,
-        "name": comparison.folder.name,
+        "name": comparison.settings.name,
         "finished": all(entry["done"] == entry["total"] for entry in grid),
         "config": dump_config(comparison.config),
         "versions": {"python": platform.python_version(), **package_versions()},

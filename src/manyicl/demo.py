@@ -1,8 +1,8 @@
 """The paper's comparison in minutes on two CPU cores, with nothing to download: the world's tasks and its seed model.
 
-Two regimes are run. Many tasks with few examples each is what many-shot fine-tuning is for: the headline. Few tasks with
-many examples each, which plain fine-tuning may simply learn, is the contrast. Nothing is scripted: another seed draws
-other tasks, episodes, shots and queries.
+Two regimes are run. Many tasks with few examples each is what many-shot fine-tuning is for: the headline. Few tasks
+with many examples each, which plain fine-tuning may simply learn, is the contrast. Nothing is scripted: another seed
+draws other tasks, episodes, shots and queries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from manyicl.arms import CompareConfig, CompareSettings
+from manyicl.arms import ArmName, CompareConfig, CompareSettings
 from manyicl.comparison import Comparison, open_comparison, run_comparison
 from manyicl.config import TaskSettings
 from manyicl.display import make_console
@@ -32,6 +32,9 @@ PACK_TOKENS = 2560
 # Dedicated models: one of each of the first kinds of a regime, which take turns.
 NUM_DEDICATED = 3
 NUM_FAMILIAR = 6
+ARMS_WITH_CEILING: tuple[ArmName, ...] = (
+    "base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-free",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def _names(tasks: Sequence[WorldTask]) -> list[str]:
 
 
 def demo_config(
-    folder: Path, regime: Regime, size: Size, *, names: tuple[list[str], list[str], list[str]], seeds: Sequence[int]
+    folder: Path, size: Size, *, names: tuple[list[str], list[str], list[str]], seeds: Sequence[int]
 ) -> CompareConfig:
     """Return the recipe of a regime's comparison; `names` are its trained, held-out and familiar tasks."""
     trained, held_out, familiar = names
@@ -88,7 +91,8 @@ def demo_config(
             keep="last",
         ),
         compare=CompareSettings(
-            arms=("base", "zero-shot", "few-shot", "manyicl", "dedicated", *(("dedicated-free",) if size.analysis else ())),
+            name=folder.parent.name.replace("_", " "),
+            arms=ARMS_WITH_CEILING if size.analysis else ARMS_WITH_CEILING[:-1],
             seeds=tuple(seeds),
             held_out_tasks=tuple(held_out),
             familiar_tasks=tuple(familiar),
@@ -131,10 +135,11 @@ def run_demo(
         finish_comparison(comparison, console=console)
         comparisons.append(comparison)
     minutes = (time.monotonic() - started) / 60
+    headline = comparisons[0]
+    model, tasks = headline.folder / f"seed-{seed}" / "manyicl", headline.config.tasks.folder
     told = [
-        f"{minutes:.1f} minutes. Read {comparisons[0].folder / 'report.html'}; ask a model that you have just trained:",
-        f"  manyicl eval {comparisons[0].folder / f'seed-{seed}' / 'manyicl'} --tasks {folder / HEADLINE.name / 'tasks'}"
-        f" --task {comparisons[0].held_out[0]} --draws 2",
+        f"{minutes:.1f} minutes. Read {headline.folder / 'report.html'}; ask a model that you have just trained:",
+        f"  manyicl eval {model} --tasks {tasks} --task {headline.held_out[0]} --draws 2",
     ]
     console.print("\n".join(told), soft_wrap=True, highlight=False)
     return comparisons
@@ -157,4 +162,4 @@ def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int
     if place.exists() and any(place.iterdir()) and not (place / "tasks").is_dir():
         raise UserError(f"--out {place.parent}: is not empty; name a new folder")
     names = write_regime(place / "tasks", regime, size, seed=seeds[0])
-    return open_comparison(place, demo_config(place / "tasks", regime, size, names=names, seeds=seeds))
+    return open_comparison(place, demo_config(place / "tasks", size, names=names, seeds=seeds))
