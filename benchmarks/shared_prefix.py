@@ -9,8 +9,8 @@ in fp32 on two layers (exits with 1 where they disagree; in bf16 the difference 
 differ by some percent from any reference there). Every query has 64 tokens and two answers of one token. FLOPs count
 the products with weights (the vocabulary's for one position a query) and those of attention, causal ones by half.
 
---try measures, each alone and all together, compiled versions of what stands between the products: the merge of the
-parts of attention, the norms, the rotary positions, the gate. Each is first compared in fp32, as above.
+--try measures, each alone and all together, the compiled pieces of `manyicl eval --compile` (fused.py). Each is first
+compared in fp32, as above.
 """
 
 from __future__ import annotations
@@ -18,17 +18,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
-from transformers.models.mistral import modeling_mistral
 
-from manyicl import attention, partial_attention
+from manyicl import partial_attention
+from manyicl.fused import PIECES, fused_pieces
 from manyicl.prefix import encode_prefix, score_choices
 
 QUERY_TOKENS = 64
@@ -113,63 +110,14 @@ def draw_ids(setting, num, *, seed):
     return np.random.default_rng(seed).integers(8, setting.shape["vocab_size"], num).astype(np.int32)
 
 
-# What might be faster ---------------------------------------------------------------------------------------------
-
-
-def merged_for_projection(parts):
-    """Return the merged parts, laid out as the projection behind attention reads them."""
-    (out, lse), *others = parts
-    dtype, out = out.dtype, out.float()
-    for other, other_lse in others:
-        out = torch.lerp(out, other.float(), torch.sigmoid(other_lse - lse)[..., None])
-        lse = torch.logaddexp(lse, other_lse)
-    return out.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def rotated_by_head(q, k, cos, sin, unsqueeze_dim=1):
-    """Return the turned queries and keys, laid out head by head, so that folding heads copies nothing."""
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    half = modeling_mistral.rotate_half
-    return tuple((x * cos + half(x) * sin).contiguous() for x in (q, k))
-
-
-def gated(gate, up):
-    return torch.nn.functional.silu(gate) * up
-
-
-@contextmanager
-def pieces(names: tuple[str, ...]) -> Iterator[None]:
-    """Run with the named pieces compiled; sizes are dynamic, since rows of a sweep differ."""
-    norm = modeling_mistral.MistralRMSNorm
-    gate = torch.compile(gated, dynamic=True)
-
-    def forward(self, x):
-        return self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
-
-    def normed(self, x):
-        return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
-
-    every = {
-        "merge": (attention, "merge_parts", torch.compile(merged_for_projection, dynamic=True)),
-        "norm": (norm, "forward", normed),
-        "rotary": (modeling_mistral, "apply_rotary_pos_emb", torch.compile(rotated_by_head, dynamic=True)),
-        "gate": (modeling_mistral.MistralMLP, "forward", forward),
-    }
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(patch.object(*every[name]))
-        yield
-
-
 def try_pieces(setting, *, ceiling, repeats):
     """Print queries a second with each piece compiled, and with all; stop where fp32 is not near."""
     model = make_model(setting, dtype=setting.dtype)
     before = draw_ids(setting, setting.prefixes[-1], seed=2)
     prefix = encode_prefix(model, before, room=len(before))
-    single = ("merge", "norm", "rotary", "gate")
-    for names in ((), *((name,) for name in single), single, ()):
+    for names in ((), *((name,) for name in PIECES), PIECES, ()):
         label = " + ".join(names) or "as it is"
-        with pieces(names):
+        with fused_pieces(model, names):
             if names:
                 compare(setting, fp32_only=True)
             measure_rate(model, prefix, setting, ceiling=ceiling, repeats=repeats, label=f", {label}")

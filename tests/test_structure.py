@@ -51,6 +51,7 @@ MODULES = (
     "sharing",
     "prefix",
     "prefix_store",
+    "fused",  # pieces of a model compiled while it is asked
     "answering",
     "scoring",
     "intervals",

@@ -205,6 +205,9 @@ def eval_(
     precision: Precision = None,
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile pieces of the model: faster on a GPU behind many shots.")
+    ] = False,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="Ask this OpenAI-compatible server to generate.")
     ] = None,
@@ -228,7 +231,7 @@ def eval_(
     with joined_ranks() as ranks:
         options: dict[str, Any] = {"shots": parse_shots(shots), "draws": draws, "queries": queries, "seed": seed}
         check_out(out)
-        _check_endpoint(endpoint, endpoint_model, precision, by=by, num_ranks=ranks.count)
+        _check_endpoint(endpoint, endpoint_model, precision, by=by, compiled=compiled, num_ranks=ranks.count)
         chosen = load_tasks(tasks, names=task)
         asked = _load_asked(
             model,
@@ -237,6 +240,7 @@ def eval_(
             precision=precision,
             trust_remote_code=trust_remote_code,
             weights=endpoint is None,
+            compiled=compiled,
         )
         with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as report:
             options |= {"out": out, "report": report}
@@ -260,6 +264,7 @@ def _check_endpoint(
     precision: str | None,
     *,
     by: Literal["sum", "mean"],
+    compiled: bool,
     num_ranks: int,
 ) -> None:
     """Refuse options that would do nothing with, or without, a server."""
@@ -268,6 +273,8 @@ def _check_endpoint(
         wrong = "--endpoint-model: needs --endpoint" if endpoint_model else ""
     elif precision:
         wrong = "--precision: is the server's own"
+    elif compiled:
+        wrong = "--compile: the server runs the model"
     elif by == "mean":
         wrong = "--length-normalized: a server tells no likelihoods"
     elif num_ranks > 1:
@@ -420,6 +427,7 @@ def _load_asked(
     precision: Literal["bf16", "fp32"] | None,
     trust_remote_code: bool,
     weights: bool = True,
+    compiled: bool = False,
 ) -> AskedModel:
     """Return the model that a verb asks, in the template of a recipe where one is named."""
     from manyicl.config import load_recipe
@@ -432,6 +440,7 @@ def _load_asked(
         template=load_recipe(recipe).template if recipe else None,
         trust_remote_code=trust_remote_code,
         weights=weights,
+        compiled=compiled,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from manyicl.answering import generate_behind
 from manyicl.cells import Prediction
 from manyicl.errors import UserError
+from manyicl.layers import check_compiler
 from manyicl.models import (
     ModelSettings,
     check_window,
@@ -56,7 +58,7 @@ class AskedModel:
     """A model ready to be asked, with its tokenizer in the template that it was trained with.
 
     model: None where a server has the weights. max_tokens: longest sequence it may see. trained_shots: task -> most
-    shots trained; empty for a plain checkpoint.
+    shots trained; empty for a plain checkpoint. compiled: pieces of it are, while it is asked (`fused`).
     """
 
     path: str
@@ -64,6 +66,15 @@ class AskedModel:
     tokenizer: TaskTokenizer
     max_tokens: int
     trained_shots: dict[str, int]
+    compiled: bool = False
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Return the context in which its model is asked."""
+        if not self.compiled:
+            return nullcontext()
+        from manyicl.fused import fused_pieces  # three families of models, which most never need
+
+        return fused_pieces(self.model)
 
 
 def load_asked_model(
@@ -74,6 +85,7 @@ def load_asked_model(
     template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
     weights: bool = True,
+    compiled: bool = False,
 ) -> AskedModel:
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
@@ -81,11 +93,16 @@ def load_asked_model(
     precision: bf16 on a GPU and fp32 on a CPU unless said. template: what the model was trained with unless said.
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
     weights: False where a server has them, and only tokenizer, template and limits are wanted.
+    compiled: ask it with compiled pieces, on a GPU; worth their minute where many are asked behind long prefixes.
 
     Raises:
-        UserError: it cannot be loaded, or `max_tokens` is more than it can see.
+        UserError: it cannot be loaded or compiled, or `max_tokens` is more than it can see.
     """
     on_gpu = torch.cuda.is_available()
+    if compiled and not on_gpu:
+        raise UserError("--compile: makes asking faster on a GPU only, and there is none here; leave it out")
+    if compiled:
+        check_compiler("--compile")
     given = ModelSettings(path=model) if isinstance(model, str) else model
     settings = given.model_copy(
         update={
@@ -107,6 +124,7 @@ def load_asked_model(
         tokenizer=tokenizer,
         max_tokens=max_tokens or min(max_tokens_of(config), note.token_budget or max_tokens_of(config)),
         trained_shots=note.trained_shots,
+        compiled=compiled,
     )
 
 
@@ -146,9 +164,10 @@ def evaluate(
     plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
     path = None if out is None else Path(out)
     parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
-    gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))
+    with asked.asking():
+        gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))
+        once = can_share_prefix(asked.model)
     answered = {cell: rows for cells in gathered for cell, rows in cells.items()}
-    once = can_share_prefix(asked.model)
     curves = [
         make_curve(
             plan,
@@ -238,7 +257,7 @@ def _identify(asked: AskedModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[st
     return {
         "versions": package_versions(),
         "model": {"weights": hash_weights(asked.model), "tokenizer": asked.tokenizer.fingerprint()},
-        "device": device_of(asked.model).type,
+        "device": device_of(asked.model).type + (", compiled" if asked.compiled else ""),
         "sweep": {**asdict(sweep), "shots": sorted(set(sweep.shots))},
         "tasks": {task.name: task.sha256 for task in tasks},
     }
@@ -258,18 +277,19 @@ def one_pass_curve(
     token_budget: length of an episode; as much as the model can see unless said.
     """
     asked = load_asked_model(model, max_tokens=token_budget) if isinstance(model, str) else model
-    curves = [
-        score_one_pass(
-            asked.model,
-            tokenize_for(task, asked),
-            num_episodes=episodes,
-            token_budget=token_budget or asked.max_tokens,
-            seed=seed,
-            trained_shots=trained_shots_of(asked, task),
-            report=shift_report(report, number, len(tasks)),
-        )
-        for number, task in enumerate(tasks)
-    ]
+    with asked.asking():
+        curves = [
+            score_one_pass(
+                asked.model,
+                tokenize_for(task, asked),
+                num_episodes=episodes,
+                token_budget=token_budget or asked.max_tokens,
+                seed=seed,
+                trained_shots=trained_shots_of(asked, task),
+                report=shift_report(report, number, len(tasks)),
+            )
+            for number, task in enumerate(tasks)
+        ]
     return Evaluation(
         asked.path, "one-pass", seed=seed, max_tokens=token_budget or asked.max_tokens, curves=tuple(curves)
     )
@@ -330,9 +350,10 @@ def ask_inputs(
     before = join_examples(tokenized, split="train", indices=order[:num_shots].astype(np.int32)).ids
     if not num_shots:
         queries = [query[tokenized.num_between :] for query in queries]
-    return _answer_queries(
-        asked, task, list(inputs), queries=queries, before=before, num_shots=num_shots, longest=longest
-    )
+    with asked.asking():
+        return _answer_queries(
+            asked, task, list(inputs), queries=queries, before=before, num_shots=num_shots, longest=longest
+        )
 
 
 def _answer_queries(

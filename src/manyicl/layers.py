@@ -168,15 +168,15 @@ def choose_checkpointed(
     )
 
 
-def check_compiler() -> None:
-    """Refuse to compile where there is no C++ compiler.
+def check_compiler(asked_by: str = "train.compile = true") -> None:
+    """Refuse to compile where there is no C++ compiler. asked_by: the option, for the error.
 
     Raises:
         UserError: saying what to install.
     """
     named = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ((named,) if named else ("g++", "clang++"))):
-        raise UserError("train.compile = true: needs a C++ compiler, and there is no g++ or clang++; install one")
+        raise UserError(f"{asked_by}: needs a C++ compiler, and there is no g++ or clang++; install one")
 
 
 @contextmanager
