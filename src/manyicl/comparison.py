@@ -176,7 +176,7 @@ class Comparison:
         if not arm.per_task:
             whats += ["text"] if self.settings.text_files else []
             whats += ["flip"] if self.settings.flips else []
-            whats += ["order"] if self.settings.orders else []
+            whats += ["order"] if self.settings.orders and max(self.settings.shots) > 1 else []
         for task in self.models_of(arm):
             for what in whats:
                 yield GridCell(arm.name, seed, what, task)
@@ -222,6 +222,8 @@ class Comparison:
 def mean_by_shots(tasks: Sequence[Mapping[str, Any]]) -> dict[int, tuple[float, float]]:
     """Return shots -> (mean score, mean nats) over a result's tasks, for the shots at which all were asked."""
     shots = [{cell["shots"]: cell for cell in task["curve"] if cell["score"] is not None} for task in tasks]
+    if not shots:
+        return {}
     return {
         k: (
             sum(cells[k]["score"] for cells in shots) / len(shots),
@@ -254,7 +256,10 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
     if taken:
         raise UserError(f"--out {folder}: is not empty ({taken[0].name}); name a new folder")
     comparison = Comparison(folder, absolute_texts(config))
-    _ = comparison.tasks, comparison.texts  # a fault in them is told before the folder is made
+    _ = comparison.texts  # a fault in them, as in the tasks, is told before the folder is made
+    for name in (*comparison.asked_trained, *comparison.held_out, *comparison.familiar):
+        if not comparison.tasks[name].test:
+            raise UserError(f"task '{name}': has no test rows, so no arm can be asked; give it some, or leave it out")
     write_atomically(kept, dump_config(comparison.config))
     return comparison
 

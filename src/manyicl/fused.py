@@ -43,7 +43,7 @@ def merged_for_projection(parts: Sequence[Part]) -> Tensor:
 def rotated_by_head(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, ...]:
     """Return the turned queries and keys, laid out head by head, so that folding heads copies nothing."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    half = modeling_mistral.rotate_half
+    half: Callable[[Tensor], Tensor] = modeling_mistral.rotate_half
     return tuple((x * cos + half(x) * sin).contiguous() for x in (q, k))
 
 

@@ -1,0 +1,228 @@
+"""What each arm is trained on, and that matched arms spend alike: counted from the packs of their plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyicl.arms import (
+    ARMS,
+    ArmPlanner,
+    CompareConfig,
+    Spent,
+    choose_tasks,
+    count_spent,
+    episode_changes,
+    run_config,
+)
+from manyicl.comparison import Comparison
+from manyicl.config import RunConfig, load_recipe
+from manyicl.costs import count_flops
+from manyicl.errors import UserError
+from manyicl.runs import plan_packs
+from tests.comparison_setting import make_recipe, write_world
+
+SHARED_ARMS = ("zero-shot", "few-shot", "manyicl")
+# Tokens of arms that are matched by them, as a share. A run of 20 steps has 40 packs, which fill by leaps.
+TOKENS_APART = 0.02
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("arms")
+    return folder, write_world(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenized(world):
+    return Comparison(world[0], make_recipe(*world)).planner.tasks
+
+
+def make_planner(world, tokenized, *, num_steps: int = 20, **compare: Any) -> ArmPlanner:
+    return ArmPlanner(make_recipe(*world, train={"num_steps": num_steps}, **compare), tokenized)
+
+
+def shares(spent: dict[str, Spent], match: str) -> list[float]:
+    amounts = [one.of(match) for one in spent.values()]
+    return [amount / amounts[-1] for amount in amounts]
+
+
+@pytest.mark.parametrize(
+    ("arm", "changes"),
+    [
+        ("zero-shot", {"shots": 0, "targets": "all"}),
+        ("few-shot", {"shots": 3, "targets": "last"}),
+        ("manyicl", {"targets": "all"}),
+        ("dedicated", {"shots": 0, "targets": "all"}),
+        ("dedicated-free", {"shots": 0, "targets": "all"}),
+        ("dedicated-many-shot", {"targets": "all"}),
+    ],
+)
+def test_an_arm_changes_the_layout_of_episodes_and_their_targets(world, arm, changes):
+    assert episode_changes(arm, make_recipe(*world).compare) == changes
+
+
+def test_arms_share_all_of_the_recipe_but_the_layout_and_the_length_of_packs(world, tokenized):
+    planner = make_planner(world, tokenized)
+    for arm in SHARED_ARMS:
+        config, _ = planner.plan_arm(arm, seed=1)
+        shared = planner.config
+        assert type(config) is RunConfig
+        assert (config.seed, config.tasks.names, config.model) == (1, shared.tasks.names, shared.model)
+        assert config.held_out.episodes == 0
+        mine, theirs = config.train.model_dump(), shared.train.model_dump()
+        assert {key for key in mine if mine[key] != theirs[key]} <= {"pack_tokens"}
+        assert config.template == shared.template
+
+
+def test_the_episodes_of_each_arm_are_laid_out_as_it_says(world, tokenized):
+    planner = make_planner(world, tokenized)
+    lengths, answers = {}, {}
+    for arm in SHARED_ARMS:
+        config, spent = planner.plan_arm(arm, seed=0)
+        packs = plan_packs(config, tokenized).packs
+        lengths[arm] = [len(episode.examples) for pack in packs for episode in pack.episodes]
+        answers[arm] = spent.answers
+    assert set(lengths["zero-shot"]) == {1}
+    assert max(lengths["few-shot"]) == 4
+    assert min(lengths["manyicl"]) > 4
+    assert answers["few-shot"] == len(lengths["few-shot"])  # the last answer alone
+    assert answers["manyicl"] == sum(lengths["manyicl"])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_matched_by_tokens_arms_process_as_many_in_as_many_steps(world, tokenized, seed):
+    planner = make_planner(world, tokenized)
+    spent = {arm: planner.plan_arm(arm, seed=seed)[1] for arm in SHARED_ARMS}
+    assert {one.steps for one in spent.values()} == {20}
+    assert shares(spent, "tokens") == pytest.approx([1, 1, 1], rel=TOKENS_APART)
+    # What is not matched is far apart: or the test would hold of plans that are all the same.
+    assert spent["manyicl"].answers > 2 * spent["few-shot"].answers
+
+
+@pytest.mark.parametrize("match", ["answers", "flops"])
+def test_matched_by_answers_or_flops_arms_take_the_steps_that_come_nearest(world, tokenized, match):
+    planner = make_planner(world, tokenized, match=match)
+    spent = {arm: planner.plan_arm(arm, seed=0)[1] for arm in SHARED_ARMS}
+    assert spent["manyicl"].steps == 20
+    for arm in ("zero-shot", "few-shot"):
+        config, one = planner.plan_arm(arm, seed=0)
+        assert config.train.num_steps == one.steps
+        a_step = one.of(match) / one.steps
+        assert abs(one.of(match) - spent["manyicl"].of(match)) <= a_step
+    assert spent["few-shot"].steps != 20 or match == "flops"
+
+
+def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
+    """Counted again from the rows that a training step reads, not from the plan's own sums."""
+    planner = make_planner(world, tokenized, num_steps=3)
+    for arm in SHARED_ARMS:
+        config, spent = planner.plan_arm(arm, seed=0)
+        packs = plan_packs(config, tokenized)
+        batches = [packs.collate([packs[i]]) for i in range(len(packs))]
+        lengths = [batch.segment_lengths for batch in batches]
+        targets = [len(batch.target_positions_N) for batch in batches]
+        assert spent.packs == len(batches) == 3 * 2
+        assert spent.episodes == sum(map(len, lengths))
+        assert spent.answers == sum(len(batch.answer_shots_A) for batch in batches)
+        assert spent.targets == sum(targets)
+        assert spent.tokens == sum(map(sum, lengths)) == sum(spent.tokens_by_task.values())
+        flops = [count_flops(planner.shape, row, num_targets=n) for row, n in zip(lengths, targets, strict=True)]
+        assert spent.flops == sum(flops)
+
+
+def test_episodes_with_fewer_shots_than_the_recipe_says_are_counted(world, tokenized):
+    """What a task's rows leave at the end of a pass is a shorter episode; 60 shots do not fit 384 tokens at all."""
+    config = make_recipe(*world)
+    for shots, all_short in ((2, False), (60, True)):
+        run = run_config(config, seed=0, tasks=config.tasks.names, episodes={"shots": shots, "targets": "last"})
+        packs = plan_packs(run, tokenized)
+        spent = count_spent(packs, run, ArmPlanner(config, tokenized).shape)
+        sizes = [len(episode.examples) for pack in packs.packs for episode in pack.episodes]
+        assert spent.short_episodes == sum(size < shots + 1 for size in sizes)
+        assert (spent.short_episodes == spent.episodes) is all_short
+
+
+@pytest.mark.parametrize(("arm", "whole"), [("dedicated", "zero-shot"), ("dedicated-many-shot", "manyicl")])
+def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world, tokenized, arm, whole):
+    planner = make_planner(world, tokenized, num_steps=40)
+    _, shared = planner.plan_arm(whole, seed=0)
+    together = 0
+    for task, tokens in shared.tokens_by_task.items():
+        config, spent = planner.plan_dedicated(arm, task, seed=0)
+        assert config.tasks.names == (task,)
+        assert set(spent.tokens_by_task) == {task}
+        assert spent.tokens == pytest.approx(tokens, rel=0.1)
+        together += spent.tokens
+    assert together == pytest.approx(shared.tokens, rel=0.02)
+
+
+def test_the_ceiling_has_more_tokens_and_says_that_it_is_not_matched(world, tokenized):
+    planner = make_planner(world, tokenized, free_factor=4.0)
+    task = planner.config.tasks.names[0]
+    own, free = (planner.plan_dedicated(arm, task, seed=0)[1].tokens for arm in ("dedicated", "dedicated-free"))
+    assert free / own == pytest.approx(4, rel=0.1)
+    assert [arm.name for arm in ARMS.values() if not arm.matched] == ["dedicated-free"]
+    assert "not matched" in ARMS["dedicated-free"].title
+
+
+def test_trained_tasks_are_those_named_or_all_that_have_no_other_role(world):
+    config = make_recipe(*world)
+    names = [*config.tasks.names, *config.compare.held_out_tasks, *config.compare.familiar_tasks]
+    assert sorted(choose_tasks(config, names)) == sorted(config.tasks.names)
+    nothing_named = config.model_copy(update={"tasks": config.tasks.model_copy(update={"names": ()})})
+    named = make_recipe(*world, dedicated_tasks=[])
+    assert sorted(choose_tasks(named, names)) == sorted(choose_tasks(nothing_named, names))
+
+
+@pytest.mark.parametrize(
+    ("names", "compare", "message"),
+    [
+        (["a", "b"], {"held_out_tasks": ["b"]}, r"compare\.held_out_tasks: 'b' is in tasks\.names or"),
+        (
+            ["a"],
+            {"held_out_tasks": ["b"], "familiar_tasks": ["b"]},
+            r"'b' is in tasks\.names or compare\.familiar_tasks",
+        ),
+        (["a"], {"dedicated_tasks": ["c"]}, r"compare\.dedicated_tasks: 'c' is not a trained task; name trained ones"),
+        ([], {"held_out_tasks": ["a", "b", "c"]}, r"tasks\.names: every task of the folder is held out; leave some"),
+    ],
+)
+def test_a_task_has_one_role(world, names, compare, message):
+    none: dict[str, Any] = {"held_out_tasks": [], "familiar_tasks": [], "dedicated_tasks": []}
+    config = make_recipe(*world, **none | compare)
+    config = config.model_copy(update={"tasks": config.tasks.model_copy(update={"names": tuple(names)})})
+    with pytest.raises(UserError, match=message):
+        choose_tasks(config, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compare.seeds=[0, 0]", r"compare\.seeds = .*: .*names something twice"),
+        ('compare.arms=["base", "base"]', r"compare\.arms = .*: .*names something twice"),
+        ('compare.arms=["zero-shoot"]', r"compare\.arms\[0\] = 'zero-shoot': input should be 'base', 'zero-shot'"),
+        ("compare.shots=[0, 4, 4]", r"compare\.shots = .*: .*names something twice"),
+        ("compare.learning_rates=[0.1, 0.1]", r"compare\.learning_rates = .*: .*names something twice"),
+        ("compare.seeds=[]", r"compare\.seeds = \[\]: "),
+        ("compare.seeds=[-1]", r"compare\.seeds\[0\] = -1: "),
+        ("compare.match=steps", r"compare\.match = 'steps': input should be 'tokens', 'answers' or 'flops'"),
+        ("compare.querys=4", r"compare\.querys: unknown key; did you mean 'queries'\?"),
+        ("compare.free_factor=1", r"compare\.free_factor = 1: "),
+    ],
+)
+def test_settings_that_say_nothing_sensible_are_refused_in_one_line(world, override, message):
+    make_recipe(*world)
+    with pytest.raises(UserError, match=message) as refused:
+        load_recipe(world[0] / "recipe.toml", overrides=[override], kind=CompareConfig)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_recipe_without_the_section_is_told_which_one_to_add(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('[tasks]\nfolder = "tasks"\n[model]\npath = "seed"\n[train]\nnum_steps = 1\n')
+    with pytest.raises(UserError, match=r"compare: is missing; add a section \[compare\]") as refused:
+        load_recipe(path, kind=CompareConfig)
+    assert "\n" not in str(refused.value)
