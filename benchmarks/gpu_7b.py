@@ -10,7 +10,8 @@ forward and backward of one row. FLOPs are the model's (costs.count_flops): 4 N 
 at targets, causal attention; what is recomputed does not count. --compile adds rows with compiled layers. Settings that
 do not fit are said to. Stops taking new settings after --seconds. --layers N makes a shallower model, for a smoke test:
 its MFU is its own, and nothing is extrapolated from it. The prediction, for LoRA, is that of
-`manyicl plan` (footprint.py), made before the row is run; compiled layers keep less.
+`manyicl plan` (footprint.py), made before the row is run; compiled layers keep less. --autocast runs the rows as
+`manyicl train` does in bf16: without it the products of peft's float32 adapters are made in float32.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="8192,32768")
     parser.add_argument("--checkpointed", default="auto", help="layers recomputed: auto, all, or numbers with commas")
     parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
+    parser.add_argument("--autocast", action="store_true", help="products in bf16 also where weights are float32")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--layers", type=int, help="layers of a shallower model")
     parser.add_argument("--repeats", type=int, default=3)
@@ -104,9 +106,10 @@ def measure(model, cost, setting, options, *, mode):
     if device.type == "cuda":
         torch.cuda.empty_cache()
     about = {"tokens": num_tokens, "targets": num_targets, "asked": checkpointed, "compiled": compiled}
+    about["autocast"] = options.autocast
     try:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        count = choose_checkpointed(model, checkpointed, row_tokens=num_tokens)
+        count = choose_checkpointed(model, checkpointed, row_tokens=num_tokens, autocast=options.autocast)
         about |= {"checkpointed": count, "layers": len(decoder_layers(model)), "weights_gib": before / GIB}
         predicted = predict_bytes(model, count, num_tokens, num_targets=num_targets, mode=mode)
         about["predicted_gib"] = None if predicted is None else predicted / GIB
@@ -118,7 +121,9 @@ def measure(model, cost, setting, options, *, mode):
                 model.zero_grad(set_to_none=True)
                 synchronize(device)
                 begun = time.perf_counter()
-                row_loss(model, batch).loss.backward()
+                with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
+                    loss = row_loss(model, batch).loss
+                loss.backward()
                 synchronize(device)
                 if number >= 2:
                     seconds.append(time.perf_counter() - begun)

@@ -125,14 +125,12 @@ def test_another_activation_leaves_the_gate_alone(uncompiled):
     model, gate = tiny_model("llama"), modeling_llama.LlamaMLP.forward
     model.config.hidden_act = "gelu"
     told = r"^LlamaForCausalLM: gate run uncompiled \(its activation is gelu\)"
-    pieces = fused_pieces(model)
+    block = fused_pieces(model)
     with pytest.warns(UserWarning, match=told):
-        pieces.__enter__()
-    try:
-        assert modeling_llama.LlamaMLP.forward is gate
-        assert attention.merge_parts.__name__ == "merged_for_projection"
-    finally:
-        pieces.__exit__(None, None, None)
+        block.__enter__()
+    assert modeling_llama.LlamaMLP.forward is gate
+    assert attention.merge_parts.__name__ == "merged_for_projection"
+    block.__exit__(None, None, None)
 
 
 def test_without_a_gpu_it_is_refused_in_one_line(monkeypatch):

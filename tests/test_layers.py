@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -100,3 +102,16 @@ def test_compiled_layers_are_compiled_once_for_all_rows_of_a_length(num_checkpoi
         assert torch.allclose(*losses, rtol=1e-3, atol=1e-5)
         frames.append(counted.frame_count)
     assert frames == [1, 1, 1]  # one for all layers and rows
+
+
+def test_measuring_activations_leaves_no_tensor_behind():
+    model = tiny_model("llama")
+
+    def count_tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    measure_activations(model)
+    before = count_tensors()
+    measure_activations(model)
+    assert count_tensors() == before

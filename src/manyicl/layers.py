@@ -91,7 +91,7 @@ def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an operation that held its own output would never be freed
 
     def enter(*_: Any) -> None:
         hooks.append(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
