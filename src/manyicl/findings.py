@@ -165,7 +165,7 @@ def metrics_of(comparison: Comparison) -> Iterator[tuple[ArmName, int, dict[str,
     """Yield (arm, seed, record) of the shared arms' metrics.jsonl, each record with the tokens processed until then."""
     for arm in [arm for arm in comparison.arms if not arm.per_task]:
         for seed, folder, _, _ in runs_of(comparison, arm):
-            tokens = 0
-            for record in MetricsLog(folder / "metrics.jsonl").read():
-                tokens += record.get("tokens", 0)
+            records = MetricsLog(folder / "metrics.jsonl").read()
+            for record in records:  # drift is kept before the log of its own step
+                tokens = sum(one.get("tokens", 0) for one in records if one["step"] <= record["step"])
                 yield arm.name, seed, record | {"tokens": tokens}
