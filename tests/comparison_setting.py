@@ -48,10 +48,10 @@ def make_recipe(
         "tasks": {"folder": str(folder / "tasks"), "names": sorted(trained)},
         "model": {"path": "seed", "precision": "fp32"},
         "template": TEMPLATE.model_dump(exclude_none=True),
-        "episodes": {"token_budget": 384, **(episodes or {})},
+        "episodes": {"token_budget": 192, **(episodes or {})},
         "train": {
-            "num_steps": 2,
-            "pack_tokens": 768,
+            "num_steps": 3,
+            "pack_tokens": 384,
             "packs_per_step": 2,
             "packs_per_batch": 2,
             "learning_rate": 1e-3,

@@ -41,7 +41,12 @@ def tokenized(world):
 
 
 def make_planner(world, tokenized, *, num_steps: int = 20, **compare: Any) -> ArmPlanner:
-    return ArmPlanner(make_recipe(*world, train={"num_steps": num_steps}, **compare), tokenized)
+    return ArmPlanner(
+        make_recipe(
+            *world, episodes={"token_budget": 384}, train={"num_steps": num_steps, "pack_tokens": 768}, **compare
+        ),
+        tokenized,
+    )
 
 
 def shares(spent: dict[str, Spent], match: str) -> list[float]:
@@ -134,7 +139,7 @@ def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
 
 
 def test_episodes_with_fewer_shots_than_the_recipe_says_are_counted(world, tokenized):
-    """What a task's rows leave at the end of a pass is a shorter episode; 60 shots do not fit 384 tokens at all."""
+    """What a task's rows leave at the end of a pass is a shorter episode; 60 shots do not fit 192 tokens at all."""
     config = make_recipe(*world)
     for shots, all_short in ((2, False), (60, True)):
         run = run_config(config, seed=0, tasks=config.tasks.names, episodes={"shots": shots, "targets": "last"})
@@ -157,6 +162,17 @@ def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world,
         assert spent.tokens == pytest.approx(tokens, rel=0.1)
         together += spent.tokens
     assert together == pytest.approx(shared.tokens, rel=0.02)
+
+
+def test_a_task_that_the_matched_arm_never_reaches_has_no_share_for_a_model_of_its_own(world, tokenized):
+    """One step of two packs holds the long episodes of some tasks only."""
+    planner = make_planner(world, tokenized, num_steps=1)
+    _, whole = planner.plan_arm("manyicl", seed=0)
+    missing = sorted(set(tokenized) - set(whole.tokens_by_task))
+    assert missing
+    with pytest.raises(UserError, match=rf"task '{missing[0]}': no episode of it in the .* steps") as refused:
+        planner.plan_dedicated("dedicated-many-shot", missing[0], seed=0)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_ceiling_has_more_tokens_and_says_that_it_is_not_matched(world, tokenized):

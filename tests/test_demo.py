@@ -1,54 +1,104 @@
-"""The demo: its tasks are what they say, and the whole path goes through."""
+"""The demo: the comparison on two regimes of the embedded world, made tiny here."""
 
 from __future__ import annotations
 
-import io
-import json
+from dataclasses import replace
+from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from manyicl.demo import CLUES, NAMES, run_demo, write_tasks
+from manyicl import demo
+from manyicl.demo import Size, demo_config, run_demo, write_regime
 from manyicl.errors import UserError
+from manyicl.report.comparison import read_comparison
 from manyicl.tasks import load_tasks
+from manyicl.world.regimes import CONTRAST, HEADLINE
+
+TINY = Size(num_steps=2, asked_tasks=3, held_out_tasks=1, draws=1, queries=2, analysis=False)
 
 
-def test_the_tasks_are_a_pure_function_of_the_seed(tmp_path):
+@pytest.fixture
+def tiny(monkeypatch):
+    """Both regimes with four tasks, and hardly any questions."""
+    headline, contrast = (
+        replace(regime, num_tasks=4, num_train=40, num_test=12, num_held_out=2) for regime in (HEADLINE, CONTRAST)
+    )
+    monkeypatch.setattr(demo, "HEADLINE", headline)
+    monkeypatch.setattr(demo, "CONTRAST", contrast)
+    monkeypatch.setattr(demo, "FULL", {headline.name: TINY, contrast.name: TINY})
+    monkeypatch.setattr(demo, "QUICK", {headline.name: replace(TINY, num_steps=1), contrast.name: TINY})
+    monkeypatch.setattr(demo, "TOKEN_BUDGET", 128)
+    monkeypatch.setattr(demo, "PACK_TOKENS", 256)
+    monkeypatch.setattr(demo, "NUM_FAMILIAR", 1)
+
+
+def run(out, **options) -> str:
+    console = Console(width=160, record=True, file=StringIO())
+    run_demo(out=out, console=console, **options)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("regime", [HEADLINE, CONTRAST], ids=lambda regime: regime.name)
+def test_a_regime_is_written_as_tasks_of_three_roles(tmp_path, regime):
+    regime = replace(regime, num_tasks=10, num_held_out=4, num_train=20, num_test=10)
+    size = replace(TINY, held_out_tasks=3)
+    trained, held_out, familiar = write_regime(tmp_path, regime, size, seed=1)
+    assert (len(trained), len(held_out), len(familiar)) == (10, 3, demo.NUM_FAMILIAR)
+    written = {task.name: task for task in load_tasks(tmp_path)}
+    assert sorted(written) == sorted({*trained, *held_out, *familiar})
+    assert {len(task.train) + len(task.validation) for task in written.values()} == {20}
+    config = demo_config(tmp_path, regime, size, names=(trained, held_out, familiar), seeds=[1, 2])
+    assert set(config.tasks.names) == set(trained)
+    assert set(config.compare.dedicated_tasks) < set(trained)
+    assert (config.compare.seeds, config.compare.held_out_tasks) == ((1, 2), tuple(held_out))
+
+
+def test_a_regime_is_a_pure_function_of_the_seed(tmp_path):
+    regime = replace(HEADLINE, num_tasks=5, num_held_out=1, num_train=10, num_test=5)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_tasks(tmp_path / name, seed=seed)
-    a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*.jsonl")} for name in ("a", "b", "c"))
-    assert len(a) == 8
+        write_regime(tmp_path / name, regime, TINY, seed=seed)
+    a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*.jsonl")} for name in "abc")
     assert a == b
     assert a != c
 
 
-def test_every_answer_is_the_topics_name_in_the_words_of_its_task(tmp_path):
-    write_tasks(tmp_path, seed=0)
-    for task in load_tasks(tmp_path):
-        number = int(task.name[-1])
-        bits = [number & 1, number >> 1 & 1, number >> 2 & 1]
-        assert not {e.input for e in task.train} & {e.input for e in task.test}
-        for example in task.test:
-            topic = next(t for t, clues in CLUES.items() if set(clues) & set(example.input.split()))
-            names, (high, low) = NAMES[topic]
-            assert example.answer == names[2 * bits[high] + bits[low]]
-
-
-def test_no_two_tasks_use_the_same_words():
-    schemes = {
-        tuple(names[2 * (n >> high & 1) + (n >> low & 1)] for names, (high, low) in NAMES.values()) for n in range(8)
-    }
-    assert len(schemes) == 8
-
-
 @pytest.mark.slow
-def test_the_demo_runs_from_nothing_to_a_curve(tmp_path):
-    console = Console(width=160, record=True, file=io.StringIO())
-    result = run_demo(out=tmp_path / "demo", num_steps=3, queries=4, console=console)
-    printed = console.export_text()
-    assert "Held-out loss per answer" in printed
-    assert "shots (log scale)" in printed
-    assert [cell.shots for cell in result.curves[0].cells] == [0, 1, 2, 4, 8, 16]
-    assert json.loads((tmp_path / "demo" / "curve.json").read_text())["tasks"][7]["task"] == "topic_in_words_7"
-    with pytest.raises(UserError, match="exists already"):
-        run_demo(out=tmp_path / "demo", console=console)
+def test_the_demo_runs_both_regimes_to_a_report_and_goes_on(tiny, tmp_path):
+    out = tmp_path / "demo"
+    printed = run(out)
+    for arm in ("base", "zero-shot FT", "few-shot FT", "ManyICL", "dedicated FT"):
+        assert arm in printed
+    assert "the headline: 4 tasks of 40 examples each" in printed
+    assert "the contrast: 4 tasks of 40 examples each" in printed
+    for name in (HEADLINE.name, CONTRAST.name):
+        assert read_comparison(out / name).finished
+        for file in ("report.html", "report.md", "comparison.json", "seed-0/manyicl/model/manyicl.json"):
+            assert (out / name / file).is_file(), file
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*/seed-0/**/*") if path.is_file()}
+    assert len(finished) > 50
+    lost = out / CONTRAST.name / "seed-0" / "manyicl.test.json"
+    lost.unlink()
+    run(out)
+    again = {path: path.stat().st_mtime_ns for path in out.glob("*/seed-0/**/*") if path.is_file()}
+    assert {p for p in finished if again[p] != finished[p]} <= {
+        lost, lost.with_name("manyicl.test.predictions.parquet")
+    }  # fmt: skip
+    for options in ({"seed": 1}, {"num_seeds": 2}, {"quick": True}):
+        with pytest.raises(UserError, match="holds a demo of other seeds or size; repeat that one") as refused:
+            run(out, **options)
+        assert str(refused.value).startswith(f"--out {out}: ")
+
+
+def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path):
+    place = tmp_path / "many_tasks"
+    place.mkdir()
+    (place / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=f"^--out {tmp_path}: is not empty; name a new folder"):
+        run(tmp_path)
+    assert [path.name for path in place.iterdir()] == ["thesis.tex"]
+
+
+def test_the_sizes_that_ship_name_both_regimes():
+    for sizes in (demo.FULL, demo.QUICK):
+        assert set(sizes) == {HEADLINE.name, CONTRAST.name}

@@ -253,9 +253,17 @@ class ArmPlanner:
         """Return the recipe of one task's own model: its tokens are the task's share of an arm that has all tasks.
 
         It takes as many steps as that arm where a step then still holds its longest example, else fewer.
+
+        Raises:
+            UserError: that arm has no episode of the task.
         """
         settings = self.config.compare
         _, whole = self.plan_arm("manyicl" if arm == "dedicated-many-shot" else "zero-shot", seed=seed)
+        if task not in whole.tokens_by_task:
+            raise UserError(
+                f"task '{task}': no episode of it in the {whole.steps} steps that {ARMS[arm].title} is matched to;"
+                " raise train.num_steps, or leave it out of compare.dedicated_tasks"
+            )
         tokens = whole.tokens_by_task[task] * (settings.free_factor if arm == "dedicated-free" else 1)
         changes = episode_changes(arm, settings)
         tokenized = self.tasks[task]

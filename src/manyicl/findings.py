@@ -166,6 +166,6 @@ def metrics_of(comparison: Comparison) -> Iterator[tuple[ArmName, int, dict[str,
     for arm in [arm for arm in comparison.arms if not arm.per_task]:
         for seed, folder, _, _ in runs_of(comparison, arm):
             records = MetricsLog(folder / "metrics.jsonl").read()
-            for record in records:
+            for record in records:  # drift is kept before the log of its own step
                 tokens = sum(one.get("tokens", 0) for one in records if one["step"] <= record["step"])
                 yield arm.name, seed, record | {"tokens": tokens}
