@@ -252,7 +252,8 @@ class ArmPlanner:
     def plan_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
         """Return the recipe of one task's own model: its tokens are the task's share of an arm that has all tasks.
 
-        It takes as many steps as that arm where a step then still holds its longest example, else fewer.
+        A step holds the task's longest example, or the share of that arm's step where that is more; there are as many
+        steps as the tokens then give.
 
         Raises:
             UserError: that arm has no episode of the task.

@@ -106,7 +106,7 @@ def demo_config(
             text_windows=12,
             text_window_tokens=256,
             flips=size.analysis,
-            orders=size.analysis,
+            orders=False,
             examples=1,
         ),
     )
