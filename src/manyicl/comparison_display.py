@@ -37,7 +37,7 @@ def comparison_table(comparison: Comparison) -> Group:
             table.add_column(_head(columns[place].title), justify="right", overflow="fold")
         for arm, cells in rows:
             name = Text(arm.title)
-            if not arm.matched:
+            if not arm.matched and "not matched" not in arm.title:
                 name.append("\nnot matched", style="dim")
             table.add_row(name, *(_cell(cells[place]) for place in places))
         parts.append(table)
