@@ -216,7 +216,7 @@ def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
     assert refusal(capfd, "merge", model, "--out", tmp_path / "out").endswith(
         "has no adapter to merge; its model is whole already"
     )
-    assert refusal(capfd, "demo", "--out", tmp_path) == f"--out {tmp_path}: exists already; name a new folder"
+    assert refusal(capfd, "demo", "--out", tmp_path) == f"--out {tmp_path}: is not empty (in.txt); name a new folder"
 
 
 @pytest.mark.parametrize(("text", "counts"), [("0", (0,)), ("0,1,4", (0, 1, 4)), ("16, 4", (16, 4))])

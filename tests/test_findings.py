@@ -108,13 +108,17 @@ def test_an_arm_that_beats_all_but_one_is_not_best():
 
 @pytest.mark.parametrize(
     ("gain", "flat", "told"),
-    [(0.2, False, "rises by 21.0 points"), (-0.2, False, "falls by 19.0 points"), (-0.01, True, "is flat")],
+    [
+        (0.2, False, "rises by 21.0 points"),
+        (-0.2, False, "falls by 19.0 points"),
+        (-0.01, True, "is flat (+0.0 points)"),
+    ],
 )
 def test_a_curve_rises_falls_or_is_flat_in_words(gain, flat, told):
     answers = {"manyicl": [ask(rising(gain), shots=(0, 1, 4), seed=seed) for seed in range(5)]}
     row = next(iter(list_flatness(make_findings(answers))))
     assert (row["from_shots"], row["to_shots"], row["flat"]) == (1, 4, flat)
-    assert row["sentence"] == f"ManyICL: the score on held-out tasks {told} from 1 shot to 4 shots"
+    assert row["sentence"] == f"ManyICL: the score on held-out tasks {told} from 1 shot to 4 shots."
 
 
 def test_a_gain_that_is_large_but_unsure_is_flat():

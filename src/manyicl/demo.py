@@ -123,6 +123,7 @@ def run_demo(
         UserError: `out` holds something else.
     """
     folder = out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    _refuse_other_folder(folder)
     started = time.monotonic()
     sizes = QUICK if quick else FULL
     comparisons = []
@@ -149,6 +150,18 @@ def tell_regime(regime: Regime) -> str:
     """Return what a regime is, in a line."""
     kind = "the headline" if regime is HEADLINE else "the contrast"
     return f"{kind}: {regime.num_tasks} tasks of {regime.num_train} examples each, on the packaged seed model"
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but a demo.
+
+    Raises:
+        UserError: naming what is in it.
+    """
+    known = {HEADLINE.name, CONTRAST.name}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []
+    if others:
+        raise UserError(f"--out {folder}: is not empty ({others[0]}); name a new folder")
 
 
 def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int]) -> Comparison:
