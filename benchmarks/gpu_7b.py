@@ -28,7 +28,7 @@ from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
 from manyicl.costs import count_flops, shape_model
 from manyicl.footprint import Row, measure_footprint, predict_memory
-from manyicl.layers import choose_checkpointed, decoder_layers, prepared_layers
+from manyicl.layers import choose_checkpointed, decoder_layers, prepared_layers, unwidened_inputs
 from manyicl.loss import row_loss
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.throughput import measure_ceiling
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--checkpointed", default="auto", help="layers recomputed: auto, all, or numbers with commas")
     parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
     parser.add_argument("--autocast", action="store_true", help="products in bf16 also where weights are float32")
+    parser.add_argument("--widened", action="store_true", help="with peft's casts to float32, for comparison")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--layers", type=int, help="layers of a shallower model")
     parser.add_argument("--repeats", type=int, default=3)
@@ -116,7 +117,11 @@ def measure(model, cost, setting, options, *, mode):
         seconds = []
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        with segment_attention(model), prepared_layers(model, num_checkpointed=count, compiled=compiled):
+        with (
+            segment_attention(model),
+            prepared_layers(model, num_checkpointed=count, compiled=compiled),
+            unwidened_inputs(model, autocast=options.autocast and not options.widened),
+        ):
             for number in range(options.repeats + 2):
                 model.zero_grad(set_to_none=True)
                 synchronize(device)

@@ -31,7 +31,7 @@ from manyicl.attention import attend_segments
 from manyicl.batches import Batch, join_row
 from manyicl.costs import WeightCounts, count_weights
 from manyicl.errors import UserError
-from manyicl.layers import decoder_layers, prepared_layers, spread
+from manyicl.layers import decoder_layers, prepared_layers, spread, unwidened_inputs
 from manyicl.loss import MOST_LOGITS, row_loss
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
@@ -244,7 +244,7 @@ def meter_step(model: nn.Module, batch: Batch, *, autocast: bool, most_logits: i
         meter.reset()
 
     hook = decoder_layers(model)[-1].register_forward_hook(_on_output(leave_head))
-    with meter:
+    with meter, unwidened_inputs(model, autocast=autocast):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = row_loss(model, batch, most_logits=most_logits).loss
         loss.backward()

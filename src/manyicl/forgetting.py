@@ -146,7 +146,7 @@ class DriftCallback(TrainerCallback):
     def __init__(self, texts: Sequence[TextWindows], *, steps: int, metrics: MetricsLog) -> None:
         self.texts, self.steps, self.metrics = texts, steps, metrics
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Measure where it is due."""
         if state.global_step % self.steps and state.global_step < state.max_steps:
             return
@@ -154,7 +154,8 @@ class DriftCallback(TrainerCallback):
             return
         was_training = model.training
         model.eval()
-        drift = {f"drift/{text.file}": bits_per_byte(window_bits(model, text), text) for text in self.texts}
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):  # as the steps are taken
+            drift = {f"drift/{text.file}": bits_per_byte(window_bits(model, text), text) for text in self.texts}
         model.train(was_training)
         self.metrics.append({"step": state.global_step, **drift})
 

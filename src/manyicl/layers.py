@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -105,7 +106,11 @@ def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
     handles += [layer.register_forward_hook(leave) for layer in layers]
     model.train()
     try:
-        with segment_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with (
+            segment_attention(model),
+            unwidened_inputs(model, autocast=autocast),
+            torch.autocast(device.type, torch.bfloat16, enabled=autocast),
+        ):
             logits_NV = target_logits(model, batch)  # holds all that was kept, so that no storage is counted twice
     finally:
         model.train(training)
@@ -177,6 +182,16 @@ def check_compiler(asked_by: str = "train.compile = true") -> None:
     named = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ((named,) if named else ("g++", "clang++"))):
         raise UserError(f"{asked_by}: needs a C++ compiler, and there is no g++ or clang++; install one")
+
+
+def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextManager[None]:
+    """Keep peft from casting what its float32 adapters read to float32, in the block, where autocast is on.
+
+    The product is in bfloat16 there all the same, and the wider copies would be kept for the backward pass. The block
+    must hold the backward pass too, since recomputation has to do what the forward pass did.
+    """
+    context: AbstractContextManager[None] = disable_input_dtype_casting(model, active=autocast)
+    return context
 
 
 @contextmanager

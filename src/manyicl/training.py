@@ -28,7 +28,7 @@ from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengt
 from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
 from manyicl.errors import UserError
 from manyicl.files import sync_folder, sync_tree
-from manyicl.layers import check_compiler, choose_checkpointed, prepared_layers
+from manyicl.layers import check_compiler, choose_checkpointed, prepared_layers, unwidened_inputs
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog, StepSums, bucket_name
 from manyicl.packing import Pack
@@ -421,6 +421,7 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, pack_tokens:
     with (
         segment_attention(model),
         prepared_layers(model, num_checkpointed=int(counts.max()), compiled=settings.compile),
+        unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
