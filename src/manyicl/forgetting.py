@@ -146,7 +146,7 @@ class DriftCallback(TrainerCallback):
     def __init__(self, texts: Sequence[TextWindows], *, steps: int, metrics: MetricsLog) -> None:
         self.texts, self.steps, self.metrics = texts, steps, metrics
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
         """Measure where it is due."""
         if state.global_step % self.steps and state.global_step < state.max_steps:
             return

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
     Raises:
-        UserError: a non-finite gradient norm, before the update it would have spoilt.
+        UserError: a non-finite gradient norm, before the update it would have spoilt; a transformers that is too old.
     """
 
     def __init__(
@@ -158,7 +159,9 @@ class AnswerTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # the bar shows what it would print
-        # The weights of a batch hold every divisor, so the Trainer must not divide again.
+        # The weights of a batch hold every divisor, so the Trainer must not divide again; earlier ones do, unasked.
+        if not hasattr(Trainer, "loss_is_scaled_for_ga"):
+            raise UserError(f"transformers {transformers.__version__}: divides gradients once more; install 5.23")
         self.loss_is_scaled_for_ga = True
         self.packs = packs
         self.validation = validation

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from manyicl.attention import segment_attention
 from manyicl.batches import join_row
 from manyicl.footprint import Row, measure_footprint, predict_memory
-from manyicl.layers import prepared_layers
+from manyicl.layers import prepared_layers, unwidened_inputs
 from manyicl.loss import row_loss
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
@@ -47,7 +47,7 @@ def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, num_
     for _ in range(2):  # the second pass finds the gradients there
         torch.cuda.reset_peak_memory_stats()
         layers = prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False)
-        with segment_attention(model), layers:
+        with segment_attention(model), layers, unwidened_inputs(model, autocast=True):
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 loss = row_loss(model, batch).loss
             loss.backward()
