@@ -15,7 +15,7 @@ from manyicl.report.comparison import read_comparison
 from manyicl.tasks import load_tasks
 from manyicl.world.regimes import CONTRAST, HEADLINE
 
-TINY = Size(num_steps=2, asked_tasks=3, held_out_tasks=1, draws=1, queries=2, analysis=False)
+TINY = Size(num_steps=2, learning_rate=1e-3, asked_tasks=3, held_out_tasks=1, draws=1, queries=2, analysis=False)
 
 
 @pytest.fixture

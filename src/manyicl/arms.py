@@ -222,26 +222,38 @@ class ArmPlanner:
         self.config, self.tasks = config, tasks
         model = config.model
         self.shape = shape_model(load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code)
+        self._own_plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
         self._plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
 
     def plan_arm(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
         """Return the recipe of an arm that trains one model on all tasks, and what it spends.
 
-        Matched by tokens: as many optimizer steps for all, and packs of such a length that a step of every arm
-        processes what a step of the arm with the emptiest packs does. By answers or FLOPs: as many steps as come
-        nearest to ManyICL's.
+        Matched by tokens: as many optimizer steps for all. ManyICL's packs are made such that its step processes what
+        one of the arm with the emptiest packs does, as nearly as its long episodes allow; the others' short ones then
+        meet what that came to. By answers or FLOPs: as many steps as come nearest to ManyICL's.
         """
         if (arm, seed) not in self._plans:
-            own = self._spend(self._shared_config(arm, seed=seed))
-            self._plans[arm, seed] = own
-            matching = [name for name in self.shared_arms if name != arm]
-            if self.config.compare.match == "tokens":
-                others = [self._spend(self._shared_config(name, seed=seed))[1].tokens for name in matching]
-                self._plans[arm, seed] = self._fit_packs(*own, tokens=min([own[1].tokens, *others]))
-            elif arm != "manyicl" and "manyicl" in matching:
-                wanted = self.plan_arm("manyicl", seed=seed)[1].of(self.config.compare.match)
-                self._plans[arm, seed] = self._fit_steps(*own, wanted=wanted)
+            match = self.config.compare.match
+            plan = self._own_plan(arm, seed=seed)
+            if match == "tokens":
+                plan = self._fit_packs(*plan, tokens=self._tokens_to_meet(arm, seed=seed))
+            elif arm != "manyicl" and "manyicl" in self.shared_arms:
+                plan = self._fit_steps(*plan, wanted=self.plan_arm("manyicl", seed=seed)[1].of(match))
+            self._plans[arm, seed] = plan
         return self._plans[arm, seed]
+
+    def _tokens_to_meet(self, arm: ArmName, *, seed: int) -> int:
+        if arm != "manyicl" and "manyicl" in self.shared_arms:
+            return self.plan_arm("manyicl", seed=seed)[1].tokens
+        return min(self._own_plan(name, seed=seed)[1].tokens for name in {arm, *self.shared_arms})
+
+    def _own_plan(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
+        """Return an arm's recipe before it is fitted, and what it spends."""
+        if (arm, seed) not in self._own_plans:
+            changes = episode_changes(arm, self.config.compare)
+            config = run_config(self.config, seed=seed, tasks=list(self.tasks), episodes=changes)
+            self._own_plans[arm, seed] = self._spend(config)
+        return self._own_plans[arm, seed]
 
     @property
     def shared_arms(self) -> list[ArmName]:
@@ -289,10 +301,6 @@ class ArmPlanner:
         changes["token_budget"] = min(self.config.episodes.token_budget, pack_tokens)
         config = run_config(self.config, seed=seed, tasks=[task], episodes=changes, train=train)
         return self._fit_steps(*self._spend(config), wanted=int(tokens), by="tokens")
-
-    def _shared_config(self, arm: ArmName, *, seed: int) -> RunConfig:
-        changes = episode_changes(arm, self.config.compare)
-        return run_config(self.config, seed=seed, tasks=list(self.tasks), episodes=changes)
 
     def _spend(self, config: RunConfig) -> tuple[RunConfig, Spent]:
         tasks = {name: self.tasks[name] for name in config.tasks.names}
