@@ -221,6 +221,10 @@ def test_a_task_has_one_role(world, names, compare, message):
         ('compare.arms=["base", "base"]', r"compare\.arms = .*: .*names something twice"),
         ('compare.arms=["zero-shoot"]', r"compare\.arms\[0\] = 'zero-shoot': input should be 'base', 'zero-shot'"),
         ("compare.shots=[0, 4, 4]", r"compare\.shots = .*: .*names something twice"),
+        (
+            ("compare.learning_rates=[0.1]", "compare.validation_queries=0"),
+            r"compare = .*: .*learning_rates are chosen by validation rows, and validation_queries = 0",
+        ),
         ("compare.learning_rates=[0.1, 0.1]", r"compare\.learning_rates = .*: .*names something twice"),
         ("compare.seeds=[]", r"compare\.seeds = \[\]: "),
         ("compare.seeds=[-1]", r"compare\.seeds\[0\] = -1: "),
@@ -232,7 +236,7 @@ def test_a_task_has_one_role(world, names, compare, message):
 def test_settings_that_say_nothing_sensible_are_refused_in_one_line(world, override, message):
     make_recipe(*world)
     with pytest.raises(UserError, match=message) as refused:
-        load_recipe(world[0] / "recipe.toml", overrides=[override], kind=CompareConfig)
+        load_recipe(world[0] / "recipe.toml", overrides=[override] if isinstance(override, str) else override, kind=CompareConfig)
     assert "\n" not in str(refused.value)
 
 

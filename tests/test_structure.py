@@ -42,6 +42,7 @@ MODULES = (
     "throughput",
     "usage",  # seconds and bytes
     "metrics",
+    "prequential",  # the loss of rows before they are trained on
     "training",
     "launch",  # what accelerate may have set up
     # Asking it: score against number of shots.

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from manyicl.batches import PackDataset
 from manyicl.config import RunConfig
 from manyicl.costs import ModelShape, count_flops, shape_model
 from manyicl.errors import UserError
 from manyicl.models import load_config
+from manyicl.prequential import count_unseen_steps
 from manyicl.runs import count_plan, plan_packs
 from manyicl.tokens import TokenizedTask
 
 ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-many-shot", "dedicated-free"]
 Match = Literal["tokens", "answers", "flops"]
+ChooseBy = Literal["validation", "prequential"]
 # Tokens of two arms that are matched by them differ by less than this share, where the packs allow it.
 TOKEN_TOLERANCE = 0.002
 # Pack lengths that are tried, as shares of the recipe's away from the one in proportion.
@@ -99,7 +101,12 @@ class CompareSettings(BaseModel):
         8.0, description="how many times the tokens of `dedicated` the arm dedicated-free has"
     )
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="tried for every arm, one chosen on validation rows; train.learning_rate unless said"
+        (), description="tried for every arm, one chosen as choose_by says; train.learning_rate unless said"
+    )
+    choose_by: ChooseBy = Field(
+        "validation",
+        description="what a learning rate is chosen by: the score of validation rows, or the prequential loss, that of"
+        " train rows before they are trained on, which needs no validation rows",
     )
     asked_tasks: Annotated[int, Field(ge=0)] = Field(
         0, description="trained tasks that are asked, spread over the families; 0: all. Dedicated ones always are"
@@ -110,7 +117,7 @@ class CompareSettings(BaseModel):
     validation_queries: Annotated[int, Field(ge=0)] = Field(
         50,
         description="validation rows asked of each trained task, to choose k and learning rate; 0: all are asked with"
-        " the most shots",
+        " the most shots (and choose_by must be 'prequential' if rates are tried)",
     )
     max_tokens: Annotated[int, Field(gt=0)] | None = Field(
         None, description="longest sequence of a question; episodes.token_budget unless said"
@@ -131,6 +138,15 @@ class CompareSettings(BaseModel):
             raise ValueError("names something twice")
         return values
 
+    @model_validator(mode="after")
+    def _can_choose_a_rate(self) -> Self:
+        if self.learning_rates and self.choose_by == "validation" and not self.validation_queries:
+            raise ValueError(
+                "learning_rates are chosen by validation rows, and validation_queries = 0; ask some, or set"
+                " choose_by = 'prequential'"
+            )
+        return self
+
 
 class CompareConfig(RunConfig):
     """A recipe of a comparison: a run's sections, which say what the arms share, and [compare]."""
@@ -142,7 +158,8 @@ class CompareConfig(RunConfig):
 class Spent:
     """What a plan spends: optimizer steps, packs, episodes, answers that are targets, target tokens, tokens, FLOPs.
 
-    tokens_by_task: processed tokens of each task. short_episodes: with fewer shots than the recipe says.
+    tokens_by_task: processed tokens of each task. short_episodes: with fewer shots than the recipe says. unseen_steps:
+    those before an example comes a second time.
     """
 
     steps: int
@@ -154,6 +171,7 @@ class Spent:
     flops: int
     tokens_by_task: Mapping[str, int]
     short_episodes: int = 0
+    unseen_steps: int = 0
 
     def of(self, match: Match) -> int:
         """Return the amount that arms are matched by."""
@@ -196,6 +214,7 @@ def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spe
         flops=_count_plan_flops(packs, shape),
         tokens_by_task=plan["tokens_by_task"],
         short_episodes=short,
+        unseen_steps=count_unseen_steps(packs),
     )
 
 

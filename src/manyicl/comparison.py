@@ -26,6 +26,7 @@ from manyicl.evaluation import AskedModel, evaluate, load_asked_model
 from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
 from manyicl.models import load_tokenizer
+from manyicl.prequential import prequential_loss
 from manyicl.progress import reporting
 from manyicl.runs import tokenize_all, train
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
@@ -153,12 +154,16 @@ class Comparison:
             for arm in self.arms
             if arm.trained
             for task in self.models_of(arm)
-            for what in ("train", "validation")
+            for what in self._trial_whats
         ]
         return [
             *trials,
             *(cell for seed in self.settings.seeds for arm in self.arms for cell in self._cells_of(arm, seed)),
         ]
+
+    @property
+    def _trial_whats(self) -> tuple[What, ...]:
+        return ("train",) if self.settings.choose_by == "prequential" else ("train", "validation")
 
     @property
     def arms(self) -> list[Arm]:
@@ -207,16 +212,48 @@ class Comparison:
         return config.model_copy(update={"train": train}), spent
 
     def chosen_rate(self, arm: ArmName) -> float:
-        """Return an arm's learning rate: the one with the best validation score of its trials, by its best k."""
-        if not self.settings.learning_rates:
+        """Return an arm's learning rate: the best of its trials, by validation scores (with its best k) or by loss."""
+        rates = self.settings.learning_rates
+        if not rates:
             return self.config.train.learning_rate
-        scores = {rate: best_validation(self.read_validation(arm, rate)) for rate in self.settings.learning_rates}
-        return max(scores, key=lambda rate: scores[rate])
+        if self.settings.choose_by == "prequential":
+            return min(rates, key=lambda rate: self.read_prequential(arm, rate))
+        return max(rates, key=lambda rate: best_validation(self.read_validation(arm, rate)))
+
+    def trial_cells(self, arm: ArmName, rate: float) -> list[GridCell]:
+        """Return the cells that an arm's trial of a rate is judged by, one a model."""
+        what = self._trial_whats[-1]
+        return [GridCell(arm, self.settings.seeds[0], what, task, rate) for task in self.models_of(ARMS[arm])]
 
     def read_validation(self, arm: ArmName, rate: float) -> list[Mapping[str, Any]]:
         """Return the tasks of a trial's validation results."""
-        cells = [GridCell(arm, self.settings.seeds[0], "validation", task, rate) for task in self.models_of(ARMS[arm])]
+        cells = self.trial_cells(arm, rate)
         return [task for cell in cells for task in json.loads(self.place(cell).read_bytes())["tasks"]]
+
+    def read_prequential(self, arm: ArmName, rate: float) -> float:
+        """Return the prequential loss of a trial, the mean over the arm's models.
+
+        Raises:
+            UserError: a model has all its rows in its first step, so that no rate can be told from another.
+        """
+        losses = []
+        for cell in self.trial_cells(arm, rate):
+            run = self.place(cell)
+            unseen_steps = json.loads(plan_file(run).read_bytes())["unseen_steps"]
+            loss = prequential_loss(run, unseen_steps=unseen_steps)
+            if loss is None:
+                raise UserError(
+                    f"compare.choose_by = 'prequential': {ARMS[arm].title} passes its rows for the first time in"
+                    f" {unseen_steps} steps, with fewer than two logged; make train.packs_per_step or log_every_steps"
+                    " less, or choose by 'validation'"
+                )
+            losses.append(loss)
+        return sum(losses) / len(losses)
+
+
+def plan_file(run: Path) -> Path:
+    """Return where what a run's plan spends is kept."""
+    return run.with_name(f"{run.name}.plan.json")
 
 
 def mean_by_shots(tasks: Sequence[Mapping[str, Any]]) -> dict[int, tuple[float, float]]:
@@ -381,7 +418,7 @@ class _Worker:
         config, spent = comparison.plan_run(cell)
         folder = comparison.place(cell)
         plan = json.dumps(asdict(spent) | {"learning_rate": config.train.learning_rate}, indent=1)
-        write_atomically(folder.with_name(f"{folder.name}.plan.json"), plan + "\n")
+        write_atomically(plan_file(folder), plan + "\n")
         drift = drift_every(comparison.texts if cell.task is None else [], steps=config.train.checkpoint_every_steps)
         resume = (folder / "config.toml").is_file()
         if folder.exists() and not resume:

@@ -13,7 +13,7 @@ import numpy as np
 
 from manyicl.arms import ARMS, Arm, ArmName
 from manyicl.cells import Prediction
-from manyicl.comparison import Comparison, GridCell, What, mean_by_shots
+from manyicl.comparison import Comparison, GridCell, What, mean_by_shots, plan_file
 from manyicl.metrics import MetricsLog
 from manyicl.pooling import Pooled, Table, pool_differences, pool_means, tabulate
 from manyicl.results import read_result
@@ -143,7 +143,7 @@ def runs_of(comparison: Comparison, arm: Arm) -> Iterator[tuple[int, Path, dict[
             cell = GridCell(arm.name, seed, "train", task)
             if comparison.is_done(cell):
                 folder = comparison.place(cell)
-                plan = json.loads(folder.with_name(f"{folder.name}.plan.json").read_bytes())
+                plan = json.loads(plan_file(folder).read_bytes())
                 yield seed, folder, plan, json.loads((folder / "run.json").read_bytes())
 
 

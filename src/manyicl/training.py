@@ -21,6 +21,7 @@ import transformers
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -200,6 +201,8 @@ class AnswerTrainer(Trainer):
         """Read the step's sums and its gradient norm, the one synchronisation of a step, and stop where not finite."""
         trainer: Any = super()
         norm = torch.as_tensor(trainer._get_grad_norm(model, grad_norm=grad_norm), device=self.args.device)
+        if isinstance(norm, DTensor):  # FSDP2's, of which each rank has its part
+            norm = norm.full_tensor()
         sums = self.accelerator.reduce(self.step_sums.sums, reduction="sum")
         values = torch.cat([norm.double().reshape(1), sums]).cpu().numpy()
         if not np.isfinite(values[:2]).all():

@@ -84,10 +84,11 @@ class Cost(Part):
 
 
 class Trial(Part):
-    """One learning rate that was tried."""
+    """One learning rate that was tried. nll: nats of a validation answer, or the prequential loss."""
 
     arm: str
     learning_rate: float
+    by: Literal["validation", "prequential"] = "validation"
     shots: int | None = None
     score: Number = None
     nll: Number = None

@@ -161,7 +161,9 @@ def _analysis(comparison: Comparison) -> list[str]:
         )
         lines += table(["arm", "role", "shots", "over orders", "over draws"], rows)
     if comparison.trials:
-        lines += ["", "## Learning rates tried, on validation rows"]
+        by_loss = comparison.trials[0].by == "prequential"
+        told = "by the loss of train rows before they are trained on" if by_loss else "on validation rows"
+        lines += ["", f"## Learning rates tried, {told}"]
         rows = (
             [
                 escape(comparison.title_of(trial.arm)),
@@ -173,7 +175,7 @@ def _analysis(comparison: Comparison) -> list[str]:
             ]
             for trial in comparison.trials
         )
-        lines += table(["arm", "learning rate", "shots", "score, %", "nats an answer", ""], rows)
+        lines += table(["arm", "learning rate", "shots", "score, %", "loss" if by_loss else "nats an answer", ""], rows)
     return lines
 
 

@@ -1,7 +1,8 @@
 """The demo's tasks: two regimes, one that many-shot fine-tuning is for and one that it is not, and tasks to forget.
 
-In most kinds that they draw from a new task is a table that only its own examples tell (which class, place, section, verdict or price goes with which word), so that every further shot can tell something and 64 tell
-more than 16; in `form`, `linear` and `pick` it is a rule. Left out of both:
+In most kinds that they draw from a new task is a table that only its own examples tell (which class, place, section,
+verdict or price goes with which word), so that every further shot can tell something and 64 tell more than 16; in
+`form`, `linear` and `pick` it is a rule. Left out of both:
 - what the seed model answers from one to eight shots (FAMILIAR; nothing is left to learn, so they are asked for
   forgetting instead), and `line`, where fine-tuning reaches all or nothing by the task's form;
 - kinds that stay near chance after a demo's minutes on them too (`size`, `containment`, `negation`, `quantity`,
