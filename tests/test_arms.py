@@ -235,8 +235,9 @@ def test_a_task_has_one_role(world, names, compare, message):
 )
 def test_settings_that_say_nothing_sensible_are_refused_in_one_line(world, override, message):
     make_recipe(*world)
+    overrides = [override] if isinstance(override, str) else override
     with pytest.raises(UserError, match=message) as refused:
-        load_recipe(world[0] / "recipe.toml", overrides=[override] if isinstance(override, str) else override, kind=CompareConfig)
+        load_recipe(world[0] / "recipe.toml", overrides=overrides, kind=CompareConfig)
     assert "\n" not in str(refused.value)
 
 

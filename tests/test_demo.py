@@ -15,7 +15,16 @@ from manyicl.report.comparison import read_comparison
 from manyicl.tasks import load_tasks
 from manyicl.world.regimes import CONTRAST, HEADLINE
 
-TINY = Size(num_steps=2, learning_rate=1e-3, asked_tasks=3, held_out_tasks=1, draws=1, queries=2, analysis=False)
+TINY = Size(
+    num_steps=2,
+    learning_rate=1e-3,
+    asked_tasks=3,
+    held_out_tasks=1,
+    draws=1,
+    queries=2,
+    analysis=False,
+    familiar_tasks=1,
+)
 
 
 @pytest.fixture
@@ -30,7 +39,6 @@ def tiny(monkeypatch):
     monkeypatch.setattr(demo, "QUICK", {headline.name: replace(TINY, num_steps=1), contrast.name: TINY})
     monkeypatch.setattr(demo, "TOKEN_BUDGET", 128)
     monkeypatch.setattr(demo, "PACK_TOKENS", 256)
-    monkeypatch.setattr(demo, "NUM_FAMILIAR", 1)
 
 
 def run(out, **options) -> str:
@@ -44,7 +52,7 @@ def test_a_regime_is_written_as_tasks_of_three_roles(tmp_path, regime):
     regime = replace(regime, num_tasks=10, num_held_out=4, num_train=20, num_test=10)
     size = replace(TINY, held_out_tasks=3)
     trained, held_out, familiar = write_regime(tmp_path, regime, size, seed=1)
-    assert (len(trained), len(held_out), len(familiar)) == (10, 3, demo.NUM_FAMILIAR)
+    assert (len(trained), len(held_out), len(familiar)) == (10, 3, 1)
     written = {task.name: task for task in load_tasks(tmp_path)}
     assert sorted(written) == sorted({*trained, *held_out, *familiar})
     assert {len(task.train) + len(task.validation) for task in written.values()} == {20}

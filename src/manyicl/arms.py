@@ -6,17 +6,20 @@ differs is how the rows are laid out in sequences and which answers are targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from manyicl.batches import PackDataset
+from manyicl.batches import PackDataset, lengths_of
 from manyicl.config import RunConfig
 from manyicl.costs import ModelShape, count_flops, shape_model
+from manyicl.episodes import Episode, iter_episodes
 from manyicl.errors import UserError
 from manyicl.models import load_config
+from manyicl.packing import pack_episodes
 from manyicl.prequential import count_unseen_steps
 from manyicl.runs import count_plan, plan_packs
 from manyicl.tokens import TokenizedTask
@@ -330,21 +333,36 @@ class ArmPlanner:
 
         How full packs are hangs on their length by leaps, so lengths around the proportional one are tried.
         """
-        best = config, spent
         fixed = isinstance(config.episodes.shots, int)
         longest = max(int(task.splits["train"].lengths.max()) + len(task.head_ids) for task in self.tasks.values())
         least = min(longest, config.pack_tokens) if fixed else config.episodes.token_budget
+        best, best_tokens = config.pack_tokens, spent.tokens
+        count_tokens = self._make_counter(config)
         for change in PACK_CHANGES:
-            if abs(best[1].tokens - tokens) <= TOKEN_TOLERANCE * tokens:
+            if abs(best_tokens - tokens) <= TOKEN_TOLERANCE * tokens:
                 break
             pack_tokens = max(least, round(config.pack_tokens * (tokens / spent.tokens + change)))
-            values = config.model_dump()
-            values["episodes"]["token_budget"] = min(config.episodes.token_budget, pack_tokens)
-            values["train"]["pack_tokens"] = pack_tokens
-            tried = self._spend(RunConfig.model_validate(values))
-            if abs(tried[1].tokens - tokens) < abs(best[1].tokens - tokens):
-                best = tried
-        return best
+            tried = count_tokens(pack_tokens)
+            if abs(tried - tokens) < abs(best_tokens - tokens):
+                best, best_tokens = pack_tokens, tried
+        return (config, spent) if best == config.pack_tokens else self._spend(_with_packs(config, best))
+
+    def _make_counter(self, config: RunConfig) -> Callable[[int], int]:
+        """Return what counts the tokens of the recipe's run with packs of another length.
+
+        Episodes are planned once for all lengths that leave them the same budget.
+        """
+        plans: dict[int, Callable[[], Iterator[Episode]]] = {}
+        lengths = [lengths_of(self.tasks[name], split="train") for name in config.tasks.names]
+
+        def count_tokens(pack_tokens: int) -> int:
+            settings = _with_packs(config, pack_tokens).episodes
+            if settings.token_budget not in plans:
+                plans[settings.token_budget] = _replayed(iter_episodes(lengths, settings=settings, seed=config.seed))
+            packs = pack_episodes(plans[settings.token_budget](), pack_tokens=pack_tokens, seed=config.seed)
+            return sum(pack.num_tokens for pack in islice(packs, config.train.packs_per_step * config.train.num_steps))
+
+        return count_tokens
 
     def _fit_steps(
         self, config: RunConfig, spent: Spent, *, wanted: int, by: Match | None = None
@@ -363,6 +381,27 @@ class ArmPlanner:
                 break
             best = tried
         return best
+
+
+def _with_packs(config: RunConfig, pack_tokens: int) -> RunConfig:
+    """Return the recipe with packs of another length, which no episode's budget passes."""
+    values = config.model_dump()
+    values["episodes"]["token_budget"] = min(config.episodes.token_budget, pack_tokens)
+    values["train"]["pack_tokens"] = pack_tokens
+    return RunConfig.model_validate(values)
+
+
+def _replayed(source: Iterator[Episode]) -> Callable[[], Iterator[Episode]]:
+    """Return what yields an endless plan from its start at each call, taking each episode of it from `source` once."""
+    taken: list[Episode] = []
+
+    def replay() -> Iterator[Episode]:
+        for number in count():
+            if number == len(taken):
+                taken.append(next(source))
+            yield taken[number]
+
+    return replay
 
 
 def choose_tasks(config: CompareConfig, names: Sequence[str]) -> list[str]:

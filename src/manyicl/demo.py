@@ -29,9 +29,6 @@ from manyicl.world.tasks import WorldTask, write_tasks
 
 TOKEN_BUDGET = 1280
 PACK_TOKENS = 2560
-# Dedicated models: one of each of the first kinds of a regime, which take turns.
-NUM_DEDICATED = 3
-NUM_FAMILIAR = 6
 ARMS_WITH_CEILING: tuple[ArmName, ...] = (
     "base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-free",
 )  # fmt: skip
@@ -48,13 +45,16 @@ class Size:
     draws: int
     queries: int
     analysis: bool = True
+    # Dedicated models: one of each of the first kinds of a regime, which take turns.
+    dedicated_tasks: int = 3
+    familiar_tasks: int = 6
 
 
 # The contrast's rate is higher: at it plain fine-tuning learns its few tasks in time (trials: docs/results.md).
 FULL = {HEADLINE.name: Size(40, 1e-3, 16, 16, 2, 16), CONTRAST.name: Size(30, 3e-3, 4, 8, 2, 12, analysis=False)}
 QUICK = {
-    HEADLINE.name: Size(12, 1e-3, 6, 6, 2, 6, analysis=False),
-    CONTRAST.name: Size(8, 3e-3, 4, 4, 2, 6, analysis=False),
+    HEADLINE.name: Size(8, 1e-3, 4, 4, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
+    CONTRAST.name: Size(4, 3e-3, 4, 2, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
 }
 
 
@@ -62,7 +62,7 @@ def write_regime(folder: Path, regime: Regime, size: Size, *, seed: int) -> tupl
     """Write a regime's tasks as a folder of task files; return the names of its trained, held-out and familiar ones."""
     trained, held_out = draw_regime(regime, seed=seed)
     held_out = held_out[: size.held_out_tasks]
-    familiar = draw_familiar(count=NUM_FAMILIAR, seed=seed)
+    familiar = draw_familiar(count=size.familiar_tasks, seed=seed)
     for tasks in (trained, held_out, familiar):
         write_tasks(folder, tasks, num_train=regime.num_train, num_test=regime.num_test, seed=seed)
     return _names(trained), _names(held_out), _names(familiar)
@@ -101,7 +101,7 @@ def demo_config(
             seeds=tuple(seeds),
             held_out_tasks=tuple(held_out),
             familiar_tasks=tuple(familiar),
-            dedicated_tasks=tuple(trained[:NUM_DEDICATED]),
+            dedicated_tasks=tuple(trained[: size.dedicated_tasks]),
             asked_tasks=size.asked_tasks,
             shots=(0, 1, 4, 16, 64),
             draws=size.draws,

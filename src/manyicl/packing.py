@@ -35,7 +35,11 @@ def iter_packs(
 
     pack_tokens must be at least `settings.token_budget`; the recipe's check sees to it.
     """
-    episodes = iter_episodes(tasks, settings=settings, seed=seed)
+    yield from pack_episodes(iter_episodes(tasks, settings=settings, seed=seed), pack_tokens=pack_tokens, seed=seed)
+
+
+def pack_episodes(episodes: Iterator[Episode], *, pack_tokens: int, seed: int) -> Iterator[Pack]:
+    """Yield the packs of an endless plan of episodes, as `iter_packs` does."""
     block_number = index = 0
     while True:
         block = list(islice(episodes, BLOCK_EPISODES))
