@@ -223,7 +223,7 @@ def test_a_task_has_one_role(world, names, compare, message):
         ("compare.shots=[0, 4, 4]", r"compare\.shots = .*: .*names something twice"),
         (
             ("compare.learning_rates=[0.1]", "compare.validation_queries=0"),
-            r"compare = .*: .*learning_rates are chosen by validation rows, and validation_queries = 0",
+            r"compare: learning_rates are chosen by validation rows, and validation_queries = 0",
         ),
         ("compare.learning_rates=[0.1, 0.1]", r"compare\.learning_rates = .*: .*names something twice"),
         ("compare.seeds=[]", r"compare\.seeds = \[\]: "),

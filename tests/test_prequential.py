@@ -1,54 +1,42 @@
-"""The prequential score: which steps are of unseen rows, and what their answers cost."""
+"""The prequential score: halves of the train rows, and what one pass over unseen rows costs."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from manyicl.batches import BatchMaker, PackDataset
-from manyicl.episodes import EpisodeSettings
-from manyicl.prequential import count_unseen_steps, prequential_loss
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, tokenize_task
-from tests.conftest import make_task
+from manyicl.evaluation import load_asked_model, tokenize_for
+from manyicl.prequential import prequential_nats, write_halves
+from manyicl.shot_curve import score_one_pass
+from manyicl.tasks import load_tasks
+from manyicl.world.seed import TEMPLATE
+from tests.comparison_setting import write_world
 
 
-def make_packs(tokenizers, *, num_steps: int) -> PackDataset:
-    tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
-    tasks = {"animals": tokenize_task(make_task("animals"), tokenizer=tokenizer)}
-    settings = EpisodeSettings(token_budget=64, shots=0)
-    return PackDataset(
-        BatchMaker(tasks, targets="all"),
-        settings=settings,
-        pack_tokens=64,
-        packs_per_step=2,
-        num_steps=num_steps,
-        seed=0,
-    )
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("halves")
+    trained, _, _ = write_world(folder)
+    tasks = load_tasks(folder / "tasks", names=trained[:2])
+    write_halves(folder / "halves", tasks)
+    return tasks, load_tasks(folder / "halves")
 
 
-def test_steps_are_unseen_until_an_example_comes_again(tokenizers):
-    packs = make_packs(tokenizers, num_steps=40)
-    unseen = count_unseen_steps(packs)
-    met = []
-    for step in range(unseen + 1):
-        row = packs.packs[2 * step : 2 * step + 2]
-        examples = [int(i) for pack in row for episode in pack.episodes for i in episode.examples]
-        assert bool(set(examples) & set(met)) == (step == unseen)
-        met += examples
-    assert 0 < unseen < 40
-    assert count_unseen_steps(make_packs(tokenizers, num_steps=1)) == 1
+def test_each_train_row_is_in_one_half_and_no_other_row_in_any(halves):
+    for task, half in zip(*halves, strict=True):
+        assert (half.name, half.family, half.metric, half.labels) == (task.name, task.family, task.metric, task.labels)
+        assert half.instruction == task.instruction
+        trained, unseen = {e.input for e in (*half.train, *half.validation)}, {e.input for e in half.test}
+        assert not trained & unseen
+        assert trained | unseen == {e.input for e in task.train}
+        assert abs(len(trained) - len(unseen)) <= 1
 
 
-def test_the_loss_is_that_of_unseen_steps_answers_counting_alike(tmp_path):
-    records = [
-        {"step": 1, "loss": 4.0, "answers": 10},
-        {"step": 2, "drift/a.txt": 1.5},
-        {"step": 2, "loss": 1.0, "answers": 30},
-        {"step": 3, "loss": 0.5, "answers": 10},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert prequential_loss(tmp_path, unseen_steps=2) == pytest.approx((4.0 * 10 + 1.0 * 30) / 40)
-    assert prequential_loss(tmp_path, unseen_steps=3) == pytest.approx((4.0 * 10 + 1.0 * 30 + 0.5 * 10) / 50)
-    assert prequential_loss(tmp_path, unseen_steps=1) is None  # the untrained model's loss alone tells nothing
+def test_the_score_is_the_mean_over_all_answers_of_the_pass(halves):
+    asked = load_asked_model("seed", max_tokens=192, template=TEMPLATE)
+    nats = prequential_nats(asked, halves[1], seed=0)
+    task = halves[1][0]
+    curve = score_one_pass(asked.model, tokenize_for(task, asked), num_episodes=99, token_budget=192)
+    total = sum(cell.nll * cell.num_scored for cell in curve.cells)
+    assert sum(cell.num_scored for cell in curve.cells) == len(task.test)  # each row once
+    assert nats[task.name] == pytest.approx(total / len(task.test))
+    assert set(nats) == {task.name for task in halves[1]}

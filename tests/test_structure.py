@@ -42,7 +42,6 @@ MODULES = (
     "throughput",
     "usage",  # seconds and bytes
     "metrics",
-    "prequential",  # the loss of rows before they are trained on
     "training",
     "launch",  # what accelerate may have set up
     # Asking it: score against number of shots.
@@ -66,6 +65,7 @@ MODULES = (
     "results",
     "difference",
     "evaluation",
+    "prequential",
     "endpoint",
     "endpoint_sweep",
     # The embedded world: words, text, tasks, and the small model that has read them.

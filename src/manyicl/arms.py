@@ -20,7 +20,6 @@ from manyicl.episodes import Episode, iter_episodes
 from manyicl.errors import UserError
 from manyicl.models import load_config
 from manyicl.packing import pack_episodes
-from manyicl.prequential import count_unseen_steps
 from manyicl.runs import count_plan, plan_packs
 from manyicl.tokens import TokenizedTask
 
@@ -108,8 +107,8 @@ class CompareSettings(BaseModel):
     )
     choose_by: ChooseBy = Field(
         "validation",
-        description="what a learning rate is chosen by: the score of validation rows, or the prequential loss, that of"
-        " train rows before they are trained on, which needs no validation rows",
+        description="what a learning rate is chosen by: the score of validation rows; or the prequential score, of one"
+        " pass over a half of the train rows after training on the other, which needs no validation rows",
     )
     asked_tasks: Annotated[int, Field(ge=0)] = Field(
         0, description="trained tasks that are asked, spread over the families; 0: all. Dedicated ones always are"
@@ -161,8 +160,7 @@ class CompareConfig(RunConfig):
 class Spent:
     """What a plan spends: optimizer steps, packs, episodes, answers that are targets, target tokens, tokens, FLOPs.
 
-    tokens_by_task: processed tokens of each task. short_episodes: with fewer shots than the recipe says. unseen_steps:
-    those before an example comes a second time.
+    tokens_by_task: processed tokens of each task. short_episodes: with fewer shots than the recipe says.
     """
 
     steps: int
@@ -174,7 +172,6 @@ class Spent:
     flops: int
     tokens_by_task: Mapping[str, int]
     short_episodes: int = 0
-    unseen_steps: int = 0
 
     def of(self, match: Match) -> int:
         """Return the amount that arms are matched by."""
@@ -217,7 +214,6 @@ def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spe
         flops=_count_plan_flops(packs, shape),
         tokens_by_task=plan["tokens_by_task"],
         short_episodes=short,
-        unseen_steps=count_unseen_steps(packs),
     )
 
 

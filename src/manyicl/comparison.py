@@ -26,13 +26,13 @@ from manyicl.evaluation import AskedModel, evaluate, load_asked_model
 from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
 from manyicl.models import load_tokenizer
-from manyicl.prequential import prequential_loss
+from manyicl.prequential import prequential_nats, write_halves
 from manyicl.progress import reporting
 from manyicl.runs import tokenize_all, train
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.tokens import TaskTokenizer, TokenizedTask
 
-What = Literal["train", "validation", "test", "text", "flip", "order"]
+What = Literal["train", "validation", "prequential", "test", "text", "flip", "order"]
 RECIPE = "recipe.toml"
 # Flips and orders are told by fewer draws than scores.
 MOST_ANALYSIS_DRAWS = 3
@@ -163,7 +163,7 @@ class Comparison:
 
     @property
     def _trial_whats(self) -> tuple[What, ...]:
-        return ("train",) if self.settings.choose_by == "prequential" else ("train", "validation")
+        return "train", self.settings.choose_by
 
     @property
     def arms(self) -> list[Arm]:
@@ -209,6 +209,9 @@ class Comparison:
             config, spent = self.planner.plan_dedicated(cell.arm, cell.task, seed=cell.seed)
         rate = cell.rate or self.chosen_rate(cell.arm)
         train = config.train.model_copy(update={"learning_rate": rate})
+        if cell.rate is not None and self.settings.choose_by == "prequential":
+            tasks = config.tasks.model_copy(update={"folder": str(self.halves)})
+            config = config.model_copy(update={"tasks": tasks})
         return config.model_copy(update={"train": train}), spent
 
     def chosen_rate(self, arm: ArmName) -> float:
@@ -231,24 +234,17 @@ class Comparison:
         return [task for cell in cells for task in json.loads(self.place(cell).read_bytes())["tasks"]]
 
     def read_prequential(self, arm: ArmName, rate: float) -> float:
-        """Return the prequential loss of a trial, the mean over the arm's models.
+        """Return the prequential score of a trial: nats an answer, the mean over tasks."""
+        cells = self.trial_cells(arm, rate)
+        nats: list[float] = []
+        for cell in cells:
+            nats += json.loads(self.place(cell).read_bytes())["nats"].values()
+        return sum(nats) / len(nats)
 
-        Raises:
-            UserError: a model has all its rows in its first step, so that no rate can be told from another.
-        """
-        losses = []
-        for cell in self.trial_cells(arm, rate):
-            run = self.place(cell)
-            unseen_steps = json.loads(plan_file(run).read_bytes())["unseen_steps"]
-            loss = prequential_loss(run, unseen_steps=unseen_steps)
-            if loss is None:
-                raise UserError(
-                    f"compare.choose_by = 'prequential': {ARMS[arm].title} passes its rows for the first time in"
-                    f" {unseen_steps} steps, with fewer than two logged; make train.packs_per_step or log_every_steps"
-                    " less, or choose by 'validation'"
-                )
-            losses.append(loss)
-        return sum(losses) / len(losses)
+    @property
+    def halves(self) -> Path:
+        """The folder of the tasks that trials train on and are scored on by `choose_by` = "prequential"."""
+        return self.folder / "trials" / "tasks"
 
 
 def plan_file(run: Path) -> Path:
@@ -372,6 +368,11 @@ class _Worker:
             ]
             write_atomically(out, json.dumps({"texts": texts}) + "\n")
             return
+        if cell.what == "prequential":
+            halves = load_tasks(comparison.halves, names=[task.name for task in self._tasks_of(cell)])
+            nats = prequential_nats(asked, halves, seed=cell.seed)
+            write_atomically(out, json.dumps({"nats": nats}) + "\n")
+            return
         tasks, most = self._tasks_of(cell), max(settings.shots)
         options: dict[str, Any] = {"shots": settings.shots, "draws": settings.draws, "queries": settings.queries}
         if cell.what == "validation":
@@ -389,7 +390,7 @@ class _Worker:
         comparison = self.comparison
         if cell.task is not None:
             names = [cell.task]
-        elif cell.what == "validation":
+        elif cell.what in ("validation", "prequential"):
             names = comparison.asked_trained
         else:
             names = sorted([*comparison.asked_trained, *comparison.held_out, *comparison.familiar])
@@ -417,6 +418,9 @@ class _Worker:
         comparison = self.comparison
         config, spent = comparison.plan_run(cell)
         folder = comparison.place(cell)
+        if config.tasks.folder == str(comparison.halves):
+            missing = [name for name in config.tasks.names if not (comparison.halves / f"{name}.jsonl").is_file()]
+            write_halves(comparison.halves, [comparison.tasks[name] for name in missing])
         plan = json.dumps(asdict(spent) | {"learning_rate": config.train.learning_rate}, indent=1)
         write_atomically(plan_file(folder), plan + "\n")
         drift = drift_every(comparison.texts if cell.task is None else [], steps=config.train.checkpoint_every_steps)

@@ -1,38 +1,53 @@
-"""The prequential score of a run: what its answers cost in the first pass over the rows, each before it is trained on.
+"""The prequential score: one pass over rows that a model was not trained on, each row then a shot of the next.
 
-Every answer of that pass is predicted from rows before it alone, by the shots of its episode and by the updates made so
-far, so it judges settings with no row kept from training (Dawid 1984; for fine-tuning on shots: arXiv 2512.19879).
+So every answer is predicted from rows before it alone, and all of them count (Dawid 1984; for models fine-tuned on
+shots: arXiv 2512.19879). A trial of settings trains on one half of the train rows and is scored on the other; the model
+that is kept trains on both, so that choosing costs it no row.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from manyicl.batches import PackDataset
-from manyicl.metrics import MetricsLog
-from manyicl.packing import Pack
+from manyicl.evaluation import AskedModel, one_pass_curve
+from manyicl.files import write_atomically
+from manyicl.tasks import Task
 
 
-def count_unseen_steps(packs: PackDataset) -> int:
-    """Return how many optimizer steps there are before the first one that has an example for the second time."""
-    for step in range(len(packs.divisors)):
-        row: Sequence[Pack] = packs.packs[step * packs.packs_per_step : (step + 1) * packs.packs_per_step]
-        if any(episode.epoch for pack in row for episode in pack.episodes):
-            return step
-    return len(packs.divisors)
+def write_halves(folder: Path, tasks: Sequence[Task]) -> None:
+    """Write task files whose train rows are every other train row of the tasks, and whose test rows are the rest.
 
-
-def prequential_loss(run: Path, *, unseen_steps: int) -> float | None:
-    """Return the mean training loss of a run's first `unseen_steps` steps, answers counting alike.
-
-    None with fewer than two logged intervals in them: the first step's loss is the untrained model's, whatever the
-    settings are.
+    As of any task, some of those train rows are set aside for validation when it is loaded.
     """
-    logged = [record for record in MetricsLog(run / "metrics.jsonl").read() if "loss" in record]
-    unseen = [record for record in logged if record["step"] <= unseen_steps]
-    if len(unseen) < 2:
-        return None
-    return float(np.average([one["loss"] for one in unseen], weights=[one["answers"] for one in unseen]))
+    for task in tasks:
+        rows = [
+            {"input": example.input, "answer": example.answer, "split": "test" if number % 2 else "train"}
+            | ({"options": list(example.options)} if example.options else {})
+            for number, example in enumerate(task.train)
+        ]
+        settings: dict[str, str | list[str]] = {
+            "family": task.family,
+            "metric": task.metric,
+            "instruction": task.instruction,
+        }
+        if task.labels:
+            settings["labels"] = list(task.labels)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(folder / f"{task.name}.task.json", json.dumps(settings, indent=1) + "\n")
+        write_atomically(folder / f"{task.name}.jsonl", lines)
+
+
+def prequential_nats(asked: AskedModel, tasks: Sequence[Task], *, seed: int) -> dict[str, float]:
+    """Return the mean nats of an answer of each task's test rows, in episodes as long as the model can be asked."""
+    most = max(len(task.test) for task in tasks)
+    curves = one_pass_curve(asked, tasks, episodes=most, seed=seed).curves
+    return {
+        curve.task: float(
+            np.average([cell.nll for cell in curve.cells], weights=[cell.num_scored for cell in curve.cells])
+        )
+        for curve in curves
+    }

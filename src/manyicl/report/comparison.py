@@ -84,7 +84,7 @@ class Cost(Part):
 
 
 class Trial(Part):
-    """One learning rate that was tried. nll: nats of a validation answer, or the prequential loss."""
+    """One learning rate that was tried. nll: nats an answer."""
 
     arm: str
     learning_rate: float

@@ -161,8 +161,8 @@ def _analysis(comparison: Comparison) -> list[str]:
         )
         lines += table(["arm", "role", "shots", "over orders", "over draws"], rows)
     if comparison.trials:
-        by_loss = comparison.trials[0].by == "prequential"
-        told = "by the loss of train rows before they are trained on" if by_loss else "on validation rows"
+        prequential = comparison.trials[0].by == "prequential"
+        told = "by one pass over the half of the train rows that was left out" if prequential else "on validation rows"
         lines += ["", f"## Learning rates tried, {told}"]
         rows = (
             [
@@ -175,7 +175,7 @@ def _analysis(comparison: Comparison) -> list[str]:
             ]
             for trial in comparison.trials
         )
-        lines += table(["arm", "learning rate", "shots", "score, %", "loss" if by_loss else "nats an answer", ""], rows)
+        lines += table(["arm", "learning rate", "shots", "score, %", "nats an answer", ""], rows)
     return lines
 
 
