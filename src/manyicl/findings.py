@@ -166,6 +166,9 @@ def metrics_of(comparison: Comparison) -> Iterator[tuple[ArmName, int, dict[str,
     for arm in [arm for arm in comparison.arms if not arm.per_task]:
         for seed, folder, _, _ in runs_of(comparison, arm):
             records = MetricsLog(folder / "metrics.jsonl").read()
+            steps = np.array([record["step"] for record in records])
+            order = np.argsort(steps, kind="stable")
+            totals = np.cumsum([records[place].get("tokens", 0) for place in order])
             for record in records:  # drift is kept before the log of its own step
-                tokens = sum(one.get("tokens", 0) for one in records if one["step"] <= record["step"])
-                yield arm.name, seed, record | {"tokens": tokens}
+                last = int(np.searchsorted(steps[order], record["step"], side="right")) - 1
+                yield arm.name, seed, record | {"tokens": int(totals[last])}

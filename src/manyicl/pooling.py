@@ -103,7 +103,9 @@ def pool_differences(
 
 
 def _subtract(a_DQ: Table, b_DQ: Table) -> Table:
-    if a_DQ.shape[1] != b_DQ.shape[1]:
-        raise UserError("two arms were asked other queries; remove the result of one, and go on with --resume")
+    unlike_draws = a_DQ.shape[0] != b_DQ.shape[0] and 1 not in (a_DQ.shape[0], b_DQ.shape[0])
+    if a_DQ.shape[1] != b_DQ.shape[1] or unlike_draws:
+        what = "draws" if unlike_draws else "queries"
+        raise UserError(f"two arms were asked other {what}; remove the result of one, and go on with --resume")
     difference: Table = a_DQ - b_DQ  # a single row is broadcast
     return difference
