@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from manyicl.attention import segment_attention
@@ -18,6 +19,7 @@ from manyicl.layers import (
     measure_activations,
     prepared_layers,
     spread,
+    unwidened_inputs,
 )
 from manyicl.loss import row_loss
 from tests.conftest import CONFIGS, tiny_model
@@ -102,6 +104,38 @@ def test_compiled_layers_are_compiled_once_for_all_rows_of_a_length(num_checkpoi
         assert torch.allclose(*losses, rtol=1e-3, atol=1e-5)
         frames.append(counted.frame_count)
     assert frames == [1, 1, 1]  # one for all layers and rows
+
+
+@pytest.mark.parametrize("checkpointed", [0, 3])
+def test_under_autocast_adapters_keep_no_copy_of_what_they_read_and_gradients_stay(checkpointed):
+    gradients, kept = [], []
+    for unwidened in (False, True):
+        torch.manual_seed(1)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(tiny_model("llama").to(torch.bfloat16), config).train()
+        sizes: dict[int, int] = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            segment_attention(model),
+            prepared_layers(model, num_checkpointed=checkpointed, compiled=False),
+            unwidened_inputs(model, autocast=unwidened),
+        ):
+            with (
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+                torch.autocast("cpu", torch.bfloat16),
+            ):
+                loss = row_loss(model, row([random_episode(EPISODE, seed=1)])).loss
+            loss.backward()
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        assert {grad.dtype for grad in grads} == {torch.float32}
+        gradients.append(torch.cat(grads))
+        kept.append(sum(sizes.values()))
+    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()
+    assert kept[1] < kept[0] or checkpointed
 
 
 def test_measuring_activations_leaves_no_tensor_behind():

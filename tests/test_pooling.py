@@ -142,3 +142,12 @@ def test_only_seeds_and_tasks_that_both_have_are_paired():
 def test_arms_that_were_asked_other_numbers_of_queries_are_refused():
     with pytest.raises(UserError, match="two arms were asked other queries"):
         pool_differences([{"a": {4: table([1, 1])}}], [{"a": {4: table([1, 1, 1])}}], tasks=["a"], shots=(4, 4))
+
+
+def test_arms_that_were_asked_other_numbers_of_draws_are_refused_unless_one_has_a_single_draw():
+    two, three = table([1, 1], [1, 0]), table([1, 1], [0, 0], [1, 0])
+    with pytest.raises(UserError, match="two arms were asked other draws"):
+        pool_differences([{"a": {4: two}}], [{"a": {4: three}}], tasks=["a"], shots=(4, 4))
+    single = pool_differences([{"a": {0: table([1, 1])}}], [{"a": {4: three}}], tasks=["a"], shots=(0, 4))
+    assert single is not None
+    assert single.mean == pytest.approx(1 - 0.5)

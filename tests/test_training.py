@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import Trainer
 
 from manyicl import training
 from manyicl.errors import UserError
@@ -157,6 +158,13 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_episode(tmp_pat
 
 
 @pytest.mark.slow
+def test_a_transformers_that_divides_gradients_once_more_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delattr(Trainer, "loss_is_scaled_for_ga")
+    config = write_setting(tmp_path)
+    with pytest.raises(UserError, match=r"^transformers \S+: divides gradients once more; install 5\.23$"):
+        train(config, out=tmp_path / "run")
+
+
 def test_a_run_leaves_what_the_readme_promises(tmp_path):
     config = write_setting(tmp_path, num_steps=2, report_to=["tensorboard"])
     run = train(config, out=tmp_path / "run")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from tests.comparison_setting import make_recipe, write_world
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -74,3 +77,19 @@ def test_each_sides_peak_is_that_of_a_process_of_its_own(run):
     (result,) = run("train_vs_trl", "--shape", "tiny", "--tokens", "64", "--episode-tokens", "32", "--repeats", "1")
     assert set(result["peak_bytes"]) == {"ours", "trl"}
     assert all(peak is None or peak > 0 for peak in result["peak_bytes"].values())
+
+
+@pytest.mark.slow
+def test_what_augmentation_changes_is_told_less_the_run_without(tmp_path, monkeypatch, capsys):
+    make_recipe(tmp_path, write_world(tmp_path), seeds=[0], dedicated_tasks=[])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    options = ["--out", str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.toml")]
+    monkeypatch.setattr(sys, "argv", ["augmentation.py", *options])
+    import_module("augmentation").main()
+    told = capsys.readouterr().out
+    assert "seeds done: off 1, permuted 1, words 1, stratified 1" in told
+    assert "2 trained tasks, fixed labels" in told
+    assert "1 trained tasks, open answers" in told
+    rows = [line for line in told.splitlines() if line.startswith("| stratified |")]
+    assert len(rows) > 2
+    assert all("(" in line for line in rows[:-1])  # less the run without

@@ -187,8 +187,8 @@ def check_compiler(asked_by: str = "train.compile = true") -> None:
 def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextManager[None]:
     """Keep peft from casting what its float32 adapters read to float32, in the block, where autocast is on.
 
-    The product is in bfloat16 there all the same, and the wider copies would be kept for the backward pass. The block
-    must hold the backward pass too, since recomputation has to do what the forward pass did.
+    The product is in bfloat16 there all the same, so that each adapter would cast twice and keep a copy of its own for
+    the backward pass. The block must hold that too, since recomputation has to do what the forward pass did.
     """
     context: AbstractContextManager[None] = disable_input_dtype_casting(model, active=autocast)
     return context
