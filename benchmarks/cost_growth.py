@@ -134,6 +134,7 @@ def draw(results):
 def save_plot(results, path):
     """Save time and memory side by side."""
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, NullLocator
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
     for axis, what, unit in zip(axes, ("time_s", "peak_mib"), ("seconds a row", "MiB a row"), strict=True):
@@ -142,6 +143,13 @@ def save_plot(results, path):
             exponent = result["exponents"].get(what.split("_")[0].replace("peak", "memory"))
             label = kind if exponent is None else f"{kind}, exponent {exponent:.2f}"
             axis.loglog([p["tokens"] for p in points], [p[what]["median"] for p in points], marker="o", label=label)
+        lengths = sorted({p["tokens"] for result in results.values() for p in result["points"]})
+        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axis.xaxis.set_minor_locator(NullLocator())
+        lowest, highest = axis.get_ylim()
+        heights = [n * 10.0**e for e in range(-3, 7) for n in (1, 2, 5) if lowest <= n * 10.0**e <= highest]
+        axis.set_yticks(heights, [f"{height:,g}" for height in heights])
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("tokens of the row")
         axis.set_ylabel(unit)
         axis.legend(frameon=False)
