@@ -41,3 +41,13 @@ def check_launch(environment: Mapping[str, str]) -> None:
                 f"fsdp_state_dict_type = {kind or 'unset'}: checkpoints would hold no model that can be loaded; use"
                 " recipes/accelerate/fsdp2.yaml, or set it to FULL_STATE_DICT"
             )
+
+
+def launch_warning(environment: Mapping[str, str]) -> str:
+    """Return what a user must know of a launch that is let through; "" where there is nothing."""
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return ""
+    return (
+        "warning: under FSDP2 a LoRA run on two GPUs was not the run of one from its second step on"
+        " (docs/distributed.md); take recipes/accelerate/ddp.yaml where the model fits a GPU"
+    )

@@ -283,6 +283,9 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch):
     assert all(len(places) <= 1 for places in where[1:-1]), where[1:-1]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # the compiler's own
 @pytest.mark.parametrize("num_checkpointed", [0, 2])
 def test_compiled_layers_give_the_gradients_of_plain_ones(num_checkpointed):
     found = []
