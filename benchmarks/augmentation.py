@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from manyicl.arms import CompareConfig
-from manyicl.comparison import RECIPE, Comparison, GridCell, open_comparison, run_comparison
+from manyicl.comparison import RECIPE, Comparison, GridCell, open_comparison, plan_file, run_comparison
 from manyicl.config import load_recipe
 from manyicl.demo import FULL, demo_config, write_regime
 from manyicl.display import make_console
@@ -143,8 +143,7 @@ def lost(findings: Findings) -> str:
 
 def spent(findings: Findings) -> list[str]:
     """Return the mean tokens and answers of a seed's training."""
-    places = [findings.comparison.place(GridCell("manyicl", seed, "train")) for seed in findings.seeds]
-    plans = [place.with_name(f"{place.name}.plan.json") for place in places]
+    plans = [plan_file(findings.comparison.place(GridCell("manyicl", seed, "train"))) for seed in findings.seeds]
     known = [json.loads(plan.read_bytes()) for plan in plans if plan.is_file()]
     return [f"{np.mean([plan[what] for plan in known]):,.0f}" if known else "-" for what in ("tokens", "answers")]
 
