@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from manyicl import training
 from manyicl.errors import UserError
-from manyicl.launch import check_launch, launch_warning
+from manyicl.launch import check_launch
 from manyicl.metrics import MetricsLog, bucket_name
 from manyicl.packing import Pack
 from manyicl.runs import train
@@ -81,11 +81,6 @@ PARALLEL = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_
 @pytest.mark.parametrize("fine", [{}, FSDP2, PARALLEL, {"PARALLELISM_CONFIG_CP_SIZE": "4"}, PARALLEL | FSDP2])
 def test_launches_that_are_supported_are_let_through(fine):
     check_launch(fine)
-
-
-def test_a_launch_that_is_not_known_to_be_right_is_warned_of():
-    assert launch_warning(FSDP2).startswith("warning: under FSDP2 a LoRA run on two GPUs was not the run of one")
-    assert launch_warning(PARALLEL) == launch_warning({}) == ""
 
 
 @pytest.mark.parametrize(

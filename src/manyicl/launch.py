@@ -1,8 +1,13 @@
-"""What `accelerate launch` may have set up, and what of it would go wrong here."""
+"""What `accelerate launch` may have set up, and what of it would go wrong here: refused, or put right."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from manyicl.errors import UserError
 
@@ -43,11 +48,23 @@ def check_launch(environment: Mapping[str, str]) -> None:
             )
 
 
-def launch_warning(environment: Mapping[str, str]) -> str:
-    """Return what a user must know of a launch that is let through; "" where there is nothing."""
-    if environment.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return ""
-    return (
-        "warning: under FSDP2 a LoRA run on two GPUs was not the run of one from its second step on"
-        " (docs/distributed.md); take recipes/accelerate/ddp.yaml where the model fits a GPU"
-    )
+def end_prefetch_at_first_unit(model: nn.Module) -> None:
+    """Let the first of FSDP2's units that has a backward pass have no other one gathered ahead in it.
+
+    Each unit has the one gathered that ran before it in the forward pass, whose turn in the backward pass comes next.
+    Before the first come frozen weights (below an adapter) or the last unit of a validation row, whose turn never
+    comes. Nobody then waits for that gather as long as its memory is in use (torch 2.11 to 2.13 wait on one stream
+    only), and the next micro-batch reads weights that are half overwritten. A model without units is left as it is.
+
+    model: as accelerate has prepared it.
+    """
+    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    head = inner.get_output_embeddings()
+    for unit in model.modules():
+        if unit is model or not isinstance(unit, FSDPModule):
+            continue
+        # An embedding tied to the head is one unit with it, whose backward pass comes first of all.
+        is_tied = head is not None and getattr(unit, "weight", None) is head.weight
+        if not is_tied and any(p.requires_grad for p in unit.parameters()):
+            unit.set_modules_to_backward_prefetch([unit])  # it is gathered already
+            return

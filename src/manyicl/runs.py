@@ -45,7 +45,7 @@ from manyicl.held_out import (
     held_out_rows,
     rows_to_json,
 )
-from manyicl.launch import check_launch, launch_warning
+from manyicl.launch import check_launch
 from manyicl.metrics import MetricsLog
 from manyicl.models import (
     MODEL_FILES,
@@ -195,8 +195,6 @@ def train(
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console = console or Console(stderr=True)
     console.quiet = console.quiet or not state.is_main_process
-    if warning := launch_warning(os.environ):
-        console.print(warning, style="yellow", soft_wrap=True, highlight=False)
     with state.main_process_first():
         prepared = prepare_run(config)
     args = training_arguments(

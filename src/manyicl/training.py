@@ -30,6 +30,7 @@ from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengt
 from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
 from manyicl.errors import UserError
 from manyicl.files import sync_folder, sync_tree
+from manyicl.launch import end_prefetch_at_first_unit
 from manyicl.layers import check_compiler, choose_checkpointed, prepared_layers, unwidened_inputs
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog, StepSums, bucket_name
@@ -157,7 +158,7 @@ class AnswerTrainer(Trainer):
             train_dataset=packs,
             eval_dataset=validation[1] or None,
             data_collator=packs.collate,  # type: ignore[arg-type]
-            callbacks=callbacks,
+            callbacks=[PrefetchCallback(), *callbacks],
         )
         self.remove_callback(PrinterCallback)  # the bar shows what it would print
         # The weights of a batch hold every divisor, so the Trainer must not divide again; earlier ones do, unasked.
@@ -332,6 +333,15 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of the whole checkpoints, oldest first; one is whole once it bears its name."""
     found = [(int(path.name.removeprefix("checkpoint-")), path) for path in folder.glob("checkpoint-*")]
     return sorted(found)
+
+
+class PrefetchCallback(TrainerCallback):
+    """Puts right, once accelerate has wrapped the model, what FSDP2 would gather ahead in vain."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """See `launch.end_prefetch_at_first_unit`."""
+        del args, state, control
+        end_prefetch_at_first_unit(model)
 
 
 class LastStepCallback(TrainerCallback):

@@ -46,7 +46,7 @@ def die_in_save(stage: str) -> None:
         setattr(training.AnswerTrainer, stage, die)
 
 
-if __name__ == "__main__":
+def main() -> None:
     run, recipe, kind, number = sys.argv[1:]
     if kind == "batch":
         die_after_batches(int(number))
@@ -54,3 +54,7 @@ if __name__ == "__main__":
         die_in_save(STAGES[int(number)])
     folder = Path(run)
     runs.train(load_recipe(Path(recipe)), out=folder, resume=(folder / "config.toml").is_file())
+
+
+if __name__ == "__main__":
+    main()

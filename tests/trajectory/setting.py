@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 TIMED = ("tokens_per_s", "answers_per_s", "model_flops_per_s", "mfu")
 
 
-def write_setting(folder: Path, *, lora: bool = False, **train: object) -> RunConfig:
+def write_setting(folder: Path, *, lora: bool = False, family: str = "llama", **train: object) -> RunConfig:
     """Write tasks, model and tokenizer under `folder` and return the recipe (also written to recipe.toml)."""
     for name, answer in (("animals", "animal"), ("colours", "colour"), ("beasts", "animal")):
         task = make_task(name, answer=answer)
@@ -33,7 +33,7 @@ def write_setting(folder: Path, *, lora: bool = False, **train: object) -> RunCo
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         about = {"family": "classification", "instruction": task.instruction, "labels": list(task.labels)}
         path.with_suffix(".task.json").write_text(json.dumps(about))
-    tiny_model("llama").save_pretrained(folder / "start")
+    tiny_model(family).save_pretrained(folder / "start")
     train_tokenizer("bpe").save_pretrained(folder / "start")
     values = {
         "seed": 3,

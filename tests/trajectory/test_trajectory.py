@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ import torch
 from manyicl.config import make_config
 from manyicl.errors import UserError
 from manyicl.runs import read_run_config, train
+from manyicl.training import list_checkpoints
 from tests.trajectory.killed import STAGES
 from tests.trajectory.setting import read_metrics, read_weights, start_process, write_setting
 
 SHARDED = str(Path(__file__).with_name("sharded.py"))
+FSDP_ON_CPUS = str(Path(__file__).with_name("fsdp_on_cpus.py"))
 KILLED = str(Path(__file__).with_name("killed.py"))
 
 
@@ -75,6 +78,31 @@ def test_a_model_sharded_by_fsdp2_has_the_loss_and_gradients_of_the_whole_one(tm
     # Three layers of two matrices on each of seven linear ones; or those, two norms a layer, a last one, and both ends.
     expected = "42 gradients of 6144 weights" if lora else "30 gradients of 53472 weights"
     assert expected in process.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
+@pytest.mark.parametrize(
+    ("lora", "family"), [(False, "llama"), (True, "llama"), (False, "gemma")], ids=["full", "lora", "tied"]
+)
+def test_two_ranks_under_accelerates_fsdp2_do_the_run_of_one_and_go_on_from_a_checkpoint(tmp_path, lora, family):
+    config = write_setting(tmp_path, lora=lora, family=family)
+    train(config, out=tmp_path / "one")
+
+    def launch(run: str, kind: str, number: str) -> subprocess.CompletedProcess[str]:
+        launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+        recipe = str(tmp_path / "recipe.toml")
+        return start_process([FSDP_ON_CPUS, str(tmp_path / run), recipe, kind, number], launcher=launcher)
+
+    process = launch("two", "never", "0")
+    assert process.returncode == 0, process.stderr
+    assert_same_course(tmp_path / "one", tmp_path / "two", rel=1e-4)
+    # Two micro-batches a step and rank, a checkpoint every two steps: killed in step 6, it goes on behind step 4.
+    assert launch("killed", "batch", "11").returncode != 0
+    assert [step for step, _ in list_checkpoints(tmp_path / "killed" / "checkpoints")][-1] == 4
+    process = launch("killed", "never", "0")
+    assert process.returncode == 0, process.stderr
+    assert_same_course(tmp_path / "two", tmp_path / "killed", rel=1e-6)
 
 
 @pytest.mark.slow
