@@ -10,7 +10,7 @@ forward and backward of one row. FLOPs are the model's (costs.count_flops): 4 N 
 at targets, causal attention; what is recomputed does not count. --compile adds rows with compiled layers. Settings that
 do not fit are said to. Stops taking new settings after --seconds. --layers N makes a shallower model, for a smoke test:
 its MFU is its own, and nothing is extrapolated from it. The prediction, for LoRA, is that of
-`manyicl plan` (footprint.py), made before the row is run; compiled layers keep less. --autocast runs the rows as
+`manyicl plan` (footprint.py), made before the row is run. --autocast runs the rows as
 `manyicl train` does in bf16: without it the products of peft's float32 adapters are made in float32.
 """
 
@@ -110,9 +110,11 @@ def measure(model, cost, setting, options, *, mode):
     about["autocast"] = options.autocast
     try:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        count = choose_checkpointed(model, checkpointed, row_tokens=num_tokens, autocast=options.autocast)
+        count = choose_checkpointed(
+            model, checkpointed, row_tokens=num_tokens, autocast=options.autocast, compiled=compiled
+        )
         about |= {"checkpointed": count, "layers": len(decoder_layers(model)), "weights_gib": before / GIB}
-        predicted = predict_bytes(model, count, num_tokens, num_targets=num_targets, mode=mode)
+        predicted = predict_bytes(model, count, setting, num_targets=num_targets, mode=mode)
         about["predicted_gib"] = None if predicted is None else predicted / GIB
         seconds = []
         if device.type == "cuda":
@@ -148,11 +150,12 @@ def measure(model, cost, setting, options, *, mode):
     }
 
 
-def predict_bytes(model, count, num_tokens, *, num_targets, mode):
+def predict_bytes(model, count, setting, *, num_targets, mode):
     """Return what `manyicl plan` predicts for LoRA, less AdamW's moments; of full weights in bf16 it knows nothing."""
     if mode != "lora":
         return None
-    row = Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16")
+    num_tokens, _, compiled = setting
+    row = Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16", compiled=compiled)
     footprint = measure_footprint(model.get_base_model().config, row, lora=LoraSettings())
     prediction = predict_memory(footprint, num_checkpointed=count)
     return prediction.total_bytes - prediction.optimizer_bytes

@@ -18,7 +18,7 @@ from manyicl.footprint import (
     meter_step,
     predict_memory,
 )
-from manyicl.layers import prepared_layers
+from manyicl.layers import measure_activations, prepared_layers
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
@@ -113,11 +113,24 @@ def test_states_by_hand():
 def test_a_7b_model_in_32k_tokens_is_known_without_weights():
     config = MistralConfig(sliding_window=None, num_hidden_layers=32)
     footprint = measure_footprint(config, Row(8192, 800, "bf16"), lora=LoraSettings(rank=16))
-    # A checkpointed layer leaves its input: 8192 tokens of 4096 numbers in bfloat16.
-    assert footprint.layer.input == pytest.approx(8192 * 4096 * 2, rel=0.05)
+    # A checkpointed layer leaves its input and its attention's output: twice 8192 tokens of 4096 numbers in bfloat16.
+    assert footprint.layer.input == pytest.approx(2 * 8192 * 4096 * 2, rel=0.05)
     none, every = (predict_memory(footprint, num_checkpointed=n).total_bytes / 2**30 for n in (0, 32))
     assert 17 < every < 20
     assert 55 < none < 75
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+def test_compiled_layers_are_predicted_to_keep_what_they_keep_when_run():
+    torch._dynamo.reset()
+    config, model = deep_model("llama", lora=RANK_4)
+    plain, compiled = (measure_footprint(config, Row(400, 80, "fp32", compiled=c), lora=RANK_4) for c in (False, True))
+    kept = measure_activations(model, compiled=True).layer_bytes * 400
+    assert compiled.layer.kept == pytest.approx(kept, rel=0.1)
+    assert compiled.layer.kept < 0.95 * plain.layer.kept
+    assert compiled.layer.input == plain.layer.input
+    assert plain.layer.work_input - compiled.layer.work_input == plain.layer.kept - compiled.layer.kept
 
 
 def test_as_few_layers_are_checkpointed_as_memory_asks():

@@ -363,7 +363,7 @@ def _memory_table(memory: MemoryPrediction, device: Device | None) -> Table:
         ("gradients", memory.gradients_bytes, "of trained weights, float32"),
         ("optimizer", memory.optimizer_bytes, "AdamW's two moments"),
         ("layers", memory.layers_bytes, "activations kept for the backward pass"),
-        ("checkpoints", memory.checkpoints_bytes, f"inputs of {memory.num_checkpointed} checkpointed layers"),
+        ("checkpoints", memory.checkpoints_bytes, f"input and attention of {memory.num_checkpointed} layers"),
         ("work", memory.work_bytes, work[memory.moment]),
     )
     for name, part, what in rows:

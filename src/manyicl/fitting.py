@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from manyicl.config import RunConfig, make_config
@@ -58,7 +58,7 @@ def suggest_changes(
     for overrides, changed in _iter_changes(config):
         num_tokens = row.num_tokens * _row_tokens(changed) // _row_tokens(config)
         num_targets = max(1, row.num_targets * num_tokens // row.num_tokens)
-        smaller = Row(num_tokens=num_tokens, num_targets=num_targets, precision=changed.model.precision)
+        smaller = replace(row, num_tokens=num_tokens, num_targets=num_targets, precision=changed.model.precision)
         if _least_bytes(changed, weights) > USABLE_SHARE * device.memory_bytes:
             continue  # the states alone do not fit
         footprint = measure_footprint(

@@ -6,8 +6,9 @@ of them checkpointed and with none: what a further layer adds is known from that
 seconds. Attention is stood in for by what every fused kernel keeps (queries, keys, values, output, log-sum-exp).
 
 Memory may be at its peak when the head is at work (all layers are forward; logits of targets and their gradients), when
-a kept layer goes backward, or when a checkpointed one goes forward once more and then backward. What is not counted:
-the device's own context, what an allocator loses between tensors, and what torch.compile saves.
+a kept layer goes backward, or when a checkpointed one goes forward once more and then backward. Compiled layers keep
+less: the share is measured on one real layer of the model, with short rows. What is not counted: the device's own
+context, and what an allocator loses between tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from manyicl.attention import attend_segments
 from manyicl.batches import Batch, join_row
 from manyicl.costs import WeightCounts, count_weights
 from manyicl.errors import UserError
-from manyicl.layers import decoder_layers, prepared_layers, spread, unwidened_inputs
+from manyicl.layers import decoder_layers, measure_activations, prepared_layers, spread, unwidened_inputs
 from manyicl.loss import MOST_LOGITS, row_loss
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
@@ -46,18 +47,23 @@ USABLE_SHARE = 0.92
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The row that goes through the model at once. precision: of the products, as in `model.precision`."""
+    """The row that goes through the model at once.
+
+    precision: of the products, as in `model.precision`. compiled: whether layers are.
+    """
 
     num_tokens: int
     num_targets: int
     precision: str
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
     """Bytes beside the states at one moment, as a line in the number of layers.
 
-    kept: what a layer that is not checkpointed adds. input: what one that is adds. work_kept, work_input: what else
+    kept: what a layer that is not checkpointed adds. input: what one that is adds (its input, and its attention's
+    output). work_kept, work_input: what else
     there is, where the layer at hand is of the first kind or of the second.
     """
 
@@ -85,7 +91,8 @@ class MemoryPrediction:
     """Bytes on one device at the peak of a step, by part; the parts add up to `total_bytes`.
 
     weights_bytes: of the base. adapters_bytes: the adapters' weights. optimizer_bytes: AdamW's two moments.
-    layers_bytes: activations of layers that are not checkpointed. checkpoints_bytes: the inputs of those that are.
+    layers_bytes: activations of layers that are not checkpointed. checkpoints_bytes: of those that are, their inputs
+    and their attention's outputs.
     work_bytes: what stands beside them only for a moment; `moment` names it: 'head' (logits of targets and their
     gradients), 'layer' (a layer that was kept goes backward) or 'recompute' (a checkpointed one does, forward first).
     """
@@ -142,6 +149,9 @@ def measure_footprint(
             f"{kind}: its memory cannot be predicted, its code needs the contents of tensors: {told}"
         ) from error
     head, layer = (_fit_moment(runs, place) for place in (0, 1))
+    if row.compiled:
+        share = _share_kept_compiled(config, row, lora, trust_remote_code)
+        head, layer = (_as_compiled(moment, share) for moment in (head, layer))
     return Footprint(
         num_layers=int(config.get_text_config().num_hidden_layers),
         **_count_states(weights, lora=lora, precision=row.precision),
@@ -316,21 +326,24 @@ def _fake_batch(row: Row, mode: FakeTensorMode) -> Batch:
     return replace(batch, **fakes)
 
 
-class _FusedAttention(torch.autograd.Function):
-    """What every fused kernel keeps for its backward pass; it computes nothing."""
+@torch.library.custom_op("manyicl::attention_footprint", mutates_args=())
+def _attend_nothing(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an output and a log-sum-exp that nothing is computed for; an operation, so that layers can keep them."""
+    num_heads, num_tokens = query.shape[1:3]
+    out = key.new_empty(1, num_tokens, num_heads, value.shape[-1])
+    return out, query.new_empty(1, num_heads, num_tokens, dtype=torch.float32)
 
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        num_heads, num_tokens = query.shape[1:3]
-        out = query.new_empty(1, num_tokens, num_heads, value.shape[-1])
-        lse = query.new_empty(1, num_heads, num_tokens, dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, lse)
-        return out
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        del grads
-        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
+def _keep_all(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)  # what every fused kernel keeps for its backward pass
+
+
+def _give_nothing(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
+
+
+_attend_nothing.register_fake(_attend_nothing._init_fn)
+_attend_nothing.register_autograd(_give_nothing, setup_context=_keep_all)
 
 
 def _stand_in(
@@ -348,8 +361,8 @@ def _stand_in(
         return attend_segments(module, query, key, value, attention_mask, softcap=softcap, **options)
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
-    apply: Any = _FusedAttention.apply
-    return apply(query, key, value), None
+    out: Tensor = _attend_nothing(query, key, value)[0]
+    return out, None
 
 
 ALL_ATTENTION_FUNCTIONS.register(STAND_IN, _stand_in)
@@ -364,6 +377,22 @@ def _fit_moment(runs: dict[tuple[int, bool], tuple[int, int]], place: int) -> Mo
         work_kept=runs[2, False][place] - 2 * kept,
         work_input=runs[2, True][place] - 2 * inputs,
     )
+
+
+def _share_kept_compiled(config: Any, row: Row, lora: LoraSettings | None, trust_remote_code: bool) -> float:
+    """Return what a compiled layer keeps of what it keeps uncompiled, by a real one on the CPU with empty weights."""
+    model = _build_empty(config, 1, lora, row, trust_remote_code).to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    autocast = row.precision == "bf16"
+    plain, compiled = (measure_activations(model, autocast=autocast, compiled=c).layer_bytes for c in (False, True))
+    return compiled / plain
+
+
+def _as_compiled(moment: Moment, share: float) -> Moment:
+    """Return the moment with layers that keep a share; one that is being recomputed is part of the work."""
+    less = round((1 - share) * moment.kept)
+    return replace(moment, kept=moment.kept - less, work_input=max(0, moment.work_input - less))
 
 
 def _count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:

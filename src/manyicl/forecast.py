@@ -238,6 +238,7 @@ def largest_row(prepared: Prepared) -> Row:
         num_tokens=max(sum(lengths) for lengths, _ in rows),
         num_targets=max(num_targets for _, num_targets in rows),
         precision=prepared.config.model.precision,
+        compiled=prepared.config.train.compile,
     )
 
 

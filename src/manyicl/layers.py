@@ -1,7 +1,8 @@
 """The decoder layers of a model in training: which are recomputed in the backward pass, and whether they are compiled.
 
-A recomputed layer keeps its input alone; all else that it needs for its gradients is computed a second time. So only as
-many are as memory asks, evenly spread.
+A recomputed layer keeps its input and what its attention gave; all else that it needs for its gradients is computed a
+second time. Attention is what grows with the square of the row: at 32k tokens it is a third of a layer, at 128k two
+thirds, and its output is as large as the input. Only as many layers are recomputed as memory asks, evenly spread.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -34,6 +35,8 @@ CheckpointedLayers = int | Literal["auto", "all"]
 FREE_SHARE = 0.9
 # Tokens of the two rows that are measured.
 MEASURED_TOKENS = (128, 256)
+# What a compiled layer keeps, this decides as inductor does (the same partition); without a kernel it takes seconds.
+PARTITION_ONLY = "aot_eager_decomp_partition"
 # A logit in the model's precision, its float32 copy, and the gradients of both.
 LOGIT_BYTES = 12
 # Of a trained weight: a float32 gradient and AdamW's two moments.
@@ -42,10 +45,13 @@ TRAINED_BYTES = 12
 
 @dataclass(frozen=True, slots=True)
 class ActivationCost:
-    """What a model keeps for its backward pass, a token. layer_bytes: of one layer; input_bytes: its input alone."""
+    """What a model keeps for its backward pass, a token.
+
+    layer_bytes: of one layer. recomputed_bytes: of one that is recomputed: its input, and its attention's output.
+    """
 
     layer_bytes: float
-    input_bytes: float
+    recomputed_bytes: float
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -64,18 +70,28 @@ def spread(count: int, *, among: int) -> frozenset[int]:
     return frozenset((2 * i + 1) * among // (2 * count) for i in range(count))
 
 
-def measure_activations(model: nn.Module, *, autocast: bool = False) -> ActivationCost:
+def measure_activations(model: nn.Module, *, autocast: bool = False, compiled: bool = False) -> ActivationCost:
     """Return what a token costs, by what the layers keep of two short rows: their difference leaves out all else.
 
-    The model is run as it stands, uncompiled, in training mode. autocast: as when products are in bfloat16 and weights
-    in float32.
+    The model is run as it stands, in training mode. autocast: as when products are in bfloat16 and weights in float32.
+    compiled: as compiled layers keep it, which is less.
     """
-    short, long = (_kept_bytes(model, num_tokens=n, autocast=autocast) for n in MEASURED_TOKENS)
-    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    with prepared_layers(model, num_checkpointed=0, compiled=compiled, backend=PARTITION_ONLY):
+        short, long = (_kept_bytes(model, num_tokens=n, autocast=autocast) for n in MEASURED_TOKENS)
     return ActivationCost(
         layer_bytes=(long - short) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0]) / len(decoder_layers(model)),
-        input_bytes=float(next(model.parameters()).element_size() * inner.config.get_text_config().hidden_size),
+        recomputed_bytes=_recomputed_bytes(model, autocast=autocast),
     )
+
+
+def _recomputed_bytes(model: nn.Module, *, autocast: bool) -> float:
+    """Return what a recomputed layer keeps of a token: its input, and output and log-sum-exp of each attention head."""
+    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    config = inner.config.get_text_config()
+    size = next(model.parameters()).element_size()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_bytes = (2 if autocast else size) * head_dim + 4
+    return float(size * config.hidden_size + config.num_attention_heads * head_bytes)
 
 
 def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
@@ -123,7 +139,7 @@ def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
 def fewest_checkpointed(cost: ActivationCost, *, num_layers: int, num_tokens: int, free_bytes: float) -> int:
     """Return how few layers are to be recomputed so that a row of `num_tokens` fits `free_bytes`; all where none fits.
 
-    >>> cost = ActivationCost(layer_bytes=10.0, input_bytes=1.0)
+    >>> cost = ActivationCost(layer_bytes=10.0, recomputed_bytes=1.0)
     >>> [fewest_checkpointed(cost, num_layers=4, num_tokens=2, free_bytes=b) for b in (80, 70, 60, 10)]
     [0, 2, 3, 4]
     """
@@ -136,14 +152,14 @@ def fewest_checkpointed(cost: ActivationCost, *, num_layers: int, num_tokens: in
 def activation_bytes(cost: ActivationCost, *, num_layers: int, num_tokens: int, num_checkpointed: int) -> float:
     """Return what the layers hold at the peak of a backward pass.
 
-    That is the inputs of the recomputed layers, all of the others, and one layer more that is being recomputed.
+    That is what recomputed layers keep, all of the others, and one layer more that is being recomputed.
     """
-    kept = num_checkpointed * cost.input_bytes + (num_layers - num_checkpointed) * cost.layer_bytes
+    kept = num_checkpointed * cost.recomputed_bytes + (num_layers - num_checkpointed) * cost.layer_bytes
     return num_tokens * (kept + (cost.layer_bytes if num_checkpointed else 0.0))
 
 
 def choose_checkpointed(
-    model: nn.Module, setting: CheckpointedLayers, *, row_tokens: int, autocast: bool = False
+    model: nn.Module, setting: CheckpointedLayers, *, row_tokens: int, autocast: bool = False, compiled: bool = False
 ) -> int:
     """Return how many layers are recomputed; "auto" asks a GPU for its free memory, and is 0 on a CPU.
 
@@ -164,7 +180,7 @@ def choose_checkpointed(
     device = next(model.parameters()).device
     if device.type != "cuda" or not layers:
         return 0
-    cost = measure_activations(model, autocast=autocast)
+    cost = measure_activations(model, autocast=autocast, compiled=compiled)
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0] - MOST_LOGITS["cuda"] * LOGIT_BYTES
     free -= TRAINED_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -195,8 +211,13 @@ def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextMana
 
 
 @contextmanager
-def prepared_layers(model: nn.Module, *, num_checkpointed: int, compiled: bool) -> Iterator[None]:
-    """Recompute so many layers in training, and run all of them compiled for the shapes they meet, in the block."""
+def prepared_layers(
+    model: nn.Module, *, num_checkpointed: int, compiled: bool, backend: str = "inductor"
+) -> Iterator[None]:
+    """Recompute so many layers in training, and run all of them compiled for the shapes they meet, in the block.
+
+    backend: of torch.compile.
+    """
     layers = decoder_layers(model)
     chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
     changed = [layer for number, layer in enumerate(layers) if compiled or number in chosen]
@@ -204,10 +225,11 @@ def prepared_layers(model: nn.Module, *, num_checkpointed: int, compiled: bool) 
         if layer not in changed:
             continue
         # What transformers wraps its forward in would put the recomputation inside what is compiled.
-        forward = getattr(type(layer).forward, "__wrapped__", type(layer).forward).__get__(layer)
+        forward: Callable[..., Any] = getattr(type(layer).forward, "__wrapped__", type(layer).forward).__get__(layer)
+        again: Callable[..., Any] = partial(_recompute, forward)
         if compiled:
-            forward = torch.compile(forward, dynamic=False)
-        layer.forward = partial(_recompute, layer, forward) if number in chosen else forward
+            forward, again = (torch.compile(f, dynamic=False, backend=backend) for f in (forward, again))
+        layer.forward = partial(_run, layer, forward, again) if number in chosen else forward
     try:
         yield
     finally:
@@ -215,7 +237,20 @@ def prepared_layers(model: nn.Module, *, num_checkpointed: int, compiled: bool) 
             del layer.forward
 
 
-def _recompute(layer: nn.Module, forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    if layer.training and torch.is_grad_enabled():
-        return checkpoint(forward, *args, use_reentrant=False, **options)
-    return forward(*args, **options)
+def _run(layer: nn.Module, forward: Callable[..., Any], again: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Run a layer forward, to be recomputed where there will be a backward pass."""
+    return (again if layer.training and torch.is_grad_enabled() else forward)(*args, **options)
+
+
+def _recompute(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=_attention_kept, **options)
+
+
+def _attention_kept() -> Any:
+    return create_selective_checkpoint_contexts(_keep_attention)
+
+
+def _keep_attention(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    """Keep what attention kernels return, of whatever backend (aten's names, varlen attention's, the footprint's)."""
+    is_attention = any(name in str(operation) for name in ("attention", "attn"))
+    return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE

@@ -429,7 +429,11 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, pack_tokens:
     if settings.compile:
         check_compiler()
     count = choose_checkpointed(
-        model, settings.checkpointed_layers, row_tokens=row_tokens, autocast=bool(trainer.args.bf16)
+        model,
+        settings.checkpointed_layers,
+        row_tokens=row_tokens,
+        autocast=bool(trainer.args.bf16),
+        compiled=settings.compile,
     )
     counts = trainer.accelerator.gather(torch.tensor([count], device=trainer.args.device))
     trainer.compiled = settings.compile
