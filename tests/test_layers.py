@@ -92,6 +92,20 @@ def test_activations_are_what_one_layer_keeps_for_a_token():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+def test_each_of_many_runs_in_one_process_is_compiled(monkeypatch):
+    counted = CompileCounterWithBackend("eager")
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, **{**options, "backend": counted}))
+    model = tiny_model("llama").train()
+    for number in range(torch._dynamo.config.recompile_limit + 2):
+        batch = pad_row(row([random_episode(EPISODE, seed=1)]), multiple=64 + 8 * number)
+        with segment_attention(model), prepared_layers(model, num_checkpointed=0, compiled=True):
+            row_loss(model, batch).loss.backward()
+        assert counted.frame_count == number + 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
 def test_compiled_layers_keep_less_and_are_measured_without_a_kernel():
     torch._dynamo.reset()
     model = tiny_model("llama")
@@ -102,7 +116,7 @@ def test_compiled_layers_keep_less_and_are_measured_without_a_kernel():
 
 
 def test_as_few_as_fit_are_recomputed():
-    cost = ActivationCost(layer_bytes=100.0, recomputed_bytes=10.0)
+    cost = ActivationCost(layer_bytes=100.0, recomputed_bytes=10.0, work_bytes=100.0)
     counts = [fewest_checkpointed(cost, num_layers=8, num_tokens=10, free_bytes=b) for b in range(0, 9000, 100)]
     assert counts[0] == 8  # nothing fits: the least that can be done
     assert counts[80] == counts[-1] == 0
@@ -123,17 +137,16 @@ def test_compiled_layers_are_compiled_once_for_all_rows_of_a_length(num_checkpoi
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, **{**options, "backend": counted}))
     model = tiny_model("llama").train()
-    frames = []
-    for lengths in ([(5, 2)] * 6, [(5, 2)] * 5, [(4, 3)] * 6):  # filled rows of 43, 36 and 43 tokens, padded to 48
-        batch = pad_row(row([random_episode(lengths, seed=1)]), multiple=48)
-        losses = []
-        for compiled in (False, True):
-            model.zero_grad()
-            with segment_attention(model), prepared_layers(model, num_checkpointed=num_checkpointed, compiled=compiled):
-                row_loss(model, batch).loss.backward()
-            losses.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-        assert torch.allclose(*losses, rtol=1e-3, atol=1e-5)
-        frames.append(counted.frame_count)
+    frames, gradients = [], {False: [], True: []}
+    for compiled in (False, True):
+        with segment_attention(model), prepared_layers(model, num_checkpointed=num_checkpointed, compiled=compiled):
+            for lengths in ([(5, 2)] * 6, [(5, 2)] * 5, [(4, 3)] * 6):  # filled rows of 43, 36 and 43 tokens, of 48
+                model.zero_grad()
+                row_loss(model, pad_row(row([random_episode(lengths, seed=1)]), multiple=48)).loss.backward()
+                gradients[compiled].append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+                frames += [counted.frame_count] if compiled else []
+    for plain, compiled in zip(*gradients.values(), strict=True):
+        assert torch.allclose(plain, compiled, rtol=1e-3, atol=1e-5)
     # One for all layers and rows; and one for all that are recomputed, beside the one that is not.
     assert frames == ([2, 2, 2] if num_checkpointed else [1, 1, 1])
 

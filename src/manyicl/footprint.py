@@ -32,7 +32,14 @@ from manyicl.attention import attend_segments
 from manyicl.batches import Batch, join_row
 from manyicl.costs import WeightCounts, count_weights
 from manyicl.errors import UserError
-from manyicl.layers import decoder_layers, measure_activations, prepared_layers, spread, unwidened_inputs
+from manyicl.layers import (
+    RECOMPUTED_WORK_COMPILED,
+    decoder_layers,
+    measure_activations,
+    prepared_layers,
+    spread,
+    unwidened_inputs,
+)
 from manyicl.loss import MOST_LOGITS, row_loss
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
@@ -151,7 +158,7 @@ def measure_footprint(
     head, layer = (_fit_moment(runs, place) for place in (0, 1))
     if row.compiled:
         share = _share_kept_compiled(config, row, lora, trust_remote_code)
-        head, layer = (_as_compiled(moment, share) for moment in (head, layer))
+        head, layer = replace(head, kept=round(share * head.kept)), _as_compiled(layer, share)
     return Footprint(
         num_layers=int(config.get_text_config().num_hidden_layers),
         **_count_states(weights, lora=lora, precision=row.precision),
@@ -390,9 +397,9 @@ def _share_kept_compiled(config: Any, row: Row, lora: LoraSettings | None, trust
 
 
 def _as_compiled(moment: Moment, share: float) -> Moment:
-    """Return the moment with layers that keep a share; one that is being recomputed is part of the work."""
-    less = round((1 - share) * moment.kept)
-    return replace(moment, kept=moment.kept - less, work_input=max(0, moment.work_input - less))
+    """Return the moment with layers that keep a share; one that is recomputed takes up more while it goes backward."""
+    kept = round(share * moment.kept)
+    return replace(moment, kept=kept, work_input=max(moment.work_input, round(RECOMPUTED_WORK_COMPILED * kept)))
 
 
 def _count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:
