@@ -179,7 +179,8 @@ def describe(result):
         line += (
             f", peak {result['peak_gib']:.1f} GiB, {result['peak_gib'] - result['weights_gib']:.1f} beside the weights"
         )
-        line += f" (predicted {result['predicted_gib']:.1f})"
+        if result["predicted_gib"] is not None:
+            line += f" (predicted {result['predicted_gib']:.1f})"
     return line
 
 

@@ -1,15 +1,17 @@
 """Training steps against TRL's SFTTrainer: same model, same episodes, same labels, in turn, in one process.
 
     pip install ".[bench]"
-    python benchmarks/train_vs_trl.py [--shape small] [--tokens 512,4096] [--episode-tokens 512] [--json OUT]
+    python benchmarks/train_vs_trl.py [--shape small] [--tokens 512,4096] [--episode-tokens 512] [--recompute]
+                                      [--json OUT]
 
 Filled: one episode a row. Packed: episodes of --episode-tokens in one row. A step is forward and backward of one row,
 by each trainer's own loss (ours: manyicl.loss.row_loss and the step's sums; TRL: SFTTrainer.compute_loss on what its
-own padding-free collator makes of `input_ids`, `labels` and `seq_lengths`), neither recomputing layers, float32 on a
-CPU and bfloat16 on a GPU. Before a time is taken: both first losses agree to 1e-4 (2e-3 in bfloat16), and a token of a
-middle episode of TRL's pack is changed to see whether its neighbours' losses move. Where they do, TRL does not isolate
-packs by its attention path here, this is said, and its unpacked path (the episodes as padded rows of a batch) is timed.
-Peak memory: on a GPU what was allocated; on a CPU the resident peak of a process of its own a side (--no-memory: not).
+own padding-free collator makes of `input_ids`, `labels` and `seq_lengths`), float32 on a CPU and bfloat16 on a GPU.
+Neither recomputes a layer; with --recompute each recomputes all, in its own way (long rows need it). Before a time is
+taken: both first losses agree to 1e-4 (2e-3 in bfloat16), and a token of a middle episode of TRL's pack is changed to
+see whether its neighbours' losses move. Where they do, TRL does not isolate packs by its attention path here, this is
+said, and its unpacked path (the episodes as padded rows of a batch) is timed. Peak memory: on a GPU what was allocated;
+on a CPU the resident peak of a process of its own a side (--no-memory: not).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from measuring import SHAPES, make_episodes, make_model, make_row, ratios, sprea
 
 from manyicl.attention import IMPLEMENTATION, segment_attention
 from manyicl.batches import pad_row
+from manyicl.layers import decoder_layers, prepared_layers
 from manyicl.loss import row_loss
 from manyicl.metrics import StepSums
 from manyicl.training import row_multiple
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--episode-tokens", type=int, default=512, help="of the episodes of a packed row")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--recompute", action="store_true", help="all layers on both sides")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # SIDE:TOKENS:EPISODE_TOKENS, in a process of its own
@@ -70,7 +74,8 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
     episodes = make_episodes(
         num_tokens, episode_tokens=episode_tokens, target_share=options.share, vocab_size=config.vocab_size
     )
-    ours, peer = OurSide(model, episodes, device=device), PeerSide(copy.deepcopy(model), episodes)
+    peer = PeerSide(copy.deepcopy(model), episodes, recompute=options.recompute)
+    ours = OurSide(model, episodes, device=device, recompute=options.recompute)
     isolates = len(episodes) == 1 or peer.isolates()
     if not isolates:
         peer.unpack()
@@ -81,6 +86,7 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
     seconds = time_in_turn(sides, repeats=options.repeats, device=device)
     result = {
         "kind": kind,
+        "recompute": options.recompute,
         "tokens": num_tokens,
         "episodes": len(episodes),
         "first_losses": losses,
@@ -103,8 +109,9 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
 class OurSide:
     """One row through ours."""
 
-    def __init__(self, model, episodes, *, device) -> None:
+    def __init__(self, model, episodes, *, device, recompute) -> None:
         self.model = model
+        self.num_checkpointed = len(decoder_layers(model)) if recompute else 0
         row = make_row(episodes)
         multiple = row_multiple(row.num_tokens, device=device, compiled=False)
         self.batch = (pad_row(row, multiple=multiple) if multiple > 1 else row).to(device)
@@ -112,7 +119,10 @@ class OurSide:
 
     def step(self) -> float:
         self.model.zero_grad(set_to_none=True)
-        with segment_attention(self.model):
+        with (
+            segment_attention(self.model),
+            prepared_layers(self.model, num_checkpointed=self.num_checkpointed, compiled=False),
+        ):
             scored = row_loss(self.model, self.batch)
             self.sums.add(self.batch, scored)
             scored.loss.backward()
@@ -122,7 +132,7 @@ class OurSide:
 class PeerSide:
     """The same row through TRL's SFTTrainer."""
 
-    def __init__(self, model, episodes) -> None:
+    def __init__(self, model, episodes, *, recompute) -> None:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
@@ -133,7 +143,7 @@ class PeerSide:
             output_dir=self.folder.name,
             padding_free=True,
             max_length=None,
-            gradient_checkpointing=False,  # TRL's own default is to recompute all layers
+            gradient_checkpointing=recompute,  # TRL's own default is to recompute all layers
             bf16=False,
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
@@ -215,6 +225,7 @@ def cuda_peak(run, device):
 def child_peak(options, side, *, rows):
     """Return the resident peak of a step in a process of its own, less what it held before; None where not known."""
     script = [sys.executable, __file__, "--shape", options.shape, "--share", str(options.share)]
+    script += ["--recompute"] if options.recompute else []
     done = subprocess.run(
         [*script, "--peak-of", f"{side}:{rows[0]}:{rows[1]}"], capture_output=True, text=True, check=True
     )
@@ -229,7 +240,12 @@ def peak_of(options, device):
     episodes = make_episodes(
         int(num_tokens), episode_tokens=int(episode_tokens), target_share=options.share, vocab_size=config.vocab_size
     )
-    one = OurSide(model, episodes, device=device) if side == "ours" else PeerSide(model, episodes)
+    recompute = options.recompute
+    one = (
+        OurSide(model, episodes, device=device, recompute=recompute)
+        if side == "ours"
+        else PeerSide(model, episodes, recompute=recompute)
+    )
     if side == "trl" and len(episodes) > 1 and not one.isolates():
         one.unpack()
     before = PeakMemory(device).read()

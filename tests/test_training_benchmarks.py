@@ -59,10 +59,11 @@ def test_exponents_are_those_of_the_powers(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-def test_trl_and_ours_begin_with_one_loss_and_trl_isolates_or_it_is_said(run):
+@pytest.mark.parametrize("more", [(), ("--recompute",)], ids=["kept", "recomputed"])
+def test_trl_and_ours_begin_with_one_loss_and_trl_isolates_or_it_is_said(run, more):
     pytest.importorskip("trl")
     options = ("--shape", "tiny", "--tokens", "96", "--episode-tokens", "32", "--repeats", "1", "--no-memory")
-    filled, packed = run("train_vs_trl", *options)
+    filled, packed = run("train_vs_trl", *options, *more)
     assert (filled["kind"], packed["kind"]) == ("filled", "packed")
     for result in (filled, packed):
         assert result["first_losses"][0] == pytest.approx(result["first_losses"][1], rel=1e-4)

@@ -7,6 +7,7 @@ thirds, and its output is as large as the input. Only as many layers are recompu
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -37,8 +38,8 @@ FREE_SHARE = 0.9
 MEASURED_TOKENS = (128, 256)
 # What a compiled layer keeps, this decides as inductor does (the same partition); without a kernel it takes seconds.
 PARTITION_ONLY = "aot_eager_decomp_partition"
-# What a layer that is recomputed takes up while it goes backward, in layers; compiled, more lives at once. Of a 7B shape:
-# 1.3 by its footprint, and 2.4 as measured on an H200 at 32k and at 128k tokens.
+# What a layer that is recomputed takes up while it goes backward, in layers; compiled, more lives at once. Of a 7B
+# shape: 1.3 by its footprint, and 2.4 as measured on an H200 at 32k and at 128k tokens.
 RECOMPUTED_WORK = 1.3
 RECOMPUTED_WORK_COMPILED = 2.5
 # A logit in the model's precision, its float32 copy, and the gradients of both.
@@ -229,6 +230,9 @@ def prepared_layers(
     """
     layers = decoder_layers(model)
     chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
+    told = logging.getLogger("torch._higher_order_ops.wrap")
+    level = told.level
+    told.setLevel(logging.ERROR)  # it tells of operations in place in what is recomputed; a decoder layer has none
     changed = [layer for number, layer in enumerate(layers) if compiled or number in chosen]
     for number, layer in enumerate(layers):
         if layer not in changed:
@@ -244,6 +248,7 @@ def prepared_layers(
     finally:
         for layer in changed:
             del layer.forward
+        told.setLevel(level)
         if compiled:
             torch.compiler.reset()
 

@@ -305,6 +305,14 @@ class AnswerTrainer(Trainer):
         self.interval_started += time.perf_counter() - started
         return metrics
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write each weight once: of FSDP2's shards, tied ones are gathered as if they were two."""
+        model: Any = self.model
+        tied = getattr(model, "all_tied_weights_keys", {})
+        if state_dict is not None:
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict=state_dict)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place and rename it there whole; then drop the ones not needed any more."""
         del model, trial

@@ -83,10 +83,14 @@ def test_a_model_sharded_by_fsdp2_has_the_loss_and_gradients_of_the_whole_one(tm
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
 @pytest.mark.parametrize(
-    ("lora", "family"), [(False, "llama"), (True, "llama"), (False, "gemma")], ids=["full", "lora", "tied"]
+    ("lora", "family", "checkpointed"),
+    [(False, "llama", 0), (True, "llama", "all"), (False, "gemma", 2)],
+    ids=["full", "lora", "tied"],
 )
-def test_two_ranks_under_accelerates_fsdp2_do_the_run_of_one_and_go_on_from_a_checkpoint(tmp_path, lora, family):
-    config = write_setting(tmp_path, lora=lora, family=family)
+def test_two_ranks_under_accelerates_fsdp2_do_the_run_of_one_and_go_on_from_a_checkpoint(
+    tmp_path, lora, family, checkpointed
+):
+    config = write_setting(tmp_path, lora=lora, family=family, checkpointed_layers=checkpointed)
     train(config, out=tmp_path / "one")
 
     def launch(run: str, kind: str, number: str) -> subprocess.CompletedProcess[str]:
