@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -451,3 +452,12 @@ def test_the_hash_of_weights_is_the_same_wherever_they_lie_in_memory():
             module.part = part.clone()
             assert hash_weights(module) in hashes
         assert len(hashes) == 5
+
+
+def test_adapters_are_made_and_loaded_without_a_word_of_what_others_renamed(saved):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        fresh = load_model(base_settings(saved, lora=LoraSettings(rank=2)), trainable=True)
+        loaded = load_model(ModelSettings(path=str(saved / "adapter"), precision="fp32"))
+    assert isinstance(fresh, PeftModel)
+    assert isinstance(loaded, PeftModel)

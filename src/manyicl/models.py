@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,7 +171,8 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
         _check_weights(settings, found)
         model.has_changed_config = bool(settings.config)
         if is_adapter:
-            model = PeftModel.from_pretrained(model, locate_model(settings.path))
+            with _renamed_name():
+                model = PeftModel.from_pretrained(model, locate_model(settings.path))
     if is_adapter and trainable:
         model = model.merge_and_unload()
     return add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
@@ -235,9 +237,18 @@ def add_adapter(model: Any, lora: LoraSettings, *, revision: str | None = None) 
         revision=revision,
     )
     try:
-        return get_peft_model(model, config)
+        with _renamed_name():
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"model.lora.modules = {lora.modules!r}: {_one_line(error)}") from error
+
+
+@contextmanager
+def _renamed_name() -> Iterator[None]:
+    """Keep a user from being told that peft asks for a name which transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def check_window(config: Any, *, num_tokens: int, what: str) -> None:
