@@ -69,9 +69,8 @@ class Row:
 class Moment:
     """Bytes beside the states at one moment, as a line in the number of layers.
 
-    kept: what a layer that is not checkpointed adds. input: what one that is adds (its input, and its attention's
-    output). work_kept, work_input: what else
-    there is, where the layer at hand is of the first kind or of the second.
+    kept: what a layer that is not checkpointed adds. input: what one that is adds: its input, and its attention's
+    output. work_kept, work_input: what else there is, where the layer at hand is of the first kind or of the second.
     """
 
     kept: int
@@ -147,6 +146,7 @@ def measure_footprint(
 
     try:
         runs = {(n, checkpointed): run(n, checkpointed) for n in (2, 3) for checkpointed in (False, True)}
+        share = _share_kept_compiled(config, row, lora, trust_remote_code) if row.compiled else 1.0
     except UserError:
         raise
     except Exception as error:  # whatever a model's code does with the contents that are not there
@@ -157,7 +157,6 @@ def measure_footprint(
         ) from error
     head, layer = (_fit_moment(runs, place) for place in (0, 1))
     if row.compiled:
-        share = _share_kept_compiled(config, row, lora, trust_remote_code)
         head, layer = replace(head, kept=round(share * head.kept)), _as_compiled(layer, share)
     return Footprint(
         num_layers=int(config.get_text_config().num_hidden_layers),
@@ -387,10 +386,8 @@ def _fit_moment(runs: dict[tuple[int, bool], tuple[int, int]], place: int) -> Mo
 
 
 def _share_kept_compiled(config: Any, row: Row, lora: LoraSettings | None, trust_remote_code: bool) -> float:
-    """Return what a compiled layer keeps of what it keeps uncompiled, by a real one on the CPU with empty weights."""
+    """Return the share that a compiled layer keeps of what it keeps uncompiled, by a real one on the CPU."""
     model = _build_empty(config, 1, lora, row, trust_remote_code).to_empty(device="cpu")
-    for parameter in model.parameters():
-        parameter.data.zero_()
     autocast = row.precision == "bf16"
     plain, compiled = (measure_activations(model, autocast=autocast, compiled=c).layer_bytes for c in (False, True))
     return compiled / plain

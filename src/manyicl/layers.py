@@ -230,27 +230,30 @@ def prepared_layers(
     """
     layers = decoder_layers(model)
     chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
-    told = logging.getLogger("torch._higher_order_ops.wrap")
-    level = told.level
-    told.setLevel(logging.ERROR)  # it tells of operations in place in what is recomputed; a decoder layer has none
-    changed = [layer for number, layer in enumerate(layers) if compiled or number in chosen]
-    for number, layer in enumerate(layers):
-        if layer not in changed:
-            continue
-        # What transformers wraps its forward in would put the recomputation inside what is compiled.
-        forward: Callable[..., Any] = getattr(type(layer).forward, "__wrapped__", type(layer).forward).__get__(layer)
-        again: Callable[..., Any] = partial(_recompute, forward)
-        if compiled:
-            forward, again = (torch.compile(f, dynamic=False, backend=backend) for f in (forward, again))
-        layer.forward = partial(_run, layer, forward, again) if number in chosen else forward
+    warner = logging.getLogger("torch._higher_order_ops.wrap")
+    level = warner.level
     try:
+        warner.setLevel(logging.ERROR)  # it warns of operations in place where one recomputes; a decoder layer has none
+        for number, layer in enumerate(layers):
+            if compiled or number in chosen:
+                layer.forward = _prepare(layer, recomputed=number in chosen, backend=backend if compiled else None)
         yield
     finally:
-        for layer in changed:
-            del layer.forward
-        told.setLevel(level)
+        warner.setLevel(level)
+        for layer in layers:
+            vars(layer).pop("forward", None)
         if compiled:
             torch.compiler.reset()
+
+
+def _prepare(layer: nn.Module, *, recomputed: bool, backend: str | None) -> Callable[..., Any]:
+    """Return a layer's forward, recomputed in the backward pass or not; compiled by `backend` unless that is None."""
+    # Without what transformers wraps it in, which would recompute by its own rules.
+    forward: Callable[..., Any] = getattr(type(layer).forward, "__wrapped__", type(layer).forward).__get__(layer)
+    again: Callable[..., Any] = partial(_recompute, forward)
+    if backend is not None:
+        forward, again = (torch.compile(f, dynamic=False, backend=backend) for f in (forward, again))
+    return partial(_run, layer, forward, again) if recomputed else forward
 
 
 def _run(layer: nn.Module, forward: Callable[..., Any], again: Callable[..., Any], *args: Any, **options: Any) -> Any:
