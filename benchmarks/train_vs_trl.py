@@ -79,6 +79,9 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
     isolates = len(episodes) == 1 or peer.isolates()
     if not isolates:
         peer.unpack()
+    for side in (ours, peer):
+        runs = count_runs(side)
+        assert runs == (2 if options.recompute else 1), f"{type(side).__name__}: a layer ran {runs} times"
     losses = ours.step(), peer.step()
     close = 2e-3 if dtype == torch.bfloat16 else 1e-4
     assert abs(losses[0] - losses[1]) <= close * abs(losses[1]), f"first losses differ: {losses}"
@@ -104,6 +107,16 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
             for name, run in sides.items()
         }
     return result
+
+
+def count_runs(side):
+    """Return how often the first layer runs forward in one step."""
+    runs = []
+    model = side.trainer.model if isinstance(side, PeerSide) else side.model
+    handle = decoder_layers(model)[0].self_attn.register_forward_pre_hook(lambda *_: runs.append(1))
+    side.step()
+    handle.remove()
+    return len(runs)
 
 
 class OurSide:
@@ -155,6 +168,8 @@ class PeerSide:
             train_dataset=Dataset.from_list([as_columns(episodes)]),
             processing_class=stand_in_tokenizer(),
         )
+        if recompute:  # the Trainer would turn it on in train(), which is not run here
+            self.trainer.model.activation_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
         self.collate = self.trainer.data_collator
         self.attention = f"{model.config._attn_implementation}, padding-free"
         self.inputs = self.prepare([as_columns(episodes)])

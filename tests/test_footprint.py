@@ -130,7 +130,8 @@ def test_compiled_layers_are_predicted_to_keep_what_they_keep_when_run():
     assert compiled.layer.kept == pytest.approx(kept, rel=0.1)
     assert compiled.layer.kept < 0.95 * plain.layer.kept
     assert compiled.layer.input == plain.layer.input
-    assert compiled.layer.work_input >= plain.layer.work_input  # compiled, more lives at once while one is recomputed
+    # Compiled, more lives at once while one is recomputed: two and a half layers, as measured on a GPU.
+    assert compiled.layer.work_input == max(plain.layer.work_input, round(2.5 * compiled.layer.kept))
 
 
 def test_as_few_layers_are_checkpointed_as_memory_asks():

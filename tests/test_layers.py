@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from manyicl import layers
 from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
 from manyicl.layers import (
@@ -51,6 +56,61 @@ def test_recomputed_layers_run_twice_and_change_no_gradient(name):
     assert (once, twice) == ([1, 1, 1], [1, 2, 1])
     assert torch.allclose(plain, some, rtol=1e-4, atol=1e-6)
     assert all("forward" not in vars(layer) for layer in decoder_layers(model))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+@pytest.mark.parametrize(("name", "num_segments"), [("llama", 2), ("gemma2", 1), ("mistral-sliding", 2)])
+def test_layers_whose_attention_is_not_compiled_are_compiled_around_it_also_where_recomputed(name, num_segments):
+    model = tiny_model(name).train()
+    batch = row([random_episode(EPISODE, seed=s) for s in range(num_segments)])
+    gradients, frames = [], []
+    for checkpointed, compiled in ((0, False), (0, True), (3, True)):
+        counted = CompileCounterWithBackend("aot_eager")
+        model.zero_grad()
+        prepared = prepared_layers(model, num_checkpointed=checkpointed, compiled=compiled, backend=counted)
+        with segment_attention(model), prepared:
+            row_loss(model, batch).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        frames.append(counted.frame_count)
+    assert frames[0] == 0
+    assert frames[1] == frames[2] > 0
+    for compiled_gradients in gradients[1:]:
+        assert torch.allclose(gradients[0], compiled_gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+def test_compiled_layers_do_not_attend_again_either():
+    counts = {"forward": 0, "backward": 0}
+
+    def compiler(side):
+        def count(module, inputs):
+            del inputs
+            names = [str(node.target) for node in module.graph.nodes]
+            counts[side] += sum("attention" in name and "backward" not in name for name in names)
+            return make_boxed_func(module.forward)
+
+        return count
+
+    backend = aot_autograd(
+        fw_compiler=compiler("forward"),
+        bw_compiler=compiler("backward"),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    model = tiny_model("llama").train()
+    with segment_attention(model), prepared_layers(model, num_checkpointed=3, compiled=True, backend=backend):
+        row_loss(model, row([random_episode(EPISODE, seed=1)])).loss.backward()
+    assert counts == {"forward": 1, "backward": 0}  # one graph of each serves the three layers
+
+
+def test_a_block_leaves_the_forward_that_a_layer_had_before():
+    model = tiny_model("llama")
+    with prepared_layers(model, num_checkpointed=1, compiled=False):
+        own = [vars(layer).get("forward") for layer in decoder_layers(model)]
+        measure_activations(model)
+        assert [vars(layer).get("forward") for layer in decoder_layers(model)] == own
+        assert [forward is not None for forward in own] == [False, True, False]
 
 
 class _Attentions(TorchDispatchMode):
@@ -106,13 +166,23 @@ def test_each_of_many_runs_in_one_process_is_compiled(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
-def test_compiled_layers_keep_less_and_are_measured_without_a_kernel():
+def test_compiled_layers_keep_less():
     torch._dynamo.reset()
     model = tiny_model("llama")
     plain, compiled = (measure_activations(model, compiled=c) for c in (False, True))
     assert 0.5 * plain.layer_bytes < compiled.layer_bytes < 0.95 * plain.layer_bytes
     assert compiled.recomputed_bytes == plain.recomputed_bytes
     assert all("forward" not in vars(layer) for layer in decoder_layers(model))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+def test_what_compiled_layers_keep_is_what_inductor_keeps(monkeypatch):
+    model = tiny_model("llama")
+    measured = measure_activations(model, compiled=True)
+    monkeypatch.setattr(layers, "PARTITION_ONLY", "inductor")
+    assert measure_activations(model, compiled=True) == measured
 
 
 def test_as_few_as_fit_are_recomputed():

@@ -42,8 +42,8 @@ MODULES = (
     "throughput",
     "usage",  # seconds and bytes
     "metrics",
-    "training",
     "launch",  # what accelerate may have set up
+    "training",
     # Asking it: score against number of shots.
     "memory",
     "tries",

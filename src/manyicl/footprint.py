@@ -14,9 +14,11 @@ context, and what an allocator loses between tensors.
 from __future__ import annotations
 
 import copy
+import json
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manyicl.attention import attend_segments
@@ -146,7 +148,10 @@ def measure_footprint(
 
     try:
         runs = {(n, checkpointed): run(n, checkpointed) for n in (2, 3) for checkpointed in (False, True)}
-        share = _share_kept_compiled(config, row, lora, trust_remote_code) if row.compiled else 1.0
+        share = 1.0
+        if row.compiled:
+            kind: Any = type(config)
+            share = _share_kept_compiled(kind, config.to_json_string(), row.precision, lora, trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # whatever a model's code does with the contents that are not there
@@ -385,10 +390,17 @@ def _fit_moment(runs: dict[tuple[int, bool], tuple[int, int]], place: int) -> Mo
     )
 
 
-def _share_kept_compiled(config: Any, row: Row, lora: LoraSettings | None, trust_remote_code: bool) -> float:
-    """Return the share that a compiled layer keeps of what it keeps uncompiled, by a real one on the CPU."""
-    model = _build_empty(config, 1, lora, row, trust_remote_code).to_empty(device="cpu")
-    autocast = row.precision == "bf16"
+@lru_cache(maxsize=8)  # a plan that does not fit tries many rows of one model
+def _share_kept_compiled(
+    kind: type[PretrainedConfig], config: str, precision: str, lora: LoraSettings | None, trust_remote_code: bool
+) -> float:
+    """Return the share that a compiled layer keeps of what it keeps uncompiled, by a real one on the CPU.
+
+    kind, config: the model's config, as its class and its JSON.
+    """
+    row = Row(num_tokens=0, num_targets=0, precision=precision)
+    model = _build_empty(kind.from_dict(json.loads(config)), 1, lora, row, trust_remote_code).to_empty(device="cpu")
+    autocast = precision == "bf16"
     plain, compiled = (measure_activations(model, autocast=autocast, compiled=c).layer_bytes for c in (False, True))
     return compiled / plain
 

@@ -1,8 +1,9 @@
 """The decoder layers of a model in training: which are recomputed in the backward pass, and whether they are compiled.
 
-A recomputed layer keeps its input and what its attention gave; all else that it needs for its gradients is computed a
-second time. Attention is what grows with the square of the row: at 32k tokens it is a third of a layer, at 128k two
-thirds, and its output is as large as the input. Only as many layers are recomputed as memory asks, evenly spread.
+A recomputed layer keeps its input and what its attention kernel gave; all else that it needs for its gradients is
+computed a second time. Attention is what grows with the square of the row: at 32k tokens it is a third of a layer, at
+128k two thirds, and its output is as large as the input. Only as many layers are recomputed as memory asks, evenly
+spread.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +33,8 @@ from manyicl.tokens import TokenizedEpisode
 
 # "auto": as many as memory asks; "all"; or that many.
 CheckpointedLayers = int | Literal["auto", "all"]
+# Of torch.compile.
+Backend = str | Callable[..., Any]
 # Of the memory that is free before the first step; the rest is for what the allocator loses to fragments.
 FREE_SHARE = 0.9
 # Tokens of the two rows that are measured.
@@ -94,12 +97,16 @@ def measure_activations(model: nn.Module, *, autocast: bool = False, compiled: b
 
 
 def _recomputed_bytes(model: nn.Module, *, autocast: bool) -> float:
-    """Return what a recomputed layer keeps of a token: its input, and output and log-sum-exp of each attention head."""
+    """Return what a recomputed layer keeps of a token: its input, and output and log-sum-exp of each attention head.
+
+    Capped scores have no kernel whose output could be kept.
+    """
     inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
     config = inner.config.get_text_config()
     size = next(model.parameters()).element_size()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    head_bytes = (2 if autocast else size) * head_dim + 4
+    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    head_bytes = 0 if is_capped else (2 if autocast else size) * head_dim + 4
     return float(size * config.hidden_size + config.num_attention_heads * head_bytes)
 
 
@@ -221,7 +228,7 @@ def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextMana
 
 @contextmanager
 def prepared_layers(
-    model: nn.Module, *, num_checkpointed: int, compiled: bool, backend: str = "inductor"
+    model: nn.Module, *, num_checkpointed: int, compiled: bool, backend: Backend = "inductor"
 ) -> Iterator[None]:
     """Recompute so many layers in training, and run all of them compiled for the shapes they meet, in the block.
 
@@ -230,35 +237,62 @@ def prepared_layers(
     """
     layers = decoder_layers(model)
     chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
-    warner = logging.getLogger("torch._higher_order_ops.wrap")
-    level = warner.level
+    before = {number: vars(layer).get("forward") for number, layer in enumerate(layers)}
+    choice = _Choice(inside=True)
     try:
-        warner.setLevel(logging.ERROR)  # it warns of operations in place where one recomputes; a decoder layer has none
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
-                layer.forward = _prepare(layer, recomputed=number in chosen, backend=backend if compiled else None)
-        yield
+                recomputed = choice if number in chosen else None
+                layer.forward = _prepare(layer, recomputed, backend=backend if compiled else None)
+        with _unwarned() if compiled and chosen else nullcontext():
+            yield
     finally:
-        warner.setLevel(level)
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        for number, layer in enumerate(layers):
+            if before[number] is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = before[number]  # type: ignore[assignment]
         if compiled:
             torch.compiler.reset()
 
 
-def _prepare(layer: nn.Module, *, recomputed: bool, backend: str | None) -> Callable[..., Any]:
-    """Return a layer's forward, recomputed in the backward pass or not; compiled by `backend` unless that is None."""
+@dataclass(slots=True)
+class _Choice:
+    """Whether recomputation is compiled with what is recomputed: of all layers, until one shows that it cannot be."""
+
+    inside: bool
+
+
+def _prepare(layer: nn.Module, recomputed: _Choice | None, *, backend: Backend | None) -> Callable[..., Any]:
+    """Return a layer's forward, recomputed in the backward pass where there is a choice how; compiled by `backend`."""
     # Without what transformers wraps it in, which would recompute by its own rules.
     forward: Callable[..., Any] = getattr(type(layer).forward, "__wrapped__", type(layer).forward).__get__(layer)
-    again: Callable[..., Any] = partial(_recompute, forward)
+    inside: Callable[..., Any] = partial(_recompute, forward)
     if backend is not None:
-        forward, again = (torch.compile(f, dynamic=False, backend=backend) for f in (forward, again))
-    return partial(_run, layer, forward, again) if recomputed else forward
+        forward = torch.compile(forward, dynamic=False, backend=backend)
+        inside = torch.compile(inside, dynamic=False, backend=backend, fullgraph=True)
+    return forward if recomputed is None else partial(_run, layer, forward, inside, recomputed)
 
 
-def _run(layer: nn.Module, forward: Callable[..., Any], again: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _run(
+    layer: nn.Module,
+    forward: Callable[..., Any],
+    inside: Callable[..., Any],
+    choice: _Choice,
+    *args: Any,
+    **options: Any,
+) -> Any:
     """Run a layer forward, to be recomputed where there will be a backward pass."""
-    return (again if layer.training and torch.is_grad_enabled() else forward)(*args, **options)
+    if not (layer.training and torch.is_grad_enabled()):
+        return forward(*args, **options)
+    if choice.inside:
+        try:
+            return inside(*args, **options)
+        except torch._dynamo.exc.Unsupported:
+            # Attention that is no single kernel is not compiled, and nothing around it would be. So what is compiled
+            # is recomputed as a whole, its attention too.
+            choice.inside = False
+    return checkpoint(forward, *args, use_reentrant=False, **options)
 
 
 def _recompute(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -273,3 +307,18 @@ def _keep_attention(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointP
     """Keep what attention kernels return, of whatever backend (aten's names, varlen attention's, the footprint's)."""
     is_attention = any(name in str(operation) for name in ("attention", "attn"))
     return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Keep torch from warning each user that operations in place must not be recomputed when compiled.
+
+    Such an operation would be recomputed wrongly, uncompiled too; the families that are tested have none.
+    """
+    warner = logging.getLogger("torch._higher_order_ops.wrap")
+    level = warner.level
+    warner.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        warner.setLevel(level)

@@ -171,7 +171,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
         _check_weights(settings, found)
         model.has_changed_config = bool(settings.config)
         if is_adapter:
-            with _renamed_name():
+            with _without_rename_warning():
                 model = PeftModel.from_pretrained(model, locate_model(settings.path))
     if is_adapter and trainable:
         model = model.merge_and_unload()
@@ -237,14 +237,14 @@ def add_adapter(model: Any, lora: LoraSettings, *, revision: str | None = None) 
         revision=revision,
     )
     try:
-        with _renamed_name():
+        with _without_rename_warning():
             return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"model.lora.modules = {lora.modules!r}: {_one_line(error)}") from error
 
 
 @contextmanager
-def _renamed_name() -> Iterator[None]:
+def _without_rename_warning() -> Iterator[None]:
     """Keep a user from being told that peft asks for a name which transformers has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

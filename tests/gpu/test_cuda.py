@@ -305,7 +305,7 @@ def test_compiled_layers_give_the_gradients_of_plain_ones(num_checkpointed):
 def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
     model = tiny_model("llama").to("cuda", torch.bfloat16)
     cost = measure_activations(model)
-    assert cost.layer_bytes > 10 * cost.recomputed_bytes > 0
+    assert cost.layer_bytes > 5 * cost.recomputed_bytes > 0
     total = torch.cuda.mem_get_info()[1]
     counts = []
     for share in (1.0, 0.5, 0.05):
