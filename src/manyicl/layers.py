@@ -45,6 +45,9 @@ PARTITION_ONLY = "aot_eager_decomp_partition"
 # shape: 1.3 by its footprint, and 2.4 as measured on an H200 at 32k and at 128k tokens.
 RECOMPUTED_WORK = 1.3
 RECOMPUTED_WORK_COMPILED = 2.5
+# Variants of a layer that are compiled at most. Rows differ in the power of two above their longest segment, and the
+# first layer in that its input needs no gradient; torch's own 8 are soon reached, and then it stops compiling.
+MOST_VARIANTS = 64
 # A logit in the model's precision, its float32 copy, and the gradients of both.
 LOGIT_BYTES = 12
 # Of a trained weight: a float32 gradient and AdamW's two moments.
@@ -232,8 +235,8 @@ def prepared_layers(
 ) -> Iterator[None]:
     """Recompute so many layers in training, and run all of them compiled for the shapes they meet, in the block.
 
-    backend: of torch.compile. What was compiled is forgotten behind the block: torch counts what it compiles of one
-    function, and from the eighth on, in a later run of the process, it would run uncompiled without a word.
+    backend: of torch.compile. What was compiled is forgotten behind the block, so that a process may have many runs:
+    torch counts what it compiles of one function, and stops compiling at a limit without a word.
     """
     layers = decoder_layers(model)
     chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
@@ -244,7 +247,7 @@ def prepared_layers(
             if compiled or number in chosen:
                 recomputed = choice if number in chosen else None
                 layer.forward = _prepare(layer, recomputed, backend=backend if compiled else None)
-        with _unwarned() if compiled and chosen else nullcontext():
+        with _compiling() if compiled else nullcontext():
             yield
     finally:
         for number, layer in enumerate(layers):
@@ -310,8 +313,8 @@ def _keep_attention(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointP
 
 
 @contextmanager
-def _unwarned() -> Iterator[None]:
-    """Keep torch from warning each user that operations in place must not be recomputed when compiled.
+def _compiling() -> Iterator[None]:
+    """Let torch compile enough variants, and keep it from warning each user of operations in place.
 
     Such an operation would be recomputed wrongly, uncompiled too; the families that are tested have none.
     """
@@ -319,6 +322,7 @@ def _unwarned() -> Iterator[None]:
     level = warner.level
     warner.setLevel(logging.ERROR)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS):
+            yield
     finally:
         warner.setLevel(level)
