@@ -104,6 +104,25 @@ def test_compiled_layers_do_not_attend_again_either():
     assert counts == {"forward": 1, "backward": 0}  # one graph of each serves the three layers
 
 
+def test_what_is_dropped_in_attention_and_in_adapters_is_dropped_again_when_recomputed(monkeypatch):
+    # A CUDA kernel draws what it drops: kept, it would not draw again, and an adapter behind it would draw otherwise.
+    monkeypatch.setattr(layers, "_attention_kept", lambda: pytest.fail("attention was kept"))
+    gradients = []
+    for checkpointed in (0, 3):
+        torch.manual_seed(1)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.3)
+        model = tiny_model("llama")
+        for layer in decoder_layers(model):
+            layer.self_attn.attention_dropout = 0.3
+        model.config.attention_dropout = 0.3
+        adapted = get_peft_model(model, config).train()
+        torch.manual_seed(2)
+        with segment_attention(adapted), prepared_layers(adapted, num_checkpointed=checkpointed, compiled=False):
+            row_loss(adapted, row([random_episode(EPISODE, seed=1)])).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_a_block_leaves_the_forward_that_a_layer_had_before():
     model = tiny_model("llama")
     with prepared_layers(model, num_checkpointed=1, compiled=False):

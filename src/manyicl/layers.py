@@ -102,14 +102,14 @@ def measure_activations(model: nn.Module, *, autocast: bool = False, compiled: b
 def _recomputed_bytes(model: nn.Module, *, autocast: bool) -> float:
     """Return what a recomputed layer keeps of a token: its input, and output and log-sum-exp of each attention head.
 
-    Capped scores have no kernel whose output could be kept.
+    Nothing of attention is kept where its scores are capped (they have no kernel) or dropped.
     """
     inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
     config = inner.config.get_text_config()
     size = next(model.parameters()).element_size()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
-    head_bytes = 0 if is_capped else (2 if autocast else size) * head_dim + 4
+    is_kept = getattr(config, "attn_logit_softcapping", None) is None and not _drops_attention(model)
+    head_bytes = (2 if autocast else size) * head_dim + 4 if is_kept else 0
     return float(size * config.hidden_size + config.num_attention_heads * head_bytes)
 
 
@@ -241,7 +241,7 @@ def prepared_layers(
     layers = decoder_layers(model)
     chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
     before = {number: vars(layer).get("forward") for number, layer in enumerate(layers)}
-    choice = _Choice(inside=True)
+    choice = _Choice(keeps_attention=not _drops_attention(model))
     try:
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
@@ -261,9 +261,15 @@ def prepared_layers(
 
 @dataclass(slots=True)
 class _Choice:
-    """Whether recomputation is compiled with what is recomputed: of all layers, until one shows that it cannot be."""
+    """Whether recomputed layers keep their attention's output, of all layers, until one shows that it cannot."""
 
-    inside: bool
+    keeps_attention: bool
+
+
+def _drops_attention(model: nn.Module) -> bool:
+    """Return whether attention drops weights in training: kept, it would not draw again, and others draw otherwise."""
+    inner: Any = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    return inner is not None and bool(getattr(inner.config.get_text_config(), "attention_dropout", 0.0))
 
 
 def _prepare(layer: nn.Module, recomputed: _Choice | None, *, backend: Backend | None) -> Callable[..., Any]:
@@ -288,13 +294,13 @@ def _run(
     """Run a layer forward, to be recomputed where there will be a backward pass."""
     if not (layer.training and torch.is_grad_enabled()):
         return forward(*args, **options)
-    if choice.inside:
+    if choice.keeps_attention:
         try:
             return inside(*args, **options)
         except torch._dynamo.exc.Unsupported:
             # Attention that is no single kernel is not compiled, and nothing around it would be. So what is compiled
             # is recomputed as a whole, its attention too.
-            choice.inside = False
+            choice.keeps_attention = False
     return checkpoint(forward, *args, use_reentrant=False, **options)
 
 
