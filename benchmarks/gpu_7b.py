@@ -9,9 +9,9 @@ which no single GPU holds for 7B). One filled episode a row, answers of three to
 forward and backward of one row. FLOPs are the model's (costs.count_flops): 4 N a token for LoRA, 6 N for full, head
 at targets, causal attention; what is recomputed does not count. --compile adds rows with compiled layers. Settings that
 do not fit are said to. Stops taking new settings after --seconds. --layers N makes a shallower model, for a smoke test:
-its MFU is its own, and nothing is extrapolated from it. The prediction, for LoRA, is that of
-`manyicl plan` (footprint.py), made before the row is run. --autocast runs the rows as
-`manyicl train` does in bf16: without it the products of peft's float32 adapters are made in float32.
+its MFU is its own, and nothing is extrapolated from it. The prediction, for LoRA, is that of `manyicl plan`
+(footprint.py), made before the row is run. --autocast runs the rows as `manyicl train` does in bf16: without it the
+products of peft's float32 adapters are made in float32.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from manyicl.attention import Prefix, RowLayout, segment_attention
+from manyicl.attention import Prefix, RowLayout, inner_model, segment_attention
 from manyicl.memory import plan_memory, run_rows
 from manyicl.prefix import EngineCount, check_finite, device_of, encode_prefix, score_answers
 from manyicl.query_rows import Asked, kept_tokens, lay_out_row, read_edges, run_row
@@ -338,7 +338,7 @@ def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_ne
     """Return the new ids of each row, by transformers."""
     eos_id = tokenizer.tokenizer.eos_token_id
     ids = ids.to(device_of(model))
-    inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    inner = inner_model(model)
     # transformers fills what we leave open from the checkpoint's own settings, and a repetition penalty among them
     # would forbid the very answers that the shots show.
     before, inner.generation_config = inner.generation_config, GenerationConfig()

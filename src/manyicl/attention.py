@@ -197,10 +197,15 @@ def attend_segments(
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attend_segments)
 
 
+def inner_model(model: nn.Module) -> Any:
+    """Return transformers' model inside whatever wraps it (peft, DDP, FSDP), or itself; None where there is none."""
+    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+
+
 @contextmanager
 def segment_attention(model: nn.Module) -> Iterator[None]:
     """Let `model` (also inside peft's or DDP's wrapper) attend by segments; its own attention returns afterwards."""
-    inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    inner = inner_model(model)
     before = inner.config._attn_implementation
     inner.set_attn_implementation(IMPLEMENTATION)
     try:

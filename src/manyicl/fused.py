@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen3 import modeling_qwen3
 
 from manyicl import attention
+from manyicl.attention import inner_model
 from manyicl.partial_attention import Part
 
 # Modules of transformers whose norm, gate and rotary positions are those below -> how its classes' names begin.
@@ -65,7 +65,7 @@ def fused_pieces(model: nn.Module, names: Sequence[str] = PIECES, *, backend: st
     where it has another activation. Classes are changed, not the one model: others of its class are asked alike in the
     block. Sizes are dynamic, since rows of a sweep differ. backend: of torch.compile.
     """
-    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    inner = inner_model(model)
     modeling = sys.modules[type(inner).__module__]
     usable = [name for name in names if _fault(inner, modeling, name) == ""]
     left = [name for name in names if name not in usable]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
 
+from manyicl.attention import inner_model
 from manyicl.errors import UserError
 
 
@@ -58,7 +57,7 @@ def end_prefetch_at_first_unit(model: nn.Module) -> None:
 
     model: as accelerate has prepared it.
     """
-    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    inner = inner_model(model)
     head = inner.get_output_embeddings()
     for unit in model.modules():
         if unit is model or not isinstance(unit, FSDPModule):

@@ -22,10 +22,9 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from manyicl.attention import segment_attention
+from manyicl.attention import inner_model, segment_attention
 from manyicl.batches import join_row
 from manyicl.errors import UserError
 from manyicl.loss import MOST_LOGITS, target_logits
@@ -104,8 +103,7 @@ def _recomputed_bytes(model: nn.Module, *, autocast: bool) -> float:
 
     Nothing of attention is kept where its scores are capped (they have no kernel) or dropped.
     """
-    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
-    config = inner.config.get_text_config()
+    config = inner_model(model).config.get_text_config()
     size = next(model.parameters()).element_size()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     is_kept = getattr(config, "attn_logit_softcapping", None) is None and not _drops_attention(model)
@@ -240,21 +238,20 @@ def prepared_layers(
     """
     layers = decoder_layers(model)
     chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
-    before = {number: vars(layer).get("forward") for number, layer in enumerate(layers)}
+    before = [vars(layer).get("forward") for layer in layers]
     choice = _Choice(keeps_attention=not _drops_attention(model))
     try:
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
-                recomputed = choice if number in chosen else None
-                layer.forward = _prepare(layer, recomputed, backend=backend if compiled else None)
+                how = choice if number in chosen else None
+                layer.forward = _prepare(layer, recomputed=how, backend=backend if compiled else None)
         with _compiling() if compiled else nullcontext():
             yield
     finally:
-        for number, layer in enumerate(layers):
-            if before[number] is None:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = before[number]  # type: ignore[assignment]
+        for layer, forward in zip(layers, before, strict=True):
+            vars(layer).pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
         if compiled:
             torch.compiler.reset()
 
@@ -268,25 +265,27 @@ class _Choice:
 
 def _drops_attention(model: nn.Module) -> bool:
     """Return whether attention drops weights in training: kept, it would not draw again, and others draw otherwise."""
-    inner: Any = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
-    return inner is not None and bool(getattr(inner.config.get_text_config(), "attention_dropout", 0.0))
+    return bool(getattr(inner_model(model).config.get_text_config(), "attention_dropout", 0.0))
 
 
-def _prepare(layer: nn.Module, recomputed: _Choice | None, *, backend: Backend | None) -> Callable[..., Any]:
-    """Return a layer's forward, recomputed in the backward pass where there is a choice how; compiled by `backend`."""
+def _prepare(layer: nn.Module, *, recomputed: _Choice | None, backend: Backend | None) -> Callable[..., Any]:
+    """Return a layer's forward.
+
+    recomputed: in the backward pass, and how; None: not at all. backend: that compiles it; None: it is not compiled.
+    """
     # Without what transformers wraps it in, which would recompute by its own rules.
     forward: Callable[..., Any] = getattr(type(layer).forward, "__wrapped__", type(layer).forward).__get__(layer)
-    inside: Callable[..., Any] = partial(_recompute, forward)
+    selective: Callable[..., Any] = partial(_recompute_selectively, forward)
     if backend is not None:
         forward = torch.compile(forward, dynamic=False, backend=backend)
-        inside = torch.compile(inside, dynamic=False, backend=backend, fullgraph=True)
-    return forward if recomputed is None else partial(_run, layer, forward, inside, recomputed)
+        selective = torch.compile(selective, dynamic=False, backend=backend, fullgraph=True)
+    return forward if recomputed is None else partial(_run, layer, forward, selective, recomputed)
 
 
 def _run(
     layer: nn.Module,
     forward: Callable[..., Any],
-    inside: Callable[..., Any],
+    selective: Callable[..., Any],
     choice: _Choice,
     *args: Any,
     **options: Any,
@@ -296,7 +295,7 @@ def _run(
         return forward(*args, **options)
     if choice.keeps_attention:
         try:
-            return inside(*args, **options)
+            return selective(*args, **options)
         except torch._dynamo.exc.Unsupported:
             # Attention that is no single kernel is not compiled, and nothing around it would be. So what is compiled
             # is recomputed as a whole, its attention too.
@@ -304,7 +303,7 @@ def _run(
     return checkpoint(forward, *args, use_reentrant=False, **options)
 
 
-def _recompute(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _recompute_selectively(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, context_fn=_attention_kept, **options)
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
+from manyicl.attention import inner_model
 from manyicl.batches import Batch
 
 # Shape suffixes: N targets, A answers, V vocabulary, H hidden size.
@@ -70,7 +70,7 @@ def row_loss(model: nn.Module, batch: Batch, *, most_logits: int | None = None) 
 
     The model must be inside `attention.segment_attention`. most_logits: held at once; by device unless said.
     """
-    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    inner = inner_model(model)
     most_logits = most_logits or MOST_LOGITS["cuda" if batch.input_ids_1T.is_cuda else "cpu"]
     most = most_logits // inner.config.get_text_config().vocab_size
     if len(batch.target_positions_N) <= most or inner.config.model_type not in PLAIN_HEADS:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
+from manyicl.attention import inner_model
 from manyicl.errors import UserError
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class MemoryPlan:
 def plan_memory(model: nn.Module) -> MemoryPlan:
     """Return the plan for `model` on its device, from what is free there now."""
     weight = next(model.parameters())
-    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    inner = inner_model(model)
     config = inner.config.get_text_config()
     hidden, vocab, layers = int(config.hidden_size), int(config.vocab_size), int(config.num_hidden_layers)
     heads = int(getattr(config, "num_attention_heads", 0) or 1)

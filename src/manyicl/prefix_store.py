@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from manyicl.attention import Prefix, PrefixStore
+from manyicl.attention import Prefix, PrefixStore, inner_model
 from manyicl.errors import UserError
 from manyicl.files import writing_atomically
 from manyicl.models import hash_weights
@@ -47,7 +46,7 @@ def prefix_key(model: nn.Module, ids: NDArray[np.int32]) -> PrefixKey:
 
     It reads all weights (models.hash_weights): a merged adapter, another revision or one more training step change it.
     """
-    inner: Any = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    inner = inner_model(model)
     adapter = [hash_weights(model, named=lambda name: "lora_" in name), *_adapter_settings(model)]
     config = {key: value for key, value in inner.config.to_dict().items() if key not in _ORIGIN}
     return PrefixKey(

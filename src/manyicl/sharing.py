@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from manyicl.attention import Prefix, PrefixStore, segment_attention
+from manyicl.attention import Prefix, PrefixStore, inner_model, segment_attention
 from manyicl.memory import MemoryPlan, plan_memory, run_rows
 from manyicl.query_rows import edge_logprobs, lay_out_row, run_row, write_keys
 
@@ -33,7 +32,7 @@ def sharing_fault(model: nn.Module) -> str:
 
     The trial asks two short queries behind a short prefix and compares with the model's own forward.
     """
-    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    inner = inner_model(model)
     if inner is None:
         return "is no model of transformers"
     if inner not in _faults:
