@@ -10,7 +10,9 @@ forward and backward of one row. FLOPs are the model's (costs.count_flops): 4 N 
 at targets, causal attention; what is recomputed does not count. --compile adds rows with compiled layers. Settings that
 do not fit are said to. Stops taking new settings after --seconds. --layers N makes a shallower model, for a smoke test:
 its MFU is its own, and nothing is extrapolated from it. The prediction, for LoRA, is that of `manyicl plan`
-(footprint.py), made before the row is run. --autocast runs the rows as `manyicl train` does in bf16: without it the
+(footprint.py), made before the row is run. Two ceilings are measured by a bf16 product: for a tenth of a second, and as
+the card holds it after HELD_SECONDS, at its power limit, where training runs too. FlashAttention 3 is used where it is
+installed; --no-flash leaves it. --autocast runs the rows as `manyicl train` does in bf16: without it the
 products of peft's float32 adapters are made in float32.
 """
 
@@ -24,6 +26,7 @@ from pathlib import Path
 import torch
 from measuring import SHAPES, make_episodes, make_model, make_row, spread, synchronize, write_json
 
+from manyicl import flash_attention
 from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
 from manyicl.costs import count_flops, shape_model
@@ -34,6 +37,7 @@ from manyicl.models import LoraSettings, add_adapter
 from manyicl.throughput import measure_ceiling
 
 GIB = 1 << 30
+HELD_SECONDS = 6.0
 
 
 def main() -> None:
@@ -45,6 +49,7 @@ def main() -> None:
     parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
     parser.add_argument("--autocast", action="store_true", help="products in bf16 also where weights are float32")
     parser.add_argument("--widened", action="store_true", help="with peft's casts to float32, for comparison")
+    parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3, also where it is installed")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--layers", type=int, help="layers of a shallower model")
     parser.add_argument("--repeats", type=int, default=3)
@@ -53,8 +58,15 @@ def main() -> None:
     options = parser.parse_args()
     started, results = time.monotonic(), []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ceiling = measure_ceiling(device)
-    print(f"ceiling: {ceiling / 1e12:.0f} TFLOP/s (bf16 product)" if ceiling else "no ceiling is known for a CPU")
+    if options.no_flash:
+        flash_attention.is_usable = lambda: False
+    ceilings = {"mfu": measure_ceiling(device), "mfu_held": measure_ceiling(device, seconds=HELD_SECONDS)}
+    if ceilings["mfu"]:
+        brief, held = (value / 1e12 for value in ceilings.values())
+        print(f"ceiling: {brief:.0f} TFLOP/s (bf16 product), {held:.0f} held for {HELD_SECONDS:.0f} s")
+        print(f"FlashAttention 3: {'used' if flash_attention.is_usable() else 'not used'}", flush=True)
+    else:
+        print("no ceiling is known for a CPU")
     for shape in options.shapes.split(","):
         for mode in options.modes.split(","):
             model, cost = build(shape, mode, num_layers=options.layers, device=device)
@@ -63,11 +75,14 @@ def main() -> None:
                     print(f"left out for want of time: {shape} {mode} {setting}")
                     continue
                 result = {"shape": shape, "mode": mode, **measure(model, cost, setting, options, mode=mode)}
-                if ceiling and "flops_per_s" in result:
-                    result["mfu"] = result["flops_per_s"] / ceiling
+                if ceilings["mfu"] and "flops_per_s" in result:
+                    result |= {name: result["flops_per_s"] / value for name, value in ceilings.items()}
                 print(describe(result), flush=True)
                 results.append(result)
-                write_json(options.json, {"ceiling": ceiling, "rows": results})
+                write_json(
+                    options.json,
+                    {"ceilings": ceilings, "flash_attention_3": flash_attention.is_usable(), "rows": results},
+                )
             del model
             gc.collect()
             torch.cuda.empty_cache()
@@ -174,7 +189,7 @@ def describe(result):
         f" {result['time_s']['max']:.2f} s a row), {result['flops_per_s'] / 1e12:.2f} TFLOP/s"
     )
     if "mfu" in result:
-        line += f", {100 * result['mfu']:.1f} % of the ceiling"
+        line += f", {100 * result['mfu']:.1f} % of the ceiling, {100 * result['mfu_held']:.1f} % of the held one"
     if result["peak_gib"] is not None:
         line += (
             f", peak {result['peak_gib']:.1f} GiB, {result['peak_gib'] - result['weights_gib']:.1f} beside the weights"

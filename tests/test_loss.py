@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import accumulate
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM
 
 from manyicl import loss
 from manyicl.attention import segment_attention
@@ -54,6 +59,34 @@ def test_chunks_beside_an_adapter(modules, monkeypatch):
     found = both_ways(model, monkeypatch)
     assert_alike(found)
     assert all("lora_" in name for name in found[1][1])
+
+
+@pytest.mark.parametrize("most_logits", [None, 4 * 400], ids=["at once", "chunks"])
+def test_a_tied_embeddings_gradient_is_added_to_the_heads_in_place(most_logits):
+    """At most two gradients of a matrix of the vocabulary's size at once; autograd alone makes a third, their sum."""
+    config = CONFIGS["llama"]()
+    config.tie_word_embeddings, config.vocab_size = True, 4000
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    matrix_bytes = 4 * config.vocab_size * config.hidden_size
+    batch, peaks, gradients = row([random_episode([(5, 1)] * 2, seed=1)]), [], []
+    for score in (lambda m, b: answer_loss(target_logits(m, b), b), partial(row_loss, most_logits=most_logits)):
+        model.zero_grad(set_to_none=True)
+        with segment_attention(model), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            score(model, batch).loss.backward()
+        peaks.append(peak_bytes(profiled) / matrix_bytes)
+        gradients.append(model.lm_head.weight.grad.clone())
+        assert "forward" not in vars(model.lm_head)
+    assert peaks[0] > 3
+    assert peaks[1] < 2.5
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
+
+
+def peak_bytes(profiled) -> int:
+    """Return the most bytes that lived at once, by torch's own count of what its allocator gave and took."""
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
 
 
 def test_no_more_logits_than_a_chunks_are_made(monkeypatch):

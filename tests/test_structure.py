@@ -29,6 +29,7 @@ MODULES = (
     "segments",  # where the episodes of a row lie
     "batches",
     # The model and its objective.
+    "flash_attention",  # version 3 in place of torch's own, where it is installed
     "partial_attention",
     "segment_kernels",  # attention of each segment to itself
     "attention",

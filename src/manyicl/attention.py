@@ -202,6 +202,11 @@ def inner_model(model: nn.Module) -> Any:
     return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
 
 
+def drops_attention(model: nn.Module) -> bool:
+    """Return whether attention drops weights in training."""
+    return bool(getattr(inner_model(model).config.get_text_config(), "attention_dropout", 0.0))
+
+
 @contextmanager
 def segment_attention(model: nn.Module) -> Iterator[None]:
     """Let `model` (also inside peft's or DDP's wrapper) attend by segments; its own attention returns afterwards."""
@@ -209,7 +214,7 @@ def segment_attention(model: nn.Module) -> Iterator[None]:
     before = inner.config._attn_implementation
     inner.set_attn_implementation(IMPLEMENTATION)
     try:
-        with kernel_order():
+        with kernel_order(drops=drops_attention(model)):
             yield
     finally:
         inner.set_attn_implementation(before)

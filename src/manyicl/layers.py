@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from manyicl.attention import inner_model, segment_attention
+from manyicl.attention import drops_attention, inner_model, segment_attention
 from manyicl.batches import join_row
 from manyicl.errors import UserError
 from manyicl.loss import MOST_LOGITS, target_logits
@@ -106,7 +106,7 @@ def _recomputed_bytes(model: nn.Module, *, autocast: bool) -> float:
     config = inner_model(model).config.get_text_config()
     size = next(model.parameters()).element_size()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    is_kept = getattr(config, "attn_logit_softcapping", None) is None and not _drops_attention(model)
+    is_kept = getattr(config, "attn_logit_softcapping", None) is None and not drops_attention(model)
     head_bytes = (2 if autocast else size) * head_dim + 4 if is_kept else 0
     return float(size * config.hidden_size + config.num_attention_heads * head_bytes)
 
@@ -239,7 +239,8 @@ def prepared_layers(
     layers = decoder_layers(model)
     chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
     before = [vars(layer).get("forward") for layer in layers]
-    choice = _Choice(keeps_attention=not _drops_attention(model))
+    # Kept, attention that drops weights would not draw again, and what draws behind it would draw otherwise.
+    choice = _Choice(keeps_attention=not drops_attention(model))
     try:
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
@@ -261,11 +262,6 @@ class _Choice:
     """Whether recomputed layers keep their attention's output, of all layers, until one shows that it cannot."""
 
     keeps_attention: bool
-
-
-def _drops_attention(model: nn.Module) -> bool:
-    """Return whether attention drops weights in training: kept, it would not draw again, and others draw otherwise."""
-    return bool(getattr(inner_model(model).config.get_text_config(), "attention_dropout", 0.0))
 
 
 def _prepare(layer: nn.Module, *, recomputed: _Choice | None, backend: Backend | None) -> Callable[..., Any]:

@@ -74,9 +74,11 @@ def row_loss(model: nn.Module, batch: Batch, *, most_logits: int | None = None) 
     most_logits = most_logits or MOST_LOGITS["cuda" if batch.input_ids_1T.is_cuda else "cpu"]
     most = most_logits // inner.config.get_text_config().vocab_size
     if len(batch.target_positions_N) <= most or inner.config.model_type not in PLAIN_HEADS:
-        return answer_loss(target_logits(model, batch), batch)
+        with _own_gradient(inner):
+            logits_NV = target_logits(model, batch)
+        return answer_loss(logits_NV, batch)
     target_ids_N = batch.input_ids_1T[0, batch.target_positions_N]
-    with _scoring_head(inner, target_ids_N, chunk=max(1, most)):
+    with _own_gradient(inner), _scoring_head(inner, target_ids_N, chunk=max(1, most)):
         scores_N2 = target_logits(model, batch)
     return _sum_answers(scores_N2[:, 0], scores_N2[:, 1].detach(), batch)
 
@@ -97,6 +99,53 @@ def _sum_answers(nll_N: Tensor, wrong_N: Tensor, batch: Batch) -> AnswerLoss:
         num_tokens_A=zeros_A.index_add(0, batch.target_answers_N, torch.ones_like(detached_N)),
         correct_A=zeros_A.index_add(0, batch.target_answers_N, wrong_N) == 0,
     )
+
+
+class _Unshared(torch.autograd.Function):
+    """A weight as it is; its gradient, which a product gives as a view, as a tensor that nothing else holds."""
+
+    apply: Callable[[Tensor], Tensor]
+
+    @staticmethod
+    def forward(_: Any, weight: Tensor) -> Tensor:
+        """Return the weight."""
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient, in the storage that it has."""
+        return gradient.new_empty(0).set_(gradient)  # type: ignore[call-overload, no-any-return]
+
+
+@contextmanager
+def _own_gradient(model: Any) -> Iterator[None]:
+    """Let a trained head that is tied to the embedding hand over a gradient that the embedding's can be added to.
+
+    Onto a view autograd does not add: it makes the sum a third matrix of the vocabulary's size. Only a plain head, and
+    only without autocast, whose casts hand over a tensor of their own.
+    """
+    head: Any = model.get_output_embeddings()
+    if not _is_tied(model, head):
+        yield
+        return
+
+    def forward(hidden: Tensor) -> Tensor:
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        return functional.linear(hidden, head.weight if autocast else _Unshared.apply(head.weight))
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _is_tied(model: Any, head: Any) -> bool:
+    """Return whether a plain head, that nothing else has changed, is trained as the embedding too."""
+    kind: Any = type(head)
+    if kind is not nn.Linear or head.bias is not None or "forward" in vars(head):
+        return False
+    return bool(head.weight is model.get_input_embeddings().weight and head.weight.requires_grad)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from manyicl.flash_attention import in_place
+
 Part = tuple[Tensor, Tensor]  # out, lse
 
 # Scores that the explicit formula holds at once.
@@ -78,9 +80,10 @@ def _attend_half(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | 
 
 
 def _is_planned(query: Tensor, key: Tensor) -> bool:
-    """Return whether cuDNN's kernel serves these shapes, and pays."""
+    """Return whether cuDNN's kernel serves these shapes, and pays; it does not beside a newer flash."""
     return (
-        query.shape[2] * key.shape[2] >= PLAN_SCORES
+        in_place() is None
+        and query.shape[2] * key.shape[2] >= PLAN_SCORES
         and query.shape[-1] <= 128
         and query.shape[-1] not in _without_plan
         and torch.backends.cudnn.is_available()

@@ -37,6 +37,7 @@ from manyicl.costs import ModelShape, shape_model
 from manyicl.episodes import TOO_LONG, Episode
 from manyicl.errors import UserError
 from manyicl.files import sync_tree, write_atomically
+from manyicl.flash_attention import is_usable as flash_usable
 from manyicl.held_out import (
     HeldOutRow,
     answers_only_losses,
@@ -444,6 +445,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "finished": False,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "flash_attention_3": flash_usable(),
         "git_commit": git_commit(),
         "model": locate_model(config.model.path),
         "tasks": {

@@ -1,7 +1,8 @@
 """Attention of each segment of a row to itself, causally, by the fastest exact kernel; no mask as large as the row.
 
-CUDA in half precision: a row of one segment by torch's plain causal attention (cuDNN's kernel on Hopper, else flash),
-any other by its varlen attention, which reads the segments' bounds on the device. Elsewhere segment by segment: fused
+CUDA in half precision: a row of one segment by torch's plain causal attention (FlashAttention 3 on Hopper where it is
+installed, else cuDNN's kernel; flash elsewhere), any other by its varlen attention, which is flash and reads the
+segments' bounds on the device. Elsewhere segment by segment: fused
 where nothing but causality limits what is seen, else a block of queries at a time to the keys that they see, since a
 sliding window's mask would grow with the square of the row and no fused kernel of torch caps scores (Gemma 2).
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
+from manyicl.flash_attention import flash_attention_3, in_place
 from manyicl.partial_attention import repeat_heads
 from manyicl.segments import Segments
 
@@ -29,22 +31,24 @@ from manyicl.segments import Segments
 BLOCK_QUERIES = 1024
 # torch 2.11 takes grouped heads without being told.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-_ORDER = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+_OTHERS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @contextmanager
-def kernel_order() -> Iterator[None]:
-    """Prefer cuDNN's kernel in the block where it is the fastest, on Hopper and later."""
+def kernel_order(*, drops: bool = False) -> Iterator[None]:
+    """Prefer the fastest kernel in the block, on Hopper and later: another flash than torch's own, else cuDNN's.
+
+    drops: attention drops weights, which another flash does not. Backward passes belong into the block too.
+    """
     if not (torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9):
         yield
         return
-    with sdpa_kernel(_ORDER, set_priority=True):
-        yield
+    with nullcontext() if drops else flash_attention_3():
+        best = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+        if in_place() is not None and not drops:
+            best.reverse()
+        with sdpa_kernel([*best, *_OTHERS], set_priority=True):
+            yield
 
 
 def attend_row_segments(

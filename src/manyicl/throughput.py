@@ -11,7 +11,7 @@ from manyicl.batches import PackDataset
 from manyicl.costs import ModelShape, count_flops
 
 # Side and number of the bf16 products that a GPU's ceiling is measured by.
-PRODUCT_SIDE, NUM_PRODUCTS = 8192, 10
+PRODUCT_SIDE, NUM_PRODUCTS = 8192, 20
 
 
 def share_out(packs: PackDataset, *, shape: ModelShape | None, num_ranks: int, packs_per_batch: int) -> None:
@@ -61,10 +61,11 @@ def balance_packs(costs: Sequence[float], *, num_ranks: int, packs_per_batch: in
     ]
 
 
-def measure_ceiling(device: torch.device) -> float | None:
+def measure_ceiling(device: torch.device, *, seconds: float = 0.0) -> float | None:
     """Return the FLOP/s of a large bf16 product on a GPU, the ceiling that MFU is a share of; None on a CPU.
 
-    Takes a tenth of a second and 400 MB for a moment.
+    Takes a tenth of a second and 400 MB for a moment. seconds: for which it is repeated first. A card that has reached
+    the power it may draw lowers its clocks, as it does in training: an H100's 781 TFLOP/s are 680 after six seconds.
     """
     if device.type != "cuda":
         return None
@@ -72,11 +73,15 @@ def measure_ceiling(device: torch.device) -> float | None:
     one, other = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
     out = one @ other
     torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    for _ in range(NUM_PRODUCTS):
-        torch.mm(one, other, out=out)
-    torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - started
+    begun = time.perf_counter()
+    while True:
+        started = time.perf_counter()
+        for _ in range(NUM_PRODUCTS):
+            torch.mm(one, other, out=out)
+        torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        if now - begun >= seconds:
+            break
     del one, other, out
     torch.cuda.empty_cache()
-    return 2 * PRODUCT_SIDE**3 * NUM_PRODUCTS / seconds
+    return 2 * PRODUCT_SIDE**3 * NUM_PRODUCTS / (now - started)

@@ -14,6 +14,7 @@ from manyicl import partial_attention, segment_kernels, training
 from manyicl.answering import generate_behind
 from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
+from manyicl.flash_attention import in_place, is_usable
 from manyicl.fused import fused_pieces
 from manyicl.layers import choose_checkpointed, measure_activations, prepared_layers
 from manyicl.loss import answer_loss, row_loss, target_logits
@@ -90,13 +91,36 @@ def test_attention_of_segments_and_its_gradients_are_the_formulas(window, heads,
     segments = make_segments(lengths, bounds_S=torch.from_numpy(bounds_of(lengths)).cuda())
     with kernel_order():
         out = attend_row_segments(*inputs, segments=segments, dropout=0.0, scaling=0.3, window=window, softcap=None)
+        ours = torch.autograd.grad(out, inputs, grad.to("cuda", dtype))
     assert out.dtype == dtype
     close = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
     assert torch.allclose(out.float().cpu(), expected, **close)
-    ours = torch.autograd.grad(out, inputs, grad.to("cuda", dtype))
     for one, other in zip(ours, torch.autograd.grad(expected, plain, grad), strict=True):
         error = (one.float().cpu() - other).norm() / other.norm()
         assert error < (0.02 if dtype == torch.bfloat16 else 1e-3)
+
+
+@pytest.mark.skipif(not is_usable(), reason="FlashAttention 3 is not installed, or the device is none of its own")
+@pytest.mark.parametrize("lengths", [(4096,), (1000, 1, 2000, 1095)], ids=["filled", "packed"])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_flash_attention_3_is_as_near_to_float32_as_torchs_own_kernels(head_dim, lengths):
+    torch.manual_seed(0)
+    whole = [torch.randn(1, 4096, n, head_dim, device="cuda").transpose(1, 2).bfloat16() for n in (8, 2, 2)]
+    segments = make_segments(lengths, bounds_S=torch.from_numpy(bounds_of(lengths)).cuda())
+    options = {"segments": segments, "dropout": 0.0, "scaling": None, "window": None, "softcap": None}
+    found = []
+    for dtype, drops in ((torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)):
+        inputs = [x.to(dtype).requires_grad_() for x in whole]
+        with kernel_order(drops=drops):
+            assert in_place() == (None if drops else "FA3")
+            out = attend_row_segments(*inputs, **options)
+            gradients = torch.autograd.grad(out, inputs, torch.ones_like(out) + out.detach())
+        found.append([x.float() for x in (out.detach(), *gradients)])
+    assert in_place() is None
+    for exact, own, flash in zip(*found, strict=True):
+        error, error_3 = ((x - exact).norm() / exact.norm() for x in (own, flash))
+        assert error_3 < max(1.5 * error, 5e-3)
+    assert any(not torch.equal(own, flash) for own, flash in zip(*found[1:], strict=True))  # it is another kernel
 
 
 def test_packed_rows_in_half_precision_take_the_varlen_kernel(monkeypatch):

@@ -1,0 +1,104 @@
+"""Which attention kernels are preferred, by what is installed and what attention does; tests/gpu runs the kernels."""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+from torch.nn import attention
+from torch.nn.attention import SDPBackend
+
+from manyicl import flash_attention, segment_kernels
+from manyicl.flash_attention import flash_attention_3, in_place, is_usable
+from manyicl.segment_kernels import kernel_order
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU whose kernels are never called, torch's registry with an FA3 that does nothing, and what was done to it."""
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    active: list[str] = []
+    monkeypatch.setattr(attention, "current_flash_attention_impl", lambda: active[-1] if active else None)
+    monkeypatch.setattr(
+        attention, "activate_flash_attention_impl", lambda name: (active.append(name), done.append(name))
+    )
+    monkeypatch.setattr(attention, "restore_flash_attention_impl", lambda: (active.pop(), done.append("restored")))
+    flash_attention._is_installed.cache_clear()
+    yield done
+    flash_attention._is_installed.cache_clear()
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    module = types.ModuleType(flash_attention.PACKAGE)
+    module.__spec__ = types.SimpleNamespace(name=flash_attention.PACKAGE)  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, flash_attention.PACKAGE, module)
+
+
+def preferred(**options) -> list[str]:
+    """Return the order of kernels that the block asks torch for."""
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[SDPBackend] = []
+        original = segment_kernels.sdpa_kernel
+        patch.setattr(segment_kernels, "sdpa_kernel", lambda order, **k: (asked.extend(order), original(order, **k))[1])
+        with kernel_order(**options):
+            return [backend.name for backend in asked[:2]]
+
+
+def test_without_the_package_cudnn_is_first(hopper):
+    assert not is_usable()
+    assert preferred() == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
+    assert hopper == []
+
+
+def test_where_it_is_installed_it_is_first_in_the_block_alone(hopper, installed):
+    assert is_usable()
+    assert preferred() == ["FLASH_ATTENTION", "CUDNN_ATTENTION"]
+    assert hopper == ["FA3", "restored"]
+    assert in_place() is None
+
+
+def test_a_block_in_a_block_changes_nothing(hopper, installed):
+    with flash_attention_3():
+        with flash_attention_3():
+            assert in_place() == "FA3"
+        assert in_place() == "FA3"
+    assert hopper == ["FA3", "restored"]
+
+
+def test_attention_that_drops_weights_is_kept_from_it(hopper, installed):
+    assert preferred(drops=True) == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
+    assert hopper == []
+
+
+def test_what_a_user_put_in_place_stays(hopper, installed):
+    attention.activate_flash_attention_impl("FA4")
+    assert preferred() == ["FLASH_ATTENTION", "CUDNN_ATTENTION"]
+    assert hopper == ["FA4"]
+
+
+def test_on_another_device_than_hopper_it_is_not_put_in_place(hopper, installed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (10, 0))
+    assert preferred() == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
+    assert hopper == []
+
+
+def test_a_package_that_cannot_be_loaded_is_told_of_once(hopper, monkeypatch, tmp_path):
+    (tmp_path / f"{flash_attention.PACKAGE}.py").write_text("raise ImportError('undefined symbol: aoti_torch_x')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(UserWarning, match="cannot be loaded, so cuDNN's attention is used: undefined symbol"):
+        assert not is_usable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert preferred() == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
+
+
+def test_it_is_let_go_where_the_block_fails(hopper, installed):
+    with pytest.raises(ValueError, match="in the block"), flash_attention_3():
+        raise ValueError("in the block")
+    assert in_place() is None
