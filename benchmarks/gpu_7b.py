@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--layers", type=int, help="layers of a shallower model")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warmups", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=500.0, help="no new setting is begun after so long")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -134,12 +135,13 @@ def measure(model, cost, setting, options, *, mode):
         seconds = []
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+            retries = torch.cuda.memory_stats()["num_alloc_retries"]
         with (
             segment_attention(model),
             prepared_layers(model, num_checkpointed=count, compiled=compiled),
             unwidened_inputs(model, autocast=options.autocast and not options.widened),
         ):
-            for number in range(options.repeats + 2):
+            for number in range(options.repeats + options.warmups):
                 model.zero_grad(set_to_none=True)
                 synchronize(device)
                 begun = time.perf_counter()
@@ -147,9 +149,11 @@ def measure(model, cost, setting, options, *, mode):
                     loss = row_loss(model, batch).loss
                 loss.backward()
                 synchronize(device)
-                if number >= 2:
+                if number >= options.warmups:
                     seconds.append(time.perf_counter() - begun)
         peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
+        if device.type == "cuda":  # how often the allocator gave back what it had kept, and asked anew: each one waits
+            about["retries"] = torch.cuda.memory_stats()["num_alloc_retries"] - retries
     except torch.OutOfMemoryError:
         return {**about, "fits": False}
     finally:
@@ -196,6 +200,8 @@ def describe(result):
         )
         if result["predicted_gib"] is not None:
             line += f" (predicted {result['predicted_gib']:.1f})"
+        if result["retries"]:
+            line += f", {result['retries']} allocations tried twice"
     return line
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -43,12 +44,20 @@ def kernel_order(*, drops: bool = False) -> Iterator[None]:
     if not (torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9):
         yield
         return
+    _let_torch_set_its_order()
     with nullcontext() if drops else flash_attention_3():
         best = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
         if in_place() is not None and not drops:
             best.reverse()
         with sdpa_kernel([*best, *_OTHERS], set_priority=True):
             yield
+
+
+@lru_cache(maxsize=1)
+def _let_torch_set_its_order() -> None:
+    """Have torch choose a kernel once: its first choice in a process puts its own order over one that was asked for."""
+    nothing = torch.zeros(1, 1, 8, 8, device="cuda", dtype=torch.bfloat16)
+    functional.scaled_dot_product_attention(nothing, nothing, nothing)
 
 
 def attend_row_segments(

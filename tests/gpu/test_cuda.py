@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from contextlib import nullcontext
 
@@ -121,6 +123,25 @@ def test_flash_attention_3_is_as_near_to_float32_as_torchs_own_kernels(head_dim,
         error, error_3 = ((x - exact).norm() / exact.norm() for x in (own, flash))
         assert error_3 < max(1.5 * error, 5e-3)
     assert any(not torch.equal(own, flash) for own, flash in zip(*found[1:], strict=True))  # it is another kernel
+
+
+def test_the_order_of_kernels_holds_from_the_first_attention_of_a_process_on():
+    """torch's first choice sets its own order, cuDNN first on Hopper, over one that was asked for."""
+    done = subprocess.run([sys.executable, "-c", FIRST_ATTENTION], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["FLASH_ATTENTION"] * 2
+
+
+FIRST_ATTENTION = """
+import torch
+from torch.nn.attention import SDPBackend
+from manyicl import segment_kernels
+segment_kernels.in_place = lambda: "another flash"
+x = torch.ones(1, 2, 64, 64, device="cuda", dtype=torch.bfloat16)
+for _ in range(2):
+    with segment_kernels.kernel_order():
+        torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+        print(SDPBackend(torch._C._get_sdp_priority_order()[0]).name)
+"""
 
 
 def test_packed_rows_in_half_precision_take_the_varlen_kernel(monkeypatch):
