@@ -8,11 +8,11 @@ Filled: one episode a row. Packed: episodes of --episode-tokens in one row. A st
 by each trainer's own loss (ours: manyicl.loss.row_loss and the step's sums; TRL: SFTTrainer.compute_loss on what its
 own padding-free collator makes of `input_ids`, `labels` and `seq_lengths`), float32 on a CPU and bfloat16 on a GPU.
 Neither recomputes a layer; with --recompute each recomputes all, in its own way (long rows need it). Before a time is
-taken: both losses agree to 1e-4 in float32 (to which bfloat16 rounds its own way on either side; those losses are told
-too), and a token of a middle episode of TRL's pack is changed to see whether its neighbours' losses move. Where they
-do, TRL does not isolate packs by its attention path here, this is said, and its unpacked path (the episodes as padded
-rows of a batch) is timed. Peak memory: on a GPU what was allocated; on a CPU the resident peak of a process of its own
-a side (--no-memory: not).
+taken: both losses agree to 1e-3, and to 1e-4 in float32 where that fits the device on both sides (bfloat16 rounds its
+own way on either), and a token of a middle episode of TRL's pack is changed to see whether its neighbours' losses move.
+Where they do, TRL does not isolate packs by its attention path here, this is said, and its unpacked path (the episodes
+as padded rows of a batch) is timed. Peak memory: on a GPU what was allocated; on a CPU the resident peak of a process
+of its own a side (--no-memory: not).
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
     if full:
         return {**about, "out_of_memory": full}
     losses = ours.step(), peer.step()
-    exact = [side.exact_loss() for side in (ours, peer)]
-    assert abs(exact[0] - exact[1]) <= 1e-4 * abs(exact[1]), f"first losses differ in float32: {exact}"
+    exact = [exact_loss(side) for side in (ours, peer)]
+    assert differ(losses) <= 1e-3, f"first losses differ: {losses}"
+    assert None in exact or differ(exact) <= 1e-4, f"first losses differ in float32: {exact}"
     sides = {"ours": ours.step, "trl": peer.step}
     seconds = time_in_turn(sides, repeats=options.repeats, device=device)
     result = {
@@ -108,6 +109,20 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
             for name, run in sides.items()
         }
     return result
+
+
+def differ(losses):
+    """Return by which share of the second the first differs."""
+    return abs(losses[0] - losses[1]) / abs(losses[1])
+
+
+def exact_loss(side):
+    """Return a side's loss in float32; None where that does not fit the device's memory."""
+    try:
+        return side.exact_loss()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
 
 
 def fits(side, *, recompute):
@@ -324,7 +339,8 @@ def describe(result):
         for name in ("ours", "trl")
     ]
     (ours, peers), (exact, exact_peers) = result["first_losses"], result["exact_losses"]
-    lines.append(f"  losses {ours:.6f} and {peers:.6f}; in float32 {exact:.6f} and {exact_peers:.6f}")
+    told = [f"{value:.6f}" if value is not None else "does not fit" for value in (exact, exact_peers)]
+    lines.append(f"  losses {ours:.6f} and {peers:.6f}; in float32 {told[0]} and {told[1]}")
     lines.append(f"  ours is {faster['ratio']:.2f} times as fast ({faster['min']:.2f} to {faster['max']:.2f})")
     if result["trl_isolates_packs"] is False:
         lines.append("  TRL's attention path does not keep a pack's episodes apart here; its padded rows were timed")

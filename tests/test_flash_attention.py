@@ -89,6 +89,26 @@ def test_on_another_device_than_hopper_it_is_not_put_in_place(hopper, installed,
     assert hopper == []
 
 
+def test_what_is_compiled_for_one_kernel_is_not_taken_from_the_cache_for_another(hopper, installed, monkeypatch):
+    tags = []
+    for options in ({}, {"drops": True}):
+        with kernel_order(**options):
+            tags.append(torch.compiler.config.cache_key_tag)
+    assert tags == ["FLASH_ATTENTION", "CUDNN_ATTENTION"]
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "mine")
+    with kernel_order():
+        assert torch.compiler.config.cache_key_tag == "mine-FLASH_ATTENTION"
+    assert torch.compiler.config.cache_key_tag == "mine"
+
+
+def test_what_torch_says_when_a_kernel_is_replaced_is_kept_to_itself(hopper, installed, monkeypatch):
+    said = "Warning only once for all operators.\n  Overriding a previously registered kernel for the same operator"
+    monkeypatch.setattr(attention, "activate_flash_attention_impl", lambda _: warnings.warn(said, stacklevel=1))
+    monkeypatch.setattr(attention, "restore_flash_attention_impl", lambda: None)
+    with flash_attention_3():
+        pass  # a warning is an error in the tests
+
+
 def test_a_package_that_cannot_be_loaded_is_told_of_once(hopper, monkeypatch, tmp_path):
     (tmp_path / f"{flash_attention.PACKAGE}.py").write_text("raise ImportError('undefined symbol: aoti_torch_x')")
     monkeypatch.syspath_prepend(tmp_path)

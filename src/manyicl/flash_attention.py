@@ -38,7 +38,7 @@ def flash_attention_3() -> Iterator[None]:
         yield
         return
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel", category=UserWarning)
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered", category=UserWarning)
         attention.activate_flash_attention_impl("FA3")
     try:
         yield

@@ -49,8 +49,20 @@ def kernel_order(*, drops: bool = False) -> Iterator[None]:
         best = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
         if in_place() is not None and not drops:
             best.reverse()
-        with sdpa_kernel([*best, *_OTHERS], set_priority=True):
+        with sdpa_kernel([*best, *_OTHERS], set_priority=True), _compiled_for(best[0]):
             yield
+
+
+@contextmanager
+def _compiled_for(best: SDPBackend) -> Iterator[None]:
+    """Keep what is compiled in the block apart from what was for another kernel.
+
+    torch's caches on disk keep the kernel that was chosen, and know a layer by its code alone: a layer compiled for
+    cuDNN's would run it for ever after. Which flash stands behind torch's flash operation is not compiled in.
+    """
+    tag = "-".join(part for part in (torch.compiler.config.cache_key_tag, best.name) if part)
+    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+        yield
 
 
 @lru_cache(maxsize=1)

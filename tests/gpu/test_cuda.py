@@ -144,6 +144,28 @@ for _ in range(2):
 """
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # the compiler's own
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 9, reason="needs Hopper")
+def test_a_layer_compiled_for_one_kernel_runs_another_where_that_is_asked_for(monkeypatch):
+    """torch's cache of compiled layers, on disk, does not tell them apart."""
+    batch = pad_row(row([random_episode([(5, 2)] * 6, seed=1)]), multiple=64).to("cuda")
+    model = tiny_model("llama").to("cuda", torch.bfloat16).train()
+    for name, wanted in (("none", "cudnn"), ("another", "flash"), ("none", "cudnn")):
+        monkeypatch.setattr(segment_kernels, "in_place", lambda name=name: None if name == "none" else name)
+        monkeypatch.setattr(segment_kernels, "flash_attention_3", nullcontext)
+        with (
+            segment_attention(model),
+            prepared_layers(model, num_checkpointed=0, compiled=True),
+            torch.profiler.profile() as profile,
+        ):
+            row_loss(model, batch).loss.backward()
+        ran = {event.key for event in profile.key_averages() if "_attention_backward" in event.key}
+        assert all(wanted in key for key in ran), ran
+        assert ran
+
+
 def test_packed_rows_in_half_precision_take_the_varlen_kernel(monkeypatch):
     taken = []
     original = segment_kernels.varlen_attn
