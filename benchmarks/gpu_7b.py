@@ -137,7 +137,7 @@ def measure(model, cost, setting, options, *, mode):
             torch.cuda.reset_peak_memory_stats()
             retries = torch.cuda.memory_stats()["num_alloc_retries"]
         with (
-            segment_attention(model),
+            segment_attention(model, row_tokens=num_tokens),
             prepared_layers(model, num_checkpointed=count, compiled=compiled),
             unwidened_inputs(model, autocast=options.autocast and not options.widened),
         ):

@@ -160,7 +160,7 @@ class OurSide:
     def step(self) -> float:
         self.model.zero_grad(set_to_none=True)
         with (
-            segment_attention(self.model),
+            segment_attention(self.model, row_tokens=self.batch.input_ids_1T.shape[1]),
             prepared_layers(self.model, num_checkpointed=self.num_checkpointed, compiled=False),
         ):
             scored = row_loss(self.model, self.batch)

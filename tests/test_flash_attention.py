@@ -41,13 +41,13 @@ def installed(monkeypatch):
     monkeypatch.setitem(sys.modules, flash_attention.PACKAGE, module)
 
 
-def preferred(**options) -> list[str]:
+def preferred(*, row_tokens: int = 8192, drops: bool = False) -> list[str]:
     """Return the order of kernels that the block asks torch for."""
     with pytest.MonkeyPatch.context() as patch:
         asked: list[SDPBackend] = []
         original = segment_kernels.sdpa_kernel
         patch.setattr(segment_kernels, "sdpa_kernel", lambda order, **k: (asked.extend(order), original(order, **k))[1])
-        with kernel_order(**options):
+        with kernel_order(row_tokens=row_tokens, drops=drops):
             return [backend.name for backend in asked[:2]]
 
 
@@ -77,6 +77,12 @@ def test_attention_that_drops_weights_is_kept_from_it(hopper, installed):
     assert hopper == []
 
 
+@pytest.mark.parametrize("row_tokens", [0, 4095])
+def test_short_rows_are_kept_from_it(hopper, installed, row_tokens):
+    assert preferred(row_tokens=row_tokens) == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
+    assert hopper == []
+
+
 def test_what_a_user_put_in_place_stays(hopper, installed):
     attention.activate_flash_attention_impl("FA4")
     assert preferred() == ["FLASH_ATTENTION", "CUDNN_ATTENTION"]
@@ -89,16 +95,16 @@ def test_on_another_device_than_hopper_it_is_not_put_in_place(hopper, installed,
     assert hopper == []
 
 
-def test_what_is_compiled_for_one_kernel_is_not_taken_from_the_cache_for_another(hopper, installed, monkeypatch):
+def test_what_is_compiled_for_one_kernel_is_not_taken_from_the_cache_for_another(hopper, installed):
     tags = []
-    for options in ({}, {"drops": True}):
-        with kernel_order(**options):
+    for row_tokens in (4095, 4096):
+        with kernel_order(row_tokens=row_tokens):
             tags.append(torch.compiler.config.cache_key_tag)
-    assert tags == ["FLASH_ATTENTION", "CUDNN_ATTENTION"]
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "mine")
-    with kernel_order():
-        assert torch.compiler.config.cache_key_tag == "mine-FLASH_ATTENTION"
-    assert torch.compiler.config.cache_key_tag == "mine"
+    assert tags == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
+    with torch.compiler.config.patch(cache_key_tag="mine"):
+        with kernel_order():
+            assert torch.compiler.config.cache_key_tag == "mine-CUDNN_ATTENTION"
+        assert torch.compiler.config.cache_key_tag == "mine"
 
 
 def test_what_torch_says_when_a_kernel_is_replaced_is_kept_to_itself(hopper, installed, monkeypatch):

@@ -208,13 +208,16 @@ def drops_attention(model: nn.Module) -> bool:
 
 
 @contextmanager
-def segment_attention(model: nn.Module) -> Iterator[None]:
-    """Let `model` (also inside peft's or DDP's wrapper) attend by segments; its own attention returns afterwards."""
+def segment_attention(model: nn.Module, *, row_tokens: int = 0) -> Iterator[None]:
+    """Let `model` (also inside peft's or DDP's wrapper) attend by segments; its own attention returns afterwards.
+
+    row_tokens: of the rows that it is trained on, for which a kernel is chosen.
+    """
     inner = inner_model(model)
     before = inner.config._attn_implementation
     inner.set_attn_implementation(IMPLEMENTATION)
     try:
-        with kernel_order(drops=drops_attention(model)):
+        with kernel_order(row_tokens=row_tokens, drops=drops_attention(model)):
             yield
     finally:
         inner.set_attn_implementation(before)

@@ -20,6 +20,9 @@ from torch.nn import attention
 # The package's module, by which transformers too knows it; and the device that its kernels are made for.
 PACKAGE = "flash_attn_interface"
 HOPPER = 9
+# Of a row, from which on it is faster: torch calls it through Python, which takes a third of a millisecond a call, so
+# that a step of a 1B model took 9 ms more at 512 tokens and less at 4,096 (docs/performance.md).
+FEWEST_TOKENS = 4096
 
 
 def in_place() -> str | None:
@@ -28,13 +31,15 @@ def in_place() -> str | None:
     return name
 
 
+def is_worthwhile(row_tokens: int, *, drops: bool) -> bool:
+    """Return whether it is used for rows of so many tokens. drops: attention drops weights, which it knows not."""
+    return row_tokens >= FEWEST_TOKENS and not drops and is_usable()
+
+
 @contextmanager
 def flash_attention_3() -> Iterator[None]:
-    """Put it in place in the block; where it cannot be, or another stands there, all stays as it is.
-
-    It knows no dropout: attention that drops must not come near it.
-    """
-    if in_place() is not None or not is_usable():
+    """Put it in place in the block; where another stands there, all stays as it is."""
+    if in_place() is not None:
         yield
         return
     with warnings.catch_warnings():

@@ -31,13 +31,13 @@ from rich.console import Console
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
+from manyicl import flash_attention
 from manyicl.batches import BatchMaker, PackDataset
 from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
 from manyicl.costs import ModelShape, shape_model
 from manyicl.episodes import TOO_LONG, Episode
 from manyicl.errors import UserError
 from manyicl.files import sync_tree, write_atomically
-from manyicl.flash_attention import is_usable as flash_usable
 from manyicl.held_out import (
     HeldOutRow,
     answers_only_losses,
@@ -445,7 +445,9 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "finished": False,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "flash_attention_3": flash_usable(),
+        "flash_attention_3": flash_attention.is_worthwhile(
+            config.pack_tokens * config.train.packs_per_batch, drops=False
+        ),
         "git_commit": git_commit(),
         "model": locate_model(config.model.path),
         "tasks": {

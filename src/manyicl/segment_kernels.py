@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-from manyicl.flash_attention import flash_attention_3, in_place
+from manyicl.flash_attention import flash_attention_3, in_place, is_worthwhile
 from manyicl.partial_attention import repeat_heads
 from manyicl.segments import Segments
 
@@ -36,16 +36,17 @@ _OTHERS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @contextmanager
-def kernel_order(*, drops: bool = False) -> Iterator[None]:
+def kernel_order(*, row_tokens: int = 0, drops: bool = False) -> Iterator[None]:
     """Prefer the fastest kernel in the block, on Hopper and later: another flash than torch's own, else cuDNN's.
 
+    row_tokens: of the rows that are attended; where they are long, FlashAttention 3 is put in place if it is there.
     drops: attention drops weights, which another flash does not. Backward passes belong into the block too.
     """
     if not (torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9):
         yield
         return
     _let_torch_set_its_order()
-    with nullcontext() if drops else flash_attention_3():
+    with flash_attention_3() if is_worthwhile(row_tokens, drops=drops) else nullcontext():
         best = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
         if in_place() is not None and not drops:
             best.reverse()

@@ -447,7 +447,7 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, pack_tokens:
     trainer.compiled = settings.compile
     trainer.packs.row_multiple = row_multiple(row_tokens, device=trainer.args.device, compiled=settings.compile)
     with (
-        segment_attention(model),
+        segment_attention(model, row_tokens=row_tokens),
         prepared_layers(model, num_checkpointed=int(counts.max()), compiled=settings.compile),
         unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
     ):

@@ -47,7 +47,7 @@ def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, num_
     for _ in range(2):  # the second pass finds the gradients there
         torch.cuda.reset_peak_memory_stats()
         layers = prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False)
-        with segment_attention(model), layers, unwidened_inputs(model, autocast=True):
+        with segment_attention(model, row_tokens=num_tokens), layers, unwidened_inputs(model, autocast=True):
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 loss = row_loss(model, batch).loss
             loss.backward()
