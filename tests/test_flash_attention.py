@@ -38,6 +38,7 @@ def hopper(monkeypatch):
 def installed(monkeypatch):
     module = types.ModuleType(flash_attention.PACKAGE)
     module.__spec__ = types.SimpleNamespace(name=flash_attention.PACKAGE)  # type: ignore[assignment]
+    monkeypatch.setattr(torch.ops, "flash_attn_3", types.SimpleNamespace(fwd=None, bwd=None), raising=False)
     monkeypatch.setitem(sys.modules, flash_attention.PACKAGE, module)
 
 
@@ -51,7 +52,8 @@ def preferred(*, row_tokens: int = 8192, drops: bool = False) -> list[str]:
             return [backend.name for backend in asked[:2]]
 
 
-def test_without_the_package_cudnn_is_first(hopper):
+def test_without_the_package_cudnn_is_first(hopper, monkeypatch):
+    monkeypatch.setattr(flash_attention.importlib.util, "find_spec", lambda _: None)
     assert not is_usable()
     assert preferred() == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
     assert hopper == []
@@ -89,6 +91,11 @@ def test_what_a_user_put_in_place_stays(hopper, installed):
     assert hopper == ["FA4"]
 
 
+def test_attention_that_drops_weights_is_kept_from_what_a_user_put_in_place(hopper):
+    attention.activate_flash_attention_impl("FA4")
+    assert preferred(drops=True) == ["CUDNN_ATTENTION", "EFFICIENT_ATTENTION"]
+
+
 def test_on_another_device_than_hopper_it_is_not_put_in_place(hopper, installed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (10, 0))
     assert preferred() == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
@@ -123,6 +130,12 @@ def test_a_package_that_cannot_be_loaded_is_told_of_once(hopper, monkeypatch, tm
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert preferred() == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
+
+
+def test_a_package_without_a_backward_pass_is_not_used(hopper, installed, monkeypatch):
+    monkeypatch.setattr(torch.ops, "flash_attn_3", types.SimpleNamespace(fwd=None))
+    with pytest.warns(UserWarning, match="cannot be loaded, so cuDNN's attention is used: it has no bwd"):
+        assert not is_usable()
 
 
 def test_it_is_let_go_where_the_block_fails(hopper, installed):

@@ -1,8 +1,8 @@
 """FlashAttention 3 in place of torch's own flash kernel, on Hopper, where its package is installed.
 
 torch (2.11 and later) puts another implementation behind its own flash operations, for a process, when told to; here it
-is told to for a block. On an H100 it does 10 to 20 % more than cuDNN's kernel (docs/performance.md). What a user has
-put there by torch's `activate_flash_attention_impl`, FlashAttention 4 say, is left there.
+is told to for a block. In most long rows it does 10 to 23 % more than cuDNN's kernel on an H100 (docs/performance.md).
+What a user has put there by torch's `activate_flash_attention_impl`, FlashAttention 4 say, is left there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import attention
 PACKAGE = "flash_attn_interface"
 HOPPER = 9
 # Of a row, from which on it is faster: torch calls it through Python, which takes a third of a millisecond a call, so
-# that a step of a 1B model took 9 ms more at 512 tokens and less at 4,096 (docs/performance.md).
+# that a step of a 1B model took 9 ms more at 512 tokens (docs/performance.md).
 FEWEST_TOKENS = 4096
 
 
@@ -63,6 +63,9 @@ def _is_installed() -> bool:
         return False
     try:
         importlib.import_module(PACKAGE)
+        missing = [name for name in ("fwd", "bwd") if not hasattr(torch.ops.flash_attn_3, name)]
+        if missing:
+            raise ImportError(f"it has no {' and no '.join(missing)}")
     except (ImportError, OSError, RuntimeError) as error:  # made for another torch, or another CUDA
         told = " ".join(str(error).split())[:200]
         warnings.warn(

@@ -48,8 +48,8 @@ def kernel_order(*, row_tokens: int = 0, drops: bool = False) -> Iterator[None]:
     _let_torch_set_its_order()
     with flash_attention_3() if is_worthwhile(row_tokens, drops=drops) else nullcontext():
         best = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
-        if in_place() is not None and not drops:
-            best.reverse()
+        if in_place() is not None:
+            best = best[:1] if drops else best[::-1]
         with sdpa_kernel([*best, *_OTHERS], set_priority=True), _compiled_for(best[0]):
             yield
 
