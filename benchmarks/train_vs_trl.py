@@ -251,14 +251,19 @@ class PeerSide:
 
 @contextmanager
 def in_float32(model):
-    """Widen the weights in the block; they come back as they were, to the bit."""
+    """Widen the weights in the block; they come back as they were, to the bit. Buffers are float32 as they are."""
     before = next(model.parameters()).dtype
     model.zero_grad(set_to_none=True)
-    model.float()
     try:
+        cast_weights(model, torch.float32)
         yield
     finally:
-        model.to(before)
+        cast_weights(model, before)
+
+
+def cast_weights(model, dtype):
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 def as_columns(episodes):
