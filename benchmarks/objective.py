@@ -137,7 +137,7 @@ def train_by(targets, folder, options, *, seed):
         metrics=metrics,
         callbacks=[LastStepCallback()],
     )
-    train_packs(trainer, settings=config.train, pack_tokens=config.pack_tokens, checkpoint=None)
+    train_packs(trainer, settings=config.train, row_tokens=config.row_tokens, checkpoint=None)
     return {record["step"]: record["eval_loss"] for record in metrics.read() if "eval_loss" in record}
 
 

@@ -61,6 +61,11 @@ class RunConfig(BaseModel):
         """Length of a pack in tokens."""
         return self.train.pack_tokens or self.episodes.token_budget
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row: of all packs of a batch."""
+        return self.pack_tokens * self.train.packs_per_batch
+
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 

@@ -56,7 +56,7 @@ def suggest_changes(
     row: the recipe's largest. Each attempt keeps the changes of those before it; each is measured.
     """
     for overrides, changed in _iter_changes(config):
-        num_tokens = row.num_tokens * _row_tokens(changed) // _row_tokens(config)
+        num_tokens = row.num_tokens * changed.row_tokens // config.row_tokens
         num_targets = max(1, row.num_targets * num_tokens // row.num_tokens)
         smaller = replace(row, num_tokens=num_tokens, num_targets=num_targets, precision=changed.model.precision)
         if _least_bytes(changed, weights) > USABLE_SHARE * device.memory_bytes:
@@ -68,10 +68,6 @@ def suggest_changes(
         if fits(prediction, device):
             return Change(overrides=overrides, total_bytes=prediction.total_bytes)
     return None
-
-
-def _row_tokens(config: RunConfig) -> int:
-    return config.pack_tokens * config.train.packs_per_batch
 
 
 def _least_bytes(config: RunConfig, weights: WeightCounts) -> int:

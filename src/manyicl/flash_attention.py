@@ -31,14 +31,14 @@ def in_place() -> str | None:
     return name
 
 
-def is_worthwhile(row_tokens: int, *, drops: bool) -> bool:
-    """Return whether it is used for rows of so many tokens. drops: attention drops weights, which it knows not."""
-    return row_tokens >= FEWEST_TOKENS and not drops and is_usable()
+def is_worthwhile(row_tokens: int) -> bool:
+    """Return whether it is there, and faster for rows of so many tokens."""
+    return row_tokens >= FEWEST_TOKENS and is_usable()
 
 
 @contextmanager
 def flash_attention_3() -> Iterator[None]:
-    """Put it in place in the block; where another stands there, all stays as it is."""
+    """Put it in place in the block, where no attention drops weights; where another stands there, all stays."""
     if in_place() is not None:
         yield
         return

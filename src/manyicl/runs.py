@@ -319,7 +319,7 @@ def _train_model(
         metrics=metrics,
         callbacks=[LastStepCallback(), *callbacks, usage],
     )
-    train_packs(trainer, settings=config.train, pack_tokens=config.pack_tokens, checkpoint=checkpoint)
+    train_packs(trainer, settings=config.train, row_tokens=config.row_tokens, checkpoint=checkpoint)
 
 
 def _find_shape(config: RunConfig) -> ModelShape | None:
@@ -445,9 +445,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "finished": False,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "flash_attention_3": flash_attention.is_worthwhile(
-            config.pack_tokens * config.train.packs_per_batch, drops=False
-        ),
+        "flash_attention_3": flash_attention.is_worthwhile(config.row_tokens),
         "git_commit": git_commit(),
         "model": locate_model(config.model.path),
         "tasks": {

@@ -46,7 +46,7 @@ def kernel_order(*, row_tokens: int = 0, drops: bool = False) -> Iterator[None]:
         yield
         return
     _let_torch_set_its_order()
-    with flash_attention_3() if is_worthwhile(row_tokens, drops=drops) else nullcontext():
+    with flash_attention_3() if is_worthwhile(row_tokens) and not drops else nullcontext():
         best = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
         if in_place() is not None:
             best = best[:1] if drops else best[::-1]

@@ -426,14 +426,13 @@ def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str
         )
 
 
-def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, pack_tokens: int, checkpoint: Path | None) -> None:
-    """Run the training loop to its end, from the start or from `checkpoint`.
+def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int, checkpoint: Path | None) -> None:
+    """Run the training loop to its end, from the start or from `checkpoint`. row_tokens: of the longest row.
 
     Raises:
         UserError: more layers to recompute than there are, or no compiler.
     """
     model: Any = trainer.model
-    row_tokens = pack_tokens * settings.packs_per_batch
     if settings.compile:
         check_compiler()
     count = choose_checkpointed(

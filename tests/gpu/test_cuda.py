@@ -38,6 +38,12 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 CLASSES = sorted(CONFIGS)
+COMPILERS_OWN_WARNING = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)
+NEEDS_HOPPER = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 9, reason="no order of kernels before Hopper"
+)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -125,6 +131,7 @@ def test_flash_attention_3_is_as_near_to_float32_as_torchs_own_kernels(head_dim,
     assert any(not torch.equal(own, flash) for own, flash in zip(*found[1:], strict=True))  # it is another kernel
 
 
+@NEEDS_HOPPER
 def test_the_order_of_kernels_holds_from_the_first_attention_of_a_process_on():
     """torch's first choice sets its own order, cuDNN first on Hopper, over one that was asked for."""
     done = subprocess.run([sys.executable, "-c", FIRST_ATTENTION], capture_output=True, text=True, check=True)
@@ -144,10 +151,8 @@ for _ in range(2):
 """
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-)  # the compiler's own
-@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 9, reason="needs Hopper")
+@COMPILERS_OWN_WARNING
+@NEEDS_HOPPER
 def test_a_layer_compiled_for_one_kernel_runs_another_where_that_is_asked_for(monkeypatch):
     """torch's cache of compiled layers, on disk, does not tell them apart."""
     batch = pad_row(row([random_episode([(5, 2)] * 6, seed=1)]), multiple=64).to("cuda")
@@ -349,9 +354,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch):
     assert all(len(places) <= 1 for places in where[1:-1]), where[1:-1]
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-)  # the compiler's own
+@COMPILERS_OWN_WARNING
 @pytest.mark.parametrize("num_checkpointed", [0, 2])
 def test_compiled_layers_give_the_gradients_of_plain_ones(num_checkpointed):
     found = []
