@@ -1,19 +1,21 @@
 """Training a 7B-shaped model on one GPU: tokens/s, share of the measured ceiling, peak memory beside the prediction.
 
     python benchmarks/gpu_7b.py [--shapes mistral-7b,gemma-7b,llama-3-8b] [--modes lora,full] [--tokens 8192,32768]
-                                [--checkpointed auto] [--compile both] [--repeats 3] [--seconds 500] [--json OUT]
+                                [--checkpointed auto] [--compile both] [--rows 4] [--repeats 3] [--seconds 500]
+                                [--json OUT]
 
 Random weights, made on the GPU; bf16; LoRA of rank 16 on all projections with a frozen base, or all weights in bf16
 with SGD's step left out (the optimizer is not what is measured; full fine-tuning in manyicl keeps float32 weights,
-which no single GPU holds for 7B). One filled episode a row, answers of three tokens on --share of its tokens. A step is
-forward and backward of one row. FLOPs are the model's (costs.count_flops): 4 N a token for LoRA, 6 N for full, head
-at targets, causal attention; what is recomputed does not count. --compile adds rows with compiled layers. Settings that
-do not fit are said to. Stops taking new settings after --seconds. --layers N makes a shallower model, for a smoke test:
-its MFU is its own, and nothing is extrapolated from it. The prediction, for LoRA, is that of `manyicl plan`
-(footprint.py), made before the row is run. Two ceilings are measured by a bf16 product: for a tenth of a second, and as
-the card holds it after HELD_SECONDS, at its power limit, where training runs too. FlashAttention 3 is used where it is
-installed; --no-flash leaves it. --autocast runs the rows as `manyicl train` does in bf16: without it the
-products of peft's float32 adapters are made in float32.
+which no single GPU holds for 7B). One filled episode a row, answers of three tokens on --share of its tokens. What is
+timed is forward and backward of --rows rows, whose gradients add up, between two waits for the GPU: `manyicl train`
+waits for it once an optimizer step, which has train.packs_per_step rows (8 unless said). FLOPs are the model's
+(costs.count_flops): 4 N a token for LoRA, 6 N for full, head at targets, causal attention; what is recomputed does not
+count. --compile adds rows with compiled layers. Settings that do not fit are said to. Stops taking new settings after
+--seconds. --layers N makes a shallower model, for a smoke test: its MFU is its own, and nothing is extrapolated from
+it. The prediction, for LoRA, is that of `manyicl plan` (footprint.py), made before the row is run. Two ceilings are
+measured by a bf16 product: for a tenth of a second, and as the card holds it after HELD_SECONDS, at its power limit,
+where training runs too. FlashAttention 3 is used where it is installed; --no-flash leaves it. --autocast runs the rows
+as `manyicl train` does in bf16: without it the products of peft's float32 adapters are made in float32.
 """
 
 from __future__ import annotations
@@ -45,13 +47,14 @@ def main() -> None:
     parser.add_argument("--shapes", default="mistral-7b,gemma-7b,llama-3-8b")
     parser.add_argument("--modes", default="lora", help="lora, full, or both with a comma")
     parser.add_argument("--tokens", default="8192,32768")
-    parser.add_argument("--checkpointed", default="auto", help="layers recomputed: auto, all, or numbers with commas")
+    parser.add_argument("--checkpointed", default="auto", help="layers recomputed: auto, all, whole, or numbers")
     parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
     parser.add_argument("--autocast", action="store_true", help="products in bf16 also where weights are float32")
     parser.add_argument("--widened", action="store_true", help="with peft's casts to float32, for comparison")
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3, also where it is installed")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--layers", type=int, help="layers of a shallower model")
+    parser.add_argument("--rows", type=int, default=4, help="rows between two waits for the GPU")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warmups", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=500.0, help="no new setting is begun after so long")
@@ -64,8 +67,7 @@ def main() -> None:
     ceilings = {"mfu": measure_ceiling(device), "mfu_held": measure_ceiling(device, seconds=HELD_SECONDS)}
     if ceilings["mfu"]:
         brief, held = (value / 1e12 for value in ceilings.values())
-        print(f"ceiling: {brief:.0f} TFLOP/s (bf16 product), {held:.0f} held for {HELD_SECONDS:.0f} s")
-        print(f"FlashAttention 3: {'used' if flash_attention.is_usable() else 'not used'}", flush=True)
+        print(f"ceiling: {brief:.0f} TFLOP/s (bf16 product), {held:.0f} held for {HELD_SECONDS:.0f} s", flush=True)
     else:
         print("no ceiling is known for a CPU")
     for shape in options.shapes.split(","):
@@ -80,10 +82,7 @@ def main() -> None:
                     result |= {name: result["flops_per_s"] / value for name, value in ceilings.items()}
                 print(describe(result), flush=True)
                 results.append(result)
-                write_json(
-                    options.json,
-                    {"ceilings": ceilings, "flash_attention_3": flash_attention.is_usable(), "rows": results},
-                )
+                write_json(options.json, {"ceilings": ceilings, "rows": results})
             del model
             gc.collect()
             torch.cuda.empty_cache()
@@ -91,7 +90,7 @@ def main() -> None:
 
 def settings_of(options):
     """Return (tokens, checkpointed, compiled) of every row that is asked for."""
-    checkpointed = [c if c in ("auto", "all") else int(c) for c in options.checkpointed.split(",")]
+    checkpointed = [c if c in ("auto", "all", "whole") else int(c) for c in options.checkpointed.split(",")]
     compiled = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
     return [(int(t), c, y) for t in options.tokens.split(",") for c in checkpointed for y in compiled]
 
@@ -126,11 +125,12 @@ def measure(model, cost, setting, options, *, mode):
     about["autocast"] = options.autocast
     try:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        count = choose_checkpointed(
+        chosen = choose_checkpointed(
             model, checkpointed, row_tokens=num_tokens, autocast=options.autocast, compiled=compiled
         )
-        about |= {"checkpointed": count, "layers": len(decoder_layers(model)), "weights_gib": before / GIB}
-        predicted = predict_bytes(model, count, setting, num_targets=num_targets, mode=mode)
+        about |= {"checkpointed": chosen.num_layers, "keeps_attention": chosen.keeps_attention}
+        about |= {"layers": len(decoder_layers(model)), "weights_gib": before / GIB}
+        predicted = predict_bytes(model, chosen, setting, num_targets=num_targets, mode=mode)
         about["predicted_gib"] = None if predicted is None else predicted / GIB
         seconds = []
         if device.type == "cuda":
@@ -138,19 +138,21 @@ def measure(model, cost, setting, options, *, mode):
             retries = torch.cuda.memory_stats()["num_alloc_retries"]
         with (
             segment_attention(model, row_tokens=num_tokens),
-            prepared_layers(model, num_checkpointed=count, compiled=compiled),
+            prepared_layers(model, chosen, compiled=compiled),
             unwidened_inputs(model, autocast=options.autocast and not options.widened),
         ):
+            about["flash"] = flash_attention.in_place()
             for number in range(options.repeats + options.warmups):
                 model.zero_grad(set_to_none=True)
                 synchronize(device)
                 begun = time.perf_counter()
-                with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
-                    loss = row_loss(model, batch).loss
-                loss.backward()
+                for _ in range(options.rows):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
+                        loss = row_loss(model, batch).loss
+                    loss.backward()
                 synchronize(device)
                 if number >= options.warmups:
-                    seconds.append(time.perf_counter() - begun)
+                    seconds.append((time.perf_counter() - begun) / options.rows)
         peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
         if device.type == "cuda":  # how often the allocator gave back what it had kept, and asked anew: each one waits
             about["retries"] = torch.cuda.memory_stats()["num_alloc_retries"] - retries
@@ -169,14 +171,14 @@ def measure(model, cost, setting, options, *, mode):
     }
 
 
-def predict_bytes(model, count, setting, *, num_targets, mode):
+def predict_bytes(model, checkpointed, setting, *, num_targets, mode):
     """Return what `manyicl plan` predicts for LoRA, less AdamW's moments; of full weights in bf16 it knows nothing."""
     if mode != "lora":
         return None
     num_tokens, _, compiled = setting
     row = Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16", compiled=compiled)
     footprint = measure_footprint(model.get_base_model().config, row, lora=LoraSettings())
-    prediction = predict_memory(footprint, num_checkpointed=count)
+    prediction = predict_memory(footprint, checkpointed)
     return prediction.total_bytes - prediction.optimizer_bytes
 
 
@@ -184,7 +186,8 @@ def describe(result):
     """Return one line for a person."""
     what = (
         f"{result['shape']:10} {result['mode']:4} {result['tokens']:>7,} tokens, {result.get('checkpointed', '?')} of"
-        f" {result.get('layers', '?')} layers recomputed{', compiled' if result['compiled'] else ''}:"
+        f" {result.get('layers', '?')} layers recomputed{'' if result.get('keeps_attention', True) else ' as a whole'}"
+        f"{', compiled' if result['compiled'] else ''}{', FlashAttention 3' if result.get('flash') == 'FA3' else ''}:"
     )
     if not result["fits"]:
         return f"{what} does not fit"

@@ -22,7 +22,7 @@ from measuring import SHAPES, make_episodes, make_model, make_row, ratios, sprea
 from manyicl.attention import segment_attention
 from manyicl.batches import BatchMaker
 from manyicl.config import make_config
-from manyicl.layers import prepared_layers
+from manyicl.layers import Checkpointed, prepared_layers
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog
 from manyicl.models import load_model
@@ -69,7 +69,7 @@ def compare_speed(options, num_tokens, *, metaicl, device):
 
     def step(batch):
         model.zero_grad(set_to_none=True)
-        with segment_attention(model), prepared_layers(model, num_checkpointed=0, compiled=False):
+        with segment_attention(model), prepared_layers(model, Checkpointed(0), compiled=False):
             row_loss(model, batch).loss.backward()
 
     sides = {targets: lambda batch=batch: step(batch) for targets, batch in batches.items()}

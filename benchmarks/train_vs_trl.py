@@ -2,17 +2,19 @@
 
     pip install ".[bench]"
     python benchmarks/train_vs_trl.py [--shape small] [--tokens 512,4096] [--episode-tokens 512] [--recompute]
-                                      [--json OUT]
+                                      [--whole] [--no-flash] [--json OUT]
 
 Filled: one episode a row. Packed: episodes of --episode-tokens in one row. A step is forward and backward of one row,
 by each trainer's own loss (ours: manyicl.loss.row_loss and the step's sums; TRL: SFTTrainer.compute_loss on what its
 own padding-free collator makes of `input_ids`, `labels` and `seq_lengths`), float32 on a CPU and bfloat16 on a GPU.
-Neither recomputes a layer; with --recompute each recomputes all, in its own way (long rows need it). Before a time is
-taken: both losses agree to 1e-3, and to 1e-4 in float32 where that fits the device on both sides (bfloat16 rounds its
-own way on either), and a token of a middle episode of TRL's pack is changed to see whether its neighbours' losses move.
-Where they do, TRL does not isolate packs by its attention path here, this is said, and its unpacked path (the episodes
-as padded rows of a batch) is timed. Peak memory: on a GPU what was allocated; on a CPU the resident peak of a process
-of its own a side (--no-memory: not).
+Neither recomputes a layer; with --recompute each recomputes all, in its own way (long rows need it): ours keep their
+attention's output, TRL's do not, and with --whole ours do not either. Ours takes FlashAttention 3 for long rows where
+it is installed, TRL what transformers gives it (sdpa); --no-flash leaves it. Before a time is taken: both losses agree
+to 1e-3, and to 1e-4 in float32 where that fits the device on both sides (bfloat16 rounds its own way on either), and a
+token of a middle episode of TRL's pack is changed to see whether its neighbours' losses move. Where they do, TRL does
+not isolate packs by its attention path here, this is said, and its unpacked path (the episodes as padded rows of a
+batch) is timed. Peak memory: on a GPU what was allocated; on a CPU the resident peak of a process of its own a side
+(--no-memory: not).
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 import torch
 from measuring import SHAPES, make_episodes, make_model, make_row, ratios, spread, time_in_turn, write_json
 
+from manyicl import flash_attention
 from manyicl.attention import IMPLEMENTATION, segment_attention
 from manyicl.batches import pad_row
-from manyicl.layers import decoder_layers, prepared_layers
+from manyicl.layers import Checkpointed, decoder_layers, prepared_layers
 from manyicl.loss import row_loss
 from manyicl.metrics import StepSums
 from manyicl.training import row_multiple
@@ -49,11 +52,15 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--recompute", action="store_true", help="all layers on both sides")
+    parser.add_argument("--whole", action="store_true", help="with --recompute: ours recompute their attention too")
+    parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3, also where it is installed")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # SIDE:TOKENS:EPISODE_TOKENS, in a process of its own
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.no_flash:
+        flash_attention.is_usable = lambda: False
     options.shape = options.shape or ("llama-1b" if device.type == "cuda" else "small")
     if options.peak_of:
         print(peak_of(options, device))
@@ -77,11 +84,12 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
         num_tokens, episode_tokens=episode_tokens, target_share=options.share, vocab_size=config.vocab_size
     )
     peer = PeerSide(copy.deepcopy(model), episodes, recompute=options.recompute)
-    ours = OurSide(model, episodes, device=device, recompute=options.recompute)
+    ours = OurSide(model, episodes, device=device, recompute=options.recompute, whole=options.whole)
     isolates = len(episodes) == 1 or peer.isolates()
     if not isolates:
         peer.unpack()
-    about = {"kind": kind, "recompute": options.recompute, "tokens": num_tokens, "episodes": len(episodes)}
+    about = {"kind": kind, "recompute": options.recompute, "whole": options.whole}
+    about |= {"tokens": num_tokens, "episodes": len(episodes)}
     full = [name for name, side in (("ours", ours), ("trl", peer)) if not fits(side, recompute=options.recompute)]
     if full:
         return {**about, "out_of_memory": full}
@@ -95,7 +103,7 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
         **about,
         "first_losses": losses,
         "exact_losses": exact,
-        "attention": {"ours": IMPLEMENTATION, "trl": peer.attention},
+        "attention": {"ours": f"{IMPLEMENTATION}, {ours.flash or 'torch'}", "trl": peer.attention},
         "trl_isolates_packs": None if len(episodes) == 1 else isolates,
         "time_s": {name: spread(values) for name, values in seconds.items()},
         "tokens_per_s": {name: num_tokens / spread(values)["median"] for name, values in seconds.items()},
@@ -121,8 +129,9 @@ def exact_loss(side):
     try:
         return side.exact_loss()
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
+        pass
+    torch.cuda.empty_cache()  # behind the block, which holds the step's tensors by its traceback
+    return None
 
 
 def fits(side, *, recompute):
@@ -130,6 +139,8 @@ def fits(side, *, recompute):
     try:
         runs = count_runs(side)
     except torch.OutOfMemoryError:
+        runs = None
+    if runs is None:  # behind the block, which holds the step's tensors by its traceback
         side.model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         return False
@@ -141,17 +152,19 @@ def count_runs(side):
     """Return how often the first layer runs forward in one step."""
     runs = []
     handle = decoder_layers(side.model)[0].self_attn.register_forward_pre_hook(lambda *_: runs.append(1))
-    side.step()
-    handle.remove()
+    try:
+        side.step()
+    finally:
+        handle.remove()
     return len(runs)
 
 
 class OurSide:
     """One row through ours."""
 
-    def __init__(self, model, episodes, *, device, recompute) -> None:
-        self.model = model
-        self.num_checkpointed = len(decoder_layers(model)) if recompute else 0
+    def __init__(self, model, episodes, *, device, recompute, whole) -> None:
+        self.model, self.flash = model, None
+        self.checkpointed = Checkpointed(len(decoder_layers(model)) if recompute else 0, keeps_attention=not whole)
         row = make_row(episodes)
         multiple = row_multiple(row.num_tokens, device=device, compiled=False)
         self.batch = (pad_row(row, multiple=multiple) if multiple > 1 else row).to(device)
@@ -161,8 +174,9 @@ class OurSide:
         self.model.zero_grad(set_to_none=True)
         with (
             segment_attention(self.model, row_tokens=self.batch.input_ids_1T.shape[1]),
-            prepared_layers(self.model, num_checkpointed=self.num_checkpointed, compiled=False),
+            prepared_layers(self.model, self.checkpointed, compiled=False),
         ):
+            self.flash = flash_attention.in_place()
             scored = row_loss(self.model, self.batch)
             self.sums.add(self.batch, scored)
             scored.loss.backward()
@@ -298,7 +312,7 @@ def cuda_peak(run, device):
 def child_peak(options, side, *, rows):
     """Return the resident peak of a step in a process of its own, less what it held before; None where not known."""
     script = [sys.executable, __file__, "--shape", options.shape, "--share", str(options.share)]
-    script += ["--recompute"] if options.recompute else []
+    script += [f"--{name}" for name in ("recompute", "whole") if getattr(options, name)]
     done = subprocess.run(
         [*script, "--peak-of", f"{side}:{rows[0]}:{rows[1]}"], capture_output=True, text=True, check=True
     )
@@ -315,7 +329,7 @@ def peak_of(options, device):
     )
     recompute = options.recompute
     one = (
-        OurSide(model, episodes, device=device, recompute=recompute)
+        OurSide(model, episodes, device=device, recompute=recompute, whole=options.whole)
         if side == "ours"
         else PeerSide(model, episodes, recompute=recompute)
     )

@@ -18,7 +18,7 @@ from manyicl.footprint import (
     meter_step,
     predict_memory,
 )
-from manyicl.layers import measure_activations, prepared_layers
+from manyicl.layers import Checkpointed, measure_activations, prepared_layers
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
@@ -26,6 +26,7 @@ from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)
 NUM_LAYERS = 6
+WHOLE = Checkpointed(NUM_LAYERS, keeps_attention=False)
 DEEP = {**COMMON, "num_hidden_layers": NUM_LAYERS}
 
 
@@ -57,17 +58,17 @@ def deep_model(name, *, lora):
 )
 def test_the_predicted_peak_is_what_real_tensors_take(name, precision, lora):
     batch = row_of(400, num_answers=20)
-    for num_checkpointed in (0, 1, 4, NUM_LAYERS):
+    for checkpointed in (*map(Checkpointed, (0, 1, 4, NUM_LAYERS)), WHOLE):
         config, model = deep_model(name, lora=lora)
         if lora is not None and precision == "bf16":  # a frozen base is stored in it
             for parameter in model.parameters():
                 parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
-        if num_checkpointed == 0:
+        if checkpointed.num_layers == 0:
             footprint = measure_footprint(config, Row(400, 80, precision), lora=lora)
-        layers = prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False)
+        layers = prepared_layers(model, checkpointed, compiled=False)
         with segment_attention(model), layers:
             peaks = meter_step(model, batch, autocast=precision == "bf16")
-        prediction = predict_memory(footprint, num_checkpointed=num_checkpointed)
+        prediction = predict_memory(footprint, checkpointed)
         assert prediction.activations_bytes == pytest.approx(max(peaks), rel=0.1)
         assert (prediction.moment == "head") == (peaks[0] > peaks[1])
 
@@ -98,11 +99,11 @@ def test_a_layer_keeps_the_tensors_that_autograd_saves(name, lora):
 def test_states_by_hand():
     config = CONFIGS["llama"]()
     row = Row(64, 8, "bf16")
-    full = predict_memory(measure_footprint(config, row), num_checkpointed=0)
+    full = predict_memory(measure_footprint(config, row), Checkpointed(0))
     num_weights = 25600 + 27648 + 224
     assert full.weights_bytes == full.gradients_bytes == 4 * num_weights
     assert (full.optimizer_bytes, full.adapters_bytes) == (8 * num_weights, 0)
-    lora = predict_memory(measure_footprint(config, row, lora=RANK_4), num_checkpointed=0)
+    lora = predict_memory(measure_footprint(config, row, lora=RANK_4), Checkpointed(0))
     num_adapter = 4 * 3 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
     assert lora.weights_bytes == 2 * num_weights
     assert lora.adapters_bytes == lora.gradients_bytes == 4 * num_adapter
@@ -114,9 +115,12 @@ def test_a_7b_model_in_32k_tokens_is_known_without_weights():
     config = MistralConfig(sliding_window=None, num_hidden_layers=32)
     footprint = measure_footprint(config, Row(8192, 800, "bf16"), lora=LoraSettings(rank=16))
     # A checkpointed layer leaves its input and its attention's output: twice 8192 tokens of 4096 numbers in bfloat16.
-    assert footprint.layer.input == pytest.approx(2 * 8192 * 4096 * 2, rel=0.05)
-    none, every = (predict_memory(footprint, num_checkpointed=n).total_bytes / 2**30 for n in (0, 32))
+    assert footprint.layer.recomputed == pytest.approx(2 * 8192 * 4096 * 2, rel=0.05)
+    assert footprint.layer.whole == 8192 * 4096 * 2
+    none, every = (predict_memory(footprint, Checkpointed(n)).total_bytes / 2**30 for n in (0, 32))
     assert 17 < every < 20
+    whole = predict_memory(footprint, Checkpointed(32, keeps_attention=False)).total_bytes / 2**30
+    assert 1.8 < every - whole < 2.1  # 32 outputs of 64 MiB, less the one of the layer that goes backward
     assert 55 < none < 75
 
 
@@ -129,18 +133,19 @@ def test_compiled_layers_are_predicted_to_keep_what_they_keep_when_run():
     kept = measure_activations(model, compiled=True).layer_bytes * 400
     assert compiled.layer.kept == pytest.approx(kept, rel=0.1)
     assert compiled.layer.kept < 0.95 * plain.layer.kept
-    assert compiled.layer.input == plain.layer.input
+    assert (compiled.layer.recomputed, compiled.layer.whole) == (plain.layer.recomputed, plain.layer.whole)
     # Compiled, more lives at once while one is recomputed: two and a half layers, as measured on a GPU.
-    assert compiled.layer.work_input == max(plain.layer.work_input, round(2.5 * compiled.layer.kept))
+    assert compiled.layer.work_recomputed == max(plain.layer.work_recomputed, round(2.5 * compiled.layer.kept))
 
 
 def test_as_few_layers_are_checkpointed_as_memory_asks():
     footprint = measure_footprint(LlamaConfig(**DEEP), Row(400, 80, "fp32"))
-    peaks = [predict_memory(footprint, num_checkpointed=n).total_bytes for n in range(NUM_LAYERS + 1)]
+    peaks = [predict_memory(footprint, Checkpointed(n)).total_bytes for n in range(NUM_LAYERS + 1)]
     assert peaks[0] > peaks[3] > peaks[6]
-    assert choose_checkpointed_layers(footprint, free_bytes=2 * peaks[0]) == 0
-    assert choose_checkpointed_layers(footprint, free_bytes=int(peaks[3] / 0.92) + 1) == 3
-    assert choose_checkpointed_layers(footprint, free_bytes=min(peaks)) is None
+    assert choose_checkpointed_layers(footprint, free_bytes=2 * peaks[0]) == Checkpointed(0)
+    assert choose_checkpointed_layers(footprint, free_bytes=int(peaks[3] / 0.92) + 1) == Checkpointed(3)
+    assert choose_checkpointed_layers(footprint, free_bytes=min(peaks)) == WHOLE
+    assert predict_memory(footprint, WHOLE).total_bytes < min(peaks)
 
 
 def test_capped_scores_are_run_as_they_are_because_no_fused_kernel_knows_them():

@@ -19,6 +19,7 @@ from manyicl.errors import UserError
 from manyicl.fitting import suggest_changes
 from manyicl.footprint import Row, measure_footprint, predict_memory
 from manyicl.forecast import count_unterminated, forecast_run, is_exact_prefix, largest_row
+from manyicl.layers import Checkpointed
 from manyicl.models import load_config
 from manyicl.runs import count_plan, prepare_run
 from manyicl.tokens import TaskTokenizer
@@ -160,20 +161,22 @@ def test_the_change_that_is_proposed_fits_and_the_gentler_ones_did_not(config):
     model_config = load_config(config.model)
     row = Row(300, 60, "fp32")
     weights = shape_model(model_config).weights
-    kept = predict_memory(measure_footprint(model_config, row), num_checkpointed=0).total_bytes
-    every = predict_memory(measure_footprint(model_config, row), num_checkpointed=3).total_bytes
+    footprint = measure_footprint(model_config, row)
+    kept = predict_memory(footprint, Checkpointed(0)).total_bytes
+    every, whole = (predict_memory(footprint, Checkpointed(3, keeps)).total_bytes for keeps in (True, False))
 
     def propose(total_bytes):
         device = Device("small", memory_bytes=int(total_bytes / 0.92) + 1, peak_flops_per_s=1e12)
         return suggest_changes(config, model_config, row=row, device=device, weights=weights)
 
-    assert every < kept
-    checkpointed = propose(every)
-    assert checkpointed.overrides == ("train.checkpointed_layers=auto",)
-    assert checkpointed.total_bytes == every
-    smaller = propose(every - 1000)
+    assert whole < every < kept
+    for total_bytes in (every, whole):
+        checkpointed = propose(total_bytes)
+        assert checkpointed.overrides == ("train.checkpointed_layers=auto",)
+        assert checkpointed.total_bytes == total_bytes
+    smaller = propose(whole - 1000)
     assert smaller.overrides == ("train.checkpointed_layers=auto", "train.packs_per_batch=1")
-    assert smaller.total_bytes < every - 1000
+    assert smaller.total_bytes < whole - 1000
     assert propose(weights.base) is None
 
 

@@ -19,6 +19,7 @@ from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
 from manyicl.layers import (
     ActivationCost,
+    Checkpointed,
     choose_checkpointed,
     decoder_layers,
     fewest_checkpointed,
@@ -32,7 +33,7 @@ from tests.conftest import CONFIGS, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 
 
-def gradients_with(model, *, num_checkpointed: int, compiled: bool = False) -> tuple[torch.Tensor, list[int]]:
+def gradients_with(model, checkpointed: Checkpointed, *, compiled: bool = False) -> tuple[torch.Tensor, list[int]]:
     """Return all gradients of a row, and how often each layer ran forward."""
     model.train().zero_grad()
     runs = [0] * len(decoder_layers(model))
@@ -41,18 +42,19 @@ def gradients_with(model, *, num_checkpointed: int, compiled: bool = False) -> t
         part.register_forward_pre_hook(lambda *_, n=n: runs.__setitem__(n, runs[n] + 1))
         for n, part in enumerate(inside)
     ]
-    with segment_attention(model), prepared_layers(model, num_checkpointed=num_checkpointed, compiled=compiled):
+    with segment_attention(model), prepared_layers(model, checkpointed, compiled=compiled):
         row_loss(model, row([random_episode(EPISODE, seed=s) for s in (1, 2)])).loss.backward()
     for handle in handles:
         handle.remove()
     return torch.cat([p.grad.flatten() for p in model.parameters()]), runs
 
 
+@pytest.mark.parametrize("keeps_attention", [True, False])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_recomputed_layers_run_twice_and_change_no_gradient(name):
+def test_recomputed_layers_run_twice_and_change_no_gradient(name, keeps_attention):
     model = tiny_model(name)
-    plain, once = gradients_with(model, num_checkpointed=0)
-    some, twice = gradients_with(model, num_checkpointed=1)
+    plain, once = gradients_with(model, Checkpointed(0))
+    some, twice = gradients_with(model, Checkpointed(1, keeps_attention))
     assert (once, twice) == ([1, 1, 1], [1, 2, 1])
     assert torch.allclose(plain, some, rtol=1e-4, atol=1e-6)
     assert all("forward" not in vars(layer) for layer in decoder_layers(model))
@@ -65,16 +67,17 @@ def test_layers_whose_attention_is_not_compiled_are_compiled_around_it_also_wher
     model = tiny_model(name).train()
     batch = row([random_episode(EPISODE, seed=s) for s in range(num_segments)])
     gradients, frames = [], []
-    for checkpointed, compiled in ((0, False), (0, True), (3, True)):
+    settings = (Checkpointed(0), Checkpointed(0), Checkpointed(3), Checkpointed(3, keeps_attention=False))
+    for checkpointed, compiled in zip(settings, (False, True, True, True), strict=True):
         counted = CompileCounterWithBackend("aot_eager")
         model.zero_grad()
-        prepared = prepared_layers(model, num_checkpointed=checkpointed, compiled=compiled, backend=counted)
+        prepared = prepared_layers(model, checkpointed, compiled=compiled, backend=counted)
         with segment_attention(model), prepared:
             row_loss(model, batch).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         frames.append(counted.frame_count)
     assert frames[0] == 0
-    assert frames[1] == frames[2] > 0
+    assert frames[1] == frames[2] == frames[3] > 0
     for compiled_gradients in gradients[1:]:
         assert torch.allclose(gradients[0], compiled_gradients, rtol=1e-3, atol=1e-5)
 
@@ -99,7 +102,7 @@ def test_compiled_layers_do_not_attend_again_either():
         partition_fn=min_cut_rematerialization_partition,
     )
     model = tiny_model("llama").train()
-    with segment_attention(model), prepared_layers(model, num_checkpointed=3, compiled=True, backend=backend):
+    with segment_attention(model), prepared_layers(model, Checkpointed(3), compiled=True, backend=backend):
         row_loss(model, row([random_episode(EPISODE, seed=1)])).loss.backward()
     assert counts == {"forward": 1, "backward": 0}  # one graph of each serves the three layers
 
@@ -117,7 +120,7 @@ def test_what_is_dropped_in_attention_and_in_adapters_is_dropped_again_when_reco
         model.config.attention_dropout = 0.3
         adapted = get_peft_model(model, config).train()
         torch.manual_seed(2)
-        with segment_attention(adapted), prepared_layers(adapted, num_checkpointed=checkpointed, compiled=False):
+        with segment_attention(adapted), prepared_layers(adapted, Checkpointed(checkpointed), compiled=False):
             row_loss(adapted, row([random_episode(EPISODE, seed=1)])).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None]))
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
@@ -125,7 +128,7 @@ def test_what_is_dropped_in_attention_and_in_adapters_is_dropped_again_when_reco
 
 def test_a_block_leaves_the_forward_that_a_layer_had_before():
     model = tiny_model("llama")
-    with prepared_layers(model, num_checkpointed=1, compiled=False):
+    with prepared_layers(model, Checkpointed(1), compiled=False):
         own = [vars(layer).get("forward") for layer in decoder_layers(model)]
         measure_activations(model)
         assert [vars(layer).get("forward") for layer in decoder_layers(model)] == own
@@ -143,12 +146,14 @@ class _Attentions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("num_segments", [1, 2])
-def test_recomputed_layers_do_not_attend_again(num_segments):
+@pytest.mark.parametrize(("keeps_attention", "times"), [(True, 1), (False, 2)])
+def test_recomputed_layers_attend_again_only_where_they_are_recomputed_as_a_whole(num_segments, keeps_attention, times):
     model = tiny_model("llama").train()
     batch = row([random_episode(EPISODE, seed=s) for s in range(num_segments)])
-    with segment_attention(model), prepared_layers(model, num_checkpointed=3, compiled=False), _Attentions() as counted:
+    prepared = prepared_layers(model, Checkpointed(3, keeps_attention), compiled=False)
+    with segment_attention(model), prepared, _Attentions() as counted:
         row_loss(model, batch).loss.backward()
-    assert counted.count == 3 * num_segments
+    assert counted.count == 3 * num_segments * times
 
 
 def test_places_are_evenly_spread():
@@ -160,7 +165,8 @@ def test_places_are_evenly_spread():
 def test_activations_are_what_one_layer_keeps_for_a_token():
     model = tiny_model("llama")
     cost = measure_activations(model)
-    assert cost.recomputed_bytes == 32 * 4 + 4 * (8 * 4 + 4)  # hidden size; 4 heads of 8 and a sum each; float32
+    assert cost.input_bytes == 32 * 4  # hidden size, float32
+    assert cost.attention_bytes == 4 * (8 * 4 + 4)  # 4 heads of 8 numbers and a sum
     # Counted by hand, in floats a token: two norms keep their input, its scale and their output (32 + 1 + 32 each) and
     # a product of them (32 each); attention its rotated queries (32), keys (16), values (16), output (32) and a sum
     # for each of 4 heads; the feed-forward its gate, activation, up (64 each) and their product (64).
@@ -179,7 +185,7 @@ def test_each_of_many_runs_in_one_process_is_compiled(monkeypatch):
     model = tiny_model("llama").train()
     for number in range(4):
         batch = pad_row(row([random_episode(EPISODE, seed=1)]), multiple=64 + 8 * number)
-        with segment_attention(model), prepared_layers(model, num_checkpointed=0, compiled=True):
+        with segment_attention(model), prepared_layers(model, Checkpointed(0), compiled=True):
             row_loss(model, batch).loss.backward()
         assert counted.frame_count == number + 1
 
@@ -191,7 +197,7 @@ def test_compiled_layers_keep_less():
     model = tiny_model("llama")
     plain, compiled = (measure_activations(model, compiled=c) for c in (False, True))
     assert 0.5 * plain.layer_bytes < compiled.layer_bytes < 0.95 * plain.layer_bytes
-    assert compiled.recomputed_bytes == plain.recomputed_bytes
+    assert (compiled.input_bytes, compiled.attention_bytes) == (plain.input_bytes, plain.attention_bytes)
     assert all("forward" not in vars(layer) for layer in decoder_layers(model))
 
 
@@ -206,16 +212,21 @@ def test_what_compiled_layers_keep_is_what_inductor_keeps(monkeypatch):
 
 
 def test_as_few_as_fit_are_recomputed():
-    cost = ActivationCost(layer_bytes=100.0, recomputed_bytes=10.0, work_bytes=100.0)
-    counts = [fewest_checkpointed(cost, num_layers=8, num_tokens=10, free_bytes=b) for b in range(0, 9000, 100)]
-    assert counts[0] == 8  # nothing fits: the least that can be done
+    cost = ActivationCost(layer_bytes=100.0, input_bytes=5.0, attention_bytes=5.0, work_bytes=100.0)
+    chosen = [fewest_checkpointed(cost, num_layers=8, num_tokens=10, free_bytes=b) for b in range(0, 9000, 100)]
+    counts = [c.num_layers for c in chosen]
+    assert chosen[0] == Checkpointed(8, keeps_attention=False)  # nothing fits: the least that can be done
+    assert chosen[17] == Checkpointed(8, keeps_attention=False)
+    assert chosen[18] == Checkpointed(8)  # 8 inputs and attentions of 100 bytes, and 1000 of work
     assert counts[80] == counts[-1] == 0
     assert counts == sorted(counts, reverse=True)
 
 
 def test_a_setting_is_taken_and_a_cpu_recomputes_nothing_by_itself():
     model = tiny_model("llama")
-    assert [choose_checkpointed(model, s, row_tokens=10**9) for s in ("auto", "all", 0, 2)] == [0, 3, 0, 2]
+    expected = {"auto": Checkpointed(0), "all": Checkpointed(3), "whole": Checkpointed(3, False), 2: Checkpointed(2)}
+    for setting, chosen in expected.items():
+        assert choose_checkpointed(model, setting, row_tokens=10**9) == chosen
 
 
 @pytest.mark.slow
@@ -229,7 +240,7 @@ def test_compiled_layers_are_compiled_once_for_all_rows_of_a_length(num_checkpoi
     model = tiny_model("llama").train()
     frames, gradients = [], {False: [], True: []}
     for compiled in (False, True):
-        with segment_attention(model), prepared_layers(model, num_checkpointed=num_checkpointed, compiled=compiled):
+        with segment_attention(model), prepared_layers(model, Checkpointed(num_checkpointed), compiled=compiled):
             for lengths in ([(5, 2)] * 6, [(5, 2)] * 5, [(4, 3)] * 6):  # filled rows of 43, 36 and 43 tokens, of 48
                 model.zero_grad()
                 row_loss(model, pad_row(row([random_episode(lengths, seed=1)]), multiple=48)).loss.backward()
@@ -256,7 +267,7 @@ def test_under_autocast_adapters_keep_no_copy_of_what_they_read_and_gradients_st
 
         with (
             segment_attention(model),
-            prepared_layers(model, num_checkpointed=checkpointed, compiled=False),
+            prepared_layers(model, Checkpointed(checkpointed), compiled=False),
             unwidened_inputs(model, autocast=unwidened),
         ):
             with (

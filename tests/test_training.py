@@ -196,11 +196,15 @@ def test_rows_are_padded_for_compiled_layers_and_on_a_gpu():
 def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_path):
     config = write_setting(tmp_path, num_steps=4)
     train(config, out=tmp_path / "plain")
-    wasteful = config.model_copy(update={"train": config.train.model_copy(update={"checkpointed_layers": "all"})})
-    train(wasteful, out=tmp_path / "recomputed")
-    plain, recomputed = (read_metrics(tmp_path / name) for name in ("plain", "recomputed"))
-    losses = [[r["loss"] for r in records if "loss" in r] for records in (plain, recomputed)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for setting in ("all", "whole"):
+        wasteful = config.model_copy(update={"train": config.train.model_copy(update={"checkpointed_layers": setting})})
+        train(wasteful, out=tmp_path / setting)
+    names = ("plain", "all", "whole")
+    plain, *recomputed = ([r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in names)
+    assert recomputed == [pytest.approx(plain, rel=1e-5)] * 2
+    said = [json.loads((tmp_path / name / "run.json").read_text()) for name in names]
+    assert [about["checkpointed_layers"] for about in said] == [0, 3, "whole"]
+    assert {about["flash_attention"] for about in said} == {None}
     lines = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
     assert all(r["model_flops_per_s"] > 0 and "mfu" not in r for r in lines if "loss" in r)
     about = json.loads((tmp_path / "plain" / "run.json").read_text())

@@ -357,13 +357,14 @@ def _memory_table(memory: MemoryPrediction, device: Device | None) -> Table:
         "layer": "one layer going backward",
         "recompute": "one layer going forward once more, then backward",
     }
+    saved = "input and attention" if memory.checkpointed.keeps_attention else "input"
     rows = (
         ("weights", memory.weights_bytes, "of the model itself"),
         ("adapter", memory.adapters_bytes, "its weights, float32"),
         ("gradients", memory.gradients_bytes, "of trained weights, float32"),
         ("optimizer", memory.optimizer_bytes, "AdamW's two moments"),
         ("layers", memory.layers_bytes, "activations kept for the backward pass"),
-        ("checkpoints", memory.checkpoints_bytes, f"input and attention of {memory.num_checkpointed} layers"),
+        ("checkpoints", memory.checkpoints_bytes, f"{saved} of {memory.checkpointed.num_layers} layers"),
         ("work", memory.work_bytes, work[memory.moment]),
     )
     for name, part, what in rows:

@@ -18,6 +18,7 @@ from manyicl.footprint import (
     measure_footprint,
     predict_memory,
 )
+from manyicl.layers import Checkpointed
 
 # An episode of fewer tokens holds hardly any shots; rather another device.
 FEWEST_BUDGET_TOKENS = 512
@@ -41,11 +42,11 @@ def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | 
 
     Of `train.checkpointed_layers = "auto"`, on `device`: as few layers as fit it; on none in particular, all.
     """
-    setting: int | str | None = config.train.checkpointed_layers
+    setting = config.train.checkpointed_layers
     if setting == "auto" and device is not None:
-        setting = choose_checkpointed_layers(footprint, free_bytes=device.memory_bytes)
-    num_checkpointed = setting if isinstance(setting, int) else footprint.num_layers
-    return predict_memory(footprint, num_checkpointed=min(num_checkpointed, footprint.num_layers))
+        return predict_memory(footprint, choose_checkpointed_layers(footprint, free_bytes=device.memory_bytes))
+    num_layers = min(setting, footprint.num_layers) if isinstance(setting, int) else footprint.num_layers
+    return predict_memory(footprint, Checkpointed(num_layers, keeps_attention=setting != "whole"))
 
 
 def suggest_changes(
@@ -89,7 +90,7 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
             values[section][entry] = setting
         return tuple(f"{name}={text}" for name, (text, _) in chosen.items()), make_config(values, source="plan")
 
-    if config.train.checkpointed_layers not in ("auto", "all"):
+    if config.train.checkpointed_layers not in ("auto", "whole"):
         yield change("train.checkpointed_layers", "auto", "auto")
     if config.train.packs_per_batch > 1:
         yield change("train.packs_per_batch", 1, "1")

@@ -2,8 +2,9 @@
 
 The forward pass, loss and backward pass of training run on torch's fake tensors, which have shapes, types and storages
 but no contents, with every storage counted from its birth to its end. Two and three layers are run, each time with all
-of them checkpointed and with none: what a further layer adds is known from that, for a model of any depth and size, in
-seconds. Attention is stood in for by what every fused kernel keeps (queries, keys, values, output, log-sum-exp).
+of them kept, checkpointed, and recomputed as a whole: what a further layer adds is known from that, for a model of any
+depth and size, in seconds. Attention is stood in for by what every fused kernel keeps (queries, keys, values, output,
+log-sum-exp).
 
 Memory may be at its peak when the head is at work (all layers are forward; logits of targets and their gradients), when
 a kept layer goes backward, or when a checkpointed one goes forward once more and then backward. Compiled layers keep
@@ -36,6 +37,7 @@ from manyicl.costs import WeightCounts, count_weights
 from manyicl.errors import UserError
 from manyicl.layers import (
     RECOMPUTED_WORK_COMPILED,
+    Checkpointed,
     decoder_layers,
     measure_activations,
     prepared_layers,
@@ -71,14 +73,23 @@ class Row:
 class Moment:
     """Bytes beside the states at one moment, as a line in the number of layers.
 
-    kept: what a layer that is not checkpointed adds. input: what one that is adds: its input, and its attention's
-    output. work_kept, work_input: what else there is, where the layer at hand is of the first kind or of the second.
+    kept: what a layer that is not checkpointed adds. recomputed: what one that is adds: its input, and its attention's
+    output. whole: what one that is recomputed as a whole adds: its input. work_...: what else there is, where the
+    layer at hand is of that kind.
     """
 
     kept: int
-    input: int
+    recomputed: int
+    whole: int
     work_kept: int
-    work_input: int
+    work_recomputed: int
+    work_whole: int
+
+    def added_by(self, checkpointed: Checkpointed) -> tuple[int, int]:
+        """Return what one of the checkpointed layers adds, and what else there is where it is the layer at hand."""
+        if checkpointed.keeps_attention:
+            return self.recomputed, self.work_recomputed
+        return self.whole, self.work_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,7 @@ class MemoryPrediction:
 
     weights_bytes: of the base. adapters_bytes: the adapters' weights. optimizer_bytes: AdamW's two moments.
     layers_bytes: activations of layers that are not checkpointed. checkpoints_bytes: of those that are, their inputs
-    and their attention's outputs.
+    and, where they keep them, their attention's outputs.
     work_bytes: what stands beside them only for a moment; `moment` names it: 'head' (logits of targets and their
     gradients), 'layer' (a layer that was kept goes backward) or 'recompute' (a checkpointed one does, forward first).
     """
@@ -113,7 +124,7 @@ class MemoryPrediction:
     checkpoints_bytes: int
     work_bytes: int
     moment: str
-    num_checkpointed: int
+    checkpointed: Checkpointed
 
     @property
     def states_bytes(self) -> int:
@@ -141,13 +152,12 @@ def measure_footprint(
     """
     weights = count_weights(config, lora=lora, trust_remote_code=trust_remote_code)
 
-    def run(num_layers: int, checkpointed: bool) -> tuple[int, int]:
-        return _run_empty(
-            _build_empty(config, num_layers, lora, row, trust_remote_code), row, checkpointed=checkpointed
-        )
+    def run(num_layers: int, way: str) -> tuple[int, int]:
+        checkpointed = Checkpointed(0 if way == "kept" else num_layers, keeps_attention=way != "whole")
+        return _run_empty(_build_empty(config, num_layers, lora, row, trust_remote_code), row, checkpointed)
 
     try:
-        runs = {(n, checkpointed): run(n, checkpointed) for n in (2, 3) for checkpointed in (False, True)}
+        runs = {(n, way): run(n, way) for n in (2, 3) for way in ("kept", "recomputed", "whole")}
         share = 1.0
         if row.compiled:
             kind: Any = type(config)
@@ -171,20 +181,20 @@ def measure_footprint(
     )
 
 
-def predict_memory(footprint: Footprint, *, num_checkpointed: int) -> MemoryPrediction:
-    """Return the peak of a step with `num_checkpointed` layers checkpointed, spread as training spreads them."""
+def predict_memory(footprint: Footprint, checkpointed: Checkpointed) -> MemoryPrediction:
+    """Return the peak of a step with layers checkpointed, spread as training spreads them."""
     num_layers, head, layer = footprint.num_layers, footprint.head, footprint.layer
-    chosen = spread(num_checkpointed, among=num_layers) if num_checkpointed else frozenset()
-    num_kept = num_layers - num_checkpointed
-    last_is_kept = num_layers - 1 not in chosen
-    # Bytes of (layers kept, inputs of checkpointed ones, work) at each moment.
-    work = head.work_kept if last_is_kept else head.work_input
-    moments = [("head", (num_kept * head.kept, num_checkpointed * head.input, work))]
+    chosen = spread(checkpointed.num_layers, among=num_layers) if checkpointed.num_layers else frozenset()
+    # Bytes of (layers kept, what checkpointed ones keep, work) at each moment.
+    each, work = head.added_by(checkpointed)
+    work = work if num_layers - 1 in chosen else head.work_kept
+    moments = [("head", ((num_layers - len(chosen)) * head.kept, len(chosen) * each, work))]
+    each, work_again = layer.added_by(checkpointed)
     for place in range(num_layers):  # its turn to go backward: what layers behind it kept is gone
         inputs = len([number for number in chosen if number <= place])
         kept = place + 1 - inputs
-        name, work = ("recompute", layer.work_input) if place in chosen else ("layer", layer.work_kept)
-        moments.append((name, (kept * layer.kept, inputs * layer.input, work)))
+        name, work = ("recompute", work_again) if place in chosen else ("layer", layer.work_kept)
+        moments.append((name, (kept * layer.kept, inputs * each, work)))
     moment, (kept, inputs, work) = max(moments, key=lambda item: sum(item[1]))
     return MemoryPrediction(
         weights_bytes=footprint.weights_bytes,
@@ -195,20 +205,21 @@ def predict_memory(footprint: Footprint, *, num_checkpointed: int) -> MemoryPred
         checkpoints_bytes=inputs,
         work_bytes=work,
         moment=moment,
-        num_checkpointed=num_checkpointed,
+        checkpointed=checkpointed,
     )
 
 
-def choose_checkpointed_layers(footprint: Footprint, *, free_bytes: int) -> int | None:
-    """Return the fewest layers to checkpoint so that a step fits `USABLE_SHARE` of `free_bytes`; None: not even all do.
+def choose_checkpointed_layers(footprint: Footprint, *, free_bytes: int) -> Checkpointed:
+    """Return the fewest layers to checkpoint so that a step fits `USABLE_SHARE` of `free_bytes`.
 
-    free_bytes: of the device before the weights are on it.
+    Where all do not fit, and whether that does or not: all as a whole. free_bytes: of the device before the weights are
+    on it.
     """
     for num_checkpointed in range(footprint.num_layers + 1):
-        prediction = predict_memory(footprint, num_checkpointed=num_checkpointed)
-        if prediction.total_bytes <= USABLE_SHARE * free_bytes:
-            return num_checkpointed
-    return None
+        chosen = Checkpointed(num_checkpointed)
+        if predict_memory(footprint, chosen).total_bytes <= USABLE_SHARE * free_bytes:
+            return chosen
+    return Checkpointed(footprint.num_layers, keeps_attention=False)
 
 
 class StorageMeter(TorchDispatchMode):
@@ -300,15 +311,14 @@ def _build_empty(
         return add_adapter(model, lora) if lora is not None else model  # type: ignore[no-any-return]
 
 
-def _run_empty(model: Any, row: Row, *, checkpointed: bool) -> tuple[int, int]:
+def _run_empty(model: Any, row: Row, checkpointed: Checkpointed) -> tuple[int, int]:
     """Return the peaks (head, layers) of one step of a model on the meta device, on fake tensors."""
     model.train()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.set_attn_implementation(STAND_IN)
     mode = FakeTensorMode()
     batch = _fake_batch(row, mode)
-    num_checkpointed = len(decoder_layers(model)) if checkpointed else 0
-    with mode, prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False):
+    with mode, prepared_layers(model, checkpointed, compiled=False):
         _fill_with_fakes(model)
         return meter_step(model, batch, autocast=row.precision == "bf16", most_logits=MOST_LOGITS["cuda"])
 
@@ -379,15 +389,10 @@ def _stand_in(
 ALL_ATTENTION_FUNCTIONS.register(STAND_IN, _stand_in)
 
 
-def _fit_moment(runs: dict[tuple[int, bool], tuple[int, int]], place: int) -> Moment:
-    """Return the line through two and three layers, of kept and of checkpointed ones."""
-    kept, inputs = (runs[3, c][place] - runs[2, c][place] for c in (False, True))
-    return Moment(
-        kept=kept,
-        input=inputs,
-        work_kept=runs[2, False][place] - 2 * kept,
-        work_input=runs[2, True][place] - 2 * inputs,
-    )
+def _fit_moment(runs: dict[tuple[int, str], tuple[int, int]], place: int) -> Moment:
+    """Return the line through two and three layers, of each kind."""
+    each = {way: runs[3, way][place] - runs[2, way][place] for _, way in runs}
+    return Moment(**each, **{f"work_{way}": runs[2, way][place] - 2 * num_bytes for way, num_bytes in each.items()})
 
 
 @lru_cache(maxsize=8)  # a plan that does not fit tries many rows of one model
@@ -408,7 +413,8 @@ def _share_kept_compiled(
 def _as_compiled(moment: Moment, share: float) -> Moment:
     """Return the moment with layers that keep a share; one that is recomputed takes up more while it goes backward."""
     kept = round(share * moment.kept)
-    return replace(moment, kept=kept, work_input=max(moment.work_input, round(RECOMPUTED_WORK_COMPILED * kept)))
+    work = round(RECOMPUTED_WORK_COMPILED * kept)
+    return replace(moment, kept=kept, work_recomputed=max(moment.work_recomputed, work))
 
 
 def _count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:

@@ -3,7 +3,7 @@
 A recomputed layer keeps its input and what its attention kernel gave; all else that it needs for its gradients is
 computed a second time. Attention is what grows with the square of the row: at 32k tokens it is a third of a layer, at
 128k two thirds, and its output is as large as the input. Only as many layers are recomputed as memory asks, evenly
-spread.
+spread; where all of them are not enough, their attention is recomputed too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from manyicl.errors import UserError
 from manyicl.loss import MOST_LOGITS, target_logits
 from manyicl.tokens import TokenizedEpisode
 
-# "auto": as many as memory asks; "all"; or that many.
-CheckpointedLayers = int | Literal["auto", "all"]
+# "auto": as many as memory asks; "all"; "whole": all, and their attention too; or that many.
+CheckpointedLayers = int | Literal["auto", "all", "whole"]
 # Of torch.compile.
 Backend = str | Callable[..., Any]
 # Of the memory that is free before the first step; the rest is for what the allocator loses to fragments.
@@ -57,13 +57,25 @@ TRAINED_BYTES = 12
 class ActivationCost:
     """What a model keeps for its backward pass, a token.
 
-    layer_bytes: of one layer. recomputed_bytes: of one that is recomputed: its input, and its attention's output.
-    work_bytes: what such a layer takes up beside that while it goes backward.
+    layer_bytes: of one layer. input_bytes: of its input. attention_bytes: of its attention's output, which a recomputed
+    layer keeps too. work_bytes: what such a layer takes up beside that while it goes backward.
     """
 
     layer_bytes: float
-    recomputed_bytes: float
+    input_bytes: float
+    attention_bytes: float
     work_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """Which layers are recomputed in the backward pass: so many, evenly spread.
+
+    keeps_attention: they keep their attention's output. Without it they are recomputed as a whole.
+    """
+
+    num_layers: int
+    keeps_attention: bool = True
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -88,27 +100,33 @@ def measure_activations(model: nn.Module, *, autocast: bool = False, compiled: b
     The model is run as it stands, in training mode. autocast: as when products are in bfloat16 and weights in float32.
     compiled: as compiled layers keep it, which is less.
     """
-    with prepared_layers(model, num_checkpointed=0, compiled=compiled, backend=PARTITION_ONLY):
+    with prepared_layers(model, Checkpointed(0), compiled=compiled, backend=PARTITION_ONLY):
         short, long = (_kept_bytes(model, num_tokens=n, autocast=autocast) for n in MEASURED_TOKENS)
     layer_bytes = (long - short) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0]) / len(decoder_layers(model))
     return ActivationCost(
         layer_bytes=layer_bytes,
-        recomputed_bytes=_recomputed_bytes(model, autocast=autocast),
+        input_bytes=_input_bytes(model),
+        attention_bytes=_attention_bytes(model, autocast=autocast),
         work_bytes=layer_bytes * (RECOMPUTED_WORK_COMPILED if compiled else RECOMPUTED_WORK),
     )
 
 
-def _recomputed_bytes(model: nn.Module, *, autocast: bool) -> float:
-    """Return what a recomputed layer keeps of a token: its input, and output and log-sum-exp of each attention head.
+def _input_bytes(model: nn.Module) -> float:
+    """Return what a layer's input takes up of a token."""
+    return float(next(model.parameters()).element_size() * inner_model(model).config.get_text_config().hidden_size)
 
-    Nothing of attention is kept where its scores are capped (they have no kernel) or dropped.
+
+def _attention_bytes(model: nn.Module, *, autocast: bool) -> float:
+    """Return what a recomputed layer keeps of its attention, a token: output and log-sum-exp of each head.
+
+    Nothing is kept where its scores are capped (they have no kernel) or dropped.
     """
     config = inner_model(model).config.get_text_config()
-    size = next(model.parameters()).element_size()
+    if getattr(config, "attn_logit_softcapping", None) is not None or drops_attention(model):
+        return 0.0
+    size = 2 if autocast else next(model.parameters()).element_size()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    is_kept = getattr(config, "attn_logit_softcapping", None) is None and not drops_attention(model)
-    head_bytes = (2 if autocast else size) * head_dim + 4 if is_kept else 0
-    return float(size * config.hidden_size + config.num_attention_heads * head_bytes)
+    return float(config.num_attention_heads * (size * head_dim + 4))
 
 
 def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
@@ -153,32 +171,38 @@ def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
     return sum(kept.values())
 
 
-def fewest_checkpointed(cost: ActivationCost, *, num_layers: int, num_tokens: int, free_bytes: float) -> int:
-    """Return how few layers are to be recomputed so that a row of `num_tokens` fits `free_bytes`; all where none fits.
+def fewest_checkpointed(cost: ActivationCost, *, num_layers: int, num_tokens: int, free_bytes: float) -> Checkpointed:
+    """Return how few layers are to be recomputed so that a row of `num_tokens` fits `free_bytes`.
 
-    >>> cost = ActivationCost(layer_bytes=10.0, recomputed_bytes=1.0, work_bytes=10.0)
-    >>> [fewest_checkpointed(cost, num_layers=4, num_tokens=2, free_bytes=b) for b in (80, 70, 60, 10)]
+    Where all of them do not fit, they are recomputed as a whole.
+
+    >>> cost = ActivationCost(layer_bytes=10.0, input_bytes=0.5, attention_bytes=0.5, work_bytes=10.0)
+    >>> [fewest_checkpointed(cost, num_layers=4, num_tokens=2, free_bytes=b).num_layers for b in (80, 70, 60, 10)]
     [0, 2, 3, 4]
+    >>> [fewest_checkpointed(cost, num_layers=4, num_tokens=2, free_bytes=b).keeps_attention for b in (30, 26)]
+    [True, False]
     """
     for count in range(num_layers + 1):
-        if activation_bytes(cost, num_layers=num_layers, num_tokens=num_tokens, num_checkpointed=count) <= free_bytes:
-            return count
-    return num_layers
+        chosen = Checkpointed(count)
+        if activation_bytes(cost, chosen, num_layers=num_layers, num_tokens=num_tokens) <= free_bytes:
+            return chosen
+    return Checkpointed(num_layers, keeps_attention=False)
 
 
-def activation_bytes(cost: ActivationCost, *, num_layers: int, num_tokens: int, num_checkpointed: int) -> float:
+def activation_bytes(cost: ActivationCost, chosen: Checkpointed, *, num_layers: int, num_tokens: int) -> float:
     """Return what the layers hold at the peak of a backward pass.
 
     That is what recomputed layers keep, all of the others, and the work of one that is being recomputed.
     """
-    kept = num_checkpointed * cost.recomputed_bytes + (num_layers - num_checkpointed) * cost.layer_bytes
-    return num_tokens * (kept + (cost.work_bytes if num_checkpointed else 0.0))
+    recomputed = cost.input_bytes + (cost.attention_bytes if chosen.keeps_attention else 0.0)
+    kept = chosen.num_layers * recomputed + (num_layers - chosen.num_layers) * cost.layer_bytes
+    return num_tokens * (kept + (cost.work_bytes if chosen.num_layers else 0.0))
 
 
 def choose_checkpointed(
     model: nn.Module, setting: CheckpointedLayers, *, row_tokens: int, autocast: bool = False, compiled: bool = False
-) -> int:
-    """Return how many layers are recomputed; "auto" asks a GPU for its free memory, and is 0 on a CPU.
+) -> Checkpointed:
+    """Return which layers are recomputed; "auto" asks a GPU for its free memory, and is none on a CPU.
 
     row_tokens: of the longest row. The model must be on its device, without a wrapper that shards it.
 
@@ -186,17 +210,17 @@ def choose_checkpointed(
         UserError: more layers than the model has.
     """
     layers = decoder_layers(model)
-    if setting == "all":
-        return len(layers)
+    if setting == "all" or setting == "whole":  # noqa: PLR1714  # mypy narrows by these
+        return Checkpointed(len(layers), keeps_attention=setting == "all")
     if setting != "auto":
         if setting > len(layers):
             raise UserError(
                 f"train.checkpointed_layers = {setting}: the model has {len(layers)} layers; say that at most, or 'all'"
             )
-        return setting
+        return Checkpointed(setting)
     device = next(model.parameters()).device
     if device.type != "cuda" or not layers:
-        return 0
+        return Checkpointed(0)
     cost = measure_activations(model, autocast=autocast, compiled=compiled)
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0] - MOST_LOGITS["cuda"] * LOGIT_BYTES
@@ -229,18 +253,18 @@ def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextMana
 
 @contextmanager
 def prepared_layers(
-    model: nn.Module, *, num_checkpointed: int, compiled: bool, backend: Backend = "inductor"
+    model: nn.Module, checkpointed: Checkpointed, *, compiled: bool, backend: Backend = "inductor"
 ) -> Iterator[None]:
-    """Recompute so many layers in training, and run all of them compiled for the shapes they meet, in the block.
+    """Recompute layers in training, and run all of them compiled for the shapes they meet, in the block.
 
     backend: of torch.compile. What was compiled is forgotten behind the block, so that a process may have many runs:
     torch counts what it compiles of one function, and stops compiling at a limit without a word.
     """
     layers = decoder_layers(model)
-    chosen = spread(num_checkpointed, among=len(layers)) if num_checkpointed else frozenset()
+    chosen = spread(checkpointed.num_layers, among=len(layers)) if checkpointed.num_layers else frozenset()
     before = [vars(layer).get("forward") for layer in layers]
     # Kept, attention that drops weights would not draw again, and what draws behind it would draw otherwise.
-    choice = _Choice(keeps_attention=not drops_attention(model))
+    choice = _Choice(keeps_attention=checkpointed.keeps_attention and not drops_attention(model))
     try:
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
@@ -294,7 +318,7 @@ def _run(
             return selective(*args, **options)
         except torch._dynamo.exc.Unsupported:
             # Attention that is no single kernel is not compiled, and nothing around it would be. So what is compiled
-            # is recomputed as a whole, its attention too.
+            # is recomputed as a whole.
             choice.keeps_attention = False
     return checkpoint(forward, *args, use_reentrant=False, **options)
 

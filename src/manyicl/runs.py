@@ -310,15 +310,15 @@ def _train_model(
         num_ranks=PartialState().num_processes,
         packs_per_batch=config.train.packs_per_batch,
     )
-    usage = _UsageCallback(folder, device=args.device)
     trainer = AnswerTrainer(
         model,
         args=args,
         packs=prepared.packs,
         validation=prepared.validation,
         metrics=metrics,
-        callbacks=[LastStepCallback(), *callbacks, usage],
+        callbacks=[LastStepCallback(), *callbacks],
     )
+    trainer.add_callback(_UsageCallback(folder, trainer))
     train_packs(trainer, settings=config.train, row_tokens=config.row_tokens, checkpoint=checkpoint)
 
 
@@ -335,12 +335,14 @@ class _UsageCallback(TrainerCallback):
     """Keeps in run.json what training has taken so far, over all processes of a run that was killed and resumed.
 
     Each process counts from the start of its training up to its last logged step; validation and checkpoints are in it.
+    How it went about it is the last process's.
     """
 
-    def __init__(self, folder: Path, *, device: torch.device) -> None:
+    def __init__(self, folder: Path, trainer: AnswerTrainer) -> None:
         self.path = folder / "run.json"
+        self.trainer = trainer
         self.started = time.monotonic()
-        self.peak = PeakMemory(device)
+        self.peak = PeakMemory(trainer.args.device)
         self.before: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -353,7 +355,13 @@ class _UsageCallback(TrainerCallback):
             return
         seconds = self.before.get("wall_s", 0.0) + time.monotonic() - self.started
         peaks = [peak for peak in (self.before.get("peak_bytes"), self.peak.read()) if peak is not None]
-        taken = {"wall_s": round(seconds, 3), "peak_bytes": max(peaks, default=None)}
+        chosen = self.trainer.checkpointed
+        taken = {
+            "wall_s": round(seconds, 3),
+            "peak_bytes": max(peaks, default=None),
+            "checkpointed_layers": chosen.num_layers if chosen.keeps_attention else "whole",
+            "flash_attention": flash_attention.in_place(),
+        }
         write_atomically(self.path, _to_json({**_read_json(self.path), **taken}))
 
 
@@ -445,7 +453,6 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "finished": False,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "flash_attention_3": flash_attention.is_worthwhile(config.row_tokens),
         "git_commit": git_commit(),
         "model": locate_model(config.model.path),
         "tasks": {

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import transformers
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
 from manyicl.errors import UserError
 from manyicl.files import sync_folder, sync_tree
 from manyicl.launch import end_prefetch_at_first_unit
-from manyicl.layers import check_compiler, choose_checkpointed, prepared_layers, unwidened_inputs
+from manyicl.layers import Checkpointed, check_compiler, choose_checkpointed, prepared_layers, unwidened_inputs
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog, StepSums, bucket_name
 from manyicl.packing import Pack
@@ -63,10 +64,10 @@ class TrainSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradients are clipped to it; 0: never")
-    checkpointed_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all"] = Field(
+    checkpointed_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all", "whole"] = Field(
         "auto",
         description="layers that are recomputed in the backward pass, to save memory: 'auto' (as many as a GPU's free"
-        " memory asks, none on a CPU), 'all', or how many",
+        " memory asks, none on a CPU), 'all', 'whole' (all, and what their attention gave too), or how many",
     )
     compile: bool = Field(
         False, description="compile the layers for one row length, to which shorter rows are padded; costs a minute"
@@ -173,6 +174,7 @@ class AnswerTrainer(Trainer):
         self.interval: list[NDArray[np.float64]] = []
         self.interval_started = time.perf_counter()
         self.compiled = False
+        self.checkpointed = Checkpointed(0)
         self.ceiling = measure_ceiling(args.device) if packs.flops else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
@@ -435,22 +437,29 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: 
     model: Any = trainer.model
     if settings.compile:
         check_compiler()
-    count = choose_checkpointed(
+    chosen = choose_checkpointed(
         model,
         settings.checkpointed_layers,
         row_tokens=row_tokens,
         autocast=bool(trainer.args.bf16),
         compiled=settings.compile,
     )
-    counts = trainer.accelerator.gather(torch.tensor([count], device=trainer.args.device))
+    trainer.checkpointed = agree_on(chosen, accelerator=trainer.accelerator)
     trainer.compiled = settings.compile
     trainer.packs.row_multiple = row_multiple(row_tokens, device=trainer.args.device, compiled=settings.compile)
     with (
         segment_attention(model, row_tokens=row_tokens),
-        prepared_layers(model, num_checkpointed=int(counts.max()), compiled=settings.compile),
+        prepared_layers(model, trainer.checkpointed, compiled=settings.compile),
         unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def agree_on(chosen: Checkpointed, *, accelerator: Accelerator) -> Checkpointed:
+    """Return what saves most memory of what the ranks chose, whose free memory may differ."""
+    mine = torch.tensor([[chosen.num_layers, not chosen.keeps_attention]], device=accelerator.device)
+    num_layers, is_whole = accelerator.gather(mine).amax(dim=0).tolist()
+    return Checkpointed(num_layers, keeps_attention=not is_whole)
 
 
 def row_multiple(row_tokens: int, *, device: torch.device, compiled: bool) -> int:

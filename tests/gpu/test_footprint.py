@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from manyicl.attention import segment_attention
 from manyicl.batches import join_row
 from manyicl.footprint import Row, measure_footprint, predict_memory
-from manyicl.layers import prepared_layers, unwidened_inputs
+from manyicl.layers import Checkpointed, prepared_layers, unwidened_inputs
 from manyicl.loss import row_loss
 from manyicl.models import LoraSettings, add_adapter
 from manyicl.tokens import TokenizedEpisode
@@ -31,10 +31,12 @@ CONFIG = LlamaConfig(
 )
 
 
-@pytest.mark.parametrize("num_checkpointed", [0, 5, 8])
+@pytest.mark.parametrize(
+    "checkpointed", [*map(Checkpointed, (0, 5, 8)), Checkpointed(8, keeps_attention=False)], ids=str
+)
 @pytest.mark.parametrize("lora", [None, LoraSettings()], ids=["full", "lora"])
 @pytest.mark.parametrize("num_tokens", [4096, 16384])
-def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, num_checkpointed):
+def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, checkpointed):
     num_targets = num_tokens // 10
     span = np.array([[num_tokens - num_targets, num_tokens]])
     built = TokenizedEpisode(ids=np.full(num_tokens, 5, dtype=np.int32), spans=span)
@@ -43,10 +45,10 @@ def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, num_
         model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32 if lora is None else torch.bfloat16)
         model = model.train() if lora is None else add_adapter(model, lora).train()
     footprint = measure_footprint(CONFIG, Row(num_tokens, num_targets, "bf16"), lora=lora)
-    prediction = predict_memory(footprint, num_checkpointed=num_checkpointed)
+    prediction = predict_memory(footprint, checkpointed)
     for _ in range(2):  # the second pass finds the gradients there
         torch.cuda.reset_peak_memory_stats()
-        layers = prepared_layers(model, num_checkpointed=num_checkpointed, compiled=False)
+        layers = prepared_layers(model, checkpointed, compiled=False)
         with segment_attention(model, row_tokens=num_tokens), layers, unwidened_inputs(model, autocast=True):
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 loss = row_loss(model, batch).loss
