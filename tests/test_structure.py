@@ -38,6 +38,7 @@ MODULES = (
     "models",
     "costs",  # weights and FLOPs, from a config alone
     "loss",
+    "joined_adapters",  # of one input, in what torch.compile makes of a layer
     "layers",  # which are recomputed, and whether they are compiled
     "footprint",  # memory of a training step, predicted
     "throughput",

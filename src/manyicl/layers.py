@@ -27,13 +27,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from manyicl.attention import drops_attention, inner_model, segment_attention
 from manyicl.batches import join_row
 from manyicl.errors import UserError
+from manyicl.joined_adapters import Backend, join_before
 from manyicl.loss import MOST_LOGITS, target_logits
 from manyicl.tokens import TokenizedEpisode
 
 # "auto": as many as memory asks; "all"; "whole": all, and their attention too; or that many.
 CheckpointedLayers = int | Literal["auto", "all", "whole"]
-# Of torch.compile.
-Backend = str | Callable[..., Any]
 # Of the memory that is free before the first step; the rest is for what the allocator loses to fragments.
 FREE_SHARE = 0.9
 # Tokens of the two rows that are measured.
@@ -257,19 +256,21 @@ def prepared_layers(
 ) -> Iterator[None]:
     """Recompute layers in training, and run all of them compiled for the shapes they meet, in the block.
 
-    backend: of torch.compile. What was compiled is forgotten behind the block, so that a process may have many runs:
-    torch counts what it compiles of one function, and stops compiling at a limit without a word.
+    backend: of torch.compile; adapters that read one input are joined before it. What was compiled is forgotten behind
+    the block, so that a process may have many runs: torch counts what it compiles of one function, and stops compiling
+    at a limit without a word.
     """
     layers = decoder_layers(model)
     chosen = spread(checkpointed.num_layers, among=len(layers)) if checkpointed.num_layers else frozenset()
     before = [vars(layer).get("forward") for layer in layers]
     # Kept, attention that drops weights would not draw again, and what draws behind it would draw otherwise.
+    joining = join_before(backend) if compiled else None
     choice = _Choice(keeps_attention=checkpointed.keeps_attention and not drops_attention(model))
     try:
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
                 how = choice if number in chosen else None
-                layer.forward = _prepare(layer, recomputed=how, backend=backend if compiled else None)
+                layer.forward = _prepare(layer, recomputed=how, backend=joining)
         with _compiling() if compiled else nullcontext():
             yield
     finally:
