@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import os
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
     """Check that both sides do the same, then time them."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = SHAPES[options.shape]()
+    gc.collect()  # what the row before has left: a trainer refers to itself
     model = make_model(config, device=device, dtype=dtype)
     episodes = make_episodes(
         num_tokens, episode_tokens=episode_tokens, target_share=options.share, vocab_size=config.vocab_size
@@ -109,13 +111,10 @@ def compare(options, kind, num_tokens, episode_tokens, *, device):
         "tokens_per_s": {name: num_tokens / spread(values)["median"] for name, values in seconds.items()},
         "speedup": ratios(seconds["ours"], seconds["trl"]),
     }
-    if not options.no_memory:
-        result["peak_bytes"] = {
-            name: cuda_peak(run, device)
-            if device.type == "cuda"
-            else child_peak(options, name, rows=(num_tokens, episode_tokens))
-            for name, run in sides.items()
-        }
+    if not options.no_memory and device.type == "cuda":
+        result["peak_bytes"] = {"ours": cuda_peak(ours, peer, device), "trl": cuda_peak(peer, ours, device)}
+    elif not options.no_memory:
+        result["peak_bytes"] = {name: child_peak(options, name, rows=(num_tokens, episode_tokens)) for name in sides}
     return result
 
 
@@ -302,11 +301,16 @@ def stand_in_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def cuda_peak(run, device):
+def cuda_peak(side, other, device):
+    """Return the most that is allocated in a step of one side: its weights, and all that comes to what is there."""
+    for each in (side, other):
+        each.model.zero_grad(set_to_none=True)
+    gc.collect()
     torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device) - sum(p.nbytes for p in side.model.parameters())
     peak = PeakMemory(device)
-    run()
-    return peak.read()
+    side.step()
+    return peak.read() - before
 
 
 def child_peak(options, side, *, rows):
@@ -360,7 +364,9 @@ def describe(result):
     (ours, peers), (exact, exact_peers) = result["first_losses"], result["exact_losses"]
     told = [f"{value:.6f}" if value is not None else "does not fit" for value in (exact, exact_peers)]
     lines.append(f"  losses {ours:.6f} and {peers:.6f}; in float32 {told[0]} and {told[1]}")
-    lines.append(f"  ours is {faster['ratio']:.2f} times as fast ({faster['min']:.2f} to {faster['max']:.2f})")
+    interval = "95 % interval {:.2f} to {:.2f}, ".format(*faster["interval"]) if faster["interval"] else ""
+    pairs = f"single pairs {faster['min']:.2f} to {faster['max']:.2f}"
+    lines.append(f"  ours is {faster['ratio']:.2f} times as fast ({interval}{pairs})")
     if result["trl_isolates_packs"] is False:
         lines.append("  TRL's attention path does not keep a pack's episodes apart here; its padded rows were timed")
     return "\n".join(lines)
