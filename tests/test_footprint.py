@@ -136,6 +136,7 @@ def test_compiled_layers_are_predicted_to_keep_what_they_keep_when_run():
     assert (compiled.layer.recomputed, compiled.layer.whole) == (plain.layer.recomputed, plain.layer.whole)
     # Compiled, more lives at once while one is recomputed: two and a half layers, as measured on a GPU.
     assert compiled.layer.work_recomputed == max(plain.layer.work_recomputed, round(2.5 * compiled.layer.kept))
+    assert compiled.layer.work_whole == max(plain.layer.work_whole, round(2.1 * compiled.layer.kept))
 
 
 def test_as_few_layers_are_checkpointed_as_memory_asks():

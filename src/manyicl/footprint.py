@@ -37,6 +37,7 @@ from manyicl.costs import WeightCounts, count_weights
 from manyicl.errors import UserError
 from manyicl.layers import (
     RECOMPUTED_WORK_COMPILED,
+    WHOLE_WORK_COMPILED,
     Checkpointed,
     decoder_layers,
     measure_activations,
@@ -413,8 +414,12 @@ def _share_kept_compiled(
 def _as_compiled(moment: Moment, share: float) -> Moment:
     """Return the moment with layers that keep a share; one that is recomputed takes up more while it goes backward."""
     kept = round(share * moment.kept)
-    work = round(RECOMPUTED_WORK_COMPILED * kept)
-    return replace(moment, kept=kept, work_recomputed=max(moment.work_recomputed, work))
+    return replace(
+        moment,
+        kept=kept,
+        work_recomputed=max(moment.work_recomputed, round(RECOMPUTED_WORK_COMPILED * kept)),
+        work_whole=max(moment.work_whole, round(WHOLE_WORK_COMPILED * kept)),
+    )
 
 
 def _count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""FSDP2 by `accelerate launch` on two GPUs: the run of one GPU, whole checkpoints, a model that anybody loads."""
+"""DDP and FSDP2 by `accelerate launch` on two GPUs: the run of one, whole checkpoints, a model that anybody loads."""
 
 from __future__ import annotations
 
@@ -21,15 +21,22 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 KILLED = str(ROOT / "tests" / "trajectory" / "killed.py")
-FSDP2 = ROOT / "recipes" / "accelerate" / "fsdp2.yaml"
+LAUNCHES = ROOT / "recipes" / "accelerate"
 # What a machine measures of itself is not the run's course.
 OWN = (*TIMED, "model_flops_per_s", "mfu")
 
 
-def launch(*script: str, devices: str) -> subprocess.CompletedProcess[str]:
+def launch(*script: str, devices: str, how: str = "fsdp2") -> subprocess.CompletedProcess[str]:
     """Run Python on `script` in processes of their own, one a device; `devices` as in CUDA_VISIBLE_DEVICES."""
     num_devices = len(devices.split(","))
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(FSDP2), "--num_processes", str(num_devices)]
+    launcher = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        f"{LAUNCHES}/{how}.yaml",
+        "--num_processes",
+        str(num_devices),
+    ]
     paths = os.pathsep.join([f"{ROOT}/src", str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *(launcher if num_devices > 1 else ()), *script],
@@ -42,8 +49,8 @@ def launch(*script: str, devices: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def train_on(devices: str, *arguments: str) -> None:
-    process = launch("-m", "manyicl", "train", *arguments, devices=devices)
+def train_on(devices: str, *arguments: str, how: str = "fsdp2") -> None:
+    process = launch("-m", "manyicl", "train", *arguments, devices=devices, how=how)
     assert process.returncode == 0, process.stderr[-5000:]
 
 
@@ -77,3 +84,17 @@ def test_two_gpus_under_fsdp2_do_the_run_of_one_and_go_on_from_a_checkpoint(tmp_
         assert record == pytest.approx(expected, rel=2e-3)
     for name, tensor in read_weights(killed).items():
         assert (tensor - weights[name]).norm() <= 1e-2 * weights[name].norm(), name
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_gpus_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_path, how):
+    write_setting(tmp_path, lora=True)
+    adapters = "model.lora={rank=2, alpha=4}"  # narrow enough to be joined
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_on("0", str(tmp_path / "recipe.toml"), adapters, "--out", str(one))
+    train_on("0,1", str(tmp_path / "recipe.toml"), adapters, "train.compile=true", "--out", str(two), how=how)
+    for record, expected in zip(course(two), course(one), strict=True):
+        assert record == pytest.approx(expected, rel=2e-3)
+    weights, expected_weights = read_weights(two), read_weights(one)
+    for name, tensor in weights.items():
+        assert (tensor - expected_weights[name]).norm() <= 1e-2 * expected_weights[name].norm(), name

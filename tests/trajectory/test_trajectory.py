@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manyicl.config import make_config
+from manyicl.config import dump_config, load_recipe, make_config
 from manyicl.errors import UserError
 from manyicl.runs import read_run_config, train
 from manyicl.training import list_checkpoints
@@ -66,6 +67,25 @@ def test_two_ranks_of_four_packs_equal_one_of_eight(tmp_path, lora):
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("model:") == 1  # one rank speaks
     assert_same_course(tmp_path / "one", tmp_path / "two", rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_path, how):
+    write_setting(tmp_path, lora=True, num_steps=4)
+    recipe, two = tmp_path / "recipe.toml", tmp_path / "two"
+    adapters = "model.lora={rank=2, alpha=4}"  # narrow enough to be joined
+    train(load_recipe(recipe, overrides=[adapters]), out=tmp_path / "one")
+    compiled = tmp_path / "compiled.toml"
+    compiled.write_text(dump_config(load_recipe(recipe, overrides=[adapters, "train.compile=true"])))
+    ddp = ["-m", "manyicl", "train", str(compiled), "--out", str(two)]
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+    script = ddp if how == "ddp" else [FSDP_ON_CPUS, str(two), str(compiled), "never", "0"]
+    process = start_process(script, launcher=launcher)
+    assert process.returncode == 0, process.stderr
+    assert_same_course(tmp_path / "one", two, rel=1e-4)
 
 
 @pytest.mark.slow
