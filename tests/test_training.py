@@ -193,6 +193,21 @@ def test_rows_are_padded_for_compiled_layers_and_on_a_gpu():
 
 
 @pytest.mark.slow
+def test_kernels_are_chosen_for_the_longest_row_of_training(tmp_path, monkeypatch):
+    config = write_setting(tmp_path, num_steps=2, packs_per_batch=2)
+    told = []
+    original = training.segment_attention
+
+    def note(model, **options):
+        told.append(options)
+        return original(model, **options)
+
+    monkeypatch.setattr(training, "segment_attention", note)
+    train(config, out=tmp_path / "run")
+    assert told[0] == {"row_tokens": 320}  # two packs of 160
+
+
+@pytest.mark.slow
 def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_path):
     config = write_setting(tmp_path, num_steps=4)
     train(config, out=tmp_path / "plain")
