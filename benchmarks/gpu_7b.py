@@ -125,7 +125,7 @@ def measure(model, cost, setting, options, *, mode):
     if device.type == "cuda":
         torch.cuda.empty_cache()
     about = {"tokens": num_tokens, "targets": num_targets, "asked": checkpointed, "compiled": compiled}
-    about |= {"autocast": options.autocast, "joined": compiled and not options.no_join}
+    about |= {"autocast": options.autocast, "joined": mode == "lora" and compiled and not options.no_join}
     try:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         chosen = choose_checkpointed(

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="", choices=("", *SHAPES), help="small on a CPU, llama-1b on a GPU")
     parser.add_argument("--tokens", default="1024,4096")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds-only", action="store_true", help="only the speed")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--budget", type=int, default=1024, help="tokens of an episode in training")

@@ -51,9 +51,9 @@ def main() -> None:
     parser.add_argument("--tokens", default="512,4096", help="lengths of rows")
     parser.add_argument("--episode-tokens", type=int, default=512, help="of the episodes of a packed row")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7, help="an interval needs six")
     parser.add_argument("--recompute", action="store_true", help="all layers on both sides")
-    parser.add_argument("--whole", action="store_true", help="with --recompute: ours recompute their attention too")
+    parser.add_argument("--whole", action="store_true", help="--recompute, and ours recompute their attention too")
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3, also where it is installed")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -62,6 +62,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.no_flash:
         flash_attention.is_usable = lambda: False
+    options.recompute |= options.whole
     options.shape = options.shape or ("llama-1b" if device.type == "cuda" else "small")
     if options.peak_of:
         print(peak_of(options, device))

@@ -13,12 +13,14 @@ from transformers import Trainer
 from manyicl import training
 from manyicl.errors import UserError
 from manyicl.launch import check_launch
+from manyicl.layers import Checkpointed
 from manyicl.metrics import MetricsLog, bucket_name
 from manyicl.packing import Pack
 from manyicl.runs import train
 from manyicl.training import (
     TrainSettings,
     ValidationPack,
+    agree_on,
     list_checkpoints,
     refuse_data_parallel,
     row_multiple,
@@ -192,6 +194,23 @@ def test_rows_are_padded_for_compiled_layers_and_on_a_gpu():
     assert row_multiple(4096, device=cpu, compiled=True) == 4096
 
 
+def test_ranks_agree_on_what_saves_most_memory():
+    class TwoRanks:
+        device = torch.device("cpu")
+
+        def __init__(self, *other: int) -> None:
+            self.other = torch.tensor([other])
+
+        def gather(self, mine):
+            return torch.cat([mine, self.other])
+
+    assert agree_on(Checkpointed(3), accelerator=TwoRanks(5, 0)) == Checkpointed(5)
+    assert agree_on(Checkpointed(5), accelerator=TwoRanks(3, 0)) == Checkpointed(5)
+    whole = Checkpointed(32, keeps_attention=False)
+    assert agree_on(Checkpointed(5), accelerator=TwoRanks(32, 1)) == whole
+    assert agree_on(whole, accelerator=TwoRanks(32, 0)) == whole
+
+
 @pytest.mark.slow
 def test_kernels_are_chosen_for_the_longest_row_of_training(tmp_path, monkeypatch):
     config = write_setting(tmp_path, num_steps=2, packs_per_batch=2)
@@ -218,7 +237,8 @@ def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_p
     plain, *recomputed = ([r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in names)
     assert recomputed == [pytest.approx(plain, rel=1e-5)] * 2
     said = [json.loads((tmp_path / name / "run.json").read_text()) for name in names]
-    assert [about["checkpointed_layers"] for about in said] == [0, 3, "whole"]
+    used = [(about["checkpointed_layers"], about["attention_recomputed"]) for about in said]
+    assert used == [(0, False), (3, False), (3, True)]
     assert {about["flash_attention"] for about in said} == {None}
     lines = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
     assert all(r["model_flops_per_s"] > 0 and "mfu" not in r for r in lines if "loss" in r)

@@ -57,9 +57,18 @@ def test_exponents_are_those_of_the_powers(monkeypatch):
     assert exponents == pytest.approx({"time": 2.0, "memory": 1.0})
 
 
+def test_a_ratio_has_the_interval_that_its_pairs_ranks_give(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from measuring import ratios
+
+    found = [ratios([1.0] * n, [float(i) for i in range(1, n + 1)])["interval"] for n in (5, 6, 8, 9, 20)]
+    # As in tables of the sign test: of 9 values the second and the eighth, of 20 the sixth and the fifteenth.
+    assert found == [None, [1, 6], [1, 8], [2, 8], [6, 15]]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("more", [(), ("--recompute",)], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("more", [(), ("--recompute",), ("--whole",)], ids=["kept", "recomputed", "whole"])
 def test_trl_and_ours_begin_with_one_loss_and_trl_isolates_or_it_is_said(run, more):
     pytest.importorskip("trl")
     options = ("--shape", "tiny", "--tokens", "96", "--episode-tokens", "32", "--repeats", "1", "--no-memory")

@@ -206,7 +206,10 @@ def predict_memory(footprint: Footprint, checkpointed: Checkpointed) -> MemoryPr
         checkpoints_bytes=inputs,
         work_bytes=work,
         moment=moment,
-        checkpointed=checkpointed,
+        # Attention that is dropped from, or capped, has nothing that could be kept.
+        checkpointed=replace(
+            checkpointed, keeps_attention=checkpointed.keeps_attention and layer.recomputed > layer.whole
+        ),
     )
 
 

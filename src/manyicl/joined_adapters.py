@@ -17,8 +17,25 @@ from torch import Tensor, fx
 from torch._dynamo.backends.registry import lookup_backend
 from torch.nn import functional
 
-# Of a narrow product, features it gives over those it reads; a wider one is work enough by itself.
-NARROW_SHARE = 1 / 16
+# What peft calls the matrices that read a projection's input; dynamo writes names in small letters.
+ADAPTER = "lora_a"
+# Of functions that change how what comes after them is computed.
+MODES = ("autocast", "grad_enabled", "inference_mode")
+# What `x[i] = y`, `x += y` and their like are called.
+IN_PLACE = {
+    "setitem",
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "imod",
+    "ipow",
+    "imatmul",
+    "iand",
+    "ior",
+    "ixor",
+}
 Backend = str | Callable[..., Any]
 
 
@@ -33,34 +50,38 @@ def join_before(backend: Backend) -> Callable[..., Any]:
     return join_and_compile
 
 
-def join_adapters(graph: fx.GraphModule) -> int:
-    """Join narrow products of one input, in a graph of dynamo's and those inside it; return how many there were."""
-    num_joined = 0
+def join_adapters(graph: fx.GraphModule) -> None:
+    """Join adapters' products of one input, in a graph of dynamo's and in those inside it.
+
+    A product moves up to the first of its input. So a graph stays as it is where a tensor is changed in place, or where
+    autocast or gradients are switched on its way: there it counts when something is computed.
+    """
     for part in graph.modules():
-        if isinstance(part, fx.GraphModule):
+        if isinstance(part, fx.GraphModule) and not any(_counts_on_order(node) for node in part.graph.nodes):
             for products in _find_products(part.graph):
                 _join(part.graph, products)
-                num_joined += len(products)
             part.recompile()
-    return num_joined
+
+
+def _counts_on_order(node: fx.Node) -> bool:
+    """Return whether a node changes a tensor in place, or how what comes behind it is computed."""
+    if node.op not in ("call_method", "call_function"):
+        return False
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    is_in_place = name.endswith("_") and not name.startswith("_")  # add_, relu_
+    is_in_place |= name in IN_PLACE or "out" in node.kwargs or bool(node.kwargs.get("inplace"))
+    return is_in_place or any(mode in name for mode in MODES)
 
 
 def _find_products(graph: fx.Graph) -> list[list[fx.Node]]:
-    """Return the products to join: of one input, by weights of one type that are the graph's own inputs."""
+    """Return the products to join: of one input, by adapters of one type, without bias."""
     found: dict[tuple[fx.Node, torch.dtype], list[fx.Node]] = defaultdict(list)
-    if any(node.op == "call_function" and "autocast" in str(node.target) for node in graph.nodes):
-        return []  # products of one graph may then be of different types
     for node in graph.nodes:
         if node.op == "call_function" and node.target is functional.linear and not node.kwargs:
             source, weight, *bias = node.args
-            value = weight.meta.get("example_value") if weight.op == "placeholder" else None
-            if isinstance(value, Tensor) and _is_narrow(value) and bias in ([], [None]):
-                found[source, value.dtype].append(node)
+            if weight.op == "placeholder" and ADAPTER in weight.name.lower() and bias in ([], [None]):
+                found[source, weight.meta["example_value"].dtype].append(node)
     return [products for products in found.values() if len(products) > 1]
-
-
-def _is_narrow(weight: Tensor) -> bool:
-    return weight.shape[0] <= NARROW_SHARE * weight.shape[1]
 
 
 def _join(graph: fx.Graph, products: list[fx.Node]) -> None:

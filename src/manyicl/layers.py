@@ -255,26 +255,26 @@ def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextMana
 @contextmanager
 def prepared_layers(
     model: nn.Module, checkpointed: Checkpointed, *, compiled: bool, backend: Backend = "inductor"
-) -> Iterator[None]:
+) -> Iterator[AttentionChoice]:
     """Recompute layers in training, and run all of them compiled for the shapes they meet, in the block.
 
-    backend: of torch.compile; adapters that read one input are joined before it. What was compiled is forgotten behind
-    the block, so that a process may have many runs: torch counts what it compiles of one function, and stops compiling
-    at a limit without a word.
+    Yields whether recomputed layers keep their attention's output, as it turns out. backend: of torch.compile; before
+    it, adapters that read one input are joined. What was compiled is forgotten behind the block, so that a process may
+    have many runs: torch counts what it compiles of one function, and stops compiling at a limit without a word.
     """
     layers = decoder_layers(model)
     chosen = spread(checkpointed.num_layers, among=len(layers)) if checkpointed.num_layers else frozenset()
     before = [vars(layer).get("forward") for layer in layers]
-    # Kept, attention that drops weights would not draw again, and what draws behind it would draw otherwise.
     joining = join_before(backend) if compiled else None
-    choice = _Choice(keeps_attention=checkpointed.keeps_attention and not drops_attention(model))
+    # Kept, attention that drops weights would not draw again, and what draws behind it would draw otherwise.
+    choice = AttentionChoice(keeps_attention=checkpointed.keeps_attention and not drops_attention(model))
     try:
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
                 how = choice if number in chosen else None
                 layer.forward = _prepare(layer, recomputed=how, backend=joining)
         with _compiling() if compiled else nullcontext():
-            yield
+            yield choice
     finally:
         for layer, forward in zip(layers, before, strict=True):
             vars(layer).pop("forward", None)
@@ -285,13 +285,13 @@ def prepared_layers(
 
 
 @dataclass(slots=True)
-class _Choice:
+class AttentionChoice:
     """Whether recomputed layers keep their attention's output, of all layers, until one shows that it cannot."""
 
     keeps_attention: bool
 
 
-def _prepare(layer: nn.Module, *, recomputed: _Choice | None, backend: Backend | None) -> Callable[..., Any]:
+def _prepare(layer: nn.Module, *, recomputed: AttentionChoice | None, backend: Backend | None) -> Callable[..., Any]:
     """Return a layer's forward.
 
     recomputed: in the backward pass, and how; None: not at all. backend: that compiles it; None: it is not compiled.
@@ -309,7 +309,7 @@ def _run(
     layer: nn.Module,
     forward: Callable[..., Any],
     selective: Callable[..., Any],
-    choice: _Choice,
+    choice: AttentionChoice,
     *args: Any,
     **options: Any,
 ) -> Any:
@@ -344,13 +344,15 @@ def _keep_attention(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointP
 def _compiling() -> Iterator[None]:
     """Let torch compile enough variants, and keep it from warning each user of operations in place.
 
-    Such an operation would be recomputed wrongly, uncompiled too; the families that are tested have none.
+    Such an operation would be recomputed wrongly, uncompiled too; the families that are tested have none. What is
+    compiled is a layer, so DDP can send gradients between layers as it is; torch's splitting of graphs is for whole
+    models, and would cut each layer at DDP's first bucket.
     """
     warner = logging.getLogger("torch._higher_order_ops.wrap")
     level = warner.level
     warner.setLevel(logging.ERROR)
     try:
-        with torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS):
+        with torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS, optimize_ddp=False):
             yield
     finally:
         warner.setLevel(level)

@@ -355,11 +355,12 @@ class _UsageCallback(TrainerCallback):
             return
         seconds = self.before.get("wall_s", 0.0) + time.monotonic() - self.started
         peaks = [peak for peak in (self.before.get("peak_bytes"), self.peak.read()) if peak is not None]
-        chosen = self.trainer.checkpointed
+        num_layers = self.trainer.checkpointed.num_layers
         taken = {
             "wall_s": round(seconds, 3),
             "peak_bytes": max(peaks, default=None),
-            "checkpointed_layers": chosen.num_layers if chosen.keeps_attention else "whole",
+            "checkpointed_layers": num_layers,
+            "attention_recomputed": num_layers > 0 and not self.trainer.attention.keeps_attention,
             "flash_attention": flash_attention.in_place(),
         }
         write_atomically(self.path, _to_json({**_read_json(self.path), **taken}))

@@ -32,7 +32,14 @@ from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
 from manyicl.errors import UserError
 from manyicl.files import sync_folder, sync_tree
 from manyicl.launch import end_prefetch_at_first_unit
-from manyicl.layers import Checkpointed, check_compiler, choose_checkpointed, prepared_layers, unwidened_inputs
+from manyicl.layers import (
+    AttentionChoice,
+    Checkpointed,
+    check_compiler,
+    choose_checkpointed,
+    prepared_layers,
+    unwidened_inputs,
+)
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog, StepSums, bucket_name
 from manyicl.packing import Pack
@@ -67,7 +74,8 @@ class TrainSettings(BaseModel):
     checkpointed_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all", "whole"] = Field(
         "auto",
         description="layers that are recomputed in the backward pass, to save memory: 'auto' (as many as a GPU's free"
-        " memory asks, none on a CPU), 'all', 'whole' (all, and what their attention gave too), or how many",
+        " memory asks, at the most 'whole'; none on a CPU), 'all', 'whole' (all, and what their attention gave too), or"
+        " how many",
     )
     compile: bool = Field(
         False, description="compile the layers for one row length, to which shorter rows are padded; costs a minute"
@@ -174,7 +182,7 @@ class AnswerTrainer(Trainer):
         self.interval: list[NDArray[np.float64]] = []
         self.interval_started = time.perf_counter()
         self.compiled = False
-        self.checkpointed = Checkpointed(0)
+        self.checkpointed, self.attention = Checkpointed(0), AttentionChoice(keeps_attention=True)
         self.ceiling = measure_ceiling(args.device) if packs.flops else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
@@ -449,7 +457,7 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: 
     trainer.packs.row_multiple = row_multiple(row_tokens, device=trainer.args.device, compiled=settings.compile)
     with (
         segment_attention(model, row_tokens=row_tokens),
-        prepared_layers(model, trainer.checkpointed, compiled=settings.compile),
+        prepared_layers(model, trainer.checkpointed, compiled=settings.compile) as trainer.attention,
         unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -72,9 +73,10 @@ def test_two_ranks_of_four_packs_equal_one_of_eight(tmp_path, lora):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_path, how):
-    write_setting(tmp_path, lora=True, num_steps=4)
+@pytest.mark.parametrize(("how", "checkpointed"), [("ddp", "all"), ("fsdp2", 1), ("fsdp2", "whole")])
+def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_path, how, checkpointed):
+    # One pack of one episode a row: on a CPU only such attention can be compiled, and kept.
+    write_setting(tmp_path, lora=True, num_steps=4, packs_per_batch=1, checkpointed_layers=checkpointed)
     recipe, two = tmp_path / "recipe.toml", tmp_path / "two"
     adapters = "model.lora={rank=2, alpha=4}"  # narrow enough to be joined
     train(load_recipe(recipe, overrides=[adapters]), out=tmp_path / "one")
@@ -86,6 +88,8 @@ def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_pa
     process = start_process(script, launcher=launcher)
     assert process.returncode == 0, process.stderr
     assert_same_course(tmp_path / "one", two, rel=1e-4)
+    # Were it not compiled in one with its recomputation, a layer would be recomputed as a whole.
+    assert json.loads((two / "run.json").read_text())["attention_recomputed"] == (checkpointed == "whole")
 
 
 @pytest.mark.slow
