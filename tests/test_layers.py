@@ -20,6 +20,7 @@ from manyicl.batches import pad_row
 from manyicl.layers import (
     ActivationCost,
     Checkpointed,
+    activation_room,
     choose_checkpointed,
     decoder_layers,
     fewest_checkpointed,
@@ -227,6 +228,21 @@ def test_a_setting_is_taken_and_a_cpu_recomputes_nothing_by_itself():
     expected = {"auto": Checkpointed(0), "all": Checkpointed(3), "whole": Checkpointed(3, False), 2: Checkpointed(2)}
     for setting, chosen in expected.items():
         assert choose_checkpointed(model, setting, row_tokens=10**9) == chosen
+
+
+def test_what_activations_may_take_up_counts_what_gpus_share():
+    model = tiny_model("llama")
+    # Two ends of 400 words times 32; three layers of square, narrow and wide matrices and norms; a last norm.
+    layer, ends = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32, 400 * 32
+    num_weights = 3 * layer + 2 * ends + 32
+    assert sum(p.numel() for p in model.parameters()) == num_weights
+    logits = 12 * layers.MOST_LOGITS["cuda"]
+    free = 10**9 + logits
+    assert activation_room(model, free_bytes=free) == pytest.approx(0.9 * (10**9 - 12 * num_weights))
+    # Of 16 bytes a weight that is trained, its own 4 among them, each of four holds a quarter; three heads are whole.
+    shared = 10**9 + 4 * num_weights - 16 * num_weights / 4 - 3 * 4 * ends
+    assert activation_room(model, free_bytes=free, num_shards=4) == pytest.approx(0.9 * shared)
+    assert activation_room(model, free_bytes=logits) == 0
 
 
 @pytest.mark.slow

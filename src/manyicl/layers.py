@@ -50,6 +50,8 @@ WHOLE_WORK_COMPILED = 2.1
 MOST_VARIANTS = 64
 # A logit in the model's precision, its float32 copy, and the gradients of both.
 LOGIT_BYTES = 12
+# Units of FSDP2 that are whole at once: one at work, the next one's weights, and the last one's gradients.
+GATHERED_UNITS = 3
 # Of a trained weight: a float32 gradient and AdamW's two moments.
 TRAINED_BYTES = 12
 
@@ -201,11 +203,18 @@ def activation_bytes(cost: ActivationCost, chosen: Checkpointed, *, num_layers: 
 
 
 def choose_checkpointed(
-    model: nn.Module, setting: CheckpointedLayers, *, row_tokens: int, autocast: bool = False, compiled: bool = False
+    model: nn.Module,
+    setting: CheckpointedLayers,
+    *,
+    row_tokens: int,
+    autocast: bool = False,
+    compiled: bool = False,
+    num_shards: int = 1,
 ) -> Checkpointed:
     """Return which layers are recomputed; "auto" asks a GPU for its free memory, and is none on a CPU.
 
-    row_tokens: of the longest row. The model must be on its device, without a wrapper that shards it.
+    row_tokens: of the longest row. The model must be on its device, without a wrapper that shards it. num_shards: of
+    FSDP2, which will shard it.
 
     Raises:
         UserError: more layers than the model has.
@@ -224,11 +233,23 @@ def choose_checkpointed(
         return Checkpointed(0)
     cost = measure_activations(model, autocast=autocast, compiled=compiled)
     torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0] - MOST_LOGITS["cuda"] * LOGIT_BYTES
-    free -= TRAINED_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return fewest_checkpointed(
-        cost, num_layers=len(layers), num_tokens=row_tokens, free_bytes=max(0.0, FREE_SHARE * free)
-    )
+    room = activation_room(model, free_bytes=torch.cuda.mem_get_info(device)[0], num_shards=num_shards)
+    return fewest_checkpointed(cost, num_layers=len(layers), num_tokens=row_tokens, free_bytes=room)
+
+
+def activation_room(model: nn.Module, *, free_bytes: int, num_shards: int = 1) -> float:
+    """Return what activations may take up where `free_bytes` are free with the whole model loaded.
+
+    num_shards: GPUs that will share weights, gradients and optimizer (FSDP2), and gather units of them for a moment.
+    """
+    room: float = free_bytes - MOST_LOGITS["cuda"] * LOGIT_BYTES
+    room -= TRAINED_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad) / num_shards
+    if num_shards > 1:
+        room += sum(p.nbytes for p in model.parameters()) * (1 - 1 / num_shards)
+        inner = inner_model(model)
+        units = [*decoder_layers(model), inner.get_input_embeddings(), inner.get_output_embeddings()]
+        room -= GATHERED_UNITS * max(sum(p.nbytes for p in unit.parameters()) for unit in units if unit is not None)
+    return max(0.0, FREE_SHARE * room)
 
 
 def check_compiler(asked_by: str = "train.compile = true") -> None:

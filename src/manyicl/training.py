@@ -451,6 +451,7 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: 
         row_tokens=row_tokens,
         autocast=bool(trainer.args.bf16),
         compiled=settings.compile,
+        num_shards=trainer.accelerator.num_processes if trainer.is_fsdp_enabled else 1,
     )
     trainer.checkpointed = agree_on(chosen, accelerator=trainer.accelerator)
     trainer.compiled = settings.compile
