@@ -86,7 +86,11 @@ def by_option(x):
     functional.relu(x, inplace=True)
 
 
-@pytest.mark.parametrize("between", [by_method, by_operator, by_place, by_option])
+def by_operation(x):
+    torch.ops.aten.add_.Tensor(x, 1)
+
+
+@pytest.mark.parametrize("between", [by_method, by_operator, by_place, by_option, by_operation])
 def test_a_graph_that_changes_a_tensor_in_place_stays_as_it_is(between):
     assert_alike(Projections(between), 6)
 

@@ -67,9 +67,11 @@ def _counts_on_order(node: fx.Node) -> bool:
     """Return whether a node changes a tensor in place, or how what comes behind it is computed."""
     if node.op not in ("call_method", "call_function"):
         return False
-    name = node.target if isinstance(node.target, str) else node.target.__name__
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     is_in_place = name.endswith("_") and not name.startswith("_")  # add_, relu_
     is_in_place |= name in IN_PLACE or "out" in node.kwargs or bool(node.kwargs.get("inplace"))
+    schema = getattr(node.target, "_schema", None)  # of torch's own operations and of custom ones
+    is_in_place |= schema is not None and schema.is_mutable
     return is_in_place or any(mode in name for mode in MODES)
 
 
