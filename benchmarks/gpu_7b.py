@@ -66,7 +66,7 @@ def main() -> None:
     if options.no_flash:
         flash_attention.is_usable = lambda: False
     if options.no_join:
-        joined_adapters.join_adapters = lambda _: 0
+        joined_adapters.join_adapters = lambda _: None
     ceilings = {"mfu": measure_ceiling(device), "mfu_held": measure_ceiling(device, seconds=HELD_SECONDS)}
     if ceilings["mfu"]:
         brief, held = (value / 1e12 for value in ceilings.values())

@@ -220,14 +220,14 @@ def choose_checkpointed(
         UserError: more layers than the model has.
     """
     layers = decoder_layers(model)
-    if setting == "all" or setting == "whole":  # noqa: PLR1714  # mypy narrows by these
-        return Checkpointed(len(layers), keeps_attention=setting == "all")
-    if setting != "auto":
+    if isinstance(setting, int):
         if setting > len(layers):
             raise UserError(
                 f"train.checkpointed_layers = {setting}: the model has {len(layers)} layers; say that at most, or 'all'"
             )
         return Checkpointed(setting)
+    if setting != "auto":
+        return Checkpointed(len(layers), keeps_attention=setting == "all")
     device = next(model.parameters()).device
     if device.type != "cuda" or not layers:
         return Checkpointed(0)

@@ -78,10 +78,9 @@ def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_pa
     # One pack of one episode a row: on a CPU only such attention can be compiled, and kept.
     write_setting(tmp_path, lora=True, num_steps=4, packs_per_batch=1, checkpointed_layers=checkpointed)
     recipe, two = tmp_path / "recipe.toml", tmp_path / "two"
-    adapters = "model.lora={rank=2, alpha=4}"  # narrow enough to be joined
-    train(load_recipe(recipe, overrides=[adapters]), out=tmp_path / "one")
+    train(load_recipe(recipe), out=tmp_path / "one")
     compiled = tmp_path / "compiled.toml"
-    compiled.write_text(dump_config(load_recipe(recipe, overrides=[adapters, "train.compile=true"])))
+    compiled.write_text(dump_config(load_recipe(recipe, overrides=["train.compile=true"])))
     ddp = ["-m", "manyicl", "train", str(compiled), "--out", str(two)]
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
     script = ddp if how == "ddp" else [FSDP_ON_CPUS, str(two), str(compiled), "never", "0"]
