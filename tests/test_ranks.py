@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from manyicl import ranks as ranks_module
 from manyicl.errors import UserError
 from manyicl.ranks import ALONE, Ranks, joined_ranks
 from tests.trajectory.setting import start_process, write_setting
 
 FAILING = str(Path(__file__).parent / "trajectory" / "failing_rank.py")
+LEAVING = str(Path(__file__).parent / "trajectory" / "leaving.py")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="launches processes on the CPU")
 
 
@@ -85,3 +89,24 @@ def test_what_one_rank_meets_ends_the_other_soon_and_is_told_once(tmp_path, rank
     counts = sorted(int(line.split()[1]) for line in process.stdout.splitlines() if line.startswith("asked "))
     assert counts[0] == 0
     assert counts[1] <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux tells them")
+def test_no_thread_of_a_launch_outlives_python(tmp_path):
+    # One that still held a tensor then would abort the process, after its work was done.
+    write_setting(tmp_path, num_steps=1)
+    process = start_process([LEAVING, str(tmp_path / "run"), str(tmp_path / "recipe.toml")], launcher=two_ranks())
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("gloo's threads: 0") == 2, process.stdout
+
+
+def test_a_process_that_ends_by_an_error_does_not_wait_for_the_others(tmp_path, monkeypatch):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    monkeypatch.setattr(sys, "last_value", RuntimeError(), raising=False)
+    ranks_module._leave()
+    assert dist.is_initialized()
+    monkeypatch.delattr(sys, "last_value")
+    ranks_module._leave()
+    assert not dist.is_initialized()
+    ranks_module._leave()

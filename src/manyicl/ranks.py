@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +99,26 @@ def joined_ranks() -> Iterator[Ranks]:
     leave()
     if not ranks.is_main:
         sys.exit(0)
+
+
+def leave_at_exit() -> None:
+    """Have this process leave its launch when Python ends, and not before: more may be done together until then.
+
+    A thread of gloo that lets go of a tensor after that aborts the process (pytorch#179291), its work done; NCCL warns.
+    """
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if hasattr(sys, "last_value"):  # Python ends by an error: the others may be waiting, and never answer
+        return
+    gc.collect()  # a trained model and its trainer hold each other, and the group
+    distributed.destroy_process_group()
 
 
 def _end_together(ranks: Ranks) -> Iterator[Ranks]:

@@ -60,6 +60,7 @@ from manyicl.models import (
     save_beside_weights,
 )
 from manyicl.progress import BarCallback, progress_bar
+from manyicl.ranks import leave_at_exit
 from manyicl.tasks import Task, load_tasks
 from manyicl.throughput import share_out
 from manyicl.tokens import (
@@ -226,6 +227,7 @@ def train(
         rows = _close_held_out(folder, prepared, held_out, before=before)
         _close_run(folder, rows, seconds=time.monotonic() - started)
     state.wait_for_everyone()
+    leave_at_exit()
     return Run(folder=folder, model=folder / "model", held_out=tuple(rows), is_main_process=state.is_main_process)
 
 

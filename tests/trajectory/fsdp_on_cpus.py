@@ -8,6 +8,7 @@ that order hung on: no unit is gathered for a backward pass that it does not hav
 from __future__ import annotations
 
 import os
+import sys
 
 import yaml
 from accelerate.state import PartialState
@@ -48,3 +49,8 @@ if __name__ == "__main__":
     say_launch()
     refuse_needless_gathers()
     killed.main()
+    # Without the interpreter's own end: FSDP2's caches hold the group, so gloo's threads live on until then, and one
+    # that still holds a tensor would abort the process (pytorch#179291).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
