@@ -122,15 +122,27 @@ def test_help_of_a_verb_says_what_it_does_and_explains_every_option(verb, capfd)
 
 
 @pytest.mark.slow
-def test_the_package_runs_as_a_module_and_needs_no_torch_for_its_help():
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "Usage: "),
+        (["check", "tasks"], 0, "Supervision audit"),
+        (["diff", "no.json", "b.json"], 2, "error: no.json"),
+    ],
+    ids=["help", "check", "diff"],
+)
+def test_what_needs_no_model_runs_as_a_module_without_torch_which_takes_seconds_to_import(
+    tmp_path, arguments, code, said
+):
+    write_setting(tmp_path)
     script = (
-        "import sys, runpy; sys.argv = ['manyicl', '--help']\n"
+        f"import sys, runpy; sys.argv = ['manyicl', *{arguments}]\n"
         "try: runpy.run_module('manyicl', run_name='__main__')\n"
         "finally: assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Usage: " in done.stdout
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

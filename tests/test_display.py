@@ -20,35 +20,15 @@ from manyicl.display import (
     curve_plot,
     difference_table,
     evaluation_table,
-    held_out_table,
     make_console,
-    plan_table,
     show_shots,
 )
-from manyicl.held_out import HeldOutRow
-from manyicl.intervals import Interval
 from manyicl.progress import BarCallback, progress_bar, reporting
 from manyicl.results import Evaluation
-from manyicl.runs import count_plan, prepare_run
 from manyicl.tasks import Fault
-from tests.trajectory.setting import write_setting
+from tests.rendering import cells_of, render
 
 NAN = math.nan
-
-
-def render(content, *, width: int = 400) -> str:
-    file = StringIO()
-    console = make_console()
-    console.file, console.width = file, width
-    console.print(content)
-    assert "nan" not in file.getvalue().lower()
-    return file.getvalue()
-
-
-def cells_of(text: str, first: str) -> list[str]:
-    """Return the cells of the table's line that begins with `first`."""
-    (line,) = [line for line in text.splitlines() if re.match(rf"[│┃] {re.escape(first)} ", line)]
-    return [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
 
 
 def cell(shots: int, score: float | None = None, **changes) -> Cell:
@@ -205,68 +185,7 @@ def test_the_plot_leaves_out_shots_where_a_task_was_not_scored():
     assert nothing == "no curve: at no number of shots was every task scored"
 
 
-# Held-out losses --------------------------------------------------------------------------------------------------
-
-
-def held_out(task: str, **changes) -> HeldOutRow:
-    values = {
-        "family": "qa",
-        "num_episodes": 4,
-        "num_answers": 1200,
-        "before": 3.456,
-        "answers_only": 2.0,
-        "after": 1.0,
-    }
-    intervals = {
-        "after_minus_before": Interval(-2.456, -3.0, -1.912),
-        "after_minus_answers_only": Interval(-1.0, -2.5, 0.5),
-    }
-    return HeldOutRow(**{"task": task, **values, **intervals, **changes})
-
-
-def test_held_out_losses_and_their_means_are_shown():
-    text = render(held_out_table([held_out("a"), held_out("b", num_answers=5, after=2.0)]))
-    numbers = ["a", "qa", "1,200", "3.46", "2.00", "1.00", "-2.46 [-3.00, -1.91]", "-1.00 [-2.50, +0.50]"]
-    assert cells_of(text, "a") == numbers
-    mean = cells_of(text, "mean of tasks")
-    assert mean[2:6] == ["1,205", "3.46", "2.00", "1.50"]
-    assert mean[6].startswith("-2.46 [-2.")
-    assert "differences paired over 4 episodes a task" in text
-
-
-def test_one_episode_has_no_interval():
-    lone = Interval(-1.0, NAN, NAN)
-    text = render(
-        held_out_table([held_out("a", num_episodes=1, after_minus_before=lone, after_minus_answers_only=lone)])
-    )
-    assert cells_of(text, "a")[6:] == cells_of(text, "mean of tasks")[6:] == ["-1.00", "-1.00"]
-
-
-def test_better_is_green_worse_is_red_and_undecided_neither():
-    worse = held_out("b", after_minus_before=Interval(1.0, 0.5, 1.5))
-    file = StringIO()
-    Console(file=file, width=200, force_terminal=True, color_system="standard").print(
-        held_out_table([held_out("a"), worse])
-    )
-    assert "\x1b[32m-2.46 [-3.00, -1.91]" in file.getvalue()
-    assert "\x1b[31m+1.00 [+0.50, +1.50]" in file.getvalue()
-    assert not re.search(r"\x1b\[3\dm-1.00 \[-2.50", file.getvalue())
-
-
-# Plan and audit ---------------------------------------------------------------------------------------------------
-
-
-def test_the_plan_counts_what_the_run_will_see(tmp_path, monkeypatch):
-    monkeypatch.setenv("MANYICL_CACHE", str(tmp_path / "cache"))
-    prepared = prepare_run(write_setting(tmp_path))
-    text = render(plan_table(prepared))
-    plan = count_plan(prepared.packs, pack_tokens=prepared.config.pack_tokens)
-    assert cells_of(text, "animals") == [
-        "animals", "classification", "40", "10", "10", f"{plan['tokens_by_task']['animals']:,}", "-",
-    ]  # fmt: skip
-    line = text.splitlines()[-1]
-    assert line.startswith(f"{plan['episodes']:,} episodes, {plan['answers']:,} answers and {plan['tokens']:,} tokens")
-    assert f"in 48 packs of 160 ({plan['fill']:.1%} full), 6 steps" in line
+# Audit --------------------------------------------------------------------------------------------------------------
 
 
 AUDIT = TaskAudit(

@@ -14,13 +14,13 @@ from manyicl import forecast as forecasting
 from manyicl.config import RunConfig, make_config
 from manyicl.costs import count_flops, shape_model
 from manyicl.devices import DEVICES, Device, find_device
-from manyicl.display import forecast_table
 from manyicl.errors import UserError
 from manyicl.fitting import suggest_changes
 from manyicl.footprint import Row, measure_footprint, predict_memory
 from manyicl.forecast import count_unterminated, forecast_run, is_exact_prefix, largest_row
 from manyicl.layers import Checkpointed
 from manyicl.models import load_config
+from manyicl.run_display import forecast_table
 from manyicl.runs import count_plan, prepare_run
 from manyicl.tokens import TaskTokenizer
 from tests.trajectory.setting import write_setting

@@ -17,13 +17,13 @@ from rich.console import Console
 from manyicl.attention import segment_attention
 from manyicl.batches import BatchMaker, PackDataset, count_divisors, lengths_of
 from manyicl.config import dump_config, make_config
-from manyicl.display import plan_table
 from manyicl.episodes import Episode, EpisodeSettings, TaskLengths, iter_episodes
 from manyicl.errors import UserError
 from manyicl.label_names import WORDS, LabelLengths, check_names, draw_names, names_a_label
 from manyicl.loss import answer_loss, target_logits
 from manyicl.packing import Pack, iter_packs
 from manyicl.preview import draw_episode, preview_recipe
+from manyicl.run_display import plan_table
 from manyicl.runs import count_plan, prepare_run
 from manyicl.tasks import Example, Task
 from manyicl.templates import TemplateSettings

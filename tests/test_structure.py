@@ -109,6 +109,7 @@ MODULES = (
     "report.document",
     "model_card",
     "display",
+    "run_display",
     # The comparison of arms.
     "arms",
     "forgetting",

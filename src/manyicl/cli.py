@@ -68,12 +68,15 @@ def check(
     """Audit task files: rows, drops, labels, lengths, and a verdict for each task. Exits 1 if one cannot be used."""
     from manyicl.audit import audit_task
     from manyicl.display import audit_table, make_console
-    from manyicl.models import ModelSettings, load_tokenizer
     from manyicl.tasks import find_task_files
-    from manyicl.templates import TemplateSettings
-    from manyicl.tokens import TaskTokenizer
 
-    tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=model)), TemplateSettings()) if model else None
+    tokenizer = None
+    if model:  # only then is torch needed, which takes seconds to import
+        from manyicl.models import ModelSettings, load_tokenizer
+        from manyicl.templates import TemplateSettings
+        from manyicl.tokens import TaskTokenizer
+
+        tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=model)), TemplateSettings())
     audits = [audit_task(path, tokenizer=tokenizer) for path in find_task_files(folder)]
     make_console().print(audit_table(audits))
     if not all(audit.usable for audit in audits):
@@ -112,8 +115,9 @@ def plan(
     """What a recipe would train, whether it is sound, its memory and hours. Exits 1 if it would be in vain."""
     from manyicl.config import load_recipe
     from manyicl.devices import find_device
-    from manyicl.display import forecast_table, make_console
+    from manyicl.display import make_console
     from manyicl.forecast import forecast_run
+    from manyicl.run_display import forecast_table
 
     config: RunConfig = load_recipe(recipe, overrides=overrides or ())
     forecast = forecast_run(config, device=find_device(device) if device else None, num_devices=devices)
@@ -162,7 +166,8 @@ def train(
     """Fine-tune as a recipe says, into a run directory that holds everything."""
     from manyicl import runs
     from manyicl.config import load_recipe
-    from manyicl.display import held_out_table, make_console, plan_table
+    from manyicl.display import make_console
+    from manyicl.run_display import held_out_table, plan_table
 
     def show_plan(prepared: runs.Prepared) -> None:
         make_console().print(plan_table(prepared))
