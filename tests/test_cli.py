@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from manyicl.evaluation import load_asked_model, one_pass_curve
 from manyicl.models import MODEL_NOTE, ModelNote
 from manyicl.scoring import score_answer
 from manyicl.tasks import load_tasks
+from tests.comparison_setting import make_recipe, write_world
 from tests.conftest import make_task, tiny_model, train_tokenizer
 from tests.trajectory.setting import write_setting
 
@@ -598,3 +600,36 @@ def test_the_world_is_written_once_and_its_seed_model_is_asked_by_name(tmp_path,
     assert "topic_" in out
     code, _, err = run_manyicl(capfd, "world", folder)
     assert (code, err) == (2, f"error: {folder}: exists already; name a new folder\n")
+
+
+# Stopped by the user ----------------------------------------------------------------------------------------------
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("manyicl.evaluation.evaluate", stop)
+    command = ["eval", str(folder / "model"), "--tasks", str(folder / "tasks"), "--shots", "0"]
+    code, _, err = run_manyicl(capfd, *command)
+    assert (code, err) == (130, "stopped, nothing is kept\n")
+    command += ["--out", str(tmp_path / "a b.json")]
+    code, _, err = run_manyicl(capfd, *command)
+    assert (code, err) == (130, f"stopped; go on with: manyicl {shlex.join(command)}\n")
+
+
+def test_a_stopped_demo_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("manyicl.demo.run_demo", stop)
+    options = ["--seed", "1", "--seeds", "2", "--quick"]
+    code, _, err = run_manyicl(capfd, "demo", "--out", tmp_path, *options)
+    assert (code, err) == (130, f"stopped; go on with: manyicl demo --out {tmp_path} {' '.join(options)}\n")
+    code, _, err = run_manyicl(capfd, "demo", "--out", tmp_path / "no")
+    assert (code, err) == (130, "stopped, nothing is kept\n")
+
+
+def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("manyicl.comparison.run_comparison", stop)
+    make_recipe(tmp_path, write_world(tmp_path))
+    code, _, err = run_manyicl(capfd, "compare", tmp_path / "recipe.toml", "--out", tmp_path / "c", "--seed", "0")
+    assert (code, err) == (130, f"stopped; go on with: manyicl compare --resume {tmp_path / 'c'} --seed 0\n")

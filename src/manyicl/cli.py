@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -167,6 +170,7 @@ def train(
     from manyicl import runs
     from manyicl.config import load_recipe
     from manyicl.display import make_console
+    from manyicl.files import default_folder
     from manyicl.run_display import held_out_table, plan_table
 
     def show_plan(prepared: runs.Prepared) -> None:
@@ -178,11 +182,14 @@ def train(
         config = runs.read_run_config(resume)
         if recipe is not None and load_recipe(recipe, overrides=overrides or ()) != config:
             raise UserError(f"--resume {resume}: {recipe} differs from its config.toml; leave the recipe out to go on")
-        run = runs.train(config, out=resume, resume=True, on_prepared=show_plan)
+        with _stoppable("train", "--resume", str(resume), kept=resume):
+            run = runs.train(config, out=resume, resume=True, on_prepared=show_plan)
     elif recipe is None:
         raise UserError("name a recipe (*.toml), or a run to go on with: --resume DIR")
     else:
-        run = runs.train(recipe, out=out, overrides=overrides or (), on_prepared=show_plan)
+        folder = out or default_folder(recipe.stem)
+        with _stoppable("train", "--resume", str(folder), kept=folder / "config.toml"):
+            run = runs.train(recipe, out=folder, overrides=overrides or (), on_prepared=show_plan)
     if not run.is_main_process:
         return
     console = make_console()
@@ -233,7 +240,7 @@ def eval_(
     from manyicl.tasks import load_tasks
 
     by: Literal["sum", "mean"] = "mean" if length_normalized else "sum"
-    with joined_ranks() as ranks:
+    with joined_ranks() as ranks, _stoppable(*sys.argv[1:], kept=out.parent if out else None):
         options: dict[str, Any] = {"shots": parse_shots(shots), "draws": draws, "queries": queries, "seed": seed}
         check_out(out)
         _check_endpoint(endpoint, endpoint_model, precision, by=by, compiled=compiled, num_ranks=ranks.count)
@@ -370,13 +377,12 @@ def compare(
     The arms: base, zero-shot and few-shot fine-tuning, ManyICL, and a dedicated model a task. A killed comparison goes
     on with --resume. To share one out over GPUs, start it once a GPU with --resume DIR --seed N.
     """
-    import time
-
     from manyicl.arms import CompareConfig
     from manyicl.comparison import check_seeds, open_comparison, refuse_ranks, run_comparison
     from manyicl.comparison_display import grid_table
     from manyicl.config import load_recipe
     from manyicl.display import make_console
+    from manyicl.files import default_folder
     from manyicl.outcome import finish_comparison
 
     console = make_console()
@@ -389,11 +395,12 @@ def compare(
     if recipe is None and resume is None:
         raise UserError("name a recipe (*.toml), or a comparison to go on with: --resume DIR")
     config = load_recipe(recipe, overrides=overrides or (), kind=CompareConfig) if recipe else None
-    name = recipe.stem if recipe else ""
-    folder = resume or out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = resume or out or default_folder(recipe.stem if recipe else "")
     comparison = open_comparison(folder, config)
     check_seeds(comparison, seeds)
-    run_comparison(comparison, seeds=seeds, console=make_console(stderr=True))
+    some = [word for seed in seeds or () for word in ("--seed", str(seed))]
+    with _stoppable("compare", "--resume", str(folder), *some, kept=folder):
+        run_comparison(comparison, seeds=seeds, console=make_console(stderr=True))
     if not finish_comparison(comparison, console=console) and not seeds:
         raise typer.Exit(1)
 
@@ -502,8 +509,27 @@ def demo(
     """
     from manyicl.demo import run_demo
     from manyicl.display import make_console
+    from manyicl.files import default_folder
 
-    run_demo(out=out, seed=seed, num_seeds=seeds, quick=quick, console=make_console())
+    folder = out or default_folder("demo")
+    options = ["--seed", str(seed), "--seeds", str(seeds), *(["--quick"] if quick else [])]
+    with _stoppable("demo", "--out", str(folder), *options, kept=folder):
+        run_demo(out=folder, seed=seed, num_seeds=seeds, quick=quick, console=make_console())
+
+
+@contextmanager
+def _stoppable(*command: str, kept: Path | None) -> Iterator[None]:
+    """Where the user stops it (Ctrl-C), say on one line how to go on, and exit with 130.
+
+    command: what goes on, behind `manyicl`. kept: exists once there is something to go on with.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        on = f"; go on with: {shlex.join(['manyicl', *command])}" if kept and kept.exists() else ", nothing is kept"
+        if os.environ.get("RANK", "0") == "0":
+            typer.secho(f"stopped{on}", err=True, fg=typer.colors.YELLOW)
+        raise typer.Exit(130) from None
 
 
 def parse_shots(text: str) -> tuple[int, ...]:

@@ -118,7 +118,7 @@ def demo_config(
 
 
 def run_demo(
-    *, out: Path | None = None, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console
+    *, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console
 ) -> list[Comparison]:
     """Run both regimes into `out`, with training seeds from `seed` on; return their comparisons, the headline's first.
 
@@ -127,14 +127,13 @@ def run_demo(
     Raises:
         UserError: `out` holds something else.
     """
-    folder = out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    _refuse_other_folder(folder)
+    _refuse_other_folder(out)
     started = time.monotonic()
     sizes = QUICK if quick else FULL
     comparisons = []
     for regime in (HEADLINE, CONTRAST):
         size = sizes[regime.name]
-        place = folder / regime.name
+        place = out / regime.name
         console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
         comparison = _open_regime(place, regime, size, seeds=range(seed, seed + num_seeds))
         run_comparison(comparison, console=make_console(stderr=True, quiet=console.quiet))

@@ -48,6 +48,8 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> Group:
         style="bold",
     )
     note = f"differences paired over {max(counts)} episodes a task, 95 % t interval over episodes; negative is better"
+    if max(counts) == 1:
+        note = "one episode a task: no interval; negative is better"
     return Group(table, Text(note, style="dim"))
 
 

@@ -37,7 +37,7 @@ from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
 from manyicl.costs import ModelShape, shape_model
 from manyicl.episodes import TOO_LONG, Episode
 from manyicl.errors import UserError
-from manyicl.files import sync_tree, write_atomically
+from manyicl.files import default_folder, sync_tree, write_atomically
 from manyicl.held_out import (
     HeldOutRow,
     answers_only_losses,
@@ -252,7 +252,7 @@ def _open_run(
 def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> Path:
     """Return the run's folder, the main process's on all ranks: its default name holds the time."""
     stem = "run" if isinstance(recipe, RunConfig) else Path(recipe).stem
-    names = [str(out) if out is not None else f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"]
+    names = [str(out or default_folder(stem))]
     broadcast_object_list(names)
     return Path(names[0])
 

@@ -323,6 +323,12 @@ class AnswerTrainer(Trainer):
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict=state_dict)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Say nothing of tied weights, which a checkpoint holds once."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place and rename it there whole; then drop the ones not needed any more."""
         del model, trial

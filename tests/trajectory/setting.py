@@ -71,9 +71,21 @@ def read_weights(run: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in sorted((run / "model").glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
-def start_process(script: list[str], *, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run Python on `script` from the repository's root, with one thread, and return it when it ends."""
+def begin_process(command: list[str]) -> subprocess.Popen[str]:
+    """Start Python on `command` from the repository's root, with one thread."""
     paths = os.pathsep.join([f"{ROOT}/src", str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, *script]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def start_process(script: list[str], *, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run Python on `script` as `begin_process` does, and return it when it ends."""
+    with begin_process([*launcher, *script]) as process:
+        try:
+            out, err = process.communicate(timeout=300)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from manyicl.errors import UserError
 from manyicl.runs import read_run_config, train
 from manyicl.training import list_checkpoints
 from tests.trajectory.killed import STAGES
-from tests.trajectory.setting import read_metrics, read_weights, start_process, write_setting
+from tests.trajectory.setting import begin_process, read_metrics, read_weights, start_process, write_setting
 
 SHARDED = str(Path(__file__).with_name("sharded.py"))
 FSDP_ON_CPUS = str(Path(__file__).with_name("fsdp_on_cpus.py"))
@@ -153,6 +155,25 @@ def test_a_run_killed_at_five_random_moments_equals_an_uninterrupted_one(tmp_pat
     assert last.returncode == 0, (moments, last.stderr)
     assert_same_course(tmp_path / "whole", tmp_path / "killed", rel=0)
     assert not list((tmp_path / "killed" / "checkpoints").glob(".saving-*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_the_user_stops_says_how_to_go_on_and_does(tmp_path):
+    write_setting(tmp_path, family="gemma", num_steps=100)  # its tied head lies in a checkpoint once
+    run = tmp_path / "a run"
+    with begin_process(["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(run)]) as process:
+        while not list_checkpoints(run / "checkpoints"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    command = f"manyicl train --resume '{run}'"
+    assert told.splitlines()[-1] == f"stopped; go on with: {command}"
+    going_on = start_process(["-m", *shlex.split(command)])
+    assert going_on.returncode == 0, going_on.stderr
+    assert "missing" not in going_on.stderr
+    assert json.loads((run / "run.json").read_text())["finished"]
 
 
 @pytest.mark.slow
