@@ -118,6 +118,7 @@ def test_help_of_a_verb_says_what_it_does_and_explains_every_option(verb, capfd)
     code, out, err = run_manyicl(capfd, verb, "--help")
     assert (code, err) == (0, "")
     assert VERBS[verb] in " ".join(out.split())
+    assert "runs/-" not in out  # <name> would be taken for markup
     for line in out.splitlines():
         if line.startswith("│") and "--" in line.split("│")[1][:30]:
             assert len(line.strip("│ ").split("  ")[-1]) > 5, line

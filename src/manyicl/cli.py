@@ -162,7 +162,7 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.num_steps=20.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The run's folder; runs/<recipe>-<time> unless said.")
+        Path | None, typer.Option("--out", help="The run's folder; runs/RECIPE-TIME unless said.")
     ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
 ) -> None:
@@ -333,11 +333,12 @@ def curve(
     asked = _load_asked(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
     with reporting(make_console(stderr=True)) as report:
         result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
+    if out is not None:  # first, so that a reader who stops reading loses nothing
+        result.save(out)
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, colour=console.is_terminal))
     if out is not None:
-        result.save(out)
         console.print(f"wrote {out}", soft_wrap=True)
 
 
@@ -365,7 +366,7 @@ def compare(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as compare.draws=10.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="A new folder; runs/<recipe>-<time> unless said.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new folder; runs/RECIPE-TIME unless said.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the comparison in this folder.")] = None,
     status: Annotated[Path | None, typer.Option("--status", help="Show what is done of this one, and stop.")] = None,
     seeds: Annotated[
@@ -497,7 +498,7 @@ def world(
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="Its folder; runs/demo-<time> unless said.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Its folder; runs/demo-TIME unless said.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides tasks, episodes, shots and queries.")] = 0,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on; 5 for intervals.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="In 90 seconds, with wider intervals.")] = False,
