@@ -292,8 +292,9 @@ def test_the_bar_of_a_training_shows_the_last_loss_and_rates():
     file = StringIO()
     with progress_bar(Console(file=file, width=200), total=1) as bar:
         callback = BarCallback(bar, "train")
-        callback.on_log(None, None, None, logs={"eval_loss": 3.0})
-        callback.on_log(None, None, None, logs={"loss": 1.25, "tokens_per_s": 12345.6, "answers_per_s": 78.9})
         state = type("State", (), {"global_step": 1})()
         callback.on_step_end(None, state, None)
+        callback.on_log(None, None, None, logs={"loss": 1.25, "tokens_per_s": 12345.6, "answers_per_s": 78.9})
+        callback.on_log(None, None, None, logs={"eval_loss": 3.0})
+        callback.on_train_end(None, state, None)
     assert file.getvalue() == "train: 1/1 loss 1.250, 12,346 tokens/s, 79 answers/s\n"

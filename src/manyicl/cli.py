@@ -161,9 +161,7 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.num_steps=20.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The run's folder; runs/RECIPE-TIME unless said.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/RECIPE-TIME unless said.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
 ) -> None:
     """Fine-tune as a recipe says, into a run directory that holds everything."""

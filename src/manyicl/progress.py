@@ -77,7 +77,12 @@ class BarCallback(TrainerCallback):
         self.bar, self.what, self.note = bar, what, ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Move the bar."""
+        """Move the bar, but for the last step, whose loss comes behind it."""
+        if state.global_step < self.bar.total:
+            self.bar.update(self.what, state.global_step, note=self.note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Show the last step with its own loss."""
         self.bar.update(self.what, state.global_step, note=self.note)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
