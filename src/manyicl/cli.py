@@ -516,6 +516,11 @@ def demo(
         run_demo(out=folder, seed=seed, num_seeds=seeds, quick=quick, console=make_console())
 
 
+def _is_main() -> bool:
+    """Return whether this process tells what all of its launch meet; known before torch is there to ask."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def _stoppable(*command: str, kept: Path | None) -> Iterator[None]:
     """Where the user stops it (Ctrl-C), say on one line how to go on, and exit with 130.
@@ -526,7 +531,7 @@ def _stoppable(*command: str, kept: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         on = f"; go on with: {shlex.join(['manyicl', *command])}" if kept and kept.exists() else ", nothing is kept"
-        if os.environ.get("RANK", "0") == "0":
+        if _is_main():
             typer.secho(f"stopped{on}", err=True, fg=typer.colors.YELLOW)
         raise typer.Exit(130) from None
 
@@ -550,7 +555,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        if isinstance(error, SharedError) and os.environ.get("RANK", "0") != "0":
+        if isinstance(error, SharedError) and not _is_main():
             sys.exit(0)  # the main process tells it; a failure here would end that one before it could
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)

@@ -47,10 +47,10 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> Group:
         _difference(mean_of_tasks([row.after_minus_answers_only for row in rows], num_episodes=counts)),
         style="bold",
     )
-    note = f"differences paired over {max(counts)} episodes a task, 95 % t interval over episodes; negative is better"
+    note = f"differences paired over {max(counts)} episodes a task, 95 % t interval over episodes"
     if max(counts) == 1:
-        note = "one episode a task: no interval; negative is better"
-    return Group(table, Text(note, style="dim"))
+        note = "one episode a task: no interval"
+    return Group(table, Text(f"{note}; negative is better", style="dim"))
 
 
 def _difference(interval: Interval) -> Text:

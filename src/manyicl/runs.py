@@ -252,7 +252,7 @@ def _open_run(
 def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> Path:
     """Return the run's folder, the main process's on all ranks: its default name holds the time."""
     stem = "run" if isinstance(recipe, RunConfig) else Path(recipe).stem
-    names = [str(out or default_folder(stem))]
+    names = [str(out if out is not None else default_folder(stem))]
     broadcast_object_list(names)
     return Path(names[0])
 

@@ -8,7 +8,6 @@ that order hung on: no unit is gathered for a backward pass that it does not hav
 from __future__ import annotations
 
 import os
-import sys
 
 import yaml
 from accelerate.state import PartialState
@@ -16,7 +15,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from tests.trajectory import killed
-from tests.trajectory.setting import ROOT
+from tests.trajectory.setting import ROOT, end_process
 
 
 def say_launch() -> None:
@@ -49,8 +48,4 @@ if __name__ == "__main__":
     say_launch()
     refuse_needless_gathers()
     killed.main()
-    # Without the interpreter's own end: FSDP2's caches hold the group, so gloo's threads live on until then, and one
-    # that still holds a tensor would abort the process (pytorch#179291).
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    end_process()

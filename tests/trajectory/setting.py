@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Never
 
 import torch
 from safetensors.torch import load_file
@@ -71,21 +72,25 @@ def read_weights(run: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in sorted((run / "model").glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
-def begin_process(command: list[str]) -> subprocess.Popen[str]:
-    """Start Python on `command` from the repository's root, with one thread."""
+def python_process(script: list[str]) -> dict[str, Any]:
+    """Return what `subprocess` takes to run Python on `script` from the repository's root, with one thread."""
     paths = os.pathsep.join([f"{ROOT}/src", str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return {"args": [sys.executable, *script], "cwd": ROOT, "env": environment, **pipes}
 
 
 def start_process(script: list[str], *, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run Python on `script` as `begin_process` does, and return it when it ends."""
-    with begin_process([*launcher, *script]) as process:
-        try:
-            out, err = process.communicate(timeout=300)
-        except BaseException:
-            process.kill()
-            raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    """Run Python on `script`, and return it when it ends."""
+    return subprocess.run(**python_process([*launcher, *script]), timeout=300, check=False)
+
+
+def end_process() -> Never:
+    """End this process of a launch, all well, without the interpreter's own end.
+
+    FSDP2's caches hold the group, so gloo's threads live on until then, and one that still holds a tensor would abort
+    the process (pytorch#179291).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

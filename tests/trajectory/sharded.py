@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from manyicl.config import RunConfig, load_recipe
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import load_model
 from manyicl.runs import prepare_run
+from tests.trajectory.setting import end_process
 
 
 def gradients_of(model, batch, *, scale=1.0):
@@ -74,11 +74,9 @@ def main() -> None:
             torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
     if rank == 0:
         print(f"{len(expected)} gradients of {sum(g.numel() for g in expected.values())} weights agree", flush=True)
-    # Together, and without the interpreter's own end: FSDP2's caches hold the group, so gloo's threads live on until
-    # then, and one that still holds a tensor would abort the process (pytorch#179291).
     dist.barrier()
     dist.destroy_process_group()
-    os._exit(0)
+    end_process()
 
 
 if __name__ == "__main__":

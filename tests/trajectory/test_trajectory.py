@@ -20,7 +20,7 @@ from manyicl.errors import UserError
 from manyicl.runs import read_run_config, train
 from manyicl.training import list_checkpoints
 from tests.trajectory.killed import STAGES
-from tests.trajectory.setting import begin_process, read_metrics, read_weights, start_process, write_setting
+from tests.trajectory.setting import python_process, read_metrics, read_weights, start_process, write_setting
 
 SHARDED = str(Path(__file__).with_name("sharded.py"))
 FSDP_ON_CPUS = str(Path(__file__).with_name("fsdp_on_cpus.py"))
@@ -163,7 +163,8 @@ def test_a_run_that_the_user_stops_says_how_to_go_on_and_does(tmp_path):
     run = tmp_path / "a run"
     # A shell's job in the background ignores the signal, and so would what it starts; a handler is not inherited.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with begin_process(["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(run)]) as process:
+    arguments = ["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(run)]
+    with subprocess.Popen(**python_process(arguments)) as process:
         signal.signal(signal.SIGINT, before)
         while not list_checkpoints(run / "checkpoints"):
             assert process.poll() is None
