@@ -159,6 +159,7 @@ def measure(model, cost, setting, options, *, mode):
         peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
         if device.type == "cuda":  # how often the allocator gave back what it had kept, and asked anew: each one waits
             about["retries"] = torch.cuda.memory_stats()["num_alloc_retries"] - retries
+            about["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
     except torch.OutOfMemoryError:
         return {**about, "fits": False}
     finally:
@@ -206,6 +207,7 @@ def describe(result):
         )
         if result["predicted_gib"] is not None:
             line += f" (predicted {result['predicted_gib']:.1f})"
+        line += f", {result['reserved_gib']:.1f} taken by the allocator"
         if result["retries"]:
             line += f", {result['retries']} allocations tried twice"
     return line

@@ -559,7 +559,10 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
         == f"--out {out}: is not empty; go on with --resume {out}, or name another"
     )
     assert refusal(capfd, "train", recipe, "--resume", out).startswith(
-        f"--resume {out}: {recipe} differs from its config.toml"
+        f"--resume {out}: train.num_steps would be another than in the run's config.toml; leave it out to go on"
+    )
+    assert refusal(capfd, "train", "--resume", out, "seed=9", "train.num_steps=5").startswith(
+        f"--resume {out}: seed, train.num_steps would be another"
     )
     code, again, _ = run_manyicl(capfd, "train", recipe, "train.num_steps=2", "--resume", out)
     assert (code, again) == (0, printed)

@@ -164,7 +164,10 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/RECIPE-TIME unless said.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
 ) -> None:
-    """Fine-tune as a recipe says, into a run directory that holds everything."""
+    """Fine-tune as a recipe says, into a run directory that holds everything.
+
+    A run that was stopped, or was out of memory: manyicl train --resume DIR [train.checkpointed_layers=all]
+    """
     from manyicl import runs
     from manyicl.config import load_recipe
     from manyicl.display import make_console
@@ -177,9 +180,11 @@ def train(
     if resume is not None and out is not None:
         raise UserError(f"--out {out}: a run goes on in its own folder; leave --out out")
     if resume is not None:
-        config = runs.read_run_config(resume)
-        if recipe is not None and load_recipe(recipe, overrides=overrides or ()) != config:
-            raise UserError(f"--resume {resume}: {recipe} differs from its config.toml; leave the recipe out to go on")
+        if recipe is not None and "=" in recipe.name and not recipe.exists():
+            recipe, overrides = None, [str(recipe), *(overrides or ())]
+        config = runs.read_run_config(resume, overrides=overrides or ())
+        if recipe is not None:
+            config = load_recipe(recipe, overrides=overrides or ())
         with _stoppable("train", "--resume", str(resume), kept=resume):
             run = runs.train(config, out=resume, resume=True, on_prepared=show_plan)
     elif recipe is None:

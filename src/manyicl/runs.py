@@ -1,6 +1,6 @@
 """A run is one directory: resolved config, versions, data hashes, metrics, checkpoints, and the model it ends with.
 
-config.toml    every setting, resolved; `--resume` goes on from it
+config.toml    every setting, resolved; `--resume` goes on from it, and writes what was changed of `NO_RESULT`
 run.json       versions, git commit, hashes of data, the plan's counts, the held-out table; `finished` once it is
 metrics.jsonl  one JSON object a line: training losses, losses by shot index, validation losses by task
 checkpoints/   whole checkpoints only: the last and the best
@@ -85,6 +85,8 @@ from manyicl.usage import PeakMemory
 
 PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 RUN_SCHEMA = 1
+# Settings of train.* that change how long a run takes and what memory, not what it computes: they may change midway.
+NO_RESULT = ("checkpointed_layers", "compile", "num_workers", "packs_per_batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +184,13 @@ def train(
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
-    title: what the progress bar calls it. callbacks: more of transformers' callbacks for the Trainer, made with the
-    run's metrics.jsonl. on_prepared is called on the main process once the plan is made, before any weight is loaded.
+    A recipe to resume with may differ from the run's in the settings of `NO_RESULT`. title: what the progress bar
+    calls it. callbacks: more of transformers' callbacks for the Trainer, made with the run's metrics.jsonl.
+    on_prepared is called on the main process once the plan is made, before any weight is loaded.
 
     Raises:
         UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`); with
-            `resume`, tasks that are no longer those that the run was started on.
+            `resume`, tasks that are no longer those that the run was started on; a GPU that runs out of memory.
     """
     # Told so, accelerate joins a CPU launch's processes too; else each would take itself for the only one.
     # Ranks may wait long for the main process, which alone tokenises and measures what is held out.
@@ -241,12 +244,29 @@ def _open_run(
     if resume and not started:
         raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
     # Compared as settings, not as text: a run started before a setting was added has its default.
-    if resume and config != load_recipe(folder / "config.toml"):
-        raise UserError(f"--resume {folder}: the recipe differs from the run's config.toml; leave RECIPE out to go on")
+    changed = find_changes(load_recipe(folder / "config.toml"), config) if resume else []
+    if changed:
+        raise UserError(
+            f"--resume {folder}: {', '.join(changed)} would be another than in the run's config.toml; leave it out to"
+            f" go on (only train.{', train.'.join(NO_RESULT)} may change), or start a new run"
+        )
     if not resume and folder.exists() and any(folder.iterdir()):
         fix = f"go on with --resume {folder}, or name another" if started else "name another"
         raise UserError(f"--out {folder}: is not empty; {fix}")
     return folder, config
+
+
+def find_changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """Return the settings in which two recipes differ, such as 'train.num_steps', but those of `NO_RESULT`."""
+
+    def settings(config: RunConfig) -> dict[str, Any]:
+        content = config.model_dump()
+        flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
+        tables = [(section, table) for section, table in content.items() if isinstance(table, dict)]
+        return flat | {f"{section}.{key}": value for section, table in tables for key, value in table.items()}
+
+    old, new = settings(before), settings(now)
+    return [key for key in new if new[key] != old[key] and key not in {f"train.{name}" for name in NO_RESULT}]
 
 
 def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> Path:
@@ -274,16 +294,16 @@ def _refuse_other_data(folder: Path, prepared: Prepared) -> None:
         raise UserError(f"--resume {folder}: its plan of packs would be another now (other tokenizer or version)")
 
 
-def read_run_config(folder: Path) -> RunConfig:
-    """Return the resolved config of a run.
+def read_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the resolved config of a run, with `key=value` overrides applied.
 
     Raises:
-        UserError: `folder` is not a run.
+        UserError: `folder` is not a run, or an override has no such key or value.
     """
     path = folder / "config.toml"
     if not path.is_file():
         raise UserError(f"{folder}: is not a run (no config.toml); name the folder of a run")
-    return load_recipe(path)
+    return load_recipe(path, overrides=overrides)
 
 
 def _start_folder(folder: Path, prepared: Prepared) -> None:
@@ -292,7 +312,7 @@ def _start_folder(folder: Path, prepared: Prepared) -> None:
         shutil.rmtree(leftover)
     if not (folder / "config.toml").exists():
         write_atomically(folder / "run.json", _to_json(describe_run(prepared)))
-        write_atomically(folder / "config.toml", dump_config(prepared.config))
+    write_atomically(folder / "config.toml", dump_config(prepared.config))
 
 
 def _train_model(

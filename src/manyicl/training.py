@@ -37,6 +37,7 @@ from manyicl.layers import (
     Checkpointed,
     check_compiler,
     choose_checkpointed,
+    decoder_layers,
     prepared_layers,
     unwidened_inputs,
 )
@@ -446,7 +447,7 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: 
     """Run the training loop to its end, from the start or from `checkpoint`. row_tokens: of the longest row.
 
     Raises:
-        UserError: more layers to recompute than there are, or no compiler.
+        UserError: more layers to recompute than there are, no compiler, or a GPU that runs out of memory.
     """
     model: Any = trainer.model
     if settings.compile:
@@ -467,7 +468,30 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: 
         prepared_layers(model, trainer.checkpointed, compiled=settings.compile) as trainer.attention,
         unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
     ):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except torch.OutOfMemoryError as error:
+            raise UserError(_tell_out_of_memory(trainer, settings=settings, row_tokens=row_tokens)) from error
+
+
+def _tell_out_of_memory(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int) -> str:
+    """Return what to do where a GPU ran out of memory: the next setting that takes less."""
+    model: Any = trainer.model
+    num_layers, num_recomputed = len(decoder_layers(model)), trainer.checkpointed.num_layers
+    is_whole = num_recomputed == num_layers and not trainer.attention.keeps_attention
+    command = f"go on with `manyicl train --resume {Path(str(trainer.args.output_dir)).parent} train."
+    if not is_whole:
+        fix = f"{command}checkpointed_layers={'whole' if num_recomputed == num_layers else 'all'}`"
+    elif settings.packs_per_batch > 1:
+        fix = f"{command}packs_per_batch=1`"
+    else:
+        fix = (
+            "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it (docs/distributed.md)"
+        )
+    return (
+        f"step {trainer.state.global_step + 1}: the GPU is out of memory, with rows of up to {row_tokens:,} tokens and"
+        f" {num_recomputed} of {num_layers} layers recomputed{' as a whole' if is_whole else ''}; {fix}"
+    )
 
 
 def agree_on(chosen: Checkpointed, *, accelerator: Accelerator) -> Checkpointed:

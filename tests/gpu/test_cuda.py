@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import warnings
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from manyicl import partial_attention, segment_kernels, training
 from manyicl.answering import generate_behind
 from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
+from manyicl.errors import UserError
 from manyicl.flash_attention import in_place, is_usable
 from manyicl.fused import fused_pieces
 from manyicl.layers import Checkpointed, choose_checkpointed, measure_activations, prepared_layers
 from manyicl.loss import answer_loss, row_loss, target_logits
 from manyicl.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
-from manyicl.runs import train
+from manyicl.runs import read_run_config, train
 from manyicl.segment_kernels import attend_row_segments, kernel_order
 from manyicl.segments import bounds_of, make_segments
 from manyicl.sharing import sharing_fault
@@ -385,6 +388,31 @@ def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
     assert chosen[0] == Checkpointed(0)
     assert 0 < chosen[1].num_layers <= 3
     assert chosen[2] == Checkpointed(3, keeps_attention=False)
+
+
+def test_a_run_that_is_out_of_memory_goes_on_with_the_setting_that_it_names(tmp_path):
+    write_setting(tmp_path, pack_tokens=8192, packs_per_step=1, packs_per_batch=1, num_steps=2, checkpointed_layers=0)
+    about = LlamaConfig.from_pretrained(
+        tmp_path / "start", hidden_size=512, intermediate_size=2048, num_hidden_layers=4, head_dim=64
+    )
+    LlamaForCausalLM(about).save_pretrained(tmp_path / "start")
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
+
+    def limit_memory(num_bytes):
+        gc.collect()  # what the failed run held
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + num_bytes) / total))
+
+    try:
+        limit_memory(1.5e9)  # weights and optimizer take 0.3 GB, the layers' activations 1.6
+        with pytest.raises(UserError, match=r"of memory.* 0 of 4 layers recomputed; .*train\.checkpointed_layers=all`"):
+            train(recipe, out=run)
+        limit_memory(1.5e9)
+        going_on = read_run_config(run, overrides=["train.checkpointed_layers=all"])
+        assert train(going_on, out=run, resume=True).held_out
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from manyicl import training
 from manyicl.config import dump_config, load_recipe, make_config
 from manyicl.errors import UserError
 from manyicl.runs import read_run_config, train
@@ -181,6 +182,40 @@ def test_a_run_that_the_user_stops_says_how_to_go_on_and_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(tmp_path, monkeypatch):
+    config = write_setting(tmp_path)
+    train(config, out=tmp_path / "whole")
+    folder, fixes = tmp_path / "run", []
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "row_loss", short_of_memory_at(step=4, original=training.row_loss))
+        for changes in ({}, {"checkpointed_layers": "all"}, {"checkpointed_layers": "whole"}):
+            changed = config.model_copy(update={"train": config.train.model_copy(update=changes)})
+            with pytest.raises(UserError, match=r"^step [34]: the GPU is out of memory, with rows of up to") as caught:
+                train(changed, out=folder, resume=folder.exists())
+            fixes.append(str(caught.value).rpartition(" train.")[2])
+    assert fixes == ["checkpointed_layers=all`", "checkpointed_layers=whole`", "packs_per_batch=1`"]
+    # The last fix, as the command line takes it: whole layers are in the run's config.toml by now.
+    told = start_process(["-m", "manyicl", "train", "--resume", str(folder), "train.packs_per_batch=1"])
+    assert told.returncode == 0, told.stderr
+    assert_same_course(tmp_path / "whole", folder, rel=1e-4)
+    settings = read_run_config(folder).train
+    assert (settings.checkpointed_layers, settings.packs_per_batch) == ("whole", 1)
+
+
+def short_of_memory_at(*, step, original):
+    """Return a `row_loss` that finds no memory from the first training row of a step on, in runs behind it too."""
+    rows = {"trained": 0}
+
+    def row_loss(model, batch):
+        rows["trained"] += torch.is_grad_enabled()
+        if rows["trained"] > 4 * (step - 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, batch)
+
+    return row_loss
+
+
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing_and_says_so(tmp_path):
     config = write_setting(tmp_path, num_steps=2)
     train(config, out=tmp_path / "run")
@@ -200,7 +235,7 @@ def test_a_run_started_before_a_setting_was_added_goes_on_with_its_default(tmp_p
     assert len(resolved.read_text().splitlines()) == len(lines) - 3
     assert train(config, out=tmp_path / "run", resume=True).held_out
     other = config.model_copy(update={"seed": 4})
-    with pytest.raises(UserError, match=r"the recipe differs from the run's config\.toml"):
+    with pytest.raises(UserError, match=r"seed would be another than in the run's config\.toml"):
         train(other, out=tmp_path / "run", resume=True)
 
 
