@@ -40,13 +40,9 @@ def tokenized(world):
     return Comparison(world[0], make_recipe(*world)).planner.tasks
 
 
-def make_planner(world, tokenized, *, num_steps: int = 20, **compare: Any) -> ArmPlanner:
-    return ArmPlanner(
-        make_recipe(
-            *world, episodes={"token_budget": 384}, train={"num_steps": num_steps, "pack_tokens": 768}, **compare
-        ),
-        tokenized,
-    )
+def make_planner(world, tokenized, *, num_steps: int = 20, packs_per_step: int = 2, **compare: Any) -> ArmPlanner:
+    train = {"num_steps": num_steps, "pack_tokens": 768, "packs_per_step": packs_per_step, "packs_per_batch": 1}
+    return ArmPlanner(make_recipe(*world, episodes={"token_budget": 384}, train=train, **compare), tokenized)
 
 
 def shares(spent: dict[str, Spent], match: str) -> list[float]:
@@ -165,8 +161,8 @@ def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world,
 
 
 def test_a_task_that_the_matched_arm_never_reaches_has_no_share_for_a_model_of_its_own(world, tokenized):
-    """One step of two packs holds the long episodes of some tasks only."""
-    planner = make_planner(world, tokenized, num_steps=1)
+    """One step of one pack holds the long episodes of some tasks only."""
+    planner = make_planner(world, tokenized, num_steps=1, packs_per_step=1)
     _, whole = planner.plan_arm("manyicl", seed=0)
     missing = sorted(set(tokenized) - set(whole.tokens_by_task))
     assert missing

@@ -143,6 +143,26 @@ def test_too_many_epochs_and_ranks_that_cannot_share_are_noted(config):
     assert any("cannot be shared by 3 devices with 2 packs a batch" in note for note in notes)
 
 
+def test_rows_that_no_episode_holds_are_counted(config):
+    # Each of the three tasks has 40 train rows, and eight or nine of them fit the 160 tokens of a pack.
+    forecast = forecast_run(changed(config, train={"num_steps": 1, "packs_per_step": 6, "packs_per_batch": 2}))
+    counts = [(task.num_fitting, task.num_seen, task.num_answers) for task in forecast.tasks]
+    assert all(fitting == 40 and seen == answers < 40 for fitting, seen, answers in counts), counts
+    for task in forecast.tasks:
+        note = f"task '{task.name}': {40 - task.num_seen} of its 40 train rows are in no episode of the run"
+        assert any(line.startswith(note) for line in forecast.notes)
+    assert not any("in no episode" in line for line in forecast_run(changed(config, train={"num_steps": 4})).notes)
+
+
+def test_a_warm_up_that_never_ends_and_a_rank_beyond_the_model_are_noted(config):
+    settings = {"model": {"lora": {"rank": 32}}, "train": {"warmup_steps": 6}}
+    notes = forecast_run(changed(config, **settings)).notes
+    assert any(note.startswith("train.warmup_steps = 6: the learning rate is still rising") for note in notes)
+    assert any(note.startswith("model.lora.rank = 32: the model's layers have 32 features") for note in notes)
+    gentle = {"model": {"lora": {"rank": 31}}, "train": {"warmup_steps": 5}}
+    assert not any("warmup" in note or "rank" in note for note in forecast_run(changed(config, **gentle)).notes)
+
+
 def test_a_model_whose_memory_is_unknown_has_its_counts_all_the_same(config, monkeypatch):
     def refuse(*_, **__):
         raise UserError("llama: its memory cannot be predicted")

@@ -24,7 +24,7 @@ from manyicl.fitting import Change, fits, predict_recipe, suggest_changes
 from manyicl.footprint import MemoryPrediction, Row, measure_footprint
 from manyicl.models import load_config, max_tokens_of
 from manyicl.packing import Pack
-from manyicl.runs import Prepared, count_dropped, count_plan, prepare_run
+from manyicl.runs import Prepared, count_dropped, count_plan, count_too_long, prepare_run
 from manyicl.tokens import TaskTokenizer, TokenizedTask, answer_lengths_of, join_examples, query_ids
 
 # Answers are counted by how many shots stand before them: the first index of each bucket.
@@ -39,6 +39,7 @@ MANY_EPOCHS = 50
 class TaskForecast:
     """One task in the run. epochs: tokens of its examples seen, over those there are. Most counts are of the plan.
 
+    num_train: train rows. num_fitting: those that are not too long. num_seen: those that some episode holds.
     answers_by_shots: bucket of SHOT_EDGES -> answers that are targets. dropped: reason -> rows of all splits.
     num_unterminated: train answers without the terminator. num_torn: checked queries whose ids were no exact prefix.
     """
@@ -54,6 +55,8 @@ class TaskForecast:
     answers_by_shots: dict[str, int]
     dropped: dict[str, int]
     num_train: int
+    num_fitting: int
+    num_seen: int
     num_unterminated: int
     num_checked: int
     num_torn: int
@@ -125,6 +128,8 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         assert shape is not None
         change = suggest_changes(config, model_config, row=row, device=device, weights=shape.weights)
         blockers.append(_tell_misfit(memory, device, change))
+    num_features = getattr(model_config.get_text_config(), "hidden_size", None)
+    notes += [*_note_tasks(config, tasks), *_note_settings(config, num_devices=num_devices, num_features=num_features)]
     return Forecast(
         tasks=tasks,
         plan=count_plan(prepared.packs, pack_tokens=config.pack_tokens),
@@ -138,7 +143,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         num_devices=num_devices,
         change=change,
         blockers=tuple(blockers),
-        notes=(*notes, *_find_notes(config, tasks, num_devices=num_devices)),
+        notes=tuple(notes),
     )
 
 
@@ -159,12 +164,14 @@ def _forecast_task(
 ) -> TaskForecast:
     train = task.splits["train"]
     buckets = Counter[int]()
-    num_targets = num_seen = 0
+    num_targets = seen_tokens = 0
+    seen = np.zeros(len(train), dtype=bool)
     for episode in episodes:
         chosen = targets_of(len(episode.examples), config.episodes.targets)
         buckets.update(bisect_right(SHOT_EDGES, k) - 1 for k in range(len(episode.examples))[chosen])
         num_targets += count_targets(task, episode, targets=config.episodes.targets)
-        num_seen += int(train.lengths[episode.examples].sum())
+        seen_tokens += int(train.lengths[episode.examples].sum())
+        seen[episode.examples] = True
     checked = [
         is_exact_prefix(task, episode, query=query, tokenizer=tokenizer)
         for episode in islice(episodes, CHECKED_EPISODES)
@@ -177,11 +184,13 @@ def _forecast_task(
         num_tokens=sum(episode.num_tokens for episode in episodes),
         num_answers=buckets.total(),
         num_targets=num_targets,
-        epochs=num_seen / max(1, int(train.lengths.sum())),
+        epochs=seen_tokens / max(1, int(train.lengths.sum())),
         most_shots=max((len(episode.examples) - 1 for episode in episodes), default=0),
         answers_by_shots={name_bucket(index): buckets[index] for index in range(len(SHOT_EDGES)) if buckets[index]},
         dropped=count_dropped(task, config),
         num_train=len(train),
+        num_fitting=len(train) - count_too_long(task, config=config, split="train"),
+        num_seen=int(seen.sum()),
         num_unterminated=count_unterminated(task, tokenizer=tokenizer),
         num_checked=len(checked),
         num_torn=checked.count(False),
@@ -305,11 +314,15 @@ def _find_blockers(prepared: Prepared, tasks: Sequence[TaskForecast]) -> Iterabl
         )
 
 
-def _find_notes(config: RunConfig, tasks: Sequence[TaskForecast], *, num_devices: int) -> Iterable[str]:
-    """Yield what a run may well be, but is seldom meant to be."""
+def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[str]:
+    """Yield what training on a task may well be, but is seldom meant to be."""
     for task in tasks:
-        if 0 < task.epochs < 1:
-            yield f"task '{task.name}': {task.epochs:.0%} of its train tokens are seen; more steps would see all"
+        if 0 < task.num_seen < task.num_fitting:
+            unseen = task.num_fitting - task.num_seen
+            yield (
+                f"task '{task.name}': {unseen:,} of its {task.num_fitting:,} train rows are in no episode of the run;"
+                " more steps would see all"
+            )
         if task.epochs > MANY_EPOCHS:
             yield (
                 f"task '{task.name}': its {task.num_train:,} train rows are seen {task.epochs:.0f} times each; fewer"
@@ -317,10 +330,25 @@ def _find_notes(config: RunConfig, tasks: Sequence[TaskForecast], *, num_devices
             )
         if task.num_episodes and not task.most_shots and config.episodes.shots != 0:
             yield f"task '{task.name}': no episode holds two of its examples; raise episodes.token_budget"
-    if config.train.packs_per_step % (num_devices * config.train.packs_per_batch):
+
+
+def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | None) -> Iterable[str]:
+    """Yield which settings hardly go together. num_features: of a layer's input, where it is known."""
+    train, lora = config.train, config.model.lora
+    if train.warmup_steps >= train.num_steps:
         yield (
-            f"train.packs_per_step = {config.train.packs_per_step}: cannot be shared by {num_devices} devices with"
-            f" {config.train.packs_per_batch} packs a batch"
+            f"train.warmup_steps = {train.warmup_steps:,}: the learning rate is still rising when the run ends, at step"
+            f" {train.num_steps:,}"
+        )
+    if lora is not None and num_features is not None and lora.rank >= num_features:
+        yield (
+            f"model.lora.rank = {lora.rank:,}: the model's layers have {num_features:,} features, so its adapters are"
+            " larger than what they adapt; 8 to 64 is usual"
+        )
+    if train.packs_per_step % (num_devices * train.packs_per_batch):
+        yield (
+            f"train.packs_per_step = {train.packs_per_step}: cannot be shared by {num_devices} devices with"
+            f" {train.packs_per_batch} packs a batch"
         )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
 from manyicl.episodes import Episode, EpisodeSettings, TaskLengths, iter_episodes
 
-# Episodes are only ever packed with others of their block, so that pack j can be known without the whole plan.
-BLOCK_EPISODES = 1024
+# Episodes are only ever packed with others of their block, so that pack j can be known without the whole plan, and a
+# short run sees the first stretch of it. A block has as many tokens as this many packs: the last of its packs may be
+# half empty, which is less than 1 % of it.
+BLOCK_PACKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,24 @@ def pack_episodes(episodes: Iterator[Episode], *, pack_tokens: int, seed: int) -
     """Yield the packs of an endless plan of episodes, as `iter_packs` does."""
     block_number = index = 0
     while True:
-        block = list(islice(episodes, BLOCK_EPISODES))
+        block = _take_block(episodes, num_tokens=BLOCK_PACKS * pack_tokens)
         bins = pack_lengths([episode.num_tokens for episode in block], pack_tokens=pack_tokens)
-        # Best-fit-decreasing leaves the long episodes first; a shuffled order keeps the steps of a block alike.
-        order = np.random.default_rng([seed, block_number]).permutation(len(bins))
-        for place in order:
-            yield Pack(index=index, episodes=tuple(block[i] for i in bins[place]))
+        # Best-fit decreasing leaves the long episodes first. A pack stands where one of its episodes, whichever, stands
+        # in the plan: the steps of a block are alike, and packs of one episode keep the plan's order and its coverage.
+        rng = np.random.default_rng([seed, block_number])
+        for places in sorted(bins, key=lambda places: places[rng.integers(len(places))]):
+            yield Pack(index=index, episodes=tuple(block[place] for place in places))
             index += 1
         block_number += 1
+
+
+def _take_block(episodes: Iterator[Episode], *, num_tokens: int) -> list[Episode]:
+    """Return the next episodes, as few as have `num_tokens`."""
+    block: list[Episode] = []
+    while num_tokens > 0:
+        block.append(next(episodes))
+        num_tokens -= block[-1].num_tokens
+    return block
 
 
 def pack_lengths(lengths: Sequence[int], *, pack_tokens: int) -> list[list[int]]:

@@ -306,6 +306,12 @@ def read_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig
     return load_recipe(path, overrides=overrides)
 
 
+def is_finished(folder: Path) -> bool:
+    """Return whether the run in `folder` has its model and its closing table."""
+    finished: bool = _read_json(folder / "run.json")["finished"]
+    return finished
+
+
 def _start_folder(folder: Path, prepared: Prepared) -> None:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for leftover in (folder / "checkpoints").glob(".saving-*"):
@@ -488,11 +494,16 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
 def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]:
     """Return how many rows of all splits are not used, by reason: with the usable ones they add up to those read."""
     counts = Counter(tokenized.task.dropped)
-    for split, tokens in tokenized.splits.items():
+    for split in tokenized.splits:
         counts.update(tokenized.dropped[split])
-        alone = len(tokenized.head_ids) - tokenized.num_between + tokens.lengths
-        counts[TOO_LONG] += int((alone > config.episodes.token_budget).sum())
+        counts[TOO_LONG] += count_too_long(tokenized, config=config, split=split)
     return {reason: number for reason, number in counts.items() if number}
+
+
+def count_too_long(tokenized: TokenizedTask, *, config: RunConfig, split: str) -> int:
+    """Return how many rows of a split fit no episode."""
+    alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits[split].lengths
+    return int((alone > config.episodes.token_budget).sum())
 
 
 def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
