@@ -286,6 +286,8 @@ def test_merging_is_refused_without_an_adapter_or_where_something_is(saved, tmp_
     assert refusal(merge_adapter, str(saved / "base"), tmp_path / "out").endswith(
         "has no adapter to merge; its model is whole already"
     )
+    message = refusal(merge_adapter, "someone/adapter", tmp_path / "out")
+    assert message == "someone/adapter: no such folder; give a run, or the folder of an adapter"
     message = refusal(merge_adapter, str(saved / "adapter"), saved / "base")
     assert message == f"--out {saved / 'base'}: exists already; name a new folder"
 
@@ -390,7 +392,9 @@ def test_a_broken_model_is_told_in_one_line(saved, tmp_path, file, content, what
 
 def test_a_folder_without_a_tokenizer_is_told_in_one_line(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "base")
-    assert "cannot load its tokenizer: " in refusal(load_tokenizer, base_settings(tmp_path))
+    message = refusal(load_tokenizer, base_settings(tmp_path))
+    assert message.startswith(f"{tmp_path / 'base'}: has no tokenizer (none of tokenizer.json, ")
+    assert message.endswith("tokenizer.save_pretrained(FOLDER)")
 
 
 def test_weights_of_another_class_are_refused_instead_of_drawn_at_random(saved, tmp_path):

@@ -94,6 +94,17 @@ def test_other_arguments_are_refused_in_one_line(asked, tmp_path, changes, told)
     assert sorted((tmp_path / "c.json.parts").iterdir()) == before
 
 
+def test_a_finished_result_of_other_settings_is_refused_before_anything_is_asked(asked, tmp_path):
+    out = tmp_path / "c.json"
+    first = evaluate(asked, TASKS, **SIZES, out=out)
+    before = out.read_bytes()
+    for changes, told in (({"shots": (0, 1)}, "shots"), ({"seed": 1}, "seed"), ({"by": "mean"}, "by")):
+        with pytest.raises(UserError, match=f"holds a finished result with other {told};"):
+            evaluate(asked, TASKS, **{**SIZES, **changes}, out=out, report=stop_after(0))
+    assert out.read_bytes() == before
+    assert evaluate(asked, TASKS, **SIZES, out=out) == first
+
+
 def test_another_model_or_task_is_refused_and_the_same_elsewhere_is_not(asked, tmp_path):
     out = tmp_path / "c.json"
     with pytest.raises(StopError):

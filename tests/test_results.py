@@ -9,7 +9,7 @@ import pytest
 
 from manyicl.cells import Cell, Prediction, ShotCurve
 from manyicl.errors import UserError
-from manyicl.results import Evaluation, predictions_path, read_result
+from manyicl.results import Evaluation, predictions_path, read_result, refuse_other_result
 
 ROWS = (Prediction("t", 0, 4, "q", "owl", "owl", 1.0, 0.5, choice_nll={"owl": 0.5, "fox": 1.0}),)
 CELL = Cell(4, 1.0, None, None, 0.5, 1, 0, None)
@@ -62,3 +62,29 @@ def test_predictions_that_are_not_its_own_are_refused(tmp_path):
     beside.unlink()
     with pytest.raises(UserError, match=r"a\.predictions\.parquet: cannot be read .* it belongs beside"):
         read_result(path)
+
+
+def test_a_finished_result_is_replaced_by_one_of_the_same_settings_only(tmp_path):
+    settings = {"model": "some/model", "kind": "sweep", "seed": 3, "max_tokens": 512}
+    task = {"task": "t", "sha256": "abc", "shots": [4], "num_queries": 1, "num_draws": 1}
+    refuse_other_result(tmp_path / "a.json", settings, [task])  # there is none yet
+    path = save(tmp_path / "a.json")
+    refuse_other_result(path, settings, [task])
+    for changed, tasks, told in (
+        ({"seed": 4, "model": "other"}, [task], "model, seed"),
+        ({}, [task | {"shots": [0, 4], "num_draws": 5}], "shots, num_draws"),
+        ({}, [task | {"sha256": "abd"}], "sha256"),
+        ({}, [task, task | {"task": "u"}], "tasks"),
+        ({"kind": "one-pass"}, [], "kind, tasks"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"--out .*a\.json: holds a finished result with other {told}; name another"
+        ):
+            refuse_other_result(path, settings | changed, tasks)
+
+
+@pytest.mark.parametrize("text", ["", "thesis", "[]", "{}", '{"tasks": [3]}', '{"tasks": {"t": 1}}'])
+def test_a_file_that_is_no_result_is_not_written_over(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: exists, and is no result of manyicl; name another file"):
+        refuse_other_result(tmp_path / "a.json", {"seed": 0}, [{"task": "t"}])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from manyicl.errors import UserError
 from manyicl.sweep import (
     Sweep,
     TaskSweep,
     draw_shots,
     most_answer_tokens,
     prefix_lengths,
+    refuse_empty,
     reorder_shots,
     write_answers,
 )
@@ -98,3 +100,15 @@ def test_without_fixed_shots_the_draws_are_as_they_always_were(tokenizer, task):
 
 def test_more_fixed_shots_than_there_are_examples_are_all_of_them():
     assert sorted(reorder_shots(np.arange(5), num_fixed=9, seed=[1])) == [0, 1, 2, 3, 4]
+
+
+def test_a_sweep_that_asks_nothing_of_any_task_is_refused(tokenizer, task):
+    def plan(**options):
+        return TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(num_queries=5, **options))
+
+    some, none, short = plan(shots=(0, 4)), plan(shots=(41,), max_tokens=9999), plan(shots=(0, 4), max_tokens=8)
+    refuse_empty([none, some])
+    with pytest.raises(UserError, match=r"behind 41 shots no task has room .* in 9,999 tokens, or .*at most 40\)"):
+        refuse_empty([none])
+    with pytest.raises(UserError, match="behind 0 shots no task has room for its queries in 8 tokens"):
+        refuse_empty([short, short])

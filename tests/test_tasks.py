@@ -246,10 +246,11 @@ def test_a_named_validation_split_takes_nothing_from_train(tmp_path: Path) -> No
 def test_repeated_inputs_are_dropped_and_counted(tmp_path: Path) -> None:
     words = [
         ("a", "1", "train"),
-        ("a", "2", "train"),  # duplicate input: the first answer stays
+        ("a", "2", "train"),  # duplicate with another answer: the first stays
+        ("a", "1", "train"),  # duplicate input
         ("b", "1", "train"),  # train/test overlap
         ("b", "1", "test"),
-        ("b", "3", "test"),  # duplicate input
+        ("b", "3", "test"),  # duplicate with another answer
         ("b", "1", "validation"),  # train/test overlap
         ("c", "1", "train"),  # train/validation overlap
         ("c", "1", "validation"),
@@ -259,8 +260,13 @@ def test_repeated_inputs_are_dropped_and_counted(tmp_path: Path) -> None:
     assert task.train == (Example("a", "1"),)
     assert task.validation == (Example("c", "1"),)
     assert task.test == (Example("b", "1"),)
-    assert task.dropped == {"duplicate input": 2, "train/test overlap": 2, "train/validation overlap": 1}
-    assert task.num_rows == 8
+    assert task.dropped == {
+        "duplicate input": 1,
+        "duplicate with another answer": 2,
+        "train/test overlap": 2,
+        "train/validation overlap": 1,
+    }
+    assert task.num_rows == 9
 
 
 ROWS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["1", "2"])), min_size=1, max_size=30)

@@ -140,6 +140,8 @@ def _blockers(task: Task, tokenized: TokenizedTask | None, *, kept: dict[str, in
     blockers = []
     if not kept["train"]:
         blockers.append("cannot be trained: no train rows are left; add rows with split 'train'")
+    if kept["train"] == 1:
+        blockers.append("cannot be trained: one train row is left, and no other to stand before it; add some")
     if not kept["test"]:
         blockers.append("cannot be asked: no test rows are left; add rows with split 'test', or leave the column out")
     if task.labels and len({e.answer for e in task.train}) == 1:
@@ -163,7 +165,7 @@ def _warnings(task: Task, *, kept: dict[str, int], dropped: Counter[str]) -> lis
     if missing:
         warnings.append(f"labels that never occur in train: {len(missing)}, such as '{missing[0]}'")
     if kept["test"] and kept["test"] < 50:
-        warnings.append(f"only {kept['test']} test rows: intervals will be wide")
+        warnings.append(f"only {kept['test']} test row{'s' * (kept['test'] > 1)}: intervals will be wide")
     if sum(dropped.values()) > 0.05 * max(1, task.num_rows):
         reason, count = dropped.most_common(1)[0]
         warnings.append(f"{sum(dropped.values()):,} of {task.num_rows:,} rows dropped, most for: {reason} ({count:,})")

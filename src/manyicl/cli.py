@@ -185,6 +185,8 @@ def train(
         config = runs.read_run_config(resume, overrides=overrides or ())
         if recipe is not None:
             config = load_recipe(recipe, overrides=overrides or ())
+        if runs.is_finished(resume) and _is_main():
+            typer.echo(f"{resume}: finished before; nothing is left to train", err=True)
         with _stoppable("train", "--resume", str(resume), kept=resume):
             run = runs.train(config, out=resume, resume=True, on_prepared=show_plan)
     elif recipe is None:
@@ -198,7 +200,10 @@ def train(
     console = make_console()
     if run.held_out:
         console.print(held_out_table(run.held_out))
-    console.print(f"model: {run.model}\nask it: manyicl ask {run.folder} --tasks DIR --task NAME", soft_wrap=True)
+    config = runs.read_run_config(run.folder)
+    asked = (*config.tasks.names, *(row.task for row in run.held_out), "NAME")[0]
+    command = shlex.join(["manyicl", "ask", str(run.folder), "--tasks", config.tasks.folder, "--task", asked])
+    console.print(f"model: {run.model}\nask it: {command}", soft_wrap=True)
 
 
 @app.command("eval")
@@ -328,12 +333,15 @@ def curve(
     from manyicl.display import curve_plot, evaluation_table, make_console
     from manyicl.evaluation import one_pass_curve
     from manyicl.progress import reporting
-    from manyicl.results import check_out
+    from manyicl.results import check_out, refuse_other_result
     from manyicl.tasks import load_tasks
 
     check_out(out)
     chosen = load_tasks(tasks, names=task)
     asked = _load_asked(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
+    if out is not None:
+        settings = {"model": asked.path, "kind": "one-pass", "seed": seed, "max_tokens": asked.max_tokens}
+        refuse_other_result(out, settings, [{"task": t.name, "sha256": t.sha256} for t in chosen])
     with reporting(make_console(stderr=True)) as report:
         result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
     if out is not None:  # first, so that a reader who stops reading loses nothing

@@ -135,7 +135,8 @@ def _audit_shots(curve: ShotCurve) -> list[str]:
     if any(absent):
         shares = [round(100 * draw.top_label_share) for draw in last.draws if draw.top_label_share is not None]
         notes.append(
-            f"{curve.task}: {_range(absent)} labels have no example {where}; the commonest has {_range(shares)} %"
+            f"{curve.task}: {_range(absent)} {'label has' if max(absent) == 1 else 'labels have'} no example {where};"
+            f" the commonest has {_range(shares)} %"
         )
     return notes
 
@@ -238,7 +239,8 @@ def audit_table(audits: Sequence[TaskAudit]) -> Group:
 def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
     notes = []
     for audit in audits:
-        lines = [fault.message for fault in audit.faults[1:]] + list(audit.blockers[1:]) + list(audit.warnings)
+        lines = [fault.message for fault in audit.faults[1:]] + list(audit.blockers[1:])
+        lines += [warning for warning in audit.warnings if warning not in audit.verdict]
         lines += [f"dropped {count:,}: {reason}" for reason, count in sorted(audit.dropped.items())]
         if audit.num_near_copies is None:
             lines.append(f"near-duplicates between test and train were not looked for ({audit.num_rows:,} rows)")

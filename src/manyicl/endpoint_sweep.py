@@ -23,10 +23,10 @@ from manyicl.endpoint import Endpoint, EndpointSettings, UnansweredError
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, make_sweep, shift_report, tokenize_for, trained_shots_of
 from manyicl.files import sync_folder
-from manyicl.results import Evaluation
+from manyicl.results import Evaluation, refuse_other_result
 from manyicl.scoring import majority_score, score_answer
 from manyicl.shot_curve import Report, make_curve
-from manyicl.sweep import DEFAULT_SHOTS, TaskSweep
+from manyicl.sweep import DEFAULT_SHOTS, TaskSweep, refuse_empty
 from manyicl.tasks import Task
 from manyicl.tokens import join_examples, query_ids
 
@@ -129,16 +129,20 @@ def evaluate_at_endpoint(
     every answer is kept until the result is complete, so that the same call again asks only what is missing.
 
     Raises:
-        UserError: the server refuses or is gone.
+        UserError: the server refuses or is gone, nothing can be asked, or `out` holds another evaluation.
     """
     sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed)
+    plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
+    refuse_empty(plans)
+    if out is not None:
+        settings = {"model": asked.path, "engine": "endpoint", "seed": seed, "max_tokens": asked.max_tokens}
+        refuse_other_result(out, settings, [plan.about for plan in plans])
     log = AnswerLog(out and answer_log_path(out))
     try:
         with Endpoint(endpoint, asked.tokenizer) as server:
             curves = []
-            for number, task in enumerate(tasks):
-                plan = TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep)
-                tell, trained = shift_report(report, number, len(tasks)), trained_shots_of(asked, task)
+            for number, plan in enumerate(plans):
+                tell, trained = shift_report(report, number, len(plans)), trained_shots_of(asked, plan.task)
                 curves.append(_ask_task(plan, endpoint=server, log=log, trained_shots=trained, report=tell))
             told = {"url": server.base_url, "model": endpoint.model, "prompts": server.prompts}
     except UserError as error:

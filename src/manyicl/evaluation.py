@@ -29,7 +29,7 @@ from manyicl.models import (
 from manyicl.parts import Parts, package_versions
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.ranks import ALONE, Ranks
-from manyicl.results import Evaluation
+from manyicl.results import Evaluation, refuse_other_result
 from manyicl.sharing import can_share_prefix
 from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
 from manyicl.sweep import (
@@ -39,6 +39,7 @@ from manyicl.sweep import (
     draw_shots,
     most_answer_tokens,
     prefix_lengths,
+    refuse_empty,
     write_answers,
 )
 from manyicl.tasks import Task
@@ -151,8 +152,8 @@ def evaluate(
     from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
 
     Raises:
-        UserError: a task has no test rows, its answers cannot be written by the tokenizer, or cells of another
-            evaluation wait for `out`.
+        UserError: a task has no test rows, its answers cannot be written by the tokenizer, nothing can be asked, or
+            `out` holds another evaluation, or waits for cells of one.
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
     sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by)
@@ -162,7 +163,12 @@ def evaluate(
     if len(set(names)) < len(names):
         raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
     plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
+    refuse_empty(plans)
     path = None if out is None else Path(out)
+    if path is not None:
+        settings = {"model": asked.path, "kind": "sweep", "by": by, "engine": "local", "seed": seed}
+        settings |= {"max_tokens": asked.max_tokens, "fixed_shots": fixed_shots}
+        refuse_other_result(path, settings, [plan.about for plan in plans])
     parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
     with asked.asking():
         gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))

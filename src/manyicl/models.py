@@ -28,6 +28,8 @@ from manyicl.world.seed import SEED_MODEL
 MODEL_NOTE = "manyicl.json"
 # What save_pretrained writes of a model or an adapter beside its weights.
 MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json")
+# Of which transformers needs one to make a tokenizer.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class LoraSettings(BaseModel):
@@ -109,8 +111,17 @@ def read_note(path: str) -> ModelNote:
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """Return the tokenizer of a model, adapter or run."""
+    """Return the tokenizer of a model, adapter or run.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
     source, revision = _find_source(settings, "tokenizer_config.json")
+    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(
+            f"{settings.path}: has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the weights,"
+            " tokenizer.save_pretrained(FOLDER)"
+        )
     with _one_line_errors(settings, "tokenizer"):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
 
@@ -322,6 +333,8 @@ def merge_adapter(path: str, out: Path) -> None:
         UserError: there is no adapter, or `out` exists.
     """
     source = Path(locate_model(path))
+    if not source.is_dir():
+        raise UserError(f"{path}: no such folder; give a run, or the folder of an adapter")
     if not (source / "adapter_config.json").is_file():
         raise UserError(f"{path}: has no adapter to merge; its model is whole already")
     if out.exists():

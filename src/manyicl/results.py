@@ -89,6 +89,34 @@ def predictions_path(path: Path) -> Path:
     return path.with_name(f"{path.name.removesuffix('.json')}.predictions.parquet")
 
 
+def refuse_other_result(path: Path, settings: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to write over a finished result of other settings, or over a file that is none: it may be all there is.
+
+    settings: those of `Evaluation` that are known before it is asked. tasks: of each, what its entry in the file must
+    have, and the shot counts by the name `shots`.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_bytes())
+        found = {key: content.get(key) for key in settings}
+        kept = {e["task"]: {**e, "shots": [cell["shots"] for cell in e["curve"]]} for e in content["tasks"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"--out {path}: exists, and is no result of manyicl; name another file") from error
+    differs = [key for key, value in settings.items() if found[key] != value]
+    if kept.keys() != {task["task"] for task in tasks}:
+        differs.append("tasks")
+    elif tasks:
+        differs += [key for key in tasks[0] if any(kept[t["task"]].get(key) != t[key] for t in tasks)]
+    if differs:
+        raise UserError(
+            f"--out {path}: holds a finished result with other {', '.join(differs)}; name another file, or remove it"
+        )
+
+
 def read_result(path: Path) -> Result:
     """Return the sweep that `manyicl eval --out PATH` wrote.
 

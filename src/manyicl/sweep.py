@@ -9,11 +9,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyicl.errors import UserError
 from manyicl.prefix import EngineCount
 from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples
 
@@ -77,6 +78,20 @@ def write_answers(tokenizer: TaskTokenizer, known: Sequence[str]) -> list[tuple[
     return [(text, ids) for text, ids in encoded if not isinstance(ids, str)]
 
 
+def refuse_empty(plans: Sequence[TaskSweep]) -> None:
+    """Refuse a sweep that asks nothing of any task.
+
+    Raises:
+        UserError: with the fewest shots that were to be asked.
+    """
+    if plans and not any(plan.cells for plan in plans):
+        sweep, most = plans[0].sweep, max(len(plan.tokenized.splits["train"]) for plan in plans)
+        raise UserError(
+            f"nothing can be asked: behind {min(sweep.shots)} shots no task has room for its queries in"
+            f" {sweep.max_tokens:,} tokens, or so many train rows (at most {most:,}); ask fewer, or raise --max-tokens"
+        )
+
+
 def _name_seed(tokenized: TokenizedTask) -> int:
     return zlib.crc32(tokenized.task.name.encode())
 
@@ -99,6 +114,17 @@ class TaskSweep:
         self.asked_shots, self.queries = self._fix_queries()
         self.num_unfit = len(self.wanted) - len(self.queries)
         self.count = EngineCount()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result's entry of the task says of it before any answer is known."""
+        return {
+            "task": self.task.name,
+            "sha256": self.task.sha256,
+            "shots": list(self.asked_shots),
+            "num_queries": len(self.queries),
+            "num_draws": self.sweep.num_draws,
+        }
 
     @property
     def query_ids(self) -> list[str]:

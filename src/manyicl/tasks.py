@@ -420,7 +420,7 @@ def _split_rows(rows: list[Row]) -> tuple[dict[str, tuple[Example, ...]], dict[s
         inputs[split].add(row.input)
     has_validation = bool(inputs["validation"])
     kept: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], str] = {}
     dropped: Counter[str] = Counter()
     for row, split in zip(rows, placed, strict=True):
         if split != "test" and row.input in inputs["test"]:
@@ -428,9 +428,10 @@ def _split_rows(rows: list[Row]) -> tuple[dict[str, tuple[Example, ...]], dict[s
         elif split == "train" and row.input in inputs["validation"]:
             dropped["train/validation overlap"] += 1
         elif (split, row.input) in seen:
-            dropped["duplicate input"] += 1
+            same = seen[split, row.input] == row.answer
+            dropped["duplicate input" if same else "duplicate with another answer"] += 1
         else:
-            seen.add((split, row.input))
+            seen[split, row.input] = row.answer
             if split == "train" and not has_validation and _hash_share("validation", row.input) < _VALIDATION_SHARE:
                 split = "validation"  # noqa: PLW2901
             kept[split].append(Example(row.input, row.answer, row.options))
