@@ -1,21 +1,22 @@
 """Training a 7B-shaped model on one GPU: tokens/s, share of the measured ceiling, peak memory beside the prediction.
 
-    python benchmarks/gpu_7b.py [--shapes mistral-7b,gemma-7b,llama-3-8b] [--modes lora,full] [--tokens 8192,32768]
-                                [--checkpointed auto] [--compile both] [--rows 4] [--repeats 3] [--seconds 500]
-                                [--json OUT]
+    python benchmarks/gpu_7b.py [--shapes mistral-7b,gemma-7b,llama-3-8b] [--modes lora,full,full-fp32]
+                                [--tokens 8192,32768] [--checkpointed auto] [--compile both] [--rows 4] [--repeats 3]
+                                [--seconds 500] [--json OUT]
 
-Random weights, made on the GPU; bf16; LoRA of rank 16 on all projections with a frozen base, or all weights in bf16
-with SGD's step left out (the optimizer is not what is measured; full fine-tuning in manyicl keeps float32 weights,
-which no single GPU holds for 7B). One filled episode a row, answers of three tokens on --share of its tokens. What is
-timed is forward and backward of --rows rows, whose gradients add up, between two waits for the GPU: `manyicl train`
-waits for it once an optimizer step, which has train.packs_per_step rows (8 unless said). FLOPs are the model's
-(costs.count_flops): 4 N a token for LoRA, 6 N for full, head at targets, causal attention; what is recomputed does not
-count. --compile adds rows with compiled layers. Settings that do not fit are said to. Stops taking new settings after
---seconds. --layers N makes a shallower model, for a smoke test: its MFU is its own, and nothing is extrapolated from
-it. The prediction, for LoRA, is that of `manyicl plan` (footprint.py), made before the row is run. Two ceilings are
-measured by a bf16 product: for a tenth of a second, and as the card holds it after HELD_SECONDS, at its power limit,
-where training runs too. FlashAttention 3 is used where it is installed; --no-flash leaves it. --autocast runs the rows
-as `manyicl train` does in bf16: without it the products of peft's float32 adapters are made in float32.
+Random weights, made on the GPU. --modes: lora, of rank 16 on all projections, with a frozen base in bf16; full, all
+weights in bf16; full-fp32, all weights in float32, as manyicl trains them, with --autocast in bf16 products. The
+optimizer is left out: it is not what is measured, and at 7B its moments leave no room on most cards. One filled episode
+a row, answers of three tokens on --share of its tokens. What is timed is forward and backward of --rows rows, whose
+gradients add up, between two waits for the GPU: `manyicl train` waits for it once an optimizer step, which has
+train.packs_per_step rows (8 unless said). FLOPs are the model's (costs.count_flops): 4 N a token for LoRA, 6 N for
+full, head at targets, causal attention; what is recomputed does not count. --compile adds rows with compiled layers.
+Settings that do not fit are said to. Stops taking new settings after --seconds. --layers N makes a shallower model, for
+a smoke test: its MFU is its own, and nothing is extrapolated from it. The prediction is that of `manyicl plan`
+(footprint.py), made before the row is run; it knows nothing of full weights in bf16. Two ceilings are measured by a
+bf16 product: for a tenth of a second, and as the card holds it after HELD_SECONDS, at its power limit, where training
+runs too. FlashAttention 3 is used where it is installed; --no-flash leaves it. --autocast runs the rows as `manyicl
+train` does in bf16: without it the products of peft's float32 adapters are made in float32.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ HELD_SECONDS = 6.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="mistral-7b,gemma-7b,llama-3-8b")
-    parser.add_argument("--modes", default="lora", help="lora, full, or both with a comma")
+    parser.add_argument("--modes", default="lora", help="lora, full, full-fp32, or several with commas")
     parser.add_argument("--tokens", default="8192,32768")
     parser.add_argument("--checkpointed", default="auto", help="layers recomputed: auto, all, whole, or numbers")
     parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
@@ -104,7 +105,7 @@ def build(shape, mode, *, num_layers, device):
     if num_layers:
         config.num_hidden_layers = num_layers
     lora = LoraSettings() if mode == "lora" else None
-    model = make_model(config, device=device, dtype=torch.bfloat16)
+    model = make_model(config, device=device, dtype=torch.float32 if mode == "full-fp32" else torch.bfloat16)
     if lora:
         with device:
             model = add_adapter(model, lora)
@@ -176,12 +177,15 @@ def measure(model, cost, setting, options, *, mode):
 
 
 def predict_bytes(model, checkpointed, setting, *, num_targets, mode):
-    """Return what `manyicl plan` predicts for LoRA, less AdamW's moments; of full weights in bf16 it knows nothing."""
-    if mode != "lora":
+    """Return what `manyicl plan` predicts, less AdamW's moments; of full weights in bf16 it knows nothing."""
+    if mode == "full":
         return None
     num_tokens, _, compiled = setting
     row = Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16", compiled=compiled)
-    footprint = measure_footprint(model.get_base_model().config, row, lora=LoraSettings())
+    if mode == "lora":
+        footprint = measure_footprint(model.get_base_model().config, row, lora=LoraSettings())
+    else:
+        footprint = measure_footprint(model.config, row)
     prediction = predict_memory(footprint, checkpointed)
     return prediction.total_bytes - prediction.optimizer_bytes
 
@@ -189,7 +193,7 @@ def predict_bytes(model, checkpointed, setting, *, num_targets, mode):
 def describe(result):
     """Return one line for a person."""
     what = (
-        f"{result['shape']:10} {result['mode']:4} {result['tokens']:>7,} tokens, {result.get('checkpointed', '?')} of"
+        f"{result['shape']:10} {result['mode']} {result['tokens']:>7,} tokens, {result.get('checkpointed', '?')} of"
         f" {result.get('layers', '?')} layers recomputed{'' if result.get('keeps_attention', True) else ' as a whole'}"
         f"{', compiled' if result['compiled'] else ''}{', FlashAttention 3' if result.get('flash') == 'FA3' else ''}:"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,22 @@ def test_compiled_layers_are_predicted_to_keep_what_they_keep_when_run():
     # Compiled, more lives at once while one is recomputed: two and a half layers, as measured on a GPU.
     assert compiled.layer.work_recomputed == max(plain.layer.work_recomputed, round(2.5 * compiled.layer.kept))
     assert compiled.layer.work_whole == max(plain.layer.work_whole, round(2.1 * compiled.layer.kept))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+def test_compiled_layers_keep_no_copies_of_weights_that_autocast_makes():
+    torch._dynamo.reset()
+    row = Row(num_tokens=32, num_targets=4, precision="bf16")
+    plain, compiled = (measure_footprint(LlamaConfig(**DEEP), replace(row, compiled=c)) for c in (False, True))
+    # In bfloat16: two square matrices and two narrow ones of attention, and three of the feed-forward.
+    copies = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    # Uncompiled, recomputed layers too hold theirs while the head is at work, and no longer in the backward pass.
+    assert plain.head.recomputed - plain.layer.recomputed == plain.head.whole - plain.layer.whole == copies
+    assert (compiled.head.recomputed, compiled.head.whole) == (plain.layer.recomputed, plain.layer.whole)
+    assert (compiled.layer.recomputed, compiled.layer.whole) == (plain.layer.recomputed, plain.layer.whole)
+    assert 0 < compiled.head.kept <= plain.head.kept - copies
+    assert 0 < compiled.layer.kept <= plain.layer.kept - copies
 
 
 def test_as_few_layers_are_checkpointed_as_memory_asks():

@@ -21,6 +21,7 @@ from manyicl.layers import (
     ActivationCost,
     Checkpointed,
     activation_room,
+    cast_bytes,
     choose_checkpointed,
     decoder_layers,
     fewest_checkpointed,
@@ -243,6 +244,8 @@ def test_what_activations_may_take_up_counts_what_gpus_share():
     shared = 10**9 + 4 * num_weights - 16 * num_weights / 4 - 3 * 4 * ends
     assert activation_room(model, free_bytes=free, num_shards=4) == pytest.approx(0.9 * shared)
     assert activation_room(model, free_bytes=logits) == 0
+    assert cast_bytes(model) == 3 * 2 * (layer - 2 * 32)  # norms are not cast
+    assert cast_bytes(model.to(torch.bfloat16)) == 0
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ from manyicl.layers import (
     RECOMPUTED_WORK_COMPILED,
     WHOLE_WORK_COMPILED,
     Checkpointed,
+    cast_bytes,
     decoder_layers,
     measure_activations,
     prepared_layers,
@@ -159,10 +160,12 @@ def measure_footprint(
 
     try:
         runs = {(n, way): run(n, way) for n in (2, 3) for way in ("kept", "recomputed", "whole")}
-        share = 1.0
+        share, casts = 1.0, 0
         if row.compiled:
             kind: Any = type(config)
             share = _share_kept_compiled(kind, config.to_json_string(), row.precision, lora, trust_remote_code)
+            if row.precision == "bf16":  # a compiled layer casts its own weights, and again in the backward pass
+                casts = cast_bytes(_build_empty(config, 1, lora, row, trust_remote_code))
     except UserError:
         raise
     except Exception as error:  # whatever a model's code does with the contents that are not there
@@ -173,7 +176,14 @@ def measure_footprint(
         ) from error
     head, layer = (_fit_moment(runs, place) for place in (0, 1))
     if row.compiled:
-        head, layer = replace(head, kept=round(share * head.kept)), _as_compiled(layer, share)
+        # What a recomputed layer holds until the head is done, and not beyond, are the casts.
+        head = replace(
+            head,
+            kept=round(share * (head.kept - casts)),
+            recomputed=min(head.recomputed, layer.recomputed),
+            whole=min(head.whole, layer.whole),
+        )
+        layer = _as_compiled(replace(layer, kept=layer.kept - casts), share)
     return Footprint(
         num_layers=int(config.get_text_config().num_hidden_layers),
         **_count_states(weights, lora=lora, precision=row.precision),

@@ -233,8 +233,20 @@ def choose_checkpointed(
         return Checkpointed(0)
     cost = measure_activations(model, autocast=autocast, compiled=compiled)
     torch.cuda.empty_cache()
-    room = activation_room(model, free_bytes=torch.cuda.mem_get_info(device)[0], num_shards=num_shards)
+    free_bytes = torch.cuda.mem_get_info(device)[0]
+    if autocast and not compiled and num_shards == 1:
+        free_bytes -= cast_bytes(model)
+    room = activation_room(model, free_bytes=free_bytes, num_shards=num_shards)
     return fewest_checkpointed(cost, num_layers=len(layers), num_tokens=row_tokens, free_bytes=room)
+
+
+def cast_bytes(model: nn.Module) -> int:
+    """Return the bytes of the bfloat16 copies that autocast keeps of the layers' float32 weights in a forward pass.
+
+    Compiled layers keep none, and FSDP2's mixed precision gathers weights in bfloat16.
+    """
+    weights = [p for layer in decoder_layers(model) for p in layer.parameters() if p.ndim > 1]
+    return sum(2 * p.numel() for p in weights if p.dtype == torch.float32)
 
 
 def activation_room(model: nn.Module, *, free_bytes: int, num_shards: int = 1) -> float:
