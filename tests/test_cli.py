@@ -14,8 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
-from manyicl import cli
+from manyicl import cli, runs, training
 from manyicl.cells import PREDICTION_SCHEMA, read_predictions
 from manyicl.errors import UserError
 from manyicl.evaluation import load_asked_model, one_pass_curve
@@ -546,6 +547,39 @@ def test_export_writes_a_new_folder_and_says_how_to_read_it(tmp_path, capfd):
 
 
 @pytest.mark.slow
+def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, capfd, monkeypatch):
+    write_setting(tmp_path)
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "a run"
+    plain, is_short = training.row_loss, {"training": True, "validation": False}
+
+    def row_loss(model, batch):
+        if is_short["training" if torch.is_grad_enabled() else "validation"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, batch)
+
+    def losses(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def last_line(*arguments):
+        code, _, err = run_manyicl(capfd, "train", *arguments)
+        assert code == 2
+        return err.splitlines()[-1]
+
+    monkeypatch.setattr(training, "row_loss", row_loss)
+    line = last_line(recipe, "--out", run)
+    assert line.startswith("error: step 1: the GPU is out of memory, with rows of up to 320 tokens and 0 of 3 layers ")
+    assert line.endswith(f"; go on with: manyicl train --resume '{run}' train.checkpointed_layers=all")
+    is_short.update(training=False, validation=True)
+    line = last_line("--resume", run)
+    assert line.startswith("error: step 3: the GPU is out of memory, with a validation row; start a new run")
+    monkeypatch.setattr(runs, "episode_losses", losses)
+    line = last_line(recipe, "--out", tmp_path / "other")
+    assert line.startswith(
+        "error: the GPU is out of memory, measuring held-out losses; free it from other programs, or "
+    )
+
+
+@pytest.mark.slow
 def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
     config = write_setting(tmp_path, lora=True)
     recipe, out, tasks = tmp_path / "recipe.toml", tmp_path / "run", ("--tasks", config.tasks.folder)
@@ -570,7 +604,10 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
     assert (code, again) == (0, printed)
     code, again, err = run_manyicl(capfd, "train", "--resume", out)
     assert (code, again) == (0, printed)
-    assert err.startswith(f"{out}: finished before; nothing is left to train\n")
+    assert err.endswith(f"{out}: was finished before; nothing was left to train\n")
+    resolved = (out / "config.toml").read_bytes()
+    assert run_manyicl(capfd, "train", "--resume", out, "train.packs_per_batch=1")[:2] == (0, printed)
+    assert (out / "config.toml").read_bytes() == resolved  # it says how the model was trained
     (tmp_path / "in.txt").write_text("animals the red fox 7\n")
     code, asked, _ = run_manyicl(capfd, "ask", out, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
     assert code == 0

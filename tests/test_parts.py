@@ -105,6 +105,20 @@ def test_a_finished_result_of_other_settings_is_refused_before_anything_is_asked
     assert evaluate(asked, TASKS, **SIZES, out=out) == first
 
 
+def test_the_same_call_is_taken_again_where_a_number_of_shots_could_not_be_asked(asked, tmp_path):
+    sizes = {**SIZES, "shots": (2, 500)}  # no task has so many rows
+    first = evaluate(asked, TASKS, **sizes, out=tmp_path / "c.json")
+    assert [cell.num_scored for cell in first.curves[0].cells] == [8, 0]
+    assert evaluate(asked, TASKS, **sizes, out=tmp_path / "c.json") == first
+
+
+def test_nothing_to_ask_is_an_error_unless_it_is_allowed(asked):
+    sizes = {**SIZES, "shots": (500,)}
+    with pytest.raises(UserError, match="nothing can be asked: behind 500 shots"):
+        evaluate(asked, TASKS, **sizes)
+    assert evaluate(asked, TASKS, **sizes, allow_empty=True).curves[0].cells[0].score is None
+
+
 def test_another_model_or_task_is_refused_and_the_same_elsewhere_is_not(asked, tmp_path):
     out = tmp_path / "c.json"
     with pytest.raises(StopError):

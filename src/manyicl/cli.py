@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manyicl.errors import UserError
+from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.ranks import SharedError
 
 app = typer.Typer(
@@ -185,10 +185,11 @@ def train(
         config = runs.read_run_config(resume, overrides=overrides or ())
         if recipe is not None:
             config = load_recipe(recipe, overrides=overrides or ())
-        if runs.is_finished(resume) and _is_main():
-            typer.echo(f"{resume}: finished before; nothing is left to train", err=True)
+        was_finished = runs.is_finished(resume)
         with _stoppable("train", "--resume", str(resume), kept=resume):
             run = runs.train(config, out=resume, resume=True, on_prepared=show_plan)
+        if was_finished and run.is_main_process:
+            typer.echo(f"{resume}: was finished before; nothing was left to train", err=True)
     elif recipe is None:
         raise UserError("name a recipe (*.toml), or a run to go on with: --resume DIR")
     else:
@@ -411,7 +412,7 @@ def compare(
     comparison = open_comparison(folder, config)
     check_seeds(comparison, seeds)
     some = [word for seed in seeds or () for word in ("--seed", str(seed))]
-    with _stoppable("compare", "--resume", str(folder), *some, kept=folder):
+    with _stoppable("compare", "--resume", str(folder), *some, kept=folder, recipe=folder / "recipe.toml"):
         run_comparison(comparison, seeds=seeds, console=make_console(stderr=True))
     if not finish_comparison(comparison, console=console) and not seeds:
         raise typer.Exit(1)
@@ -525,7 +526,7 @@ def demo(
 
     folder = out or default_folder("demo")
     options = ["--seed", str(seed), "--seeds", str(seeds), *(["--quick"] if quick else [])]
-    with _stoppable("demo", "--out", str(folder), *options, kept=folder):
+    with _stoppable("demo", "--out", str(folder), *options, kept=folder, recipe=folder / "REGIME" / "recipe.toml"):
         run_demo(out=folder, seed=seed, num_seeds=seeds, quick=quick, console=make_console())
 
 
@@ -535,13 +536,20 @@ def _is_main() -> bool:
 
 
 @contextmanager
-def _stoppable(*command: str, kept: Path | None) -> Iterator[None]:
-    """Where the user stops it (Ctrl-C), say on one line how to go on, and exit with 130.
+def _stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> Iterator[None]:
+    """Where the user stops it (Ctrl-C), say on one line how to go on, and exit with 130; where memory ran out, too.
 
-    command: what goes on, behind `manyicl`. kept: exists once there is something to go on with.
+    command: what goes on, behind `manyicl`. kept: exists once there is something to go on with. recipe: where a setting
+    is to be changed that takes less memory; the command takes it unless said.
     """
     try:
         yield
+    except OutOfMemoryError as error:
+        if error.setting is None:
+            raise
+        setting, where = ([], f"write it into {recipe}, and ") if recipe else ([error.setting], "")
+        command_line = shlex.join(["manyicl", *command, *setting])
+        raise UserError(f"{error}; {where}go on with: {command_line}") from error
     except KeyboardInterrupt:
         on = f"; go on with: {shlex.join(['manyicl', *command])}" if kept and kept.exists() else ", nothing is kept"
         if _is_main():

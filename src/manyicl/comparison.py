@@ -384,7 +384,8 @@ class _Worker:
         elif cell.what == "order":
             options |= {"shots": [most], "draws": max(2, min(settings.draws, MOST_ANALYSIS_DRAWS)), "fixed_shots": most}
         with _titled(self.console, title) as report:
-            evaluate(asked, tasks, seed=cell.seed, out=out, report=report, **options)
+            # A cell may be empty: at the most shots, say, of tasks with fewer rows.
+            evaluate(asked, tasks, seed=cell.seed, out=out, report=report, allow_empty=True, **options)
 
     def _tasks_of(self, cell: GridCell) -> list[Task]:
         comparison = self.comparison

@@ -135,7 +135,8 @@ def evaluate_at_endpoint(
     plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
     refuse_empty(plans)
     if out is not None:
-        settings = {"model": asked.path, "engine": "endpoint", "seed": seed, "max_tokens": asked.max_tokens}
+        settings = {"model": asked.path, "engine": "endpoint", "endpoint_model": endpoint.model, "seed": seed}
+        settings |= {"max_tokens": asked.max_tokens}
         refuse_other_result(out, settings, [plan.about for plan in plans])
     log = AnswerLog(out and answer_log_path(out))
     try:

@@ -1,4 +1,4 @@
-"""The one kind of error a user can cause, and how a misspelt word is answered."""
+"""The kind of error that a user can cause, and how a misspelt word is answered."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2. Everything else that escapes is a bug of ours.
     """
+
+
+class OutOfMemoryError(UserError):
+    """A GPU that ran out of memory in training. setting: KEY=VALUE that takes less, None where none does."""
+
+    def __init__(self, why: str, setting: str | None) -> None:
+        super().__init__(why if setting is None else f"{why}; {setting} takes less")
+        self.setting = setting
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -139,6 +139,7 @@ def evaluate(
     seed: int = 0,
     by: Literal["sum", "mean"] = "sum",
     fixed_shots: int | None = None,
+    allow_empty: bool = False,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
     report: Report = lambda what, done, total: None,
@@ -147,7 +148,8 @@ def evaluate(
 
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
     fixed_shots: one of `shots`; all draws hold the same shots up to it, each in another order, so that the spread at
-    that number is the order's alone.
+    that number is the order's alone. allow_empty: a sweep of which no task has room for a query is no error, and its
+    cells are empty.
     out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
     from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
 
@@ -163,7 +165,8 @@ def evaluate(
     if len(set(names)) < len(names):
         raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
     plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
-    refuse_empty(plans)
+    if not allow_empty:
+        refuse_empty(plans)
     path = None if out is None else Path(out)
     if path is not None:
         settings = {"model": asked.path, "kind": "sweep", "by": by, "engine": "local", "seed": seed}

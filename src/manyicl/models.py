@@ -28,7 +28,7 @@ from manyicl.world.seed import SEED_MODEL
 MODEL_NOTE = "manyicl.json"
 # What save_pretrained writes of a model or an adapter beside its weights.
 MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json")
-# Of which transformers needs one to make a tokenizer.
+# Of which nearly every tokenizer has one.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -117,13 +117,18 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         UserError: there is none, or it cannot be read.
     """
     source, revision = _find_source(settings, "tokenizer_config.json")
-    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
+    try:
+        with _one_line_errors(settings, "tokenizer"):
+            return AutoTokenizer.from_pretrained(
+                source, revision=revision, trust_remote_code=settings.trust_remote_code
+            )
+    except UserError as error:
+        if not Path(source).is_dir() or any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
+            raise
         raise UserError(
             f"{settings.path}: has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the weights,"
             " tokenizer.save_pretrained(FOLDER)"
-        )
-    with _one_line_errors(settings, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
+        ) from error
 
 
 def load_config(settings: ModelSettings) -> Any:

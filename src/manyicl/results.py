@@ -92,8 +92,8 @@ def predictions_path(path: Path) -> Path:
 def refuse_other_result(path: Path, settings: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to write over a finished result of other settings, or over a file that is none: it may be all there is.
 
-    settings: those of `Evaluation` that are known before it is asked. tasks: of each, what its entry in the file must
-    have, and the shot counts by the name `shots`.
+    settings: those of `Evaluation` that are known before it is asked, and `endpoint_model`. tasks: of each, what its
+    entry in the file must have, and the shot counts by the name `shots`.
 
     Raises:
         UserError: naming what differs.
@@ -102,6 +102,7 @@ def refuse_other_result(path: Path, settings: Mapping[str, Any], tasks: Sequence
         return
     try:
         content = json.loads(path.read_bytes())
+        content["endpoint_model"] = (content.get("endpoint") or {}).get("model")
         found = {key: content.get(key) for key in settings}
         kept = {e["task"]: {**e, "shots": [cell["shots"] for cell in e["curve"]]} for e in content["tasks"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,7 +1,7 @@
 """A run is one directory: resolved config, versions, data hashes, metrics, checkpoints, and the model it ends with.
 
-config.toml    every setting, resolved; `--resume` goes on from it, and writes what was changed of `NO_RESULT`
-run.json       versions, git commit, hashes of data, the plan's counts, the held-out table; `finished` once it is
+config.toml    every setting, resolved; `--resume` goes on from it, and writes what was changed of `CHANGEABLE`
+run.json       versions, git commit, hashes of data and plan, counts, the held-out table; `finished` once it is
 metrics.jsonl  one JSON object a line: training losses, losses by shot index, validation losses by task
 checkpoints/   whole checkpoints only: the last and the best
 model/         Hugging Face layout with tokenizer; loads with nothing of ours
@@ -9,6 +9,7 @@ model/         Hugging Face layout with tokenizer; loads with nothing of ours
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -85,8 +87,9 @@ from manyicl.usage import PeakMemory
 
 PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 RUN_SCHEMA = 1
-# Settings of train.* that change how long a run takes and what memory, not what it computes: they may change midway.
-NO_RESULT = ("checkpointed_layers", "compile", "num_workers", "packs_per_batch")
+# Settings of train.* that decide a run's time and memory, not its course (but for what dropout draws in batches of
+# other packs): they may be others when it is resumed.
+CHANGEABLE = ("checkpointed_layers", "compile", "num_workers", "packs_per_batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,7 @@ def train(
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
-    A recipe to resume with may differ from the run's in the settings of `NO_RESULT`. title: what the progress bar
+    A recipe to resume with may differ from the run's in the settings of `CHANGEABLE`. title: what the progress bar
     calls it. callbacks: more of transformers' callbacks for the Trainer, made with the run's metrics.jsonl.
     on_prepared is called on the main process once the plan is made, before any weight is loaded.
 
@@ -217,9 +220,11 @@ def train(
         _start_folder(folder, prepared)
     transformers_logging.disable_progress_bar()  # one bar is enough
     set_seed(config.seed)
-    model = load_model(config.model, trainable=True).to(args.device)
+    with _enough_memory("loading the model", fix="try model.precision = 'bf16' with model.lora, or shard it over GPUs"):
+        model = load_model(config.model, trainable=True).to(args.device)
     held_out = _held_out_episodes(prepared)
-    before = _losses_before(folder, model, prepared, held_out) if state.is_main_process else {}
+    with _enough_memory("measuring held-out losses", fix="start anew with a lower episodes.token_budget"):
+        before = _losses_before(folder, model, prepared, held_out) if state.is_main_process else {}
     started = time.monotonic()
     with progress_bar(console, total=config.train.num_steps) as bar:
         more = (BarCallback(bar, title), *callbacks(MetricsLog(folder / "metrics.jsonl")))
@@ -227,11 +232,21 @@ def train(
     rows: list[HeldOutRow] = []
     if state.is_main_process:
         _finish_model(folder, model, prepared)
-        rows = _close_held_out(folder, prepared, held_out, before=before)
+        with _enough_memory("measuring held-out losses", fix="the model is whole; go on with --resume"):
+            rows = _close_held_out(folder, prepared, held_out, before=before)
         _close_run(folder, rows, seconds=time.monotonic() - started)
     state.wait_for_everyone()
     leave_at_exit()
     return Run(folder=folder, model=folder / "model", held_out=tuple(rows), is_main_process=state.is_main_process)
+
+
+@contextmanager
+def _enough_memory(what: str, *, fix: str) -> Iterator[None]:
+    """Tell in one line where a GPU runs out of memory in the block, which is `what`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU is out of memory, {what}; free it from other programs, or {fix}") from error
 
 
 def _open_run(
@@ -244,11 +259,12 @@ def _open_run(
     if resume and not started:
         raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
     # Compared as settings, not as text: a run started before a setting was added has its default.
-    changed = find_changes(load_recipe(folder / "config.toml"), config) if resume else []
-    if changed:
+    changes = find_changes(load_recipe(folder / "config.toml"), config) if resume else {}
+    others = [key for key in changes if key.removeprefix("train.") not in CHANGEABLE]
+    if others:
         raise UserError(
-            f"--resume {folder}: {', '.join(changed)} would be another than in the run's config.toml; leave it out to"
-            f" go on (only train.{', train.'.join(NO_RESULT)} may change), or start a new run"
+            f"--resume {folder}: {', '.join(others)} would be another than in the run's config.toml; leave it out to"
+            f" go on (only train.{', train.'.join(CHANGEABLE)} may change), or start a new run"
         )
     if not resume and folder.exists() and any(folder.iterdir()):
         fix = f"go on with --resume {folder}, or name another" if started else "name another"
@@ -256,8 +272,8 @@ def _open_run(
     return folder, config
 
 
-def find_changes(before: RunConfig, now: RunConfig) -> list[str]:
-    """Return the settings in which two recipes differ, such as 'train.num_steps', but those of `NO_RESULT`."""
+def find_changes(before: RunConfig, now: RunConfig) -> dict[str, Any]:
+    """Return the settings in which two recipes differ, such as 'train.num_steps', as they are now."""
 
     def settings(config: RunConfig) -> dict[str, Any]:
         content = config.model_dump()
@@ -266,7 +282,7 @@ def find_changes(before: RunConfig, now: RunConfig) -> list[str]:
         return flat | {f"{section}.{key}": value for section, table in tables for key, value in table.items()}
 
     old, new = settings(before), settings(now)
-    return [key for key in new if new[key] != old[key] and key not in {f"train.{name}" for name in NO_RESULT}]
+    return {key: value for key, value in new.items() if value != old[key]}
 
 
 def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> Path:
@@ -285,7 +301,7 @@ def _refuse_other_data(folder: Path, prepared: Prepared) -> None:
     """
     before, now = _read_json(folder / "run.json"), describe_run(prepared)
     for name, entry in now["tasks"].items():
-        if before["tasks"].get(name) != entry:
+        if before["tasks"].get(name, {}).get("sha256") != entry["sha256"]:
             raise UserError(
                 f"--resume {folder}: task '{name}' is not what it was when the run was started; put its files back, or"
                 " start a new run"
@@ -316,9 +332,18 @@ def _start_folder(folder: Path, prepared: Prepared) -> None:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for leftover in (folder / "checkpoints").glob(".saving-*"):
         shutil.rmtree(leftover)
-    if not (folder / "config.toml").exists():
+    resolved = folder / "config.toml"
+    if not resolved.exists():
         write_atomically(folder / "run.json", _to_json(describe_run(prepared)))
-    write_atomically(folder / "config.toml", dump_config(prepared.config))
+        write_atomically(resolved, dump_config(prepared.config))
+        return
+    changes = find_changes(load_recipe(resolved), prepared.config)
+    if changes and not is_finished(folder):
+        step = max((step for step, _ in list_checkpoints(folder / "checkpoints")), default=0)
+        content = _read_json(folder / "run.json")
+        content["changes"] = [*content.get("changes", []), {"after_step": step, **changes}]
+        write_atomically(folder / "run.json", _to_json(content))
+        write_atomically(resolved, dump_config(prepared.config))
 
 
 def _train_model(
@@ -487,8 +512,17 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "tasks": {
             name: {"sha256": t.task.sha256, "dropped": count_dropped(t, config)} for name, t in prepared.tasks.items()
         },
-        "plan": count_plan(prepared.packs, pack_tokens=config.pack_tokens),
+        "plan": {**count_plan(prepared.packs, pack_tokens=config.pack_tokens), "sha256": hash_plan(prepared.packs)},
     }
+
+
+def hash_plan(packs: PackDataset) -> str:
+    """Return a hash of the packs in their order: tasks, epochs and examples of their episodes."""
+    digest = hashlib.sha256()
+    for pack in packs.packs:
+        for episode in pack.episodes:
+            digest.update(f"{pack.index} {episode.task} {episode.epoch} {episode.examples.tolist()}\n".encode())
+    return digest.hexdigest()
 
 
 def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]:

@@ -121,7 +121,7 @@ class TaskSweep:
         return {
             "task": self.task.name,
             "sha256": self.task.sha256,
-            "shots": list(self.asked_shots),
+            "shots": sorted(set(self.sweep.shots)),
             "num_queries": len(self.queries),
             "num_draws": self.sweep.num_draws,
         }

@@ -29,7 +29,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from manyicl.attention import segment_attention
 from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengths_of
 from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
-from manyicl.errors import UserError
+from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.files import sync_folder, sync_tree
 from manyicl.launch import end_prefetch_at_first_unit
 from manyicl.layers import (
@@ -182,7 +182,7 @@ class AnswerTrainer(Trainer):
         self.suspects: list[tuple[tuple[int, ...], Tensor]] = []
         self.interval: list[NDArray[np.float64]] = []
         self.interval_started = time.perf_counter()
-        self.compiled = False
+        self.compiled = self.validating = False
         self.checkpointed, self.attention = Checkpointed(0), AttentionChoice(keeps_attention=True)
         self.ceiling = measure_ceiling(args.device) if packs.flops else None
 
@@ -286,6 +286,7 @@ class AnswerTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the validation loss: mean over tasks of the mean over answers of the mean token loss; and by task."""
         started = time.perf_counter()
+        self.validating = True
         maker, planned = self.validation
         sums = torch.zeros(len(maker.task_names), 2, dtype=torch.float64, device=self.args.device)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
@@ -303,6 +304,7 @@ class AnswerTrainer(Trainer):
                 place = maker.task_names.index(item.task)
                 sums[place, 0] += mean_nll_A.sum()
                 sums[place, 1] += len(mean_nll_A)
+        self.validating = False
         totals = self.accelerator.reduce(sums, reduction="sum").cpu().numpy()
         metrics = {
             f"eval_loss/{name}": float(total / count)
@@ -447,11 +449,22 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: 
     """Run the training loop to its end, from the start or from `checkpoint`. row_tokens: of the longest row.
 
     Raises:
-        UserError: more layers to recompute than there are, no compiler, or a GPU that runs out of memory.
+        UserError: more layers to recompute than there are, or no compiler; as `OutOfMemoryError` a GPU whose memory
+            is not enough.
     """
-    model: Any = trainer.model
     if settings.compile:
         check_compiler()
+    try:
+        _train_prepared(trainer, settings=settings, row_tokens=row_tokens, checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise _tell_out_of_memory(trainer, settings=settings, row_tokens=row_tokens) from error
+
+
+def _train_prepared(
+    trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int, checkpoint: Path | None
+) -> None:
+    """Choose what is recomputed, and train with attention and layers put in place."""
+    model: Any = trainer.model
     chosen = choose_checkpointed(
         model,
         settings.checkpointed_layers,
@@ -468,30 +481,28 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: 
         prepared_layers(model, trainer.checkpointed, compiled=settings.compile) as trainer.attention,
         unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
     ):
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except torch.OutOfMemoryError as error:
-            raise UserError(_tell_out_of_memory(trainer, settings=settings, row_tokens=row_tokens)) from error
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def _tell_out_of_memory(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int) -> str:
-    """Return what to do where a GPU ran out of memory: the next setting that takes less."""
+def _tell_out_of_memory(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int) -> OutOfMemoryError:
+    """Return where a GPU ran out of memory, and the next setting that takes less."""
     model: Any = trainer.model
     num_layers, num_recomputed = len(decoder_layers(model)), trainer.checkpointed.num_layers
+    where = f"step {trainer.state.global_step + 1}: the GPU is out of memory"
+    if trainer.validating:  # nothing is recomputed there
+        fix = "start a new run with a lower episodes.token_budget, or with train.validation_tokens = 0"
+        return OutOfMemoryError(f"{where}, with a validation row; {fix}", None)
     is_whole = num_recomputed == num_layers and not trainer.attention.keeps_attention
-    command = f"go on with `manyicl train --resume {Path(str(trainer.args.output_dir)).parent} train."
-    if not is_whole:
-        fix = f"{command}checkpointed_layers={'whole' if num_recomputed == num_layers else 'all'}`"
-    elif settings.packs_per_batch > 1:
-        fix = f"{command}packs_per_batch=1`"
-    else:
-        fix = (
-            "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it (docs/distributed.md)"
-        )
-    return (
-        f"step {trainer.state.global_step + 1}: the GPU is out of memory, with rows of up to {row_tokens:,} tokens and"
-        f" {num_recomputed} of {num_layers} layers recomputed{' as a whole' if is_whole else ''}; {fix}"
+    why = (
+        f"{where}, with rows of up to {row_tokens:,} tokens and {num_recomputed} of {num_layers} layers recomputed"
+        f"{' as a whole' if is_whole else ''}"
     )
+    if not is_whole:
+        return OutOfMemoryError(why, f"train.checkpointed_layers={'whole' if num_recomputed == num_layers else 'all'}")
+    if settings.packs_per_batch > 1:
+        return OutOfMemoryError(why, "train.packs_per_batch=1")
+    fix = "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it over GPUs"
+    return OutOfMemoryError(f"{why}; {fix}", None)
 
 
 def agree_on(chosen: Checkpointed, *, accelerator: Accelerator) -> Checkpointed:

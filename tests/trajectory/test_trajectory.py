@@ -17,7 +17,7 @@ import torch
 
 from manyicl import training
 from manyicl.config import dump_config, load_recipe, make_config
-from manyicl.errors import UserError
+from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.runs import read_run_config, train
 from manyicl.training import list_checkpoints
 from tests.trajectory.killed import STAGES
@@ -190,16 +190,21 @@ def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(
         patched.setattr(training, "row_loss", short_of_memory_at(step=4, original=training.row_loss))
         for changes in ({}, {"checkpointed_layers": "all"}, {"checkpointed_layers": "whole"}):
             changed = config.model_copy(update={"train": config.train.model_copy(update=changes)})
-            with pytest.raises(UserError, match=r"^step [34]: the GPU is out of memory, with rows of up to") as caught:
+            with pytest.raises(OutOfMemoryError, match=r"^step [34]: .* memory, with rows of up to 320 ") as caught:
                 train(changed, out=folder, resume=folder.exists())
-            fixes.append(str(caught.value).rpartition(" train.")[2])
-    assert fixes == ["checkpointed_layers=all`", "checkpointed_layers=whole`", "packs_per_batch=1`"]
+            fixes.append(caught.value.setting)
+    assert fixes == ["train.checkpointed_layers=all", "train.checkpointed_layers=whole", "train.packs_per_batch=1"]
     # The last fix, as the command line takes it: whole layers are in the run's config.toml by now.
     told = start_process(["-m", "manyicl", "train", "--resume", str(folder), "train.packs_per_batch=1"])
     assert told.returncode == 0, told.stderr
     assert_same_course(tmp_path / "whole", folder, rel=1e-4)
     settings = read_run_config(folder).train
     assert (settings.checkpointed_layers, settings.packs_per_batch) == ("whole", 1)
+    assert json.loads((folder / "run.json").read_text())["changes"] == [
+        {"after_step": 2, "train.checkpointed_layers": "all"},
+        {"after_step": 2, "train.checkpointed_layers": "whole"},
+        {"after_step": 2, "train.packs_per_batch": 1},
+    ]
 
 
 def short_of_memory_at(*, step, original):
