@@ -141,7 +141,7 @@ def test_a_gain_that_is_large_but_unsure_is_flat():
         ),
         (
             Pooled(-0.1, -0.15, -0.05, (-0.1, None), 1),
-            "zero-shot FT at 0 shots is better than ManyICL at 4 shots by 10.0 points [-15.0, -5.0] on 1 held-out task,"
+            "zero-shot FT at 0 shots is better than ManyICL at 4 shots by 10.0 points [+5.0, +15.0] on 1 held-out task,"
             " for this run",
         ),
         (

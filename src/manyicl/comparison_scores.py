@@ -143,8 +143,10 @@ def tell_difference(pooled: Pooled, a: tuple[ArmName, int], b: tuple[ArmName, in
         return (
             f"No difference can be told between {one} and {other} {what}: {100 * pooled.mean:+.1f} {interval}, {scope}"
         )
-    better, worse = (one, other) if pooled.mean > 0 else (other, one)
-    return f"{better} is better than {worse} by {points} {interval} {what}, {scope}"
+    if pooled.mean > 0:
+        return f"{one} is better than {other} by {points} {interval} {what}, {scope}"
+    turned = f"[{-100 * pooled.high:+.1f}, {-100 * pooled.low:+.1f}]"
+    return f"{other} is better than {one} by {points} {turned} {what}, {scope}"
 
 
 def _shots(count: int) -> str:
