@@ -15,7 +15,7 @@ from manyicl.attention import segment_attention
 from manyicl.joined_adapters import join_before
 from manyicl.layers import Checkpointed, prepared_layers, unwidened_inputs
 from manyicl.loss import row_loss
-from tests.conftest import tiny_model
+from tests.conftest import assert_same_gradients, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 
 
@@ -62,7 +62,7 @@ def assert_alike(model, num_products):
     outputs, counts = run_compiled(model, *inputs)
     assert counts == [num_products]
     for compiled, plain in zip(outputs, model(*(x.clone() for x in inputs)), strict=True):
-        assert torch.allclose(compiled, plain, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(compiled, plain, rtol=1e-4, atol=1e-5)
         assert compiled.requires_grad == plain.requires_grad
 
 
@@ -175,4 +175,4 @@ def test_ddps_buckets_do_not_cut_a_layer(one_rank):
             row_loss(whole, row([random_episode(EPISODE, seed=1)])).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert set(recorder.counts) == {18}
-    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+    assert_same_gradients(*gradients)

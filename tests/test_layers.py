@@ -31,7 +31,7 @@ from manyicl.layers import (
     unwidened_inputs,
 )
 from manyicl.loss import row_loss
-from tests.conftest import CONFIGS, tiny_model
+from tests.conftest import CONFIGS, assert_same_gradients, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 
 
@@ -58,7 +58,7 @@ def test_recomputed_layers_run_twice_and_change_no_gradient(name, keeps_attentio
     plain, once = gradients_with(model, Checkpointed(0))
     some, twice = gradients_with(model, Checkpointed(1, keeps_attention))
     assert (once, twice) == ([1, 1, 1], [1, 2, 1])
-    assert torch.allclose(plain, some, rtol=1e-4, atol=1e-6)
+    assert_same_gradients(some, plain)
     assert all("forward" not in vars(layer) for layer in decoder_layers(model))
 
 
@@ -81,7 +81,7 @@ def test_layers_whose_attention_is_not_compiled_are_compiled_around_it_also_wher
     assert frames[0] == 0
     assert frames[1] == frames[2] == frames[3] > 0
     for compiled_gradients in gradients[1:]:
-        assert torch.allclose(gradients[0], compiled_gradients, rtol=1e-3, atol=1e-5)
+        assert_same_gradients(compiled_gradients, gradients[0])
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_what_is_dropped_in_attention_and_in_adapters_is_dropped_again_when_reco
         with segment_attention(adapted), prepared_layers(adapted, Checkpointed(checkpointed), compiled=False):
             row_loss(adapted, row([random_episode(EPISODE, seed=1)])).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None]))
-    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+    assert_same_gradients(*gradients)
 
 
 def test_a_block_leaves_the_forward_that_a_layer_had_before():
@@ -266,7 +266,7 @@ def test_compiled_layers_are_compiled_once_for_all_rows_of_a_length(num_checkpoi
                 gradients[compiled].append(torch.cat([p.grad.flatten() for p in model.parameters()]))
                 frames += [counted.frame_count] if compiled else []
     for plain, compiled in zip(*gradients.values(), strict=True):
-        assert torch.allclose(plain, compiled, rtol=1e-3, atol=1e-5)
+        assert_same_gradients(compiled, plain)
     # One for all layers and rows; and one for all that are recomputed, beside the one that is not.
     assert frames == ([2, 2, 2] if num_checkpointed else [1, 1, 1])
 
