@@ -28,7 +28,7 @@ from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bi
 from manyicl.models import load_tokenizer
 from manyicl.prequential import prequential_nats, write_halves
 from manyicl.progress import reporting
-from manyicl.runs import tokenize_all, train
+from manyicl.runs import is_finished, tokenize_all, train
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.tokens import TaskTokenizer, TokenizedTask
 
@@ -196,10 +196,7 @@ class Comparison:
     def is_done(self, cell: GridCell) -> bool:
         """Return whether a cell is finished."""
         place = self.place(cell)
-        if cell.what != "train":
-            return place.is_file()
-        state = place / "run.json"
-        return state.is_file() and bool(json.loads(state.read_bytes())["finished"])
+        return is_finished(place) if cell.what == "train" else place.is_file()
 
     def plan_run(self, cell: GridCell) -> tuple[RunConfig, Spent]:
         """Return the recipe of the run that a cell's model comes from, and what it spends."""

@@ -323,9 +323,9 @@ def read_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether the run in `folder` has its model and its closing table."""
-    finished: bool = _read_json(folder / "run.json")["finished"]
-    return finished
+    """Return whether there is a run in `folder` that has its model and its closing table."""
+    state = folder / "run.json"
+    return state.is_file() and bool(_read_json(state)["finished"])
 
 
 def _start_folder(folder: Path, prepared: Prepared) -> None:
