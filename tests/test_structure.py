@@ -35,6 +35,7 @@ MODULES = (
     "attention",
     "world.__init__",
     "world.seed",  # the packaged model's place and template
+    "trials",  # ordinary text to try a model on
     "models",
     "costs",  # weights and FLOPs, from a config alone
     "loss",
