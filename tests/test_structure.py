@@ -114,6 +114,7 @@ MODULES = (
     # The comparison of arms.
     "arms",
     "forgetting",
+    "comparison_inputs",  # hashes of the data that it began with
     "comparison",  # the grid of cells, and the work
     "pooling",  # over seeds and tasks
     "findings",

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from manyicl.arms import ARMS, Arm, ArmName, ArmPlanner, CompareConfig, Spent, choose_tasks
+from manyicl.comparison_inputs import INPUTS_FILE, Inputs, hash_inputs, read_inputs, refuse_other_inputs, write_inputs
 from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import AskedModel, evaluate, load_asked_model
@@ -140,6 +141,11 @@ class Comparison:
             )
             for file in self.settings.text_files
         ]
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Hashes of the tasks and texts as they were when the comparison began."""
+        return read_inputs(self.folder) or hash_inputs(self.tasks, self.settings.text_files)
 
     @property
     def max_tokens(self) -> int:
@@ -272,17 +278,22 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
     """Return the comparison in `folder`, started with `config`, or gone on with.
 
     Raises:
-        UserError: there is none to go on with, or another one.
+        UserError: there is none to go on with, or another one; or its tasks or texts have changed since it began.
     """
     kept = folder / RECIPE
     if kept.is_file():
-        there = load_recipe(kept, kind=CompareConfig)
-        if config is not None and dump_config(absolute_texts(config)) != kept.read_text(encoding="utf-8"):
+        comparison = Comparison(folder, load_recipe(kept, kind=CompareConfig))
+        if config is not None and dump_config(absolute_texts(config)) != dump_config(comparison.config):
             raise UserError(f"--out {folder}: holds another comparison; go on with --resume {folder}, or name another")
-        return Comparison(folder, there)
+        now = hash_inputs(comparison.tasks, comparison.settings.text_files)
+        refuse_other_inputs(folder, now, task_folder=comparison.config.tasks.folder)
+        if read_inputs(folder) is None:
+            write_inputs(folder, now)
+        return comparison
     if config is None:
         raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one: manyicl compare RECIPE --out {folder}")
-    taken = [path for path in folder.iterdir() if path.name != "tasks"] if folder.exists() else []
+    ours = ("tasks", INPUTS_FILE)  # the demo's tasks; and what a kill leaves just before the recipe is written
+    taken = [path for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
     if taken:
         raise UserError(f"--out {folder}: is not empty ({taken[0].name}); name a new folder")
     comparison = Comparison(folder, absolute_texts(config))
@@ -290,6 +301,7 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
     for name in (*comparison.asked_trained, *comparison.held_out, *comparison.familiar):
         if not comparison.tasks[name].test:
             raise UserError(f"task '{name}': has no test rows, so no arm can be asked; give it some, or leave it out")
+    write_inputs(folder, hash_inputs(comparison.tasks, comparison.settings.text_files))
     write_atomically(kept, dump_config(comparison.config))
     return comparison
 

@@ -95,7 +95,7 @@ def _describe_task(comparison: Comparison, name: str) -> dict[str, Any]:
         "num_test": len(task.test),
         "num_labels": len(task.labels) or None,
         "dropped": dict(task.dropped),
-        "sha256": task.sha256,
+        "sha256": comparison.inputs.tasks[name],
     }
 
 
