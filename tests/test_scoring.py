@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from manyicl.errors import UserError
 from manyicl.scoring import (
     METRICS,
+    best_score,
     final_number,
     macro_f1,
     majority_answer,
@@ -160,12 +161,15 @@ def test_majority_answer() -> None:
 
 
 def test_majority_score() -> None:
-    assert majority_score(["no", "yes", "no", "no"], train_answers=["no", "no", "yes"], metric="accuracy") == 0.75
-    assert majority_score(["a red car", "car"], train_answers=["car"], metric="token_f1") == pytest.approx(
+    assert (
+        majority_score([("no",), ("yes",), ("no",), ("no",)], train_answers=["no", "no", "yes"], metric="accuracy")
+        == 0.75
+    )
+    assert majority_score([("a red car",), ("car",)], train_answers=["car"], metric="token_f1") == pytest.approx(
         (2 / 3 + 1) / 2
     )
     assert majority_score([], train_answers=["no"], metric="accuracy") is None
-    assert majority_score(["no"], train_answers=[], metric="accuracy") is None
+    assert majority_score([("no",)], train_answers=[], metric="accuracy") is None
 
 
 ANSWERS = st.text(max_size=20) | st.from_regex(r"[ab 0-9,./#$-]{0,20}", fullmatch=True)
@@ -189,3 +193,9 @@ def test_an_answer_matches_itself(text: str) -> None:
 def test_written_numbers_are_read_back(number: Decimal) -> None:
     for text in (f"{number}", f"The answer is {number:,}.", f"1 + 1, so\n#### ${number:,} in all 7"):
         assert final_number(text) == number
+
+
+def test_the_best_of_several_right_answers_counts() -> None:
+    assert best_score("three", answers=("3", "three"), metric="accuracy") == 1.0
+    assert best_score("a red car", answers=("bus", "car"), metric="token_f1") == pytest.approx(2 / 3)
+    assert majority_score([("4", "3"), ("5",)], train_answers=["3"], metric="accuracy") == 0.5

@@ -259,3 +259,13 @@ def test_length_normalised_choice_takes_the_best_mean_of_a_tokens_nats(tokenizer
     best = [min(p.choice_nll, key=lambda label, p=p: p.choice_nll[label] / lengths[label]) for p in mean]
     assert [p.prediction for p in mean] == best
     assert best != [p.prediction for p in summed]
+
+
+def test_every_right_answer_counts_in_the_score_the_majority_and_the_metric_beside_it(tokenizer):
+    task = make_task("animals")
+    every = tuple(sorted(task.labels))
+    test = tuple(replace(e, also_right=tuple(label for label in every if label != e.answer)) for e in task.test)
+    tokenized = tokenize_task(replace(task, test=test, metric="exact_match", sha256="several"), tokenizer=tokenizer)
+    sweep = Sweep(shots=(0, 1), num_draws=2, num_queries=10, max_tokens=200)
+    curve = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
+    assert [(cell.score, cell.majority_score) for cell in curve.cells] == [(1.0, 1.0), (1.0, 1.0)]

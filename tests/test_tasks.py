@@ -540,6 +540,15 @@ def test_a_flipped_task_has_exchanged_answers_everywhere_and_all_else_as_it_was(
     assert flip_labels(task, seed=1) == flipped
 
 
+def test_other_right_answers_are_flipped_too() -> None:
+    task = make_task("animals")
+    first, second, *_ = task.labels
+    test = (replace(task.test[0], answer=first, also_right=(second, "no label")),)
+    exchanged = flip_map(task.labels, seed=1)
+    flipped = flip_labels(replace(task, test=test), seed=1)
+    assert flipped.test[0].answers == (exchanged[first], exchanged[second], "no label")
+
+
 @pytest.mark.parametrize("labels", [(), ("only",)])
 def test_a_task_without_two_labels_cannot_be_flipped(labels: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"task 'animals': has no two fixed labels to exchange; leave it out"):

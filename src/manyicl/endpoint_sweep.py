@@ -24,7 +24,7 @@ from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, make_sweep, shift_report, tokenize_for, trained_shots_of
 from manyicl.files import sync_folder
 from manyicl.results import Evaluation, refuse_other_result
-from manyicl.scoring import majority_score, score_answer
+from manyicl.scoring import best_score, majority_score
 from manyicl.shot_curve import Report, make_curve
 from manyicl.sweep import DEFAULT_SHOTS, TaskSweep, refuse_empty
 from manyicl.tasks import Task
@@ -272,7 +272,7 @@ def _take_answer(
 
 def _predict(plan: TaskSweep, draw: int, shots: int, query: int, answer: Generated) -> Prediction:
     example = plan.task.test[plan.tokenized.splits["test"].rows[query]]
-    score = score_answer(answer.text, answer=example.answer, metric=plan.task.metric)
+    score = best_score(answer.text, answers=example.answers, metric=plan.task.metric)
     return Prediction(
         plan.task.name, draw, shots, example.id, answer.text, example.answer, score=score, nll=None, cut=answer.cut
     )
@@ -286,7 +286,7 @@ def _incomplete_cell(plan: TaskSweep, cell: Cell, given: Sequence[Prediction], u
         num_scored=len(given),
         num_unfit=plan.num_unfit,
         majority_score=majority_score(
-            [plan.task.test[rows[q]].answer for q in plan.queries],
+            [plan.task.test[rows[q]].answers for q in plan.queries],
             train_answers=[e.answer for e in plan.task.train],
             metric=plan.task.metric,
         ),

@@ -64,6 +64,15 @@ def score_answer(prediction: str, *, answer: str, metric: str) -> float:
     raise _unknown_metric(metric)
 
 
+def best_score(prediction: str, *, answers: Sequence[str], metric: str) -> float:
+    """Return the highest score in [0, 1] of `prediction` against any of the right `answers` (SQuAD's rule).
+
+    Raises:
+        UserError: `metric` is unknown.
+    """
+    return max(score_answer(prediction, answer=answer, metric=metric) for answer in answers)
+
+
 def normalize_squad(text: str) -> str:
     """Return `text` in lower case without punctuation, articles and surplus white space.
 
@@ -145,8 +154,10 @@ def majority_answer(train_answers: Sequence[str]) -> str | None:
     return min(counts, key=lambda answer: (-counts[answer], answer)) if counts else None
 
 
-def majority_score(test_answers: Sequence[str], *, train_answers: Sequence[str], metric: str) -> float | None:
-    """Return the mean score over `test_answers` of always giving the majority answer of the train split.
+def majority_score(test_answers: Sequence[Sequence[str]], *, train_answers: Sequence[str], metric: str) -> float | None:
+    """Return the mean score over test rows of always giving the majority answer of the train split.
+
+    test_answers: the right answers of each row (`Example.answers`); the best of them counts.
 
     None where either split is empty: a score that was not measured is never 0.
 
@@ -158,8 +169,8 @@ def majority_score(test_answers: Sequence[str], *, train_answers: Sequence[str],
     majority = majority_answer(train_answers)
     if majority is None or not test_answers:
         return None
-    counts = Counter(test_answers)  # each distinct answer is scored once
-    total = sum(count * score_answer(majority, answer=answer, metric=metric) for answer, count in counts.items())
+    counts = Counter(tuple(answers) for answers in test_answers)  # each distinct set is scored once
+    total = sum(count * best_score(majority, answers=answers, metric=metric) for answers, count in counts.items())
     return total / len(test_answers)
 
 

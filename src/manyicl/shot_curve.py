@@ -21,7 +21,7 @@ from manyicl.intervals import mean_interval, t_interval
 from manyicl.loss import row_loss
 from manyicl.packing import Pack
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_choices
-from manyicl.scoring import macro_f1, majority_answer, majority_score, other_metrics, score_answer
+from manyicl.scoring import best_score, macro_f1, majority_answer, majority_score, other_metrics
 from manyicl.sharing import can_share_prefix
 from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
 from manyicl.tokens import TaskTokenizer, TokenizedTask, query_ids
@@ -95,7 +95,7 @@ def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shot
     for query in (int(q) for q in plan.queries):
         one = told[query]
         example = plan.task.test[plan.tokenized.splits["test"].rows[query]]
-        score = score_answer(one.text, answer=example.answer, metric=plan.task.metric)
+        score = best_score(one.text, answers=example.answers, metric=plan.task.metric)
         predictions.append(
             Prediction(
                 plan.task.name,
@@ -192,6 +192,7 @@ def _make_cell(
     interval = mean_interval(scores_DQ, seed=plan.sweep.seed)
     low, high = score_bounds(interval, num_independent=scores_DQ.shape[1])
     flat = [p for row in rows.values() for p in row]
+    right = _right_answers(plan)
     scores = [one.score for one in draws] if len(draws) > 1 else []
     return Cell(
         shots=shots,
@@ -202,7 +203,7 @@ def _make_cell(
         num_scored=len(flat),
         num_unfit=plan.num_unfit,
         majority_score=majority_score(
-            [p.answer for p in next(iter(rows.values()))],
+            [right[p.query] for p in next(iter(rows.values()))],
             train_answers=[e.answer for e in plan.task.train],
             metric=plan.task.metric,
         ),
@@ -216,6 +217,12 @@ def _make_cell(
     )
 
 
+def _right_answers(plan: TaskSweep) -> dict[str, tuple[str, ...]]:
+    """Return every right answer of each query, by its id."""
+    rows = plan.tokenized.splits["test"].rows
+    return {example.id: example.answers for example in (plan.task.test[rows[q]] for q in plan.queries)}
+
+
 def mean_nll(predictions: Sequence[Prediction]) -> float | None:
     """Return the mean nats of the references; None where one is not known."""
     known = [p.nll for p in predictions if p.nll is not None]
@@ -225,9 +232,10 @@ def mean_nll(predictions: Sequence[Prediction]) -> float | None:
 def _other_scores(plan: TaskSweep, rows: Sequence[Sequence[Prediction]]) -> dict[str, float]:
     """Return the means of the metrics that stand beside the task's own; macro-F1 is the mean of the draws' own."""
     metrics = other_metrics(plan.task.metric, family=plan.task.family)
+    right = _right_answers(plan)
     flat = [p for row in rows for p in row]
     others = {
-        metric: float(np.mean([score_answer(p.prediction, answer=p.answer, metric=metric) for p in flat]))
+        metric: float(np.mean([best_score(p.prediction, answers=right[p.query], metric=metric) for p in flat]))
         for metric in metrics
     }
     if plan.task.metric == "accuracy" and plan.task.labels:

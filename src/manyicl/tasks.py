@@ -76,11 +76,21 @@ _MISSPELT = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One pair of texts; `options` are the candidate answers of this row, empty where it has none."""
+    """One pair of texts: an input, and the answer that is trained and shown.
+
+    options: the candidate answers of this row, empty if it has none. also_right: other answers that count as right when
+    a prediction is scored; they are never trained.
+    """
 
     input: str
     answer: str
     options: tuple[str, ...] = ()
+    also_right: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer, the trained one first."""
+        return (self.answer, *self.also_right)
 
     @property
     def id(self) -> str:
@@ -188,7 +198,14 @@ def flip_labels(task: Task, *, seed: int) -> Task:
         raise UserError(f"task '{task.name}': has no two fixed labels to exchange; leave it out")
     flipped = flip_map(task.labels, seed=seed)
     train, validation, test = (
-        tuple(replace(example, answer=flipped[example.answer]) for example in examples)
+        tuple(
+            replace(
+                example,
+                answer=flipped[example.answer],
+                also_right=tuple(flipped.get(answer, answer) for answer in example.also_right),
+            )
+            for example in examples
+        )
         for examples in (task.train, task.validation, task.test)
     )
     sha256 = hashlib.sha256(f"{task.sha256} flipped {json.dumps(flipped)}".encode()).hexdigest()
@@ -365,7 +382,10 @@ def _build_task(settings: _Settings, rows: list[Row]) -> Task:
     for split in SPLITS:
         digest.update(f"{json.dumps([split, len(splits[split])])}\n".encode())
         for example in splits[split]:
-            digest.update(f"{json.dumps([example.input, example.answer, example.options])}\n".encode())
+            parts = [example.input, example.answer, example.options]
+            # Only if there are any: without them, a task keeps the hash that earlier versions gave it.
+            parts += [example.also_right] if example.also_right else []
+            digest.update(f"{json.dumps(parts)}\n".encode())
     return Task(
         name=settings.name,
         family=family,
