@@ -39,10 +39,10 @@ def cells_of(text: str, first: str) -> list[list[str]]:
 
 def test_the_table_begins_with_the_verdict_and_has_every_arm_in_every_group(finished):
     text = show(comparison_table(finished))
-    assert text.startswith("ManyICL answers ")
+    assert text.startswith("At equal training tokens, ManyICL answers ")
     for title in ("Trained tasks, %", "Held-out tasks, %", "Forgetting, bits per byte"):
         assert title in text
-    assert len(cells_of(text, "ManyICL")) == 3
+    assert len(cells_of(text, "ManyICL")) == 4
     cell = finished.headline_cell("base", "trained", "zero")
     assert cells_of(text, "Base")[0][2] == f"{100 * cell.score:.1f}"
 
@@ -59,7 +59,7 @@ def test_what_was_not_measured_is_a_dash_and_what_is_missing_is_told(unfinished)
     assert cells_of(text, "Dedicated")[1][1:] == ["–", "–", "–"]
     assert "not finished: " in text
     assert "Dedicated, seed 1: training 7 of 18 done" in text
-    assert "each seed is shown" in " ".join(text.split())
+    assert "each seed's value is shown" in " ".join(text.split())
 
 
 def test_a_ceiling_is_named_as_not_matched():

@@ -153,7 +153,8 @@ def test_a_number_that_is_not_in_the_json_would_be_found(content):
 
 def test_the_first_table_has_one_row_an_arm_and_a_dash_for_what_is_null(content, page):
     head, second, *rows = page.tables["scores"][0]
-    assert head == ["Arm", "Trained tasks, %", "Held-out tasks, %", "Forgetting, bits per byte"]
+    groups = ["Trained tasks, %", "Held-out tasks, %", "Forgetting, bits per byte", "Forgetting, points on known tasks"]
+    assert head == ["Arm", *groups]
     assert second[:3] == ["chosen shots", "0 shots", "most shots (64)"]
     assert [row[0] for row in rows] == ["Base", "Zero-shot", "Few-shot", "ManyICL", "Dedicated"]
     cell = next(c for c in content["headline"] if (c["arm"], c["role"], c["asked"]) == ("manyicl", "trained", "chosen"))
@@ -176,13 +177,13 @@ def test_with_few_seeds_each_seed_is_shown_and_the_words_are_about_these_runs(fe
     cell = next(c for c in few["headline"] if (c["arm"], c["role"], c["asked"]) == ("base", "trained", "zero"))
     each = " · ".join(f"{100 * score:.1f}" for score in cell["seeds"])
     assert each in page.tables["scores"][0][2][2]
-    assert tell_verdict(check_comparison(few)).startswith("For these runs (2 seeds), ")
+    assert tell_verdict(check_comparison(few)).startswith("For these runs (2 seeds): ")
     assert "No arm is called best with fewer than five seeds" in page.text
 
 
 def pair(other: str, low: float, high: float, **changes: Any) -> dict[str, Any]:
     entry = {"role": "held-out", "tasks": 4, "a": "manyicl", "b": other, "asked": "chosen", "shots_a": 64, "shots_b": 4}
-    ends = {"difference": (low + high) / 2, "low": low, "high": high, "seeds": [], "sentence": ""}
+    ends = {"difference": (low + high) / 2, "low": low, "high": high, "seeds": [0.1] * 5, "sentence": ""}
     return {**entry, **ends, **changes}
 
 
@@ -190,27 +191,35 @@ def pair(other: str, low: float, high: float, **changes: Any) -> dict[str, Any]:
     ("pairs", "verdict"),
     [
         (
-            [pair("base", 0.10, 0.12), pair("few-shot", 0.02, 0.04)],
-            "ManyICL answers 4 held-out tasks better than Base and Few-shot, by 3.0 to 11.0 points.",
+            [pair("zero-shot", 0.10, 0.12), pair("few-shot", 0.02, 0.04)],
+            "At equal training tokens, ManyICL answers 4 held-out tasks better than Zero-shot and Few-shot, by 3.0 to"
+            " 11.0 points.",
         ),
         (
-            [pair("base", -0.01, 0.02), pair("few-shot", -0.02, 0.04)],
-            "No difference between ManyICL and Base or Few-shot can be told on 4 held-out tasks.",
+            [pair("zero-shot", -0.01, 0.02), pair("few-shot", -0.02, 0.04)],
+            "At equal training tokens, no difference between ManyICL and Zero-shot or Few-shot can be told on 4"
+            " held-out tasks.",
         ),
         (
             [pair("base", 0.1, 0.3), pair("few-shot", -0.06, -0.02), pair("zero-shot", -0.01, 0.03)],
-            "ManyICL answers 4 held-out tasks better than Base, by 20.0 points, but worse than Few-shot, by 4.0 points;"
-            " no difference from Zero-shot can be told.",
+            "At equal training tokens, ManyICL answers 4 held-out tasks worse than Few-shot, by 4.0 points; no"
+            " difference from Zero-shot can be told. It answers 4 held-out tasks better than Base, which is not"
+            " trained, by 20.0 points.",
+        ),
+        (
+            [pair("zero-shot", 0.1, 0.3), pair("few-shot", -0.06, -0.02)],
+            "At equal training tokens, ManyICL answers 4 held-out tasks better than Zero-shot, by 20.0 points, but"
+            " worse than Few-shot, by 4.0 points.",
         ),
         (
             [pair("base", 0.1, 0.2, a="base", b="manyicl")],
-            "ManyICL answers 4 held-out tasks worse than Base, by 15.0 points.",
+            "ManyICL answers 4 held-out tasks worse than Base, which is not trained, by 15.0 points.",
         ),
         (
             [{**pair("base", 0.1, 0.2), "low": None, "high": None}],  # no interval: nothing is told, however large
-            "No difference between ManyICL and Base can be told on 4 held-out tasks.",
+            "No difference between ManyICL and Base, which is not trained, can be told on 4 held-out tasks.",
         ),
-        ([], "Nothing can be told yet: no two arms have answered the same queries."),
+        ([], "No verdict: no two arms have answered the same queries."),
     ],
 )
 def test_the_verdict_is_no_stronger_than_the_differences(pairs, verdict):
@@ -220,17 +229,20 @@ def test_the_verdict_is_no_stronger_than_the_differences(pairs, verdict):
 def test_without_an_arm_named_manyicl_the_verdict_is_about_the_best_of_those_trained_alike():
     content = small()
     content = json.loads(json.dumps(content).replace('"manyicl"', '"mine"'))
-    assert tell_verdict(check_comparison(content)).startswith("ManyICL answers")
+    assert tell_verdict(check_comparison(content)).startswith("At equal training tokens, ManyICL answers")
     for arm in content["arms"]:
         arm["matched"] = arm["arm"] != "mine"  # a ceiling is no contender
-    assert tell_verdict(check_comparison(content)).startswith("Few-shot answers")
+    assert tell_verdict(check_comparison(content)).startswith(
+        "No verdict: Few-shot has answered the same queries as no"
+    )
 
 
 def test_facts_name_flat_curves_and_forgetting(content):
     facts = dict(key_facts(check_comparison(content)))
     assert facts["More shots"] == "ManyICL rises by 24.3 points from 1 to 64 shots."
     lost = next(c for c in content["forgetting"]["text"] if (c["arm"], c["file"]) == ("few-shot", "prose.txt"))
-    assert f"Few-shot +{lost['difference']:.3f}" in facts["Forgetting"]
+    told = f"Few-shot +{lost['difference']:.3f} [+{lost['low']:.3f}, +{lost['high']:.3f}]"
+    assert told in facts["Forgetting, text"]
 
 
 def test_a_flat_curve_is_tagged():
@@ -356,7 +368,7 @@ def test_what_is_missing_of_an_unfinished_comparison_stands_on_top(rendered):
     assert told["Dedicated, seed 1"].startswith("training 7 of 18 done; validation not begun (5 cells); test answers")
     text = render_page(comparison)
     assert text.index("Not finished: ") < text.index("Dedicated, seed 1") < text.index('class="verdict"')
-    assert tell_verdict(comparison).startswith("So far, and unfinished: for these runs (2 seeds), ")
+    assert tell_verdict(comparison).startswith("So far, and unfinished, for these runs (2 seeds): ")
     markdown = render_markdown(comparison)
     assert markdown.index("Dedicated, seed 1") < markdown.index("## Scores")
 

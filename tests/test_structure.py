@@ -100,8 +100,8 @@ MODULES = (
     "report.__init__",
     "report.comparison",
     "report.numbers",
-    "report.verdict",
     "report.tables",
+    "report.verdict",
     "report.svg",  # a plot as a piece of the page
     "report.plots",
     "report.figures",

@@ -9,11 +9,11 @@ from rich.text import Text
 
 from manyicl.arms import ARMS
 from manyicl.comparison import Comparison as GridComparison
-from manyicl.report.comparison import Comparison
+from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.numbers import is_known
 from manyicl.report.plots import shot_place
-from manyicl.report.tables import TableCell, headline_table
-from manyicl.report.verdict import key_facts, tell_missing, tell_progress, tell_verdict
+from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table
+from manyicl.report.verdict import key_facts, tell_intervals, tell_missing, tell_progress, tell_verdict
 
 # Of plotext, in the order of the arms: marks that differ without colour.
 _MARKS = ("o", "x", "+", "*", "#", "@", "%", "&")
@@ -82,12 +82,12 @@ def _cell(cell: TableCell) -> Text:
 
 def _notes(comparison: Comparison) -> list[str]:
     notes = []
-    if comparison.few_seeds:
+    notes.append(tell_intervals(comparison))
+    if comparison.done_seeds[1] >= ENOUGH_SEEDS:
         notes.append(
-            f"{len(comparison.seeds)} seeds: intervals are over draws and queries, for these runs; each seed is shown"
+            "! better than every other arm of its column: the paired interval over five or more seeds excludes zero"
         )
-    else:
-        notes.append("! better than every other arm of its column: the paired interval over the seeds excludes zero")
+    notes.append(FORGETTING_NOTE)
     if not comparison.finished:
         notes.append(f"not finished: {tell_progress(comparison)}")
         notes += [f"{where}: {what}" for where, what in tell_missing(comparison)]

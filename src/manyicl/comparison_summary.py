@@ -76,6 +76,7 @@ def _describe_arm(findings: Findings, arm: Arm) -> dict[str, Any]:
         "trained_shots": findings.trained_shots(arm),
         "learning_rate": rates.pop() if len(rates) == 1 else None,
         "matched": arm.matched,
+        "trained": arm.trained,
         "num_models": len(findings.comparison.models_of(arm)),
         "about": arm.about,
     }

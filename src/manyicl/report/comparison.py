@@ -18,9 +18,13 @@ ENOUGH_SEEDS = 5
 
 Role = Literal["trained", "held-out"]
 TaskRole = Literal["trained", "held-out", "familiar"]
-Asked = Literal["chosen", "zero", "most", "each"]
 Number = float | None
 Seeds = tuple[float | None, ...]
+
+
+def count_seeds(seeds: Seeds) -> int:
+    """Return how many seeds have a value."""
+    return sum(value is not None for value in seeds)
 
 
 class Part(BaseModel):
@@ -37,8 +41,14 @@ class Arm(Part):
     trained_shots: int | None = None
     learning_rate: Number = None
     matched: bool = True
+    trained: bool | None = None
     num_models: int = 1
     about: str = ""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it was trained at all; files of earlier versions do not say so, and have one base."""
+        return self.arm != "base" if self.trained is None else self.trained
 
 
 class TaskEntry(Part):
@@ -118,6 +128,11 @@ class Scored(Part):
     high: Number = None
     seeds: Seeds = ()
 
+    @property
+    def num_seeds(self) -> int:
+        """How many training seeds are finished and in it."""
+        return count_seeds(self.seeds)
+
 
 class CurveCell(Scored):
     """One arm on one task at one number of shots."""
@@ -154,7 +169,7 @@ class HeadlineCell(Scored):
 
     arm: str
     role: Role
-    asked: Literal["chosen", "zero", "most"]
+    asked: str
     shots: int | None = None
     best: bool = False
 
@@ -167,6 +182,11 @@ class Change(Part):
     high: Number = None
     seeds: Seeds = ()
 
+    @property
+    def num_seeds(self) -> int:
+        """How many training seeds are finished and in it."""
+        return count_seeds(self.seeds)
+
 
 class PairDifference(Change):
     """Arm `a` less arm `b` on the same tasks, draws, shots and queries."""
@@ -175,7 +195,7 @@ class PairDifference(Change):
     tasks: int
     a: str
     b: str
-    asked: Asked
+    asked: str
     shots_a: int | None = None
     shots_b: int | None = None
     sentence: str = ""
@@ -313,15 +333,31 @@ class Comparison(Part):
     orders: tuple[OrderSpread, ...] = ()
     examples: tuple[ExampleQuery, ...] = ()
 
+    @cached_property
+    def done_seeds(self) -> tuple[int, int]:
+        """The fewest and the most finished training seeds behind a number of the first table or a difference."""
+        scores = [cell.num_seeds for cell in self.headline if cell.score is not None]
+        pairs = [pair.num_seeds for pair in self.differences if pair.difference is not None]
+        counts = [*scores, *pairs]
+        return min(counts, default=0), max(counts, default=0)
+
     @property
     def few_seeds(self) -> bool:
-        """Whether there are too few training seeds to speak of more than these runs."""
-        return len(self.seeds) < ENOUGH_SEEDS
+        """Whether some number has too few finished training seeds to speak of more than these runs."""
+        return self.done_seeds[0] < ENOUGH_SEEDS
 
     @cached_property
     def place(self) -> dict[str, int]:
         """Arm -> its place in the tables, which is also its colour."""
         return {arm.arm: place for place, arm in enumerate(self.arms)}
+
+    def arm_of(self, arm: str) -> Arm:
+        """Return an arm by its name.
+
+        Raises:
+            KeyError: there is no such arm.
+        """
+        return self.arms[self.place[arm]]
 
     def title_of(self, arm: str) -> str:
         """Return an arm's name for readers."""

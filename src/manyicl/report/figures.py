@@ -212,7 +212,7 @@ def _forgotten_tasks(comparison: Comparison, plots: Plots) -> list[Panel]:
             )
             for change in changes
         ]
-        title = f"{titles[kind]}, {shots} shots"
+        title = f"{titles[kind]}, {count_noun(shots, 'shot')}"
         panels += _bars_panel(plots, title, bars, "points, after less before (right: gained)", filled=True)
     return panels
 
@@ -277,7 +277,9 @@ def _shot_losses(comparison: Comparison, plots: Plots) -> list[Panel]:
                 lines.append(Line(place, xs, ys, label=bucket, strength=strength, width=1.6, marked=False))
         if lines:
             figure = draw_lines(lines, axis, Axis("nats a token of the answer"))
-            ends = join_words([f"{line.ys[-1]:.2f} behind {line.label} shots" for line in lines])
+            ends = join_words(
+                [f"{line.ys[-1]:.2f} behind {line.label} {'shot' if line.label == '1' else 'shots'}" for line in lines]
+            )
             alt = f"Training loss by number of shots, {comparison.title_of(arm)}, at the end: {ends}."
             panels.append(Panel(comparison.title_of(arm), plots.embed(figure, alt)))
     return panels

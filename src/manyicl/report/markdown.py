@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from manyicl.report import tables, verdict
-from manyicl.report.comparison import Comparison
-from manyicl.report.numbers import DASH, join_words, tell_nats, tell_percent, tell_points, tell_rate
+from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
+from manyicl.report.numbers import DASH, count_noun, join_words, tell_nats, tell_percent, tell_points, tell_rate
 from manyicl.report.tables import COST_COLUMNS, TableCell
 
 # What Markdown, or the HTML in it, would read as more than text.
@@ -48,11 +48,10 @@ def _headline(comparison: Comparison) -> list[str]:
     columns, rows = tables.headline_table(comparison)
     heads = ["arm", *(escape(f"{column.group}: {column.title}") for column in columns)]
     lines = table(heads, ([escape(arm.title), *map(_shown, cells)] for arm, cells in rows))
-    if comparison.few_seeds:
-        note = "Fewer than five seeds: intervals are over draws and queries, for these runs; each seed's value follows."
-    else:
-        note = "Intervals are over seeds; **bold**: better than every other arm of its column, paired, over the seeds."
-    return ["", "## Scores", *lines, note]
+    note = verdict.tell_intervals(comparison)
+    if comparison.done_seeds[1] >= ENOUGH_SEEDS:
+        note += " **Bold**: better than every other arm of its column, paired, over five or more seeds."
+    return ["", "## Scores", *lines, note, "", f"{tables.FORGETTING_NOTE}"]
 
 
 def _curves(comparison: Comparison) -> list[str]:
@@ -62,7 +61,7 @@ def _curves(comparison: Comparison) -> list[str]:
         if rows:
             lines += ["", f"## {role.capitalize()} tasks: score in % against shots"]
             lines += table(
-                ["arm", *(f"{k} shots" for k in shots)],
+                ["arm", *(count_noun(k, "shot") for k in shots)],
                 ([escape(arm.title), *map(_shown, cells)] for arm, cells in rows),
             )
             lines.append(r"\* more shots than the arm was trained with")
@@ -75,10 +74,10 @@ def _sentences(comparison: Comparison) -> list[str]:
         lines += ["", "## Do more shots help?", ""]
         lines += [f"- {flat.role}: {escape(flat.sentence)}" for flat in comparison.flatness if flat.sentence]
     if comparison.differences:
-        words = tables.ASKED | {"each": "the same shots"}
         lines += ["", "## Paired differences", ""]
         for pair in comparison.differences:
-            lines.append(f"- {pair.role}, {words[pair.asked]}, {pair.tasks} tasks: {escape(pair.sentence)}")
+            asked, tasks = tables.ASKED.get(pair.asked, pair.asked), count_noun(pair.tasks, "task")
+            lines.append(f"- {pair.role}, {asked}, {tasks}: {escape(pair.sentence)}")
     return lines
 
 

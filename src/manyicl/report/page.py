@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from manyicl.report import numbers, tables, verdict
-from manyicl.report.comparison import Comparison
+from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.figures import draw_all, sparkline_top
 from manyicl.report.svg import Plots, read_part
 
@@ -71,7 +71,10 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "sparkline_top": sparkline_top(comparison),
         "chosen": tables.chosen_shots(comparison),
         "example_groups": tables.example_groups(comparison),
-        "asked_words": tables.ASKED | {"each": "the same shots"},
+        "asked_words": tables.ASKED,
+        "intervals": verdict.tell_intervals(comparison),
+        "any_enough": comparison.done_seeds[1] >= ENOUGH_SEEDS,
+        "forgetting_note": tables.FORGETTING_NOTE,
     }
 
 

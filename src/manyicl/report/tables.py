@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from manyicl.report.comparison import Arm, Comparison, Cost, CurveCell, ExampleQuery, Flatness, Scored, TaskEntry
+from manyicl.report.comparison import (
+    Arm,
+    Comparison,
+    Cost,
+    CurveCell,
+    ExampleQuery,
+    Flatness,
+    Scored,
+    TaskChange,
+    TaskEntry,
+)
 from manyicl.report.numbers import (
     DASH,
     count_noun,
@@ -25,7 +35,17 @@ from manyicl.report.numbers import (
 
 # A gain below this is called flat whatever its interval.
 FLAT_SCORE = 0.01
-ASKED = {"chosen": "chosen shots", "zero": "0 shots", "most": "most shots"}
+ASKED = {
+    "chosen": "chosen shots",
+    "zero": "0 shots",
+    "most": "most shots",
+    "fill": "as many shots as fit",
+    "each": "the same shots",
+}
+FORGETTING_NOTE = (
+    "Forgetting: bits per byte that text costs more than before training; points above (+) or below (\N{MINUS SIGN})"
+    " the base on untrained tasks that it could do."
+)
 COST_COLUMNS = (
     ("steps", "Steps", tell_count),
     ("packs", "Packs", tell_count),
@@ -91,7 +111,7 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
     asked = [
         (role, kind)
         for role in comparison.roles
-        for kind in ("chosen", "zero", "most")
+        for kind in ASKED
         if any((cell.role, cell.asked) == (role, kind) for cell in comparison.headline)
     ]
     files = list(dict.fromkeys(change.file for change in comparison.forgetting.text))[:2]
@@ -103,6 +123,10 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
         for (role, kind), shots in same.items()
     ]
     columns += [Column("Forgetting, bits per byte", file) for file in files]
+    lost = {change.arm: change for change in fewest_shots_changes(comparison)}
+    if lost:
+        shots = next(iter(lost.values())).shots
+        columns.append(Column("Forgetting, points on known tasks", count_noun(shots, "shot")))
     texts = {(change.arm, change.file): change for change in comparison.forgetting.text}
     rows = []
     for arm in comparison.arms:
@@ -113,8 +137,27 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
             best = cell is not None and cell.best
             cells.append(score_cell(cell, notes=[f"k = {cell.shots}"] if cell and named else [], best=best, few=few))
         cells += [change_cell(texts.get((arm.arm, file)), unit="bits", few=few) for file in files]
+        cells += [_lost_cell(lost.get(arm.arm), few=few)] if lost else []
         rows.append((arm, cells))
     return columns, rows
+
+
+def fewest_shots_changes(comparison: Comparison) -> list[TaskChange]:
+    """Return what each arm lost on the tasks that the base could do, at the fewest shots that were asked.
+
+    Arms in the order of the tables; those without a number are left out.
+    """
+    known = [change for change in comparison.forgetting.tasks if change.kind == "forgetting"]
+    known = [change for change in known if is_known(change.difference) and change.arm in comparison.place]
+    fewest = min((change.shots for change in known), default=0)
+    return sorted((c for c in known if c.shots == fewest), key=lambda change: comparison.place[change.arm])
+
+
+def _lost_cell(change: TaskChange | None, *, few: bool) -> TableCell:
+    cell = change_cell(change, unit="points", few=few)
+    if change is None or cell is EMPTY:
+        return cell
+    return TableCell(cell.text, cell.sort, cell.interval, (count_noun(len(change.tasks), "task"), *cell.notes))
 
 
 def _same_shots(comparison: Comparison, role: str, asked: str) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manyicl.report.comparison import Comparison, GridCell, PairDifference, Role
+from manyicl.report.comparison import ENOUGH_SEEDS, Comparison, GridCell, PairDifference, Role
 from manyicl.report.numbers import (
     count_noun,
     is_known,
@@ -14,8 +14,12 @@ from manyicl.report.numbers import (
     tell_percent,
     tell_points,
 )
+from manyicl.report.tables import ASKED, fewest_shots_changes
 
 METHOD = "manyicl"
+# What the verdict is about: the first of these that any two matched arms were both asked with.
+VERDICT_ASKED = ("chosen", "most", "fill", "zero")
+MATCHING = {"tokens": "tokens", "answers": "answers", "flops": "FLOPs"}
 WORK = {
     "train": "training",
     "validation": "validation",
@@ -28,38 +32,50 @@ WORK = {
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one arm stands to another: points [low, high], and whether a difference can be told."""
+    """How one arm stands to another: points [low, high] on so many tasks, over so many finished seeds."""
 
     other: str
     points: float
     low: float | None
     high: float | None
     tasks: int
+    seeds: int
 
     @property
     def told(self) -> int:
-        """1 where the interval lies above zero, -1 below, 0 where it holds zero or there is none."""
+        """1 if the interval lies above zero, -1 if below, 0 if it holds zero or there is none."""
         if self.low is None or self.high is None:
             return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What the verdict is made from: an arm, a role of tasks, how the arms were asked, and the matched differences."""
+
+    arm: str
+    role: Role
+    asked: str
+    standings: tuple[Standing, ...]
+
+
 def method_arm(comparison: Comparison) -> str | None:
     """Return the arm that the verdict is about: ManyICL, or else the one that scores most of those trained alike."""
-    if METHOD in comparison.place:
+    matched = [arm.arm for arm in comparison.arms if arm.matched]
+    if METHOD in matched:
         return METHOD
-    role = main_role(comparison)
-    scores = {
-        cell.arm: cell.score
-        for cell in comparison.headline
-        if cell.role == role and cell.asked == "chosen" and cell.score is not None
-    }
-    fair = [arm.arm for arm in comparison.arms if arm.matched and arm.arm in scores]
-    return max(fair, key=lambda arm: scores[arm] or 0.0, default=None)
+    for role in reversed(comparison.roles):
+        for asked in VERDICT_ASKED:
+            cells = {arm: comparison.headline_cell(arm, role, asked) for arm in matched}
+            scores = {arm: cell.score for arm, cell in cells.items() if cell and cell.score is not None}
+            if scores:
+                return max(scores, key=lambda arm: scores[arm])
+    compared = [arm for pair in comparison.differences for arm in (pair.a, pair.b) if arm in matched]
+    return compared[0] if compared else None
 
 
 def main_role(comparison: Comparison) -> Role:
-    """Return the role that decides: held-out tasks, where there are any."""
+    """Return the role that decides: held-out tasks, if there are any."""
     return comparison.roles[-1] if comparison.roles else "trained"
 
 
@@ -74,43 +90,135 @@ def standings(comparison: Comparison, arm: str, role: str, *, asked: str = "chos
 
 
 def _orient(pair: PairDifference, arm: str) -> Standing:
-    points = pair.difference or 0.0
+    points, seeds = pair.difference or 0.0, pair.num_seeds
     if pair.a == arm:
-        return Standing(pair.b, points, pair.low, pair.high, pair.tasks)
+        return Standing(pair.b, points, pair.low, pair.high, pair.tasks, seeds)
     low, high = (None if pair.high is None else -pair.high), (None if pair.low is None else -pair.low)
-    return Standing(pair.a, -points, low, high, pair.tasks)
+    return Standing(pair.a, -points, low, high, pair.tasks, seeds)
+
+
+def verdict_basis(comparison: Comparison) -> Basis | None:
+    """Return what the verdict is made from: held-out tasks and chosen shots, or the next best that was asked.
+
+    Arms that are not matched have no part in it.
+    """
+    arm = method_arm(comparison)
+    for role in reversed(comparison.roles) if arm else ():
+        for asked in VERDICT_ASKED:
+            found = standings(comparison, arm or "", role, asked=asked)
+            matched = tuple(one for one in found if comparison.arm_of(one.other).matched)
+            if matched:
+                return Basis(arm or "", role, asked, matched)
+    return None
 
 
 def tell_verdict(comparison: Comparison) -> str:
-    """Return the one sentence that a reader should take away."""
-    arm = method_arm(comparison)
-    role = main_role(comparison)
-    found = standings(comparison, arm, role) if arm else []
-    if arm is None or not found:
-        return "Nothing can be told yet: no two arms have answered the same queries."
-    title = comparison.title_of(arm)
-    where = f"{count_noun(max(one.tasks for one in found), f'{role} task')}"
-    start = "" if comparison.finished else "So far, and unfinished: "
-    if comparison.few_seeds:
-        start += f"{'for' if start else 'For'} these runs ({count_noun(len(comparison.seeds), 'seed')}), "
-    untold = [comparison.title_of(one.other) for one in found if one.told == 0]
+    """Return what a reader should take away: one sentence for each number of tasks that arms are compared on.
+
+    A sentence lists only arms that are matched, and the base apart from those that were trained. It covers as many
+    tasks as each of its differences, and says of how many finished seeds it speaks if these are few.
+    """
+    basis = verdict_basis(comparison)
+    if basis is None:
+        return _tell_nothing(comparison)
+    groups: dict[tuple[bool, int], list[Standing]] = {}
+    for one in basis.standings:
+        groups.setdefault((comparison.arm_of(one.other).is_trained, one.tasks), []).append(one)
+    order = sorted(groups, reverse=True)  # trained arms first, then those compared on most tasks
+    lead = _lead(comparison, basis)
+    sentences = [
+        _tell_group(comparison, basis, groups[key], first=number == 0, is_trained=key[0])
+        for number, key in enumerate(order)
+    ]
+    if not lead:
+        return " ".join(map(_capitalize, sentences))
+    return " ".join([f"{lead}: {sentences[0]}", *map(_capitalize, sentences[1:])])
+
+
+def _lead(comparison: Comparison, basis: Basis) -> str:
+    """Return what limits every sentence of the verdict: cells that are missing, few seeds, other shots or tasks."""
+    limits = [] if comparison.finished else ["so far, and unfinished"]
+    fewest, most = (pick(one.seeds for one in basis.standings) for pick in (min, max))
+    if fewest < ENOUGH_SEEDS:
+        limits.append(f"for {tell_runs(fewest, most)}")
+    if basis.asked != "chosen":
+        limits.append(f"with {ASKED[basis.asked]} (with chosen shots there is nothing to compare)")
+    if basis.role != main_role(comparison):
+        limits.append(f"on {basis.role} tasks (on {main_role(comparison)} tasks there is nothing to compare)")
+    return _capitalize(", ".join(limits))
+
+
+def tell_runs(fewest: int, most: int) -> str:
+    """Return "this run (1 seed)", "these runs (2 seeds)", "these runs (1 to 3 seeds)"."""
+    if fewest != most:
+        return f"these runs ({fewest} to {most} seeds)"
+    return f"{'this run' if most == 1 else 'these runs'} ({count_noun(most, 'seed')})"
+
+
+def _tell_group(comparison: Comparison, basis: Basis, those: list[Standing], *, first: bool, is_trained: bool) -> str:
+    """Return one sentence about differences on equally many tasks, with a small letter at its start."""
+    title = comparison.title_of(basis.arm)
+    matching = f"at equal training {MATCHING.get(comparison.match, comparison.match)}, " if is_trained else ""
+    tasks = count_noun(those[0].tasks, f"{basis.role} task")
+
+    def name(found: list[Standing], *, last: str = "and") -> str:
+        words = join_words([comparison.title_of(one.other) for one in found], last=last)
+        return words if is_trained else f"{words}, which is not trained"
+
+    untold = [one for one in those if one.told == 0]
     parts = [
-        f"{word} than {join_words([comparison.title_of(one.other) for one in those])}, {_tell_span(those)}"
+        f"{word} than {name(found)}, {_tell_span(found)}"
         for word, sign in (("better", 1), ("worse", -1))
-        for those in [[one for one in found if one.told == sign]]
-        if those
+        for found in [[one for one in those if one.told == sign]]
+        if found
     ]
     if not parts:
-        what = f"no difference between {title} and {join_words(untold, last='or')} can be told on {where}."
-        return start + what if start else what[0].upper() + what[1:]
-    rest = f"; no difference from {join_words(untold, last='or')} can be told" if untold else ""
-    return f"{start}{title} answers {where} {', but '.join(parts)}{rest}."
+        comma = "" if is_trained else ","
+        return f"{matching}no difference between {title} and {name(untold, last='or')}{comma} can be told on {tasks}."
+    rest = f"; no difference from {name(untold, last='or')} can be told" if untold else ""
+    return f"{matching}{title if first else 'it'} answers {tasks} {', but '.join(parts)}{rest}."
+
+
+def _tell_nothing(comparison: Comparison) -> str:
+    """Return why there is no verdict."""
+    arm = method_arm(comparison)
+    if arm is not None and any(is_known(pair.difference) for pair in comparison.differences):
+        return (
+            f"No verdict: {comparison.title_of(arm)} has answered the same queries as no arm that is matched to it;"
+            " the paired differences have the others."
+        )
+    if not comparison.finished:
+        return "Nothing can be told yet: no two arms have answered the same queries."
+    return "No verdict: no two arms have answered the same queries."
+
+
+def _capitalize(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _tell_span(those: list[Standing]) -> str:
     """Return by how much, from the smallest difference to the largest."""
     sizes = sorted((f"{100 * abs(one.points):.1f}" for one in those), key=float)
     return f"by {sizes[0]} points" if sizes[0] == sizes[-1] else f"by {sizes[0]} to {sizes[-1]} points"
+
+
+def tell_intervals(comparison: Comparison) -> str:
+    """Return what the intervals of the first table are over, by the seeds that are finished."""
+    fewest, most = comparison.done_seeds
+    if most == 0:
+        return "No training seed is finished yet."
+    if fewest >= ENOUGH_SEEDS:
+        count = count_noun(fewest, "training seed") if fewest == most else f"{fewest} to {most} training seeds"
+        return f"Mean of {count} with 95 % intervals over them."
+    over = "intervals are over draws of shots and queries, and hold for these runs only; each seed's value is shown"
+    if most < ENOUGH_SEEDS:
+        count = str(most) if fewest == most else f"{fewest} to {most}"
+        noun = "training seed is" if count == "1" else "training seeds are"
+        return f"{count} {noun} finished: {over}. No arm is called best with fewer than five seeds."
+    return (
+        f"{fewest} to {most} training seeds are finished: with five or more, intervals are over seeds; with fewer,"
+        f" {over}."
+    )
 
 
 def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -126,9 +234,12 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
     for flat in comparison.flatness:
         if (flat.arm, flat.role) == (arm, main_role(comparison)) and flat.sentence:
             facts.append(("More shots", flat.sentence))
-    sentence = _tell_forgetting(comparison)
-    if sentence:
-        facts.append(("Forgetting", sentence))
+    for about, sentence in (
+        ("Forgetting, text", _tell_forgotten_text(comparison)),
+        ("Forgetting, tasks", _tell_forgotten_tasks(comparison)),
+    ):
+        if sentence:
+            facts.append((about, sentence))
     return facts
 
 
@@ -137,25 +248,52 @@ def _tell_role(comparison: Comparison, arm: str, role: str) -> str:
     if cell is None or not is_known(cell.score):
         return ""
     shots = "" if cell.shots is None else f" with {count_noun(cell.shots, 'shot')}"
-    told = [
-        f"{comparison.title_of(one.other)} {tell_points(one.points)}"
-        f" {tell_interval(one.low, one.high, unit='points')}".rstrip()
-        for one in standings(comparison, arm, role)
-    ]
-    against = f"; points above {', '.join(told)}" if told else ""
+    found = standings(comparison, arm, role)
+    counts = {one.tasks for one in found}
+    told = [_tell_standing(comparison, one, tell_tasks=len(counts) > 1) for one in found]
+    where = f", on {count_noun(counts.pop(), 'task')}" if len(counts) == 1 else ""
+    against = f"; points above the other arms{where}: {', '.join(told)}" if told else ""
     return f"{comparison.title_of(arm)} {tell_percent(cell.score)} %{shots}{against}."
 
 
-def _tell_forgetting(comparison: Comparison) -> str:
+def _tell_standing(comparison: Comparison, one: Standing, *, tell_tasks: bool) -> str:
+    """Return "few-shot FT +3.0 [+2.0, +4.0] (3 tasks, not matched)"."""
+    notes = [count_noun(one.tasks, "task")] if tell_tasks else []
+    title = comparison.title_of(one.other)
+    if not comparison.arm_of(one.other).matched and "not matched" not in title:
+        notes.append("not matched")
+    interval = tell_interval(one.low, one.high, unit="points") or "[no interval]"
+    noted = f" ({', '.join(notes)})" if notes else ""
+    return f"{title} {tell_points(one.points)} {interval}{noted}"
+
+
+def _tell_forgotten_text(comparison: Comparison) -> str:
     """Return how much worse each arm predicts the first neutral text than the base did."""
     changes = comparison.forgetting.text
     first = next((change.file for change in changes if is_known(change.difference)), None)
     told = [
         f"{comparison.title_of(change.arm)} {tell_bits(change.difference, signed=True)}"
+        f" {tell_interval(change.low, change.high, unit='bits')}".rstrip()
         for change in changes
         if change.file == first and is_known(change.difference)
     ]
     return f"Bits per byte lost on {first}: {', '.join(told)}." if told else ""
+
+
+def _tell_forgotten_tasks(comparison: Comparison) -> str:
+    """Return what each arm lost, at the fewest shots, on the tasks that the base could do."""
+    changes = fewest_shots_changes(comparison)
+    if not changes:
+        return ""
+    counts = {len(change.tasks) for change in changes}
+    told = []
+    for change in changes:
+        interval = tell_interval(change.low, change.high, unit="points") or "[no interval]"
+        tasks = f" ({count_noun(len(change.tasks), 'task')})" if len(counts) > 1 else ""
+        told.append(f"{comparison.title_of(change.arm)} {tell_points(change.difference)} {interval}{tasks}")
+    where = count_noun(counts.pop(), "task") if len(counts) == 1 else "the tasks"
+    shots = count_noun(changes[0].shots, "shot")
+    return f"Points from the base's score on {where} that it could do at {shots}: {', '.join(told)}."
 
 
 def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
