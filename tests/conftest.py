@@ -15,9 +15,13 @@ from scripts.real_bases import bases_folder, is_built
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GptOssConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
@@ -63,11 +67,26 @@ CONFIGS = {
     ),
     "qwen3": lambda: Qwen3Config(**COMMON),
 }
+# Classes whose episodes must go through them one at a time: they mix tokens outside of the attention that is replaced
+# (falcon, lfm2), or need what it does not know (sinks, chunks).
+ALONE_CONFIGS = {
+    "falcon": lambda: FalconConfig(
+        **{key: COMMON[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+        | {"bos_token_id": 1, "eos_token_id": 2}
+    ),
+    "gpt_oss": lambda: GptOssConfig(
+        **COMMON, num_local_experts=2, num_experts_per_tok=1, layer_types=["full_attention"] * 3
+    ),
+    "lfm2": lambda: Lfm2Config(**COMMON, layer_types=["conv", "conv", "full_attention"]),
+    "llama4-chunked": lambda: Llama4TextConfig(
+        **COMMON, attention_chunk_size=16, intermediate_size_mlp=64, num_local_experts=2
+    ),
+}
 
 
 def tiny_model(name: str, *, seed: int = 0, vocab_size: int | None = None):
     """Return a model of the real class with random weights; large enough weights that attention matters."""
-    config = CONFIGS[name]()
+    config = {**CONFIGS, **ALONE_CONFIGS}[name]()
     if vocab_size:
         config.vocab_size = vocab_size
     torch.manual_seed(seed)

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from manyicl.attention import segment_attention
+from manyicl.config_shapes import common_window
 from manyicl.errors import UserError
 from manyicl.models import (
     MODEL_NOTE,
@@ -41,7 +42,6 @@ from manyicl.models import (
     locate_model,
     max_tokens_of,
     merge_adapter,
-    model_window,
     read_note,
     save_model,
 )
@@ -122,10 +122,10 @@ def test_the_longest_sequence_of_every_family_is_known_and_kept(name):
 
 def test_a_window_counts_only_where_every_layer_slides():
     hybrid = {name: config for name, (config, _) in PUBLISHED.items() if name in ("gemma-2-9b", "gemma-3-1b")}
-    assert [model_window(config) for config in hybrid.values()] == [None, None]
-    assert model_window(PUBLISHED["mistral-7b-v0.1"][0]) == 4096
+    assert [common_window(config) for config in hybrid.values()] == [None, None]
+    assert common_window(PUBLISHED["mistral-7b-v0.1"][0]) == 4096
     all_sliding = Gemma2Config(sliding_window=64, layer_types=["sliding_attention"] * 26)
-    assert model_window(all_sliding) == max_tokens_of(all_sliding) == 64
+    assert common_window(all_sliding) == max_tokens_of(all_sliding) == 64
 
 
 def test_a_model_that_names_no_longest_sequence_asks_for_one():

@@ -35,10 +35,12 @@ MODULES = (
     "attention",
     "world.__init__",
     "world.seed",  # the packaged model's place and template
+    "config_shapes",  # head dimensions, windows and chunks of every config class
     "trials",  # ordinary text to try a model on
     "models",
     "costs",  # weights and FLOPs, from a config alone
     "loss",
+    "isolation",  # does a model keep the episodes of a row apart?
     "joined_adapters",  # of one input, in what torch.compile makes of a layer
     "layers",  # which are recomputed, and whether they are compiled
     "footprint",  # memory of a training step, predicted

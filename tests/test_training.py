@@ -215,15 +215,15 @@ def test_ranks_agree_on_what_saves_most_memory():
 def test_kernels_are_chosen_for_the_longest_row_of_training(tmp_path, monkeypatch):
     config = write_setting(tmp_path, num_steps=2, packs_per_batch=2)
     told = []
-    original = training.segment_attention
+    original = training.row_attention
 
-    def note(model, **options):
+    def note(model, text, **options):
         told.append(options)
-        return original(model, **options)
+        return original(model, text, **options)
 
-    monkeypatch.setattr(training, "segment_attention", note)
+    monkeypatch.setattr(training, "row_attention", note)
     train(config, out=tmp_path / "run")
-    assert told[0] == {"row_tokens": 320}  # two packs of 160
+    assert told[0] == {"longest": 160, "row_tokens": 320}  # two packs of 160
 
 
 @pytest.mark.slow

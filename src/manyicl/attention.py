@@ -202,6 +202,12 @@ def inner_model(model: nn.Module) -> Any:
     return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
 
 
+def takes_segments(model: nn.Module) -> bool:
+    """Return whether `model` attends by segments now, so that a row of several episodes can go through it."""
+    inner = inner_model(model)
+    return inner is not None and str(inner.config._attn_implementation).startswith("manyicl")
+
+
 def drops_attention(model: nn.Module) -> bool:
     """Return whether attention drops weights in training."""
     return bool(getattr(inner_model(model).config.get_text_config(), "attention_dropout", 0.0))

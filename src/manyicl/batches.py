@@ -195,6 +195,37 @@ def join_row(
     )
 
 
+def split_row(batch: Batch) -> list[Batch]:
+    """Return the episodes of a row, each as a row of its own: with the same targets, weights and tasks."""
+    if len(batch.segment_lengths) == 1:
+        return [batch]
+    stops = np.cumsum(batch.segment_lengths)
+    targets = np.concatenate([[0], np.searchsorted(batch.target_positions_N.cpu().numpy(), stops)])
+    answers_N = batch.target_answers_N.cpu().numpy()
+    rows = []
+    for place, (stop, length) in enumerate(zip(stops.tolist(), batch.segment_lengths, strict=True)):
+        tokens, chosen = slice(stop - length, stop), slice(*targets[place : place + 2].tolist())
+        # Every answer has a token, and the answers of an episode follow one another.
+        first, last = (int(answers_N[i]) for i in (chosen.start, chosen.stop - 1))
+        answers = slice(first, last + 1)
+        rows.append(
+            Batch(
+                input_ids_1T=batch.input_ids_1T[:, tokens],
+                segment_ids_T=torch.zeros_like(batch.segment_ids_T[tokens]),
+                position_ids_1T=batch.position_ids_1T[:, tokens],
+                segment_lengths=(length,),
+                segment_bounds_S=batch.segment_bounds_S.new_tensor([0, length]),
+                target_positions_N=batch.target_positions_N[chosen] - (stop - length),
+                target_weights_N=batch.target_weights_N[chosen],
+                target_answers_N=batch.target_answers_N[chosen] - first,
+                answer_shots_A=batch.answer_shots_A[answers],
+                answer_tasks_A=batch.answer_tasks_A[answers],
+                episodes=batch.episodes[place : place + 1],
+            )
+        )
+    return rows
+
+
 def pad_row(batch: Batch, *, multiple: int) -> Batch:
     """Return the row with padding at its end, up to a multiple of so many tokens: kernels are made for few lengths.
 

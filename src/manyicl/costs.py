@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from manyicl.config_shapes import head_dims
 from manyicl.errors import UserError
 from manyicl.models import LoraSettings, add_adapter
 
@@ -63,11 +64,14 @@ class WeightCounts:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What decides the FLOPs of a model. windows: of each layer, how many tokens one sees; None: all before it."""
+    """What decides the FLOPs of a model.
+
+    head_dims: of each layer. windows: of each layer, how many tokens one sees; None: all before it.
+    """
 
     weights: WeightCounts
     num_heads: int
-    head_dim: int
+    head_dims: tuple[int, ...]
     windows: tuple[int | None, ...]
 
 
@@ -82,7 +86,7 @@ def shape_model(config: Any, *, lora: LoraSettings | None = None, trust_remote_c
     return ModelShape(
         weights=count_weights(config, lora=lora, trust_remote_code=trust_remote_code),
         num_heads=num_heads,
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // num_heads),
+        head_dims=head_dims(config),
         windows=layer_windows(text),
     )
 
@@ -136,15 +140,18 @@ def count_flops(
     pass alone, as in asking.
 
     >>> weights = WeightCounts(embedding=80, head=80, tied=False, matrices=100, active=100, vectors=7)
-    >>> shape = ModelShape(weights, num_heads=2, head_dim=4, windows=(None,))
+    >>> shape = ModelShape(weights, num_heads=2, head_dims=(4,), windows=(None,))
     >>> count_flops(shape, [3], num_targets=1)  # 6 * (3 * 100 + 1 * 80) + 12 * 2 heads * 4 * 6 pairs
     2856
     """
     weights, num_tokens = shape.weights, sum(segment_lengths)
     base = num_tokens * weights.active + num_targets * weights.head
     own = num_tokens * weights.adapter + num_targets * weights.adapter_head
-    pairs = count_pairs(shape.windows, segment_lengths, prefix_tokens=prefix_tokens)
-    attention = 4 * shape.num_heads * shape.head_dim * pairs
+    attention = 0
+    for dim in set(shape.head_dims):
+        windows = [window for own, window in zip(shape.head_dims, shape.windows, strict=True) if own == dim]
+        pairs = count_pairs(windows, segment_lengths, prefix_tokens=prefix_tokens)
+        attention += 4 * shape.num_heads * dim * pairs
     if not backward:
         return 2 * (base + own) + attention
     return (4 if weights.adapters else 6) * base + 6 * own + 3 * attention
@@ -166,6 +173,8 @@ def count_pairs(windows: Sequence[int | None], segment_lengths: Sequence[int], *
 def layer_windows(config: Any) -> tuple[int | None, ...]:
     """Return how many tokens (itself included) one sees in each layer; None: all before it.
 
+    A chunk is counted as a window of its length, which is too many pairs beyond the first chunk, by up to two times.
+
     Raises:
         UserError: a layer that does something else.
     """
@@ -173,7 +182,8 @@ def layer_windows(config: Any) -> tuple[int | None, ...]:
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return (window,) * int(config.num_hidden_layers)
-    known = {"full_attention": None, "sliding_attention": window}
+    chunk = getattr(config, "attention_chunk_size", None) or None
+    known = {"full_attention": None, "sliding_attention": window, "chunked_attention": chunk}
     for kind in kinds:
         if kind not in known:
             raise UserError(

@@ -21,10 +21,10 @@ from scipy.special import stdtrit
 from torch import Tensor
 from transformers import TrainerCallback
 
-from manyicl.attention import segment_attention
 from manyicl.batches import Batch, join_row
 from manyicl.errors import UserError
 from manyicl.intervals import Interval
+from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog
 from manyicl.prefix import device_of
@@ -96,7 +96,7 @@ def _cut_document(text: str, tokenizer: Any, *, window_tokens: int) -> list[tupl
 def window_bits(model: Any, windows: TextWindows) -> NDArray[np.float64]:
     """Return the bits that each window's targets cost, (W,)."""
     bits: list[float] = []
-    with segment_attention(model):
+    with row_attention(model, np.concatenate(windows.ids), longest=max(map(len, windows.ids))):
         for row in _share_out(windows):
             batch = _text_row(row).to(device_of(model))
             nll_A: Tensor = row_loss(model, batch).nll_A

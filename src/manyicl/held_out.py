@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from manyicl.attention import segment_attention
 from manyicl.batches import BatchMaker, lengths_of
 from manyicl.episodes import Episode, EpisodeSettings, fits_any, iter_episodes
 from manyicl.intervals import Interval, t_interval
+from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.packing import Pack
 from manyicl.prefix import device_of
@@ -59,7 +59,12 @@ def episode_losses(model: Any, tasks: Mapping[str, TokenizedTask], episodes: Map
     """Return each episode's mean nats per answer, terminators included, from one forward pass each."""
     maker = BatchMaker(tasks, split="test")
     losses: Losses = {}
-    with segment_attention(model):
+    every = [episode for drawn in episodes.values() for episode in drawn]
+    if not every:
+        return {name: [] for name in episodes}
+    longest = max(every, key=lambda episode: episode.num_tokens)
+    text = maker.make_batch([Pack(index=0, episodes=(longest,))]).input_ids_1T[0].numpy()
+    with row_attention(model, text, longest=longest.num_tokens):
         for name, drawn in episodes.items():
             losses[name] = []
             for episode in drawn:

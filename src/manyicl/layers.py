@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from manyicl.attention import drops_attention, inner_model, segment_attention
+from manyicl.attention import drops_attention, inner_model
 from manyicl.batches import join_row
+from manyicl.config_shapes import head_dims, layer_values
 from manyicl.errors import UserError
+from manyicl.isolation import row_attention
 from manyicl.joined_adapters import Backend, join_before
 from manyicl.loss import MOST_LOGITS, target_logits
 from manyicl.tokens import TokenizedEpisode
@@ -128,8 +130,8 @@ def _attention_bytes(model: nn.Module, *, autocast: bool) -> float:
     if getattr(config, "attn_logit_softcapping", None) is not None or drops_attention(model):
         return 0.0
     size = 2 if autocast else next(model.parameters()).element_size()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return float(config.num_attention_heads * (size * head_dim + 4))
+    heads, dims = layer_values(config, "num_attention_heads", default=1), head_dims(config)
+    return float(max(head * (size * dim + 4) for head, dim in zip(heads, dims, strict=True)))
 
 
 def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
@@ -161,7 +163,7 @@ def _kept_bytes(model: nn.Module, *, num_tokens: int, autocast: bool) -> int:
     model.train()
     try:
         with (
-            segment_attention(model),
+            row_attention(model, ids, longest=num_tokens),
             unwidened_inputs(model, autocast=autocast),
             torch.autocast(device.type, torch.bfloat16, enabled=autocast),
         ):

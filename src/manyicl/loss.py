@@ -10,7 +10,8 @@ adapter, DDP, FSDP2) finds the head used where it expects it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from manyicl.attention import inner_model
-from manyicl.batches import Batch
+from manyicl.attention import inner_model, takes_segments
+from manyicl.batches import Batch, split_row
 
 # Shape suffixes: N targets, A answers, V vocabulary, H hidden size.
 
@@ -52,8 +53,11 @@ class AnswerLoss:
 def target_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return logits_NV of the targets of a row; no other position is projected onto the vocabulary.
 
-    The model must be inside `attention.segment_attention`.
+    Inside `attention.segment_attention` the row goes through the model at once; outside of it each episode goes alone,
+    as the model's own forward takes it.
     """
+    if not takes_segments(model):
+        return torch.cat([_own_logits(model, part) for part in split_row(batch)])
     output = model(
         input_ids=batch.input_ids_1T,
         position_ids=batch.position_ids_1T,
@@ -65,12 +69,27 @@ def target_logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits_NV
 
 
+def _own_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Return logits_NV of the targets of one episode, by the model's own forward with nothing but its ids."""
+    positions_N = batch.target_positions_N - 1
+    known = inspect.signature(inner_model(model).forward).parameters
+    if "logits_to_keep" in known:
+        output = model(input_ids=batch.input_ids_1T, logits_to_keep=positions_N, use_cache=False)
+        logits_NV: Tensor = output.logits[0]
+        return logits_NV
+    logits_1TV: Tensor = model(input_ids=batch.input_ids_1T, use_cache=False).logits
+    return logits_1TV[0, positions_N]
+
+
 def row_loss(model: nn.Module, batch: Batch, *, most_logits: int | None = None) -> AnswerLoss:
     """Return the loss of a row, in chunks of its targets where all their logits at once would be large.
 
-    The model must be inside `attention.segment_attention`. most_logits: held at once; by device unless said.
+    Inside `attention.segment_attention` the row goes through the model at once; outside of it each episode goes alone.
+    most_logits: held at once; by default what suits the device.
     """
     inner = inner_model(model)
+    if not takes_segments(model) and len(batch.segment_lengths) > 1:
+        return _join([row_loss(model, part, most_logits=most_logits) for part in split_row(batch)])
     most_logits = most_logits or MOST_LOGITS["cuda" if batch.input_ids_1T.is_cuda else "cpu"]
     most = most_logits // inner.config.get_text_config().vocab_size
     if len(batch.target_positions_N) <= most or inner.config.model_type not in PLAIN_HEADS:
@@ -81,6 +100,16 @@ def row_loss(model: nn.Module, batch: Batch, *, most_logits: int | None = None) 
     with _own_gradient(inner), _scoring_head(inner, target_ids_N, chunk=max(1, most)):
         scores_N2 = target_logits(model, batch)
     return _sum_answers(scores_N2[:, 0], scores_N2[:, 1].detach(), batch)
+
+
+def _join(parts: Sequence[AnswerLoss]) -> AnswerLoss:
+    """Return the loss of a row whose episodes were run one at a time."""
+    return AnswerLoss(
+        loss=torch.stack([part.loss for part in parts]).sum(),
+        nll_A=torch.cat([part.nll_A for part in parts]),
+        num_tokens_A=torch.cat([part.num_tokens_A for part in parts]),
+        correct_A=torch.cat([part.correct_A for part in parts]),
+    )
 
 
 def answer_loss(logits_NV: Tensor, batch: Batch) -> AnswerLoss:

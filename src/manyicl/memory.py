@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from manyicl.attention import inner_model
+from manyicl.config_shapes import head_dims, key_heads, layer_values
 from manyicl.errors import UserError
 
 T = TypeVar("T")
@@ -47,10 +48,9 @@ def plan_memory(model: nn.Module) -> MemoryPlan:
     weight = next(model.parameters())
     inner = inner_model(model)
     config = inner.config.get_text_config()
-    hidden, vocab, layers = int(config.hidden_size), int(config.vocab_size), int(config.num_hidden_layers)
-    heads = int(getattr(config, "num_attention_heads", 0) or 1)
-    groups = int(getattr(config, "num_key_value_heads", 0) or heads)
-    head_dim = int(getattr(config, "head_dim", 0) or hidden // heads)
+    hidden, vocab = int(config.hidden_size), int(config.vocab_size)
+    dims = head_dims(config)
+    heads = zip(layer_values(config, "num_attention_heads", default=1), dims, strict=True)
     inside = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
     size = weight.element_size()
     kind = "cuda" if weight.device.type == "cuda" else "cpu"
@@ -62,9 +62,9 @@ def plan_memory(model: nn.Module) -> MemoryPlan:
         row_tokens=ROW_TOKENS[kind],
         row_bytes=max(1, row_bytes),
         # Residuals, queries, keys, values and the feed-forward in the model's dtype; the merged parts in float32.
-        token_bytes=size * (8 * hidden + 4 * inside) + 16 * heads * head_dim,
+        token_bytes=size * (8 * hidden + 4 * inside) + 16 * max(head * dim for head, dim in heads),
         logit_bytes=vocab * max(4, 3 * size),
-        key_bytes=2 * layers * groups * head_dim * size,
+        key_bytes=2 * size * sum(group * dim for group, dim in zip(key_heads(config), dims, strict=True)),
     )
 
 

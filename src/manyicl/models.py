@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from manyicl.config_shapes import common_window
 from manyicl.errors import UserError, suggest
 from manyicl.files import sync_tree, write_atomically
 from manyicl.templates import TemplateSettings
@@ -280,21 +281,12 @@ def check_window(config: Any, *, num_tokens: int, what: str) -> None:
             f"{what} = {num_tokens}: the model knows {limit} positions (max_position_embeddings); lower it, or extend"
             " the positions on purpose with model.config.max_position_embeddings and model.config.rope_parameters"
         )
-    window = model_window(config)
+    window = common_window(config)
     if window is not None and num_tokens > window:
         raise UserError(
             f"{what} = {num_tokens}: every layer of the model sees only the last {window} tokens (sliding_window), and"
             f" such models collapse beyond it; set it to at most {window}, or model.config.sliding_window = 'none'"
         )
-
-
-def model_window(config: Any) -> int | None:
-    """Return the sliding window where every layer has one, else None (some layer sees everything)."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not window or (kinds and "full_attention" in kinds):
-        return None
-    return int(window)
 
 
 def max_tokens_of(config: Any) -> int:
@@ -304,7 +296,7 @@ def max_tokens_of(config: Any) -> int:
         UserError: its config does not say.
     """
     config = config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None), model_window(config)]
+    limits = [getattr(config, "max_position_embeddings", None), common_window(config)]
     known = [int(limit) for limit in limits if limit]
     if not known:
         raise UserError(f"--max-tokens: a {config.model_type} model does not say how long a sequence may be; say it")

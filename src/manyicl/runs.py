@@ -48,6 +48,7 @@ from manyicl.held_out import (
     held_out_rows,
     rows_to_json,
 )
+from manyicl.isolation import TRIAL_TOKENS, isolation_fault
 from manyicl.launch import check_launch
 from manyicl.metrics import MetricsLog
 from manyicl.models import (
@@ -83,6 +84,7 @@ from manyicl.training import (
     train_packs,
     training_arguments,
 )
+from manyicl.trials import trial_ids
 from manyicl.usage import PeakMemory
 
 PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
@@ -222,6 +224,8 @@ def train(
     set_seed(config.seed)
     with _enough_memory("loading the model", fix="try model.precision = 'bf16' with model.lora, or shard it over GPUs"):
         model = load_model(config.model, trainable=True).to(args.device)
+    with _enough_memory("trying the model on rows of several episodes", fix="lower episodes.token_budget"):
+        _try_rows(folder, model, prepared, is_main=state.is_main_process)
     held_out = _held_out_episodes(prepared)
     with _enough_memory("measuring held-out losses", fix="start anew with a lower episodes.token_budget"):
         before = _losses_before(folder, model, prepared, held_out) if state.is_main_process else {}
@@ -238,6 +242,15 @@ def train(
     state.wait_for_everyone()
     leave_at_exit()
     return Run(folder=folder, model=folder / "model", held_out=tuple(rows), is_main_process=state.is_main_process)
+
+
+def _try_rows(folder: Path, model: Any, prepared: Prepared, *, is_main: bool) -> None:
+    """Find out whether rows of several episodes may go through the model, and keep the answer in run.json."""
+    text = trial_ids(prepared.tokenizer, TRIAL_TOKENS)
+    fault = isolation_fault(model, text, longest=prepared.config.episodes.token_budget)
+    if is_main:
+        rows = {"episodes": "alone" if fault else "together", "reason": fault}
+        write_atomically(folder / "run.json", _to_json({**_read_json(folder / "run.json"), "rows": rows}))
 
 
 @contextmanager

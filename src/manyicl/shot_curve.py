@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from manyicl.answering import generate_and_score
-from manyicl.attention import Prefix, segment_attention
+from manyicl.attention import Prefix
 from manyicl.batches import BatchMaker, lengths_of
 from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve, score_bounds
 from manyicl.copies import find_copies
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
 from manyicl.intervals import mean_interval, t_interval
+from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.packing import Pack
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_choices
@@ -353,7 +354,9 @@ def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float
     """Return the nats of every answer of a pack, and whether it is the greedy one, from one forward pass."""
     import torch
 
-    batch = maker.make_batch([pack]).to(device_of(model))
-    with torch.inference_mode(), segment_attention(model):
+    batch = maker.make_batch([pack])
+    text, longest = batch.input_ids_1T[0].numpy(), max(batch.segment_lengths)
+    batch = batch.to(device_of(model))
+    with torch.inference_mode(), row_attention(model, text, longest=longest):
         scored = row_loss(model, batch)
     return scored.nll_A.double().tolist(), scored.correct_A.tolist()

@@ -26,11 +26,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from manyicl.attention import segment_attention
 from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengths_of
 from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.files import sync_folder, sync_tree
+from manyicl.isolation import isolation_fault, row_attention
 from manyicl.launch import end_prefetch_at_first_unit
 from manyicl.layers import (
     AttentionChoice,
@@ -427,6 +427,9 @@ def training_arguments(
         # A blocking copy would wait for the GPU at every micro-batch.
         accelerator_config={"non_blocking": not on_cpu},
         ddp_find_unused_parameters=False,
+        # Buffers are constants here. Broadcasting them at each forward pass would need as many passes on all ranks,
+        # which they do not have if episodes go through the model one at a time.
+        ddp_broadcast_buffers=False,
         average_tokens_across_devices=False,
     )
 
@@ -465,6 +468,9 @@ def _train_prepared(
 ) -> None:
     """Choose what is recomputed, and train with attention and layers put in place."""
     model: Any = trainer.model
+    text, longest = _text_of(trainer.packs), trainer.packs.settings.token_budget
+    fault = isolation_fault(model, text, longest=longest)
+    _refuse_if_alone(fault, compiled=settings.compile, sharded=trainer.is_fsdp_enabled)
     chosen = choose_checkpointed(
         model,
         settings.checkpointed_layers,
@@ -477,11 +483,35 @@ def _train_prepared(
     trainer.compiled = settings.compile
     trainer.packs.row_multiple = row_multiple(row_tokens, device=trainer.args.device, compiled=settings.compile)
     with (
-        segment_attention(model, row_tokens=row_tokens),
+        row_attention(model, text, longest=longest, row_tokens=row_tokens),
         prepared_layers(model, trainer.checkpointed, compiled=settings.compile) as trainer.attention,
         unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _text_of(packs: PackDataset) -> NDArray[np.int32]:
+    """Return the token ids of the run's first pack: ordinary text, if the model is still to be tried."""
+    batch = packs.maker.make_batch([packs.packs[0]])
+    return batch.input_ids_1T[0].numpy().astype(np.int32)
+
+
+def _refuse_if_alone(fault: str, *, compiled: bool, sharded: bool) -> None:
+    """Refuse what does not go with a model whose episodes must go through it one at a time, if there is a `fault`.
+
+    Raises:
+        UserError: compiled layers, which are made for one length; FSDP2, whose ranks must run as many forward passes.
+    """
+    if fault and compiled:
+        raise UserError(
+            f"train.compile = true: the model {fault}, so each episode goes through it alone, and layers are compiled"
+            " for one length; set train.compile = false"
+        )
+    if fault and sharded:
+        raise UserError(
+            f"FSDP: the model {fault}, so each episode goes through it alone, and ranks have different numbers of"
+            " episodes; train on one GPU, or by DDP (accelerate launch without FSDP)"
+        )
 
 
 def _tell_out_of_memory(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int) -> OutOfMemoryError:

@@ -61,6 +61,19 @@ def test_one_row_of_eight_packs_equals_eight_rows_of_one(tmp_path, normalization
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
+@pytest.mark.filterwarnings("ignore:.*each episode goes through the model alone")
+def test_two_ranks_equal_one_if_episodes_go_through_the_model_alone(tmp_path):
+    config = write_setting(tmp_path, family="lfm2", num_steps=4)
+    train(config, out=tmp_path / "one")
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+    arguments = ["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "two")]
+    process = start_process(arguments, launcher=launcher)
+    assert process.returncode == 0, process.stderr
+    assert_same_course(tmp_path / "one", tmp_path / "two", rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_two_ranks_of_four_packs_equal_one_of_eight(tmp_path, lora):
     config = write_setting(tmp_path, lora=lora, num_steps=4)
