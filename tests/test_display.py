@@ -50,18 +50,20 @@ def evaluation(*curves: tuple[Cell, ...], kind="sweep") -> Evaluation:
 
 
 def test_a_score_stands_with_its_interval_in_percent():
-    text = render(evaluation_table(evaluation((cell(0, 0.123), cell(4, 0.5, low=0.25, high=0.875)))))
+    text = render(
+        evaluation_table(evaluation((cell(0, 0.123, chance_score=1 / 3), cell(4, 0.5, low=0.25, high=0.875))))
+    )
     assert "some/model: score in % by number of shots, 95 % interval" in text
-    assert cells_of(text, "task") == ["task", "metric", "majority", "0", "4"]
-    assert cells_of(text, "task0") == ["task0", "exact_match", "25.0", "12.3 [2, 22]", "50.0 [25, 88]"]
+    assert cells_of(text, "task") == ["task", "metric", "majority", "chance", "0", "4"]
+    assert cells_of(text, "task0") == ["task0", "exact_match", "25.0", "33.3", "12.3 [2, 22]", "50.0 [25, 88]"]
 
 
 def test_a_dash_where_nothing_was_scored_and_a_star_where_extrapolated():
     shown = evaluation((cell(0), cell(4)), (cell(0, 0.5), cell(4, 0.75, extrapolated=True)), (cell(0, 0.0),))
     text = render(evaluation_table(shown))
-    assert cells_of(text, "task0")[2:] == ["-", "-", "-"]
-    assert cells_of(text, "task1")[3:] == ["50.0 [40, 60]", "75.0* [65, 85]"]
-    assert cells_of(text, "task2")[3:] == ["0.0 [-10, 10]", "-"]
+    assert cells_of(text, "task0")[2:] == ["-", "-", "-", "-"]
+    assert cells_of(text, "task1")[4:] == ["50.0 [40, 60]", "75.0* [65, 85]"]
+    assert cells_of(text, "task2")[4:] == ["0.0 [-10, 10]", "-"]
     assert "* more shots than this task was trained with" in text
     assert "task0: 0, 4 shots do not fit 512 tokens, or are more than it has" in text
     assert "*" not in render(evaluation_table(evaluation((cell(0, 0.5),))))
@@ -70,7 +72,7 @@ def test_a_dash_where_nothing_was_scored_and_a_star_where_extrapolated():
 @pytest.mark.parametrize("unknown", [None, NAN])
 def test_a_lone_value_has_no_interval(unknown):
     text = render(evaluation_table(evaluation((cell(0, 0.5, low=unknown, high=unknown),))))
-    assert cells_of(text, "task0")[3:] == ["50.0"]
+    assert cells_of(text, "task0")[4:] == ["50.0"]
 
 
 def test_what_was_left_out_or_cut_is_said_below():
@@ -212,7 +214,7 @@ def test_the_audit_shows_counts_lengths_and_the_verdict():
     )
     text = render(audit_table([AUDIT, labelled]))
     assert cells_of(text, "task")[-5:] == ["input tokens", "answer tokens", "fit 2,048", "fit 32,768", "verdict"]
-    numbers = ["1,234", "1,000", "100", "120", "14", "-", "12 (31)", "3 (5)", "136", "2,184", "good"]
+    numbers = ["1,234", "1,000", "100", "120", "14", "-", "-", "12 (31)", "3 (5)", "136", "2,184", "good"]
     assert cells_of(text, "sums") == ["sums", "math", *numbers]
     assert "75% yes" in cells_of(text, "words")
     assert cells_of(text, "words")[-1] == "usable, but lopsided: really"

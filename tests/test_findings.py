@@ -200,6 +200,18 @@ def test_what_the_base_knew_can_be_forgotten_and_the_rest_is_transfer():
     }
 
 
+def test_what_the_base_answers_at_chance_cannot_be_forgotten():
+    """Review A10: four options a row, so that the majority answer scores next to nothing, and the base 26 %."""
+    asked = ask(lambda k, s, d, q: 0.26, shots=(0, 4), majority=0.1)
+    for cell in asked.entries[HELD_OUT]["curve"]:
+        cell["chance_score"] = 0.25 + 0.02
+    findings = make_findings({"base": [asked], "manyicl": [asked]}, shots=(0, 4))
+    assert {row["kind"] for row in find_forgetting(findings)["tasks"]} == {"transfer"}
+    for cell in asked.entries[HELD_OUT]["curve"]:
+        cell["chance_score"] = 0.2
+    assert {row["kind"] for row in find_forgetting(findings)["tasks"]} == {"forgetting"}
+
+
 def test_shots_that_one_task_was_not_asked_with_are_no_column():
     whole, short = ask(level(0.5), shots=(0, 1, 4)), ask(level(0.5), shots=(0, 1))
     findings = make_findings({"base": [whole], "manyicl": [short]})

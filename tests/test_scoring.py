@@ -12,6 +12,7 @@ from manyicl.errors import UserError
 from manyicl.scoring import (
     METRICS,
     best_score,
+    chance_score,
     final_number,
     macro_f1,
     majority_answer,
@@ -199,3 +200,12 @@ def test_the_best_of_several_right_answers_counts() -> None:
     assert best_score("three", answers=("3", "three"), metric="accuracy") == 1.0
     assert best_score("a red car", answers=("bus", "car"), metric="token_f1") == pytest.approx(2 / 3)
     assert majority_score([("4", "3"), ("5",)], train_answers=["3"], metric="accuracy") == 0.5
+
+
+def test_chance_is_the_mean_over_rows_of_one_in_so_many_options():
+    """Review A10: rows with options of their own, for which the majority answer is no yardstick."""
+    choices = [("a", "b"), ("c", "d", "e", "f")]
+    assert chance_score(choices, test_answers=[("a",), ("d",)], metric="accuracy") == (1 / 2 + 1 / 4) / 2
+    assert chance_score(choices, test_answers=[("a",), ("d", "e")], metric="accuracy") == (1 / 2 + 2 / 4) / 2
+    assert chance_score([("a", "b"), ()], test_answers=[("a",), ("z",)], metric="exact_match") is None
+    assert chance_score([], test_answers=[], metric="accuracy") is None

@@ -58,6 +58,7 @@ def test_the_majority_stands_beside_each_score(tokenizer):
     sweep = Sweep(shots=(1,), num_draws=1, num_queries=10, max_tokens=200)
     cell = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep).cells[0]
     assert cell.majority_score == sum(e.answer == "owl" for e in task.test) / 10
+    assert cell.chance_score == pytest.approx(1 / len(task.labels))
 
 
 def test_a_task_without_test_rows_is_null_in_a_sweep_and_an_error_in_one_pass(tokenizer):

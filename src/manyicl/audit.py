@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyicl.copies import find_copies
+from manyicl.scoring import chance_score
 from manyicl.tasks import SPLITS, Fault, Task, inspect_task
 from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
 
@@ -36,6 +37,7 @@ class TaskAudit:
 
     kept: split -> examples. dropped: reason -> rows. labels: label -> share of train answers, commonest first (empty
     for open answers). fits: budget in tokens -> examples of median length that fit an episode. blockers end a run.
+    chance: what answering the test rows by dice scores (0 to 1), None if an answer is open.
     num_near_copies: test inputs with a near-duplicate in train (copies.py), None where there are too many to compare.
     """
 
@@ -54,6 +56,7 @@ class TaskAudit:
     blockers: tuple[str, ...]
     warnings: tuple[str, ...]
     num_near_copies: int | None = 0
+    chance: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -99,6 +102,9 @@ def audit_task(path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence
         blockers=tuple(_blockers(task, tokenized, kept=kept, budget=max(budgets))),
         warnings=tuple(_warnings(task, kept=kept, dropped=dropped)),
         num_near_copies=_num_near_copies(task),
+        chance=chance_score(
+            [task.choices(e) for e in task.test], test_answers=[e.answers for e in task.test], metric=task.metric
+        ),
     )
 
 

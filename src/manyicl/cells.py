@@ -53,7 +53,8 @@ class DrawCell:
 class Cell:
     """One point of a shot curve; scores and nats are None where nothing was scored, never 0.
 
-    nll: mean nats of the reference answer, terminator included. num_unfit: queries that do not fit behind the largest
+    nll: mean nats of the reference answer, terminator included. chance_score: of answering by dice, None if the answers
+    are open. num_unfit: queries that do not fit behind the largest
     k that is asked, so at no k. num_cut: generations that reached the limit. extrapolated: more shots than trained.
     spread: standard deviation of the draws' scores; worst_draw, best_draw: the lowest and highest of them; all three
     are None where there is one draw. draws: each draw's own figures; none in a one-pass curve. unanswered: reason ->
@@ -69,6 +70,7 @@ class Cell:
     num_unfit: int
     majority_score: float | None
     other_scores: Mapping[str, float] = field(default_factory=dict)
+    chance_score: float | None = None
     num_cut: int = 0
     extrapolated: bool = False
     spread: float | None = None

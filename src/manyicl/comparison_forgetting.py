@@ -74,7 +74,7 @@ def _forgotten_tasks(findings: Findings) -> Iterator[dict[str, Any]]:
     untrained = [*findings.tasks["held-out"], *findings.tasks["familiar"]]
     shots = findings.asked_shots("familiar" if findings.tasks["familiar"] else "held-out")
     for k in sorted({*shots[:1], *shots[-1:]}):
-        known = [task for task in untrained if _beats_majority(findings, task, k)]
+        known = [task for task in untrained if _had_a_score(findings, task, k)]
         kinds = {"forgetting": known, "transfer": [task for task in untrained if task not in known]}
         for kind, tasks in kinds.items():
             before = findings.pool("base", tasks, k)
@@ -94,11 +94,12 @@ def _forgotten_tasks(findings: Findings) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _beats_majority(findings: Findings, task: str, shots: int) -> bool:
+def _had_a_score(findings: Findings, task: str, shots: int) -> bool:
+    """Return whether the base beats the majority and chance by its interval: only such a score can be forgotten."""
     pooled = findings.pool("base", [task], shots)
     cells = [c for a in findings.tests["base"] if a for c in a.entries[task]["curve"] if c["shots"] == shots]
-    majority = mean_known([cell["majority_score"] for cell in cells])
-    return pooled is not None and pooled.low is not None and pooled.low > (majority or 0.0)
+    known = [mean_known([cell.get(name) for cell in cells]) for name in ("majority_score", "chance_score")]
+    return pooled is not None and pooled.low is not None and pooled.low > max(level or 0.0 for level in known)
 
 
 def _drift(

@@ -33,6 +33,7 @@ def list_curves(findings: Findings) -> Iterator[dict[str, Any]]:
                     **values,
                     "nll": mean_known([cell["nll"] for cell in scored]),
                     "majority_score": mean_known([cell["majority_score"] for cell in scored]),
+                    "chance_score": mean_known([cell.get("chance_score") for cell in scored]),
                     **{name: sum(cell[name] for cell in cells) for name in sums},
                     **{
                         name: sum(draw[name] for cell in scored for draw in cell["draws"])
@@ -72,6 +73,7 @@ def list_means(findings: Findings) -> Iterator[dict[str, Any]]:
                         **pooled_json(pooled),
                         "tasks": pooled.num_tasks,
                         "majority_score": mean_known([cell["majority_score"] for cell in cells]),
+                        "chance_score": mean_known([cell.get("chance_score") for cell in cells]),
                         "extrapolated": any(cell["extrapolated"] for cell in cells),
                     }
 

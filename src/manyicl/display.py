@@ -53,6 +53,7 @@ def evaluation_table(evaluation: Evaluation) -> Group:
     table.add_column("task", no_wrap=True)
     table.add_column("metric")
     table.add_column("majority", justify="right")
+    table.add_column("chance", justify="right")
     for k in shots:
         table.add_column(str(k), justify="right")
     if has_draws:
@@ -60,10 +61,12 @@ def evaluation_table(evaluation: Evaluation) -> Group:
     for curve in evaluation.curves:
         cells = {cell.shots: cell for cell in curve.cells}
         majority = next((c.majority_score for c in curve.cells if c.majority_score is not None), None)
+        chance = next((c.chance_score for c in curve.cells if c.chance_score is not None), None)
         table.add_row(
             curve.task,
             curve.metric,
             "-" if majority is None else f"{100 * majority:.1f}",
+            "-" if chance is None else f"{100 * chance:.1f}",
             *(_cell_text(cells.get(k)) for k in shots),
             *([_worst_text(last[curve.task])] if has_draws else []),
         )
@@ -214,7 +217,7 @@ def audit_table(audits: Sequence[TaskAudit]) -> Group:
     table = Table(title="Supervision audit", title_justify="left")
     table.add_column("task", no_wrap=True)
     table.add_column("family")
-    for name in ("read", "train", "validation", "test", "dropped", "commonest answer"):
+    for name in ("read", "train", "validation", "test", "dropped", "commonest answer", "chance"):
         table.add_column(name, justify="right")
     if budgets:
         for name in ("input tokens", "answer tokens", *(f"fit {budget:,}" for budget in budgets)):
@@ -230,6 +233,7 @@ def audit_table(audits: Sequence[TaskAudit]) -> Group:
             *(f"{audit.kept.get(split, 0):,}" for split in ("train", "validation", "test")),
             f"{sum(audit.dropped.values()):,}",
             f"{top[1]:.0%} {top[0]}" if top else "-",
+            "-" if audit.chance is None else f"{audit.chance:.0%}",
             *((*lengths, *(f"{audit.fits.get(budget, 0):,}" for budget in budgets)) if budgets else ()),
             Text(audit.verdict, style="green" if audit.verdict == "good" else "yellow" if audit.usable else "red"),
         )

@@ -25,7 +25,7 @@ from manyicl.evaluation import AskedModel, make_sweep, shift_report, tokenize_fo
 from manyicl.files import sync_folder
 from manyicl.results import Evaluation, refuse_other_result
 from manyicl.scoring import best_score, majority_score
-from manyicl.shot_curve import Report, make_curve
+from manyicl.shot_curve import Report, chance_of, make_curve
 from manyicl.sweep import DEFAULT_SHOTS, TaskSweep, refuse_empty
 from manyicl.tasks import Task
 from manyicl.tokens import join_examples, query_ids
@@ -290,6 +290,7 @@ def _incomplete_cell(plan: TaskSweep, cell: Cell, given: Sequence[Prediction], u
             train_answers=[e.answer for e in plan.task.train],
             metric=plan.task.metric,
         ),
+        chance_score=chance_of(plan),
         num_cut=sum(p.cut for p in given),
         unanswered=dict(sorted(unanswered.items())),
     )

@@ -174,6 +174,28 @@ def majority_score(test_answers: Sequence[Sequence[str]], *, train_answers: Sequ
     return total / len(test_answers)
 
 
+def chance_score(
+    choices: Sequence[Sequence[str]], *, test_answers: Sequence[Sequence[str]], metric: str
+) -> float | None:
+    """Return the mean score over test rows of drawing one of a row's choices by dice: 1 / choices for one right answer.
+
+    choices: what each row's answer is chosen from, () for an open answer; its order is that of `test_answers`, the
+    right answers of each row. None if there are no rows, or a row's answer is open.
+
+    Raises:
+        UserError: `metric` is unknown.
+    """
+    if metric not in METRICS:
+        raise _unknown_metric(metric)
+    if not choices or not all(choices):
+        return None
+    rows = Counter((tuple(given), tuple(right)) for given, right in zip(choices, test_answers, strict=True))
+    total = 0.0
+    for (given, right), count in rows.items():  # each distinct row is scored once
+        total += count * sum(best_score(choice, answers=right, metric=metric) for choice in given) / len(given)
+    return total / len(choices)
+
+
 def _token_f1(prediction: str, answer: str) -> float:
     """Return the F1 of the words shared, repeats counted; two empty texts agree (as in the SQuAD v2.0 script)."""
     given, wanted = normalize_squad(prediction).split(), normalize_squad(answer).split()

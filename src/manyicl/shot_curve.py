@@ -22,9 +22,10 @@ from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.packing import Pack
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_choices
-from manyicl.scoring import best_score, macro_f1, majority_answer, majority_score, other_metrics
+from manyicl.scoring import best_score, chance_score, macro_f1, majority_answer, majority_score, other_metrics
 from manyicl.sharing import can_share_prefix
 from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
+from manyicl.tasks import Example, Task
 from manyicl.tokens import TaskTokenizer, TokenizedTask, query_ids
 
 Report = Callable[[str, int, int], None]  # (what, done, total)
@@ -208,6 +209,7 @@ def _make_cell(
             train_answers=[e.answer for e in plan.task.train],
             metric=plan.task.metric,
         ),
+        chance_score=chance_of(plan),
         other_scores=_other_scores(plan, list(rows.values())),
         num_cut=sum(one.num_cut for one in draws),
         extrapolated=extrapolated,
@@ -216,6 +218,18 @@ def _make_cell(
         best_draw=max(scores, default=None),
         draws=draws,
     )
+
+
+def chance_of(plan: TaskSweep) -> float | None:
+    """Return what answering the queries by dice would score; None if an answer is open."""
+    rows = plan.tokenized.splits["test"].rows
+    examples = [plan.task.test[rows[q]] for q in plan.queries]
+    return _chance(plan.task, examples)
+
+
+def _chance(task: Task, examples: Sequence[Example]) -> float | None:
+    choices, answers = [task.choices(example) for example in examples], [example.answers for example in examples]
+    return chance_score(choices, test_answers=answers, metric=task.metric)
 
 
 def _right_answers(plan: TaskSweep) -> dict[str, tuple[str, ...]]:
@@ -325,7 +339,7 @@ def score_one_pass(
     for shots, hits in sorted(match_by_shots.items()):
         interval = t_interval(np.array(hits))
         low, high = score_bounds(interval, num_independent=len(hits))
-        answers = [source[rows[i]].answer for i in examples_by_shots[shots]]
+        examples = [source[rows[i]] for i in examples_by_shots[shots]]
         cells.append(
             Cell(
                 shots=shots,
@@ -335,7 +349,8 @@ def score_one_pass(
                 nll=float(np.mean(nll_by_shots[shots])),
                 num_scored=len(hits),
                 num_unfit=0,
-                majority_score=None if common is None else float(np.mean([a == common for a in answers])),
+                majority_score=None if common is None else float(np.mean([e.answer == common for e in examples])),
+                chance_score=_chance(task, examples),
                 extrapolated=trained_shots is not None and shots > trained_shots,
             )
         )

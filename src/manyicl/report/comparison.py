@@ -142,6 +142,7 @@ class CurveCell(Scored):
     shots: int
     nll: Number = None
     majority_score: Number = None
+    chance_score: Number = None
     num_scored: int = 0
     num_unfit: int | None = None
     num_cut: int = 0
@@ -161,6 +162,7 @@ class MeanCell(Scored):
     shots: int
     tasks: int
     majority_score: Number = None
+    chance_score: Number = None
     extrapolated: bool = False
 
 

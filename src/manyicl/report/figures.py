@@ -102,10 +102,12 @@ def _curve_panel(
     """Return one panel of score against shots. about: its title, the top of its axis, its height."""
     title, top, height = about
     majority = next((cell.majority_score for cell in cells if is_known(cell.majority_score)), None)
-    levels = [] if majority is None else [100 * majority]
+    chance = next((cell.chance_score for cell in cells if is_known(cell.chance_score)), None)
+    levels = [100 * level for level in (majority, chance) if level is not None]
     shots = sorted({cell.shots for cell in cells})
     figure = draw_lines(lines, shots_axis(shots), Axis("score, %", bounds=(0, top), levels=levels), height=height)
-    note = "" if majority is None else f"; knowing only the commonest answer, {tell_percent(majority)} %"
+    note = "" if majority is None else f"; always giving the commonest answer, {tell_percent(majority)} %"
+    note += "" if chance is None else f"; chance, {tell_percent(chance)} %"
     alt = f"Score against shots, {title}: {_tell_lines(comparison, lines)}{note}."
     return Panel(title, plots.embed(figure, alt))
 

@@ -179,7 +179,8 @@ def _analysis(comparison: Comparison) -> list[str]:
 
 
 def _tasks(comparison: Comparison) -> list[str]:
-    heads = ["task", "role", "family", "metric", "majority, %", *(escape(arm.title) for arm in comparison.arms)]
+    levels = ("majority, %", "chance, %")
+    heads = ["task", "role", "family", "metric", *levels, *(escape(arm.title) for arm in comparison.arms)]
     found = tables.task_rows(comparison)
     rows = (
         [
@@ -188,6 +189,7 @@ def _tasks(comparison: Comparison) -> list[str]:
             escape(row.task.family),
             escape(row.task.metric),
             tell_percent(row.majority),
+            tell_percent(row.chance),
             *map(_shown, row.scores),
         ]
         for row in found

@@ -224,6 +224,7 @@ class TaskRow:
     task: TaskEntry
     anchor: str
     majority: float | None
+    chance: float | None
     scores: list[TableCell]
     shots: list[int]
     curves: list[tuple[Arm, list[TableCell]]]
@@ -248,6 +249,7 @@ def task_rows(comparison: Comparison) -> list[TaskRow]:
                 task,
                 f"task-{number}",
                 next((cell.majority_score for cell in every if is_known(cell.majority_score)), None),
+                next((cell.chance_score for cell in every if is_known(cell.chance_score)), None),
                 [
                     score_cell(curve_cell(comparison, arm.arm, task.task, chosen.get(arm.arm)))
                     for arm in comparison.arms
