@@ -35,7 +35,7 @@ OWN = ("wall_s", "peak_bytes", "device", "git_commit")
 
 
 def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return start_process([*COMPARE, *map(str, arguments)])
+    return run_command("compare", *arguments)
 
 
 def refusal(*arguments: object) -> str:

@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, Never
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from manyicl import cli
 from manyicl.config import RunConfig, dump_config, make_config
 from tests.conftest import make_task, tiny_model, train_tokenizer
 
@@ -83,6 +87,16 @@ def python_process(script: list[str]) -> dict[str, Any]:
 def start_process(script: list[str], *, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run Python on `script`, and return it when it ends."""
     return subprocess.run(**python_process([*launcher, *script]), timeout=300, check=False)
+
+
+def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command line of manyicl in this process, which saves the seconds that a new one imports torch for."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["manyicl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+    return subprocess.CompletedProcess(arguments, int(exited.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def end_process() -> Never:
