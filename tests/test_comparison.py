@@ -25,7 +25,7 @@ from manyicl.outcome import finish_comparison
 from manyicl.report.comparison import read_comparison
 from manyicl.runs import prepare_run, read_run_config
 from tests.comparison_setting import make_recipe, write_world
-from tests.trajectory.setting import ROOT, start_process
+from tests.trajectory.setting import ROOT, run_command
 
 SHARED_ARMS = ("zero-shot", "few-shot", "manyicl")
 ARMS = ("base", *SHARED_ARMS, "dedicated", "dedicated-many-shot")
