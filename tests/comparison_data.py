@@ -123,7 +123,19 @@ def _grid(arm: str, seed: int, is_last: bool, finished: bool) -> list[dict[str, 
 def _cost(rng: random.Random, arm: str, seed: int) -> dict[str, Any]:
     if arm == "base":
         return {"arm": arm, "seed": seed, "wall_s": None, "peak_bytes": None} | dict.fromkeys(
-            ("steps", "packs", "episodes", "answers", "targets", "tokens", "flops"), 0
+            (
+                "steps",
+                "packs",
+                "episodes",
+                "answers",
+                "targets",
+                "tokens",
+                "flops",
+                "head_tokens",
+                "train_rows",
+                "target_rows",
+            ),
+            0,
         )
     answers = {"zero-shot": 91_240, "few-shot": 15_310, "manyicl": 88_907, "dedicated": 90_655}[arm]
     return {
@@ -136,6 +148,9 @@ def _cost(rng: random.Random, arm: str, seed: int) -> dict[str, Any]:
         "targets": answers * 4 + seed,
         "tokens": 6_553_600 - seed * 17,
         "flops": 5.2e13 + seed * 1e10,
+        "head_tokens": {"zero-shot": 3_211_264, "few-shot": 917_504, "manyicl": 65_536, "dedicated": 3_145_728}[arm],
+        "train_rows": 40_000,
+        "target_rows": 12_800 if arm == "few-shot" else 40_000,
         "wall_s": None if arm == "dedicated" and seed == 1 else 412.7 + rng.random() * 40,
         "peak_bytes": 3_400_000_000,
     }

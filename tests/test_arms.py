@@ -134,6 +134,22 @@ def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
         assert spent.flops == sum(flops)
 
 
+def test_what_a_plan_spends_on_instructions_and_which_rows_it_supervises_is_counted(world, tokenized):
+    """Review A5: the few-shot arm's targets are its last answers, and each zero-shot example has a head of its own."""
+    planner = make_planner(world, tokenized, num_steps=3)
+    for arm in SHARED_ARMS:
+        config, spent = planner.plan_arm(arm, seed=0)
+        episodes = [episode for pack in plan_packs(config, tokenized).packs for episode in pack.episodes]
+        rows = [episode.examples[-1:] if arm == "few-shot" else episode.examples for episode in episodes]
+        assert spent.train_rows == sum(len(task.splits["train"]) for task in tokenized.values())
+        assert spent.target_rows == len(
+            {(episode.task, int(row)) for episode, mine in zip(episodes, rows, strict=True) for row in mine}
+        )
+        assert spent.answers == sum(map(len, rows))
+        assert spent.head_tokens == sum(len(tokenized[episode.task].head_ids) for episode in episodes)
+        assert 0 < spent.head_tokens < spent.tokens
+
+
 def test_episodes_with_fewer_shots_than_the_recipe_says_are_counted(world, tokenized):
     """What a task's rows leave at the end of a pass is a shorter episode; 60 shots do not fit 192 tokens at all."""
     config = make_recipe(*world)

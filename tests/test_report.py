@@ -31,6 +31,7 @@ from manyicl.report.numbers import (
     tell_points,
     tell_power,
     tell_seconds,
+    tell_times,
 )
 from manyicl.report.page import render_page
 from manyicl.report.plots import spread_apart
@@ -125,10 +126,15 @@ def test_every_number_in_the_tables_is_one_of_the_json(content, page):
     numbers = known_numbers(content)
     costs = content["costs"]
     for arm in content["arms"]:  # the costs' first table: means over the seeds
+        mine = [c for c in costs if c["arm"] == arm["arm"]]
         for key in ("tokens", "targets", "flops", "wall_s"):
-            values = [c[key] for c in costs if c["arm"] == arm["arm"] and c[key] is not None]
+            values = [c[key] for c in mine if c[key] is not None]
             numbers |= {sum(values) / len(values)} if values else set()
-    tells = (tell_percent, tell_points, tell_count, tell_power, tell_bytes, tell_seconds, tell_bits)
+        shares = ("answers", "train_rows"), ("target_rows", "train_rows"), ("head_tokens", "tokens")
+        for part, whole in shares if arm["arm"] != "base" else ():
+            values = [c[part] / c[whole] for c in mine]
+            numbers |= {*values, sum(values) / len(values)}
+    tells = (tell_percent, tell_points, tell_count, tell_power, tell_bytes, tell_seconds, tell_times, tell_bits)
     shown = {tell(n) for n in numbers for tell in tells} | {tell_bits(n, signed=True) for n in numbers}
     shown |= {f"{n:g}" for n in numbers} | {tell_percent(n).replace("−", "") for n in numbers} | {"1.40"}
     number_pattern = r"(?<![\w.])[+−]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w.]*\w)"

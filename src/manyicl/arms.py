@@ -160,7 +160,9 @@ class CompareConfig(RunConfig):
 class Spent:
     """What a plan spends: optimizer steps, packs, episodes, answers that are targets, target tokens, tokens, FLOPs.
 
-    tokens_by_task: processed tokens of each task. short_episodes: with fewer shots than the recipe says.
+    tokens_by_task: processed tokens of each task. short_episodes: with fewer shots than the recipe says. head_tokens:
+    processed tokens of instructions and BOS. train_rows, target_rows: the tasks' train rows, and how many of them are a
+    target at least once.
     """
 
     steps: int
@@ -172,6 +174,9 @@ class Spent:
     flops: int
     tokens_by_task: Mapping[str, int]
     short_episodes: int = 0
+    head_tokens: int = 0
+    train_rows: int = 0
+    target_rows: int = 0
 
     def of(self, match: Match) -> int:
         """Return the amount that arms are matched by."""
@@ -214,7 +219,28 @@ def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spe
         flops=_count_plan_flops(packs, shape),
         tokens_by_task=plan["tokens_by_task"],
         short_episodes=short,
+        head_tokens=_count_head_tokens(packs),
+        train_rows=sum(len(packs.maker.tasks[name].splits["train"]) for name in packs.maker.task_names),
+        target_rows=_count_target_rows(packs),
     )
+
+
+def _count_head_tokens(packs: PackDataset) -> int:
+    """Return the tokens before the first example of all episodes; a renamed episode may have a shorter head."""
+    tasks = {name: lengths_of(packs.maker.tasks[name], split=packs.maker.split) for name in packs.maker.task_names}
+    total = 0
+    for episode in (episode for pack in packs.packs for episode in pack.episodes):
+        task = tasks[episode.task]
+        is_renamed = episode.names is not None and task.labels is not None
+        total += task.labels.num_head_tokens if is_renamed and task.labels else task.num_head_tokens
+    return total
+
+
+def _count_target_rows(packs: PackDataset) -> int:
+    """Return how many train rows are the target of an episode at least once."""
+    first = -1 if packs.settings.targets == "last" else 0
+    episodes = (episode for pack in packs.packs for episode in pack.episodes)
+    return len({(episode.task, row) for episode in episodes for row in episode.examples[first:].tolist()})
 
 
 def _count_plan_flops(packs: PackDataset, shape: ModelShape) -> int:

@@ -114,6 +114,7 @@ def _grid(comparison: Comparison) -> Iterator[dict[str, Any]]:
 def _costs(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """Yield what each arm spent with each seed, all its models together, once they are all trained."""
     counts = ("steps", "packs", "episodes", "short_episodes", "answers", "targets", "tokens", "flops")
+    newer = ("head_tokens", "train_rows", "target_rows")  # a run of an earlier version did not count them
     for arm in comparison.arms:
         runs = list(runs_of(comparison, arm))
         for seed in comparison.settings.seeds:
@@ -126,6 +127,7 @@ def _costs(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "arm": arm.name,
                 "seed": seed,
                 **{count: sum(plan[count] for plan, _ in mine) for count in counts},
+                **{key: sum(p[key] for p, _ in mine) if all(key in p for p, _ in mine) else None for key in newer},
                 "wall_s": None if None in walls else sum(wall for wall in walls if wall is not None),
                 "peak_bytes": max(peaks, default=None),
             }

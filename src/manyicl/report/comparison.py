@@ -22,6 +22,10 @@ Number = float | None
 Seeds = tuple[float | None, ...]
 
 
+def _divide(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
 def count_seeds(seeds: Seeds) -> int:
     """Return how many seeds have a value."""
     return sum(value is not None for value in seeds)
@@ -89,8 +93,26 @@ class Cost(Part):
     targets: int | None = None
     tokens: int | None = None
     flops: Number = None
+    head_tokens: int | None = None
+    train_rows: int | None = None
+    target_rows: int | None = None
     wall_s: Number = None
     peak_bytes: int | None = None
+
+    @property
+    def epochs(self) -> float | None:
+        """How often a train row is a target, the mean over rows."""
+        return _divide(self.answers, self.train_rows)
+
+    @property
+    def target_share(self) -> float | None:
+        """The share of the train rows that are a target at least once."""
+        return _divide(self.target_rows, self.train_rows)
+
+    @property
+    def head_share(self) -> float | None:
+        """The share of the processed tokens that are spent on instructions."""
+        return _divide(self.head_tokens, self.tokens)
 
 
 class Trial(Part):

@@ -39,6 +39,11 @@ def tell_count(value: float | None) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
+def tell_times(value: float | None) -> str:
+    """Return how often something is done on average, to a hundredth."""
+    return DASH if value is None or not is_known(value) else f"{value:,.2f}"
+
+
 def tell_power(value: float | None) -> str:
     """Return a large number to three digits: 3.21 × 10¹⁵."""
     if value is None or not is_known(value):

@@ -31,6 +31,7 @@ from manyicl.report.numbers import (
     tell_points,
     tell_power,
     tell_seconds,
+    tell_times,
 )
 
 # A gain below this is called flat whatever its interval.
@@ -51,8 +52,11 @@ COST_COLUMNS = (
     ("packs", "Packs", tell_count),
     ("episodes", "Episodes", tell_count),
     ("answers", "Answers", tell_count),
+    ("epochs", "Times a row is a target", tell_times),
+    ("target_share", "Rows ever a target, %", tell_percent),
     ("targets", "Targets", tell_count),
     ("tokens", "Tokens", tell_count),
+    ("head_share", "Tokens on instructions, %", tell_percent),
     ("flops", "FLOPs", tell_power),
     ("wall_s", "Wall time", tell_seconds),
     ("peak_bytes", "Peak memory", tell_bytes),
