@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from manyicl import cli
 from manyicl.config import RunConfig, dump_config, make_config
 from tests.conftest import make_task, tiny_model, train_tokenizer
+from tests.forked import ROOT, launch_forked, run_forked
 
-ROOT = Path(__file__).parents[2]
 # Times differ from run to run; everything else in metrics.jsonl must not.
 TIMED = ("tokens_per_s", "answers_per_s", "model_flops_per_s", "mfu")
 
@@ -85,8 +85,16 @@ def python_process(script: list[str]) -> dict[str, Any]:
 
 
 def start_process(script: list[str], *, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run Python on `script`, and return it when it ends."""
-    return subprocess.run(**python_process([*launcher, *script]), timeout=300, check=False)
+    """Run Python on `script`, under a launcher if one is named, and return it when it ends."""
+    process = python_process([*launcher, *script])
+    if launcher:
+        return subprocess.run(**process, timeout=300, check=False)
+    return run_forked((script, process["env"]))
+
+
+def start_ranks(script: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run Python on `script` in two processes of one launch, and return them as one when they end."""
+    return launch_forked(script, python_process(script)["env"], ranks=2)
 
 
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:

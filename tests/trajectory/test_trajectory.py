@@ -7,7 +7,6 @@ import random
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -21,7 +20,14 @@ from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.runs import read_run_config, train
 from manyicl.training import list_checkpoints
 from tests.trajectory.killed import STAGES
-from tests.trajectory.setting import python_process, read_metrics, read_weights, start_process, write_setting
+from tests.trajectory.setting import (
+    python_process,
+    read_metrics,
+    read_weights,
+    start_process,
+    start_ranks,
+    write_setting,
+)
 
 SHARDED = str(Path(__file__).with_name("sharded.py"))
 FSDP_ON_CPUS = str(Path(__file__).with_name("fsdp_on_cpus.py"))
@@ -44,12 +50,6 @@ def assert_same_course(one: Path, other: Path, *, rel: float) -> None:
             assert torch.equal(tensor, expected_weights[name]), name
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["answer", "token", "task"])
 def test_one_row_of_eight_packs_equals_eight_rows_of_one(tmp_path, normalization):
@@ -65,9 +65,8 @@ def test_one_row_of_eight_packs_equals_eight_rows_of_one(tmp_path, normalization
 def test_two_ranks_equal_one_if_episodes_go_through_the_model_alone(tmp_path):
     config = write_setting(tmp_path, family="lfm2", num_steps=4)
     train(config, out=tmp_path / "one")
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
     arguments = ["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "two")]
-    process = start_process(arguments, launcher=launcher)
+    process = start_ranks(arguments)
     assert process.returncode == 0, process.stderr
     assert_same_course(tmp_path / "one", tmp_path / "two", rel=1e-4)
 
@@ -78,9 +77,8 @@ def test_two_ranks_equal_one_if_episodes_go_through_the_model_alone(tmp_path):
 def test_two_ranks_of_four_packs_equal_one_of_eight(tmp_path, lora):
     config = write_setting(tmp_path, lora=lora, num_steps=4)
     train(config, out=tmp_path / "one")
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
     arguments = ["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "two")]
-    process = start_process(arguments, launcher=launcher)
+    process = start_ranks(arguments)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("model:") == 1  # one rank speaks
     assert_same_course(tmp_path / "one", tmp_path / "two", rel=1e-4)
@@ -98,9 +96,8 @@ def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_pa
     compiled = tmp_path / "compiled.toml"
     compiled.write_text(dump_config(load_recipe(recipe, overrides=["train.compile=true"])))
     ddp = ["-m", "manyicl", "train", str(compiled), "--out", str(two)]
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
     script = ddp if how == "ddp" else [FSDP_ON_CPUS, str(two), str(compiled), "never", "0"]
-    process = start_process(script, launcher=launcher)
+    process = start_ranks(script)
     assert process.returncode == 0, process.stderr
     assert_same_course(tmp_path / "one", two, rel=1e-4)
     # Were it not compiled in one with its recomputation, a layer would be recomputed as a whole.
@@ -111,8 +108,7 @@ def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_pa
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_model_sharded_by_fsdp2_has_the_loss_and_gradients_of_the_whole_one(tmp_path, lora):
     write_setting(tmp_path, lora=lora)
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
-    process = start_process([SHARDED, str(tmp_path / "recipe.toml")], launcher=launcher)
+    process = start_ranks([SHARDED, str(tmp_path / "recipe.toml")])
     assert process.returncode == 0, process.stderr
     # Three layers of two matrices on each of seven linear ones; or those, two norms a layer, a last one, and both ends.
     expected = "42 gradients of 6144 weights" if lora else "30 gradients of 53472 weights"
@@ -133,9 +129,8 @@ def test_two_ranks_under_accelerates_fsdp2_do_the_run_of_one_and_go_on_from_a_ch
     train(config, out=tmp_path / "one")
 
     def launch(run: str, kind: str, number: str) -> subprocess.CompletedProcess[str]:
-        launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
         recipe = str(tmp_path / "recipe.toml")
-        return start_process([FSDP_ON_CPUS, str(tmp_path / run), recipe, kind, number], launcher=launcher)
+        return start_ranks([FSDP_ON_CPUS, str(tmp_path / run), recipe, kind, number])
 
     process = launch("two", "never", "0")
     assert process.returncode == 0, process.stderr
