@@ -157,7 +157,7 @@ def test_what_needs_no_model_runs_as_a_module_without_torch_which_takes_seconds_
         (("eval",), "Missing argument 'MODEL_OR_RUN'"),
         (("eval", "m"), "Missing option '--tasks'"),
         (("eval", "m", "--tasks", "t", "--shot", "3"), "No such option: --shot"),
-        (("eval", "m", "--tasks", "t", "--precision", "fp16"), "'fp16' is not one of 'bf16', 'fp32'"),
+        (("eval", "m", "--tasks", "t", "--precision", "fp16"), "'fp16' is not one of 'auto', 'bf16', 'fp32'"),
         (("eval", "m", "--tasks", "t", "--draws", "0"), "Invalid value for '--draws'"),
         (("eval", "m", "--tasks", "t", "--queries", "0"), "Invalid value for '--queries'"),
         (("eval", "m", "--tasks", "t", "--seed", "-1"), "Invalid value for '--seed'"),

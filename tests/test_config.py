@@ -116,7 +116,7 @@ def test_the_last_override_of_a_key_counts(tmp_path):
         ("model.lora=none", "model.lora = 'none': is a section; write [model.lora], and below it rank, "),
         ("model.lora.dropout=1", "model.lora.dropout = 1: input should be less than 1"),
         ("model.lora.modules=3", "model.lora.modules = 3: does not fit; 'all-linear' "),
-        ("model.precision=fp16", "model.precision = 'fp16': input should be 'bf16' or 'fp32'"),
+        ("model.precision=fp16", "model.precision = 'fp16': input should be 'auto', 'bf16' or 'fp32'"),
         ("model.path=", "model.path = '': string should have at least 1 character"),
         ("tasks.names=a,b", 'tasks.names = \'a,b\': needs a list, such as ["a", "b"]'),
         ("tasks.names=[1]", "tasks.names[0] = 1: input should be a valid string"),
@@ -217,7 +217,7 @@ def configs(draw) -> RunConfig:
         model=ModelSettings(
             path=draw(TEXTS),
             revision=draw(st.none() | TEXTS),
-            precision=draw(st.sampled_from(["bf16", "fp32"])),
+            precision=draw(st.sampled_from(["auto", "bf16", "fp32"])),
             config=draw(st.dictionaries(TEXTS, ENTRIES, max_size=3)),
             lora=draw(
                 st.none()

@@ -36,6 +36,7 @@ MODULES = (
     "world.__init__",
     "world.seed",  # the packaged model's place and template
     "config_shapes",  # head dimensions, windows and chunks of every config class
+    "precision",  # bf16 or fp32, by what the device multiplies
     "trials",  # ordinary text to try a model on
     "models",
     "costs",  # weights and FLOPs, from a config alone

@@ -45,7 +45,8 @@ ModelPath = Annotated[
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Precision = Annotated[
-    Literal["bf16", "fp32"] | None, typer.Option("--precision", help="bf16 on a GPU, fp32 on a CPU unless said.")
+    Literal["auto", "bf16", "fp32"],
+    typer.Option("--precision", help="auto: bf16 if the device multiplies it in hardware, else fp32."),
 ]
 Recipe = Annotated[
     Path | None,
@@ -223,7 +224,7 @@ def eval_(
     ] = False,
     out: Out = None,
     max_tokens: MaxTokens = None,
-    precision: Precision = None,
+    precision: Precision = "auto",
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
     compiled: Annotated[
@@ -282,7 +283,7 @@ def eval_(
 def _check_endpoint(
     endpoint: str | None,
     endpoint_model: str | None,
-    precision: str | None,
+    precision: str,
     *,
     by: Literal["sum", "mean"],
     compiled: bool,
@@ -292,7 +293,7 @@ def _check_endpoint(
     wrong = ""
     if endpoint is None:
         wrong = "--endpoint-model: needs --endpoint" if endpoint_model else ""
-    elif precision:
+    elif precision != "auto":
         wrong = "--precision: is the server's own"
     elif compiled:
         wrong = "--compile: the server runs the model"
@@ -326,7 +327,7 @@ def curve(
     seed: Seed = 0,
     out: Out = None,
     max_tokens: MaxTokens = None,
-    precision: Precision = None,
+    precision: Precision = "auto",
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -439,7 +440,7 @@ def ask(
 
     inputs = read_inputs(file)
     chosen = load_tasks(tasks, names=[task])[0]
-    asked = _load_asked(model, max_tokens, recipe, precision=None, trust_remote_code=trust_remote_code)
+    asked = _load_asked(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
     for answer in ask_inputs(asked, chosen, inputs, shots=shots, seed=seed):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
 
@@ -449,7 +450,7 @@ def _load_asked(
     max_tokens: int | None,
     recipe: Path | None,
     *,
-    precision: Literal["bf16", "fp32"] | None,
+    precision: Literal["auto", "bf16", "fp32"],
     trust_remote_code: bool,
     weights: bool = True,
     compiled: bool = False,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models import ModelSettings
+from manyicl.precision import Precision
 from manyicl.templates import TemplateSettings
 from manyicl.training import TrainSettings
 
@@ -116,6 +117,11 @@ def absolute_paths(config: ConfigT) -> ConfigT:
             "model": config.model.model_copy(update={"path": str(model.resolve())}) if model.is_dir() else config.model,
         }
     )
+
+
+def with_precision(config: ConfigT, precision: Precision) -> ConfigT:
+    """Return the config with `model.precision` resolved."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
 
 
 def dump_config(config: RunConfig) -> str:

@@ -27,6 +27,7 @@ from manyicl.models import (
     read_note,
 )
 from manyicl.parts import Parts, package_versions
+from manyicl.precision import PrecisionChoice, resolve_precision
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.ranks import ALONE, Ranks
 from manyicl.results import Evaluation, refuse_other_result
@@ -81,7 +82,7 @@ class AskedModel:
 def load_asked_model(
     model: str | ModelSettings,
     *,
-    precision: Literal["bf16", "fp32"] | None = None,
+    precision: PrecisionChoice = "auto",
     max_tokens: int | None = None,
     template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
@@ -91,7 +92,8 @@ def load_asked_model(
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
     model: its path, or the settings of a base that is to be asked as a recipe changes it (config, revision).
-    precision: bf16 on a GPU and fp32 on a CPU unless said. template: what the model was trained with unless said.
+    precision: "auto" is bf16 if the device multiplies it in hardware, else fp32.
+    template: what the model was trained with unless said.
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
     weights: False where a server has them, and only tokenizer, template and limits are wanted.
     compiled: ask it with compiled pieces, on a GPU; worth their minute where many are asked behind long prefixes.
@@ -107,7 +109,7 @@ def load_asked_model(
     given = ModelSettings(path=model) if isinstance(model, str) else model
     settings = given.model_copy(
         update={
-            "precision": precision or ("bf16" if on_gpu else "fp32"),
+            "precision": resolve_precision(precision),
             "lora": None,
             "trust_remote_code": trust_remote_code or given.trust_remote_code,
         }

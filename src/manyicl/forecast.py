@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from manyicl.batches import PackDataset, targets_of
-from manyicl.config import RunConfig
+from manyicl.config import RunConfig, with_precision
 from manyicl.costs import ModelShape, WeightCounts, count_flops, shape_model
 from manyicl.devices import ASSUMED_UTILIZATION, Device
 from manyicl.episodes import Episode
@@ -24,6 +24,7 @@ from manyicl.fitting import Change, fits, predict_recipe, suggest_changes
 from manyicl.footprint import MemoryPrediction, Row, measure_footprint
 from manyicl.models import load_config, max_tokens_of
 from manyicl.packing import Pack
+from manyicl.precision import resolve_precision
 from manyicl.runs import Prepared, count_dropped, count_plan, count_too_long, prepare_run
 from manyicl.tokens import TaskTokenizer, TokenizedTask, answer_lengths_of, join_examples, query_ids
 
@@ -104,6 +105,9 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     Raises:
         UserError: the model's config or tokenizer cannot be read.
     """
+    # Every accelerator of the table multiplies bfloat16 in hardware; without one, it is for this machine.
+    if config.model.precision == "auto":
+        config = with_precision(config, resolve_precision("auto" if device is None else "bf16"))
     model_config = load_config(config.model)
     try:
         prepared = prepare_run(config)

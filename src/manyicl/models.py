@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from manyicl.config_shapes import common_window
 from manyicl.errors import UserError, suggest
 from manyicl.files import sync_tree, write_atomically
+from manyicl.precision import PrecisionChoice, resolve_precision
 from manyicl.templates import TemplateSettings
 from manyicl.world.seed import SEED_MODEL
 
@@ -53,8 +54,10 @@ class ModelSettings(BaseModel):
 
     path: str = Field(min_length=1, description="a folder in Hugging Face layout, a run, or a name on the hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="of the products; trained weights stay fp32, a frozen base is stored in this precision"
+    precision: PrecisionChoice = Field(
+        "auto",
+        description="of the products: 'auto' (bf16 if the device multiplies it in hardware, else fp32), 'bf16' or"
+        " 'fp32'; trained weights stay fp32, a frozen base is stored in this precision",
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="changes to the model's own config.json, such as RoPE; recorded with the run"
@@ -163,7 +166,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
     """
     from peft import PeftModel
 
-    precision = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    precision = torch.bfloat16 if resolve_precision(settings.precision) == "bf16" else torch.float32
     dtype = torch.float32 if trainable and settings.lora is None else precision
     is_adapter = _read_adapter(settings.path) is not None
     if is_adapter and trainable and settings.lora:

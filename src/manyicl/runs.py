@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from manyicl import flash_attention
 from manyicl.batches import BatchMaker, PackDataset
-from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
+from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe, with_precision
 from manyicl.costs import ModelShape, shape_model
 from manyicl.episodes import TOO_LONG, Episode
 from manyicl.errors import UserError
@@ -62,6 +62,7 @@ from manyicl.models import (
     locate_model,
     save_beside_weights,
 )
+from manyicl.precision import resolve_precision
 from manyicl.progress import BarCallback, progress_bar
 from manyicl.ranks import leave_at_exit
 from manyicl.tasks import Task, load_tasks
@@ -272,7 +273,10 @@ def _open_run(
     if resume and not started:
         raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
     # Compared as settings, not as text: a run started before a setting was added has its default.
-    changes = find_changes(load_recipe(folder / "config.toml"), config) if resume else {}
+    there = load_recipe(folder / "config.toml") if resume else None
+    if config.model.precision == "auto":  # a run goes on in the precision that it was started in, on any machine
+        config = with_precision(config, resolve_precision("auto" if there is None else there.model.precision))
+    changes: dict[str, Any] = find_changes(there, config) if there is not None else {}
     others = [key for key in changes if key.removeprefix("train.") not in CHANGEABLE]
     if others:
         raise UserError(

@@ -1,0 +1,49 @@
+"""precision = "auto": bf16 only if the device multiplies it in hardware, and a run keeps what it began with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from manyicl.config import load_recipe
+from manyicl.models import ModelSettings, load_model
+from manyicl.precision import has_bf16_units, multiplies_bf16, resolve_precision
+from manyicl.runs import train
+from tests.trajectory.setting import write_setting
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),  # AMD EPYC of 2019: 10 times slower in bf16
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, True),  # AMD Zen 4
+        ({"avx512_bf16": True, "amx_bf16": True}, True),  # Intel Sapphire Rapids
+        ({"sve": True, "bf16": True}, True),  # Arm Neoverse V1
+        ({}, False),
+    ],
+)
+def test_a_cpu_has_bf16_units_if_torch_says_so(capabilities, expected):
+    assert has_bf16_units(capabilities) is expected
+
+
+def test_auto_is_what_the_device_is_fast_in_and_a_choice_stays():
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", device=cpu) == ("bf16" if multiplies_bf16(cpu) else "fp32")
+    assert resolve_precision("bf16", device=cpu) == "bf16"
+    assert resolve_precision("auto", device=torch.device("meta")) == "fp32"
+    loaded = load_model(ModelSettings(path="seed"))
+    assert loaded.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[resolve_precision("auto")]
+
+
+def test_a_run_writes_the_resolved_precision_and_goes_on_in_it(tmp_path):
+    config = write_setting(tmp_path, num_steps=2)
+    auto = config.model_copy(update={"model": config.model.model_copy(update={"precision": "auto"})})
+    train(auto, out=tmp_path / "run")
+    kept = tmp_path / "run" / "config.toml"
+    here = resolve_precision("auto")
+    assert load_recipe(kept).model.precision == here
+    # As if it had been started on a machine of the other kind: "auto" means the run's own precision then.
+    other = {"bf16": "fp32", "fp32": "bf16"}[here]
+    kept.write_text(kept.read_text().replace(f'precision = "{here}"', f'precision = "{other}"'))
+    train(auto, out=tmp_path / "run", resume=True)
+    assert load_recipe(kept).model.precision == other
