@@ -21,12 +21,13 @@ from rich.console import Console
 
 from manyicl.arms import ARMS, Arm, ArmName, ArmPlanner, CompareConfig, Spent, choose_tasks
 from manyicl.comparison_inputs import INPUTS_FILE, Inputs, hash_inputs, read_inputs, refuse_other_inputs, write_inputs
-from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe
+from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe, with_precision
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import AskedModel, evaluate, load_asked_model
 from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
 from manyicl.models import load_tokenizer
+from manyicl.precision import resolve_precision
 from manyicl.prequential import prequential_nats, write_halves
 from manyicl.progress import reporting
 from manyicl.runs import is_finished, tokenize_all, train
@@ -283,6 +284,8 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
     kept = folder / RECIPE
     if kept.is_file():
         comparison = Comparison(folder, load_recipe(kept, kind=CompareConfig))
+        if config is not None and config.model.precision == "auto":  # what it began with, on any machine
+            config = with_precision(config, resolve_precision(comparison.config.model.precision))
         if config is not None and dump_config(absolute_texts(config)) != dump_config(comparison.config):
             raise UserError(f"--out {folder}: holds another comparison; go on with --resume {folder}, or name another")
         now = hash_inputs(comparison.tasks, comparison.settings.text_files)
@@ -296,6 +299,8 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
     taken = [path for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
     if taken:
         raise UserError(f"--out {folder}: is not empty ({taken[0].name}); name a new folder")
+    # All arms and seeds share one precision, also if they are trained on different machines.
+    config = with_precision(config, resolve_precision(config.model.precision))
     comparison = Comparison(folder, absolute_texts(config))
     _ = comparison.texts  # a fault in them, as in the tasks, is told before the folder is made
     for name in (*comparison.asked_trained, *comparison.held_out, *comparison.familiar):
@@ -416,6 +421,7 @@ class _Worker:
             is_base = not ARMS[cell.arm].trained
             asked = load_asked_model(
                 config.model if is_base else str(self.comparison.place(trained)),
+                precision=config.model.precision,
                 max_tokens=self.comparison.max_tokens,
                 template=config.template,
                 trust_remote_code=config.model.trust_remote_code,
