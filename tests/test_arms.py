@@ -237,6 +237,11 @@ def test_a_task_has_one_role(world, names, compare, message):
             ("compare.learning_rates=[0.1]", "compare.validation_queries=0"),
             r"compare: learning_rates are chosen by validation rows, and validation_queries = 0",
         ),
+        (
+            "compare.choose_by=prequential",  # B6
+            r"compare: choose_by = 'prequential' is gone; learning rates are chosen by validation_queries rows of each"
+            r" task: leave it out",
+        ),
         ("compare.learning_rates=[0.1, 0.1]", r"compare\.learning_rates = .*: .*names something twice"),
         ("compare.seeds=[]", r"compare\.seeds = \[\]: "),
         ("compare.seeds=[-1]", r"compare\.seeds\[0\] = -1: "),
@@ -251,6 +256,12 @@ def test_settings_that_say_nothing_sensible_are_refused_in_one_line(world, overr
     with pytest.raises(UserError, match=message) as refused:
         load_recipe(world[0] / "recipe.toml", overrides=overrides, kind=CompareConfig)
     assert "\n" not in str(refused.value)
+
+
+def test_a_recipe_of_an_earlier_version_that_names_the_choice_by_validation_still_loads(world):
+    make_recipe(*world)
+    overrides = ["compare.choose_by=validation"]
+    assert load_recipe(world[0] / "recipe.toml", overrides=overrides, kind=CompareConfig) == make_recipe(*world)
 
 
 def test_a_recipe_without_the_section_is_told_which_one_to_add(tmp_path):

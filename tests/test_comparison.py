@@ -342,45 +342,6 @@ def test_learning_rates_are_tried_for_every_arm_and_one_is_chosen(world, tmp_pat
         assert read_run_config(run.parent).train.learning_rate == used
 
 
-@pytest.mark.slow
-@pytest.mark.slow
-def test_a_rate_is_chosen_by_one_pass_over_half_of_the_train_rows_where_no_row_is_kept_for_it(world, tmp_path):
-    rates = [1e-6, 3e-3]
-    make_recipe(
-        *world,
-        train={"num_steps": 8, "checkpoint_every_steps": 8},
-        arms=["manyicl", "dedicated-many-shot"],
-        seeds=[0],
-        learning_rates=rates,
-        choose_by="prequential",
-        validation_queries=0,
-        flips=False,
-        orders=False,
-        text_files=[],
-    )
-    out = tmp_path / "tiny"
-    ended = compare(world[0] / "recipe.toml", "--out", out)
-    assert ended.returncode == 0, ended.stderr
-    read_comparison(out)
-    assert not list(out.glob("**/*.validation.json"))
-    trials = read_json(out / "comparison.json")["trials"]
-    assert [(trial["arm"], trial["learning_rate"], trial["by"], trial["score"]) for trial in trials] == [
-        (arm, rate, "prequential", None) for arm in ("manyicl", "dedicated-many-shot") for rate in rates
-    ]
-    for arm in ("manyicl", "dedicated-many-shot"):
-        mine = [trial for trial in trials if trial["arm"] == arm]
-        for trial in mine:
-            place = out / "trials" / f"{trial['learning_rate']:g}"
-            found = [read_json(path)["nats"] for path in sorted(place.glob(f"**/{arm}*/**/*.prequential.json"))]
-            found += [read_json(path)["nats"] for path in place.glob(f"{arm}.prequential.json")]
-            nats = [value for one in found for value in one.values()]
-            assert trial["nll"] == pytest.approx(sum(nats) / len(nats))
-        best = min(mine, key=lambda trial: trial["nll"])
-        assert [trial for trial in mine if trial["chosen"]] == [best]
-    kept = next((out / "seed-0" / "manyicl").glob("config.toml"))
-    assert read_run_config(kept.parent).tasks.folder == str(world[0] / "tasks")  # all rows
-
-
 def test_a_folder_that_holds_something_else_is_refused(base_recipe, tmp_path):
     taken, other = tmp_path / "taken", tmp_path / "other"
     taken.mkdir()

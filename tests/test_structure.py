@@ -18,6 +18,7 @@ FOLDERS = ("manyicl", "manyicl.world", "manyicl.report")
 MODULES = (
     "errors",  # what a user did wrong
     "files",  # whole or absent
+    "claims",  # work that several processes share
     # Data in: labelled rows, to text, to ids, to rows of a batch.
     "rows",
     "tasks",
@@ -71,7 +72,6 @@ MODULES = (
     "results",
     "difference",
     "evaluation",
-    "prequential",
     "endpoint",
     "endpoint_sweep",
     # The embedded world: words, text, tasks, and the small model that has read them.

@@ -25,7 +25,6 @@ from manyicl.tokens import TokenizedTask
 
 ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-many-shot", "dedicated-free"]
 Match = Literal["tokens", "answers", "flops"]
-ChooseBy = Literal["validation", "prequential"]
 # Tokens of two arms that are matched by them differ by less than this share, where the packs allow it.
 TOKEN_TOLERANCE = 0.002
 # Pack lengths that are tried, as shares of the recipe's away from the one in proportion.
@@ -103,12 +102,9 @@ class CompareSettings(BaseModel):
         8.0, description="how many times the tokens of `dedicated` the arm dedicated-free has"
     )
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="tried for every arm, one chosen as choose_by says; train.learning_rate unless said"
-    )
-    choose_by: ChooseBy = Field(
-        "validation",
-        description="what a learning rate is chosen by: the score of validation rows; or the prequential score, of one"
-        " pass over a half of the train rows after training on the other, which needs no validation rows",
+        (),
+        description="tried for every arm, with the first seed; the best on validation rows is taken for all seeds."
+        " train.learning_rate unless said",
     )
     asked_tasks: Annotated[int, Field(ge=0)] = Field(
         0, description="trained tasks that are asked, spread over the families; 0: all. Dedicated ones always are"
@@ -119,7 +115,7 @@ class CompareSettings(BaseModel):
     validation_queries: Annotated[int, Field(ge=0)] = Field(
         50,
         description="validation rows asked of each trained task, to choose k and learning rate; 0: all are asked with"
-        " the most shots (and choose_by must be 'prequential' if rates are tried)",
+        " the most shots, and no rates can be tried",
     )
     max_tokens: Annotated[int, Field(gt=0)] | None = Field(
         None, description="longest sequence of a question; episodes.token_budget unless said"
@@ -130,6 +126,19 @@ class CompareSettings(BaseModel):
     flips: bool = Field(True, description="ask behind shots with exchanged labels: does the model read its context?")
     orders: bool = Field(True, description="ask behind the same shots in other orders")
     examples: Annotated[int, Field(ge=0)] = Field(2, description="queries a task whose texts the report shows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_what_is_gone(cls, values: Any) -> Any:
+        """Take the recipes of earlier versions, which name every setting; refuse what has no meaning any more."""
+        if not isinstance(values, dict) or "choose_by" not in values:
+            return values
+        if values["choose_by"] != "validation":
+            raise ValueError(
+                f"choose_by = {values['choose_by']!r} is gone; learning rates are chosen by validation_queries rows of"
+                " each task: leave it out"
+            )
+        return {key: value for key, value in values.items() if key != "choose_by"}
 
     @field_validator(
         "arms", "seeds", "held_out_tasks", "familiar_tasks", "dedicated_tasks", "learning_rates", "shots", "text_files"
@@ -142,11 +151,8 @@ class CompareSettings(BaseModel):
 
     @model_validator(mode="after")
     def _can_choose_a_rate(self) -> Self:
-        if self.learning_rates and self.choose_by == "validation" and not self.validation_queries:
-            raise ValueError(
-                "learning_rates are chosen by validation rows, and validation_queries = 0; ask some, or set"
-                " choose_by = 'prequential'"
-            )
+        if self.learning_rates and not self.validation_queries:
+            raise ValueError("learning_rates are chosen by validation rows, and validation_queries = 0; ask some")
         return self
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import torch
 from rich.console import Console
 
 from manyicl.arms import ARMS, Arm, ArmName, ArmPlanner, CompareConfig, Spent, choose_tasks
+from manyicl.claims import claiming
 from manyicl.comparison_inputs import INPUTS_FILE, Inputs, hash_inputs, read_inputs, refuse_other_inputs, write_inputs
 from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe, with_precision
 from manyicl.errors import UserError, suggest
@@ -28,16 +30,18 @@ from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
 from manyicl.models import load_tokenizer
 from manyicl.precision import resolve_precision
-from manyicl.prequential import prequential_nats, write_halves
 from manyicl.progress import reporting
-from manyicl.runs import is_finished, tokenize_all, train
+from manyicl.runs import find_changes, is_finished, tokenize_all, train
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.tokens import TaskTokenizer, TokenizedTask
 
-What = Literal["train", "validation", "prequential", "test", "text", "flip", "order"]
+What = Literal["train", "validation", "test", "text", "flip", "order"]
+TRIAL_WHATS: tuple[What, ...] = ("train", "validation")
 RECIPE = "recipe.toml"
 # Flips and orders are told by fewer draws than scores.
 MOST_ANALYSIS_DRAWS = 3
+# Seconds between two looks at work that another process does.
+POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,20 @@ class GridCell:
     task: str | None = None
     rate: float | None = None
 
-    def title(self) -> str:
-        """Return what progress calls it."""
+    @property
+    def model(self) -> tuple[ArmName, int, str | None, float | None]:
+        """The model that it trains or asks. All cells of a model are done by one process, one after the other."""
+        return self.arm, self.seed, self.task, self.rate
+
+    def tell_model(self) -> str:
+        """Return its model in words."""
         tried = f", learning rate {self.rate:g}" if self.rate is not None else ""
         alone = f", {self.task}" if self.task is not None else ""
-        return f"seed {self.seed}, {ARMS[self.arm].title}{alone}{tried}: {self.what}"
+        return f"seed {self.seed}, {ARMS[self.arm].title}{alone}{tried}"
+
+    def title(self) -> str:
+        """Return what progress calls it."""
+        return f"{self.tell_model()}: {self.what}"
 
 
 class Comparison:
@@ -161,16 +174,12 @@ class Comparison:
             for arm in self.arms
             if arm.trained
             for task in self.models_of(arm)
-            for what in self._trial_whats
+            for what in TRIAL_WHATS
         ]
         return [
             *trials,
             *(cell for seed in self.settings.seeds for arm in self.arms for cell in self._cells_of(arm, seed)),
         ]
-
-    @property
-    def _trial_whats(self) -> tuple[What, ...]:
-        return "train", self.settings.choose_by
 
     @property
     def arms(self) -> list[Arm]:
@@ -200,6 +209,11 @@ class Comparison:
         stem = stem if cell.task is None else stem / cell.task
         return stem if cell.what == "train" else stem.with_name(f"{stem.name}.{cell.what}.json")
 
+    def claim_file(self, cell: GridCell) -> Path:
+        """Return the lock file of the process that does a cell, one for all cells of a model."""
+        parts = self.place(replace(cell, what="train")).relative_to(self.folder).parts
+        return self.folder / ".claims" / f"{'-'.join(parts)}.lock"
+
     def is_done(self, cell: GridCell) -> bool:
         """Return whether a cell is finished."""
         place = self.place(cell)
@@ -213,42 +227,34 @@ class Comparison:
             config, spent = self.planner.plan_dedicated(cell.arm, cell.task, seed=cell.seed)
         rate = cell.rate or self.chosen_rate(cell.arm)
         train = config.train.model_copy(update={"learning_rate": rate})
-        if cell.rate is not None and self.settings.choose_by == "prequential":
-            tasks = config.tasks.model_copy(update={"folder": str(self.halves)})
-            config = config.model_copy(update={"tasks": tasks})
         return config.model_copy(update={"train": train}), spent
 
     def chosen_rate(self, arm: ArmName) -> float:
-        """Return an arm's learning rate: the best of its trials, by validation scores (with its best k) or by loss."""
+        """Return an arm's learning rate: the one whose trial did best on validation rows (`judge_trial`).
+
+        Raises:
+            UserError: a trial was not asked anything.
+        """
         rates = self.settings.learning_rates
         if not rates:
             return self.config.train.learning_rate
-        if self.settings.choose_by == "prequential":
-            return min(rates, key=lambda rate: self.read_prequential(arm, rate))
-        return max(rates, key=lambda rate: best_validation(self.read_validation(arm, rate)))
+        judged = {rate: judge_trial(self.read_validation(arm, rate)) for rate in rates}
+        known = {rate: one for rate, one in judged.items() if one is not None}
+        if len(known) < len(rates):
+            raise UserError(
+                f"compare.learning_rates: no validation row could be asked of {ARMS[arm].title}, so no rate can be"
+                " chosen; give the trained tasks more rows, raise compare.max_tokens, or name no rates"
+            )
+        return max(known, key=lambda rate: (known[rate].score, -known[rate].nll))
 
     def trial_cells(self, arm: ArmName, rate: float) -> list[GridCell]:
         """Return the cells that an arm's trial of a rate is judged by, one a model."""
-        what = self._trial_whats[-1]
-        return [GridCell(arm, self.settings.seeds[0], what, task, rate) for task in self.models_of(ARMS[arm])]
+        return [GridCell(arm, self.settings.seeds[0], "validation", task, rate) for task in self.models_of(ARMS[arm])]
 
     def read_validation(self, arm: ArmName, rate: float) -> list[Mapping[str, Any]]:
         """Return the tasks of a trial's validation results."""
         cells = self.trial_cells(arm, rate)
         return [task for cell in cells for task in json.loads(self.place(cell).read_bytes())["tasks"]]
-
-    def read_prequential(self, arm: ArmName, rate: float) -> float:
-        """Return the prequential score of a trial: nats an answer, the mean over tasks."""
-        cells = self.trial_cells(arm, rate)
-        nats: list[float] = []
-        for cell in cells:
-            nats += json.loads(self.place(cell).read_bytes())["nats"].values()
-        return sum(nats) / len(nats)
-
-    @property
-    def halves(self) -> Path:
-        """The folder of the tasks that trials train on and are scored on by `choose_by` = "prequential"."""
-        return self.folder / "trials" / "tasks"
 
 
 def plan_file(run: Path) -> Path:
@@ -270,9 +276,29 @@ def mean_by_shots(tasks: Sequence[Mapping[str, Any]]) -> dict[int, tuple[float, 
     }
 
 
-def best_validation(tasks: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Return the best mean score over shot counts, and less its nats: what trials are chosen by, ties by the second."""
-    return max((score, -nll) for score, nll in mean_by_shots(tasks).values())
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How good a trial is on validation rows: mean score and mean nats an answer over tasks, with its best shots."""
+
+    shots: int
+    score: float
+    nll: float
+
+
+def judge_trial(tasks: Sequence[Mapping[str, Any]]) -> Judged | None:
+    """Return what a trial is judged by: its best mean score over shot counts, ties by nats; None if nothing was asked.
+
+    A task that was not asked with so many shots counts with the most that it was asked with up to then (or with its
+    fewest), so that every mean is over all tasks: one with few rows takes no shot count from the others.
+    """
+    curves = [{cell["shots"]: cell for cell in task["curve"] if cell["score"] is not None} for task in tasks]
+    curves = [curve for curve in curves if curve]
+    judged = []
+    for k in sorted({shots for curve in curves for shots in curve}):
+        cells = [curve[max((shots for shots in curve if shots <= k), default=min(curve))] for curve in curves]
+        score, nll = (sum(cell[name] for cell in cells) / len(cells) for name in ("score", "nll"))
+        judged.append(Judged(k, score, nll))
+    return max(judged, key=lambda one: (one.score, -one.nll), default=None)
 
 
 def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
@@ -346,16 +372,42 @@ def refuse_ranks() -> None:
 
 
 def run_comparison(comparison: Comparison, *, seeds: Sequence[int] | None = None, console: Console) -> None:
-    """Do the missing cells, of some seeds only if said.
+    """Do the missing cells: all of them, or the trials of learning rates and the cells of some seeds.
+
+    Several processes may work on one comparison, each on seeds of its own or all on the same: what one of them is
+    doing, the others leave to it, and wait for it if nothing else is left. Trials belong to all.
 
     Raises:
         UserError: a cell cannot be done; those before it are kept.
     """
-    cells = [cell for cell in comparison.cells() if seeds is None or cell.seed in seeds]
+    cells = [cell for cell in comparison.cells() if seeds is None or cell.seed in seeds or cell.rate is not None]
+    titles = {cell: f"[{number}/{len(cells)}] {cell.title()}" for number, cell in enumerate(cells, start=1)}
     worker = _Worker(comparison, console)
-    for number, cell in enumerate(cells, start=1):
-        if not comparison.is_done(cell):
-            worker.do(cell, f"[{number}/{len(cells)}] {cell.title()}")
+    # The rates that the other cells are trained with are known once every trial is done.
+    for part in ([cell for cell in cells if cell.rate is not None], [cell for cell in cells if cell.rate is None]):
+        told: set[str] = set()
+        while others := _do_free(worker, part, titles=titles):
+            for line in [line for line in others if line not in told]:
+                console.print(line, soft_wrap=True, highlight=False)
+            told.update(others)
+            time.sleep(POLL_S)
+
+
+def _do_free(worker: _Worker, cells: Sequence[GridCell], *, titles: Mapping[GridCell, str]) -> list[str]:
+    """Do the missing cells of every model that no other process works on; return a line for each that one does."""
+    comparison, waits = worker.comparison, []
+    for _, group in groupby(cells, key=lambda cell: cell.model):
+        missing = [cell for cell in group if not comparison.is_done(cell)]
+        if not missing:
+            continue
+        with claiming(comparison.claim_file(missing[0])) as holder:
+            if holder is not None:
+                waits.append(f"waiting for {holder}: {missing[0].tell_model()}")
+                continue
+            for cell in missing:
+                if not comparison.is_done(cell):  # another process may just have done it
+                    worker.do(cell, titles[cell])
+    return waits
 
 
 class _Worker:
@@ -382,11 +434,6 @@ class _Worker:
             ]
             write_atomically(out, json.dumps({"texts": texts}) + "\n")
             return
-        if cell.what == "prequential":
-            halves = load_tasks(comparison.halves, names=[task.name for task in self._tasks_of(cell)])
-            nats = prequential_nats(asked, halves, seed=cell.seed)
-            write_atomically(out, json.dumps({"nats": nats}) + "\n")
-            return
         tasks, most = self._tasks_of(cell), max(settings.shots)
         options: dict[str, Any] = {"shots": settings.shots, "draws": settings.draws, "queries": settings.queries}
         if cell.what == "validation":
@@ -405,7 +452,7 @@ class _Worker:
         comparison = self.comparison
         if cell.task is not None:
             names = [cell.task]
-        elif cell.what in ("validation", "prequential"):
+        elif cell.what == "validation":
             names = comparison.asked_trained
         else:
             names = sorted([*comparison.asked_trained, *comparison.held_out, *comparison.familiar])
@@ -413,8 +460,7 @@ class _Worker:
 
     def _ask_model(self, cell: GridCell) -> AskedModel:
         """Return the model of a cell, in the comparison's template and length."""
-        key = (cell.arm, cell.seed, cell.task, cell.rate)
-        if self._asked is None or self._asked[0] != key:
+        if self._asked is None or self._asked[0] != cell.model:
             self._asked = None
             config = self.comparison.config
             trained = GridCell(cell.arm, cell.seed, "train", cell.task, cell.rate)
@@ -426,7 +472,7 @@ class _Worker:
                 template=config.template,
                 trust_remote_code=config.model.trust_remote_code,
             )
-            self._asked = key, asked
+            self._asked = cell.model, asked
         return self._asked[1]
 
     def _train(self, cell: GridCell, title: str) -> None:
@@ -434,11 +480,10 @@ class _Worker:
         comparison = self.comparison
         config, spent = comparison.plan_run(cell)
         folder = comparison.place(cell)
-        if config.tasks.folder == str(comparison.halves):
-            missing = [name for name in config.tasks.names if not (comparison.halves / f"{name}.jsonl").is_file()]
-            write_halves(comparison.halves, [comparison.tasks[name] for name in missing])
         plan = json.dumps(asdict(spent) | {"learning_rate": config.train.learning_rate}, indent=1)
         write_atomically(plan_file(folder), plan + "\n")
+        if self._take_trial(cell, config):
+            return
         drift = drift_every(comparison.texts if cell.task is None else [], steps=config.train.checkpoint_every_steps)
         resume = (folder / "config.toml").is_file()
         if folder.exists() and not resume:
@@ -447,6 +492,23 @@ class _Worker:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _take_trial(self, cell: GridCell, config: RunConfig) -> bool:
+        """Copy the run of a finished trial that had the same recipe, if there is one; return whether there was."""
+        comparison, rate = self.comparison, config.train.learning_rate
+        folder, first = comparison.place(cell), comparison.settings.seeds[0]
+        if cell.rate is not None or cell.seed != first or rate not in comparison.settings.learning_rates:
+            return False
+        trial = comparison.place(replace(cell, rate=rate))
+        if folder.exists() or not is_finished(trial):
+            return False
+        if find_changes(load_recipe(trial / "config.toml"), absolute_paths(config)):
+            return False
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(trial, partial, ignore=shutil.ignore_patterns("checkpoints"))
+        partial.rename(folder)
+        return True
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from manyicl.arms import Arm, ArmName
-from manyicl.comparison import Comparison, What, mean_by_shots
+from manyicl.comparison import Comparison, What, judge_trial
 from manyicl.comparison_analysis import list_examples, list_flips, list_orders, list_shot_losses
 from manyicl.comparison_forgetting import find_forgetting
 from manyicl.comparison_scores import list_curves, list_differences, list_flatness, list_headline, list_means
@@ -134,22 +134,17 @@ def _costs(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _trials(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    rates, by = comparison.settings.learning_rates, comparison.settings.choose_by
+    rates = comparison.settings.learning_rates
     for arm in [arm for arm in comparison.arms if arm.trained]:
         done = [rate for rate in rates if all(map(comparison.is_done, comparison.trial_cells(arm.name, rate)))]
-        for rate in done:
-            if by == "prequential":
-                shots, score, nll = None, None, comparison.read_prequential(arm.name, rate)
-            else:
-                scores = mean_by_shots(comparison.read_validation(arm.name, rate))
-                shots, (score, nll) = max(scores.items(), key=lambda item: (item[1][0], -item[1][1]))
-            is_chosen = len(done) == len(rates) and comparison.chosen_rate(arm.name) == rate
+        judged = {rate: judge_trial(comparison.read_validation(arm.name, rate)) for rate in done}
+        is_whole = len(done) == len(rates) and None not in judged.values()
+        for rate, trial in judged.items():
             yield {
                 "arm": arm.name,
                 "learning_rate": rate,
-                "by": by,
-                "shots": shots,
-                "score": score,
-                "nll": nll,
-                "chosen": is_chosen,
+                "shots": trial.shots if trial else None,
+                "score": trial.score if trial else None,
+                "nll": trial.nll if trial else None,
+                "chosen": is_whole and comparison.chosen_rate(arm.name) == rate,
             }

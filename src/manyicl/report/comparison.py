@@ -116,11 +116,10 @@ class Cost(Part):
 
 
 class Trial(Part):
-    """One learning rate that was tried. nll: nats an answer."""
+    """One learning rate that was tried, judged on validation rows. nll: nats per answer."""
 
     arm: str
     learning_rate: float
-    by: Literal["validation", "prequential"] = "validation"
     shots: int | None = None
     score: Number = None
     nll: Number = None

@@ -160,9 +160,7 @@ def _analysis(comparison: Comparison) -> list[str]:
         )
         lines += table(["arm", "role", "shots", "over orders", "over draws"], rows)
     if comparison.trials:
-        prequential = comparison.trials[0].by == "prequential"
-        told = "by one pass over the half of the train rows that was left out" if prequential else "on validation rows"
-        lines += ["", f"## Learning rates tried, {told}"]
+        lines += ["", "## Learning rates tried, on validation rows"]
         rows = (
             [
                 escape(comparison.title_of(trial.arm)),
