@@ -612,7 +612,11 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
     code, asked, _ = run_manyicl(capfd, "ask", out, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
     assert code == 0
     merged = tmp_path / "merged"
-    assert run_manyicl(capfd, "merge", out, "--out", merged) == (0, f"wrote {merged}\n", "")
+    assert run_manyicl(capfd, "merge", out, "--out", merged) == (
+        0,
+        f"wrote {merged}: a plain model in float32, as its base\n",
+        "",
+    )
     code, told, _ = run_manyicl(capfd, "ask", merged, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
     first, second = json.loads(asked), json.loads(told)
     assert second == {**first, "nll": pytest.approx(first["nll"], rel=1e-4)}

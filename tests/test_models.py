@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -269,6 +270,43 @@ def test_nothing_saved_is_a_pickle(saved):
     names = {path.name for name in ("adapter", "merged-adapter") for path in (saved / name).iterdir()}
     assert {"adapter_model.safetensors", "model.safetensors", MODEL_NOTE} <= names
     assert {Path(name).suffix for name in names} <= {".safetensors", ".json", ".md", ".jinja"}
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:peft")  # peft's advice on tied weights
+@pytest.mark.parametrize(
+    ("modules", "untied"), [(("q_proj", "lm_head"), True), (("embed_tokens",), True), ("all-linear", False)]
+)
+def test_a_merge_into_tied_weights_gives_the_adapters_logits(tmp_path, modules, untied):
+    """Finding B5: folded into weights that head and embedding share, an adapter on one of them changed both."""
+    seed = ModelSettings(path="seed", precision="fp32")
+    load_model(seed).save_pretrained(tmp_path / "base")  # in float32, so that its merged weights are too
+    load_tokenizer(seed).save_pretrained(tmp_path / "base")
+    settings = base_settings(tmp_path, lora=LoraSettings(rank=4, modules=modules))
+    model = load_model(settings, trainable=True)
+    assert model.get_base_model().config.tie_word_embeddings
+    torch.manual_seed(0)
+    for parameter in (p for n, p in model.named_parameters() if "lora_" in n):
+        parameter.data.normal_(0, 0.05)
+    save_model(model, load_tokenizer(settings), tmp_path / "adapter", note=NOTE)
+    said = merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
+    assert ("head of its own" in said) == untied
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.config.tie_word_embeddings == (not untied)
+    assert (logits_of(merged) - logits_of(model)).abs().max() <= 1e-4
+    trained_on = load_model(ModelSettings(path=str(tmp_path / "adapter"), precision="fp32"), trainable=True)
+    assert (logits_of(trained_on) - logits_of(model)).abs().max() <= 1e-4
+
+
+def test_a_merged_model_has_the_type_of_its_base(tmp_path):
+    tiny_model("llama").bfloat16().save_pretrained(tmp_path / "base")
+    train_tokenizer("bpe").save_pretrained(tmp_path / "base")
+    settings = base_settings(tmp_path, lora=LoraSettings(rank=4))
+    save_model(load_model(settings, trainable=True), load_tokenizer(settings), tmp_path / "adapter", note=NOTE)
+    said = merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
+    assert said == f"{tmp_path / 'merged'}: a plain model in bfloat16, as its base"
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert AutoConfig.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
 
 
 def test_a_killed_merge_does_not_stand_in_the_way_of_the_next(saved, tmp_path):

@@ -478,8 +478,7 @@ def merge(
     """Fold a run's adapter into its base, into a plain Hugging Face folder."""
     from manyicl.models import merge_adapter
 
-    merge_adapter(model, out)
-    typer.echo(f"wrote {out}")
+    typer.echo(f"wrote {merge_adapter(model, out)}")
 
 
 @app.command()

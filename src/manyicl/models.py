@@ -194,7 +194,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
             with _without_rename_warning():
                 model = PeftModel.from_pretrained(model, locate_model(settings.path))
     if is_adapter and trainable:
-        model = model.merge_and_unload()
+        model, _ = _fold_adapter(model)
     return add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
 
 
@@ -326,8 +326,29 @@ def save_beside_weights(model: Any, tokenizer: Any, folder: Path, *, note: Model
     write_atomically(folder / MODEL_NOTE, note.model_dump_json(indent=2) + "\n")
 
 
-def merge_adapter(path: str, out: Path) -> None:
-    """Fold the adapter at `path` (a run or a folder) into its base and save a plain model in `out`.
+def _fold_adapter(model: Any) -> tuple[Any, bool]:
+    """Return the plain model that an adapter and its base make, and whether its head and embedding had to be untied.
+
+    An adapter on one of the two changes only that one; folded into weights that both share it would change both.
+    """
+    base = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = [part for part in (embedding, head) if part is not None and hasattr(part, "base_layer")]
+    weights = [getattr(part, "base_layer", part).weight for part in (embedding, head) if part is not None]
+    is_tied = len(weights) == 2 and weights[0].data_ptr() == weights[1].data_ptr()
+    if adapted and is_tied:
+        own = weights[1].detach().clone()
+        getattr(head, "base_layer", head).weight = nn.Parameter(own, requires_grad=False)
+        for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+    return model.merge_and_unload(), bool(adapted and is_tied)
+
+
+def merge_adapter(path: str, out: Path) -> str:
+    """Fold the adapter at `path` (a run or a folder) into its base, save a plain model in `out`, and say what was done.
+
+    Products are summed in float32 and the weights saved in the type that the base's config names. A head that shares
+    its weights with the embedding gets weights of its own if the adapter is on one of the two.
 
     Raises:
         UserError: there is no adapter, or `out` exists.
@@ -340,12 +361,16 @@ def merge_adapter(path: str, out: Path) -> None:
     if out.exists():
         raise UserError(f"--out {out}: exists already; name a new folder")
     settings = ModelSettings(path=str(source), precision="fp32")
-    model = load_model(settings).merge_and_unload()
+    dtype = getattr(load_config(settings), "dtype", None) or torch.float32
+    model, was_untied = _fold_adapter(load_model(settings))
+    model.to(dtype)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left
     save_model(model, load_tokenizer(settings), partial, note=read_note(path))
     sync_tree(partial)
     partial.rename(out)
+    untied = ", with a head of its own: the base's shares its weights with the embedding" if was_untied else ""
+    return f"{out}: a plain model in {str(dtype).removeprefix('torch.')}, as its base{untied}"
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from tests.forked import ROOT, launch_forked, run_forked
 TIMED = ("tokens_per_s", "answers_per_s", "model_flops_per_s", "mfu")
 
 
-def write_setting(folder: Path, *, lora: bool = False, family: str = "llama", **train: object) -> RunConfig:
-    """Write tasks, model and tokenizer under `folder` and return the recipe (also written to recipe.toml)."""
+def write_tasks(folder: Path) -> None:
+    """Write three small tasks under `folder`/tasks."""
     for name, answer in (("animals", "animal"), ("colours", "colour"), ("beasts", "animal")):
         task = make_task(name, answer=answer)
         rows = [
@@ -38,6 +38,11 @@ def write_setting(folder: Path, *, lora: bool = False, family: str = "llama", **
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         about = {"family": "classification", "instruction": task.instruction, "labels": list(task.labels)}
         path.with_suffix(".task.json").write_text(json.dumps(about))
+
+
+def write_setting(folder: Path, *, lora: bool = False, family: str = "llama", **train: object) -> RunConfig:
+    """Write tasks, model and tokenizer under `folder` and return the recipe (also written to recipe.toml)."""
+    write_tasks(folder)
     tiny_model(family).save_pretrained(folder / "start")
     train_tokenizer("bpe").save_pretrained(folder / "start")
     values = {

@@ -1,0 +1,1 @@
+"""Tests on real pretrained models, as `make bases` builds them."""
