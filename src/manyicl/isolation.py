@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from manyicl.attention import inner_model, segment_attention
+from manyicl.attention import inner_model, segment_attention, takes_segments
 from manyicl.batches import Batch, join_row
 from manyicl.config_shapes import longest_boundary
 from manyicl.errors import UserError
@@ -151,6 +151,8 @@ def _try_model(model: nn.Module, inner: Any, ids: NDArray[np.int32], *, longest:
                 return "does not take its attention from outside"
             most = _most_difference(model, short, torch.cat([near_NV, query_NV]))
             with segment_attention(model):
+                if not takes_segments(model):
+                    return "does not take its attention from outside"
                 rows = [target_logits(model, row) for row in (short, other, far)]
             return _judge(rows, own=(near_NV, query_NV, long_NV), most=most)
     except (torch.OutOfMemoryError, UserError):
