@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -290,4 +291,5 @@ def test_the_real_tasks_are_all_usable(capfd):
     assert (code, err) == (0, "")
     verdicts = [line.split("│")[-2].strip() for line in out.splitlines() if line.startswith("│")]
     assert len(verdicts) >= 12
-    assert set(verdicts) == {"good"}
+    long = re.compile(r"usable, but [\d,]+ t\w+ rows too long to be \w+ \(longest sequence: 512 tokens\)")
+    assert {verdict for verdict in verdicts if not long.fullmatch(verdict)} <= {"good"}

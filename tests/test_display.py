@@ -59,13 +59,14 @@ def test_a_score_stands_with_its_interval_in_percent():
 
 
 def test_a_dash_where_nothing_was_scored_and_a_star_where_extrapolated():
-    shown = evaluation((cell(0), cell(4)), (cell(0, 0.5), cell(4, 0.75, extrapolated=True)), (cell(0, 0.0),))
+    untested = tuple(cell(k, why_not="it has no test rows") for k in (0, 4))
+    shown = evaluation(untested, (cell(0, 0.5), cell(4, 0.75, extrapolated=True)), (cell(0, 0.0),))
     text = render(evaluation_table(shown))
     assert cells_of(text, "task0")[2:] == ["-", "-", "-", "-"]
     assert cells_of(text, "task1")[4:] == ["50.0 [40, 60]", "75.0* [65, 85]"]
     assert cells_of(text, "task2")[4:] == ["0.0 [-10, 10]", "-"]
     assert "* more shots than this task was trained with" in text
-    assert "task0: 0, 4 shots do not fit 512 tokens, or are more than it has" in text
+    assert "task0: not asked at 0, 4 shots: it has no test rows" in text
     assert "*" not in render(evaluation_table(evaluation((cell(0, 0.5),))))
 
 

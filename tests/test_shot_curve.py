@@ -33,7 +33,8 @@ def open_task():
 
 def test_queries_that_do_not_fit_behind_the_most_shots_are_left_out_at_every_k_and_counted(tokenizer):
     task = tokenize_task(open_task(), tokenizer=tokenizer)
-    sweep = Sweep(shots=(0, 2), num_draws=2, num_queries=50, max_tokens=200)
+    room = len(task.head_ids) + int(task.splits["test"].lengths.max()) + 10  # for the long one, and no two shots
+    sweep = Sweep(shots=(0, 2), num_draws=2, num_queries=50, max_tokens=room)
     curve = evaluate_task(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
     assert curve.num_queries == 10
     assert [(cell.num_scored, cell.num_unfit) for cell in curve.cells] == [(10, 1), (20, 1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class TaskAudit:
     for open answers). fits: budget in tokens -> examples of median length that fit an episode. blockers end a run.
     chance: what answering the test rows by dice scores (0 to 1), None if an answer is open.
     num_near_copies: test inputs with a near-duplicate in train (copies.py), None where there are too many to compare.
+    left_out: reason -> rows that `eval` and `ask` leave out because they are too long for the model.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class TaskAudit:
     warnings: tuple[str, ...]
     num_near_copies: int | None = 0
     chance: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -75,8 +77,13 @@ class TaskAudit:
         return not self.faults and not self.blockers
 
 
-def audit_task(path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence[int] = BUDGETS) -> TaskAudit:
-    """Return the audit of one data file; token counts only with a tokenizer."""
+def audit_task(
+    path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence[int] = BUDGETS, max_tokens: int | None = None
+) -> TaskAudit:
+    """Return the audit of one data file; token counts only with a tokenizer.
+
+    max_tokens: the longest sequence of the model that is to be asked; rows too long for it are counted.
+    """
     task, faults = inspect_task(path)
     if task is None:
         return TaskAudit(path, path.stem, "", 0, {}, {}, "", {}, None, None, {}, tuple(faults), (), ())
@@ -86,6 +93,7 @@ def audit_task(path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence
     if tokenized:
         for reasons in tokenized.dropped.values():
             dropped.update(reasons)
+    left_out = _left_out(tokenized, tokenizer, max_tokens=max_tokens) if tokenized and tokenizer and max_tokens else {}
     return TaskAudit(
         path=path,
         name=task.name,
@@ -100,12 +108,24 @@ def audit_task(path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence
         fits={budget: _num_fitting(tokenized, budget) for budget in budgets} if tokenized else {},
         faults=tuple(faults),
         blockers=tuple(_blockers(task, tokenized, kept=kept, budget=max(budgets))),
-        warnings=tuple(_warnings(task, kept=kept, dropped=dropped)),
+        warnings=(
+            *(f"{count:,} {reason} (longest sequence: {max_tokens:,} tokens)" for reason, count in left_out.items()),
+            *_warnings(task, kept=kept, dropped=dropped),
+        ),
         num_near_copies=_num_near_copies(task),
         chance=chance_score(
             [task.choices(e) for e in task.test], test_answers=[e.answers for e in task.test], metric=task.metric
         ),
+        left_out=left_out,
     )
+
+
+def _left_out(tokenized: TokenizedTask, tokenizer: TaskTokenizer, *, max_tokens: int) -> dict[str, int]:
+    """Return the rows that an evaluation with its usual number of queries would leave out because of their length."""
+    from manyicl.sweep import Sweep, TaskSweep  # needs torch, which takes seconds to import
+
+    sweep = Sweep(shots=(0,), num_draws=1, max_tokens=max_tokens)
+    return TaskSweep(tokenized, tokenizer=tokenizer, sweep=sweep).left_out
 
 
 def _num_near_copies(task: Task) -> int | None:

@@ -58,7 +58,8 @@ class Cell:
     k that is asked, so at no k. num_cut: generations that reached the limit. extrapolated: more shots than trained.
     spread: standard deviation of the draws' scores; worst_draw, best_draw: the lowest and highest of them; all three
     are None where there is one draw. draws: each draw's own figures; none in a one-pass curve. unanswered: reason ->
-    queries that a server gave no answer to; such a cell has no score.
+    queries that a server gave no answer to; such a cell has no score. why_not: why nothing was asked here, such as "it
+    has only 12 train rows"; "" if it was.
     """
 
     shots: int
@@ -78,6 +79,7 @@ class Cell:
     best_draw: float | None = None
     draws: tuple[DrawCell, ...] = ()
     unanswered: Mapping[str, int] = field(default_factory=dict)
+    why_not: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class ShotCurve:
 
     num_encoded_tokens: tokens of heads and shots that a whole sweep encodes, each draw once; None where the model's
     cache cannot be shared, so that each query has its shots encoded anew, and where a server or one pass answered.
+    left_out: reason -> rows that take no part because they are too long (sweep.TaskSweep).
     """
 
     task: str
@@ -118,6 +121,7 @@ class ShotCurve:
     predictions: tuple[Prediction, ...] = ()
     sha256: str = ""
     num_encoded_tokens: int | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def score_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:

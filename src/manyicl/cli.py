@@ -74,14 +74,17 @@ def check(
     from manyicl.display import audit_table, make_console
     from manyicl.tasks import find_task_files
 
-    tokenizer = None
+    tokenizer, max_tokens = None, None
     if model:  # only then is torch needed, which takes seconds to import
-        from manyicl.models import ModelSettings, load_tokenizer
+        from manyicl.models import ModelSettings, find_max_tokens, load_tokenizer
         from manyicl.templates import TemplateSettings
         from manyicl.tokens import TaskTokenizer
 
         tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=model)), TemplateSettings())
-    audits = [audit_task(path, tokenizer=tokenizer) for path in find_task_files(folder)]
+        max_tokens = find_max_tokens(model)
+        if max_tokens is None:
+            typer.echo(f"{model}: does not say how long a sequence may be, so long rows are not counted", err=True)
+    audits = [audit_task(path, tokenizer=tokenizer, max_tokens=max_tokens) for path in find_task_files(folder)]
     make_console().print(audit_table(audits))
     if not all(audit.usable for audit in audits):
         raise typer.Exit(1)
@@ -427,21 +430,26 @@ def ask(
     file: Annotated[str, typer.Argument(metavar="[FILE | -]", help="Inputs, one a line; - is standard input.")] = "-",
     shots: Annotated[int | None, typer.Option("--shots", min=0, help="As many as fit unless said.")] = None,
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut, left_out.")
+    ] = False,
     max_tokens: MaxTokens = None,
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Answer one input a line behind the shots that fit."""
+    """Answer one input a line behind the shots that fit; standard error says how many these are."""
     from dataclasses import asdict
 
-    from manyicl.evaluation import ask_inputs, read_inputs
+    from manyicl.evaluation import ask_inputs, read_inputs, tell_shots
     from manyicl.tasks import load_tasks
 
     inputs = read_inputs(file)
     chosen = load_tasks(tasks, names=[task])[0]
     asked = _load_asked(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
-    for answer in ask_inputs(asked, chosen, inputs, shots=shots, seed=seed):
+    answers = ask_inputs(asked, chosen, inputs, shots=shots, seed=seed)
+    if not as_json:
+        typer.echo(tell_shots(answers, num_train=len(chosen.train)), err=True)
+    for answer in answers:
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
 
 

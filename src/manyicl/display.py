@@ -104,12 +104,10 @@ def _notes(evaluation: Evaluation) -> list[Text]:
         unfit = max((cell.num_unfit for cell in curve.cells if cell.num_scored), default=0)
         if unfit:
             notes.append(f"{curve.task}: {unfit} queries do not fit behind its most shots and were left out at every k")
-        missing = [str(cell.shots) for cell in curve.cells if not cell.num_scored and not cell.unanswered]
-        if missing:
-            counts = ", ".join(missing)
-            notes.append(
-                f"{curve.task}: {counts} shots do not fit {evaluation.max_tokens} tokens, or are more than it has"
-            )
+        notes += [f"{curve.task}: {count:,} {reason}" for reason, count in curve.left_out.items()]
+        for reason in dict.fromkeys(cell.why_not for cell in curve.cells if cell.why_not):
+            counts = ", ".join(str(cell.shots) for cell in curve.cells if cell.why_not == reason)
+            notes.append(f"{curve.task}: not asked at {counts} shots: {reason}")
         notes += [
             f"{curve.task}: {count} queries at {cell.shots} shots have no answer ({reason})"
             for cell in curve.cells

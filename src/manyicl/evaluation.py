@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from manyicl.sharing import can_share_prefix
 from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
 from manyicl.sweep import (
     DEFAULT_SHOTS,
+    LONG_TRAIN,
     Sweep,
     TaskSweep,
     draw_shots,
@@ -320,6 +321,7 @@ class Answer:
     """What `ask` says of one input.
 
     nll: nats of the answer with its terminator, None where it was cut. shots: how many stood before the input.
+    left_out: reason -> train rows that could not be shots.
     """
 
     input: str
@@ -327,6 +329,7 @@ class Answer:
     nll: float | None
     shots: int
     cut: bool
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def ask_inputs(
@@ -334,8 +337,10 @@ def ask_inputs(
 ) -> list[Answer]:
     """Answer each input behind the shots of one draw that fit, or behind `shots` of them.
 
+    Train rows that leave no room for the longest input are no shots: they are passed over, and counted in `left_out`.
+
     Raises:
-        UserError: an empty input, or one that does not fit behind the shots asked for.
+        UserError: an empty input, fewer train rows than `shots`, or an input that does not fit behind the shots.
     """
     if shots is not None and shots < 0:
         raise UserError(f"--shots {shots}: shots count from 0")
@@ -343,28 +348,48 @@ def ask_inputs(
         if not text.strip():
             raise UserError(f"line {number}: is empty; give one input a line")
     tokenized = tokenize_for(task, asked)
-    order = draw_shots(tokenized, seed=seed, draw=0)
     written = write_answers(asked.tokenizer, task.labels)
     longest = most_answer_tokens(tokenized, written if task.labels else None)
     texts = [input_text(text, settings=asked.tokenizer.settings) for text in inputs]
     between, after = asked.tokenizer.between_ids, asked.tokenizer.before_answer_ids
     queries = [np.asarray(between + ids + after, dtype=np.int32) for ids in asked.tokenizer.encode_texts(texts)]
     room = asked.max_tokens - longest - max(len(q) for q in queries)
+    order = draw_shots(tokenized, seed=seed, draw=0, most_tokens=room - len(tokenized.head_ids))
+    num_long = len(tokenized.splits["train"]) - len(order)
     fitting = int(np.searchsorted(prefix_lengths(tokenized, order), room, side="right")) - 1
     if fitting < (shots or 0):  # without any shots there is -1 where not even the head fits
         place = int(np.argmax([len(q) for q in queries])) + 1
         raise UserError(
-            f"line {place}: the longest input leaves room for {max(fitting, 0)} shots in {asked.max_tokens} tokens"
-            f"{f', not {shots}' if shots is not None else ''}; shorten it, or lower --shots"
+            _tell_no_room(tokenized, num_fitting=fitting, shots=shots, line=place, max_tokens=asked.max_tokens)
         )
     num_shots = fitting if shots is None else shots
     before = join_examples(tokenized, split="train", indices=order[:num_shots].astype(np.int32)).ids
     if not num_shots:
         queries = [query[tokenized.num_between :] for query in queries]
     with asked.asking():
-        return _answer_queries(
+        answers = _answer_queries(
             asked, task, list(inputs), queries=queries, before=before, num_shots=num_shots, longest=longest
         )
+    return [replace(answer, left_out={LONG_TRAIN: num_long} if num_long else {}) for answer in answers]
+
+
+def _tell_no_room(tokenized: TokenizedTask, *, num_fitting: int, shots: int | None, line: int, max_tokens: int) -> str:
+    """Return why an input cannot be asked behind so many shots, and what to do."""
+    num_train = len(tokenized.splits["train"])
+    if shots is not None and shots > num_train:
+        return f"--shots {shots}: task '{tokenized.task.name}' has only {num_train} train rows; lower --shots"
+    wanted = f", not {shots}" if shots is not None else ""
+    return (
+        f"line {line}: the longest input leaves room for {max(num_fitting, 0)} shots in {max_tokens} tokens{wanted};"
+        " shorten it, or lower --shots"
+    )
+
+
+def tell_shots(answers: Sequence[Answer], *, num_train: int) -> str:
+    """Return how many shots stood before the inputs, and which train rows could be none, in one line."""
+    told = f"behind {answers[0].shots:,} of {num_train:,} train rows as shots"
+    left_out = "".join(f"; {count:,} {reason}" for reason, count in answers[0].left_out.items())
+    return f"{told}{left_out}"
 
 
 def _answer_queries(

@@ -306,6 +306,15 @@ def max_tokens_of(config: Any) -> int:
     return min(known)
 
 
+def find_max_tokens(path: str) -> int | None:
+    """Return the longest sequence that the model at `path` is asked with by default; None if it does not say."""
+    try:
+        most = max_tokens_of(load_config(ModelSettings(path=path)))
+    except UserError:
+        return None
+    return min(most, read_note(path).token_budget or most)
+
+
 def save_model(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> None:
     """Write weights (safetensors), config, tokenizer and note, so that Hugging Face's classes load them.
 

@@ -48,7 +48,7 @@ class Evaluation:
         keys = ("task", "family", "metric", "sha256", "num_queries", "num_draws", "num_encoded_tokens")
         tasks = []
         for curve in self.curves:
-            entry = {key: getattr(curve, key) for key in keys}
+            entry = {key: getattr(curve, key) for key in keys} | {"left_out": dict(curve.left_out)}
             tasks.append({**entry, "curve": [asdict(cell) for cell in curve.cells]})
         return {
             "schema": RESULT_SCHEMA,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -168,7 +168,8 @@ def make_curve(
             draws = tuple(_draw_cell(audits[draw, shots], draw, row) for draw, row in rows.items())
             cells.append(_make_cell(plan, shots, rows, draws=draws, extrapolated=extrapolated))
         else:
-            cells.append(Cell(shots, None, None, None, None, 0, len(plan.wanted), None, extrapolated=extrapolated))
+            unscored = Cell(shots, None, None, None, None, 0, len(plan.wanted), None, why_not=plan.why_not(shots))
+            cells.append(replace(unscored, extrapolated=extrapolated))
     return ShotCurve(
         task=plan.task.name,
         family=plan.task.family,
@@ -179,6 +180,7 @@ def make_curve(
         predictions=tuple(p for cell in sorted(answered, key=lambda cell: cell[::-1]) for p in answered[cell]),
         sha256=plan.task.sha256,
         num_encoded_tokens=num_encoded_tokens,
+        left_out=plan.left_out,
     )
 
 
@@ -317,7 +319,15 @@ def score_one_pass(
     settings = EpisodeSettings(token_budget=token_budget)
     if not len(tokenized.splits[split]):
         raise UserError(f"task '{task.name}': has no {split} rows, so no one-pass curve; give some rows that split")
-    episodes = iter_episodes([lengths_of(tokenized, split=split)], settings=settings, seed=seed)
+    lengths = lengths_of(tokenized, split=split)
+    alone = lengths.num_head_tokens - lengths.num_between + lengths.lengths
+    num_long = int((alone > token_budget).sum())
+    if num_long == len(alone):
+        raise UserError(
+            f"task '{task.name}': none of its {num_long:,} {split} rows fits {token_budget:,} tokens (the shortest"
+            f" needs {int(alone.min()):,}); raise --max-tokens, or leave the task out"
+        )
+    episodes = iter_episodes([lengths], settings=settings, seed=seed)
     maker = BatchMaker({task.name: tokenized}, split=split)
     nll_by_shots: dict[int, list[float]] = {}
     match_by_shots: dict[int, list[float]] = {}
@@ -362,6 +372,7 @@ def score_one_pass(
         num_draws=len(match_by_shots.get(0, ())),
         cells=tuple(cells),
         sha256=task.sha256,
+        left_out={f"{split} rows too long to be asked": num_long} if num_long else {},
     )
 
 

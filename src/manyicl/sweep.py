@@ -2,6 +2,9 @@
 
 Shots come from a task's train split, queries from its test split. In one draw the shots for k are the first k of the
 shots for any larger k, so a sweep encodes its shots once. One set of queries serves every k and every draw.
+
+Rows that are too long take no part: a test row that does not fit even without shots is never a query, and a train row
+that leaves no room for the queries is never a shot, as training leaves out rows that fit no episode. Both are counted.
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples
 DEFAULT_SHOTS = (0, 1, 4, 16, 64)
 # A k is asked only where at least this share of the queries fits behind it; else it would be scored on short ones.
 MIN_FIT_SHARE = 0.9
+# Room is kept for the longest query; but not for the longest tenth if they need more than this share of the sequence.
+MAX_QUERY_SHARE = 0.25
+LONG_TRAIN = "train rows too long to be shots"
+LONG_TEST = "test rows too long to be asked"
 # A free answer may take this many tokens at the most, or the longest of the task's train answers where that is less.
 MAX_ANSWER_TOKENS = 256
 
@@ -43,10 +50,26 @@ class Sweep:
     fixed_shots: int | None = None
 
 
-def draw_shots(tokenized: TokenizedTask, *, seed: int, draw: int) -> NDArray[np.int64]:
-    """Return one draw: all train examples in a random order, of which any first k are its k shots."""
+def draw_shots(tokenized: TokenizedTask, *, seed: int, draw: int, most_tokens: int | None = None) -> NDArray[np.int64]:
+    """Return one draw: the train examples in a random order, of which any first k are its k shots.
+
+    most_tokens: examples longer than this are left out, which changes nothing in the order of the others.
+    """
     rng = np.random.default_rng([seed, _name_seed(tokenized), draw])
-    return rng.permutation(len(tokenized.splits["train"]))
+    order = rng.permutation(len(tokenized.splits["train"]))
+    return order if most_tokens is None else order[tokenized.splits["train"].lengths[order] <= most_tokens]
+
+
+def tokens_kept_for_query(needs: NDArray[np.int64], *, max_tokens: int) -> int:
+    """Return the tokens that shots leave free for a query and its answer; 0 if there are no queries.
+
+    The longest of the queries decides. But the longest tenth are not waited for if they need more than
+    `MAX_QUERY_SHARE` of the sequence: one long query must not cost all others their shots.
+    """
+    if not len(needs):
+        return 0
+    usual = np.quantile(needs, MIN_FIT_SHARE, method="inverted_cdf")
+    return int(needs[needs <= max(usual, MAX_QUERY_SHARE * max_tokens)].max())
 
 
 def reorder_shots(first: NDArray[np.int64], *, num_fixed: int, seed: Sequence[int]) -> NDArray[np.int64]:
@@ -82,13 +105,14 @@ def refuse_empty(plans: Sequence[TaskSweep]) -> None:
     """Refuse a sweep that asks nothing of any task.
 
     Raises:
-        UserError: with the fewest shots that were to be asked.
+        UserError: with the reason of each task, at the fewest shots that were to be asked.
     """
     if plans and not any(plan.cells for plan in plans):
-        sweep, most = plans[0].sweep, max(len(plan.tokenized.splits["train"]) for plan in plans)
+        fewest = min(plans[0].sweep.shots)
+        told = [f"task '{plan.task.name}' at {fewest} shots: {plan.why_not(fewest)}" for plan in plans[:3]]
+        more = f"; and {len(plans) - 3} more tasks" if len(plans) > 3 else ""
         raise UserError(
-            f"nothing can be asked: behind {min(sweep.shots)} shots no task has room for its queries in"
-            f" {sweep.max_tokens:,} tokens, or so many train rows (at most {most:,}); ask fewer, or raise --max-tokens"
+            f"nothing can be asked: {'; '.join(told)}{more}; add rows that fit, lower --shots, or raise --max-tokens"
         )
 
 
@@ -105,13 +129,15 @@ class TaskSweep:
     def __init__(self, tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, sweep: Sweep) -> None:
         self.tokenized, self.tokenizer, self.sweep = tokenized, tokenizer, sweep
         self.task = tokenized.task
-        order = np.random.default_rng([sweep.seed, _name_seed(tokenized)]).permutation(len(tokenized.splits["test"]))
-        self.wanted: NDArray[np.int64] = order[: sweep.num_queries]
-        self.draws = [self._draw(draw) for draw in range(sweep.num_draws)]
-        self.candidates = self._candidates()
-        self.written = {known: write_answers(tokenizer, known) for known in set(self.candidates.values())}
+        self.candidates: dict[int, tuple[str, ...]] = {}
+        self.written: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
         self.max_new_tokens = most_answer_tokens(tokenized, None)
-        self.asked_shots, self.queries = self._fix_queries()
+        order = np.random.default_rng([sweep.seed, _name_seed(tokenized)]).permutation(len(tokenized.splits["test"]))
+        self.wanted, needs, self.num_long_queries = self._choose_queries(order)
+        room = sweep.max_tokens - len(tokenized.head_ids) - tokens_kept_for_query(needs, max_tokens=sweep.max_tokens)
+        self.num_long_shots = int((tokenized.splits["train"].lengths > room).sum())
+        self.draws = [self._draw(draw, most_tokens=room) for draw in range(sweep.num_draws)]
+        self.asked_shots, self.queries = self._fix_queries(needs)
         self.num_unfit = len(self.wanted) - len(self.queries)
         self.count = EngineCount()
 
@@ -125,6 +151,29 @@ class TaskSweep:
             "num_queries": len(self.queries),
             "num_draws": self.sweep.num_draws,
         }
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> rows that take no part because of their length; a reason without rows is absent."""
+        counts = {LONG_TRAIN: self.num_long_shots, LONG_TEST: self.num_long_queries}
+        return {reason: count for reason, count in counts.items() if count}
+
+    def why_not(self, shots: int) -> str:
+        """Return why the task is not asked with so many shots; "" if it is."""
+        num_test, num_train = (len(self.tokenized.splits[split]) for split in ("test", "train"))
+        within = f"{self.sweep.max_tokens:,} tokens"
+        if shots in self.asked_shots:
+            return ""
+        if not num_test:
+            return "it has no test rows"
+        if not len(self.wanted):
+            return f"none of its {num_test:,} test rows fits {within}"
+        if shots > num_train:
+            return f"it has only {num_train:,} train row{'s' * (num_train != 1)}"
+        num_short = num_train - self.num_long_shots
+        if shots > num_short:
+            return f"only {num_short:,} of its {num_train:,} train rows are short enough for {within}"
+        return f"they do not fit {within}"
 
     @property
     def query_ids(self) -> list[str]:
@@ -152,21 +201,37 @@ class TaskSweep:
             int(prefix_lengths(self.tokenized, self.draws[draw])[most]) for draw, most in lasts if most is not None
         )
 
-    def _draw(self, draw: int) -> NDArray[np.int64]:
+    def _draw(self, draw: int, *, most_tokens: int) -> NDArray[np.int64]:
         fixed, seed = self.sweep.fixed_shots, self.sweep.seed
-        first = draw_shots(self.tokenized, seed=seed, draw=draw if fixed is None else 0)
+        first = draw_shots(self.tokenized, seed=seed, draw=draw if fixed is None else 0, most_tokens=most_tokens)
         if fixed is None or draw == 0:
             return first
         return reorder_shots(first, num_fixed=fixed, seed=[seed, _name_seed(self.tokenized), draw])
 
-    def _candidates(self) -> dict[int, tuple[str, ...]]:
-        """Return the known answers of each wanted query; empty where it is to be generated."""
-        rows = self.tokenized.splits["test"].rows
-        return {int(q): self.task.choices(self.task.test[rows[q]]) for q in self.wanted}
+    def _choose_queries(self, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Return the first test rows of `order` that fit without shots, the tokens each needs, and how many do not fit.
 
-    def _fix_queries(self) -> tuple[tuple[int, ...], NDArray[np.int64]]:
+        A row that does not fit with its own answer is counted wherever it stands; one that has no room for the longest
+        answer it may be given only if it comes before the last query.
+        """
+        test, room = self.tokenized.splits["test"], self.sweep.max_tokens - len(self.tokenized.head_ids)
+        fits = test.lengths[order] <= room
+        num_long = int((~fits).sum())
+        queries: list[int] = []
+        needs: list[int] = []
+        for query in order[fits].tolist():
+            if len(queries) == self.sweep.num_queries:
+                break
+            need = self._num_query_tokens(query)
+            if need <= room:
+                queries.append(query)
+                needs.append(need)
+            else:
+                num_long += 1
+        return np.array(queries, dtype=np.int64), np.array(needs, dtype=np.int64), num_long
+
+    def _fix_queries(self, needs: NDArray[np.int64]) -> tuple[tuple[int, ...], NDArray[np.int64]]:
         """Return the shot counts that can be asked, and the queries that fit at the largest of them in every draw."""
-        needs = np.array([self._num_query_tokens(int(q)) for q in self.wanted], dtype=np.int64)
         longest = np.max([prefix_lengths(self.tokenized, draw) for draw in self.draws], axis=0)
         asked: list[int] = []
         queries = self.wanted[:0]
@@ -180,9 +245,13 @@ class TaskSweep:
         return tuple(asked), queries
 
     def _num_query_tokens(self, query: int) -> int:
+        """Return the tokens of a query's input and of the longest answer that it may get or that is its own."""
         test = self.tokenized.splits["test"]
+        known = self.task.choices(self.task.test[test.rows[query]])
+        self.candidates[query] = known
+        if known not in self.written:
+            self.written[known] = write_answers(self.tokenizer, known)
         reference = int(test.answer_lengths[query])
-        known = self.candidates[query]
         longest = most_answer_tokens(self.tokenized, self.written[known]) if known else self.max_new_tokens
         return int(test.lengths[query]) - reference + max(reference, longest)
 
