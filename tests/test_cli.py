@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -228,7 +229,8 @@ def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
         (tmp_path / "in.txt").write_text(text)
         assert expected in refusal(capfd, *ask, tmp_path / "in.txt")
     (tmp_path / "in.txt").write_text("1 + 1\n")
-    assert "leaves room for " in refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 60)
+    assert "leaves room for " in refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 46)
+    assert "has only 46 train rows" in refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 60)
     assert refusal(capfd, "merge", model, "--out", tmp_path / "out").endswith(
         "has no adapter to merge; its model is whole already"
     )
@@ -465,7 +467,8 @@ def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
     code, out, err = run_manyicl(
         capfd, "ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", *file
     )
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert re.fullmatch(r"behind \d+ of 40 train rows as shots\n", err)
     assert len(out.splitlines()) == 3
     assert set(out.splitlines()) <= {"fox", "owl", "cat", "dog"}
 
@@ -491,7 +494,7 @@ def test_ask_tells_what_it_did_in_json(folder, tmp_path, capfd, task, shots):
     assert code == 0
     assert [answer["input"] for answer in answers] == ["a fox", "1 + 1"]
     for answer in answers:
-        assert set(answer) == {"input", "answer", "nll", "shots", "cut"}
+        assert set(answer) == {"input", "answer", "nll", "shots", "cut", "left_out"}
         assert answer["shots"] == shots if shots is not None else answer["shots"] > 10
         assert answer["nll"] is None or not answer["cut"]
     if task == "animals":

@@ -1,4 +1,4 @@
-"""Rows that are too long for a sequence (review finding A6): no shots, no queries, counted wherever a model is asked."""
+"""Rows too long for a sequence (review finding A6) are no shots and no queries, and are counted wherever one asks."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_one_long_train_row_takes_no_number_of_shots_away(tokenizers):
 
 def test_a_train_row_that_fits_but_leaves_no_room_for_a_query_is_no_shot(tokenizers):
     task = make_task("animals")
-    length = 20 * int(plan_of(tokenizers, task).tokenized.splits["train"].lengths[7])  # about 20 times as long
-    plan = plan_of(tokenizers, stretch(task, train=(7,), times=20), shots=(0, 1), max_tokens=length)
-    head = len(plan.tokenized.head_ids)
-    assert head + plan.tokenized.splits["train"].lengths[7] <= length
+    task = stretch(task, train=(7,), times=20)
+    tokenized = plan_of(tokenizers, task).tokenized
+    room = len(tokenized.head_ids) + int(tokenized.splits["train"].lengths[7])  # just enough for it alone
+    plan = plan_of(tokenizers, task, shots=(0, 1), max_tokens=room)
     assert plan.left_out == {LONG_TRAIN: 1}
     assert all(7 not in draw for draw in plan.draws)
 
