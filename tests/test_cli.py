@@ -276,7 +276,8 @@ def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     assert (result["schema"], result["model"], result["kind"]) == (2, str(folder / "model"), "sweep")
     assert [task["task"] for task in result["tasks"]] == ["animals", "sums"]
     for task in result["tasks"]:
-        keys = {"task", "family", "metric", "sha256", "num_queries", "num_draws", "num_encoded_tokens", "curve"}
+        keys = {"task", "family", "metric", "sha256", "num_queries", "num_draws", "num_encoded_tokens"}
+        keys |= {"left_out", "curve"}
         assert set(task) == keys
         assert (task["num_queries"], task["num_draws"]) == (6, 2)
         assert task["num_encoded_tokens"] > 0
