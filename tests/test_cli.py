@@ -299,7 +299,7 @@ def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     ]  # fmt: skip
     assert f"wrote {tmp_path / 'new' / 'curve.json'} and {path}" in printed
     assert "animals" in printed
-    assert "sums: 99 shots do not fit 512 tokens, or are more than it has" in printed
+    assert "sums: not asked at 99 shots: it has only 46 train rows" in printed
     assert "\x1b" not in printed
 
 
