@@ -17,8 +17,10 @@ FOLDERS = ("manyicl", "manyicl.world", "manyicl.report")
 # In the order of the pipeline. Each may import only those above it; a new module takes its place here.
 MODULES = (
     "errors",  # what a user did wrong
+    "refusals",  # what the operating system refused
     "files",  # whole or absent
     "claims",  # work that several processes share
+    "locks",  # one writer
     # Data in: labelled rows, to text, to ids, to rows of a batch.
     "rows",
     "tasks",

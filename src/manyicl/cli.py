@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ import typer
 
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.ranks import SharedError
+from manyicl.refusals import find_refusal
 
 app = typer.Typer(
     name="manyicl",
@@ -349,11 +351,17 @@ def curve(
         refuse_other_result(out, settings, [{"task": t.name, "sha256": t.sha256} for t in chosen])
     with reporting(make_console(stderr=True)) as report:
         result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
+    fault = None
     if out is not None:  # first, so that a reader who stops reading loses nothing
-        result.save(out)
+        try:
+            result.save(out)
+        except OSError as error:  # a full disk, say: at least it can be read
+            fault = error
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, colour=console.is_terminal))
+    if fault is not None:
+        raise fault
     if out is not None:
         console.print(f"wrote {out}", soft_wrap=True)
 
@@ -545,7 +553,7 @@ def _is_main() -> bool:
 
 @contextmanager
 def _stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> Iterator[None]:
-    """Where the user stops it (Ctrl-C), say on one line how to go on, and exit with 130; where memory ran out, too.
+    """Say on one line how to go on if the user stops it (Ctrl-C, exit code 130), or memory or the system fail it.
 
     command: what goes on, behind `manyicl`. kept: exists once there is something to go on with. recipe: where a setting
     is to be changed that takes less memory; the command takes it unless said.
@@ -558,6 +566,14 @@ def _stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> 
         setting, where = ([], f"write it into {recipe}, and ") if recipe else ([error.setting], "")
         command_line = shlex.join(["manyicl", *command, *setting])
         raise UserError(f"{error}; {where}go on with: {command_line}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        refused = find_refusal(error)
+        if refused is None:
+            raise
+        on = f"what was saved is kept; go on with: {shlex.join(['manyicl', *command])}"
+        raise UserError(f"{refused}; {on if kept and kept.exists() else 'nothing is kept'}") from error
     except KeyboardInterrupt:
         on = f"; go on with: {shlex.join(['manyicl', *command])}" if kept and kept.exists() else ", nothing is kept"
         if _is_main():
@@ -581,13 +597,30 @@ def main() -> None:
     # torch and its neighbours warn about their own future on every import; a user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    _open_streams()
     try:
         app()
     except UserError as error:
         if isinstance(error, SharedError) and not _is_main():
             sys.exit(0)  # the main process tells it; a failure here would end that one before it could
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-        sys.exit(2)
+        fault = str(error)
+    except Exception as error:
+        refused = find_refusal(error)
+        if refused is None:
+            raise  # a bug of ours
+        fault = refused
+    typer.secho(f"error: {fault}", err=True, fg=typer.colors.RED)
+    sys.exit(2)
+
+
+def _open_streams() -> None:
+    """Have a place to print to if a stream is closed, and escapes for what its encoding does not know."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from manyicl.errors import UserError, suggest
 from manyicl.evaluation import AskedModel, evaluate, load_asked_model
 from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
+from manyicl.locks import LOCK, sole_writer
 from manyicl.models import load_tokenizer
 from manyicl.precision import resolve_precision
 from manyicl.progress import reporting
@@ -305,8 +306,16 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
     """Return the comparison in `folder`, started with `config`, or gone on with.
 
     Raises:
-        UserError: there is none to go on with, or another one; or its tasks or texts have changed since it began.
+        UserError: there is none to go on with, or another one; or its tasks or texts have changed since it began; or
+            another process is starting one there.
     """
+    if config is None:
+        return _open_in(folder, None)
+    with sole_writer(folder):
+        return _open_in(folder, config)
+
+
+def _open_in(folder: Path, config: CompareConfig | None) -> Comparison:
     kept = folder / RECIPE
     if kept.is_file():
         comparison = Comparison(folder, load_recipe(kept, kind=CompareConfig))
@@ -321,7 +330,7 @@ def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
         return comparison
     if config is None:
         raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one: manyicl compare RECIPE --out {folder}")
-    ours = ("tasks", INPUTS_FILE)  # the demo's tasks; and what a kill leaves just before the recipe is written
+    ours = ("tasks", INPUTS_FILE, LOCK)  # the demo's tasks; and what a kill leaves just before the recipe is written
     taken = [path for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
     if taken:
         raise UserError(f"--out {folder}: is not empty ({taken[0].name}); name a new folder")

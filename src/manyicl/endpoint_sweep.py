@@ -23,6 +23,7 @@ from manyicl.endpoint import Endpoint, EndpointSettings, UnansweredError
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, make_sweep, shift_report, tokenize_for, trained_shots_of
 from manyicl.files import sync_folder
+from manyicl.parts import sole_writer_of_out
 from manyicl.results import Evaluation, refuse_other_result
 from manyicl.scoring import best_score, majority_score
 from manyicl.shot_curve import Report, chance_of, make_curve
@@ -111,6 +112,7 @@ def answer_log_path(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.json')}.answers.jsonl")
 
 
+@sole_writer_of_out
 def evaluate_at_endpoint(
     asked: AskedModel,
     tasks: Sequence[Task],

@@ -18,6 +18,7 @@ from manyicl.errors import UserError
 from manyicl.layers import check_compiler
 from manyicl.models import (
     ModelSettings,
+    check_vocabulary,
     check_window,
     hash_weights,
     load_config,
@@ -26,7 +27,7 @@ from manyicl.models import (
     max_tokens_of,
     read_note,
 )
-from manyicl.parts import Parts, package_versions
+from manyicl.parts import Parts, package_versions, sole_writer_of_out
 from manyicl.precision import PrecisionChoice, resolve_precision
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.ranks import ALONE, Ranks
@@ -132,6 +133,7 @@ def load_asked_model(
     )
 
 
+@sole_writer_of_out
 def evaluate(
     model: str | AskedModel,
     tasks: Sequence[Task],
@@ -431,6 +433,8 @@ def read_inputs(file: str) -> list[str]:
         UserError: the file cannot be read, or holds nothing.
     """
     try:
+        if file == "-" and sys.stdin is None:
+            raise UserError("standard input: is closed; give a file, or pipe one input a line")
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); give a UTF-8 text file with one input a line") from error
@@ -450,6 +454,8 @@ def tokenize_for(task: Task, asked: AskedModel) -> TokenizedTask:
     fault = check_lost_answers(tokenized)
     if fault:
         raise UserError(fault)
+    if asked.model is not None:
+        check_vocabulary(asked.model.config, path=asked.path, num_tokens=tokenized.num_ids)
     return tokenized
 
 

@@ -17,6 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
 from manyicl.config_shapes import common_window
@@ -176,6 +180,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
         )
     source, revision = _find_source(settings, "model.safetensors")
     config = load_config(settings)
+    _refuse_other_kinds(settings, Path(source), config)
     with _one_line_errors(settings, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -198,13 +203,98 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
     return add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
 
 
+def fingerprint_weights(folder: str) -> str | None:
+    """Return a hash of the safetensors files in a folder, of their sizes and samples; None if there are none.
+
+    It stays the same when files are moved or copied. 64 samples of 64 KiB a file tell apart what was trained apart, and
+    take less than a second for any model.
+    """
+    digest = hashlib.sha256()
+    files = sorted(Path(folder).glob("*.safetensors"))
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for place in sorted({size * number // 64 for number in range(64)}):
+                file.seek(place)
+                digest.update(file.read(2**16))
+    return digest.hexdigest() if files else None
+
+
 def _find_source(settings: ModelSettings, file: str) -> tuple[str, str | None]:
-    """Return where to load from, and which revision: the base of an adapter whose folder does not hold `file`."""
+    """Return where to load from, and which revision: the base of an adapter whose folder does not hold `file`.
+
+    Raises:
+        UserError: it is a folder that has no such base, or that was cloned without its large files.
+    """
     source = locate_model(settings.path)
     adapter = _read_adapter(settings.path)
     if adapter is None or (Path(source) / file).is_file():
+        _refuse_pointers(Path(source))
         return source, settings.revision
-    return locate_model(adapter["base_model_name_or_path"]), adapter.get("revision")
+    base = _locate_base(Path(source), adapter["base_model_name_or_path"])
+    _refuse_pointers(Path(base))
+    return base, adapter.get("revision")
+
+
+def _locate_base(adapter: Path, base: str) -> str:
+    """Return where the base of an adapter is: beside the adapter if its name is relative, or where it was moved to.
+
+    A base that has gone from its absolute path may have been moved together with its run, which knows its fingerprint:
+    it is looked for under the same name above the run.
+
+    Raises:
+        UserError: an absolute path that has gone, and no folder with the same weights was found.
+    """
+    path = Path(base).expanduser()
+    if not path.is_absolute():
+        beside = [place / path for place in (adapter, adapter.parent) if (place / path / "config.json").is_file()]
+        return str(beside[0].resolve()) if beside else locate_model(base)
+    if path.is_dir():
+        return str(path)
+    run = adapter.parent / "run.json"
+    expected = json.loads(run.read_bytes()).get("weights") if run.is_file() else None
+    places = [place.joinpath(*path.parts[-depth:]) for place in adapter.parents for depth in (3, 2, 1)]
+    for place in places if expected else []:
+        if (place / "config.json").is_file() and fingerprint_weights(str(place)) == expected:
+            return str(place)
+    raise UserError(
+        f"{adapter}: its base {base} is not there any more; put it back, or correct base_model_name_or_path in"
+        f" {adapter / 'adapter_config.json'}"
+    )
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Refuse a folder that was cloned without its large files.
+
+    Raises:
+        UserError: naming the first that is missing.
+    """
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise UserError(f"{path}: is a Git LFS pointer, not the file itself; fetch it: git lfs pull, in {folder}")
+
+
+def _refuse_other_kinds(settings: ModelSettings, source: Path, config: Any) -> None:
+    """Refuse a checkpoint that is not a causal language model, or whose weights are pickles.
+
+    Raises:
+        UserError: with what it is, or how to convert it.
+    """
+    names = list(getattr(config, "architectures", None) or [])
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()}
+    is_causal = any(name in known or name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    if getattr(config, "is_encoder_decoder", False) or (names and not is_causal and not settings.trust_remote_code):
+        raise UserError(
+            f"{settings.path}: is a {', '.join(names) or config.model_type}, not a causal language model; name one"
+            " whose config.json has an architecture such as LlamaForCausalLM"
+        )
+    pickles = sorted(source.glob("pytorch_model*.bin")) if source.is_dir() else []
+    if pickles and not any(source.glob("*.safetensors")):
+        raise UserError(
+            f"{settings.path}: has {pickles[0].name} and no safetensors; convert it once, in Python:"
+            f" transformers.AutoModelForCausalLM.from_pretrained({str(source)!r}).save_pretrained({str(source)!r})"
+        )
 
 
 def _read_adapter(path: str) -> dict[str, Any] | None:
@@ -289,6 +379,20 @@ def check_window(config: Any, *, num_tokens: int, what: str) -> None:
         raise UserError(
             f"{what} = {num_tokens}: every layer of the model sees only the last {window} tokens (sliding_window), and"
             f" such models collapse beyond it; set it to at most {window}, or model.config.sliding_window = 'none'"
+        )
+
+
+def check_vocabulary(config: Any, *, path: str, num_tokens: int) -> None:
+    """Refuse ids that the model has no embedding for, which would end deep inside of it.
+
+    Raises:
+        UserError: `num_tokens`, one more than the largest id in use, exceeds the rows of the embedding.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None and num_tokens > rows:
+        raise UserError(
+            f"{path}: its tokenizer writes token {num_tokens - 1:,}, but the model has only {rows:,}; use the tokenizer"
+            " that belongs to it, or give the model more rows (resize_token_embeddings) and save it"
         )
 
 
@@ -396,7 +500,11 @@ def _one_line_errors(settings: ModelSettings, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # whatever a file of the user's breaks: safetensors, jinja2, json, ... have their own
+        adapter = _read_adapter(settings.path)
         where = "" if Path(settings.path).expanduser().is_dir() else " from the hub (there is no such folder here)"
+        if adapter is not None and not Path(_find_source(settings, "config.json")[0]).is_dir():
+            base = adapter["base_model_name_or_path"]
+            where = f": its base '{base}' (adapter_config.json) is not a folder here or beside it, nor on the hub"
         raise UserError(
             f"{settings.path}: cannot load its {what}{where}: {_one_line(error)}{_blame_changes(settings)}"
         ) from error

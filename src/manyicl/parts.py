@@ -6,20 +6,56 @@ the result, and one predictions file for each cell, written as it comes.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
 from manyicl.cells import Prediction, predictions_bytes, read_predictions
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
+from manyicl.locks import sole_writer
+from manyicl.ranks import ALONE, Ranks
 
 PACKAGES = ("manyicl", "torch", "transformers", "tokenizers", "numpy")
 HEADER = "evaluation.json"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def sole_writer_of_out(evaluation: Callable[P, R]) -> Callable[P, R]:
+    """Return `evaluation`, which takes `out` and maybe `ranks` by name, with the only right to write its result.
+
+    Raises:
+        UserError: another process is at work on that result.
+    """
+
+    @functools.wraps(evaluation)
+    def with_lock(*args: P.args, **kwargs: P.kwargs) -> R:
+        out: Any = kwargs.get("out")
+        ranks: Any = kwargs.get("ranks", ALONE)
+        with ExitStack() as stack:
+            if out is not None:
+                lock_on_main(stack, Path(out), ranks=ranks)
+            return evaluation(*args, **kwargs)
+
+    return with_lock
+
+
+def lock_on_main(stack: ExitStack, out: Path, *, ranks: Ranks) -> None:
+    """Have the main process hold the lock of `out` until `stack` is left; an error is every rank's."""
+
+    def enter() -> None:
+        if ranks.is_main:
+            stack.enter_context(sole_writer(out, is_file=True))
+
+    ranks.gather(enter)
 
 
 class Parts:

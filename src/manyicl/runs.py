@@ -18,9 +18,10 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -50,12 +52,15 @@ from manyicl.held_out import (
 )
 from manyicl.isolation import TRIAL_TOKENS, isolation_fault
 from manyicl.launch import check_launch
+from manyicl.locks import LOCK, sole_writer
 from manyicl.metrics import MetricsLog
 from manyicl.models import (
     MODEL_FILES,
     ModelNote,
     ModelSettings,
+    check_vocabulary,
     check_window,
+    fingerprint_weights,
     load_config,
     load_model,
     load_tokenizer,
@@ -64,7 +69,7 @@ from manyicl.models import (
 )
 from manyicl.precision import resolve_precision
 from manyicl.progress import BarCallback, progress_bar
-from manyicl.ranks import leave_at_exit
+from manyicl.ranks import SharedError, leave_at_exit
 from manyicl.tasks import Task, load_tasks
 from manyicl.throughput import share_out
 from manyicl.tokens import (
@@ -93,6 +98,8 @@ RUN_SCHEMA = 1
 # Settings of train.* that decide a run's time and memory, not its course (but for what dropout draws in batches of
 # other packs): they may be others when it is resumed.
 CHANGEABLE = ("checkpointed_layers", "compile", "num_workers", "packs_per_batch")
+# Settings that say where things lie. They may change too, if the same tasks and weights lie in the new place.
+MOVABLE = ("tasks.folder", "model.path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,7 @@ def prepare_run(config: RunConfig) -> Prepared:
     tokenizer = load_tokenizer(config.model)
     tasks = tokenize_tasks(config, TaskTokenizer(tokenizer, config.template))
     for name, task in tasks.items():
+        check_vocabulary(load_config(config.model), path=config.model.path, num_tokens=task.num_ids)
         if not len(task.splits["train"]):
             raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
     packs = plan_packs(config, tasks)
@@ -190,21 +198,66 @@ def train(
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
-    A recipe to resume with may differ from the run's in the settings of `CHANGEABLE`. title: what the progress bar
-    calls it. callbacks: more of transformers' callbacks for the Trainer, made with the run's metrics.jsonl.
+    A recipe to resume with may differ from the run's in the settings of `CHANGEABLE`, and in those of `MOVABLE` if the
+    same files lie in the new place. No other process may write to the run until this returns. title: what the progress
+    bar calls it. callbacks: more of transformers' callbacks for the Trainer, made with the run's metrics.jsonl.
     on_prepared is called on the main process once the plan is made, before any weight is loaded.
 
     Raises:
         UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`); with
-            `resume`, tasks that are no longer those that the run was started on; a GPU that runs out of memory.
+            `resume`, tasks or weights that are not those that the run was started on; another process at work on the
+            run; a GPU that runs out of memory.
     """
     # Told so, accelerate joins a CPU launch's processes too; else each would take itself for the only one.
     # Ranks may wait long for the main process, which alone tokenises and measures what is held out.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
-    folder, config = _open_run(recipe, out=_agree_on_folder(recipe, out), overrides=overrides, resume=resume)
+    folder = _agree_on_folder(recipe, out)
+    if resume and not (folder / "config.toml").is_file():
+        raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
+    with _sole_writer_of_launch(folder, state):
+        folder, config = _open_run(recipe, out=folder, overrides=overrides, resume=resume)
+        return _train_in(
+            folder,
+            config,
+            state=state,
+            resume=resume,
+            console=console or Console(stderr=True),
+            title=title,
+            callbacks=callbacks,
+            on_prepared=on_prepared,
+        )
+
+
+@contextmanager
+def _sole_writer_of_launch(folder: Path, state: PartialState) -> Iterator[None]:
+    """Hold the lock of `folder` on the main process; if it cannot be had, all processes raise the same error."""
+    with ExitStack() as stack:
+        faults = [""]
+        if state.is_main_process:
+            try:
+                stack.enter_context(sole_writer(folder))
+            except UserError as error:
+                faults = [str(error)]
+        broadcast_object_list(faults)
+        if faults[0]:
+            raise SharedError(faults[0])
+        yield
+
+
+def _train_in(
+    folder: Path,
+    config: RunConfig,
+    *,
+    state: PartialState,
+    resume: bool,
+    console: Console,
+    title: str,
+    callbacks: Callable[[MetricsLog], Sequence[TrainerCallback]],
+    on_prepared: Callable[[Prepared], None],
+) -> Run:
+    """Do what `train` says in a folder that only this launch writes to."""
     check_launch(os.environ)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
-    console = console or Console(stderr=True)
     console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():
         prepared = prepare_run(config)
@@ -270,23 +323,39 @@ def _open_run(
     folder = out
     config = absolute_paths(recipe if isinstance(recipe, RunConfig) else load_recipe(Path(recipe), overrides=overrides))
     started = (folder / "config.toml").is_file()
-    if resume and not started:
-        raise UserError(f"--resume {folder}: no run was started there (no config.toml); name the folder of a run")
     # Compared as settings, not as text: a run started before a setting was added has its default.
     there = load_recipe(folder / "config.toml") if resume else None
     if config.model.precision == "auto":  # a run goes on in the precision that it was started in, on any machine
         config = with_precision(config, resolve_precision("auto" if there is None else there.model.precision))
     changes: dict[str, Any] = find_changes(there, config) if there is not None else {}
-    others = [key for key in changes if key.removeprefix("train.") not in CHANGEABLE]
+    others = [key for key in changes if key.removeprefix("train.") not in CHANGEABLE and key not in MOVABLE]
     if others:
         raise UserError(
             f"--resume {folder}: {', '.join(others)} would be another than in the run's config.toml; leave it out to"
             f" go on (only train.{', train.'.join(CHANGEABLE)} may change), or start a new run"
         )
-    if not resume and folder.exists() and any(folder.iterdir()):
+    if resume:
+        _refuse_moved(folder, config)
+    elif any(path.name != LOCK for path in folder.iterdir()):
         fix = f"go on with --resume {folder}, or name another" if started else "name another"
         raise UserError(f"--out {folder}: is not empty; {fix}")
     return folder, config
+
+
+def _refuse_moved(folder: Path, config: RunConfig) -> None:
+    """Refuse to go on with a run whose tasks or base have gone, as they do when a project is moved.
+
+    Raises:
+        UserError: naming what has gone, and how to say where it is now.
+    """
+    places = {"tasks.folder": Path(config.tasks.folder), "model.path": Path(config.model.path)}
+    gone = {key: path for key, path in places.items() if path.is_absolute() and not path.exists()}
+    if gone:
+        told = " and ".join(f"{key} = {path}" for key, path in gone.items())
+        raise UserError(
+            f"--resume {folder}: {told} is not there any more; if it was moved, say where it is now: manyicl train"
+            f" --resume {folder} {' '.join(f'{key}=PATH' for key in gone)}"
+        )
 
 
 def find_changes(before: RunConfig, now: RunConfig) -> dict[str, Any]:
@@ -323,6 +392,11 @@ def _refuse_other_data(folder: Path, prepared: Prepared) -> None:
                 f"--resume {folder}: task '{name}' is not what it was when the run was started; put its files back, or"
                 " start a new run"
             )
+    if before.get("weights", now["weights"]) != now["weights"]:  # runs of earlier versions do not say
+        raise UserError(
+            f"--resume {folder}: model.path = {now['model']} holds other weights than the run was started on; put them"
+            " back, or name the folder that they were moved to"
+        )
     if before["plan"] != now["plan"]:
         raise UserError(f"--resume {folder}: its plan of packs would be another now (other tokenizer or version)")
 
@@ -370,6 +444,8 @@ def _train_model(
     step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
     if step >= prepared.config.train.num_steps:
         return  # killed after the last checkpoint, before the model was written
+    if checkpoint is not None:
+        _refuse_damaged(checkpoint)
     metrics = MetricsLog(folder / "metrics.jsonl")
     if PartialState().is_main_process:
         metrics.cut_after(step)
@@ -390,6 +466,29 @@ def _train_model(
     )
     trainer.add_callback(_UsageCallback(folder, trainer))
     train_packs(trainer, settings=config.train, row_tokens=config.row_tokens, checkpoint=checkpoint)
+
+
+def _refuse_damaged(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which a file is cut short or empty, before anything is loaded from it.
+
+    Raises:
+        UserError: naming the file, and how to go on without the checkpoint.
+    """
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin"):
+                with zipfile.ZipFile(path):  # what torch.save writes; its directory stands at the end
+                    pass
+            elif path.suffix == ".json":
+                _read_json(path)
+        except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
+            raise UserError(
+                f"{path}: is damaged ({error}); remove {checkpoint} and go on from the checkpoint before it, or"
+                f" from the start: manyicl train --resume {checkpoint.parents[1]}"
+            ) from error
 
 
 def _find_shape(config: RunConfig) -> ModelShape | None:
@@ -526,6 +625,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git_commit": git_commit(),
         "model": locate_model(config.model.path),
+        "weights": fingerprint_weights(locate_model(config.model.path)),
         "tasks": {
             name: {"sha256": t.task.sha256, "dropped": count_dropped(t, config)} for name, t in prepared.tasks.items()
         },

@@ -244,7 +244,7 @@ def find_task_files(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; give a folder of tasks")
     entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    paths = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    paths = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not is_result(entry)]
     if not paths:
         raise UserError(f"{folder}: no task in it; add a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     stems = {path.stem for path in paths}
@@ -261,6 +261,11 @@ def find_task_files(folder: str | Path) -> list[Path]:
             raise UserError(f"{path}: task '{name}' is also {owners[name].name}; rename or remove one")
         owners[name] = path
     return paths
+
+
+def is_result(path: Path) -> bool:
+    """Return whether a file holds the answers of an evaluation, which someone wrote into the folder of its tasks."""
+    return path.name.endswith(".predictions.parquet")
 
 
 def _read_name(path: Path) -> str:

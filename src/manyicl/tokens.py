@@ -92,6 +92,11 @@ class TokenizedTask:
     dropped: Mapping[str, Mapping[str, int]]
     names: LabelNames | None = None
 
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id: how many rows an embedding needs at least."""
+        return 1 + max(int(ids.max(initial=0)) for ids in (self.head_ids, *(s.ids for s in self.splits.values())))
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedEpisode:

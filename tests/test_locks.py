@@ -1,0 +1,113 @@
+"""One run, one writer (field trials 73, 74): the second is refused, and a dead holder's lock is free."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from manyicl.comparison import open_comparison
+from manyicl.errors import UserError
+from manyicl.evaluation import evaluate
+from manyicl.locks import LOCK, sole_writer
+from manyicl.runs import train
+from manyicl.tasks import load_tasks
+from tests.comparison_setting import make_recipe, write_world
+from tests.trajectory.setting import write_setting
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from manyicl.locks import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_with_the_process_that_is_at_work_and_the_folder_is_free_afterwards(tmp_path):
+    run = tmp_path / "runs" / "one"
+    with sole_writer(run):
+        with pytest.raises(UserError) as refused, sole_writer(run):
+            pass
+        told = str(refused.value)
+        assert told.startswith(f"{run}: another process is at work on it (process {os.getpid()} on ")
+        assert told.endswith("; wait until that ends, or stop it")
+        assert ", since 20" in told
+    assert not (tmp_path / "runs").exists()  # nothing was written, so nothing is left
+    with sole_writer(run):
+        (run / "config.toml").touch()
+    assert [path.name for path in run.iterdir()] == ["config.toml"]
+
+
+def test_a_lock_whose_process_was_killed_is_taken_over(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid} on "), sole_writer(tmp_path):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert (tmp_path / LOCK).read_text().startswith(f"process {holder.pid} on ")
+    with sole_writer(tmp_path):
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_not_inherited_by_a_worker_that_outlives_its_process(tmp_path):
+    with ExitStack() as stack:
+        stack.enter_context(sole_writer(tmp_path))
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+        stack.close()
+        with sole_writer(tmp_path):
+            pass
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_training_and_going_on_are_refused_before_a_task_is_read_while_another_process_trains(tmp_path):
+    config = write_setting(tmp_path, num_steps=1)
+    run = tmp_path / "run"
+    nothing = config.model_copy(update={"tasks": config.tasks.model_copy(update={"folder": str(tmp_path / "none")})})
+    with sole_writer(run), pytest.raises(UserError, match=rf"^{run}: another process is at work on it \(process"):
+        train(nothing, out=run)
+    (run).mkdir()
+    (run / "config.toml").write_text((tmp_path / "recipe.toml").read_text())
+    with sole_writer(run), pytest.raises(UserError, match=rf"^{run}: another process is at work on it \(process"):
+        train(nothing, out=run, resume=True)
+
+
+def test_a_training_that_fails_before_it_begins_leaves_no_folder(tmp_path):
+    config = write_setting(tmp_path, num_steps=1)
+    nothing = config.model_copy(update={"tasks": config.tasks.model_copy(update={"folder": str(tmp_path / "none")})})
+    with pytest.raises(UserError, match="no such folder"):
+        train(nothing, out=tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_evaluation_of_a_result_that_another_process_writes_is_refused(tmp_path):
+    config = write_setting(tmp_path)
+    tasks = load_tasks(config.tasks.folder, names=["animals"])
+    out = tmp_path / "r.json"
+    with sole_writer(out, is_file=True), pytest.raises(UserError, match=rf"^{out}: another process is at work on it"):
+        evaluate(config.model.path, tasks, shots=(0,), draws=1, queries=2, out=out)
+    evaluate(config.model.path, tasks, shots=(0,), draws=1, queries=2, out=out)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"tasks", "start", "recipe.toml", "r.json", "r.predictions.parquet"}
+
+
+def test_two_processes_do_not_start_a_comparison_in_one_folder(tmp_path):
+    config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], flips=False, orders=False, text_files=[])
+    out = tmp_path / "out"
+    with sole_writer(out), pytest.raises(UserError, match=f"^{out}: another process is at work on it"):
+        open_comparison(out, config)
+    assert not out.exists()
+    assert open_comparison(out, config).cells()
+    assert sorted(path.name for path in out.iterdir()) == ["inputs.json", "recipe.toml"]

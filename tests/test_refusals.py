@@ -1,0 +1,155 @@
+"""What the system refuses is one line and exit code 2, and says what was kept (field trials 75 to 77, 81, 84)."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from manyicl import cli, files, runs
+from manyicl.errors import UserError
+from manyicl.refusals import find_refusal
+from manyicl.runs import train
+from manyicl.training import list_checkpoints
+from tests.test_cli import refusal, run_manyicl
+from tests.trajectory.setting import python_process, write_setting
+
+FULL = Path("/dev/full")  # every write to it finds the disk full
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "r.json"), "r.json: the disk is full; free some space"),
+        (OSError(errno.EROFS, "Read-only", "x"), "x: the file system is read-only; name a folder that can be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "x: permission is denied; "),
+        (SafetensorError("Error: I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"), "the disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "the disk is full"),
+        (MemoryError(), "this computer is out of memory"),
+    ],
+)
+def test_a_refusal_of_the_system_is_told_with_its_path_and_what_to_do(error, told):
+    assert find_refusal(error).startswith(told)
+    later = ValueError("while cleaning up")
+    later.__context__ = error
+    assert find_refusal(later).startswith(told)
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_refusal():
+    for error in (KeyError(28), FileNotFoundError(errno.ENOENT, "No such file", "x"), RuntimeError("shape 28")):
+        assert find_refusal(error) is None
+
+
+@needs_full
+def test_a_full_disk_is_one_line_that_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, capfd):
+    config = write_setting(tmp_path, num_steps=4)
+    run = tmp_path / "run"
+    original = runs.save_beside_weights
+
+    def write_to_full_disk(*arguments, **options):
+        with FULL.open("wb", buffering=0) as file:
+            file.write(b"weights")
+
+    monkeypatch.setattr(runs, "save_beside_weights", write_to_full_disk)
+    code, _, err = run_manyicl(capfd, "train", tmp_path / "recipe.toml", "--out", run)
+    command = f"manyicl train --resume {run}"
+    told = f"error: the disk is full; free some space; what was saved is kept; go on with: {command}"
+    assert (code, err.splitlines()[-1]) == (2, told)
+    monkeypatch.setattr(runs, "save_beside_weights", original)
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")][-1] == config.train.num_steps
+    code, out, _ = run_manyicl(capfd, *command.split()[1:])
+    assert (code, f"model: {run / 'model'}" in out) == (0, True)
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_tasks_are_read(tmp_path, monkeypatch, capfd):
+    write_setting(tmp_path)
+
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    told = refusal(capfd, "train", tmp_path / "recipe.toml", "tasks.folder=/none", "--out", tmp_path / "run")
+    assert told.startswith(f"{tmp_path / 'run'}: the file system is read-only; name a folder that can be written")
+    assert told.endswith("nothing is kept")
+    told = refusal(capfd, "world", tmp_path / "w", "--tasks", 1)
+    assert "the file system is read-only" in told
+
+
+def test_a_curve_whose_result_cannot_be_written_is_shown_all_the_same(tmp_path, monkeypatch, capfd):
+    config = write_setting(tmp_path)
+
+    def refuse(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("manyicl.results.write_atomically", refuse)
+    arguments = ("curve", tmp_path / "start", "--tasks", config.tasks.folder, "--task", "animals", "--episodes", 1)
+    code, out, err = run_manyicl(capfd, *arguments, "--out", tmp_path / "c.json")
+    assert code == 2
+    assert "animals" in out
+    assert err.splitlines()[-1] == f"error: {tmp_path / 'c.json'}: the disk is full; free some space"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_named_with_how_to_go_on_without_it(tmp_path, name):
+    config = write_setting(tmp_path, num_steps=4)
+    run = tmp_path / "run"
+    train(config, out=run)
+    state = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(state | {"finished": False}))
+    (run / "model").rename(tmp_path / "model")
+    _, checkpoint = list_checkpoints(run / "checkpoints")[-1]
+    checkpoint = checkpoint.rename(checkpoint.with_name("checkpoint-3"))  # as if it had not come to the end
+    damaged = checkpoint / name
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(
+        UserError, match=rf"^{damaged}: is damaged .*; remove {checkpoint} and go on from the checkpoint"
+    ):
+        train(config, out=run, resume=True)
+
+
+def test_an_output_that_is_not_utf_8_gets_escapes_and_no_traceback(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    monkeypatch.setattr(sys, "argv", ["manyicl", "ask", "漢"])
+    cli._open_streams()
+    print("café 漢")
+    sys.stdout.flush()
+    assert written.getvalue() == b"caf\xe9 \\u6f22" + os.linesep.encode()
+
+
+@pytest.mark.slow
+def test_closed_input_is_one_line_and_closed_output_is_none(tmp_path):
+    config = write_setting(tmp_path)
+    arguments = ["-m", "manyicl", "ask", config.model.path, "--tasks", config.tasks.folder, "--task", "animals"]
+    environment = {key: value for key, value in python_process(arguments).items() if key != "args"}
+    ask = " ".join([sys.executable, *arguments])
+    ended = subprocess.run(["sh", "-c", f"{ask} <&-"], **environment, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: standard input: is closed; give a file, or pipe one input a line\n"
+    check = f"{sys.executable} -m manyicl check {config.tasks.folder}"
+    ended = subprocess.run(["sh", "-c", f"{check} >&-"], **environment, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
+    path = tmp_path / "r.json"
+    files.write_atomically(path, "old")
+
+    def fail() -> None:
+        with files.writing_atomically(path) as partial:
+            partial.write_text("new")
+            raise OSError(errno.ENOSPC, "No space left on device", str(partial))
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
