@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import manyicl.answering
 from manyicl.answering import Generated, generate_and_score, generate_answers, generate_behind
 from manyicl.errors import UserError
 from manyicl.prefix import EMPTY_PREFIX, EngineCount, encode_prefix, score_answers
@@ -23,14 +22,16 @@ def tokenizer(tokenizers):
     return TaskTokenizer(tokenizers["bpe"], TemplateSettings())
 
 
-def reciting_model(ids):
+def reciting_model(ids, *, vocab_size=400):
     """Return a real Llama that says `ids[n + 1]` after `ids[n]`, whatever stands before: no layer, a head of links."""
-    model = tiny_model("llama")
+    model = tiny_model("llama", vocab_size=vocab_size)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        codes = torch.nn.functional.normalize(torch.randn(400, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+        codes = torch.nn.functional.normalize(
+            torch.randn(vocab_size, 32, generator=torch.Generator().manual_seed(0)), dim=1
+        )
         model.model.embed_tokens.weight.copy_(codes)
         model.lm_head.weight.zero_()
         for token, following in pairwise(ids):
@@ -77,8 +78,8 @@ def test_rows_that_ended_are_dropped_and_the_others_go_on_unchanged(tokenizer, m
     rows = []
     model.register_forward_pre_hook(lambda m, args, kw: rows.append(kw["input_ids"].shape[1]), with_kwargs=True)
     steps = iter(range(1000))
-    judged = manyicl.answering._has_ended
-    monkeypatch.setattr(manyicl.answering, "_has_ended", lambda t, ids: next(steps) % 5 == 4 or judged(t, ids))
+    judged = tokenizer.has_ended
+    monkeypatch.setattr(tokenizer, "has_ended", lambda ids: next(steps) % 5 == 4 or judged(ids))
     generate_behind(model, tokenizer, prefix, queries, max_new_tokens=15)
     assert rows[0] == sum(len(q) for q in queries)
     assert rows[1] <= 8

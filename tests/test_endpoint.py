@@ -34,6 +34,7 @@ from manyicl.templates import TemplateSettings
 from manyicl.tokens import TaskTokenizer
 from tests.conftest import SHARED, make_task, needs_shared, tiny_model, train_tokenizer
 from tests.test_cli import run_manyicl
+from tests.test_templates import CHATML, chat_tokenizer
 
 SWEEP = {"shots": (0, 2, 5), "draws": 2, "queries": 4}
 
@@ -152,6 +153,7 @@ class ModelServer:
         self.prompts: list[tuple[int, ...]] = []
         self.under_way = self.most_under_way = self.extra_tokens = 0
         self.num_left = -1
+        self.takes_extra_fields, self.extra_fields = True, set[str]()
         self.lock = threading.Lock()
         server = self
 
@@ -203,7 +205,11 @@ class ModelServer:
             return self.faults.pop(0)
         if tuple(ids) in self.refused:
             return 500, "broken"
-        assert (body["temperature"], body["stop"]) == (0, [self.asked.tokenizer.terminator])
+        assert (body["temperature"], body["stop"]) == (0, [self.asked.tokenizer.end_text])
+        extra = sorted({"skip_special_tokens", "stop_token_ids"} & set(body))
+        if extra and not self.takes_extra_fields:
+            return 422, json.dumps({"detail": f"Unexpected fields in the request: {extra}"})
+        self.extra_fields |= set(extra)
         self.num_left -= 1
         if not self.num_left:
             self.faults = [(403, "no more")] * 100
@@ -236,6 +242,19 @@ def test_ids_or_text_the_answers_are_the_engines(asked, takes_ids):
         remote = ask(server, asked)
     assert remote.endpoint["prompts"] == ("ids" if takes_ids else "text")
     local = evaluate(asked, [open_task()], **SWEEP)
+    assert [p.prediction for p in remote.curves[0].predictions] == [p.prediction for p in local.curves[0].predictions]
+
+
+@pytest.mark.parametrize("takes_extra_fields", [True, False])
+def test_b4_end_tokens_are_sent_in_chat_style_to_servers_that_take_them(asked, takes_extra_fields):
+    tokenizer = chat_tokenizer(train_tokenizer("bpe"), CHATML)
+    model = plain_model(tokenizer)
+    chat = replace(asked, model=model, tokenizer=TaskTokenizer(tokenizer, TemplateSettings(style="chat")))
+    with ModelServer(chat) as server:
+        server.takes_extra_fields = takes_extra_fields
+        remote = ask(server, chat)
+    assert server.extra_fields == ({"skip_special_tokens", "stop_token_ids"} if takes_extra_fields else set())
+    local = evaluate(chat, [open_task()], **SWEEP)
     assert [p.prediction for p in remote.curves[0].predictions] == [p.prediction for p in local.curves[0].predictions]
 
 

@@ -159,7 +159,7 @@ def write_last_end(turn: Message, last: bool) -> str:
     return write_simple(turn, last) + ("<end of document>" if last else "")
 
 
-@pytest.mark.parametrize("write_turn", [write_thinking, write_shortened, write_last_end])
+@pytest.mark.parametrize("write_turn", [write_thinking, write_last_end])
 def test_a_template_that_rewrites_earlier_turns_is_refused(write_turn):
     with pytest.raises(UserError, match="rewrites earlier turns") as error:
         read_frame(write_turn)
@@ -194,6 +194,8 @@ FRAMES = {
         between="<start_of_turn>user\n",
         before_answer="<end_of_turn>\n<start_of_turn>model\n",
         terminator="<end_of_turn>\n",
+        trims_inputs=True,
+        trims_answers=True,
     ),
     "mistral": Frame(opening="<s>[INST] ", between="[INST] ", before_answer=" [/INST] ", terminator="</s>"),
     "marked": Frame(

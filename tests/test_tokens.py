@@ -111,6 +111,7 @@ def test_every_trained_token_belongs_to_an_answer_or_its_terminator(kind, style)
     for indices in draw_indices(tokenized, num_episodes=1000):
         episode = join_examples(tokenized, split="train", indices=indices)
         answers = [ODD_TASK.train[row].answer for row in rows[indices]]
+        answers = [answer.strip() for answer in answers] if tokenizer.frame.trims_answers else answers
         told = [tokenizer.decode(episode.ids[start:stop]) for start, stop in episode.spans]
         assert told == [answer + tokenizer.terminator for answer in answers]
 
@@ -244,11 +245,9 @@ def test_a_byte_level_tokenizer_drops_the_terminator_alone():
 
 def test_a_chat_answer_is_dropped_for_the_end_of_turn_and_keeps_blank_lines():
     task = task_of([("a", "one\n\ntwo"), ("b", "x<|im_end|>"), ("c", "x<|im_end|>\ny")])
-    dropped = {
-        name: tokenize_task(task, tokenizer=task_tokenizer("bpe", name)).dropped for name in ("chatml", "marked")
-    }
-    assert dropped["chatml"]["train"] == {TERMINATOR_INSIDE: 1}  # its terminator has a line feed behind it
-    assert dropped["marked"]["train"] == {TERMINATOR_INSIDE: 2}
+    for name in ("chatml", "marked"):  # the first one's terminator has a line feed after it
+        tokenized = tokenize_task(task, tokenizer=task_tokenizer("bpe", name))
+        assert tokenized.dropped["train"] == {TERMINATOR_INSIDE: 2}
 
 
 @pytest.mark.parametrize(
@@ -382,11 +381,13 @@ def test_a_tokenizer_without_bos_writes_none(tokenizers):
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_bos_stands_once_and_first(kind, style):
+def test_bos_stands_once_and_first_if_the_chat_template_writes_it(kind, style):
     tokenizer = task_tokenizer(kind, style)
     tokenized = tokenize_task(ODD_TASK, tokenizer=tokenizer)
     episode = join_examples(tokenized, split="train", indices=range(len(tokenized.splits["train"])))
-    assert np.flatnonzero(episode.ids == tokenizer.tokenizer.bos_token_id).tolist() == [0]
+    # A chat template writes BOS itself, or there is none.
+    expected = [] if style in ("chatml", "marked") else [0]
+    assert np.flatnonzero(episode.ids == tokenizer.tokenizer.bos_token_id).tolist() == expected
 
 
 def test_special_tokens_that_a_tokenizer_adds_by_itself_are_not_written(tokenizers):
@@ -423,12 +424,12 @@ def test_a_chat_sequence_is_what_the_chat_template_writes(kind, style):
         turns_of(TWO, instruction="Say which animal.\n\n"), tokenize=False
     )
     # Only what the assistant generates is trained: a template that marks it writes one more line feed behind.
-    assert "<s>" + rendered.removeprefix("<s>") == written(tokenizer) + ("\n" if style == "marked" else "")
+    assert rendered == written(tokenizer) + ("\n" if style == "marked" else "")
 
 
 def test_the_whole_of_a_marked_chat_sequence_is_as_expected():
     assert written(task_tokenizer("bpe", "marked")) == (
-        "<s><|im_start|>user\nSay which animal.\n\na red fox<|im_end|>\n"
+        "<|im_start|>user\nSay which animal.\n\na red fox<|im_end|>\n"
         "<|im_start|>assistant\nfox<|im_end|>\n"
         "<|im_start|>user\na blue owl<|im_end|>\n"
         "<|im_start|>assistant\nowl<|im_end|>"

@@ -65,7 +65,7 @@ def generate_behind(
     max_new_tokens: int,
     count: EngineCount | None = None,
 ) -> list[Generated]:
-    """Return the greedy answer of each query behind `prefix`, to the terminator, an end-of-text token or the limit.
+    """Return the greedy answer of each query behind `prefix`, up to where it ends (`cut_answer`) or the limit.
 
     Raises:
         UserError: memory runs out.
@@ -254,7 +254,7 @@ def _draft_answer(
     """Return how the answer begins; hits_E: which ids of the reference are the likeliest ones."""
     num_hits = int(np.cumprod(hits_E).sum())
     for num in range(1, min(num_hits, max_new_tokens) + 1):
-        if num == max_new_tokens or _has_ended(tokenizer, reference[:num]):
+        if num == max_new_tokens or tokenizer.has_ended(reference[:num]):
             return _Draft(tuple(reference[:num]), num_run=num - 1, ended=True)
     # The last id of a reference is never run; where greedy decoding says it too, it is read off the logits again.
     num_run = min(num_hits, len(reference) - 1)
@@ -279,7 +279,7 @@ def _decode_greedily(
         for row, token in zip(rows, next_B.tolist(), strict=True):
             if not ended[row]:
                 told[row].append(token)
-                ended[row] = len(told[row]) == max_new_tokens or _has_ended(tokenizer, told[row])
+                ended[row] = len(told[row]) == max_new_tokens or tokenizer.has_ended(told[row])
         alive = [place for place, row in enumerate(rows) if not ended[row]]
         if not alive:
             return told
@@ -290,11 +290,6 @@ def _decode_greedily(
         positions_B = num_prefix + keys.lengths_B
         logits_BV = run_row(model, next_B, positions_B, layout=keys.step_layout(), keep=len(rows))
         keys.advance()
-
-
-def _has_ended(tokenizer: TaskTokenizer, ids: Sequence[int]) -> bool:
-    """Judge on the decoded text, so that a terminator merged into another token ends an answer too."""
-    return ids[-1] == tokenizer.tokenizer.eos_token_id or tokenizer.cut_answer(ids)[1]
 
 
 def _shared_length(prompts: Sequence[NDArray[np.int32]]) -> int:
@@ -336,7 +331,6 @@ def _generate_plainly(
 
 def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_new_tokens: int) -> list[list[int]]:
     """Return the new ids of each row, by transformers."""
-    eos_id = tokenizer.tokenizer.eos_token_id
     ids = ids.to(device_of(model))
     inner = inner_model(model)
     # transformers fills what we leave open from the checkpoint's own settings, and a repetition penalty among them
@@ -349,8 +343,8 @@ def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_ne
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=eos_id,
-                pad_token_id=eos_id if eos_id is not None else 0,
+                eos_token_id=list(tokenizer.end_ids) or None,
+                pad_token_id=tokenizer.end_ids[0] if tokenizer.end_ids else 0,
             ),
             stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, ids.shape[1])]),
         )
@@ -361,11 +355,7 @@ def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_ne
 
 
 def _read_answer(tokenizer: TaskTokenizer, ids: list[int]) -> Generated:
-    """Cut a generated row at the terminator; an end-of-text token that the terminator lacks ends it too."""
-    eos_id = tokenizer.tokenizer.eos_token_id
     text, ended = tokenizer.cut_answer(ids)
-    if not ended and eos_id is not None and eos_id in ids:
-        return Generated(text=tokenizer.decode(ids[: ids.index(eos_id)]), cut=False)
     return Generated(text=text, cut=not ended)
 
 
@@ -377,5 +367,5 @@ class _TerminatorSeen(StoppingCriteria):
         self.prompt_tokens = prompt_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
-        texts = [self.tokenizer.cut_answer(row) for row in input_ids[:, self.prompt_tokens :].tolist()]
-        return torch.tensor([ended for _, ended in texts], device=input_ids.device)
+        rows = input_ids[:, self.prompt_tokens :].tolist()
+        return torch.tensor([self.tokenizer.cut_answer(row)[1] for row in rows], device=input_ids.device)

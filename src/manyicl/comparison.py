@@ -34,11 +34,13 @@ from manyicl.precision import resolve_precision
 from manyicl.progress import reporting
 from manyicl.runs import find_changes, is_finished, tokenize_all, train
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
+from manyicl.templates import Frame
 from manyicl.tokens import TaskTokenizer, TokenizedTask
 
 What = Literal["train", "validation", "test", "text", "flip", "order"]
 TRIAL_WHATS: tuple[What, ...] = ("train", "validation")
 RECIPE = "recipe.toml"
+FRAME_FILE = "frame.json"
 # Flips and orders are told by fewer draws than scores.
 MOST_ANALYSIS_DRAWS = 3
 # Seconds between two looks at work that another process does.
@@ -136,12 +138,30 @@ class Comparison:
         return load_tokenizer(self.config.model)
 
     @cached_property
+    def frame(self) -> Frame | None:
+        """The text around examples in the chat style, None in the plain one.
+
+        It is that of the day on which the comparison began: a chat template may write the date, and all arms must be
+        trained on and asked with the same text.
+        """
+        if self.config.template.style == "plain":
+            return None
+        file = self.folder / FRAME_FILE
+        if file.is_file():
+            return Frame(**json.loads(file.read_bytes()))
+        return TaskTokenizer(self.tokenizer, self.config.template).frame
+
+    def keep_frame(self) -> None:
+        """Write the frame into the comparison's folder, unless it is there or the style is plain."""
+        if self.frame is not None and not (self.folder / FRAME_FILE).is_file():
+            write_atomically(self.folder / FRAME_FILE, json.dumps(asdict(self.frame), indent=1) + "\n")
+
+    @cached_property
     def planner(self) -> ArmPlanner:
         """What gives each arm its run's recipe."""
         chosen = [self.tasks[name] for name in self.trained]
-        tokenized: dict[str, TokenizedTask] = tokenize_all(
-            chosen, self.config, TaskTokenizer(self.tokenizer, self.config.template)
-        )
+        writer = TaskTokenizer(self.tokenizer, self.config.template, frame=self.frame)
+        tokenized: dict[str, TokenizedTask] = tokenize_all(chosen, self.config, writer)
         return ArmPlanner(self.config, tokenized)
 
     @cached_property
@@ -327,6 +347,7 @@ def _open_in(folder: Path, config: CompareConfig | None) -> Comparison:
         refuse_other_inputs(folder, now, task_folder=comparison.config.tasks.folder)
         if read_inputs(folder) is None:
             write_inputs(folder, now)
+        comparison.keep_frame()
         return comparison
     if config is None:
         raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one: manyicl compare RECIPE --out {folder}")
@@ -343,6 +364,7 @@ def _open_in(folder: Path, config: CompareConfig | None) -> Comparison:
             raise UserError(f"task '{name}': has no test rows, so no arm can be asked; give it some, or leave it out")
     write_inputs(folder, hash_inputs(comparison.tasks, comparison.settings.text_files))
     write_atomically(kept, dump_config(comparison.config))
+    comparison.keep_frame()
     return comparison
 
 
@@ -480,6 +502,7 @@ class _Worker:
                 max_tokens=self.comparison.max_tokens,
                 template=config.template,
                 trust_remote_code=config.model.trust_remote_code,
+                frame=self.comparison.frame,
             )
             self._asked = cell.model, asked
         return self._asked[1]
@@ -497,7 +520,15 @@ class _Worker:
         resume = (folder / "config.toml").is_file()
         if folder.exists() and not resume:
             shutil.rmtree(folder)  # a kill before the run began leaves nothing of worth
-        train(config, out=folder, resume=resume, console=self.console, title=title, callbacks=drift)
+        train(
+            config,
+            out=folder,
+            resume=resume,
+            console=self.console,
+            title=title,
+            callbacks=drift,
+            frame=comparison.frame,
+        )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

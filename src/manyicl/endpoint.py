@@ -71,6 +71,11 @@ class Endpoint:
         self.settings, self.tokenizer = settings, tokenizer
         self.base_url = base_url(settings.url)
         self.num_failed_in_a_row = 0
+        # An end of turn that is a special token is left out of the text by default, so `stop` would never see it. vLLM
+        # and SGLang take these two; `transformers serve` refuses what OpenAI's API does not name.
+        self.extra_fields: dict[str, Any] = {}
+        if tokenizer.settings.style == "chat":
+            self.extra_fields = {"skip_special_tokens": False, "stop_token_ids": list(tokenizer.end_ids)}
         self._stopped = threading.Event()
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx2.Client(
@@ -119,12 +124,17 @@ class Endpoint:
                 f" tokenizer is another one; name the model that it serves as MODEL"
             )
         choice = content["choices"][0]
-        text, terminator, _ = str(choice["text"]).partition(self.tokenizer.terminator)
+        text, ended = self.tokenizer.cut_text(str(choice["text"]))
         # Some servers leave the terminator out when they stop on it, some do not; a limit reached says 'length'.
-        return Generated(text=text, cut=not terminator and choice.get("finish_reason") == "length")
+        return Generated(text=text, cut=not ended and choice.get("finish_reason") == "length")
 
     def _find_prompts(self) -> Literal["ids", "text"]:
         """Ask for one token behind a letter, which any server can do, and then behind ids."""
+        if self.extra_fields:
+            try:
+                self._attempt("a", max_new_tokens=1)
+            except (UnansweredError, UserError):
+                self.extra_fields = {}  # whatever else is wrong is told by the next attempt
         try:
             self._attempt("a", max_new_tokens=1)
         except UnansweredError as error:
@@ -175,7 +185,8 @@ class Endpoint:
             "max_tokens": max_new_tokens,
             "temperature": 0.0,
             "frequency_penalty": 0.0,  # a checkpoint's own penalty would forbid the answers that the shots show
-            "stop": [self.tokenizer.terminator],
+            "stop": [self.tokenizer.end_text],
+            **self.extra_fields,
         }
         try:
             reply = self._client.post(f"{self.base_url}/completions", json=body)

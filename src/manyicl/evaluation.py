@@ -22,12 +22,13 @@ from manyicl.models import (
     check_window,
     hash_weights,
     load_config,
+    load_end_ids,
     load_model,
     load_tokenizer,
     max_tokens_of,
     read_note,
 )
-from manyicl.parts import Parts, package_versions, sole_writer_of_out
+from manyicl.parts import Parts, package_versions, read_header, sole_writer_of_out
 from manyicl.precision import PrecisionChoice, resolve_precision
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.ranks import ALONE, Ranks
@@ -46,7 +47,7 @@ from manyicl.sweep import (
     write_answers,
 )
 from manyicl.tasks import Task
-from manyicl.templates import TemplateSettings, input_text
+from manyicl.templates import Frame, TemplateSettings
 from manyicl.tokens import (
     TaskTokenizer,
     TokenizedTask,
@@ -90,6 +91,7 @@ def load_asked_model(
     trust_remote_code: bool = False,
     weights: bool = True,
     compiled: bool = False,
+    frame: Frame | None = None,
 ) -> AskedModel:
     """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
 
@@ -99,6 +101,8 @@ def load_asked_model(
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
     weights: False where a server has them, and only tokenizer, template and limits are wanted.
     compiled: ask it with compiled pieces, on a GPU; worth their minute where many are asked behind long prefixes.
+    frame: the text around examples in the chat style; unless given, the one that the model was trained with, or else
+    what its chat template writes today.
 
     Raises:
         UserError: it cannot be loaded or compiled, or `max_tokens` is more than it can see.
@@ -121,7 +125,11 @@ def load_asked_model(
     if max_tokens is not None:
         check_window(config, num_tokens=max_tokens, what="--max-tokens")
     note = read_note(path)
-    tokenizer = TaskTokenizer(load_tokenizer(settings), template or note.template)
+    if frame is None and template in (None, note.template):
+        frame = note.frame
+    tokenizer = TaskTokenizer(
+        load_tokenizer(settings), template or note.template, frame=frame, end_ids=load_end_ids(settings)
+    )
     loaded = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
     return AskedModel(
         path=path,
@@ -163,6 +171,8 @@ def evaluate(
             `out` holds another evaluation, or waits for cells of one.
     """
     asked = load_asked_model(model) if isinstance(model, str) else model
+    if out is not None:
+        asked = _with_kept_frame(asked, Path(out))
     sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by)
     if fixed_shots is not None:
         sweep = fix_shots(sweep, fixed_shots)
@@ -266,11 +276,25 @@ def _ask_cells(
     return answered
 
 
+def _with_kept_frame(asked: AskedModel, out: Path) -> AskedModel:
+    """Return the model with the text around examples that an unfinished evaluation at `out` began with.
+
+    A base model's chat template may write today's date, and an evaluation that goes on tomorrow must ask the same.
+    """
+    tokenizer, kept = asked.tokenizer, read_header(out).get("frame")
+    if kept is None or tokenizer.settings.style == "plain" or read_note(asked.path).frame is not None:
+        return asked
+    frame = Frame(**kept)
+    again = TaskTokenizer(tokenizer.tokenizer, tokenizer.settings, frame=frame, end_ids=tokenizer.end_ids)
+    return replace(asked, tokenizer=again)
+
+
 def _identify(asked: AskedModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[str, Any]:
     """Return everything that decides what an evaluation finds, for `Parts`."""
     return {
         "versions": package_versions(),
         "model": {"weights": hash_weights(asked.model), "tokenizer": asked.tokenizer.fingerprint()},
+        **({"frame": asdict(asked.tokenizer.frame)} if asked.tokenizer.settings.style == "chat" else {}),
         "device": device_of(asked.model).type + (", compiled" if asked.compiled else ""),
         "sweep": {**asdict(sweep), "shots": sorted(set(sweep.shots))},
         "tasks": {task.name: task.sha256 for task in tasks},
@@ -352,9 +376,8 @@ def ask_inputs(
     tokenized = tokenize_for(task, asked)
     written = write_answers(asked.tokenizer, task.labels)
     longest = most_answer_tokens(tokenized, written if task.labels else None)
-    texts = [input_text(text, settings=asked.tokenizer.settings) for text in inputs]
     between, after = asked.tokenizer.between_ids, asked.tokenizer.before_answer_ids
-    queries = [np.asarray(between + ids + after, dtype=np.int32) for ids in asked.tokenizer.encode_texts(texts)]
+    queries = [np.asarray(between + ids + after, dtype=np.int32) for ids in asked.tokenizer.encode_inputs(inputs)]
     room = asked.max_tokens - longest - max(len(q) for q in queries)
     order = draw_shots(tokenized, seed=seed, draw=0, most_tokens=room - len(tokenized.head_ids))
     num_long = len(tokenized.splits["train"]) - len(order)

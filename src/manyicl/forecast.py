@@ -153,7 +153,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
 
 def forecast_tasks(prepared: Prepared) -> tuple[TaskForecast, ...]:
     """Return what the plan holds of each task, and whether its answers and queries are written as they must be."""
-    tokenizer = TaskTokenizer(prepared.tokenizer, prepared.config.template)
+    tokenizer = TaskTokenizer(prepared.tokenizer, prepared.config.template, frame=prepared.frame)
     by_task: dict[str, list[Episode]] = {name: [] for name in prepared.tasks}
     for episode in _episodes(prepared.packs.packs):
         by_task[episode.task].append(episode)

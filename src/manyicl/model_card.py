@@ -85,7 +85,7 @@ def _describe(model: Path, config: RunConfig, run: dict[str, Any]) -> dict[str, 
     is_hub_name = not Path(base).is_absolute() and not Path(base).exists() and base.count("/") == 1
     note = read_note(str(model))
     template = config.template
-    tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=str(model))), template)
+    tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=str(model))), template, frame=note.frame)
     is_adapter = (model / "adapter_config.json").is_file()
     return {
         "library": "peft" if is_adapter else "transformers",

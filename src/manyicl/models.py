@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -27,7 +27,7 @@ from manyicl.config_shapes import common_window
 from manyicl.errors import UserError, suggest
 from manyicl.files import sync_tree, write_atomically
 from manyicl.precision import PrecisionChoice, resolve_precision
-from manyicl.templates import TemplateSettings
+from manyicl.templates import Frame, TemplateSettings
 from manyicl.world.seed import SEED_MODEL
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
@@ -74,6 +74,8 @@ class ModelNote(BaseModel):
     """What a saved model says of how it was trained.
 
     trained_shots: task -> most shots an answer was trained behind. token_budget: longest episode it was trained on.
+    frame: of the chat style, the template's text as it was trained with, today's date of then included; None for the
+    plain style, whose template says it all, and for models that were saved before frames were kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +83,7 @@ class ModelNote(BaseModel):
     template: TemplateSettings = TemplateSettings()
     trained_shots: dict[str, int] = Field(default_factory=dict)
     token_budget: int | None = None
+    frame: Frame | None = None
 
 
 def locate_model(path: str) -> str:
@@ -137,6 +140,23 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             f"{settings.path}: has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the weights,"
             " tokenizer.save_pretrained(FOLDER)"
         ) from error
+
+
+def load_end_ids(settings: ModelSettings) -> tuple[int, ...]:
+    """Return the tokens that end a text by the model's generation_config.json and config.json, in that order.
+
+    Many chat models name several: the end of a turn and the end of a document.
+    """
+    found: list[int] = []
+    for file, load in (("generation_config.json", GenerationConfig.from_pretrained), ("config.json", None)):
+        source, revision = _find_source(settings, file)
+        try:
+            config: Any = load_config(settings) if load is None else load(source, revision=revision or "main")
+        except OSError:  # most base models have no generation_config.json
+            continue
+        ids = getattr(config, "eos_token_id", None)
+        found += ids if isinstance(ids, list | tuple) else [ids] if isinstance(ids, int) else []
+    return tuple(dict.fromkeys(int(token) for token in found if token >= 0))
 
 
 def load_config(settings: ModelSettings) -> Any:

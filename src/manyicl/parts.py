@@ -68,7 +68,7 @@ class Parts:
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
-        self.folder = out.with_name(f"{out.name}.parts")
+        self.folder = parts_folder(out)
         self._numbers = {name: number for number, name in enumerate(identity["tasks"])}
         header = self.folder / HEADER
         if header.is_file():
@@ -119,6 +119,18 @@ class Parts:
                 f"--out {out}: {self.folder} holds cells of an unfinished evaluation that differs: {told}{more}; repeat"
                 " that one to go on, name another --out, or remove the folder"
             )
+
+
+def parts_folder(out: Path) -> Path:
+    """Return where the finished cells of an evaluation with its result at `out` lie."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def read_header(out: Path) -> Mapping[str, Any]:
+    """Return what decides the unfinished evaluation at `out`; empty if there is none."""
+    header = parts_folder(out) / HEADER
+    content: dict[str, Any] = json.loads(header.read_bytes()) if header.is_file() else {}
+    return content
 
 
 def package_versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ from manyicl.precision import resolve_precision
 from manyicl.progress import BarCallback, progress_bar
 from manyicl.ranks import SharedError, leave_at_exit
 from manyicl.tasks import Task, load_tasks
+from manyicl.templates import Frame
 from manyicl.throughput import share_out
 from manyicl.tokens import (
     TaskTokenizer,
@@ -118,24 +119,31 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that is known before the weights are loaded: tokenised tasks, the packs of the whole run, validation."""
+    """All that is known before the weights are loaded: tokenised tasks, the packs of the whole run, validation.
+
+    frame: the text that examples are written in.
+    """
 
     config: RunConfig
     tokenizer: Any
+    frame: Frame
     tasks: dict[str, TokenizedTask]
     packs: PackDataset
     validation: tuple[BatchMaker, list[ValidationPack]]
 
 
-def prepare_run(config: RunConfig) -> Prepared:
+def prepare_run(config: RunConfig, *, frame: Frame | None = None) -> Prepared:
     """Read, check and tokenise the tasks, and plan every pack.
+
+    frame: of the chat style, the text that a run was started with; None renders the chat template now.
 
     Raises:
         UserError: anything that would make the run useless or impossible.
     """
     check_window(load_config(config.model), num_tokens=config.episodes.token_budget, what="episodes.token_budget")
     tokenizer = load_tokenizer(config.model)
-    tasks = tokenize_tasks(config, TaskTokenizer(tokenizer, config.template))
+    writer = TaskTokenizer(tokenizer, config.template, frame=frame)
+    tasks = tokenize_tasks(config, writer)
     for name, task in tasks.items():
         check_vocabulary(load_config(config.model), path=config.model.path, num_tokens=task.num_ids)
         if not len(task.splits["train"]):
@@ -145,7 +153,7 @@ def prepare_run(config: RunConfig) -> Prepared:
     planned = plan_validation(
         validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
     )
-    return Prepared(config, tokenizer, tasks, packs=packs, validation=(validation_maker, planned))
+    return Prepared(config, tokenizer, writer.frame, tasks, packs=packs, validation=(validation_maker, planned))
 
 
 def plan_packs(config: RunConfig, tasks: Mapping[str, TokenizedTask]) -> PackDataset:
@@ -195,6 +203,7 @@ def train(
     title: str = "train",
     callbacks: Callable[[MetricsLog], Sequence[TrainerCallback]] = lambda metrics: (),
     on_prepared: Callable[[Prepared], None] = lambda prepared: None,
+    frame: Frame | None = None,
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
@@ -202,6 +211,8 @@ def train(
     same files lie in the new place. No other process may write to the run until this returns. title: what the progress
     bar calls it. callbacks: more of transformers' callbacks for the Trainer, made with the run's metrics.jsonl.
     on_prepared is called on the main process once the plan is made, before any weight is loaded.
+    frame: of the chat style, the text around examples; None renders the chat template now. A run that is resumed keeps
+    the one that it was started with, today's date of then included.
 
     Raises:
         UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`); with
@@ -225,6 +236,7 @@ def train(
             title=title,
             callbacks=callbacks,
             on_prepared=on_prepared,
+            frame=(read_frame(folder) if resume else None) or frame,
         )
 
 
@@ -254,13 +266,14 @@ def _train_in(
     title: str,
     callbacks: Callable[[MetricsLog], Sequence[TrainerCallback]],
     on_prepared: Callable[[Prepared], None],
+    frame: Frame | None,
 ) -> Run:
     """Do what `train` says in a folder that only this launch writes to."""
     check_launch(os.environ)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():
-        prepared = prepare_run(config)
+        prepared = prepare_run(config, frame=frame)
     args = training_arguments(
         config.train,
         folder=folder,
@@ -413,6 +426,12 @@ def read_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig
     return load_recipe(path, overrides=overrides)
 
 
+def read_frame(folder: Path) -> Frame | None:
+    """Return the text around examples that a run in the chat style was started with; None if it keeps none."""
+    kept = _read_json(folder / "run.json").get("frame")
+    return Frame(**kept) if kept else None
+
+
 def is_finished(folder: Path) -> bool:
     """Return whether there is a run in `folder` that has its model and its closing table."""
     state = folder / "run.json"
@@ -550,6 +569,7 @@ def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:
         template=prepared.config.template,
         trained_shots=_trained_shots(prepared),
         token_budget=prepared.config.episodes.token_budget,
+        frame=prepared.frame if prepared.config.template.style == "chat" else None,
     )
     # The live model may be sharded over ranks, so the weights are the checkpoint's own files; it gives the config.
     partial.mkdir()
@@ -626,6 +646,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "git_commit": git_commit(),
         "model": locate_model(config.model.path),
         "weights": fingerprint_weights(locate_model(config.model.path)),
+        **({"frame": asdict(prepared.frame)} if config.template.style == "chat" else {}),
         "tasks": {
             name: {"sha256": t.task.sha256, "dropped": count_dropped(t, config)} for name, t in prepared.tasks.items()
         },

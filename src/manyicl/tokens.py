@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from manyicl.templates import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = "2"
+CACHE_VERSION = "3"
 # Why an example is not used; the words of every table of dropped rows.
 TERMINATOR_INSIDE = "terminator inside the answer"
 NOT_GIVEN_BACK = "answer the tokenizer cannot give back"
@@ -109,11 +109,22 @@ class TokenizedEpisode:
 class TaskTokenizer:
     """A tokenizer together with the frame that examples are written in.
 
+    frame: of the chat style, the one that a run was trained with; None renders the chat template now. A template may
+    write today's date, so a frame that is rendered again tomorrow can be another one.
+    end_ids: tokens besides the tokenizer's own end-of-text token that end an answer (`models.load_end_ids`).
+
     Raises:
         UserError: no chat template, one that cannot be cut into turns, or a terminator that the tokenizer cannot write.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: TemplateSettings) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: TemplateSettings,
+        *,
+        frame: Frame | None = None,
+        end_ids: Iterable[int] = (),
+    ) -> None:
         from transformers import TokenizersBackend  # loaded long since by whoever made the tokenizer
 
         self.tokenizer = tokenizer
@@ -127,13 +138,17 @@ class TaskTokenizer:
         added = tokenizer.added_tokens_decoder.items()
         self._specials = {token.content: i for i, token in added if token.special and i != tokenizer.unk_token_id}
         self._special_pattern = re.compile("|".join(map(re.escape, self._specials)) or r"(?!)")
-        self.frame = plain_frame(settings) if settings.style == "plain" else self._read_chat_frame()
+        self.frame = plain_frame(settings) if settings.style == "plain" else frame or self._read_chat_frame()
         bos_id = tokenizer.bos_token_id
         self.bos_ids: list[int] = [] if bos_id is None else [int(bos_id)]
-        # Some chat templates (Llama 2's) open every turn with BOS; a sequence has it once.
-        self.between_ids = self._encode_frame(self._without_bos(self.frame.between))
+        self.between_ids = self._encode_frame(self.frame.between)
         self.before_answer_ids = self._encode_frame(self.frame.before_answer)
         self.terminator_ids = self._terminator_ids()
+        self._end_of_turn = self._special_pattern.search(self.frame.terminator) if settings.style == "chat" else None
+        own_ids = [] if self._end_of_turn is None else [self._specials[self._end_of_turn[0]]]
+        if tokenizer.eos_token_id is not None:
+            own_ids.append(int(tokenizer.eos_token_id))
+        self.end_ids: tuple[int, ...] = tuple(dict.fromkeys([*own_ids, *end_ids]))
 
     @property
     def terminator(self) -> str:
@@ -166,13 +181,20 @@ class TaskTokenizer:
                 encoded[place] = [i for part in self._encode_all(parts) for i in part]
         return encoded
 
+    def encode_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each example's input as the frame writes it."""
+        written = [input_text(text, settings=self.settings) for text in texts]
+        return self.encode_texts([text.strip() for text in written] if self.frame.trims_inputs else written)
+
     def encode_answers(self, texts: Sequence[str]) -> list[list[int] | str]:
         """Return each answer's ids with its terminator, or the reason why it cannot be used."""
+        if self.frame.trims_answers:
+            texts = [text.strip() for text in texts]
         distinct = sorted(set(texts))
         known: dict[str, list[int] | str] = {}
         for text, ids in zip(distinct, self.encode_texts(distinct), strict=True):
             whole = ids + self.terminator_ids
-            if (text + self.terminator).find(self.terminator) != len(text):
+            if (text + self.terminator).find(self.end_text) != len(text):
                 known[text] = TERMINATOR_INSIDE
             elif self.tokenizer.unk_token_id in ids or self.decode(whole) != text + self.terminator:
                 known[text] = NOT_GIVEN_BACK
@@ -180,21 +202,46 @@ class TaskTokenizer:
                 known[text] = whole
         return [known[text] for text in texts]
 
-    def cut_answer(self, ids: Sequence[int]) -> tuple[str, bool]:
-        """Return generated ids as text up to the terminator, and whether it was there.
+    @property
+    def end_text(self) -> str:
+        """The text that an answer is over with: the terminator, of a chat template up to its first special token.
 
-        Judged on decoded text, so that a merged `.\\n\\n` stops too.
+        Gemma's template ends a turn by `<end_of_turn>` and a line feed; a model need not write the line feed.
         """
-        text = self.decode(ids)
-        end = text.find(self.terminator)
-        return (text, False) if end < 0 else (text[:end], True)
+        return self.terminator if self._end_of_turn is None else self.terminator[: self._end_of_turn.end()]
+
+    def has_ended(self, ids: Sequence[int]) -> bool:
+        """Return whether the last of the generated `ids` ends the answer."""
+        return ids[-1] in self.end_ids or self.end_text in self.decode(ids)
+
+    def cut_answer(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """Return generated ids as text up to where the answer ends, and whether it does.
+
+        It ends at the first of `end_ids`, or at the terminator, which is judged on decoded text, so that a merged
+        `.\\n\\n` ends it too.
+        """
+        place = next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))
+        text, terminator, _ = self.decode(ids[:place]).partition(self.end_text)
+        if self._end_of_turn is not None and not terminator and place < len(ids):
+            text = text.removesuffix(self.terminator[: self._end_of_turn.start()])
+        return text, bool(terminator) or place < len(ids)
+
+    def cut_text(self, text: str) -> tuple[str, bool]:
+        """Return an answer that came as text, without ids, up to where it ends, and whether it does."""
+        marks = [self.end_text, *(self.decode([token]) for token in self.end_ids)]
+        places = [place for mark in marks if mark and (place := text.find(mark)) >= 0]
+        return (text[: min(places)], True) if places else (text, False)
 
     def head_ids(self, task: Task, *, renamed: bool = False) -> NDArray[np.int32]:
-        """Return what opens every sequence of `task`, or every renamed one: BOS, opening, instruction, once each."""
-        opening = self._encode_frame(self._without_bos(self.frame.opening))
+        """Return what opens every sequence of `task`, or every renamed one: opening and instruction, once each.
+
+        The opening of the plain style is BOS, if the tokenizer has one; of the chat style it is the template's own,
+        which holds BOS if the template writes it.
+        """
+        opening = self.bos_ids if self.settings.style == "plain" else self._encode_frame(self.frame.opening)
         text = (renamed_instruction_text if renamed else instruction_text)(task, settings=self.settings)
-        instruction = self.encode_texts([text])[0]
-        return np.asarray(self.bos_ids + opening + instruction, dtype=np.int32)
+        instruction = self.encode_texts([text.lstrip() if self.frame.trims_inputs else text])[0]
+        return np.asarray(opening + instruction, dtype=np.int32)
 
     def fingerprint(self) -> str:
         """Return a hash of all that decides how text becomes ids."""
@@ -202,12 +249,13 @@ class TaskTokenizer:
         vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
         # Padding and truncation that some caller switched on are stored in the same text, and decide nothing here.
         vocabulary = re.sub(r'^\{(.*?)"added_tokens"', "{", vocabulary, count=1, flags=re.DOTALL)
-        parts = [CACHE_VERSION, vocabulary, json.dumps(self.settings.model_dump(), sort_keys=True), repr(self.frame)]
+        parts = [CACHE_VERSION, vocabulary, json.dumps(self.settings.model_dump(), sort_keys=True)]
+        parts.append(json.dumps(asdict(self.frame), sort_keys=True))
         return hashlib.sha256("\0".join([*parts, repr(self.bos_ids)]).encode()).hexdigest()
 
     def tokenize_examples(self, examples: Sequence[Example]) -> tuple[ExampleTokens, dict[str, int]]:
         """Return the ids of `examples`, and how many were left out for which reason."""
-        inputs = self.encode_texts([input_text(e.input, settings=self.settings) for e in examples])
+        inputs = self.encode_inputs([e.input for e in examples])
         answers = self.encode_answers([e.answer for e in examples])
         dropped: dict[str, int] = {}
         pieces: list[list[int]] = []
@@ -241,10 +289,6 @@ class TaskTokenizer:
             return []
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [int(i) for i in ids]
-
-    def _without_bos(self, text: str) -> str:
-        bos = self.tokenizer.bos_token
-        return text.removeprefix(bos) if isinstance(bos, str) else text
 
     def _terminator_ids(self) -> list[int]:
         """Return ids that, appended to any answer, add the terminator's text and nothing else.
@@ -280,13 +324,18 @@ class TaskTokenizer:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        if not self.tokenizer.chat_template:
-            raise UserError("template.style = 'chat': the tokenizer has no chat template; set template.style = 'plain'")
+        template = self._chat_template()
+        # Templates that can write a model's thoughts are rendered without any: an answer follows at once.
+        options: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in template else {}
 
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
             try:
                 text = self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                    list(messages),
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **options,
                 )
             except TemplateError as error:
                 raise UserError(f"template.style = 'chat': the tokenizer's chat template fails: {error}") from error
@@ -294,17 +343,41 @@ class TaskTokenizer:
             return text
 
         def find_generated(messages: Sequence[Message]) -> Sequence[tuple[int, int]]:
-            template = self.tokenizer.get_chat_template()
             if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
                 return []
             specials: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
             rendered: Any = render_jinja_template(
-                [list(messages)], chat_template=template, return_assistant_tokens_mask=True, **specials
+                [list(messages)], chat_template=template, return_assistant_tokens_mask=True, **specials, **options
             )
             ranges = rendered[1]
             return [(int(start), int(end)) for start, end in ranges[0]]
 
-        return chat_frame(render, find_generated=find_generated)
+        end_of_text = self.tokenizer.eos_token
+        return chat_frame(
+            render,
+            find_generated=find_generated,
+            end_of_text=end_of_text if isinstance(end_of_text, str) else "",
+            drops_thoughts=bool(options),
+        )
+
+    def _chat_template(self) -> str:
+        """Return the tokenizer's chat template.
+
+        Raises:
+            UserError: it has none, or several of which none is called 'default'.
+        """
+        template = self.tokenizer.chat_template
+        if not template:
+            raise UserError("template.style = 'chat': the tokenizer has no chat template; set template.style = 'plain'")
+        if isinstance(template, str):
+            return template
+        if "default" in template:
+            return str(template["default"])
+        raise UserError(
+            f"template.style = 'chat': the tokenizer has several chat templates ({', '.join(sorted(template))}), none"
+            " called 'default'; save it with the one to use as tokenizer.chat_template, or set template.style ="
+            " 'plain'"
+        )
 
 
 def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | None = None) -> TokenizedTask:
