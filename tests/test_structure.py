@@ -57,6 +57,7 @@ MODULES = (
     "memory",
     "tries",
     "query_rows",
+    "prefix_trial",  # same logits behind a prefix as by the model itself?
     "sharing",
     "prefix",
     "prefix_store",

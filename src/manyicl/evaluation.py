@@ -31,9 +31,10 @@ from manyicl.models import (
 from manyicl.parts import Parts, package_versions, read_header, sole_writer_of_out
 from manyicl.precision import PrecisionChoice, resolve_precision
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
+from manyicl.prefix_trial import TRIAL_TOKENS
 from manyicl.ranks import ALONE, Ranks
 from manyicl.results import Evaluation, refuse_other_result
-from manyicl.sharing import can_share_prefix
+from manyicl.sharing import can_share_prefix, sharing_fault
 from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
 from manyicl.sweep import (
     DEFAULT_SHOTS,
@@ -56,6 +57,7 @@ from manyicl.tokens import (
     join_examples,
     tokenize_task,
 )
+from manyicl.trials import trial_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ def load_asked_model(
         load_tokenizer(settings), template or note.template, frame=frame, end_ids=load_end_ids(settings)
     )
     loaded = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
+    if loaded is not None:
+        sharing_fault(loaded, np.asarray(trial_ids(tokenizer.tokenizer, TRIAL_TOKENS), dtype=np.int32))
     return AskedModel(
         path=path,
         model=loaded,

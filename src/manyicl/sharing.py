@@ -10,14 +10,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from manyicl.attention import Prefix, PrefixStore, inner_model, segment_attention
+from manyicl.attention import inner_model
 from manyicl.memory import MemoryPlan, plan_memory, run_rows
-from manyicl.query_rows import edge_logprobs, lay_out_row, run_row, write_keys
-
-# The trial's logits may differ by this share of their size (root mean square) from those of the model's own attention.
-MOST_DIFFERENCE = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.2}
+from manyicl.prefix_trial import try_prefix
+from manyicl.query_rows import edge_logprobs
 
 _faults: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # '' where there is none
 
@@ -27,16 +25,16 @@ def can_share_prefix(model: nn.Module) -> bool:
     return not sharing_fault(model)
 
 
-def sharing_fault(model: nn.Module) -> str:
-    """Return why queries cannot share a prefix of `model`, '' where they can; tried once a model, and then warned of.
+def sharing_fault(model: nn.Module, text: NDArray[np.int32] | None = None) -> str:
+    """Return why queries cannot share a prefix of `model`, '' if they can. Each model is tried once, with one warning.
 
-    The trial asks two short queries behind a short prefix and compares with the model's own forward.
+    text: `prefix_trial.TRIAL_TOKENS` tokens of ordinary text, which the trial of a real model should have.
     """
     inner = inner_model(model)
     if inner is None:
         return "is no model of transformers"
     if inner not in _faults:
-        _faults[inner] = _config_fault(inner) or _trial_fault(model, inner)
+        _faults[inner] = _config_fault(inner) or try_prefix(model, text)
         if _faults[inner]:
             warnings.warn(
                 f"{type(inner).__name__} {_faults[inner]}: shots are encoded anew for every query (plain path)",
@@ -57,43 +55,6 @@ def _config_fault(inner: Any) -> str:
         if kind in ("dynamic", "longrope"):
             return f"turns its positions by the length of the whole sequence (rope_type '{kind}')"
     return ""
-
-
-@torch.inference_mode()
-def _trial_fault(model: nn.Module, inner: Any) -> str:
-    """Return what a trial says against sharing."""
-    ids = (np.arange(12) % (inner.config.get_text_config().vocab_size - 1) + 1).astype(np.int32)
-    before, queries = ids[:5], (ids[5:9], ids[9:])
-    device = next(model.parameters()).device
-    own = inner.config._attn_implementation
-    try:
-        with segment_attention(model):
-            store = PrefixStore(len(before))
-            write_keys(model, before, after=Prefix(before[:0], store))
-            store.num_tokens = len(before)
-            row = lay_out_row([(q, None) for q in queries], prefix=Prefix(before, store), device=device)
-            num_tokens = len(row[0])
-            shared = run_row(model, *(torch.from_numpy(x).to(device) for x in row[:2]), layout=row[2], keep=num_tokens)
-        inner.set_attn_implementation("eager")  # the one that knows caps and sinks
-        plain = torch.cat([_whole_logits(model, np.concatenate([before, q]))[len(before) :] for q in queries])
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a class does with keyword arguments it does not expect
-        return f"fails behind a prefix ({' '.join(str(error).split())[:120]})"
-    finally:
-        inner.set_attn_implementation(own)
-    difference = (shared.float() - plain.float()).square().mean().sqrt() / plain.float().std()
-    if bool(difference > MOST_DIFFERENCE.get(plain.dtype, 0.2)):  # not where it is no number: that is told elsewhere
-        return "gives other likelihoods behind a shared prefix"
-    return ""
-
-
-def _whole_logits(model: nn.Module, ids: NDArray[np.int32]) -> Tensor:
-    output: Any = model(
-        input_ids=torch.from_numpy(ids.astype(np.int64))[None].to(next(model.parameters()).device), use_cache=False
-    )
-    logits: Tensor = output.logits[0]
-    return logits
 
 
 def score_whole_prompts(
