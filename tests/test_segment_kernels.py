@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from manyicl import segment_kernels
-from manyicl.segment_kernels import attend_row_segments
+from manyicl.attention import segment_attention
+from manyicl.batches import join_row
+from manyicl.loss import target_logits
+from manyicl.segment_kernels import attend_row_segments, forget_kernels, kernels_taken
 from manyicl.segments import bounds_of, make_segments
+from manyicl.tokens import TokenizedEpisode
+from tests.conftest import tiny_model
 
 
 def attend_densely(query, key, value, *, lengths, window, softcap):
@@ -58,3 +64,19 @@ def test_no_mask_of_a_window_is_as_large_as_the_row(monkeypatch):
     attend_row_segments(query, query, query, segments=segments, dropout=0.0, scaling=None, window=100, softcap=None)
     assert len(made) == 5
     assert max(made) == 1024 * (1024 + 99)
+
+
+def test_float32_weights_under_autocast_attend_in_its_type():
+    """The rotary step returns float32 there, which the fast kernels of a GPU do not take (issue 16)."""
+    model = tiny_model("llama")
+    episodes = [TokenizedEpisode(np.arange(3, 3 + n, dtype=np.int32), np.array([[n - 2, n]])) for n in (9, 14)]
+    weights = [np.ones(1) for _ in episodes]
+    row = join_row(episodes, targets="all", weights=weights, tasks=[0, 0], episodes=(0, 1))
+    forget_kernels()
+    with segment_attention(model), torch.autocast("cpu", torch.bfloat16):
+        target_logits(model, row)
+    assert kernels_taken() == {"segment by segment (not on a GPU), bfloat16": 3}  # once per layer
+    forget_kernels()
+    with segment_attention(model):
+        target_logits(model, row)
+    assert kernels_taken() == {"segment by segment (not on a GPU), float32": 3}

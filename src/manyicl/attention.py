@@ -175,6 +175,7 @@ def attend_segments(
 
     query: (1, H, T, D); key, value: (1, G, T, D). Returns (1, T, H, D), as transformers' attention functions do.
     """
+    query, key, value = _in_one_dtype(query, key, value)
     one_of = (segments is None) != (layout is None)
     if s_aux is not None:
         raise RuntimeError("attention sinks are not known here")
@@ -195,6 +196,17 @@ def attend_segments(
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attend_segments)
+
+
+def _in_one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return them in autocast's type, else in the values', as torch's own attention does under autocast.
+
+    With float32 weights under bfloat16 autocast the projections give bfloat16, but the rotary step multiplies by
+    float32 and returns float32, which the fast kernels do not take.
+    """
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def inner_model(model: nn.Module) -> Any:

@@ -70,6 +70,7 @@ from manyicl.models import (
 from manyicl.precision import resolve_precision
 from manyicl.progress import BarCallback, progress_bar
 from manyicl.ranks import SharedError, leave_at_exit
+from manyicl.segment_kernels import forget_kernels, kernels_taken
 from manyicl.tasks import Task, load_tasks
 from manyicl.templates import Frame
 from manyicl.throughput import share_out
@@ -536,6 +537,7 @@ class _UsageCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Read what earlier processes took."""
         self.before = _read_json(self.path)
+        forget_kernels()
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Add what this one took."""
@@ -550,6 +552,7 @@ class _UsageCallback(TrainerCallback):
             "checkpointed_layers": num_layers,
             "attention_recomputed": num_layers > 0 and not self.trainer.attention.keeps_attention,
             "flash_attention": flash_attention.in_place(),
+            "attention_kernels": kernels_taken(),
         }
         write_atomically(self.path, _to_json({**_read_json(self.path), **taken}))
 

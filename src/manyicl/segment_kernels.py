@@ -12,6 +12,7 @@ Shapes: H query heads, G key-value heads, T row, L segment, M queries of a block
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -32,6 +33,8 @@ from manyicl.segments import Segments
 BLOCK_QUERIES = 1024
 # torch 2.11 takes grouped heads without being told.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+# How often each kernel was taken for the rows of a run; in compiled layers, how often a layer was compiled with it.
+_taken: Counter[str] = Counter()
 _OTHERS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -87,15 +90,46 @@ def attend_row_segments(
     """Attend (1, H, T, D) to (1, G, T, D): (1, T, H, D). window: the tokens that one sees, itself included."""
     if window is not None and window >= segments.longest:
         window = None
-    has_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None
     if segments.is_one and window is None and softcap is None:
+        _note_kernel(f"one episode per row, {query.dtype}")
         return _attend_causal(query, key, value, dropout=dropout, scaling=scaling).transpose(1, 2).contiguous()
-    if has_kernel and not dropout and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
+    obstacle = _varlen_obstacle(query, dropout=dropout, softcap=softcap)
+    if not obstacle:
+        _note_kernel(f"varlen, {query.dtype}")
         return _attend_varlen(query, key, value, segments=segments, scaling=scaling, window=window)
+    _note_kernel(f"segment by segment ({obstacle}), {query.dtype}")
     out: Tensor = _attend_each(
         query, key, value, segments=segments, dropout=dropout, scaling=scaling, window=window, softcap=softcap
     )
     return out
+
+
+def _varlen_obstacle(query: Tensor, *, dropout: float, softcap: float | None) -> str:
+    """Return why torch's varlen attention cannot take these queries, '' if it can."""
+    if not query.is_cuda:
+        return "not on a GPU"
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return "not in half precision"
+    if softcap is not None:
+        return "scores are capped"
+    if dropout:
+        return "attention drops weights"
+    return "" if query.shape[-1] % 8 == 0 and query.shape[-1] <= 256 else f"heads of {query.shape[-1]}"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # traced, a count would be compiled in
+def _note_kernel(name: str) -> None:
+    _taken[name.replace("torch.", "")] += 1
+
+
+def kernels_taken() -> dict[str, int]:
+    """Return how often each kernel was taken since `forget_kernels`, the most frequent first."""
+    return dict(_taken.most_common())
+
+
+def forget_kernels() -> None:
+    """Begin to count kernels anew."""
+    _taken.clear()
 
 
 def _attend_varlen(
