@@ -23,7 +23,7 @@ from manyicl.display import (
     make_console,
     show_shots,
 )
-from manyicl.progress import BarCallback, progress_bar, reporting
+from manyicl.progress import BarCallback, Pace, progress_bar, reporting
 from manyicl.results import Evaluation
 from manyicl.tasks import Fault
 from tests.rendering import cells_of, render
@@ -264,11 +264,35 @@ def test_progress_without_a_terminal_is_a_plain_line_at_the_end_and_now_and_then
         bar.update("[/b] train", 1)
         bar.update("[/b] train", 2)
         bar.told -= 20
+        bar.started -= 10
         bar.update("[/b] train", 2, note="loss 1.0")
+        bar.started -= 10
         bar.update("[/b] train", 3, note="a note that is longer than the console is wide")
     assert file.getvalue() == (
-        "[/b] train: 2/3 loss 1.0\n[/b] train: 3/3 a note that is longer than the console is wide\n"
+        "[/b] train: 2/3, 10 s each, 10.0 s left, loss 1.0\n"
+        "[/b] train: 3/3, 10 s each, a note that is longer than the console is wide\n"
     )
+
+
+def test_a_line_of_progress_repeats_no_old_note_and_an_earlier_process_took_none_of_its_time():
+    file = StringIO()
+    with progress_bar(Console(file=file), total=100) as bar:
+        bar.update("train", 80)  # a resumed run: 80 steps were done before
+        for done in (90, 95):
+            bar.told -= 20
+            bar.started -= 60
+            bar.update("train", done, note="loss 1.0")
+    assert file.getvalue() == "train: 90/100, 6 s each, 1.0 min left, loss 1.0\ntrain: 95/100, 8 s each, 40.0 s left\n"
+
+
+def test_the_time_left_of_a_comparison_is_by_kinds_of_work():
+    pace = Pace()
+    assert pace.left(["train"]) is None
+    pace.add("train", 100)
+    pace.add("test", 10)
+    pace.add("test", 20)
+    assert pace.left(["train", "test", "test"]) == 130
+    assert pace.left(["text"]) == pytest.approx(130 / 3)  # never measured: the mean of all
 
 
 def test_progress_on_a_terminal_is_a_bar():
@@ -300,4 +324,4 @@ def test_the_bar_of_a_training_shows_the_last_loss_and_rates():
         callback.on_log(None, None, None, logs={"loss": 1.25, "tokens_per_s": 12345.6, "answers_per_s": 78.9})
         callback.on_log(None, None, None, logs={"eval_loss": 3.0})
         callback.on_train_end(None, state, None)
-    assert file.getvalue() == "train: 1/1 loss 1.250, 12,346 tokens/s, 79 answers/s\n"
+    assert file.getvalue() == "train: 1/1, loss 1.250, 12,346 tokens/s, 79 answers/s\n"

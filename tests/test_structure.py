@@ -95,6 +95,8 @@ MODULES = (
     "world.regimes",
     # Runs, and what a person sees of all this.
     "config",
+    "report.__init__",
+    "report.numbers",
     "progress",
     "runs",
     "audit",
@@ -103,9 +105,7 @@ MODULES = (
     "fitting",
     "forecast",  # `plan`: what a recipe will do
     "export",  # built episodes for other trainers
-    "report.__init__",
     "report.comparison",
-    "report.numbers",
     "report.tables",
     "report.verdict",
     "report.svg",  # a plot as a piece of the page

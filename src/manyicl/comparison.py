@@ -31,7 +31,8 @@ from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bi
 from manyicl.locks import LOCK, sole_writer
 from manyicl.models import load_tokenizer
 from manyicl.precision import resolve_precision
-from manyicl.progress import reporting
+from manyicl.progress import Pace, reporting
+from manyicl.report.numbers import tell_seconds
 from manyicl.runs import find_changes, is_finished, tokenize_all, train
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.templates import Frame
@@ -67,6 +68,11 @@ class GridCell:
         tried = f", learning rate {self.rate:g}" if self.rate is not None else ""
         alone = f", {self.task}" if self.task is not None else ""
         return f"seed {self.seed}, {ARMS[self.arm].title}{alone}{tried}"
+
+    @property
+    def kind(self) -> str:
+        """What takes about as long: the same work, for one task's model or for all."""
+        return f"{self.what}, {'one task' if self.task is not None else 'all tasks'}"
 
     def title(self) -> str:
         """Return what progress calls it."""
@@ -437,7 +443,7 @@ def _do_free(worker: _Worker, cells: Sequence[GridCell], *, titles: Mapping[Grid
                 continue
             for cell in missing:
                 if not comparison.is_done(cell):  # another process may just have done it
-                    worker.do(cell, titles[cell])
+                    worker.do_timed(cell, titles)
     return waits
 
 
@@ -446,7 +452,18 @@ class _Worker:
 
     def __init__(self, comparison: Comparison, console: Console) -> None:
         self.comparison, self.console = comparison, console
+        self.pace = Pace()
         self._asked: tuple[tuple[Any, ...], AskedModel] | None = None
+
+    def do_timed(self, cell: GridCell, titles: Mapping[GridCell, str]) -> None:
+        """Do one cell, and print how long it took and how long the missing ones of `titles` will take."""
+        started = time.monotonic()
+        self.do(cell, titles[cell])
+        seconds = time.monotonic() - started
+        self.pace.add(cell.kind, seconds)
+        missing = [other.kind for other in titles if not self.comparison.is_done(other)]
+        left = f"; {len(missing)} cells left, about {tell_seconds(self.pace.left(missing) or 0.0)}" if missing else ""
+        self.console.print(f"{titles[cell]}: done in {tell_seconds(seconds)}{left}", soft_wrap=True, highlight=False)
 
     def do(self, cell: GridCell, title: str) -> None:
         """Do one cell."""
