@@ -114,7 +114,7 @@ def test_the_same_call_is_taken_again_where_a_number_of_shots_could_not_be_asked
 
 def test_nothing_to_ask_is_an_error_unless_it_is_allowed(asked):
     sizes = {**SIZES, "shots": (500,)}
-    with pytest.raises(UserError, match="nothing can be asked: behind 500 shots"):
+    with pytest.raises(UserError, match="nothing can be asked: task 'animals' at 500 shots: it has only 40 train rows"):
         evaluate(asked, TASKS, **sizes)
     assert evaluate(asked, TASKS, **sizes, allow_empty=True).curves[0].cells[0].score is None
 
