@@ -108,6 +108,7 @@ MODULES = (
     "report.comparison",
     "report.tables",
     "report.verdict",
+    "report.matchings",
     "report.svg",  # a plot as a piece of the page
     "report.plots",
     "report.figures",

@@ -500,11 +500,15 @@ def merge(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a `manyicl compare`.")],
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR ...]", help="The same comparison under other matchings, to stand beside it."),
+    ] = None,
 ) -> None:
     """Write a comparison's report.html and report.md anew, from its comparison.json alone."""
     from manyicl.report.document import write_report
 
-    page = write_report(folder)
+    page = write_report(folder, others=others or ())
     typer.echo(f"wrote {page} and {page.with_suffix('.md').name}")
 
 

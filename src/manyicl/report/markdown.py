@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from manyicl.report import tables, verdict
 from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
+from manyicl.report.matchings import matching_tables, other_settings
 from manyicl.report.numbers import DASH, count_noun, join_words, tell_nats, tell_percent, tell_points, tell_rate
 from manyicl.report.tables import COST_COLUMNS, TableCell
 
@@ -26,8 +27,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["", *(f"| {' | '.join(row)} |" for row in (heads, marks, *rows)), ""]
 
 
-def render_markdown(comparison: Comparison) -> str:
-    """Return the report as Markdown."""
+def render_markdown(comparison: Comparison, *, beside: Sequence[Comparison] = ()) -> str:
+    """Return the report as Markdown.
+
+    beside: the same comparison under other matchings (matchings.py).
+    """
     lines = [f"# {escape(comparison.name)}", "", f"**{escape(verdict.tell_verdict(comparison))}**", ""]
     if not comparison.finished:
         lines += [f"Not finished: {verdict.tell_progress(comparison)}. Missing:", ""]
@@ -35,6 +39,8 @@ def render_markdown(comparison: Comparison) -> str:
     lines += [f"- {escape(about)}: {escape(sentence)}" for about, sentence in verdict.key_facts(comparison)]
     for part in (_headline, _curves, _sentences, _forgetting, _costs, _analysis, _tasks, _origin):
         lines += part(comparison)
+        if part is _sentences and beside:
+            lines += _matchings([comparison, *beside])
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
@@ -79,6 +85,18 @@ def _sentences(comparison: Comparison) -> list[str]:
             asked, tasks = tables.ASKED.get(pair.asked, pair.asked), count_noun(pair.tasks, "task")
             lines.append(f"- {pair.role}, {asked}, {tasks}: {escape(pair.sentence)}")
     return lines
+
+
+def _matchings(comparisons: Sequence[Comparison]) -> list[str]:
+    lines = ["", "## Under each matching"]
+    for one in matching_tables(comparisons):
+        rows = ([escape(title), *map(_shown, cells)] for title, cells in one.rows)
+        lines += ["", escape(one.title), *table(["above", *map(escape, one.heads)], rows)]
+    lines.append(
+        "\N{MULTIPLICATION SIGN}: training cost, as a multiple of the cost of the arm that it is compared with."
+    )
+    differs = other_settings(comparisons)
+    return [*lines, *(["", f"Settings that differ too: {escape(', '.join(differs))}."] if differs else [])]
 
 
 def _forgetting(comparison: Comparison) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -12,11 +13,15 @@ from markupsafe import Markup
 from manyicl.report import numbers, tables, verdict
 from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.figures import draw_all, sparkline_top
+from manyicl.report.matchings import matching_tables, other_settings
 from manyicl.report.svg import Plots, read_part
 
 
-def render_page(comparison: Comparison) -> str:
-    """Return the whole page; the same comparison gives the same bytes."""
+def render_page(comparison: Comparison, *, beside: Sequence[Comparison] = ()) -> str:
+    """Return the whole page; the same comparison gives the same bytes.
+
+    beside: the same comparison under other matchings (matchings.py).
+    """
     plots = Plots()
     figures = draw_all(comparison, plots)
     style = f"{read_part('page.css')}\n{plots.style_sheet()}\n"
@@ -39,6 +44,8 @@ def render_page(comparison: Comparison) -> str:
         policy=policy,
         style=Markup(style),
         script=Markup(script),
+        matching_tables=matching_tables([comparison, *beside]) if beside else [],
+        other_settings=other_settings([comparison, *beside]) if beside else [],
         **page_content(comparison, figures),
     )
 

@@ -1,0 +1,115 @@
+"""One comparison run under several matchings (tokens, answers, FLOPs): its differences side by side."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from manyicl.errors import UserError
+from manyicl.report.comparison import Comparison
+from manyicl.report.numbers import count_noun, tell_interval, tell_points, tell_times
+from manyicl.report.tables import EMPTY, TableCell
+from manyicl.report.verdict import MATCHING, Standing, method_arm, standings
+
+# What one arm spends is told as a multiple of what the arm of the verdict spends.
+SPENT = (("answers", "answers"), ("tokens", "tokens"), ("flops", "FLOPs"))
+
+
+@dataclass(frozen=True, slots=True)
+class MatchingTable:
+    """Differences on the tasks of one role: a row for each arm, a column for each comparison."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[TableCell, ...]], ...]
+
+
+def check_matchings(comparisons: Sequence[Comparison], names: Sequence[str]) -> None:
+    """Refuse comparisons that cannot stand side by side: they must ask the same rows of the same tasks.
+
+    names: the folder of each, for the message.
+
+    Raises:
+        UserError: tasks, their rows, or the shot counts differ, or two comparisons have the same matching.
+    """
+    first = comparisons[0]
+    for comparison, name in zip(comparisons[1:], names[1:], strict=True):
+        for what, one, other in (
+            ("tasks", _tasks_of(first), _tasks_of(comparison)),
+            ("shot counts", sorted(first.shots), sorted(comparison.shots)),
+            ("verdict arm", method_arm(first), method_arm(comparison)),
+        ):
+            if one != other:
+                raise UserError(f"{name}: has other {what} than {names[0]}; give comparisons that differ in matching")
+    matches = [comparison.match for comparison in comparisons]
+    for place, match in enumerate(matches):
+        if match in matches[:place]:
+            other = names[matches.index(match)]
+            raise UserError(f"{names[place]}: is matched by {match}, as {other} is; give one comparison a matching")
+
+
+def _tasks_of(comparison: Comparison) -> dict[str, tuple[str, str]]:
+    return {task.task: (task.role, task.sha256) for task in comparison.tasks}
+
+
+def other_settings(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the names of settings that are not the same in all recipes, but for the name and the matching."""
+    recipes = [_flatten(tomllib.loads(comparison.config)) for comparison in comparisons]
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    differs = [key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]
+    return [key for key in differs if key not in ("compare.name", "compare.match")]
+
+
+def _flatten(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return flat
+
+
+def matching_tables(comparisons: Sequence[Comparison]) -> list[MatchingTable]:
+    """Return the verdict arm's points above each other arm at chosen shots, one table for each role of tasks."""
+    first = comparisons[0]
+    arm = method_arm(first)
+    heads = tuple(f"equal {MATCHING.get(one.match, one.match)}" for one in comparisons)
+    tables = []
+    for role in reversed(first.roles) if arm else ():
+        found = [{one.other: one for one in standings(c, arm or "", role)} for c in comparisons]
+        others = [other for other in first.place if any(other in one for one in found)]
+        rows = [
+            (
+                first.title_of(other),
+                tuple(_cell(c, arm or "", one.get(other)) for c, one in zip(comparisons, found, strict=True)),
+            )
+            for other in others
+        ]
+        if rows:
+            title = f"{role.capitalize()} tasks: points of {first.title_of(arm or '')} above each arm, chosen shots"
+            tables.append(MatchingTable(title, heads, tuple(rows)))
+    return tables
+
+
+def _cell(comparison: Comparison, arm: str, one: Standing | None) -> TableCell:
+    if one is None:
+        return EMPTY
+    notes = [f"{count_noun(one.tasks, 'task')}, {count_noun(one.seeds, 'seed')}"]
+    if not comparison.arm_of(one.other).matched:
+        notes.append("not matched")
+    if not comparison.finished:
+        notes.append("unfinished")
+    spent = [(noun, _ratio(comparison, one.other, arm, key)) for key, noun in SPENT]
+    told = [f"{noun} \N{MULTIPLICATION SIGN}{tell_times(ratio)}" for noun, ratio in spent if ratio]
+    notes += [", ".join(told)] if told else []
+    return TableCell(tell_points(one.points), one.points, tell_interval(one.low, one.high, unit="points"), tuple(notes))
+
+
+def _ratio(comparison: Comparison, one: str, other: str, key: str) -> float | None:
+    """Return how many times as much one arm spent as another, by the means over seeds; None if it is not known."""
+    spent = [
+        [value for cost in comparison.costs if cost.arm == arm for value in [getattr(cost, key)] if value is not None]
+        for arm in (one, other)
+    ]
+    return mean(spent[0]) / mean(spent[1]) if all(spent) and mean(spent[1]) else None
