@@ -159,7 +159,7 @@ def test_a_number_that_is_not_in_the_json_would_be_found(content):
 
 def test_the_first_table_has_one_row_an_arm_and_a_dash_for_what_is_null(content, page):
     head, second, *rows = page.tables["scores"][0]
-    groups = ["Trained tasks, %", "Held-out tasks, %", "Forgetting, bits per byte", "Forgetting, points on known tasks"]
+    groups = ["Trained tasks, %", "Held-out tasks, %", "Forgetting, bits per byte", "Forgetting, points"]
     assert head == ["Arm", *groups]
     assert second[:3] == ["chosen shots", "0 shots", "most shots (64)"]
     assert [row[0] for row in rows] == ["Base", "Zero-shot", "Few-shot", "ManyICL", "Dedicated"]

@@ -143,7 +143,7 @@ def _costs(comparison: Comparison) -> list[str]:
     rows = (
         [
             escape(arm.title),
-            f"by {escape(comparison.match)}" if arm.matched else "no: ceiling",
+            "not trained" if not arm.is_trained else f"by {escape(comparison.match)}" if arm.matched else "no: ceiling",
             *(cell.text for cell in cells),
         ]
         for arm, cells in tables.mean_costs(comparison)

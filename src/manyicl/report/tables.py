@@ -48,18 +48,18 @@ FORGETTING_NOTE = (
     " the base on untrained tasks that it could do."
 )
 COST_COLUMNS = (
-    ("steps", "Steps", tell_count),
-    ("packs", "Packs", tell_count),
-    ("episodes", "Episodes", tell_count),
     ("answers", "Answers", tell_count),
     ("epochs", "Times a row is a target", tell_times),
     ("target_share", "Rows ever a target, %", tell_percent),
-    ("targets", "Targets", tell_count),
     ("tokens", "Tokens", tell_count),
     ("head_share", "Tokens on instructions, %", tell_percent),
     ("flops", "FLOPs", tell_power),
     ("wall_s", "Wall time", tell_seconds),
     ("peak_bytes", "Peak memory", tell_bytes),
+    ("steps", "Steps", tell_count),
+    ("packs", "Packs", tell_count),
+    ("episodes", "Episodes", tell_count),
+    ("targets", "Targets", tell_count),
 )
 
 
@@ -118,7 +118,9 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
         for kind in ASKED
         if any((cell.role, cell.asked) == (role, kind) for cell in comparison.headline)
     ]
-    files = list(dict.fromkeys(change.file for change in comparison.forgetting.text))[:2]
+    lost = {change.arm: change for change in fewest_shots_changes(comparison)}
+    # One text leaves room for the tasks beside it; the section on forgetting has them all.
+    files = list(dict.fromkeys(change.file for change in comparison.forgetting.text))[: 1 if lost else 2]
     same = {pair: _same_shots(comparison, *pair) for pair in asked}
     columns = [
         Column(
@@ -127,10 +129,9 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
         for (role, kind), shots in same.items()
     ]
     columns += [Column("Forgetting, bits per byte", file) for file in files]
-    lost = {change.arm: change for change in fewest_shots_changes(comparison)}
     if lost:
         shots = next(iter(lost.values())).shots
-        columns.append(Column("Forgetting, points on known tasks", count_noun(shots, "shot")))
+        columns.append(Column("Forgetting, points", count_noun(shots, "shot")))
     texts = {(change.arm, change.file): change for change in comparison.forgetting.text}
     rows = []
     for arm in comparison.arms:
