@@ -53,6 +53,8 @@ class Bar:
         if self.first_done is None or done <= self.first_done:
             return ""
         elapsed = time.monotonic() - self.started
+        if elapsed < 1:
+            return ""  # too short to tell anything
         each = elapsed / (done - self.first_done)
         left = f", {tell_seconds(each * (self.total - done))} left" if done < self.total else ""
         return f"{each:.2g} s each{left}"
