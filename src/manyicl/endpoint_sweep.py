@@ -26,6 +26,7 @@ from manyicl.files import sync_folder
 from manyicl.parts import sole_writer_of_out
 from manyicl.results import Evaluation, refuse_other_result
 from manyicl.scoring import best_score, majority_score
+from manyicl.seeds import STREAMS
 from manyicl.shot_curve import Report, chance_of, make_curve
 from manyicl.sweep import DEFAULT_SHOTS, TaskSweep, refuse_empty
 from manyicl.tasks import Task
@@ -138,7 +139,7 @@ def evaluate_at_endpoint(
     refuse_empty(plans)
     if out is not None:
         settings = {"model": asked.path, "engine": "endpoint", "endpoint_model": endpoint.model, "seed": seed}
-        settings |= {"max_tokens": asked.max_tokens}
+        settings |= {"max_tokens": asked.max_tokens, "streams": STREAMS}
         refuse_other_result(out, settings, [plan.about for plan in plans])
     log = AnswerLog(out and answer_log_path(out))
     try:

@@ -8,7 +8,6 @@ The mixture interleaves the tasks. Nothing here depends on the number of ranks, 
 from __future__ import annotations
 
 import heapq
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,10 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manyicl.errors import UserError
 from manyicl.label_names import LabelLengths, RenameTo, check_names, draw_names
+from manyicl.seeds import PlanPurpose, make_stream
 
 TOO_LONG = "longer than token_budget"
-# Ends the seed of a renaming, so that it is no other draw's: numpy takes a seed without its last zeros for the same.
-_RENAMING = 1
 
 
 class EpisodeSettings(BaseModel):
@@ -132,11 +130,14 @@ def drop_long_examples(tasks: Sequence[TaskLengths], *, token_budget: int) -> di
     return fitting
 
 
-def iter_episodes(tasks: Sequence[TaskLengths], *, settings: EpisodeSettings, seed: int) -> Iterator[Episode]:
+def iter_episodes(
+    tasks: Sequence[TaskLengths], *, settings: EpisodeSettings, seed: int, purpose: PlanPurpose = "training"
+) -> Iterator[Episode]:
     """Yield the endless plan of episodes of all `tasks`, tasks interleaved by their share of the tokens.
 
     The next episode is of the task that is furthest behind its share, so each task keeps its share to within one
-    episode at any moment. A seeded head start of less than one episode decides who comes first.
+    episode at any moment. A seeded head start of less than one episode decides who comes first. Plans of different
+    purposes are drawn independently of each other.
 
     Raises:
         UserError: a task has no example that fits the budget, or more labels than there are words to rename them to.
@@ -148,11 +149,11 @@ def iter_episodes(tasks: Sequence[TaskLengths], *, settings: EpisodeSettings, se
     for task in tasks:
         if task.labels is not None and settings.rename_share:
             check_names(task.labels, task=task.name, to=settings.rename_to)
-        stream = _iter_task_episodes(task, fitting[task.name], settings=settings, seed=seed)
+        stream = _iter_task_episodes(task, fitting[task.name], settings=settings, seed=seed, purpose=purpose)
         first = next(stream)
         streams[task.name] = chain([first], stream)
         progress[task.name] = _measure_progress(task, fitting[task.name], mixture=settings.mixture)
-        head_start = float(np.random.default_rng([seed, _name_seed(task.name)]).random())
+        head_start = float(make_stream(purpose, seed, "head start", task.name).random())
         queue.append((head_start * progress[task.name](first), task.name))
     heapq.heapify(queue)
     index = 0
@@ -172,10 +173,6 @@ def plan_episode(task: TaskLengths, *, settings: EpisodeSettings, seed: int = 0,
     return next(episodes)
 
 
-def _name_seed(name: str) -> int:
-    return zlib.crc32(name.encode())
-
-
 def _measure_progress(
     task: TaskLengths, fitting: NDArray[np.int32], *, mixture: Literal["proportional", "uniform"]
 ) -> Callable[[Episode], float]:
@@ -191,20 +188,22 @@ def _measure_progress(
 
 
 def _iter_task_episodes(
-    task: TaskLengths, fitting: NDArray[np.int32], *, settings: EpisodeSettings, seed: int
+    task: TaskLengths, fitting: NDArray[np.int32], *, settings: EpisodeSettings, seed: int, purpose: PlanPurpose
 ) -> Iterator[Episode]:
     """Yield the episodes of one task, epoch after epoch, numbered in the epoch; the last of an epoch may be short."""
     most_fitting = _count_most_fitting(task, fitting, settings=settings)
     stratified = settings.stratified and task.labels is not None
     epoch = 0
     while True:
-        rng = np.random.default_rng([seed, _name_seed(task.name), epoch])
+        rng = make_stream(purpose, seed, "order", task.name, epoch)
         order = rng.permutation(fitting)
         waiting = _SpreadOrder(order, task, rng=rng) if stratified else _PlainOrder(order)
         number = 0
         while len(waiting):
             most = min(most_fitting, _draw_num_examples(settings.shots, rng))
-            names = _draw_renaming(task, settings=settings, seed=[seed, _name_seed(task.name), epoch, number])
+            # A stream of its own: neither the order of examples nor any other episode depends on it.
+            renaming = make_stream(purpose, seed, "renaming", task.name, epoch, number)
+            names = _draw_renaming(task, settings=settings, rng=renaming)
             nexts = waiting.peek(most)
             episode = _cut_episode(task, nexts, names=names, epoch=epoch, token_budget=settings.token_budget)
             # Alone, an example has no shot that could tell its new name; and it may fit under its own label only.
@@ -248,14 +247,12 @@ def _count_most_fitting(task: TaskLengths, fitting: NDArray[np.int32], *, settin
     return int(np.searchsorted(ends, settings.token_budget, side="right"))
 
 
-def _draw_renaming(task: TaskLengths, *, settings: EpisodeSettings, seed: list[int]) -> NDArray[np.int32] | None:
-    """Return the names that the labels bear in one episode; None where it is not renamed.
-
-    Drawn from a stream of its own, so that neither the order of examples nor any other episode depends on it.
-    """
+def _draw_renaming(
+    task: TaskLengths, *, settings: EpisodeSettings, rng: np.random.Generator
+) -> NDArray[np.int32] | None:
+    """Return the names that the labels bear in one episode; None where it is not renamed."""
     if task.labels is None or not settings.rename_share:
         return None
-    rng = np.random.default_rng([*seed, _RENAMING])
     return draw_names(task.labels, to=settings.rename_to, rng=rng) if rng.random() < settings.rename_share else None
 
 

@@ -34,6 +34,7 @@ from manyicl.prefix import choose_option, device_of, encode_prefix, score_answer
 from manyicl.prefix_trial import TRIAL_TOKENS
 from manyicl.ranks import ALONE, Ranks
 from manyicl.results import Evaluation, refuse_other_result
+from manyicl.seeds import STREAMS, AskPurpose
 from manyicl.sharing import can_share_prefix, sharing_fault
 from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
 from manyicl.sweep import (
@@ -156,6 +157,7 @@ def evaluate(
     seed: int = 0,
     by: Literal["sum", "mean"] = "sum",
     fixed_shots: int | None = None,
+    purpose: AskPurpose = "evaluation",
     allow_empty: bool = False,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
@@ -165,7 +167,8 @@ def evaluate(
 
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
     fixed_shots: one of `shots`; all draws hold the same shots up to it, each in another order, so that the spread at
-    that number is the order's alone. allow_empty: a sweep of which no task has room for a query is no error, and its
+    that number is the order's alone. purpose: "choice of settings" draws other shots and queries than those that are
+    reported. allow_empty: a sweep of which no task has room for a query is no error, and its
     cells are empty.
     out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
     from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
@@ -178,6 +181,7 @@ def evaluate(
     if out is not None:
         asked = _with_kept_frame(asked, Path(out))
     sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by)
+    sweep = replace(sweep, purpose=purpose)
     if fixed_shots is not None:
         sweep = fix_shots(sweep, fixed_shots)
     names = [task.name for task in tasks]
@@ -189,7 +193,7 @@ def evaluate(
     path = None if out is None else Path(out)
     if path is not None:
         settings = {"model": asked.path, "kind": "sweep", "by": by, "engine": "local", "seed": seed}
-        settings |= {"max_tokens": asked.max_tokens, "fixed_shots": fixed_shots}
+        settings |= {"max_tokens": asked.max_tokens, "fixed_shots": fixed_shots, "streams": STREAMS}
         refuse_other_result(path, settings, [plan.about for plan in plans])
     parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
     with asked.asking():
@@ -301,6 +305,7 @@ def _identify(asked: AskedModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[st
         **({"frame": asdict(asked.tokenizer.frame)} if asked.tokenizer.settings.style == "chat" else {}),
         "device": device_of(asked.model).type + (", compiled" if asked.compiled else ""),
         "sweep": {**asdict(sweep), "shots": sorted(set(sweep.shots))},
+        "streams": STREAMS,
         "tasks": {task.name: task.sha256 for task in tasks},
     }
 

@@ -49,7 +49,7 @@ def draw_held_out(
     for name, task in tasks.items():
         lengths = lengths_of(task, split="test")
         if fits_any(lengths, token_budget=token_budget):
-            plan = iter_episodes([lengths], settings=settings, seed=seed)
+            plan = iter_episodes([lengths], settings=settings, seed=seed, purpose="held-out table")
             drawn[name] = [episode for episode in islice(plan, num_episodes) if episode.epoch == 0]
     return drawn
 

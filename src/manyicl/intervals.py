@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from manyicl.errors import UserError
+from manyicl.seeds import make_stream
 
 NUM_RESAMPLES = 2_000
 MIN_RESAMPLED_DRAWS = 10
@@ -204,7 +205,7 @@ def _resampled_means(values_N: NDArray[np.float64], *, seed: int, axis: int) -> 
 def _resample_counts(shape: tuple[int, int], seeds: tuple[int, int, int]) -> NDArray[np.float64]:
     """Return how often each value (column) is chosen in each resample (row); every row sums to its length."""
     num_resamples, num_values = shape
-    chosen = np.random.default_rng(seeds).integers(num_values, size=shape)
+    chosen = make_stream("resampling", *seeds).integers(num_values, size=shape)
     chosen += num_values * np.arange(num_resamples)[:, None]
     return np.bincount(chosen.ravel(), minlength=chosen.size).reshape(shape).astype(np.float64)
 

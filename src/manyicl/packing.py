@@ -6,9 +6,8 @@ import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from manyicl.episodes import Episode, EpisodeSettings, TaskLengths, iter_episodes
+from manyicl.seeds import make_stream
 
 # Episodes are only ever packed with others of their block, so that pack j can be known without the whole plan, and a
 # short run sees the first stretch of it. A block has as many tokens as this many packs: the last of its packs may be
@@ -47,7 +46,7 @@ def pack_episodes(episodes: Iterator[Episode], *, pack_tokens: int, seed: int) -
         bins = pack_lengths([episode.num_tokens for episode in block], pack_tokens=pack_tokens)
         # Best-fit decreasing leaves the long episodes first. A pack stands where one of its episodes, whichever, stands
         # in the plan: the steps of a block are alike, and packs of one episode keep the plan's order and its coverage.
-        rng = np.random.default_rng([seed, block_number])
+        rng = make_stream("packing", seed, block_number)
         for places in sorted(bins, key=lambda places: places[rng.integers(len(places))]):
             yield Pack(index=index, episodes=tuple(block[place] for place in places))
             index += 1

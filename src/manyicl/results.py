@@ -15,6 +15,7 @@ import pyarrow as pa
 from manyicl.cells import Prediction, ShotCurve, predictions_bytes, read_predictions
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
+from manyicl.seeds import STREAMS
 
 RESULT_SCHEMA = 2
 
@@ -59,6 +60,7 @@ class Evaluation:
             **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
             **({} if self.fixed_shots is None else {"fixed_shots": self.fixed_shots}),
             "seed": self.seed,
+            "streams": STREAMS,
             "max_tokens": self.max_tokens,
             "tasks": tasks,
         }

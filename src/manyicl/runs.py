@@ -70,6 +70,7 @@ from manyicl.models import (
 from manyicl.precision import resolve_precision
 from manyicl.progress import BarCallback, progress_bar
 from manyicl.ranks import SharedError, leave_at_exit
+from manyicl.seeds import STREAMS
 from manyicl.segment_kernels import forget_kernels, kernels_taken
 from manyicl.tasks import Task, load_tasks
 from manyicl.templates import Frame
@@ -412,7 +413,10 @@ def _refuse_other_data(folder: Path, prepared: Prepared) -> None:
             " back, or name the folder that they were moved to"
         )
     if before["plan"] != now["plan"]:
-        raise UserError(f"--resume {folder}: its plan of packs would be another now (other tokenizer or version)")
+        raise UserError(
+            f"--resume {folder}: it was started with another tokenizer or version of manyicl, and its plan of packs"
+            " would be another now; go on with those, or start a new run"
+        )
 
 
 def read_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
@@ -658,11 +662,16 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
 
 
 def hash_plan(packs: PackDataset) -> str:
-    """Return a hash of the packs in their order: tasks, epochs and examples of their episodes."""
-    digest = hashlib.sha256()
+    """Return a hash of the packs in their order: tasks, epochs, examples and label names of their episodes.
+
+    The version of the random streams is in it: they draw more than the packs, such as the validation episodes.
+    """
+    digest = hashlib.sha256(f"streams {STREAMS}\n".encode())
     for pack in packs.packs:
         for episode in pack.episodes:
-            digest.update(f"{pack.index} {episode.task} {episode.epoch} {episode.examples.tolist()}\n".encode())
+            names = None if episode.names is None else episode.names.tolist()
+            line = f"{pack.index} {episode.task} {episode.epoch} {episode.examples.tolist()} {names}\n"
+            digest.update(line.encode())
     return digest.hexdigest()
 
 

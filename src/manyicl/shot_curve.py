@@ -327,7 +327,7 @@ def score_one_pass(
             f"task '{task.name}': none of its {num_long:,} {split} rows fits {token_budget:,} tokens (the shortest"
             f" needs {int(alone.min()):,}); raise --max-tokens, or leave the task out"
         )
-    episodes = iter_episodes([lengths], settings=settings, seed=seed)
+    episodes = iter_episodes([lengths], settings=settings, seed=seed, purpose="one-pass curve")
     maker = BatchMaker({task.name: tokenized}, split=split)
     nll_by_shots: dict[int, list[float]] = {}
     match_by_shots: dict[int, list[float]] = {}

@@ -9,7 +9,6 @@ that leaves no room for the queries is never a shot, as training leaves out rows
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from manyicl.errors import UserError
 from manyicl.prefix import EngineCount
+from manyicl.seeds import AskPurpose, make_stream
 from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples
 
 DEFAULT_SHOTS = (0, 1, 4, 16, 64)
@@ -38,7 +38,8 @@ class Sweep:
 
     by: a known answer is chosen by the sum of its tokens' nats, or by their mean. fixed_shots: all draws hold the same
     first so many shots, those of draw 0, each in an order of its own, and behind them the rest as draw 0 has it; from
-    that number of shots on, only order tells the draws apart.
+    that number of shots on, only order tells the draws apart. purpose: what the answers are for; numbers of shots and
+    learning rates are chosen behind other draws than those that are reported, or the choice would know their luck.
     """
 
     shots: tuple[int, ...] = DEFAULT_SHOTS
@@ -48,14 +49,22 @@ class Sweep:
     max_tokens: int = 2048
     by: Literal["sum", "mean"] = "sum"
     fixed_shots: int | None = None
+    purpose: AskPurpose = "evaluation"
 
 
-def draw_shots(tokenized: TokenizedTask, *, seed: int, draw: int, most_tokens: int | None = None) -> NDArray[np.int64]:
+def draw_shots(
+    tokenized: TokenizedTask,
+    *,
+    seed: int,
+    draw: int,
+    purpose: AskPurpose = "evaluation",
+    most_tokens: int | None = None,
+) -> NDArray[np.int64]:
     """Return one draw: the train examples in a random order, of which any first k are its k shots.
 
     most_tokens: examples longer than this are left out, which changes nothing in the order of the others.
     """
-    rng = np.random.default_rng([seed, _name_seed(tokenized), draw])
+    rng = make_stream(purpose, seed, "shots", tokenized.task.name, draw)
     order = rng.permutation(len(tokenized.splits["train"]))
     return order if most_tokens is None else order[tokenized.splits["train"].lengths[order] <= most_tokens]
 
@@ -72,9 +81,8 @@ def tokens_kept_for_query(needs: NDArray[np.int64], *, max_tokens: int) -> int:
     return int(needs[needs <= max(usual, MAX_QUERY_SHARE * max_tokens)].max())
 
 
-def reorder_shots(first: NDArray[np.int64], *, num_fixed: int, seed: Sequence[int]) -> NDArray[np.int64]:
+def reorder_shots(first: NDArray[np.int64], *, num_fixed: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return draw 0 with its first `num_fixed` shots in another random order; the rest stays as it is."""
-    rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(first[:num_fixed]), first[num_fixed:]])
 
 
@@ -116,10 +124,6 @@ def refuse_empty(plans: Sequence[TaskSweep]) -> None:
         )
 
 
-def _name_seed(tokenized: TokenizedTask) -> int:
-    return zlib.crc32(tokenized.task.name.encode())
-
-
 class TaskSweep:
     """One task's sweep: which queries and shots, fixed before anything is asked.
 
@@ -132,7 +136,8 @@ class TaskSweep:
         self.candidates: dict[int, tuple[str, ...]] = {}
         self.written: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
         self.max_new_tokens = most_answer_tokens(tokenized, None)
-        order = np.random.default_rng([sweep.seed, _name_seed(tokenized)]).permutation(len(tokenized.splits["test"]))
+        rng = make_stream(sweep.purpose, sweep.seed, "queries", self.task.name)
+        order = rng.permutation(len(tokenized.splits["test"]))
         self.wanted, needs, self.num_long_queries = self._choose_queries(order)
         room = sweep.max_tokens - len(tokenized.head_ids) - tokens_kept_for_query(needs, max_tokens=sweep.max_tokens)
         self.num_long_shots = int((tokenized.splits["train"].lengths > room).sum())
@@ -202,11 +207,14 @@ class TaskSweep:
         )
 
     def _draw(self, draw: int, *, most_tokens: int) -> NDArray[np.int64]:
-        fixed, seed = self.sweep.fixed_shots, self.sweep.seed
-        first = draw_shots(self.tokenized, seed=seed, draw=draw if fixed is None else 0, most_tokens=most_tokens)
+        fixed, seed, purpose = self.sweep.fixed_shots, self.sweep.seed, self.sweep.purpose
+        place = draw if fixed is None else 0
+        first = draw_shots(self.tokenized, seed=seed, draw=place, purpose=purpose, most_tokens=most_tokens)
         if fixed is None or draw == 0:
             return first
-        return reorder_shots(first, num_fixed=fixed, seed=[seed, _name_seed(self.tokenized), draw])
+        return reorder_shots(
+            first, num_fixed=fixed, rng=make_stream(purpose, seed, "order of shots", self.task.name, draw)
+        )
 
     def _choose_queries(self, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Return the first test rows of `order` that fit without shots, the tokens each needs, and how many do not fit.

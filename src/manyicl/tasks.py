@@ -45,6 +45,7 @@ from manyicl.rows import (
     read_rows,
     show,
 )
+from manyicl.seeds import make_seed
 
 __all__ = [
     "FAMILIES",
@@ -178,7 +179,7 @@ def flip_map(labels: Sequence[str], *, seed: int) -> dict[str, str]:
     known = sorted(labels)
     if len(known) < 2:
         raise UserError(f"labels {known}: there is no other label to exchange one with; leave the task out")
-    rng, others = random.Random(f"flip {seed}"), known.copy()
+    rng, others = random.Random(make_seed("exchanged labels", seed)), known.copy()
     while any(label == other for label, other in zip(known, others, strict=True)):
         rng.shuffle(others)
     return dict(zip(known, others, strict=True))

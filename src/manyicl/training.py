@@ -126,7 +126,10 @@ def plan_validation(
         if not num_tokens or not fits_any(lengths, token_budget=settings.token_budget):
             continue
         spent = 0
-        for episode in iter_episodes([lengths], settings=settings.without_augmentation(), seed=seed):
+        plan = iter_episodes(
+            [lengths], settings=settings.without_augmentation(), seed=seed, purpose="validation losses"
+        )
+        for episode in plan:
             if episode.epoch > 0 or spent >= num_tokens:
                 break
             planned.append(ValidationPack(task=name, pack=Pack(index=episode.index, episodes=(episode,))))
