@@ -98,3 +98,18 @@ def test_a_kill_before_the_recipe_was_written_leaves_a_folder_that_can_be_begun_
     folder.mkdir()
     (folder / INPUTS_FILE).write_text('{"tasks": {}, "texts": {}}')
     assert set(open_comparison(folder, config).inputs.tasks) >= set(config.tasks.names)
+
+
+def test_cells_that_an_earlier_version_asked_behind_other_shots_are_not_added_to(tmp_path):
+    """A2: the answers of two arms would not be pairs."""
+    config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], flips=False, orders=False, text_files=[])
+    comparison = open_comparison(tmp_path / "out", config)
+    run_comparison(comparison, console=Console(file=StringIO()))
+    tests = sorted((tmp_path / "out").glob("seed-*/base.test.json"))
+    content = json.loads(tests[0].read_text(encoding="utf-8"))
+    assert content.pop("streams") == 2
+    tests[0].write_text(json.dumps(content), encoding="utf-8")
+    run_comparison(comparison, console=Console(file=StringIO()))  # nothing is missing, so nothing is mixed
+    tests[-1].unlink()
+    with pytest.raises(UserError, match=r"seed-0.base.test.json was asked by another version of manyicl, which draws"):
+        run_comparison(comparison, console=Console(file=StringIO()))

@@ -105,6 +105,23 @@ def test_a_finished_result_of_other_settings_is_refused_before_anything_is_asked
     assert evaluate(asked, TASKS, **SIZES, out=out) == first
 
 
+def test_what_an_earlier_version_began_behind_other_shots_is_refused_in_one_line(asked, tmp_path):
+    """A2: results and headers from before purposes were in the seeds say nothing of their streams."""
+    unfinished, finished = tmp_path / "a.json", tmp_path / "b.json"
+    with pytest.raises(StopError):
+        evaluate(asked, TASKS, **SIZES, out=unfinished, report=stop_after(1))
+    evaluate(asked, TASKS, **SIZES, out=finished)
+    header = tmp_path / "a.json.parts" / "evaluation.json"
+    for file in (header, finished):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        assert content.pop("streams") == 2
+        file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="cells of an unfinished evaluation that differs: streams was None and is 2;"):
+        evaluate(asked, TASKS, **SIZES, out=unfinished)
+    with pytest.raises(UserError, match="holds a finished result with other streams; name another file"):
+        evaluate(asked, TASKS, **SIZES, out=finished)
+
+
 def test_the_same_call_is_taken_again_where_a_number_of_shots_could_not_be_asked(asked, tmp_path):
     sizes = {**SIZES, "shots": (2, 500)}  # no task has so many rows
     first = evaluate(asked, TASKS, **sizes, out=tmp_path / "c.json")

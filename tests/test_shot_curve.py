@@ -107,18 +107,18 @@ def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
 
 def test_the_same_shots_in_other_orders_are_told_apart_by_order_alone(tokenizer):
     asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
-    options = {"shots": (0, 4), "draws": 3, "queries": 4}
+    options = {"shots": (0, 6), "draws": 3, "queries": 4}
     task = make_task("animals")
-    fixed, plain = (evaluate(asked, [task], **options, fixed_shots=fixed) for fixed in (4, None))
+    fixed, plain = (evaluate(asked, [task], **options, fixed_shots=fixed) for fixed in (6, None))
     last, same = (result.curves[0].cells[-1] for result in (fixed, plain))
     assert len({one.shots_sha256 for one in last.draws}) == 3
     assert len({one.top_label_share for one in last.draws}) == 1
     assert last.draws[0] == same.draws[0]
     assert {p.query for p in fixed.curves[0].predictions} == {p.query for p in plain.curves[0].predictions}
     # Another order is another prompt: the likelihoods differ, or this would test nothing.
-    nats = {p.draw: p.nll for p in fixed.curves[0].predictions if p.shots == 4}
+    nats = {p.draw: p.nll for p in fixed.curves[0].predictions if p.shots == 6}
     assert len(set(nats.values())) == 3
-    assert (fixed.to_json()["fixed_shots"], "fixed_shots" in plain.to_json()) == (4, False)
+    assert (fixed.to_json()["fixed_shots"], "fixed_shots" in plain.to_json()) == (6, False)
 
 
 @pytest.mark.parametrize(("fixed", "draws"), [(1, 2), (3, 2), (0, 2), (4, 1)])
@@ -184,7 +184,7 @@ def test_a_cell_says_what_its_draws_scored_and_what_they_held(tokenizer):
 
 
 def test_every_choice_has_its_likelihood_and_a_generated_answer_says_if_it_was_cut(tokenizer):
-    sweep = Sweep(shots=(1,), num_draws=2, num_queries=6, max_tokens=200)
+    sweep = Sweep(shots=(1,), num_draws=2, num_queries=6, max_tokens=300)
     for task in (make_task("animals"), open_task()):
         tokenized = tokenize_task(task, tokenizer=tokenizer)
         curve = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
