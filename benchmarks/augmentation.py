@@ -123,10 +123,10 @@ def follow(findings: Findings, tasks: list[str]) -> str:
     """Return the share of answers that follow shots with exchanged labels, at the most shots."""
     most = max(findings.settings.shots)
     seeds = [
-        [asked.tables[t][most] for t in tasks if most in asked.tables.get(t, {})] if asked else None
+        {t: asked.tables[t][most] for t in tasks if most in asked.tables.get(t, {})} if asked else None
         for asked in findings.read("flip")["manyicl"]
     ]
-    return tell(pool_means([tables or None for tables in seeds]))
+    return tell(pool_means([run or None for run in seeds]))
 
 
 def lost(findings: Findings) -> str:

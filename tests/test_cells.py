@@ -1,4 +1,4 @@
-"""The bounds of a score, and predictions that come back as they were written."""
+"""Predictions that come back as they were written."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manyicl.cells import PREDICTION_SCHEMA, Prediction, predictions_bytes, read_predictions, score_bounds
-from manyicl.intervals import Interval
-
-
-def test_scores_that_are_all_alike_are_not_certain():
-    assert score_bounds(Interval(1.0, 1.0, 1.0), num_independent=100) == pytest.approx((0.9638, 1.0), abs=1e-4)
-    assert score_bounds(Interval(0.0, 0.0, 0.0), num_independent=1) == pytest.approx((0.0, 0.975))
-    assert score_bounds(Interval(0.9, 0.7, 1.1), num_independent=5) == (0.7, 1.0)
-    assert score_bounds(Interval(0.9, float("nan"), float("nan")), num_independent=1) == (None, None)
+from manyicl.cells import PREDICTION_SCHEMA, Prediction, predictions_bytes, read_predictions
 
 
 def test_predictions_come_back_to_the_bit(tmp_path):

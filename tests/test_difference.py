@@ -11,7 +11,7 @@ import pytest
 from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve
 from manyicl.difference import CellDifference, MeanDifference, compare_results, tell_difference
 from manyicl.errors import UserError
-from manyicl.intervals import mean_of_tables, paired_interval
+from manyicl.intervals import Table, difference_interval
 from manyicl.results import Evaluation, Result
 
 Scores = dict[tuple[int, int], dict[str, float]]  # (shots, draw) -> query -> score
@@ -42,6 +42,10 @@ def table(scores_DQ: np.ndarray, *, shots: int = 4) -> Scores:
     return {(shots, draw): {f"q{q}": float(score) for q, score in enumerate(row)} for draw, row in enumerate(scores_DQ)}
 
 
+def scores(values_DQ: np.ndarray) -> Table:
+    return Table(values_DQ, tuple(f"q{q}" for q in range(values_DQ.shape[1])))
+
+
 RNG = np.random.default_rng(0)
 A, B = RNG.random((5, 20)).round(2), RNG.random((5, 20)).round(2)
 
@@ -51,7 +55,7 @@ def test_a_cell_has_the_paired_interval_of_its_table_in_any_order():
     shuffled = {key: dict(reversed(scores.items())) for key, scores in reversed(b.items())}
     found = compare_results(result("a", {"t": table(A)}), result("b", {"t": shuffled}))
     (cell,) = found.cells
-    interval = paired_interval(B, A)
+    interval = difference_interval([{"t": scores(B - A)}])
     assert (cell.num_draws, cell.num_queries, found.num_rows, found.unjoined) == (5, 20, 100, {})
     assert (cell.difference, cell.low, cell.high) == pytest.approx((interval.mean, interval.low, interval.high))
     assert (cell.a, cell.b) == pytest.approx((A.mean(), B.mean()))
@@ -64,7 +68,7 @@ def test_the_mean_is_over_the_tasks_that_have_the_cell():
     b = {"t": table(B) | table(B[:1], shots=0), "u": table(B[:, :7])}
     zero, four = compare_results(result("a", a), result("b", b)).means
     assert (zero.shots, zero.tasks) == (0, ("t",))
-    interval = mean_of_tables([B - A, (B - A)[:, :7]])
+    interval = difference_interval([{"t": scores(B - A), "u": scores((B - A)[:, :7])}])
     assert (four.shots, four.tasks) == (4, ("t", "u"))
     assert (four.difference, four.low, four.high) == pytest.approx((interval.mean, interval.low, interval.high))
 

@@ -34,7 +34,8 @@ def ask(score_of, *, shots, seed=0, draws=2, queries=4, task=HELD_OUT, majority=
     ]
     tables = tabulate(predictions)
     curve = [
-        {"shots": k, "score": float(tables[task][k].mean()), "nll": 1.0, "majority_score": majority} for k in shots
+        {"shots": k, "score": float(tables[task][k].scores.mean()), "nll": 1.0, "majority_score": majority}
+        for k in shots
     ]
     return Asked({task: {"task": task, "curve": curve}}, predictions, tables)
 

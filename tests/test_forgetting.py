@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from manyicl.errors import UserError
-from manyicl.forgetting import TextWindows, bits_per_byte, drift_every, ratio_interval, read_windows, window_bits
+from manyicl.forgetting import TextWindows, bits_per_byte, drift_every, read_windows, window_bits, window_table
+from manyicl.intervals import mean_interval
 from manyicl.metrics import MetricsLog
 from manyicl.runs import train
 from tests.conftest import tiny_model, train_tokenizer
@@ -172,15 +173,15 @@ def test_bits_per_byte_are_all_bits_over_all_bytes():
 
 def test_the_interval_of_a_ratio_by_hand():
     """Windows of 10, 20 and 30 bytes that cost 20, 20 and 80 bits: 2 bits a byte; residuals 0, -20 and 20."""
-    interval = ratio_interval(np.array([20.0, 20.0, 80.0]), np.array([10, 20, 30]))
+    interval = mean_interval([{"a.txt": window_table(np.array([20.0, 20.0, 80.0]), np.array([10, 20, 30]))}])
     error = math.sqrt(3 / 2 * (0 + 400 + 400)) / 60
-    assert interval.mean == 2.0
+    assert interval.mean == pytest.approx(2.0)
     assert interval.high - interval.mean == pytest.approx(4.3026527 * error)  # Student's, two degrees of freedom
     assert interval.mean - interval.low == pytest.approx(4.3026527 * error)
 
 
 def test_one_window_has_no_interval():
-    interval = ratio_interval(np.array([20.0]), np.array([10]))
+    interval = mean_interval([{"a.txt": window_table(np.array([20.0]), np.array([10]))}])
     assert interval.mean == 2.0
     assert math.isnan(interval.low)
     assert math.isnan(interval.high)

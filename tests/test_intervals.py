@@ -1,41 +1,54 @@
-"""Intervals: tables a reader can work out by hand, invariants, and coverage of a known truth."""
+"""Intervals: tables a reader can work out by hand, invariants, and how often they hold a known truth (A3, B12)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import pytest
+from benchmarks.coverage import MIXES, measure_coverage
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from manyicl.errors import UserError
 from manyicl.intervals import (
     Interval,
-    _resampled_shape,
-    _two_way_variance,
+    Table,
+    difference_interval,
     mean_interval,
-    mean_of_tables,
-    paired_interval,
+    score_interval,
     t_interval,
 )
 
-Table = NDArray[np.float64]
 SCORES = st.integers(0, 8).map(lambda eighths: eighths / 8)
 
 
-def tables(max_draws: int = 9) -> st.SearchStrategy[Table]:
-    shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=max_draws)
+def arrays() -> st.SearchStrategy[NDArray[np.float64]]:
+    shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=9)
     return hnp.arrays(np.float64, shapes, elements=SCORES)
+
+
+def table(scores: object, *, first: int = 0) -> Table:
+    """Return a table whose queries are numbered from `first` on."""
+    scores_DQ = np.array(scores, dtype=float)
+    return Table(scores_DQ, tuple(f"q{first + number}" for number in range(scores_DQ.shape[1])))
+
+
+def mean_of(scores: object) -> Interval:
+    return mean_interval([{"t": table(scores)}])
 
 
 def close(interval: Interval, mean: float, low: float, high: float) -> bool:
     return np.allclose([interval.mean, interval.low, interval.high], [mean, low, high], atol=1e-9)
+
+
+def width(interval: Interval) -> float:
+    return interval.high - interval.low
+
+
+# One table ---------------------------------------------------------------------------------------------------------
 
 
 def test_t_interval_by_hand() -> None:
@@ -47,289 +60,206 @@ def test_t_interval_by_hand() -> None:
 def test_two_way_variance_by_hand() -> None:
     # rows 1, 4 and columns 2, 3 on average; the residuals are +-0.5.
     # MS_d = 2 * 4.5 = 9, MS_q = 2 * 0.5 = 1, MS_e = 4 * 0.25 / 1 = 1: the total is 9, which is the floor, on 1 degree.
-    variance, freedom = _two_way_variance(np.array([[0.0, 2.0], [4.0, 4.0]]))
-    assert variance == pytest.approx(9 / 4)
-    assert freedom == 1
-    # t(1) = 12.706205, standard error 1.5
+    # t(1) = 12.706205, standard error sqrt(9 / 4)
     margin = 12.706204736175 * 1.5
-    assert close(mean_interval(np.array([[0.0, 2.0], [4.0, 4.0]])), 2.5, 2.5 - margin, 2.5 + margin)
+    assert close(mean_of([[0, 2], [4, 4]]), 2.5, 2.5 - margin, 2.5 + margin)
 
 
 def test_satterthwaite_by_hand() -> None:
     # rows 1, 5 and columns 2, 4 without residual: MS_d = 16, MS_q = 4, MS_e = 0;
-    # 20^2 / (16^2 / 1 + 4^2 / 1) = 400 / 272
-    variance, freedom = _two_way_variance(np.array([[0.0, 2.0], [4.0, 6.0]]))
-    assert variance == pytest.approx(20 / 4)
-    assert freedom == pytest.approx(400 / 272)
+    # 20^2 / (16^2 / 1 + 4^2 / 1) = 400 / 272 degrees
+    margin = stdtrit(400 / 272, 0.975) * math.sqrt(20 / 4)
+    assert close(mean_of([[0, 2], [4, 6]]), 3, 3 - margin, 3 + margin)
 
 
 def test_noise_alone_still_has_a_width() -> None:
     # Every row and column averages 0.5, so that only MS_e is left.
-    assert mean_interval(np.array([[0.0, 1.0], [1.0, 0.0]])).low < 0.5
-    board = np.indices((10, 10)).sum(axis=0) % 2 * 1.0
-    interval = mean_interval(board)
-    assert interval.low < 0.5 < interval.high
-    assert interval.high - 0.5 == pytest.approx(0.5 - interval.low)
+    assert mean_of([[0, 1], [1, 0]]).low < 0.5
+    interval = mean_of(np.indices((10, 10)).sum(axis=0) % 2)
+    assert interval.high - 0.5 == pytest.approx(0.5 - interval.low) != 0
 
 
 def test_one_draw_varies_over_queries_and_one_query_over_draws() -> None:
     values = np.array([0.0, 1.0, 1.0, 0.5])
-    assert mean_interval(values[None, :]) == mean_interval(values[:, None]) == t_interval(values)
+    expected = t_interval(values)
+    for scores in (values[None, :], values[:, None]):
+        assert close(mean_of(scores), expected.mean, expected.low, expected.high)
 
 
 def test_repeated_draws_are_one_draw() -> None:
     # At 0 shots all draws are one: repeating it must not shorten the interval.
     row = np.array([[0.0, 1.0, 1.0, 0.5, 0.0]])
-    once, often = mean_interval(row), mean_interval(np.repeat(row, 5, axis=0))
-    assert close(often, once.mean, once.low, once.high)
+    once = mean_of(row)
+    assert close(mean_of(np.repeat(row, 5, axis=0)), once.mean, once.low, once.high)
 
 
-def test_a_lone_value_has_no_interval() -> None:
-    for interval in (t_interval(np.array([0.25])), mean_interval(np.array([[0.25]]))):
-        assert interval.mean == 0.25
-        assert math.isnan(interval.low)
-        assert math.isnan(interval.high)
+@pytest.mark.parametrize("kind", [mean_interval, score_interval, difference_interval])
+def test_a_lone_value_has_no_interval(kind) -> None:
+    interval = kind([{"t": table([[0.25]])}])
+    assert interval.mean == 0.25
+    assert interval.ends == (None, None)
+    assert kind([{"t": table([[0.25]]), "u": table([[0.0, 1.0]])}]).ends == (None, None)
+    assert t_interval(np.array([0.25])).ends == (None, None)
 
 
-@pytest.mark.parametrize("shape", [(1, 7), (7, 1), (3, 7), (12, 7)])
-def test_equal_values_have_no_width(shape: tuple[int, int]) -> None:
-    assert mean_interval(np.full(shape, 0.1)) == Interval(0.1, 0.1, 0.1)
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (1, 0)])
-def test_no_values_are_refused(shape: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="no values"):
-        mean_interval(np.empty(shape))
-    with pytest.raises(ValueError, match="no values"):
-        t_interval(np.empty(0))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("num_draws", [1, 3, 12])
-def test_missing_cells_are_refused(num_draws: int, bad: float) -> None:
-    scores_DQ = np.zeros((num_draws, 4))
-    scores_DQ[0, 2] = bad
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        mean_interval(scores_DQ)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        paired_interval(scores_DQ, scores_DQ)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        t_interval(scores_DQ[0])
-
-
-def test_wrong_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="draws x queries"):
-        mean_interval(np.zeros(3))
+def test_what_is_no_table_is_refused() -> None:
+    for shape in ((0, 3), (3, 0), (1, 0)):
+        with pytest.raises(ValueError, match="no table"):
+            Table(np.empty(shape), tuple("abc"[: shape[1]]))
+    with pytest.raises(ValueError, match=r"scores of shape \(1, 2\) with 1 query ids"):
+        Table(np.zeros((1, 2)), ("a",))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            table([[0, bad]])
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            t_interval(np.array([0, bad]))
     with pytest.raises(ValueError, match="one row"):
         t_interval(np.zeros((2, 2)))
-    with pytest.raises(UserError, match="same queries"):
-        paired_interval(np.zeros((2, 3)), np.zeros((1, 3)))
+    for runs in ([], [{}]):
+        with pytest.raises(ValueError, match="no scores"):
+            mean_interval(runs)
 
 
-def test_seed_decides_the_resampling() -> None:
-    scores_DQ = np.random.default_rng(0).random((10, 30))
-    assert mean_interval(scores_DQ, seed=1) == mean_interval(scores_DQ, seed=1)
-    assert mean_interval(scores_DQ, seed=1) != mean_interval(scores_DQ, seed=2)
-
-
-def test_resampled_interval_leans_where_scores_spread() -> None:
-    # One query in 20 is answered: the mean is more easily far above 0.05 than far below.
-    scores_DQ = np.zeros((10, 20))
-    scores_DQ[:, 0] = 1
-    below, above = _resampled_shape(scores_DQ, seed=0)
-    assert above > 1.1 * below
-
-
-def test_more_queries_than_a_block_holds() -> None:
-    scores_DQ = np.random.default_rng(0).random((10, 3_000))
-    interval = mean_interval(scores_DQ)
-    assert interval.low < interval.mean < interval.high
-    variance, freedom = _two_way_variance(scores_DQ)
-    assert interval.high - interval.low == pytest.approx(2 * stdtrit(freedom, 0.975) * math.sqrt(variance), rel=0.1)
-
-
-def test_pairing_removes_what_both_share() -> None:
-    rng = np.random.default_rng(0)
-    shared_DQ = rng.normal(size=(5, 1)) + rng.normal(size=(1, 40))
-    a_DQ, b_DQ = shared_DQ + 0.5 + 0.01 * rng.normal(size=(5, 40)), shared_DQ
-    paired, alone = paired_interval(a_DQ, b_DQ), mean_interval(a_DQ)
-    assert 0.49 < paired.low < paired.high < 0.51
-    assert alone.high - alone.low > 50 * (paired.high - paired.low)
-
-
-def test_mean_of_tables_by_hand() -> None:
-    # The variances of the means are 9 / 4 on 1 degree (see above) and, for the lone draw 1, 2, 3, 1 / 3 on 2 degrees.
-    tables_ = [np.array([[0.0, 2.0], [4.0, 4.0]]), np.array([[1.0, 2.0, 3.0]])]
-    total = 9 / 4 + 1 / 3
-    freedom = total**2 / ((9 / 4) ** 2 / 1 + (1 / 3) ** 2 / 2)
-    margin = stdtrit(freedom, 0.975) * math.sqrt(total) / 2
-    assert close(mean_of_tables(tables_), 2.25, 2.25 - margin, 2.25 + margin)
-
-
-def test_mean_of_tables_at_its_edges() -> None:
-    table_DQ = np.random.default_rng(0).random((12, 9))
-    assert mean_of_tables([table_DQ], seed=3) == mean_interval(table_DQ, seed=3)
-    assert mean_of_tables([np.zeros((2, 2)), np.ones((3, 4))]) == Interval(0.5, 0.5, 0.5)
-    lone = mean_of_tables([table_DQ, np.array([[1.0]])])
-    assert math.isnan(lone.low)
-    assert lone.mean == pytest.approx((table_DQ.mean() + 1) / 2)
-    twice, once = mean_of_tables([table_DQ, table_DQ]), mean_of_tables([table_DQ[:9]])
-    assert twice.high - twice.low < once.high - once.low
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        mean_of_tables([table_DQ, np.array([[math.nan, 1.0]])])
-
-
-@given(tables(max_draws=14))
+@given(arrays())
 @settings(deadline=None)
-def test_the_mean_lies_inside(scores_DQ: Table) -> None:
-    interval = mean_interval(scores_DQ)
-    assert interval.low <= interval.mean <= interval.high
-    assert interval.mean == pytest.approx(scores_DQ.mean())
-
-
-@given(tables(max_draws=14))
-@settings(deadline=None)
-def test_order_changes_nothing(scores_DQ: Table) -> None:
+def test_the_mean_lies_inside_and_order_changes_nothing(scores_DQ) -> None:
     rng = np.random.default_rng(scores_DQ.size)
     mixed_DQ = rng.permutation(rng.permutation(scores_DQ, axis=0), axis=1)
-    interval = mean_interval(scores_DQ)
-    assert close(mean_interval(mixed_DQ), interval.mean, interval.low, interval.high)
+    for kind in (mean_interval, score_interval):
+        interval = kind([{"t": table(scores_DQ)}])
+        assert interval.low <= interval.mean + 1e-12
+        assert interval.mean <= interval.high + 1e-12
+        assert close(kind([{"t": table(mixed_DQ)}]), interval.mean, interval.low, interval.high)
 
 
 # Here all three mean squares are equal, and rounding once chose the degrees of freedom.
 @example(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.125]]), -1, 0.5)
-@given(tables(max_draws=9), st.integers(-4, 4), st.sampled_from([0.5, 2.0, 4.0]))
-def test_shift_and_scale_carry_over(scores_DQ: Table, shift: int, scale: float) -> None:
-    interval = mean_interval(scores_DQ)
+@given(arrays(), st.integers(-4, 4), st.sampled_from([0.5, 2.0, 4.0]))
+def test_shift_and_scale_carry_over(scores_DQ, shift: int, scale: float) -> None:
+    interval = mean_of(scores_DQ)
     moved = [shift + scale * end for end in (interval.mean, interval.low, interval.high)]
-    assert close(mean_interval(shift + scale * scores_DQ), *moved)
+    assert close(mean_of(shift + scale * scores_DQ), *moved)
 
 
-@given(tables(max_draws=14))
-def test_nothing_differs_from_itself(scores_DQ: Table) -> None:
-    assert paired_interval(scores_DQ, scores_DQ) == Interval(0, 0, 0)
+# Several tasks and seeds --------------------------------------------------------------------------------------------
 
 
-# Coverage ---------------------------------------------------------------------------------------------------------
-
-REPETITIONS = 600
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Standard deviations of what a draw, a query and (Gaussian only) a cell adds; `center` is the mean or log-odds."""
-
-    kind: str
-    draw: float
-    query: float
-    cell: float = 1.0
-    center: float = 0.5
+def test_the_mean_of_two_tasks_by_hand() -> None:
+    # Over D Q = 4 the mean squares of the first are 9 / 4, 1 / 4 and 1 / 4, on 1 degree each (see above); the lone draw
+    # 1, 2, 3 has the variance 1 / 3 on 2 degrees. MS_d + MS_q - MS_e of both tasks: 9 / 4 + 1 / 4 + 1 / 3 - 1 / 4.
+    runs = [{"t": table([[0, 2], [4, 4]]), "u": table([[1, 2, 3]])}]
+    total = 9 / 4 + 1 / 3
+    freedom = total**2 / ((9 / 4) ** 2 + (1 / 4) ** 2 + (1 / 4) ** 2 + (1 / 3) ** 2 / 2)
+    margin = stdtrit(freedom, 0.975) * math.sqrt(total) / 2
+    assert close(mean_interval(runs), 2.25, 2.25 - margin, 2.25 + margin)
 
 
-MIXES = {
-    "gaussian, draws dominate": Mix("gaussian", 1.0, 0.3, 0.3),
-    "gaussian, queries dominate": Mix("gaussian", 0.05, 1.0, 0.3),
-    "gaussian, both": Mix("gaussian", 0.15, 1.0),
-    "gaussian, noise only": Mix("gaussian", 0.0, 0.0),
-    "right/wrong, draws dominate": Mix("bernoulli", 0.6, 0.3),
-    "right/wrong, queries dominate": Mix("bernoulli", 0.1, 1.5),
-    "right/wrong, both": Mix("bernoulli", 0.3, 1.5),
-    "right/wrong, noise only": Mix("bernoulli", 0.0, 0.0),
-    "right/wrong, wild draws near 1": Mix("bernoulli", 2.0, 0.6, center=2.5),
-}
-ACCEPTED = (0.92, 0.98)
-# Named in the docstring of `mean_interval`: two draws that matter, and draws that are rarely very bad.
-OTHERWISE = {
-    ("gaussian, draws dominate", 2, 50): (0.88, 0.96),
-    ("gaussian, both", 2, 200): (0.88, 0.96),
-    ("right/wrong, draws dominate", 2, 50): (0.84, 0.92),
-    ("right/wrong, draws dominate", 2, 200): (0.84, 0.92),
-    ("right/wrong, both", 2, 200): (0.87, 0.95),
-    **{("right/wrong, wild draws near 1", 2, num_queries): (0.76, 0.86) for num_queries in (50, 200)},
-    **{("right/wrong, wild draws near 1", 5, num_queries): (0.82, 0.89) for num_queries in (50, 200)},
-    **{("right/wrong, wild draws near 1", 10, num_queries): (0.86, 0.93) for num_queries in (50, 200)},
-    **{("right/wrong, wild draws near 1", 20, num_queries): (0.89, 0.95) for num_queries in (50, 200)},
-}
+@pytest.mark.parametrize("num_seeds", [1, 2, 3, 4, 5, 8])
+def test_the_same_answers_again_make_nothing_surer(num_seeds: int) -> None:
+    """A3: the base answers alike with every seed, so its table counts once however often it stands there."""
+    once = table([[0, 1, 1, 0, 1, 0, 0, 1, 1, 1]])
+    alone = mean_interval([{"t": once}])
+    assert close(mean_interval([{"t": once}] * num_seeds), alone.mean, alone.low, alone.high)
+    wilson = score_interval([{"t": once}])
+    assert close(score_interval([{"t": once}] * num_seeds), wilson.mean, wilson.low, wilson.high)
 
 
-def true_mean(mix: Mix) -> float:
-    if mix.kind == "gaussian":
-        return mix.center
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)  # Gauss-Hermite, for a standard normal
-    log_odds = mix.center + math.hypot(mix.draw, mix.query) * nodes
-    return float((weights / weights.sum() / (1 + np.exp(-log_odds))).sum())
+def test_two_seeds_with_separate_queries_are_surer_than_one() -> None:
+    one, other = table([[0, 1, 1, 0, 1, 0]]), table([[0, 1, 1, 0, 1, 0]], first=6)
+    # The variance of a seed's mean is 0.3 / 6 on 5 degrees; of both halves of it, on 10.
+    margin = stdtrit(10, 0.975) * math.sqrt(0.3 / 6 / 2)
+    assert close(mean_interval([{"t": one}, {"t": other}]), 0.5, 0.5 - margin, 0.5 + margin)
 
 
-def simulate(mix: Mix, num_draws: int, num_queries: int) -> Table:
-    rng = np.random.default_rng([num_draws, num_queries, list(MIXES.values()).index(mix)])
-    shape = (REPETITIONS, num_draws, num_queries)
-    effects = mix.center + mix.draw * rng.normal(size=(REPETITIONS, num_draws, 1))
-    effects = effects + mix.query * rng.normal(size=(REPETITIONS, 1, num_queries))
-    if mix.kind == "gaussian":
-        return effects + mix.cell * rng.normal(size=shape)
-    return (rng.random(shape) < 1 / (1 + np.exp(-effects))).astype(np.float64)
+def test_queries_in_common_count_by_how_many_they_are() -> None:
+    scores = [[0, 1, 1, 0, 1, 0, 0, 1, 1, 0]]
+    same, half, none = (width(mean_interval([{"t": table(scores)}, {"t": table(scores, first=n)}])) for n in (0, 4, 10))
+    assert same > half > none
 
 
-def coverage(mix: Mix, num_draws: int, num_queries: int) -> float:
-    truth = true_mean(mix)
-    intervals = [mean_interval(scores_DQ) for scores_DQ in simulate(mix, num_draws, num_queries)]
-    return sum(interval.low <= truth <= interval.high for interval in intervals) / REPETITIONS
+def test_from_five_seeds_on_the_runs_own_spread_counts_too() -> None:
+    """Five runs whose queries hardly differ, and whose means are 0.1 to 0.5: Student's on 4 degrees."""
+    runs = [{"t": table([[m - 0.001, m + 0.001]], first=2 * n)} for n, m in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))]
+    margin = stdtrit(4, 0.975) * math.sqrt(0.025 / 5)
+    assert close(mean_interval(runs), 0.3, 0.3 - margin, 0.3 + margin)
+    assert width(mean_interval(runs[:4])) < 0.01  # four speak of these runs alone
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "num_draws", "num_queries"), list(product(MIXES, (2, 5, 10, 20), (50, 200))))
-def test_coverage_of_a_known_truth(name: str, num_draws: int, num_queries: int) -> None:
-    lowest, highest = OTHERWISE.get((name, num_draws, num_queries), ACCEPTED)
-    assert lowest <= coverage(MIXES[name], num_draws, num_queries) <= highest
+def test_five_seeds_with_equal_means_are_no_surer_than_these_runs() -> None:
+    runs = [{"t": table([[0, 1, 1, 0]], first=4 * n)} for n in range(5)]
+    margin = stdtrit(15, 0.975) * math.sqrt(1 / 3 / 4 / 5)
+    assert close(mean_interval(runs), 0.5, 0.5 - margin, 0.5 + margin)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mix", [Mix("gaussian", 0.0, 1.0), Mix("bernoulli", 0.0, 1.5)], ids=["gaussian", "right/wrong"]
-)
-@pytest.mark.parametrize("num_queries", [50, 200])
-def test_coverage_without_shots_where_all_draws_are_one(mix: Mix, num_queries: int) -> None:
-    rng = np.random.default_rng(num_queries)
-    odds = mix.center + mix.query * rng.normal(size=(REPETITIONS, num_queries))
-    right = (rng.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(np.float64)
-    scores = odds + rng.normal(size=odds.shape) if mix.kind == "gaussian" else right
-    intervals = [mean_interval(row_Q[None, :]) for row_Q in scores]
-    truth = true_mean(mix)
-    assert ACCEPTED[0] <= sum(i.low <= truth <= i.high for i in intervals) / REPETITIONS <= ACCEPTED[1]
+# Near 0 and 1, and where nothing varies (B12) -----------------------------------------------------------------------
 
 
-def simulate_pair(repetition: int, num_draws: int, num_queries: int) -> tuple[Table, Table]:
-    """Return right/wrong answers of two models whose log-odds share what draws and queries do, and differ by 0.5."""
-    rng = np.random.default_rng([repetition, num_draws, num_queries])
-    shared = 0.5 + 0.6 * rng.normal(size=(num_draws, 1)) + 1.5 * rng.normal(size=(1, num_queries))
-    own = [0.3 * rng.normal(size=(num_draws, 1)) + 0.5 * rng.normal(size=(1, num_queries)) for _ in range(2)]
-    log_odds = (shared + own[0], shared + own[1] + 0.5)
-    a_DQ, b_DQ = ((rng.random(shared.shape) < 1 / (1 + np.exp(-odds))).astype(np.float64) for odds in log_odds)
-    return a_DQ, b_DQ
+def test_wilsons_interval_by_hand() -> None:
+    # 18 of 20 right: the variance of the mean is 0.09 / 19, so 19 answers count, with t(19) = 2.093024
+    interval = score_interval([{"t": table([[1] * 18 + [0] * 2])}])
+    pull = 2.093024054408**2 / 19
+    middle, reach = (0.9 + pull / 2) / (1 + pull), 2.093024054408 * math.sqrt(0.09 / 19 + pull / (4 * 19)) / (1 + pull)
+    assert close(interval, 0.9, middle - reach, middle + reach)
+    assert 0.65 < interval.low < 0.9 < interval.high < 0.99
 
 
-def true_difference() -> float:
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    spread = math.sqrt(0.6**2 + 1.5**2 + 0.3**2 + 0.5**2)
-    right = [(weights / weights.sum() / (1 + np.exp(-(c + spread * nodes)))).sum() for c in (0.5, 1.0)]
-    return float(right[1] - right[0])
+def test_all_right_is_not_certain() -> None:
+    # Wilson's of 12 of 12, with t(11) = 2.200985: low = 1 / (1 + t^2 / 12)
+    interval = score_interval([{"t": table(np.ones((1, 12)))}])
+    assert close(interval, 1, 1 / (1 + 2.200985160083**2 / 12), 1)
+    tasks = score_interval([{name: table(np.ones((2, 12))) for name in "abc"}])
+    assert interval.low < tasks.low < 1 == tasks.high  # 36 queries, whatever the draws
+    none = score_interval([{"t": table(np.zeros((1, 12)))}])
+    assert close(none, 0, 0, 1 - interval.low)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_draws", [5, 10])
-def test_coverage_of_a_known_difference(num_draws: int) -> None:
-    truth = true_difference()
-    intervals = [paired_interval(*simulate_pair(n, num_draws, 100)[::-1]) for n in range(REPETITIONS)]
-    assert ACCEPTED[0] <= sum(i.low <= truth <= i.high for i in intervals) / REPETITIONS <= ACCEPTED[1]
+def test_one_task_all_right_and_one_all_wrong_is_not_certain() -> None:
+    interval = score_interval([{"t": table(np.ones((1, 12))), "u": table(np.zeros((1, 12)))}])
+    assert interval.low < 0.4
+    assert interval.high > 0.6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_draws", [5, 10])
-def test_coverage_of_a_known_mean_difference_of_four_tasks(num_draws: int) -> None:
-    truth = true_difference()
-    hits = 0
-    for repetition in range(REPETITIONS):
-        pairs = [simulate_pair(4 * repetition + task, num_draws, (30, 50, 100, 200)[task]) for task in range(4)]
-        interval = mean_of_tables([b_DQ - a_DQ for a_DQ, b_DQ in pairs])
-        hits += interval.low <= truth <= interval.high
-    assert ACCEPTED[0] <= hits / REPETITIONS <= ACCEPTED[1]
+def test_scores_that_do_not_come_near_an_end_have_students_interval() -> None:
+    scores = np.random.default_rng(0).normal(0.5, 0.02, (5, 200))
+    plain, wilson = mean_of(scores), score_interval([{"t": table(scores)}])
+    assert close(wilson, plain.mean, pytest.approx(plain.low, abs=1e-5), pytest.approx(plain.high, abs=1e-5))
+
+
+def test_two_that_always_answer_alike_may_differ_on_other_queries() -> None:
+    # One draw of right/wrong answers: two queries more, one for either side. t(18) = 2.100922
+    same = difference_interval([{"t": table(np.zeros((1, 19)))}])
+    reach = 2.100922040241 * math.sqrt(2) / 21
+    assert close(same, 0, -reach, reach)
+    # Behind several draws, or of other scores: Clopper and Pearson's.
+    assert close(
+        difference_interval([{"t": table(np.zeros((2, 19)))}]), 0, 0.025 ** (1 / 19) - 1, 1 - 0.025 ** (1 / 19)
+    )
+    better = difference_interval([{"t": table(np.ones((1, 19)))}])
+    assert 0.7 < better.low < better.mean == better.high == 1
+
+
+def test_pairing_removes_what_both_share() -> None:
+    rng = np.random.default_rng(0)
+    shared_DQ = 0.1 * (rng.normal(size=(5, 1)) + rng.normal(size=(1, 40)))
+    a_DQ, b_DQ = shared_DQ + 0.5 + 0.001 * rng.normal(size=(5, 40)), shared_DQ
+    paired, alone = difference_interval([{"t": table(a_DQ - b_DQ)}]), mean_of(a_DQ)
+    assert 0.499 < paired.low < paired.high < 0.501
+    assert width(alone) > 50 * width(paired)
+
+
+# Coverage (docs/intervals.md has the whole table) -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared queries", "separate queries"])
+@pytest.mark.parametrize("num_seeds", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("mix", MIXES, ids=[mix.title for mix in MIXES])
+def test_an_interval_holds_the_truth_95_times_in_100(mix, num_seeds: int, shared: bool) -> None:
+    """600 tables a case, from a fixed seed; a true 95 % would be told as 92 to 98 % in all but one of 1,000 cases."""
+    held = measure_coverage(mix, repetitions=600, num_seeds=num_seeds, num_tasks=1, shared=shared)
+    assert 0.92 <= held <= 0.985
+
+
+@pytest.mark.parametrize("mix", [MIXES[0], MIXES[-1]], ids=["difference", "0 shots"])
+@pytest.mark.parametrize("num_seeds", [2, 5])
+def test_an_interval_over_16_tasks_holds_the_truth_95_times_in_100(mix, num_seeds: int) -> None:
+    assert 0.92 <= measure_coverage(mix, repetitions=300, num_seeds=num_seeds, num_tasks=16, shared=True) <= 0.985

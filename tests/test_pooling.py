@@ -9,8 +9,8 @@ import pytest
 
 from manyicl.cells import Prediction
 from manyicl.errors import UserError
-from manyicl.intervals import Interval, mean_of_tables
-from manyicl.pooling import make_pooled, pool_differences, pool_means, tabulate
+from manyicl.intervals import Table, difference_interval, score_interval
+from manyicl.pooling import Pooled, pool_differences, pool_means, tabulate
 
 # Student's quantile t(0.975; 4 degrees of freedom), from any table.
 T4 = 2.7764451
@@ -20,8 +20,9 @@ def predict(task: str, shots: int, draw: int, query: str, score: float) -> Predi
     return Prediction(task, draw, shots, query, prediction="x", answer="x", score=score, nll=1.0)
 
 
-def table(*rows: list[float]) -> np.ndarray:
-    return np.array(rows, dtype=float)
+def table(*rows: list[float], first: int = 0) -> Table:
+    """Return a table whose queries are numbered from `first` on."""
+    return Table(np.array(rows, dtype=float), tuple(f"q{first + number}" for number in range(len(rows[0]))))
 
 
 def test_a_table_has_a_row_a_draw_and_a_column_a_query_in_whatever_order_they_come():
@@ -35,8 +36,9 @@ def test_a_table_has_a_row_a_draw_and_a_column_a_query_in_whatever_order_they_co
     ]
     tables = tabulate(predictions)
     assert {task: sorted(shots) for task, shots in tables.items()} == {"animals": [0, 4], "colours": [0]}
-    assert tables["animals"][4].tolist() == [[0.5, 1.0], [0.25, 0.0]]
-    assert tables["animals"][0].tolist() == [[0.75]]
+    assert tables["animals"][4].scores.tolist() == [[0.5, 1.0], [0.25, 0.0]]
+    assert tables["animals"][4].queries == ("a", "b")
+    assert tables["animals"][0].scores.tolist() == [[0.75]]
 
 
 def test_draws_that_were_asked_other_queries_are_refused():
@@ -45,53 +47,45 @@ def test_draws_that_were_asked_other_queries_are_refused():
         tabulate(asked)
 
 
-def test_five_seeds_have_students_interval_over_the_seeds_own_means():
-    seeds = [[table([m - 0.1, m + 0.1])] for m in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    pooled = pool_means(seeds)
-    assert pooled is not None
-    assert pooled.seeds == pytest.approx((0.1, 0.2, 0.3, 0.4, 0.5))
-    assert pooled.mean == pytest.approx(0.3)
-    # Standard deviation of the five means: sqrt(0.1 / 4).
-    margin = T4 * math.sqrt(0.1 / 4) / math.sqrt(5)
-    assert (pooled.low, pooled.high) == pytest.approx((0.3 - margin, 0.3 + margin))
-    assert pooled.num_tasks == 1
-
-
-def test_two_seeds_have_the_interval_of_these_runs_over_draws_and_queries():
-    seeds = [[table([0, 1, 1, 1], [0, 1, 0, 1])], [table([1, 1, 1, 1], [0, 1, 1, 1])]]
+def test_the_mean_and_interval_are_those_of_all_seeds_tables_by_query():
+    seeds = [{"t": table([0, 1, 1, 1], [0, 1, 0, 1])}, {"t": table([1, 1, 1, 1], [0, 1, 1, 1], first=2)}]
     pooled = pool_means(seeds)
     assert pooled is not None
     assert pooled.seeds == (0.625, 0.875)
-    expected = mean_of_tables([seeds[0][0], seeds[1][0]])
+    expected = score_interval(seeds)
     assert (pooled.mean, pooled.low, pooled.high) == (0.75, expected.low, expected.high)
-    # Student's over the two means, one degree of freedom (12.706), would be wider than all that a score can be.
-    assert pooled.high - pooled.low < 12.706 * 0.25
+    apart = pool_means([seeds[0], {"t": table([1, 1, 1, 1], [0, 1, 1, 1], first=4)}])
+    assert apart is not None
+    assert (apart.low, apart.high) != (pooled.low, pooled.high)  # two queries were shared
 
 
 def test_every_task_counts_the_same_however_many_queries_it_has():
-    pooled = pool_means([[table([1.0]), table([0.0, 0.0, 0.0, 0.0])]])
+    pooled = pool_means([{"animals": table([1.0]), "colours": table([0.0, 0.0, 0.0, 0.0])}])
     assert pooled is not None
     assert (pooled.mean, pooled.num_tasks) == (0.5, 2)
 
 
 def test_a_missing_seed_is_none_and_no_part_of_the_mean():
-    pooled = pool_means([[table([1.0, 0.5])], None, [table([0.5, 0.0])]])
+    pooled = pool_means([{"t": table([1.0, 0.5])}, None, {"t": table([0.5, 0.0])}])
     assert pooled is not None
     assert pooled.seeds == (0.75, None, 0.25)
     assert pooled.mean == 0.5
     assert pool_means([None, None]) is None
-    assert pool_means([[], None]) is None
+    assert pool_means([{}, None]) is None
 
 
-def test_five_of_six_seeds_are_still_students():
-    pooled = pool_means([[table([m, m])] if m else None for m in (0.1, 0.2, None, 0.3, 0.4, 0.5)])
+def test_five_of_six_seeds_speak_of_other_seeds():
+    means = (0.4, 0.45, None, 0.5, 0.55, 0.6)
+    rows = [None if m is None else {"t": table([m - 0.001, m + 0.001], first=2 * n)} for n, m in enumerate(means)]
+    pooled = pool_means(rows)
     assert pooled is not None
-    assert pooled.mean == pytest.approx(0.3)
-    assert pooled.high - pooled.mean == pytest.approx(T4 * math.sqrt(0.1 / 4 / 5))
+    assert pooled.mean == pytest.approx(0.5)
+    # Student's on 4 degrees, which Wilson's pulls a little to the middle.
+    assert pooled.high - pooled.low == pytest.approx(2 * T4 * math.sqrt(0.025 / 4 / 5), rel=0.02)
 
 
 def test_a_lone_value_has_no_interval_and_no_sign():
-    pooled = pool_means([[table([0.5])]])
+    pooled = pool_means([{"t": table([0.5])}])
     assert pooled is not None
     assert (pooled.low, pooled.high, pooled.excludes_zero) == (None, None, False)
 
@@ -100,20 +94,22 @@ def test_a_lone_value_has_no_interval_and_no_sign():
     ("low", "high", "sure"), [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0, 1, False)]
 )
 def test_an_interval_excludes_zero_where_it_has_one_sign(low, high, sure):
-    assert make_pooled(Interval(0.5, low, high), seeds=[0.5], num_tasks=1).excludes_zero is sure
+    assert Pooled(0.5, low, high, seeds=(0.5,), num_tasks=1).excludes_zero is sure
 
 
 def test_a_difference_is_taken_query_by_query():
-    """Both swing widely over queries, and one is above the other by 0.25 at each: paired, nothing is uncertain."""
+    """Both swing widely over queries, and one is above the other by about 0.25 at each."""
     easy_to_hard = [1.0, 0.75, 0.5, 0.25]
     above = {"animals": {4: table(easy_to_hard, easy_to_hard)}}
-    below = {"animals": {4: table(easy_to_hard, easy_to_hard) - 0.25}}
+    below = {"animals": {4: table([0.75, 0.5, 0.25, 0.01], [0.75, 0.5, 0.25, 0.01])}}
     pooled = pool_differences([above], [below], tasks=["animals"], shots=(4, 4))
     assert pooled is not None
-    assert (pooled.mean, pooled.low, pooled.high) == (0.25, 0.25, 0.25)
+    expected = difference_interval([{"animals": table([0.25, 0.25, 0.25, 0.24])}])
+    assert (pooled.mean, pooled.low, pooled.high) == pytest.approx((0.2475, expected.low, expected.high))
+    assert 0.23 < pooled.low < pooled.high < 0.26
     turned = pool_differences([below], [above], tasks=["animals"], shots=(4, 4))
     assert turned is not None
-    assert turned.mean == -0.25
+    assert turned.mean == pytest.approx(-0.2475)
 
 
 def test_the_one_row_without_shots_stands_against_every_draw():
@@ -139,9 +135,10 @@ def test_only_seeds_and_tasks_that_both_have_are_paired():
     assert pool_differences(one, other, tasks=["sums"], shots=(4, 4)) is None
 
 
-def test_arms_that_were_asked_other_numbers_of_queries_are_refused():
+@pytest.mark.parametrize("other", [table([1, 1, 1]), table([1, 1], first=1)], ids=["more", "as many others"])
+def test_arms_that_were_asked_other_queries_are_refused(other):
     with pytest.raises(UserError, match="two arms were asked other queries"):
-        pool_differences([{"a": {4: table([1, 1])}}], [{"a": {4: table([1, 1, 1])}}], tasks=["a"], shots=(4, 4))
+        pool_differences([{"a": {4: table([1, 1])}}], [{"a": {4: other}}], tasks=["a"], shots=(4, 4))
 
 
 def test_arms_that_were_asked_other_numbers_of_draws_are_refused_unless_one_has_a_single_draw():

@@ -184,7 +184,7 @@ def test_a_cell_says_what_its_draws_scored_and_what_they_held(tokenizer):
 
 
 def test_every_choice_has_its_likelihood_and_a_generated_answer_says_if_it_was_cut(tokenizer):
-    sweep = Sweep(shots=(1,), num_draws=2, num_queries=6, max_tokens=300)
+    sweep = Sweep(shots=(1,), num_draws=2, num_queries=12, max_tokens=200)
     for task in (make_task("animals"), open_task()):
         tokenized = tokenize_task(task, tokenizer=tokenizer)
         curve = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)

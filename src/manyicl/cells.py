@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from manyicl.intervals import Interval
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -122,22 +119,6 @@ class ShotCurve:
     sha256: str = ""
     num_encoded_tokens: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
-
-
-def score_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:
-    """Return an interval's ends within what a score can be; (None, None) where a single value gives none.
-
-    Scores that are all 0 or all 1 show no variance, but not certainty: then the far end is Clopper and Pearson's (1934)
-    for `num_independent` queries or episodes, 1 - 0.025 ** (1 / n) away.
-    """
-    if np.isnan(interval.low):
-        return None, None
-    reach = 1 - 0.025 ** (1 / num_independent)
-    if interval.low == interval.high == 0.0:
-        return 0.0, reach
-    if interval.low == interval.high == 1.0:
-        return 1 - reach, 1.0
-    return max(0.0, interval.low), min(1.0, interval.high)
 
 
 def predictions_bytes(predictions: Sequence[Prediction]) -> bytes:

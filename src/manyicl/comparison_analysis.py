@@ -11,7 +11,8 @@ from manyicl.arms import ArmName
 from manyicl.cells import Prediction
 from manyicl.comparison import Comparison, What
 from manyicl.findings import ROLES, Asked, Findings, mean_known, metrics_of, pooled_json
-from manyicl.pooling import Table, pool_means
+from manyicl.intervals import Run, Table
+from manyicl.pooling import pool_means
 from manyicl.tasks import flip_map
 
 
@@ -32,18 +33,17 @@ def list_shot_losses(comparison: Comparison) -> Iterator[dict[str, Any]]:
 def list_flips(findings: Findings) -> Iterator[dict[str, Any]]:
     """Yield how often an arm goes along with exchanged labels, and how often it stays with the true one."""
     for arm, role, seeds in _asked_by_role(findings, "flip"):
-        follows: list[list[Table] | None] = []
+        follows: list[Run | None] = []
         keeps, plain, num_shots = [], [], max(findings.settings.shots)
         for seed, asked, tasks in seeds:
-            tables = [asked.tables[task][num_shots] for task in tasks]
-            follows.append(tables or None)
+            follows.append({task: asked.tables[task][num_shots] for task in tasks} or None)
             for task in tasks:
                 back = {new: old for old, new in flip_map(findings.comparison.tasks[task].labels, seed=seed).items()}
                 rows = [p for p in asked.predictions if p.task == task]
                 keeps.append(float(np.mean([p.prediction == back[p.answer] for p in rows])))
                 test = findings.tests[arm][findings.seeds.index(seed)]
                 table = test.tables.get(task, {}).get(num_shots) if test else None
-                plain += [] if table is None else [float(table.mean())]
+                plain += [] if table is None else [float(table.scores.mean())]
         pooled = pool_means(follows)
         if pooled is not None:
             yield {
@@ -79,7 +79,7 @@ def list_orders(findings: Findings) -> Iterator[dict[str, Any]]:
             test = findings.tests[arm][findings.seeds.index(seed)]
             for task in tasks:
                 table = test.tables.get(task, {}).get(most) if test else None
-                if table is not None and len(table) > 1:
+                if table is not None and len(table.scores) > 1:
                     orders.append(_spread(asked.tables[task][most]))
                     draws.append(_spread(table))
         if orders:
@@ -93,8 +93,8 @@ def list_orders(findings: Findings) -> Iterator[dict[str, Any]]:
             }
 
 
-def _spread(table_DQ: Table) -> float:
-    return float(table_DQ.mean(axis=1).std(ddof=1))
+def _spread(table: Table) -> float:
+    return float(table.scores.mean(axis=1).std(ddof=1))
 
 
 def list_examples(findings: Findings) -> Iterator[dict[str, Any]]:

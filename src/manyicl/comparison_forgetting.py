@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from manyicl.arms import ArmName
 from manyicl.comparison import Comparison
 from manyicl.findings import Findings, mean_known, metrics_of, pooled_json
-from manyicl.forgetting import ratio_interval
-from manyicl.intervals import t_interval
-from manyicl.pooling import MIN_SEEDS, make_pooled, pool_differences
+from manyicl.forgetting import window_table
+from manyicl.intervals import mean_interval
+from manyicl.pooling import make_pooled, pool_differences
 
 
 def find_forgetting(findings: Findings) -> dict[str, Any]:
@@ -49,13 +49,11 @@ def _forgotten_text(
                 np.array(after[place]["bits"]) - np.array(before[place]["bits"]) for before, after in pairs.values()
             ]
             before = float(np.sum(file["bits"]) / num_bytes_W.sum())
-            by_seed = dict(zip(pairs, [float(one.sum() / num_bytes_W.sum()) for one in lost], strict=True))
-            interval = (
-                t_interval(np.array(list(by_seed.values())))
-                if len(by_seed) >= MIN_SEEDS
-                else ratio_interval(np.mean(lost, axis=0), num_bytes_W)
-            )
-            pooled = make_pooled(interval, seeds=[by_seed.get(seed) for seed in findings.seeds], num_tasks=0)
+            by_seed = {
+                seed: {file["file"]: window_table(one, num_bytes_W)} for seed, one in zip(pairs, lost, strict=True)
+            }
+            interval = mean_interval(list(by_seed.values()))
+            pooled = make_pooled(interval, seeds=[by_seed.get(seed) for seed in findings.seeds])
             yield {
                 "arm": arm,
                 "file": file["file"],

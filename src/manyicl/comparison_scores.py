@@ -7,7 +7,8 @@ from typing import Any
 
 from manyicl.arms import ARMS, ArmName
 from manyicl.findings import ROLES, Findings, mean_known, pooled_json
-from manyicl.pooling import MIN_SEEDS, Pooled
+from manyicl.intervals import MIN_SEEDS
+from manyicl.pooling import Pooled
 
 # A gain from more shots below one point is called flat, however sure.
 FLAT_GAIN = 0.01

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manyicl.cells import Prediction
 from manyicl.errors import UserError
-from manyicl.intervals import Interval, mean_of_tables, paired_interval
+from manyicl.intervals import Table, difference_interval
 from manyicl.results import Result
 
 _CellKey = tuple[str, int]  # task, shots
 _Scores = dict[str, float]  # query -> score
+_Pair = tuple[Table, Table]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,14 @@ def compare_results(a: Result, b: Result) -> Difference:
             draws.setdefault((task, shots), []).append((one, other))
         else:
             unjoined[reason] += len(one) + len(other)
-    tables = {key: _pair_tables(pairs, unjoined) for key, pairs in draws.items()}
-    tables = {key: pair for key, pair in tables.items() if pair[0].size}
+    paired = {key: _pair_tables(pairs, unjoined) for key, pairs in draws.items()}
+    tables = {key: pair for key, pair in paired.items() if pair is not None}
     if not tables:
         told = "; ".join(f"{count:,} rows: {reason}" for reason, count in unjoined.most_common())
         raise UserError(f"{a.path} and {b.path}: nothing to compare ({told}); ask both with the same tasks and --seed")
     cells = [_compare_cell(task, shots, *pair) for (task, shots), pair in tables.items()]
     means = [_compare_mean(shots, tables) for shots in sorted({shots for _, shots in tables})]
-    num_rows = sum(one.size for one, _ in tables.values())
+    num_rows = sum(one.scores.size for one, _ in tables.values())
     return Difference(_name(a), _name(b), num_rows, dict(unjoined), cells=tuple(cells), means=tuple(means))
 
 
@@ -166,48 +166,34 @@ def _refuse_cell(
     return None
 
 
-def _pair_tables(
-    pairs: Sequence[tuple[_Scores, _Scores]], unjoined: Counter[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both sides' scores (draws, queries) on the queries that all draws of both have; count the others."""
+def _pair_tables(pairs: Sequence[tuple[_Scores, _Scores]], unjoined: Counter[str]) -> _Pair | None:
+    """Return both sides' scores on the queries that all draws of both have, and count the others; None of none."""
     shared = set(pairs[0][0]).intersection(*(scores for pair in pairs for scores in pair))
     left_out = sum(len(scores) - len(shared) for pair in pairs for scores in pair)
     if left_out:
         unjoined["the query was asked in one alone (another --queries or --max-tokens, other seed, or other data)"] += (
             left_out
         )
-    queries = [query for query in pairs[0][0] if query in shared]
-    a_DQ, b_DQ = (np.array([[pair[side][query] for query in queries] for pair in pairs]) for side in (0, 1))
-    return a_DQ, b_DQ
+    queries = tuple(query for query in pairs[0][0] if query in shared)
+    if not queries:
+        return None
+    one, other = (
+        Table(np.array([[pair[side][query] for query in queries] for pair in pairs], dtype=np.float64), queries)
+        for side in (0, 1)
+    )
+    return one, other
 
 
-def _compare_cell(task: str, shots: int, a_DQ: NDArray[np.float64], b_DQ: NDArray[np.float64]) -> CellDifference:
-    interval = paired_interval(b_DQ, a_DQ)
-    num_draws, num_queries = a_DQ.shape
-    low, high = _difference_bounds(interval, num_independent=num_queries)
-    a, b = float(a_DQ.mean()), float(b_DQ.mean())
-    return CellDifference(task, shots, num_draws, num_queries, a, b, interval.mean, low=low, high=high)
+def _compare_cell(task: str, shots: int, a: Table, b: Table) -> CellDifference:
+    interval = difference_interval([{task: Table(b.scores - a.scores, a.queries)}])
+    num_draws, num_queries = a.scores.shape
+    low, high = interval.ends
+    means = float(a.scores.mean()), float(b.scores.mean())
+    return CellDifference(task, shots, num_draws, num_queries, *means, interval.mean, low=low, high=high)
 
 
-def _compare_mean(
-    shots: int, tables: Mapping[_CellKey, tuple[NDArray[np.float64], NDArray[np.float64]]]
-) -> MeanDifference:
+def _compare_mean(shots: int, tables: Mapping[_CellKey, _Pair]) -> MeanDifference:
     chosen = {task: pair for (task, k), pair in tables.items() if k == shots}
-    interval = mean_of_tables([b_DQ - a_DQ for a_DQ, b_DQ in chosen.values()])
-    num_queries = sum(a_DQ.shape[1] for a_DQ, _ in chosen.values())
-    low, high = _difference_bounds(interval, num_independent=num_queries)
+    interval = difference_interval([{task: Table(b.scores - a.scores, a.queries) for task, (a, b) in chosen.items()}])
+    low, high = interval.ends
     return MeanDifference(shots, tuple(chosen), interval.mean, low=low, high=high)
-
-
-def _difference_bounds(interval: Interval, *, num_independent: int) -> tuple[float | None, float | None]:
-    """Return an interval's ends within what a difference of scores can be; None where a lone value gives none.
-
-    Differences that are all c show no variance, but not certainty: as many as 1 - 0.025 ** (1 / n) of all queries
-    (Clopper and Pearson 1934) may differ otherwise, by 1 either way at the most.
-    """
-    if np.isnan(interval.low):
-        return None, None
-    if interval.low == interval.high:
-        reach = 1 - 0.025 ** (1 / num_independent)
-        return interval.low - reach * (1 + interval.low), interval.high + reach * (1 - interval.high)
-    return max(-1.0, interval.low), min(1.0, interval.high)

@@ -14,8 +14,9 @@ import numpy as np
 from manyicl.arms import ARMS, Arm, ArmName
 from manyicl.cells import Prediction
 from manyicl.comparison import Comparison, GridCell, What, mean_by_shots, plan_file
+from manyicl.intervals import Run, Table
 from manyicl.metrics import MetricsLog
-from manyicl.pooling import Pooled, Table, pool_differences, pool_means, tabulate
+from manyicl.pooling import Pooled, pool_differences, pool_means, tabulate
 from manyicl.results import read_result
 
 ROLES = ("trained", "held-out")
@@ -71,10 +72,10 @@ class Findings:
 
     def pool(self, arm: ArmName, tasks: Sequence[str], shots: int) -> Pooled | None:
         """Return an arm's mean score over those of the tasks that were asked with so many shots."""
-        seeds: list[list[Table] | None] = []
+        seeds: list[Run | None] = []
         for asked in self.tests[arm]:
-            tables = [asked.tables[t][shots] for t in tasks if shots in asked.tables.get(t, {})] if asked else []
-            seeds.append(tables or None)
+            run = {t: asked.tables[t][shots] for t in tasks if shots in asked.tables.get(t, {})} if asked else {}
+            seeds.append(run or None)
         return pool_means(seeds)
 
     def tables_of(self, arm: ArmName) -> list[Mapping[str, Mapping[int, Table]] | None]:

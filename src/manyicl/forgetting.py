@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import Tensor
 from transformers import TrainerCallback
 
 from manyicl.batches import Batch, join_row
 from manyicl.errors import UserError
-from manyicl.intervals import Interval
+from manyicl.intervals import Table
 from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog
@@ -125,19 +124,15 @@ def bits_per_byte(bits_W: NDArray[np.float64], windows: TextWindows) -> float:
     return float(bits_W.sum() / windows.num_bytes_W.sum())
 
 
-def ratio_interval(bits_W: NDArray[np.float64], num_bytes_W: NDArray[np.int64]) -> Interval:
-    """Return bits over bytes with a 95 % interval for other windows of such text; of a paired difference too.
+def window_table(bits_W: NDArray[np.float64], num_bytes_W: NDArray[np.int64]) -> Table:
+    """Return bits per byte as the mean of a table with a column per window, for intervals; of a paired difference too.
 
-    The variance of a ratio of sums (Cochran 1977, Sampling Techniques, ch. 6), with Student's quantile.
+    A ratio of sums (Cochran 1977, Sampling Techniques, ch. 6): the mean is all bits over all bytes, and a window's
+    value departs from it by what its bits are off that ratio, on average bytes.
     """
-    num = len(bits_W)
     ratio = float(bits_W.sum() / num_bytes_W.sum())
-    if num < 2:
-        return Interval(ratio, math.nan, math.nan)
-    residuals_W = bits_W - ratio * num_bytes_W
-    error = math.sqrt(num / (num - 1) * float((residuals_W**2).sum())) / float(num_bytes_W.sum())
-    margin = float(stdtrit(num - 1, 0.975)) * error
-    return Interval(ratio, ratio - margin, ratio + margin)
+    values_W = ratio + (bits_W - ratio * num_bytes_W) / float(num_bytes_W.mean())
+    return Table(values_W[None, :], tuple(map(str, range(len(values_W)))))
 
 
 class DriftCallback(TrainerCallback):

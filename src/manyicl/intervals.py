@@ -1,29 +1,24 @@
-"""A mean with its 95 % interval, over draws of shots and queries at once.
+"""A mean with its 95 % interval, over training seeds, draws of shots and queries at once (docs/intervals.md).
 
-Scores stand in a table `scores_DQ`: one row a draw, one column a query, a score or a loss in each cell. A draw's shots
-move a whole row, a hard query moves a whole column, so cells are not independent and an interval that takes them to be
-is far too short. Legend: D draws, Q queries, N values, B resamples.
+Scores stand in tables: one row per draw, one column per query. A draw's shots move a whole row, a hard query moves a
+whole column, in the tables of all seeds that were asked it, and a training run moves a whole table. An interval that
+took the cells to be independent would be far too short. Legend: D draws, Q queries, S seeds, U distinct queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from math import nan, sqrt
+from math import isnan, nan, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from manyicl.errors import UserError
-from manyicl.seeds import make_stream
-
-NUM_RESAMPLES = 2_000
-MIN_RESAMPLED_DRAWS = 10
-_LOW, _HIGH = 0.025, 0.975
-_ROUNDING = 1e-9  # relative; far above what float64 sums lose, far below any real difference
-_MAX_BLOCK = 1 << 21  # resampled choices held in one array (16 MiB)
+# From this number of training seeds on, an interval speaks of other seeds; with fewer, of these very runs.
+MIN_SEEDS = 5
+_HIGH = 0.975
+_ROUNDING = 1e-20  # of a variance of scores between -1 and 1: far above what float64 loses, below any real one
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,83 +29,95 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """Both ends; (None, None) where a lone value gives no interval."""
+        return (None, None) if isnan(self.low) else (self.low, self.high)
 
-def mean_interval(scores_DQ: NDArray[np.float64], *, seed: int = 0) -> Interval:
-    """Return the mean of all cells with a 95 % interval for other draws and other queries.
 
-    One draw: a t interval over queries, which says nothing about other draws. One query: the same over draws. Else the
-    two-way variance of `_two_way_variance` with its t quantile; from 10 draws on, draws and queries are resampled
-    (2,000 times, from `seed`) for the shape of the interval, which then leans to the side where scores are spread out.
-    The order of draws and of queries changes nothing but rounding. A single cell has a mean and no interval (NaN).
-
-    Coverage measured on known truths (3,000 tables each; tests/test_intervals.py holds 600 of them), 50 and 200
-    queries, 5 to 20 draws: 94 to 98 %, for Gaussian scores and for right/wrong answers with moderate effects; the upper
-    end where cells differ by noise alone. Outside 92 to 98 %:
-
-    - Two draws: 87 to 98 %, often below 92 % where draws matter. Two cannot tell how much draws differ: take 5.
-    - Right/wrong answers near 1 whose log-odds draws shift wildly (standard deviation 2): 79 to 83 % with 2 draws, 85 %
-      with 5, 90 % with 10, 93 % with 20. Few draws seldom show the rare bad one.
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Scores of one task with one training seed. scores: (draws, queries). queries: the id of each column.
 
     Raises:
-        ValueError: not a table, no cells, or a cell that is not finite (a missing cell is never a number).
+        ValueError: not a table of numbers with an id per column, or a cell that is not finite (a missing cell is never
+            a number).
     """
-    scores_DQ = np.asarray(scores_DQ, dtype=np.float64)
-    if scores_DQ.ndim != 2:
-        raise ValueError(f"scores have shape {scores_DQ.shape}; an interval needs a table of draws x queries")
-    num_draws, num_queries = scores_DQ.shape
-    if num_draws == 1 or num_queries == 1:
-        return t_interval(scores_DQ.ravel())
-    _require_finite(scores_DQ)
-    if scores_DQ.min() == scores_DQ.max():  # rounding in the mean must not make a width
-        return _point(float(scores_DQ[0, 0]))
-    mean = float(scores_DQ.mean())
-    variance, freedom = _two_way_variance(scores_DQ)
-    margin = float(stdtrit(freedom, _HIGH)) * sqrt(variance)
-    if num_draws < MIN_RESAMPLED_DRAWS:
-        return Interval(mean, mean - margin, mean + margin)
-    below, above = _resampled_shape(scores_DQ, seed=seed)
-    return Interval(mean, mean - below * margin, mean + above * margin)
+
+    scores: NDArray[np.float64]
+    queries: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or self.scores.shape[1] != len(self.queries) or not self.scores.size:
+            raise ValueError(f"scores of shape {self.scores.shape} with {len(self.queries)} query ids are no table")
+        if not np.isfinite(self.scores).all():
+            raise ValueError("a value is NaN or infinite; a missing cell is never a number")
 
 
-def paired_interval(a_DQ: NDArray[np.float64], b_DQ: NDArray[np.float64], *, seed: int = 0) -> Interval:
-    """Return the mean of a - b with its 95 % interval, both asked the same queries behind the same draws.
+Run = Mapping[str, Table]  # task -> its scores with one training seed
 
-    What draws and queries do to both alike cancels, so this is mostly far shorter than either's own interval.
+
+def mean_interval(runs: Sequence[Run]) -> Interval:
+    """Return the mean over seeds of the mean over tasks, with Student's 95 % interval; a point if nothing varies.
+
+    runs: one per training seed. With fewer than `MIN_SEEDS` the interval is for these very runs, from there on for
+    other seeds of the same recipe; always for these tasks, with other draws and queries.
 
     Raises:
-        UserError: the tables differ in shape.
-        ValueError: as `mean_interval`.
+        ValueError: no runs, or one without a task.
     """
-    a_DQ, b_DQ = np.asarray(a_DQ, dtype=np.float64), np.asarray(b_DQ, dtype=np.float64)
-    if a_DQ.shape != b_DQ.shape:
-        raise UserError(
-            f"scores of {a_DQ.shape} and {b_DQ.shape} (draws, queries) cannot be paired; "
-            "ask both the same queries behind the same draws"
-        )
-    _require_finite(a_DQ)  # before inf - inf warns
-    _require_finite(b_DQ)
-    return mean_interval(a_DQ - b_DQ, seed=seed)
+    spread = _measure_spread(runs)
+    reach = float(stdtrit(spread.freedom, _HIGH)) * sqrt(spread.variance)
+    return Interval(spread.mean, spread.mean - reach, spread.mean + reach)
 
 
-def mean_of_tables(tables: Sequence[NDArray[np.float64]], *, seed: int = 0) -> Interval:
-    """Return the mean of the tables' means with its 95 % interval, for these tasks: only draws and queries vary.
+def score_interval(runs: Sequence[Run]) -> Interval:
+    """Return the mean of scores from 0 to 1 with its 95 % interval, which is never empty, as `mean_interval` else.
 
-    Each table is a task of its own, with its own draws and queries, so variances add up; degrees of freedom are
-    Satterthwaite's (1946). A single table has `mean_interval`'s. A lone value among the tables leaves no interval.
-
-    Raises:
-        ValueError: no tables, or as `mean_interval`.
+    Wilson's (1927) with an effective number of queries: so many independent right/wrong answers with this mean have the
+    variance that was measured (Franco, Little, Louis and Slud 2019, Journal of Survey Statistics and Methodology
+    7:334-364). Where no score varies within its table, the distinct queries are counted.
     """
-    if len(tables) == 1:
-        return mean_interval(tables[0], seed=seed)
-    mean = float(np.mean([mean_interval(table_DQ, seed=seed).mean for table_DQ in tables]))
-    known = [_mean_variance(np.asarray(table_DQ, dtype=np.float64)) for table_DQ in tables]
-    total = sum(variance for variance, _ in known)
-    if not total > 0:  # NaN too
-        return Interval(mean, mean + total, mean + total)
-    freedom = 1 / sum((variance / total) ** 2 / degrees for variance, degrees in known)
-    margin = float(stdtrit(freedom, _HIGH)) * sqrt(total) / len(tables)
-    return Interval(mean, mean - margin, mean + margin)
+    spread = _measure_spread(runs)
+    if isnan(spread.variance):
+        return Interval(spread.mean, nan, nan)
+    mean, freedom, binomial = spread.mean, spread.freedom, spread.mean * (1 - spread.mean)
+    if spread.variance > _ROUNDING and binomial > 0:
+        number = binomial / spread.variance
+    else:
+        number, freedom = float(spread.num_queries), max(spread.num_queries - 1.0, 1.0)
+    quantile = float(stdtrit(freedom, _HIGH))
+    pull = quantile**2 / number
+    middle = (mean + pull / 2) / (1 + pull)
+    reach = quantile * sqrt(binomial / number + pull / (4 * number)) / (1 + pull)
+    return Interval(mean, max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+def difference_interval(runs: Sequence[Run]) -> Interval:
+    """Return the mean of paired differences of scores, -1 to 1, with its 95 % interval, never empty.
+
+    Student's, as `mean_interval`. Without draws to average over, right/wrong answers that seldom differ would seem far
+    too sure, so two queries more are counted, one that speaks for either side (Bonett and Price 2012, Journal of
+    Educational and Behavioral Statistics 37:479-488). Differences that are all c show no variance, but not certainty:
+    as many as 1 - 0.025 ** (1 / n) of all queries (Clopper and Pearson 1934) may differ otherwise, by 1 at the most.
+    """
+    spread = _measure_spread(runs)
+    if isnan(spread.variance):
+        return Interval(spread.mean, nan, nan)
+    mean, variance, number = spread.mean, spread.variance, spread.num_queries
+    tables = [table.scores for run in runs for table in run.values()]
+    if all(len(scores) == 1 and np.isin(scores, (-1, 0, 1)).all() for scores in tables):
+        freedom = spread.freedom if variance > _ROUNDING else max(number - 1.0, 1.0)
+        share = number / (number + 2)
+        reach = float(stdtrit(freedom, _HIGH)) * sqrt(share**2 * variance + 2 / (number + 2) ** 2)
+        low, high = share * mean - reach, share * mean + reach
+    elif variance > _ROUNDING:
+        reach = float(stdtrit(spread.freedom, _HIGH)) * sqrt(variance)
+        low, high = mean - reach, mean + reach
+    else:
+        others = 1 - 0.025 ** (1 / number)
+        low, high = mean - others * (1 + mean), mean + others * (1 - mean)
+    return Interval(mean, max(-1.0, low), min(1.0, high))
 
 
 def t_interval(values_N: NDArray[np.float64]) -> Interval:
@@ -122,100 +129,140 @@ def t_interval(values_N: NDArray[np.float64]) -> Interval:
     values_N = np.asarray(values_N, dtype=np.float64)
     if values_N.ndim != 1:
         raise ValueError(f"values have shape {values_N.shape}; a t interval needs one row of them")
-    _require_finite(values_N)
+    if values_N.size == 0:
+        raise ValueError("no values; a cell where nothing was scored has no mean")
+    if not np.isfinite(values_N).all():
+        raise ValueError("a value is NaN or infinite; a missing cell is never a number")
     if len(values_N) == 1:
         return Interval(float(values_N[0]), nan, nan)
     if values_N.min() == values_N.max():
-        return _point(float(values_N[0]))
+        return Interval(float(values_N[0]), float(values_N[0]), float(values_N[0]))
     mean = float(values_N.mean())
     margin = float(stdtrit(len(values_N) - 1, _HIGH)) * sqrt(float(values_N.var(ddof=1)) / len(values_N))
     return Interval(mean, mean - margin, mean + margin)
 
 
-def _mean_variance(scores_DQ: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the variance of the mean of all cells and its degrees of freedom; NaN for a lone value."""
-    if scores_DQ.size == 1:
-        return nan, nan
-    if scores_DQ.min() == scores_DQ.max():
-        return 0.0, 1.0
-    if 1 in scores_DQ.shape:
-        return float(scores_DQ.var(ddof=1)) / scores_DQ.size, float(scores_DQ.size - 1)
-    return _two_way_variance(scores_DQ)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One estimate that a variance is a sum of, and its degrees of freedom."""
+
+    variance: float
+    freedom: float
 
 
-def _two_way_variance(scores_DQ: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the variance of the mean under crossed random draws and queries, and its degrees of freedom.
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """A mean, its variance (NaN where a lone value shows none), degrees of freedom, and how many distinct queries."""
 
-    With the mean squares of the two-way table, var = (MS_d + MS_q - MS_e) / (D Q): draws and queries each bring the
-    noise of the cells along, so it is taken off once (Searle, Casella and McCulloch 1992, Variance Components, ch. 4).
-    The estimate can come out near or below 0, its expectation is never below that of any of the three: the largest is
-    the floor. Degrees of freedom: Satterthwaite 1946 (Biometrics Bulletin 2:110-114) for the sum; at the floor, those
-    of the mean square that is the floor.
+    mean: float
+    variance: float
+    freedom: float
+    num_queries: int
+
+
+def _measure_spread(runs: Sequence[Run]) -> _Spread:
+    """Return the mean over runs of the mean over tasks, and its variance.
+
+    For these runs: the sum of each table's own variance over draws and queries, and of the covariances that tables of
+    one task have through the queries they share. For other seeds: that of the runs' own means over S, and the
+    covariance of two runs: S equally correlated means with the observed variance v, which their covariance c is no part
+    of, have a mean of variance v / S + c. The larger of both, since other seeds cannot be surer than these runs.
     """
+    if not runs or not all(runs):
+        raise ValueError("no scores; a cell where nothing was scored has no mean")
+    num_seeds = len(runs)
+    means_S = np.array([np.mean([table.scores.mean() for table in run.values()]) for run in runs])
+    mean = float(means_S.mean())
+    by_task: dict[str, list[tuple[float, Table]]] = {}
+    for run in runs:
+        for task, table in run.items():
+            by_task.setdefault(task, []).append((1 / (num_seeds * len(run)), table))
+    num_queries = sum(len({q for _, table in tables for q in table.queries}) for tables in by_task.values())
+    within = _sum_tables(weighted for tables in by_task.values() for weighted in tables)
+    shared = [part for tables in by_task.values() for part in _share_queries(tables)]
+    if sum(part.variance for part in shared) <= 0:  # sharing a query can only make runs more alike
+        shared = []
+    here = _add_parts([*within, *shared])
+    if num_seeds >= MIN_SEEDS:
+        factor = num_seeds / (num_seeds - 1)  # the sum over ordered pairs, from over S ** 2 to over S (S - 1)
+        between = _Part(float(means_S.var(ddof=1)) / num_seeds, num_seeds - 1)
+        there = _add_parts([between, *(_Part(factor * part.variance, part.freedom) for part in shared)])
+        here = here if here.variance >= there.variance else there  # also where one is NaN
+    return _Spread(mean, here.variance, here.freedom, num_queries)
+
+
+def _sum_tables(tables: Iterable[tuple[float, Table]]) -> list[_Part]:
+    """Return the parts of the variance of a weighted sum of tables' means, of independent draws and queries.
+
+    With the mean squares of a two-way table, var = (MS_d + MS_q - MS_e) / (D Q): draws and queries each bring the noise
+    of the cells along, so it is taken off once (Searle, Casella and McCulloch 1992, Variance Components, ch. 4). The
+    estimate can come out near or below 0; its expectation is never below that of any of the three, summed over tables:
+    the largest is the floor.
+    """
+    parts: list[_Part] = []
+    kinds: dict[str, list[_Part]] = {"draws": [], "queries": [], "cells": []}
+    for weight, table in tables:
+        for kind, part in _split_variance(table.scores).items():
+            kinds[kind].append(_Part(weight**2 * part.variance, part.freedom))
+            parts.append(_Part((-1 if kind == "cells" else 1) * weight**2 * part.variance, part.freedom))
+    floor = max(kinds.values(), key=_total)
+    return floor if _total(parts) <= _total(floor) * (1 + 1e-9) else parts
+
+
+def _total(parts: Iterable[_Part]) -> float:
+    return sum(part.variance for part in parts)
+
+
+def _split_variance(scores_DQ: NDArray[np.float64]) -> dict[str, _Part]:
+    """Return the mean squares of draws, queries and cells over D Q; of a single row or column its own variance."""
     num_draws, num_queries = scores_DQ.shape
+    if scores_DQ.size == 1:
+        return {"queries": _Part(nan, nan)}
     draw_means_D, query_means_Q = scores_DQ.mean(axis=1), scores_DQ.mean(axis=0)
+    if num_draws == 1:
+        return {"queries": _Part(float(query_means_Q.var(ddof=1)) / num_queries, num_queries - 1)}
+    if num_queries == 1:
+        return {"draws": _Part(float(draw_means_D.var(ddof=1)) / num_draws, num_draws - 1)}
     residual_DQ = scores_DQ - draw_means_D[:, None] - query_means_Q + scores_DQ.mean()
-    freedom_d, freedom_q = num_draws - 1, num_queries - 1
-    freedom_e = freedom_d * freedom_q
-    square_d = num_queries * float(draw_means_D.var(ddof=1))
-    square_q = num_draws * float(query_means_Q.var(ddof=1))
-    square_e = float((residual_DQ**2).sum()) / freedom_e
-
-    squares = ((square_d, freedom_d), (square_q, freedom_q), (square_e, freedom_e))
-    floor = max(square for square, _ in squares)
-    total = square_d + square_q - square_e
-    # Mean squares that are equal but for rounding tie, or the rounding would choose the degrees of freedom.
-    if total <= floor * (1 + _ROUNDING):
-        freedom = max(degrees for square, degrees in squares if square >= floor * (1 - _ROUNDING))
-        return floor / (num_draws * num_queries), float(freedom)
-    # Shares of the total, since squares of tiny mean squares would underflow.
-    satterthwaite = 1 / sum((square / total) ** 2 / degrees for square, degrees in squares)
-    return total / (num_draws * num_queries), satterthwaite
+    freedom = (num_draws - 1) * (num_queries - 1)
+    return {
+        "draws": _Part(float(draw_means_D.var(ddof=1)) / num_draws, num_draws - 1),
+        "queries": _Part(float(query_means_Q.var(ddof=1)) / num_queries, num_queries - 1),
+        "cells": _Part(float((residual_DQ**2).sum()) / (freedom * scores_DQ.size), freedom),
+    }
 
 
-def _resampled_shape(scores_DQ: NDArray[np.float64], *, seed: int) -> tuple[float, float]:
-    """Return how far the resampled mean reaches below and above, in units of a normal's 95 % reach; (1, 1) is a normal.
+def _share_queries(tables: Sequence[tuple[float, Table]]) -> list[_Part]:
+    """Return the covariances, summed over all ordered pairs, of one task's weighted table means through shared queries.
 
-    Rows and columns are resampled independently. The plain bootstrap of this kind (Owen 2007, "The pigeonhole
-    bootstrap", Annals of Applied Statistics 1:386-411) counts the noise of the cells three times, which is far too wide
-    where noise dominates. So only row and column means are resampled, and only the shape is kept: the width comes from
-    `_two_way_variance`.
+    Of two tables with m of their n and n' queries in common: the products of the deviations of a query's mean in both,
+    summed and divided by 1 - 1 / n - 1 / n' + m / (n n'), which is what deviations from the tables' own means leave.
     """
-    mean = scores_DQ.mean()
-    # Sorted, so that the interval does not hang on the order of draws or queries.
-    moved_B = _resampled_means(np.sort(scores_DQ.mean(axis=1) - mean), seed=seed, axis=0)
-    moved_B += _resampled_means(np.sort(scores_DQ.mean(axis=0) - mean), seed=seed, axis=1)
-    reach = float(stdtrit(np.inf, _HIGH)) * float(moved_B.std())
-    if reach <= 1e-12 * float(np.abs(scores_DQ).max()):  # equal row and column means: noise alone, no shape to learn
-        return 1.0, 1.0
-    low, high = np.quantile(moved_B, [_LOW, _HIGH])
-    return float(-low / reach), float(high / reach)
+    columns: dict[str, int] = {}
+    for _, table in tables:
+        for query in table.queries:
+            columns.setdefault(query, len(columns))
+    if len(columns) == sum(len(table.queries) for _, table in tables):  # nothing is shared, as with a single table
+        return []
+    deviations_SU = np.zeros((len(tables), len(columns)))
+    asked_SU = np.zeros_like(deviations_SU)
+    for place, (weight, table) in enumerate(tables):
+        own = [columns[query] for query in table.queries]
+        query_means_Q = table.scores.mean(axis=0)
+        deviations_SU[place, own] = (query_means_Q - query_means_Q.mean()) * weight / len(own)
+        asked_SU[place, own] = 1
+    inverse_S = 1 / asked_SU.sum(axis=1)
+    left_SS = 1 - inverse_S[:, None] - inverse_S + asked_SU @ asked_SU.T * np.outer(inverse_S, inverse_S)
+    products_SS = deviations_SU @ deviations_SU.T
+    np.fill_diagonal(products_SS, 0.0)
+    known_SS = left_SS > 0  # not of a lone query
+    return [_Part(float((products_SS[known_SS] / left_SS[known_SS]).sum()), len(columns) - 1)]
 
 
-def _resampled_means(values_N: NDArray[np.float64], *, seed: int, axis: int) -> NDArray[np.float64]:
-    """Return the means of `NUM_RESAMPLES` resamples of the values, the same choices for every call alike in shape."""
-    num_values = len(values_N)
-    size = min(NUM_RESAMPLES, max(1, _MAX_BLOCK // num_values))
-    blocks = range(-(-NUM_RESAMPLES // size))
-    means = [_resample_counts((size, num_values), (seed, axis, block)) @ values_N for block in blocks]
-    return np.concatenate(means)[:NUM_RESAMPLES] / num_values
-
-
-@lru_cache(maxsize=4)  # the cells of a shot curve share their shape; at most 64 MiB in all
-def _resample_counts(shape: tuple[int, int], seeds: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Return how often each value (column) is chosen in each resample (row); every row sums to its length."""
-    num_resamples, num_values = shape
-    chosen = make_stream("resampling", *seeds).integers(num_values, size=shape)
-    chosen += num_values * np.arange(num_resamples)[:, None]
-    return np.bincount(chosen.ravel(), minlength=chosen.size).reshape(shape).astype(np.float64)
-
-
-def _require_finite(values: NDArray[np.float64]) -> None:
-    if values.size == 0:
-        raise ValueError("no values; a cell where nothing was scored has no mean")
-    if not np.isfinite(values).all():
-        raise ValueError("a value is NaN or infinite; a missing cell is never a number")
-
-
-def _point(value: float) -> Interval:
-    return Interval(value, value, value)
+def _add_parts(parts: Sequence[_Part]) -> _Part:
+    """Return the sum, with the degrees of freedom of Satterthwaite 1946 (Biometrics Bulletin 2:110-114)."""
+    total = _total(parts)
+    if not total > 0:  # NaN too
+        return _Part(total, 1.0)
+    # Shares of the total, since squares of tiny variances would underflow.
+    return _Part(total, 1 / sum((part.variance / total) ** 2 / part.freedom for part in parts))

@@ -17,7 +17,7 @@ import numpy as np
 PlanPurpose = Literal["training", "validation losses", "held-out table", "one-pass curve"]
 # Why questions are asked: to report the answers, or to choose a number of shots or a learning rate by them.
 AskPurpose = Literal["evaluation", "choice of settings"]
-Purpose = Literal[PlanPurpose, AskPurpose, "packing", "exchanged labels", "resampling"]
+Purpose = Literal[PlanPurpose, AskPurpose, "packing", "exchanged labels"]
 
 # Raised whenever a stream changes. Kept with runs and results, so that nothing begun before the change is gone on with
 # after it: half of its shots would be others.

@@ -13,11 +13,11 @@ import numpy as np
 from manyicl.answering import generate_and_score
 from manyicl.attention import Prefix
 from manyicl.batches import BatchMaker, lengths_of
-from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve, score_bounds
+from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve
 from manyicl.copies import find_copies
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
-from manyicl.intervals import mean_interval, t_interval
+from manyicl.intervals import Table, score_interval
 from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.packing import Pack
@@ -192,9 +192,10 @@ def _make_cell(
     draws: tuple[DrawCell, ...],
     extrapolated: bool,
 ) -> Cell:
-    scores_DQ = np.array([[p.score for p in row] for row in rows.values()])
-    interval = mean_interval(scores_DQ, seed=plan.sweep.seed)
-    low, high = score_bounds(interval, num_independent=scores_DQ.shape[1])
+    scores_DQ = np.array([[p.score for p in row] for row in rows.values()], dtype=np.float64)
+    queries = tuple(p.query for p in next(iter(rows.values())))
+    interval = score_interval([{plan.task.name: Table(scores_DQ, queries)}])
+    low, high = interval.ends
     flat = [p for row in rows.values() for p in row]
     right = _right_answers(plan)
     scores = [one.score for one in draws] if len(draws) > 1 else []
@@ -347,8 +348,9 @@ def score_one_pass(
     source = getattr(task, split)
     cells = []
     for shots, hits in sorted(match_by_shots.items()):
-        interval = t_interval(np.array(hits))
-        low, high = score_bounds(interval, num_independent=len(hits))
+        table = Table(np.array([hits]), tuple(map(str, range(len(hits)))))
+        interval = score_interval([{task.name: table}])
+        low, high = interval.ends
         examples = [source[rows[i]] for i in examples_by_shots[shots]]
         cells.append(
             Cell(
