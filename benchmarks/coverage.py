@@ -29,6 +29,7 @@ from manyicl.intervals import MIN_SEEDS, Interval, Run, Table, difference_interv
 
 SEEDS = (1, 2, 3, 5, 8)
 NUM_QUERIES = 100
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ MIXES = (
 
 def mean_right(log_odds: float, spread: float) -> float:
     """Return the mean share of right answers whose log-odds are normal (Gauss-Hermite quadrature)."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    return float((weights / weights.sum() / (1 + np.exp(-(log_odds + spread * nodes)))).sum())
+    return float((WEIGHTS / WEIGHTS.sum() / (1 + np.exp(-(log_odds + spread * NODES)))).sum())
 
 
 @cache

@@ -203,7 +203,7 @@ def test_what_the_base_knew_can_be_forgotten_and_the_rest_is_transfer():
 
 def test_what_the_base_answers_at_chance_cannot_be_forgotten():
     """Review A10: four options a row, so that the majority answer scores next to nothing, and the base 26 %."""
-    asked = ask(lambda k, s, d, q: 0.26, shots=(0, 4), majority=0.1)
+    asked = ask(lambda k, s, d, q: 0.25 + 0.02 * ((d + q) % 2), shots=(0, 4), majority=0.1)
     for cell in asked.entries[HELD_OUT]["curve"]:
         cell["chance_score"] = 0.25 + 0.02
     findings = make_findings({"base": [asked], "manyicl": [asked]}, shots=(0, 4))

@@ -250,16 +250,15 @@ def test_pairing_removes_what_both_share() -> None:
 # Coverage (docs/intervals.md has the whole table) -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared queries", "separate queries"])
-@pytest.mark.parametrize("num_seeds", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("mix", MIXES, ids=[mix.title for mix in MIXES])
-def test_an_interval_holds_the_truth_95_times_in_100(mix, num_seeds: int, shared: bool) -> None:
-    """600 tables a case, from a fixed seed; a true 95 % would be told as 92 to 98 % in all but one of 1,000 cases."""
-    held = measure_coverage(mix, repetitions=600, num_seeds=num_seeds, num_tasks=1, shared=shared)
-    assert 0.92 <= held <= 0.985
+@pytest.mark.parametrize(
+    ("num_seeds", "shared"), [(1, True), (2, True), (2, False), (3, True), (5, True), (5, False), (8, True)]
+)
+@pytest.mark.parametrize("title", ["difference, 5 draws", "0 shots, score .97, run effect"])
+def test_an_interval_holds_the_truth_95_times_in_100(title: str, num_seeds: int, shared: bool) -> None:
+    """A3, B12: the review had 38.5 % for differences with five seeds that share their queries."""
+    (mix,) = (mix for mix in MIXES if mix.title == title)
+    assert 0.92 <= measure_coverage(mix, repetitions=400, num_seeds=num_seeds, num_tasks=1, shared=shared) <= 0.98
 
 
-@pytest.mark.parametrize("mix", [MIXES[0], MIXES[-1]], ids=["difference", "0 shots"])
-@pytest.mark.parametrize("num_seeds", [2, 5])
-def test_an_interval_over_16_tasks_holds_the_truth_95_times_in_100(mix, num_seeds: int) -> None:
-    assert 0.92 <= measure_coverage(mix, repetitions=300, num_seeds=num_seeds, num_tasks=16, shared=True) <= 0.985
+def test_an_interval_over_16_tasks_and_5_seeds_holds_the_truth_95_times_in_100() -> None:
+    assert 0.92 <= measure_coverage(MIXES[0], repetitions=150, num_seeds=5, num_tasks=16, shared=True) <= 0.98
