@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 # From this number of training seeds on, an interval speaks of other seeds; with fewer, of these very runs.
 MIN_SEEDS = 5
 _HIGH = 0.975
+_TIE = 1e-9  # relative; far above what float64 sums lose, far below any real difference
 _ROUNDING = 1e-20  # of a variance of scores between -1 and 1: far above what float64 loses, below any real one
 
 
@@ -144,10 +145,11 @@ def t_interval(values_N: NDArray[np.float64]) -> Interval:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One estimate that a variance is a sum of, and its degrees of freedom."""
+    """One estimate that a variance is a sum of, and its degrees of freedom; of queries, the task too."""
 
     variance: float
     freedom: float
+    queries_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +180,11 @@ def _measure_spread(runs: Sequence[Run]) -> _Spread:
         for task, table in run.items():
             by_task.setdefault(task, []).append((1 / (num_seeds * len(run)), table))
     num_queries = sum(len({q for _, table in tables for q in table.queries}) for tables in by_task.values())
-    within = _sum_tables(weighted for tables in by_task.values() for weighted in tables)
-    shared = [part for tables in by_task.values() for part in _share_queries(tables)]
-    if sum(part.variance for part in shared) <= 0:  # sharing a query can only make runs more alike
+    within = _sum_tables((task, *weighted) for task, tables in by_task.items() for weighted in tables)
+    shared = [part for task, tables in by_task.items() for part in _share_queries(task, tables)]
+    if _total(shared) <= 0:  # sharing a query can only make runs more alike
         shared = []
-    here = _add_parts([*within, *shared])
+    here = _add_parts(_merge_queries(within, shared))
     if num_seeds >= MIN_SEEDS:
         factor = num_seeds / (num_seeds - 1)  # the sum over ordered pairs, from over S ** 2 to over S (S - 1)
         between = _Part(float(means_S.var(ddof=1)) / num_seeds, num_seeds - 1)
@@ -191,7 +193,7 @@ def _measure_spread(runs: Sequence[Run]) -> _Spread:
     return _Spread(mean, here.variance, here.freedom, num_queries)
 
 
-def _sum_tables(tables: Iterable[tuple[float, Table]]) -> list[_Part]:
+def _sum_tables(tables: Iterable[tuple[str, float, Table]]) -> list[_Part]:
     """Return the parts of the variance of a weighted sum of tables' means, of independent draws and queries.
 
     With the mean squares of a two-way table, var = (MS_d + MS_q - MS_e) / (D Q): draws and queries each bring the noise
@@ -201,12 +203,28 @@ def _sum_tables(tables: Iterable[tuple[float, Table]]) -> list[_Part]:
     """
     parts: list[_Part] = []
     kinds: dict[str, list[_Part]] = {"draws": [], "queries": [], "cells": []}
-    for weight, table in tables:
+    for task, weight, table in tables:
         for kind, part in _split_variance(table.scores).items():
-            kinds[kind].append(_Part(weight**2 * part.variance, part.freedom))
-            parts.append(_Part((-1 if kind == "cells" else 1) * weight**2 * part.variance, part.freedom))
-    floor = max(kinds.values(), key=_total)
-    return floor if _total(parts) <= _total(floor) * (1 + 1e-9) else parts
+            queries_of = task if kind == "queries" else None
+            kinds[kind].append(_Part(weight**2 * part.variance, part.freedom, queries_of))
+            sign = -1 if kind == "cells" else 1
+            parts.append(_Part(sign * weight**2 * part.variance, part.freedom, queries_of))
+    floor = max(map(_total, kinds.values()))
+    if _total(parts) > floor * (1 + _TIE) or isnan(_total(parts)):
+        return parts
+    # Sums that are equal but for rounding tie, or the rounding would choose the degrees of freedom.
+    largest = [kind for kind in kinds.values() if _total(kind) >= floor * (1 - _TIE)]
+    return max(largest, key=lambda kind: _add_parts(kind).freedom)
+
+
+def _merge_queries(parts: Sequence[_Part], shared: Sequence[_Part]) -> list[_Part]:
+    """Return all parts, those over the queries of a task that seeds share as one: each query is one chance event."""
+    tasks = {part.queries_of for part in shared}
+    merged = [part for part in parts if part.queries_of is None or part.queries_of not in tasks]
+    for one in shared:
+        same = [part for part in parts if part.queries_of == one.queries_of]
+        merged.append(_Part(_total([*same, one]), one.freedom))
+    return merged
 
 
 def _total(parts: Iterable[_Part]) -> float:
@@ -232,7 +250,7 @@ def _split_variance(scores_DQ: NDArray[np.float64]) -> dict[str, _Part]:
     }
 
 
-def _share_queries(tables: Sequence[tuple[float, Table]]) -> list[_Part]:
+def _share_queries(task: str, tables: Sequence[tuple[float, Table]]) -> list[_Part]:
     """Return the covariances, summed over all ordered pairs, of one task's weighted table means through shared queries.
 
     Of two tables with m of their n and n' queries in common: the products of the deviations of a query's mean in both,
@@ -256,7 +274,7 @@ def _share_queries(tables: Sequence[tuple[float, Table]]) -> list[_Part]:
     products_SS = deviations_SU @ deviations_SU.T
     np.fill_diagonal(products_SS, 0.0)
     known_SS = left_SS > 0  # not of a lone query
-    return [_Part(float((products_SS[known_SS] / left_SS[known_SS]).sum()), len(columns) - 1)]
+    return [_Part(float((products_SS[known_SS] / left_SS[known_SS]).sum()), len(columns) - 1, task)]
 
 
 def _add_parts(parts: Sequence[_Part]) -> _Part:
