@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test fast coverage bases lint format
+.PHONY: demo test fast fuzz coverage bases lint format
 
 demo: .venv/installed
 	$(BIN)/manyicl demo
@@ -17,6 +17,10 @@ test: .venv/installed-dev
 
 fast: .venv/installed-dev
 	$(PYTEST) -m "not slow"
+
+# 100,000 random inputs for each reader of data files, task.json and recipes.
+fuzz: .venv/installed-dev
+	MANYICL_FUZZ=100000 $(PYTEST) -m fuzz
 
 # Apart from `test`, which it slows down.
 coverage: .venv/installed-dev

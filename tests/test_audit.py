@@ -157,7 +157,7 @@ def test_a_good_folder_exits_0(tmp_path, capfd):
     lines = [line for line in out.splitlines() if "colours" in line or "more" in line]
     assert len(lines) == 2
     assert all(line.split("│")[-2].strip() == "good" for line in lines)
-    assert "split: Train, validation and test are as the file says." in out
+    assert "split: Train, validation and test are as the files say." in out
 
 
 def test_with_a_model_tokens_are_counted(tmp_path, capfd):
@@ -213,7 +213,7 @@ def test_several_kinds_of_fault_are_all_listed(tmp_path, capfd):
     [
         (
             lambda rows: [{**r, "split": "train"} for r in rows],
-            "cannot be asked: no test rows are left; add rows with split 'test'",
+            "cannot be asked: it has no test rows; give some rows the split 'test'",
         ),
         (lambda rows: [{**r, "split": "test"} for r in rows], "cannot be trained: no train rows are left"),
         (lambda rows: [{**r, "answer": "red"} for r in rows], "cannot be learnt: every train row has the same answer"),
@@ -250,7 +250,7 @@ def test_a_task_too_long_for_any_budget_exits_1(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, "no task in it; add a .jsonl, .csv or .parquet file"),
+        ({}, "no task in it; add a .jsonl, .json, .csv, .tsv or .parquet file"),
         ({"a.jsonl": "", "a.csv": ""}, "task 'a' is also a.csv; rename or remove one"),
         ({"a.jsonl": "", "b.task.json": "{}"}, "no data file b.jsonl, .csv or .parquet beside it"),
     ],

@@ -23,7 +23,16 @@ MODULES = (
     "locks",  # one writer
     "seeds",  # of random streams, each with its purpose
     # Data in: labelled rows, to text, to ids, to rows of a batch.
+    "faults",  # mistakes in data files
+    "json_text",
+    "columns",  # where the cells of a row stand
+    "readers",  # files to records
+    "shapes",  # well-known shapes of records
     "rows",
+    "choices",  # answers that name an option
+    "layouts",  # a folder to the files of each task
+    "spellings",  # labels that may be one
+    "task_settings",
     "tasks",
     "label_names",
     "templates",

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manyicl.errors import UserError
+from manyicl.layouts import find_layout
 from manyicl.tasks import (
     FAMILIES,
     METRICS,
@@ -24,7 +25,6 @@ from manyicl.tasks import (
     Example,
     Fault,
     Task,
-    find_task_files,
     flip_labels,
     flip_map,
     inspect_task,
@@ -64,16 +64,16 @@ GOOD = [
 ]
 
 
-def test_jsonl_with_a_task_json_is_read_as_written(tmp_path: Path) -> None:
+def test_jsonl_with_a_task_json_is_read_and_answers_lose_the_blanks_around_them(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "sums.jsonl", [*GOOD, {"input": " 5 + 5\n", "answer": " 10 ", "split": "Train"}])
     write_settings(path, {"name": "adding", "family": "math", "instruction": "Add.", "license": "CC0", "note": "x"})
     task = load_task(path)
     assert (task.name, task.family, task.metric, task.instruction) == ("adding", "math", "math_exact_match", "Add.")
-    assert task.train == (Example("2 + 2", "4"), Example(" 5 + 5\n", " 10 "))
+    assert task.train == (Example("2 + 2", "4"), Example(" 5 + 5\n", "10"))
     assert task.validation == (Example("3 + 3", "6"),)
     assert task.test == (Example("4 + 4", "8"),)
     assert (task.num_rows, task.dropped, task.labels) == (4, {}, ())
-    assert task.split_note == "Train, validation and test are as the file says."
+    assert task.split_note == "Train, validation and test are as the files say."
 
 
 def test_an_example_is_known_by_a_hash_of_its_input_and_answer() -> None:
@@ -233,7 +233,7 @@ def test_a_file_may_hold_one_split_only(tmp_path: Path) -> None:
     task = load_task(path)
     assert len(task.test) == 0
     assert 0 < len(task.validation) < 50
-    assert "10 % of its train rows" in task.split_note
+    assert "10 % of the train rows" in task.split_note
 
 
 def test_a_named_validation_split_takes_nothing_from_train(tmp_path: Path) -> None:
@@ -304,15 +304,19 @@ BROKEN_LINES = [
     ("not an object", b'["x", "y"]', "['x', 'y'] is not an object"),
     ("broken UTF-8", b'{"input": "\xff", "answer": "y"}', "byte 12 of the line is not UTF-8"),
     ("broken Unicode", b'{"input": "\\ud800", "answer": "y"}', "half of a surrogate pair"),
-    ("no answer column", b'{"input": "x"}', "no 'answer' column (it has 'input'); add it, or map it with \"columns\""),
+    ("no answer column", b'{"input": "x"}', "no 'answer' column (it has 'input'); add it, or map it"),
     ("empty input", b'{"input": " \\n", "answer": "y"}', "input ' \\n' is empty"),
     ("empty answer", b'{"input": "x", "answer": ""}', "answer '' is empty"),
     ("wrong type of input", b'{"input": 5, "answer": "y"}', "input 5 is not a text"),
-    ("wrong type of answer", b'{"input": "x", "answer": ["y"]}', "answer ['y'] is not a text or a number"),
-    ("wrong type of answer", b'{"input": "x", "answer": true}', "answer True is not a text or a number"),
-    ("wrong type of answer", b'{"input": "x", "answer": NaN}', "answer nan is not a text or a number"),
+    ("wrong type of answer", b'{"input": "x", "answer": ["y", ["z"]]}', "answer ['y', ['z']] is not a text, a number"),
+    ("wrong type of answer", b'{"input": "x", "answer": {"text": "y"}}', '{"columns": {"answer": "answer.text"}}'),
+    ("wrong type of answer", b'{"input": "x", "answer": Infinity}', "answer inf is not a text, a number"),
+    ("empty answer", b'{"input": "x", "answer": NaN}', "answer nan is empty"),
+    ("empty answer", b'{"input": "x", "answer": []}', "answer None is empty"),
+    ("comma after the object", b'{"input": "x", "answer": "y"},', "a comma after the object; remove it"),
+    ("single quotes", b"{'input': 'x', 'answer': 'y'}", "write double quotes"),
     ("unknown split", b'{"input": "x", "answer": "y", "split": "trian"}', "did you mean 'train'?"),
-    ("unknown split", b'{"input": "x", "answer": "y", "split": 1}', "unknown split 1; known:"),
+    ("unknown split", b'{"input": "x", "answer": "y", "split": 1}', "unknown split 1; write train, validation or test"),
     ("bad options", b'{"input": "x", "answer": "y", "options": "y|z"}', "options 'y|z' are not a list"),
     ("bad options", b'{"input": "x", "answer": "y", "options": ["y", null]}', "hold one that is not a text"),
     ("bad options", b'{"input": "x", "answer": "y", "options": ["y", ""]}', "or an empty one"),
@@ -368,12 +372,14 @@ def test_some_rows_with_a_split_and_some_without(tmp_path: Path) -> None:
     assert "while 3 other rows have one" in fault.message
 
 
-def test_a_split_column_in_other_letters_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_split_column_in_other_letters_is_read_and_one_of_another_name_is_not_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("input,answer,Split\nx,y,test\n")
+    assert load_task(path).test == (Example("x", "y"),)
+    path.write_text("input,answer,set\nx,y,train\nz,y,test\n")
     fault = only_fault(path)
     assert fault.rows == ()
-    assert "column 'Split' is not read; name it 'split'" in fault.message
+    assert "column 'set' holds splits, but is not read; name it \"split\"" in fault.message
     write_settings(path, {"columns": {"split": "part"}})
     assert "no row has the column 'part'" in only_fault(path).message
 
@@ -391,12 +397,14 @@ CSV_FAULTS = [
     (b"", "no rows", ()),
     (b"input,answer\n", "no rows", ()),
     (b"input,answer,input\nx,y,z\n", "repeated column", ()),
+    (b"input,answer\nx,y\ninput,answer\n", "repeated header", (2,)),
+    (b"question;answer\nx;y\n", "other columns", ()),
+    (b"PK\x03\x04", "not CSV", ()),
     (b"input,answer\nx,y\nz\n", "wrong number of cells", (2,)),
     (b'input,answer\n"x\nx",y\n\nz,y\n"oh,y\nw,y\n', "invalid CSV", (3,)),
     (b'input,answer\n"x\nx",y\nz,\xff\nw,y\n', "broken UTF-8", (2,)),
     (b"input,answer\nx,y\n\xffz,y\n", "broken UTF-8", (2,)),
     (b"in\xffput,answer\nx,y\n", "broken UTF-8", ()),
-    (b"input;answer\nx;y\n", "no input column", (1,)),
     (b"input,answer,options\nx,y,[y\n", "bad options", (1,)),
     (b"input,answer,options\nx,y,\nx,y,y|z\nw,y,a|b\n", "answer not among its options", (3,)),
 ]
@@ -408,7 +416,8 @@ def test_faults_of_a_csv_file_name_the_data_row(tmp_path: Path, content: bytes, 
     path.write_bytes(content)
     _, faults = inspect_task(path)
     assert (faults[0].kind, faults[0].rows) == (kind, rows)
-    assert len(faults) == (2 if kind == "no input column" else 1)  # the answer column is missing, too
+    assert len(faults) == 1
+    assert "quote commas" not in faults[0].message
 
 
 def test_a_broken_or_empty_parquet_file(tmp_path: Path) -> None:
@@ -421,7 +430,7 @@ def test_a_broken_or_empty_parquet_file(tmp_path: Path) -> None:
     _, faults = inspect_task(path)
     assert [(fault.kind, fault.rows) for fault in faults] == [
         ("wrong type of answer", (1, 2)),
-        ("wrong type of input", (2,)),
+        ("empty input", (2,)),
     ]
 
 
@@ -464,12 +473,12 @@ def test_tasks_come_sorted_by_name_and_can_be_chosen(tmp_path: Path) -> None:
     write_settings(tmp_path / "a.jsonl", {"name": "z"})
     (tmp_path / ".hidden.jsonl").write_text("broken")
     (tmp_path / "INDEX.md").write_text("notes")
-    assert [path.name for path in find_task_files(tmp_path)] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    assert [source.path.name for source in find_layout(tmp_path).sources] == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert [task.name for task in load_tasks(str(tmp_path))] == ["b", "c", "z"]
     assert [task.name for task in load_tasks(tmp_path, names=["z", "b"])] == ["b", "z"]
-    write_rows(tmp_path / "c.jsonl", [[]])
+    write_rows(tmp_path / "c.jsonl", [5])
     assert [task.name for task in load_tasks(tmp_path, names=["b"])] == ["b"]  # the broken one is not read
-    with pytest.raises(UserError, match=r"c\.jsonl, row 1: \[\] is not an object"):
+    with pytest.raises(UserError, match=r"c\.jsonl, row 1: 5 is not an object"):
         load_tasks(tmp_path)
 
 
@@ -481,19 +490,19 @@ def test_an_unknown_task_name_is_answered_with_the_nearest(tmp_path: Path) -> No
 
 def test_mistakes_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        find_task_files(tmp_path / "absent")
+        find_layout(tmp_path / "absent")
     with pytest.raises(UserError, match="no task in it; add a"):
-        find_task_files(tmp_path)
+        find_layout(tmp_path)
     path = write_rows(tmp_path / "foo.jsonl", GOOD)
     with pytest.raises(UserError, match="not a folder"):
-        find_task_files(path)
+        find_layout(path)
     write_settings(tmp_path / "fooo.jsonl", {})
     with pytest.raises(UserError, match=r"fooo\.task\.json: no data file .* did you mean 'foo'"):
-        find_task_files(tmp_path)
+        find_layout(tmp_path)
     (tmp_path / "fooo.task.json").unlink()
     (tmp_path / "foo.csv").write_text("input,answer\nx,y\n")
     with pytest.raises(UserError, match=r"foo\.jsonl: task 'foo' is also foo\.csv; rename or remove one"):
-        find_task_files(tmp_path)
+        load_tasks(tmp_path)
     (tmp_path / "foo.csv").unlink()
     for name in ("a", "b"):
         write_settings(write_rows(tmp_path / f"{name}.jsonl", GOOD), {"name": "same"})
@@ -504,7 +513,7 @@ def test_mistakes_of_a_folder(tmp_path: Path) -> None:
 def test_a_path_that_is_no_data_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.jsonl: no such file"):
         load_task(tmp_path / "absent.jsonl")
-    with pytest.raises(UserError, match=r"cannot read '\.txt' files; known: \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(UserError, match=r"cannot read '\.txt' files; known: \.jsonl, \.json, \.csv"):
         inspect_task(tmp_path / "notes.txt")
 
 

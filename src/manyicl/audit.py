@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyicl.copies import find_copies
+from manyicl.layouts import Source
 from manyicl.scoring import chance_score
-from manyicl.tasks import SPLITS, Fault, Task, inspect_task
+from manyicl.tasks import NO_SPLIT_NOTE, SPLITS, Fault, Task, inspect_task
 from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
 
 BUDGETS = (2048, 8192, 32768)
@@ -39,6 +40,7 @@ class TaskAudit:
     for open answers). fits: budget in tokens -> examples of median length that fit an episode. blockers end a run.
     chance: what answering the test rows by dice scores (0 to 1), None if an answer is open.
     num_near_copies: test inputs with a near-duplicate in train (copies.py), None where there are too many to compare.
+    notes: what reading the files found that is good to know.
     left_out: reason -> rows that `eval` and `ask` leave out because they are too long for the model.
     """
 
@@ -59,6 +61,7 @@ class TaskAudit:
     num_near_copies: int | None = 0
     chance: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -78,15 +81,20 @@ class TaskAudit:
 
 
 def audit_task(
-    path: Path, *, tokenizer: TaskTokenizer | None, budgets: Sequence[int] = BUDGETS, max_tokens: int | None = None
+    source: Path | Source,
+    *,
+    tokenizer: TaskTokenizer | None,
+    budgets: Sequence[int] = BUDGETS,
+    max_tokens: int | None = None,
 ) -> TaskAudit:
-    """Return the audit of one data file; token counts only with a tokenizer.
+    """Return the audit of one data file or source; token counts only with a tokenizer.
 
     max_tokens: the longest sequence of the model that is to be asked; rows too long for it are counted.
     """
-    task, faults = inspect_task(path)
+    task, faults = inspect_task(source)
+    path = source.path if isinstance(source, Source) else source
     if task is None:
-        return TaskAudit(path, path.stem, "", 0, {}, {}, "", {}, None, None, {}, tuple(faults), (), ())
+        return TaskAudit(path, source.stem, "", 0, {}, {}, "", {}, None, None, {}, tuple(faults), (), ())
     tokenized = tokenize_task(task, tokenizer=tokenizer, cache_dir=default_cache_dir()) if tokenizer else None
     kept = {split: len(tokenized.splits[split] if tokenized else getattr(task, split)) for split in SPLITS}
     dropped = Counter(task.dropped)
@@ -112,6 +120,7 @@ def audit_task(
             *(f"{count:,} {reason} (longest sequence: {max_tokens:,} tokens)" for reason, count in left_out.items()),
             *_warnings(task, kept=kept, dropped=dropped),
         ),
+        notes=task.notes,
         num_near_copies=_num_near_copies(task),
         chance=chance_score(
             [task.choices(e) for e in task.test], test_answers=[e.answers for e in task.test], metric=task.metric
@@ -163,26 +172,35 @@ def _num_fitting(tokenized: TokenizedTask, budget: int) -> int:
 
 
 def _blockers(task: Task, tokenized: TokenizedTask | None, *, kept: dict[str, int], budget: int) -> list[str]:
-    blockers = []
+    lost = check_lost_answers(tokenized) if tokenized else None
+    # First, because it is why rows are missing below.
+    blockers = [f"cannot be trained: {lost}"] if lost else []
     if not kept["train"]:
         blockers.append("cannot be trained: no train rows are left; add rows with split 'train'")
     if kept["train"] == 1:
         blockers.append("cannot be trained: one train row is left, and no other to stand before it; add some")
     if not kept["test"]:
-        blockers.append("cannot be asked: no test rows are left; add rows with split 'test', or leave the column out")
+        blockers.append(_tell_no_test(task))
     if task.labels and len({e.answer for e in task.train}) == 1:
         blockers.append("cannot be learnt: every train row has the same answer")
     if tokenized:
-        lost = check_lost_answers(tokenized)
-        blockers += [f"cannot be trained: {lost}"] if lost else []
         alone = len(tokenized.head_ids) + tokenized.splits["train"].lengths
         if len(alone) and int(alone.min()) > budget:
             blockers.append(f"cannot be trained in {budget} tokens: its shortest example needs {int(alone.min())}")
     return blockers
 
 
+def _tell_no_test(task: Task) -> str:
+    if task.test:
+        return "cannot be asked: no test rows are left, for all were dropped; the reasons are below"
+    if task.split_note == NO_SPLIT_NOTE:
+        count = f"its {task.num_rows:,} rows" if task.num_rows != 1 else "its one row"
+        return f"cannot be asked: none of {count} is in the fifth that becomes test; add rows, or name a split"
+    return "cannot be asked: it has no test rows; give some rows the split 'test', or put them into a file called test"
+
+
 def _warnings(task: Task, *, kept: dict[str, int], dropped: Counter[str]) -> list[str]:
-    warnings = []
+    warnings = list(task.warnings)
     shares = _label_shares(task)
     top = max(shares, key=shares.__getitem__, default=None)
     if top is not None and shares[top] > LOPSIDED_SHARE:

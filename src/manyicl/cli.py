@@ -74,7 +74,7 @@ def check(
     """Audit task files: rows, drops, labels, lengths, and a verdict for each task. Exits 1 if one cannot be used."""
     from manyicl.audit import audit_task
     from manyicl.display import audit_table, make_console
-    from manyicl.tasks import find_task_files
+    from manyicl.tasks import name_sources
 
     tokenizer, max_tokens = None, None
     if model:  # only then is torch needed, which takes seconds to import
@@ -86,7 +86,9 @@ def check(
         max_tokens = find_max_tokens(model)
         if max_tokens is None:
             typer.echo(f"{model}: does not say how long a sequence may be, so long rows are not counted", err=True)
-    audits = [audit_task(path, tokenizer=tokenizer, max_tokens=max_tokens) for path in find_task_files(folder)]
+    audits = [
+        audit_task(source, tokenizer=tokenizer, max_tokens=max_tokens) for source in name_sources(folder).values()
+    ]
     make_console().print(audit_table(audits))
     if not all(audit.usable for audit in audits):
         raise typer.Exit(1)

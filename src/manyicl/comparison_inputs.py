@@ -14,7 +14,7 @@ from pathlib import Path
 
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
-from manyicl.tasks import Task, find_task_files, inspect_task
+from manyicl.tasks import Task, name_sources
 
 INPUTS_FILE = "inputs.json"
 
@@ -93,9 +93,6 @@ def _hashes_of_cells(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _find_file(task_folder: str, name: str) -> Path:
-    """Return the data file of a task."""
-    for path in find_task_files(task_folder):
-        task, _ = inspect_task(path)
-        if task is not None and task.name == name:
-            return path
-    return Path(task_folder) / name
+    """Return the data file of a task, or the folder of its files."""
+    source = name_sources(task_folder).get(name)
+    return Path(task_folder) / name if source is None else source.path

@@ -248,6 +248,7 @@ def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
             lines.append(f"near-duplicates between test and train were not looked for ({audit.num_rows:,} rows)")
         elif audit.num_near_copies:
             lines.append(f"{audit.num_near_copies:,} test inputs have a near-duplicate in train")
+        lines += audit.notes
         notes += [f"{audit.name}: {line}" for line in lines]
     for note in sorted({audit.split_note for audit in audits if audit.split_note}):
         notes.append(f"split: {note}")

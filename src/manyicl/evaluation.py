@@ -459,7 +459,7 @@ def _answer_queries(
 
 
 def read_inputs(file: str) -> list[str]:
-    """Return the lines of a file, or of standard input for '-'.
+    """Return the lines of a file, or of standard input for '-', without a byte order mark and carriage returns at ends.
 
     Raises:
         UserError: the file cannot be read, or holds nothing.
@@ -470,7 +470,9 @@ def read_inputs(file: str) -> list[str]:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); give a UTF-8 text file with one input a line") from error
-    lines = text.removesuffix("\n").split("\n")  # not splitlines: an input may hold other separators
+    text = text.lstrip("\ufeff")
+    # Not splitlines: an input may hold other separators.
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if not text:
         raise UserError(f"{'standard input' if file == '-' else file}: is empty; give one input a line")
     return lines

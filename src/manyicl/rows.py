@@ -1,330 +1,301 @@
-"""Rows of a data file (JSONL, CSV, Parquet), checked cell by cell; what is wrong is collected as faults, not raised.
+"""Rows of a data file: records checked cell by cell; what is wrong is collected as faults, not raised.
 
-Row numbers count from 1 and are what a person sees: the line in JSONL (blank lines are skipped but counted), the data
-row in CSV (1 is the first after the header; a quoted cell may hold newlines, blank lines do not count), the row in
-Parquet.
+Every record is kept, is blank, or has a fault, and is counted as that. Row numbers are explained in readers.py.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from manyicl.errors import UserError, suggest
+from manyicl.columns import COLUMNS, MISSING, Columns, nested_paths
+from manyicl.errors import suggest
+from manyicl.faults import FaultLog, near_word, show
+from manyicl.json_text import JsonNumber, as_text, decode_json, is_missing, is_unicode
+from manyicl.readers import data_suffix, read_records
+from manyicl.shapes import tell_shape, write_columns
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
-COLUMNS = ("input", "answer", "split", "options")
 SPLIT_WORDS = {
     "train": "train",
+    "training": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
     "test": "test",
+    "testing": "test",
 }
-_ROWS_NAMED = 5  # row numbers kept in one Fault
+# A column that nobody reads is taken for a split if all of this many first rows hold split words in it.
+_ROWS_LOOKED_AT = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row that has no fault; `split` is train, validation or test, or "" where the row does not say."""
+    """One row that has no fault; `split` is train, validation or test, or "" if neither row nor file names one."""
 
     number: int
     input: str
     answer: str
     options: tuple[str, ...]
     split: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One kind of mistake in one file.
-
-    `rows` are the first few row numbers, `count` is how many rows have it (1, with no rows, for a mistake of the file
-    as a whole), and `message` is one line: file, first row, the value and the fix.
-    """
-
-    path: Path
-    kind: str
-    rows: tuple[int, ...]
-    count: int
-    message: str
+    also_right: tuple[str, ...] = ()
+    option_labels: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
-class _Found:
-    """What FaultLog knows about one kind of fault."""
+class FileRows:
+    """What was read of one file: num_read rows are those in `rows`, the blank ones and the faulty ones.
 
-    what: str
-    rows: list[int] = field(default_factory=list)
-    count: int = 0
-
-
-class FaultLog:
-    """Collects the mistakes of one task: thousands of rows with the same one become one Fault."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._found: dict[tuple[Path, str], _Found] = {}
-
-    def add(
-        self, kind: str, what: str | Callable[[], str], *, row: int | None = None, path: Path | None = None
-    ) -> None:
-        """Note a fault; `what` (value and fix) is kept, and computed if it is a function, for the first row alone."""
-        found = self._found.get((path or self._path, kind))
-        if found is None:
-            text = what if isinstance(what, str) else what()
-            found = self._found[path or self._path, kind] = _Found(" ".join(text.split()))
-        found.count += 1
-        if row is not None and len(found.rows) < _ROWS_NAMED:
-            found.rows.append(row)
-
-    def list_faults(self) -> list[Fault]:
-        """Return one Fault for each kind, in the order in which they were met."""
-        faults = []
-        for (path, kind), found in self._found.items():
-            where = f"{path}, row {found.rows[0]:,}" if found.rows else f"{path}"
-            others = found.count - 1
-            if others and found.rows:
-                where += f" (and {others:,} more {'row' if others == 1 else 'rows'})"
-            faults.append(Fault(path, kind, tuple(found.rows), found.count, f"{where}: {found.what}"))
-        return faults
-
-
-def show(value: object) -> str:
-    """Return `value` as a short one-line literal for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-class _Number(str):
-    """A JSON number, kept as it was written: 1.50 must not come back as 1.5."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)  # without quotes in messages
-
-
-_JSON = json.JSONDecoder(parse_int=_Number, parse_float=_Number)
-
-
-def decode_json(text: str) -> object:
-    """Return the value of a JSON text; `as_text` turns its numbers into the text that was written.
-
-    Raises:
-        ValueError: it is not JSON, or nested too deeply to be read.
+    tidied: what was changed in answers -> in how many rows. unread: columns that nobody reads.
     """
-    try:
-        return _JSON.decode(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+    num_read: int = 0
+    num_blank: int = 0
+    num_faulty: int = 0
+    tidied: Counter[str] = field(default_factory=Counter)
+    unread: list[str] = field(default_factory=list)
 
 
-def as_text(value: object) -> str | None:
-    """Return a text as it is and a finite number as its JSON text; None for anything else."""
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return json.dumps(value)
-    return None
-
-
-def is_unicode(text: str) -> bool:
-    r"""Return whether `text` can be encoded; JSON can spell half of a surrogate pair ("\ud800"), which cannot."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def read_rows(path: Path, *, columns: Mapping[str, str], log: FaultLog) -> list[Row]:
+def read_rows(
+    path: Path, *, columns: Mapping[str, str | Sequence[str]], split: str, settings_name: str, log: FaultLog
+) -> FileRows:
     """Return the rows of `path` that have no fault; every fault goes to `log`.
 
-    `columns` maps our names (`COLUMNS`) to the file's own, where they differ.
+    columns: our names (`COLUMNS`) to the file's own, if they differ. split: the one that the file's name gives, or "".
+    settings_name: the task.json that messages speak of.
 
     Raises:
         UserError: the file cannot be opened.
     """
-    checker = _RowChecker(path, columns, log)
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    rows = []
-    num_records = 0
-    try:
-        for number, record in readers[path.suffix.lower()](path, log):
-            num_records += 1
-            row = checker.check(number, record)
-            if row is not None:
-                rows.append(row)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if num_records:
+    found = FileRows(path)
+    known = Columns(columns)
+    checker = _RowChecker(found, known, split=split, settings_name=settings_name, log=log)
+    num_faults = len(log.list_faults())
+    for number, record in read_records(path, columns=known, log=log):
+        if not found.num_read and record is not None and checker.tell_other_shape(record):
+            return found
+        found.num_read += 1
+        row = None if record is None else checker.check(number, record)
+        if row is not None:
+            found.rows.append(row)
+        elif record is None or not checker.is_blank(record):
+            found.num_faulty += 1
+        else:
+            found.num_blank += 1
+    if found.num_read:
         checker.check_columns()
-    elif not log.list_faults():
-        log.add("no rows", "the file has no rows; add some, or remove the file")
-    return rows
+    if found.num_read == found.num_blank and len(log.list_faults()) == num_faults:
+        log.add("no rows", "the file has no rows; add some, or remove the file", path=path)
+    found.unread = known.unread()
+    return found
 
 
-def _read_jsonl(path: Path, log: FaultLog) -> Iterator[tuple[int, dict[str, object]]]:
-    # Bytes, not text: a line ends at \n alone, and one broken line does not hide the others.
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not content.strip():
-                continue
-            try:
-                record = decode_json(content.decode())
-            except UnicodeDecodeError as error:
-                what = f"byte {error.start + 1:,} of the line is not UTF-8; save the file as UTF-8"
-                log.add("broken UTF-8", what, row=number)
-            except ValueError as error:
-                log.add("invalid JSON", f"invalid JSON ({error}); each line must be one JSON object", row=number)
-            else:
-                if isinstance(record, dict):
-                    yield number, record
-                else:
-                    what = f'{show(record)} is not an object; write {{"input": ..., "answer": ...}}'
-                    log.add("not an object", what, row=number)
+def tidy_answer(text: str) -> str:
+    """Return an answer without white space around it and in one Unicode form (NFC), so that one label is one text.
 
-
-def _read_csv(path: Path, log: FaultLog) -> Iterator[tuple[int, dict[str, object]]]:
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    number = 0
-    limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells over 131,072 characters
-    try:
-        text = content.decode()
-        # strict: else an unclosed quote silently swallows the rest of the file
-        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = [name.strip() for name in next(lines, [])]
-        repeated = sorted({name for name in header if name and header.count(name) > 1})
-        if repeated:
-            log.add("repeated column", f"the header names {show(repeated[0])} twice; rename one of them")
-            return
-        for cells in lines:
-            if not cells:
-                continue
-            number += 1
-            if len(cells) == len(header):
-                yield number, dict(zip(header, cells, strict=True))
-            else:
-                what = f"{len(cells)} cells, but the header has {len(header)}; quote cells that hold a comma"
-                log.add("wrong number of cells", what, row=number)
-    except UnicodeDecodeError as error:
-        # One more character, so that the broken row is begun and counted even where its first byte is the broken one.
-        before = csv.reader(io.StringIO(content[: error.start].decode() + "x", newline=""))
-        number = sum(1 for cells in before if cells) - 1
-        what = f"byte {error.start + 1:,} of the file is not UTF-8; save it as UTF-8"
-        log.add("broken UTF-8", what, row=number or None)
-    except csv.Error as error:
-        log.add("invalid CSV", f"invalid CSV ({error}); close the quote, double quotes inside one", row=number + 1)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read_parquet(path: Path, log: FaultLog) -> Iterator[tuple[int, dict[str, object]]]:
-    import pyarrow  # slow to import, and most folders have no Parquet file
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, record
-    except UnicodeDecodeError:
-        what = "a text in this row or one of the 4,096 after it is not UTF-8; write the file anew"
-        log.add("broken UTF-8", what, row=number + 1)
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        log.add("invalid Parquet", f"invalid Parquet ({error}); write the file anew")
+    The first line of an answer of several lines keeps its indent, which may be part of it (code).
+    """
+    if text.isascii() and text == text.strip():
+        return text
+    text = unicodedata.normalize("NFC", text.rstrip())
+    return text.lstrip() if "\n" not in text.strip() else text.lstrip("\r\n")
 
 
 class _RowChecker:
     """Turns the records of one file into rows, or into faults."""
 
-    def __init__(self, path: Path, columns: Mapping[str, str], log: FaultLog) -> None:
-        self._mapped = columns
-        self._own = {name: columns.get(name, name) for name in COLUMNS}
-        self._is_csv = path.suffix.lower() == ".csv"
-        self._settings_name = f"{path.stem}.task.json"
+    def __init__(self, found: FileRows, columns: Columns, *, split: str, settings_name: str, log: FaultLog) -> None:
+        self._found = found
+        self._columns = columns
+        self._split = split
+        self._is_table = data_suffix(found.path).startswith((".csv", ".tsv"))
+        self._settings_name = settings_name
         self._log = log
-        self._seen: set[str] = set()
+        self._num_looked_at = 0
+        self._split_words: dict[str, set[str]] = {}  # unread column -> what it holds, if these are split words alone
+
+    def tell_other_shape(self, record: Mapping[str, object]) -> bool:
+        """Note as a fault that the file has another shape, if that is why its first record cannot be read."""
+        missing = self._columns.missing_from(record)
+        if not missing or any(name in self._columns.mapped for name in missing):
+            return False
+        what = tell_shape(record, columns=self._columns.mapped, settings_name=self._settings_name)
+        if what is not None:
+            self._add("other columns", f"no {missing[0]!r} column: {what}")
+        return what is not None
+
+    def is_blank(self, record: Mapping[str, object]) -> bool:
+        """Return whether every cell of a record is empty."""
+        return bool(record) and all(
+            is_missing(value) or (isinstance(value, str) and not value.strip()) for value in record.values()
+        )
 
     def check(self, number: int, record: Mapping[str, object]) -> Row | None:
-        """Return the row, or None where it has a fault."""
-        self._seen.update(record)
-        text = self._read_text("input", number, record)
-        answer = self._read_text("answer", number, record)
-        options = self._read_options(number, record.get(self._own["options"]))
-        split = self._read_split(number, record.get(self._own["split"]))
-        if text is None or answer is None or options is None or split is None:
+        """Return the row, or None if it has a fault or is blank."""
+        values = self._columns.find(record)
+        first = values["input"][0]
+        if (not isinstance(first, str) or not first.strip()) and self.is_blank(record):
             return None
-        if options and answer not in options:
-            what = f"answer {show(answer)} is not among its options"
-            self._log.add("answer not among its options", lambda: what + near_word(answer, options), row=number)
+        self._look_for_splits(record)
+        text = self._read_input(values["input"], number, record)
+        answers = self._read_answers(values["answer"], number, record)
+        options, labels = self._read_options(values, number)
+        split = self._read_split(values["split"][0], number)
+        if text is None or not answers or options is None or split is None:
             return None
-        return Row(number, text, answer, options, split)
+        return Row(number, text, answers[0], options, split, answers[1:], labels)
 
     def check_columns(self) -> None:
-        """Note an optional column that was asked for but is nowhere, or that is there in other letters."""
-        for name in ("split", "options"):
-            own = self._own[name]
-            if own in self._seen:
-                continue
-            if name in self._mapped:
-                what = f'no row has the column {show(own)} that "columns" in {self._settings_name} gives for {name!r}'
-                self._log.add(f"no {name} column", what)
-                continue
-            # Left alone, "Split" would be ignored and test rows trained on.
-            for other in sorted(self._seen):
-                if other.strip().casefold() == name:
-                    self._log.add(f"misspelt {name} column", f"column {show(other)} is not read; name it {name!r}")
+        """Note an optional column that was asked for but is nowhere, and a split under another name."""
+        for name in ("split", "options", "option_labels"):
+            if name in self._columns.mapped and not self._columns.has(name):
+                own = show(self._columns.mapped[name])
+                self._add(
+                    f"no {name} column",
+                    f'no row has the column {own} that "columns" in {self._settings_name} gives for {name!r}',
+                )
+        if self._columns.has("split") or "split" in self._columns.mapped or self._split:
+            return
+        # Passed over, its test rows would be trained on.
+        for name, words in self._split_words.items():
+            if "train" in words and len(words) > 1:
+                what = f'column {show(name)} holds splits, but is not read; name it "split"'
+                self._add("unread split", f'{what}, or write {{"columns": {{"split": "{name}"}}}}')
 
-    def _read_text(self, name: str, number: int, record: Mapping[str, object]) -> str | None:
-        own = self._own[name]
-        if own not in record:
-            has = ", ".join(show(column) for column in list(record)[:8]) or "nothing"
-            what = f'no {own!r} column (it has {has}); add it, or map it with "columns" in {self._settings_name}'
-            self._log.add(f"no {name} column", what, row=number)
+    def _add(self, kind: str, what: str | Callable[[], str], row: int | None = None) -> None:
+        self._log.add(kind, what, row=row, path=self._found.path)
+
+    def _look_for_splits(self, record: Mapping[str, object]) -> None:
+        self._num_looked_at += 1
+        if self._num_looked_at > _ROWS_LOOKED_AT:
+            return
+        for name, value in record.items():
+            word = SPLIT_WORDS.get(value.strip().lower(), "") if isinstance(value, str) else ""
+            if self._num_looked_at == 1 and word and not self._columns.reads(name):
+                self._split_words[name] = {word}
+            elif name in self._split_words and word:
+                self._split_words[name].add(word)
+            else:
+                self._split_words.pop(name, None)
+
+    def _add_missing(self, name: str, number: int, record: Mapping[str, object]) -> None:
+        has = ", ".join(show(column) for column in list(record)[:8]) or "nothing"
+        own = self._columns.paths[name][0]
+        if name in self._columns.mapped:
+            fix = f'correct "columns" in {self._settings_name}'
+        else:
+            fix = f'add it, or map it with "columns" in {self._settings_name}'
+        self._add(f"no {name} column", f"no {own!r} column (it has {has}); {fix}", number)
+
+    def _read_input(self, values: list[object], number: int, record: Mapping[str, object]) -> str | None:
+        if all(value is MISSING for value in values):
+            self._add_missing("input", number, record)
             return None
-        value = record[own]
-        is_number = not isinstance(value, str) or isinstance(value, _Number)
-        text = None if is_number and name == "input" else as_text(value)
-        if text is None:
-            wanted = "a text" if name == "input" else "a text or a number"
-            self._log.add(f"wrong type of {name}", f"{name} {show(value)} is not {wanted}; write it so", row=number)
-            return None
+        parts = []
+        for value in values:
+            members = value if isinstance(value, list | tuple) else [value]
+            for member in members:
+                if member is MISSING or is_missing(member):
+                    continue
+                if not isinstance(member, str) or isinstance(member, JsonNumber):
+                    self._add_type("input", value, number)
+                    return None
+                if member.strip() or len(values) == 1:
+                    parts.append(member)
+        return self._check_text("input", "\n".join(parts), number, values[0])
+
+    def _read_answers(self, values: list[object], number: int, record: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the right answers, the trained one first; () for a fault."""
+        if all(value is MISSING for value in values):
+            self._add_missing("answer", number, record)
+            return ()
+        if self._columns.is_joined("answer"):
+            texts = [as_text(value) for value in values if value is not MISSING and not is_missing(value)]
+            given: Sequence[object] = ["\n".join(text for text in texts if text)] if None not in texts else values
+        else:
+            given = values[0] if isinstance(values[0], list | tuple) else values
+        answers: dict[str, None] = {}
+        for value in given or [None]:
+            text = "" if is_missing(value) else as_text(value)
+            if text is None:
+                self._add_type("answer", values[0] if len(values) == 1 else value, number)
+                return ()
+            text = self._check_text("answer", text, number, value)
+            if text is None:
+                return ()
+            answers[self._tidy(text)] = None
+        return tuple(answers)
+
+    def _tidy(self, text: str) -> str:
+        tidied = tidy_answer(text)
+        if tidied is not text and tidied != text:
+            what = "white space around the answer" if tidied == text.strip() or text.isascii() else "Unicode form"
+            self._found.tidied[what] += 1
+        return tidied
+
+    def _add_type(self, name: str, value: object, number: int) -> None:
+        wanted = "a text" if name == "input" else "a text, a number, true or false, or a list of these"
+        fix = "write it so"
+        if isinstance(value, dict | list):
+            own = self._columns.paths[name][0]
+            paths = nested_paths(own, value)
+            if paths:
+                mapped = write_columns({**self._columns.mapped, name: paths[0]})
+                fix = f"name what is in it: write {mapped} into {self._settings_name}"
+        self._add(f"wrong type of {name}", f"{name} {show(value)} is not {wanted}; {fix}", number)
+
+    def _check_text(self, name: str, text: str, number: int, value: object) -> str | None:
         if not text.strip():
-            self._log.add(f"empty {name}", f"{name} {show(text)} is empty; fill it in or remove the row", row=number)
+            fix = "fill it in or remove the row"
+            if name == "input" and not self._columns.is_joined("input") and "instruction" in self._columns.unread():
+                joined = {"input": ["instruction", self._columns.paths["input"][0]]}
+                mapped = write_columns({**self._columns.mapped, **joined})
+                fix += f", or join it to the instruction: write {mapped} into {self._settings_name}"
+            self._add(f"empty {name}", f"{name} {show(value)} is empty; {fix}", number)
             return None
         if not is_unicode(text):
             what = f"{name} {show(text)} holds half of a surrogate pair; write the whole character"
-            self._log.add("broken Unicode", what, row=number)
+            self._add("broken Unicode", what, number)
             return None
         return text
 
-    def _read_options(self, number: int, value: object) -> tuple[str, ...] | None:
-        """Return the options, () for none, None for a fault."""
-        if self._is_csv and isinstance(value, str):
+    def _read_options(
+        self, values: Mapping[str, list[object]], number: int
+    ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+        """Return the options, () for none, None for a fault; and what each is called, () if nothing says."""
+        labels: tuple[str, ...] = ()
+        if self._columns.is_joined("options"):
+            names = [path.split(".")[-1] for path in self._columns.paths["options"]]
+            pairs = [
+                (name, value)
+                for name, value in zip(names, values["options"], strict=True)
+                if value is not MISSING and not is_missing(value) and value != ""
+            ]
+            labels, given = tuple(name for name, _ in pairs), [value for _, value in pairs]
+            return self._check_options(given, number), labels
+        value = values["options"][0]
+        if self._is_table and isinstance(value, str):
             value = _split_cell(value)
-        if value is None or value == []:
-            return ()
+        if value is MISSING or is_missing(value) or value == []:
+            return (), ()
+        own = values["option_labels"][0]
+        if isinstance(own, list) and isinstance(value, list) and len(own) == len(value):
+            texts = [as_text(label) for label in own]
+            labels = tuple(text for text in texts if text is not None) if None not in texts else ()
+        return self._check_options(value, number), labels
+
+    def _check_options(self, value: object, number: int) -> tuple[str, ...] | None:
         wrong = ""
         texts = [as_text(option) for option in value] if isinstance(value, list | tuple) else []
-        options = tuple(text for text in texts if text is not None and text.strip() and is_unicode(text))
+        options = tuple(tidy_answer(text) for text in texts if text is not None and text.strip() and is_unicode(text))
         if not isinstance(value, list | tuple):
-            wrong = "are not a list" + (' ("a|b" or ["a", "b"])' if self._is_csv else "")
+            wrong = "are not a list" + (' ("a|b" or ["a", "b"])' if self._is_table else "")
         elif len(options) < len(texts):
             wrong = "hold one that is not a text, or an empty one"
         elif len(set(options)) < len(options):
@@ -332,31 +303,33 @@ class _RowChecker:
         elif len(options) == 1:
             wrong = "leave no choice; give two or more, or none"
         if wrong:
-            self._log.add("bad options", f"options {show(value)} {wrong}", row=number)
+            self._add("bad options", f"options {show(value)} {wrong}", number)
             return None
         return options
 
-    def _read_split(self, number: int, value: object) -> str | None:
-        """Return the split, "" where the row does not say, None for a fault."""
-        if value is None or (isinstance(value, str) and not value.strip()):
-            return ""
+    def _read_split(self, value: object, number: int) -> str | None:
+        """Return the split, "" if neither row nor file names one, None for a fault."""
+        if value is MISSING or is_missing(value) or (isinstance(value, str) and not value.strip()):
+            return self._split
         split = SPLIT_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
         if split is None:
-            word = value if isinstance(value, str) else repr(value)
-            self._log.add(
-                "unknown split", lambda: f"unknown split {show(value)}{suggest(word, SPLIT_WORDS)}", row=number
-            )
+            self._add("unknown split", partial(_tell_split, value), number)
+        elif self._split and split != self._split:
+            what = f"split {show(value)} in a file of {self._split} rows by its name; correct one of them"
+            self._add("two splits", what, number)
+            return None
         return split
 
 
-def near_word(word: str, known: tuple[str, ...]) -> str:
-    """Return what `suggest` says, or nothing where that would be too long for a message."""
-    text = suggest(word, known)
-    return text if len(text) <= 160 else ""
+def _tell_split(value: object) -> str:
+    near = suggest(value, SPLIT_WORDS) if isinstance(value, str) else ""
+    # "eval" is nearest to "val", but most who write it mean test.
+    near = near if "did you mean" in near and "'val'" not in near else "; write train, validation or test"
+    return f"unknown split {show(value)}{near}"
 
 
 def _split_cell(cell: str) -> object:
-    """Return the options of a CSV cell: a JSON list, or values between bars; the cell itself where it is neither."""
+    """Return the options of a CSV cell: a JSON list, or values between bars; the cell itself if it is neither."""
     cell = cell.strip()
     if not cell:
         return None
@@ -366,3 +339,6 @@ def _split_cell(cell: str) -> object:
         except ValueError:
             return cell
     return [option.strip() for option in cell.split("|")]
+
+
+__all__ = ["COLUMNS", "SPLIT_WORDS", "FileRows", "Row", "near_word", "read_rows", "tidy_answer"]

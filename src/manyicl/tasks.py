@@ -1,51 +1,52 @@
 """Task and Example: a folder of labelled data, read, checked and split.
 
-A task is a file `<name>.jsonl`, `.csv` or `.parquet` with the columns `input` and `answer` and, if there are any,
-`split` (train, validation or test; also dev, valid, val) and `options` (the candidate answers of this row: a list; in
-CSV a JSON list or values between bars, `a|b`). Beside it may lie `<name>.task.json` with any of these keys:
+A task is a file `<name>.jsonl`, `.json`, `.csv`, `.tsv` (these also `.gz`) or `.parquet`, or several (`layouts.py`),
+with the columns `input` and `answer` and, if there are any, `split` (train, validation or test; also dev, valid, val,
+training, testing) and `options` (the candidate answers of this row: a list; in CSV a JSON list or values between bars,
+`a|b`). An answer is a text, a number, true or false, or a list of right answers: the first is trained, the best counts.
+Beside it may lie `<name>.task.json` with any of these keys:
 
-    name          the task's name; else the file's, without its suffix
-    family        one of FAMILIES; else classification where rows have options, or where there are at most 64 different
+    name          the task's name; else the file's, without its suffix, or the folder's
+    family        one of FAMILIES; else classification if rows have options, or if there are at most 64 different
                   answers, each on one line of at most 50 characters, with 5 rows or more each on average; else qa
     metric        one of METRICS; else accuracy for classification and nli, rouge_l for summarization, and for qa and
-                  math accuracy where there are options or labels, else exact_match and math_exact_match
+                  math accuracy if there are options or labels, else exact_match and math_exact_match
     instruction   a text that opens every episode; else none
     labels        the answers there are; else, for classification and nli, the options if all rows have the same, or,
-                  if none has any, the answers of all rows, where they are at most 256
-    columns       our column names to the file's own: {"input": "text", "answer": "label"}
+                  if none has any, the answers of all rows, if they are at most 256
+    columns       our column names to the file's own: {"input": "text", "answer": "label"}. Also a path into nested
+                  values ("answers.text", "messages.-1.content"), or a list: of inputs or answers, which are joined by a
+                  line break with empty ones left out, or of columns that hold one option each. "option_labels" is the
+                  column of what options are called, if answers name options so.
+    answer_index  0 or 1: answers are numbers of options, counted from there; found out if it is certain
 
-Other keys are ignored, but not one that is nearly one of these. Row numbers in messages are explained in rows.py.
+Other keys are ignored, but not one that is nearly one of these. Row numbers in messages are explained in readers.py.
 
-Inputs and answers are kept as written. Where no row names a split, 20 % become test, by a hash of the input; where none
-names validation, 10 % of train become validation, likewise: an input's split never depends on other rows.
+Inputs are kept as written; answers lose white space at their ends and are in Unicode form NFC. If neither a row nor a
+file's name gives a split, 20 % become test, by a hash of the input; if none gives validation, 10 % of train become
+validation, likewise: an input's split never depends on other rows.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from manyicl.choices import resolve_choices
 from manyicl.errors import UserError, suggest
-from manyicl.rows import (
-    COLUMNS,
-    SUFFIXES,
-    Fault,
-    FaultLog,
-    Row,
-    as_text,
-    decode_json,
-    near_word,
-    read_rows,
-    show,
-)
+from manyicl.faults import Fault, FaultLog, near_word, show
+from manyicl.layouts import Source, find_layout, source_of
+from manyicl.rows import FileRows, Row, read_rows
 from manyicl.seeds import make_seed
+from manyicl.shapes import find_letter_columns, write_columns
+from manyicl.spellings import tell_lookalikes
+from manyicl.task_settings import FAMILIES, METRICS, TaskSettings, read_settings
 
 __all__ = [
     "FAMILIES",
@@ -54,15 +55,13 @@ __all__ = [
     "Example",
     "Fault",
     "Task",
-    "find_task_files",
     "inspect_task",
     "load_task",
     "load_tasks",
 ]
 
-FAMILIES = ("classification", "nli", "qa", "summarization", "math")
-METRICS = ("accuracy", "exact_match", "token_f1", "rouge_l", "math_exact_match")
 SPLITS = ("train", "validation", "test")
+NO_SPLIT_NOTE = "Nothing names a split: 20 % are test and 10 % of the rest validation, by a hash of the input."
 
 _TEST_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
@@ -71,8 +70,9 @@ _MOST_LABELS = 256
 _MOST_CLASSES = 64
 _LONGEST_CLASS = 50
 _ROWS_PER_CLASS = 5
-# Nearer than this, an unknown key of a task.json is a misspelt one ("famly"); "note" and "label_count" are not.
-_MISSPELT = 0.75
+_PANDAS_INDEX = "__index_level_0__"  # numbers of rows, which pandas adds to Parquet
+# Fewer different answers than this share of the rows are labels, however many they are.
+_MOST_LABEL_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,7 @@ class Task:
 
     `sha256` covers everything a run depends on: name, family, metric, instruction, labels and the examples of each
     split in order. Of the `num_rows` read, `dropped` says how many were left out and why; the others were kept.
+    `warnings` and `notes` say what reading it found: what may be a mistake, and what is only good to know.
     """
 
     name: str
@@ -119,48 +120,59 @@ class Task:
     num_rows: int
     dropped: Mapping[str, int]
     split_note: str
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def choices(self, example: Example) -> tuple[str, ...]:
         """Return the answers to choose from: the example's options, else the labels, else () for an open answer."""
         return example.options or self.labels
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """A task.json; None stands for what it leaves open."""
-
-    name: str
-    family: str | None = None
-    metric: str | None = None
-    instruction: str = ""
-    labels: tuple[str, ...] | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-
 def load_tasks(folder: str | Path, *, names: Sequence[str] | None = None) -> list[Task]:
     """Return the tasks of a folder sorted by name: all of them, or those in `names`.
+
+    What the folder holds and is not read is logged once, in one line.
 
     Raises:
         UserError: no such folder or task, two files for one task, or a fault in a file.
     """
-    paths = {_read_name(path): path for path in find_task_files(folder)}
+    sources = name_sources(folder)
     for name in names or ():
-        if name not in paths:
-            raise UserError(f"{folder}: no task '{name}'{suggest(name, paths)}")
-    return [load_task(paths[name]) for name in sorted(paths) if names is None or name in names]
+        if name not in sources:
+            raise UserError(f"{folder}: no task '{name}'{suggest(name, sources)}")
+    return [load_task(sources[name]) for name in sorted(sources) if names is None or name in names]
 
 
-def load_task(path: Path) -> Task:
-    """Return the task of one data file.
+def name_sources(folder: str | Path) -> dict[str, Source]:
+    """Return the sources of a folder's tasks by the tasks' names, sorted by file; log what is not read.
+
+    Raises:
+        UserError: no such folder, no task in it, or two of one name.
+    """
+    layout = find_layout(folder)
+    layout.tell_left_out()
+    sources: dict[str, Source] = {}
+    for source in layout.sources:
+        settings = read_settings(source.settings_path, stem=source.stem, log=FaultLog(source.path))
+        name = settings.name if settings else source.stem  # its faults are told when the task is loaded
+        if name in sources:
+            raise UserError(f"{source.path}: task '{name}' is also {sources[name].path.name}; rename or remove one")
+        sources[name] = source
+    return sources
+
+
+def load_task(source: Path | Source) -> Task:
+    """Return the task of one data file, or of the files of a source.
 
     Raises:
         UserError: the file is not there or has a fault; the message is the first one's.
     """
-    task, faults = inspect_task(path)
+    task, faults = inspect_task(source)
     if task is not None:
         return task
     others = len(faults) - 1
-    more = f" (and {others} other {'fault' if others == 1 else 'faults'}: run manyicl check {Path(path).parent})"
+    folder = (source.path if isinstance(source, Source) else Path(source)).parent
+    more = f" (and {others} other {'fault' if others == 1 else 'faults'}: run manyicl check {folder})"
     raise UserError(faults[0].message + (more if others else ""))
 
 
@@ -213,168 +225,58 @@ def flip_labels(task: Task, *, seed: int) -> Task:
     return replace(task, train=train, validation=validation, test=test, sha256=sha256)
 
 
-def inspect_task(path: Path) -> tuple[Task | None, list[Fault]]:
-    """Return the task of one data file, or None and what is wrong with it, in the order in which it was met.
+def inspect_task(source: Path | Source) -> tuple[Task | None, list[Fault]]:
+    """Return the task of one data file or source, or None and what is wrong with it, in the order in which it was met.
 
     Raises:
-        UserError: the file is not there, cannot be opened, or is of another kind; never for what it holds.
+        UserError: a file is not there, cannot be opened, or is of another kind; never for what it holds.
     """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    log = FaultLog(path)
-    settings = _read_settings(path, log)
+    source = source if isinstance(source, Source) else source_of(Path(source))
+    log = FaultLog(source.path)
+    settings = read_settings(source.settings_path, stem=source.stem, log=log)
     if settings is None:  # the columns are unknown: every row would be a fault
         return None, log.list_faults()
-    rows = read_rows(path, columns=settings.columns, log=log)
-    _check_splits(rows, log)
-    _check_labels(rows, settings.labels, log)
+    settings_name = source.settings_path.name
+    files = [
+        read_rows(path, columns=settings.columns, split=split, settings_name=settings_name, log=log)
+        for path, split in source.files
+    ]
+    notes = resolve_choices(files, answer_index=settings.answer_index, settings_name=settings_name, log=log)
+    _check_splits(files, log)
+    _check_labels(files, settings.labels, log)
     faults = log.list_faults()
-    return (None if faults else _build_task(settings, rows)), faults
+    return (None if faults else _build_task(settings, files, notes=notes, settings_name=settings_name)), faults
 
 
-def find_task_files(folder: str | Path) -> list[Path]:
-    """Return the data files of a folder, sorted; hidden files and subfolders are left out.
-
-    Raises:
-        UserError: no such folder, no data file in it, two files for one task, or a task.json without its data file.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; give a folder of tasks")
-    entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    paths = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not is_result(entry)]
-    if not paths:
-        raise UserError(f"{folder}: no task in it; add a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
-    stems = {path.stem for path in paths}
-    for entry in entries:
-        stem = entry.name.removesuffix(".task.json")
-        if stem != entry.name and stem not in stems:
-            raise UserError(
-                f"{entry}: no data file {stem}.jsonl, .csv or .parquet beside it{near_word(stem, (*stems,))}"
-            )
-    owners: dict[str, Path] = {}
-    for path in paths:
-        name = _read_name(path)
-        if name in owners:
-            raise UserError(f"{path}: task '{name}' is also {owners[name].name}; rename or remove one")
-        owners[name] = path
-    return paths
+def _check_splits(files: Sequence[FileRows], log: FaultLog) -> None:
+    num_rows = sum(len(file.rows) for file in files)
+    num_without = sum(not row.split for file in files for row in file.rows)
+    if not 0 < num_without < num_rows:
+        return
+    what = f"no split, while {num_rows - num_without:,} other rows have one; give one to every row or to none"
+    for file in files:
+        for row in file.rows:
+            if not row.split:
+                log.add("split on some rows only", what, row=row.number, path=file.path)
 
 
-def is_result(path: Path) -> bool:
-    """Return whether a file holds the answers of an evaluation, which someone wrote into the folder of its tasks."""
-    return path.name.endswith(".predictions.parquet")
-
-
-def _read_name(path: Path) -> str:
-    settings = _read_settings(path, FaultLog(path))  # its faults are told when the task is loaded
-    return settings.name if settings else path.stem
-
-
-def _read_settings(path: Path, log: FaultLog) -> _Settings | None:
-    """Return the task.json beside `path`, less what is wrong in it; None where the columns cannot be known."""
-    settings_path = path.with_name(f"{path.stem}.task.json")
-    settings = _Settings(name=path.stem)
-    if not settings_path.is_file():
-        return settings
-    try:
-        raw = decode_json(settings_path.read_bytes().decode("utf-8-sig"))
-        json.dumps(raw, ensure_ascii=False).encode()  # refuses half of a surrogate pair
-    except OSError as error:
-        raise UserError(f"{settings_path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        log.add("bad task.json", f"invalid JSON ({error}); correct it", path=settings_path)
-        return None
-    if not isinstance(raw, dict):
-        log.add("bad task.json", f'{show(raw)} is not an object; write {{"family": ...}}', path=settings_path)
-        return None
-    readers: dict[str, Callable[[object], object]] = {
-        "name": _parse_name,
-        "family": lambda value: _parse_word(value, FAMILIES),
-        "metric": lambda value: _parse_word(value, METRICS),
-        "instruction": _parse_text,
-        "labels": _parse_labels,
-        "columns": _parse_columns,
-    }
-    values: dict[str, object] = {}
-    columns_known = True
-    for key, value in raw.items():
-        if key in readers:
-            try:
-                values[key] = readers[key](value)
-            except ValueError as error:
-                log.add(f"bad {key}", f"{key} {show(value)} {error}", path=settings_path)
-        elif near := difflib.get_close_matches(key.lower(), readers, n=1, cutoff=_MISSPELT):
-            log.add(f"unknown key {key}", f"unknown key {show(key)}; did you mean '{near[0]}'?", path=settings_path)
-            columns_known = columns_known and near[0] != "columns"
-    if not columns_known or ("columns" in raw and "columns" not in values):
-        return None
-    return replace(settings, **values)  # type: ignore[arg-type]  # each reader returns its field's type
-
-
-def _parse_text(value: object) -> str:
-    if type(value) is not str:  # a JSON number is a str of another type
-        raise ValueError("is not a text")
-    return value
-
-
-def _parse_name(value: object) -> str:
-    # A name becomes part of file names and of plots.
-    if type(value) is not str or not value.strip() or not value.isprintable() or set(value) & set("/\\"):
-        raise ValueError("is not a name: a text on one line, without slashes")
-    return value
-
-
-def _parse_word(value: object, known: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"is unknown{suggest(str(value), known)}")
-    return value
-
-
-def _parse_labels(value: object) -> tuple[str, ...]:
-    texts = [as_text(label) for label in value] if isinstance(value, list) else []
-    labels = {text for text in texts if text is not None and text.strip()}
-    if not labels or len(labels) < len(texts):
-        raise ValueError("are not a list of different, non-empty texts")
-    return tuple(sorted(labels))
-
-
-def _parse_columns(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(type(own) is str and own for own in value.values()):
-        raise ValueError('does not map our column names to the file\'s own, as {"input": "text"}')
-    for name in value:
-        if name not in COLUMNS:
-            raise ValueError(f"maps an unknown name {show(name)}{suggest(name, COLUMNS)}")
-    if len(set(value.values())) < len(value):
-        raise ValueError("maps two of our columns to one of the file's")
-    return value
-
-
-def _check_splits(rows: list[Row], log: FaultLog) -> None:
-    without = [row for row in rows if not row.split]
-    if 0 < len(without) < len(rows):
-        what = f"no split, while {len(rows) - len(without):,} other rows have one; give one to every row or to none"
-        for row in without:
-            log.add("split on some rows only", what, row=row.number)
-
-
-def _check_labels(rows: list[Row], labels: tuple[str, ...] | None, log: FaultLog) -> None:
+def _check_labels(files: Sequence[FileRows], labels: tuple[str, ...] | None, log: FaultLog) -> None:
     if labels is None:
         return
     known = frozenset(labels)
-    for row in rows:
-        if row.answer not in known:
-            log.add("answer not among the labels", partial(_tell_label, row.answer, labels), row=row.number)
+    for file in files:
+        for row in file.rows:
+            if row.answer not in known:
+                what = partial(_tell_label, row.answer, labels)
+                log.add("answer not among the labels", what, row=row.number, path=file.path)
 
 
 def _tell_label(answer: str, labels: tuple[str, ...]) -> str:
     return f"answer {show(answer)} is not among the labels of its task.json{near_word(answer, labels)}"
 
 
-def _build_task(settings: _Settings, rows: list[Row]) -> Task:
+def _build_task(settings: TaskSettings, files: Sequence[FileRows], *, notes: Sequence[str], settings_name: str) -> Task:
+    rows = [row for file in files for row in file.rows]
     family = settings.family or _guess_family(rows)
     labels = settings.labels
     if labels is None:
@@ -382,16 +284,9 @@ def _build_task(settings: _Settings, rows: list[Row]) -> Task:
     has_choices = bool(labels) or any(row.options for row in rows)
     metric = settings.metric or _default_metric(family, has_choices)
     splits, dropped = _split_rows(rows)
-    digest = hashlib.sha256()
-    for part in ("manyicl task 1", settings.name, family, metric, settings.instruction, labels):
-        digest.update(f"{json.dumps(part)}\n".encode())
-    for split in SPLITS:
-        digest.update(f"{json.dumps([split, len(splits[split])])}\n".encode())
-        for example in splits[split]:
-            parts = [example.input, example.answer, example.options]
-            # Only if there are any: without them, a task keeps the hash that earlier versions gave it.
-            parts += [example.also_right] if example.also_right else []
-            digest.update(f"{json.dumps(parts)}\n".encode())
+    num_blank = sum(file.num_blank for file in files)
+    if num_blank:
+        dropped["blank row"] = num_blank
     return Task(
         name=settings.name,
         family=family,
@@ -401,11 +296,74 @@ def _build_task(settings: _Settings, rows: list[Row]) -> Task:
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
-        sha256=digest.hexdigest(),
-        num_rows=len(rows),
+        sha256=_hash_task((settings.name, family, metric, settings.instruction, labels), splits),
+        num_rows=len(rows) + num_blank,
         dropped=dropped,
         split_note=_describe_split(rows),
+        warnings=tuple(
+            _find_warnings(rows, family, labels=labels, has_choices=has_choices, settings_name=settings_name)
+        ),
+        notes=(*notes, *_find_notes(files, rows, settings, settings_name=settings_name)),
     )
+
+
+def _hash_task(about: Sequence[object], splits: Mapping[str, Sequence[Example]]) -> str:
+    digest = hashlib.sha256()
+    for part in ("manyicl task 1", *about):
+        digest.update(f"{json.dumps(part)}\n".encode())
+    for split in SPLITS:
+        digest.update(f"{json.dumps([split, len(splits[split])])}\n".encode())
+        for example in splits[split]:
+            parts = [example.input, example.answer, example.options]
+            # Only if there are any: without them, a task keeps the hash that earlier versions gave it.
+            parts += [example.also_right] if example.also_right else []
+            digest.update(f"{json.dumps(parts)}\n".encode())
+    return digest.hexdigest()
+
+
+def _find_warnings(
+    rows: Sequence[Row], family: str, *, labels: tuple[str, ...], has_choices: bool, settings_name: str
+) -> list[str]:
+    """Return what may be a mistake in the answers: spellings, and labels that are not chosen among."""
+    counts = Counter(row.answer for row in rows)
+    warnings: list[str] = []
+    are_labels = family in ("classification", "nli") or (
+        family == "qa"
+        and len(counts) <= _MOST_LABEL_SHARE * len(rows)
+        and all(len(answer) <= _LONGEST_CLASS for answer in counts)
+    )
+    if not are_labels or (has_choices and not labels):  # each row its own options: the same word in two is no label
+        return warnings
+    lookalikes = tell_lookalikes([row.answer for row in rows])
+    if lookalikes:
+        warnings.append(lookalikes)
+    if not has_choices and len(counts) > _MOST_LABELS:
+        fix = f'list them as "labels" in {settings_name}'
+        warnings.append(f"{len(counts):,} different answers: they are generated; to have them chosen among, {fix}")
+    elif not has_choices and family == "qa" and len(counts) > _MOST_CLASSES:
+        fix = f'write {{"family": "classification"}} into {settings_name}'
+        warnings.append(f"{len(counts):,} different answers: they are generated; to have them chosen among, {fix}")
+    return warnings
+
+
+def _find_notes(
+    files: Sequence[FileRows], rows: Sequence[Row], settings: TaskSettings, *, settings_name: str
+) -> list[str]:
+    """Return what was changed in answers, what was not read, and what the columns may be for."""
+    tidied: Counter[str] = sum((file.tidied for file in files), Counter())
+    notes = [f"answers tidied: {what} ({count:,})" for what, count in sorted(tidied.items())]
+    unread = sorted({name for file in files for name in file.unread} - {_PANDAS_INDEX})
+    if not unread:
+        return notes
+    notes.append(f"columns not read: {', '.join(unread[:12])}{', ...' if len(unread) > 12 else ''}")
+    letters = find_letter_columns(unread)
+    if letters and {row.answer for row in rows} <= {name.strip() for name in letters}:
+        mapped = {**settings.columns, "options": letters}
+        notes.append(
+            f"{', '.join(letters)} look like the options; to have them read, write {write_columns(mapped)} into"
+            f" {settings_name}"
+        )
+    return notes
 
 
 def _guess_family(rows: list[Row]) -> str:
@@ -460,14 +418,14 @@ def _split_rows(rows: list[Row]) -> tuple[dict[str, tuple[Example, ...]], dict[s
             seen[split, row.input] = row.answer
             if split == "train" and not has_validation and _hash_share("validation", row.input) < _VALIDATION_SHARE:
                 split = "validation"  # noqa: PLW2901
-            kept[split].append(Example(row.input, row.answer, row.options))
+            kept[split].append(Example(row.input, row.answer, row.options, row.also_right))
     return {split: tuple(examples) for split, examples in kept.items()}, dict(dropped)
 
 
 def _describe_split(rows: list[Row]) -> str:
     named = {row.split for row in rows}
     if "validation" in named:
-        return "Train, validation and test are as the file says."
+        return "Train, validation and test are as the files say."
     if named == {""}:
-        return "The file names no split: 20 % are test and 10 % of the rest validation, by a hash of the input."
-    return "Train and test are as the file says; 10 % of its train rows are validation, by a hash of the input."
+        return NO_SPLIT_NOTE
+    return "Train and test are as the files say; 10 % of the train rows are validation, by a hash of the input."

@@ -1,0 +1,173 @@
+"""Files in a well-known shape (chat messages, ShareGPT, alpaca, SQuAD, MMLU, ARC, ...), and the task.json for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+# Names that other people's files give to an input and to an answer; the first that a file has is meant.
+_INPUTS = (
+    "question",
+    "prompt",
+    "instruction",
+    "query",
+    "text",
+    "sentence",
+    "utterance",
+    "review",
+    "content",
+    "document",
+    "article",
+    "dialogue",
+    "passage",
+    "context",
+    "source",
+    "problem",
+    "input",
+    "inputs",
+    "x",
+)
+_ANSWERS = (
+    "answer",
+    "answers",
+    "output",
+    "outputs",
+    "response",
+    "completion",
+    "label",
+    "label_text",
+    "labels",
+    "target",
+    "targets",
+    "intent",
+    "category",
+    "class",
+    "sentiment",
+    "summary",
+    "highlights",
+    "solution",
+    "y",
+)
+_PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text_a", "text_b"))
+# How chats name the turns, who spoke, and what was said.
+_CHATS = (("messages", "role", "content"), ("conversations", "from", "value"), ("conversation", "role", "content"))
+_LETTERS = ("A", "B", "C", "D", "E", "F", "G", "H")
+
+Mapped = dict[str, str | list[str]]
+
+
+def recognise(record: Mapping[str, object]) -> tuple[str, Mapped] | None:
+    """Return what a record seems to be, and the "columns" of a task.json that read it; None if nothing fits.
+
+    Only columns that are not already called as we call them are mapped.
+    """
+    keys = {name.strip().casefold(): name for name in record}
+    for find in (_find_chat, _find_choices, _find_squad, _find_alpaca, _find_pair, _find_names):
+        found = find(record, keys)
+        if found is not None:
+            name, mapped = found
+            return name, {ours: own for ours, own in mapped.items() if own != ours}
+    return None
+
+
+def tell_shape(record: Mapping[str, object], *, columns: Mapping[str, object], settings_name: str) -> str | None:
+    """Return a sentence that names a record's shape and the task.json that reads it; None if it has none.
+
+    columns: what the task.json already maps, which is kept.
+    """
+    found = recognise(record)
+    if found is None:
+        return None
+    name, mapped = found
+    return f"{name}; to read it, write {write_columns({**mapped, **columns})} into {settings_name}"
+
+
+def write_columns(mapped: Mapping[str, object]) -> str:
+    """Return a task.json that maps columns, on one line."""
+    return json.dumps({"columns": dict(mapped)}, ensure_ascii=False)
+
+
+def find_letter_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns A, B, C, ... of a file, in their order, if there are two or more."""
+    folded = {name.strip().upper(): name for name in names}
+    found = []
+    for letter in _LETTERS:
+        if letter not in folded:
+            break
+        found.append(folded[letter])
+    return found if len(found) > 1 else []
+
+
+def _find_chat(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
+    for name, role, content in _CHATS:
+        own = keys.get(name)
+        turns = record.get(own) if own else None
+        if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
+            said = next((key for key in (content, "content", "value") if key in turns[-1]), None)
+            if said is None:
+                continue
+            kind = "ShareGPT conversations" if role == "from" else "chat messages"
+            more = "" if len(turns) <= 3 else f", of {len(turns)} turns here: this takes the last question and answer"
+            return f"a row of {kind}{more}", {"input": f"{own}.-2.{said}", "answer": f"{own}.-1.{said}"}
+    return None
+
+
+def _find_choices(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
+    """Multiple choice: ARC (choices.text, choices.label, answerKey), MMLU (choices or A to D, answer)."""
+    question = next((keys[name] for name in ("question", "input", "ctx", "sentence", "goal") if name in keys), None)
+    answer = next((keys[n] for n in ("answerkey", "answer", "label", "gold", "answer_index") if n in keys), None)
+    if question is None or answer is None:
+        return None
+    for name in ("choices", "options", "endings"):
+        choices = record.get(keys.get(name, name))
+        own = keys.get(name, name)
+        if isinstance(choices, dict) and isinstance(choices.get("text"), list):
+            mapped: Mapped = {"input": question, "answer": answer, "options": f"{own}.text"}
+            return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in choices else {})
+        if isinstance(choices, list) and choices and all(isinstance(c, dict) and "text" in c for c in choices):
+            mapped = {"input": question, "answer": answer, "options": f"{own}.text"}
+            return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in choices[0] else {})
+        if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
+            return "a row like MMLU's", {"input": question, "answer": answer, "options": own}
+    letters = find_letter_columns(list(record))
+    if letters:
+        return "a row like MMLU's", {"input": question, "answer": answer, "options": list(letters)}
+    return None
+
+
+def _find_squad(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
+    if not {"question", "answers"} <= set(keys):
+        return None
+    own, answers = keys["answers"], record[keys["answers"]]
+    nested = isinstance(answers, dict) and "text" in answers
+    nested = nested or (isinstance(answers, list) and all(isinstance(a, dict) and "text" in a for a in answers))
+    if not nested and not isinstance(answers, list):
+        return None
+    source = [keys["context"], keys["question"]] if "context" in keys else keys["question"]
+    return "a row like SQuAD's", {"input": source, "answer": f"{own}.text" if nested else own}
+
+
+def _find_alpaca(_: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
+    if not {"instruction", "output"} <= set(keys):
+        return None
+    source = [keys["instruction"], keys["input"]] if "input" in keys else keys["instruction"]
+    return "a row of alpaca's (instruction, input, output)", {"input": source, "answer": keys["output"]}
+
+
+def _find_pair(_: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
+    answer = next((keys[name] for name in _ANSWERS if name in keys), None)
+    for first, second in _PAIRS:
+        if first in keys and second in keys and answer is not None:
+            return f"a row of two texts ({first}, {second})", {"input": [keys[first], keys[second]], "answer": answer}
+    return None
+
+
+def _find_names(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
+    """Guess from the names alone: both must be there, and not the same."""
+    source = keys.get("input") or next((keys[name] for name in _INPUTS if name in keys), None)
+    answer = next((keys[name] for name in _ANSWERS if name in keys and keys[name] != source), None)
+    if source is None or answer is None or isinstance(record[source], list | dict):
+        return None
+    if isinstance(record[answer], dict):
+        return None
+    return f"{source!r} looks like the input and {answer!r} like the answer", {"input": source, "answer": answer}

@@ -1,0 +1,274 @@
+"""Data files as people have them: formats, separators, columns, options, shapes, labels (issue 18, points 4 and 5)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from manyicl.tasks import Example, Fault, Task, inspect_task, load_task
+
+ROWS = [{"input": "one", "answer": "a", "split": "train"}, {"input": "two", "answer": "b", "split": "train"}]
+EXPECTED = [Example("one", "a"), Example("two", "b")]
+
+
+def read(tmp_path: Path, name: str, content: str | bytes, settings: object = None) -> tuple[Task | None, list[Fault]]:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if settings is not None:
+        (tmp_path / f"{name.partition('.')[0]}.task.json").write_text(json.dumps(settings))
+    return inspect_task(path)
+
+
+def examples_of(tmp_path: Path, name: str, content: str | bytes, settings: object = None) -> list[Example]:
+    task, faults = read(tmp_path, name, content, settings)
+    assert task is not None, faults
+    return sorted((*task.train, *task.validation, *task.test), key=lambda example: example.input)
+
+
+def only_message(tmp_path: Path, name: str, content: str | bytes, settings: object = None) -> str:
+    task, faults = read(tmp_path, name, content, settings)
+    assert task is None
+    assert len(faults) == 1, faults
+    return faults[0].message
+
+
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+TABLE = "input,answer,split\none,a,train\ntwo,b,train\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.jsonl", LINES),
+        ("t.json", LINES),  # as the hub writes it
+        ("t.json", json.dumps(ROWS)),
+        ("t.json", json.dumps({"version": 1, "data": ROWS}, indent=1)),
+        ("t.json", json.dumps({name: {"0": ROWS[0][name], "1": ROWS[1][name]} for name in ROWS[0]})),  # pandas
+        ("t.json", json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]})),  # datasets
+        ("t.jsonl", json.dumps(ROWS, indent=1)),  # trial 09b
+        ("t.jsonl.gz", gzip.compress(LINES.encode())),  # trial 10
+        ("t.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("t.csv.gz", gzip.compress(TABLE.encode())),
+        ("t.tsv", TABLE.replace(",", "\t")),
+        ("t.csv", TABLE.replace(",", ";")),  # trial 04
+        ("t.csv", TABLE.replace(",", "|")),
+        ("t.csv", TABLE.replace(",", "\t")),
+        ("t.tsv", TABLE),
+        ("t.csv", "sep=;\r\n" + TABLE.replace(",", ";")),  # trial 42
+        ("t.csv", b"\xef\xbb\xbf\xef\xbb\xbf" + TABLE.encode()),
+        ("t.csv", TABLE.replace(",", "\t").encode("utf-16")),  # trial 02
+        ("t.csv", TABLE.encode("utf-16-le")),
+        ("t.jsonl", LINES.encode("utf-16")),
+        ("t.csv", " Input ,ANSWER,Split\none,a,train\ntwo,b,train\n"),  # trial 05
+        ("t.csv", "input,answer,split,note,note\none,a,train,1,2\ntwo,b,train,3,4\n"),  # trial 07
+        ("t.csv", "input,answer,split,\none,a,train\ntwo,b,train,,,\n"),  # trial 06
+    ],
+)
+def test_every_way_to_write_the_same_rows_is_read(tmp_path: Path, name: str, content: str | bytes) -> None:
+    assert examples_of(tmp_path, name, content) == EXPECTED
+
+
+def test_blank_rows_are_passed_over_and_counted_trial_06(tmp_path: Path) -> None:
+    task, _ = read(tmp_path, "t.csv", "input,answer\none,a\n,\n , \ntwo,b\n")
+    assert task is not None
+    assert (task.num_rows, task.dropped) == (4, {"blank row": 2})
+    assert "t.csv: the file has no rows" in only_message(tmp_path, "t.csv", "input,answer\n,\n,\n")
+
+
+def test_a_separator_in_a_cell_is_told_by_its_name(tmp_path: Path) -> None:
+    message = only_message(tmp_path, "t.csv", "input;answer\none;a\ntwo;b;c\n")
+    assert "row 2: 3 cells, but the header has 2, separated by a semicolon; " in message
+    assert message.endswith("put a cell that holds a semicolon in double quotes")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("t.csv", b"PK\x03\x04...", "is a zip file, as Excel's .xlsx is"),
+        ("t.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data"),
+        ("t.csv.gz", b"input,answer\n", "the gzip data are damaged"),
+        ("t.csv.gz", gzip.compress(TABLE.encode() * 50)[:-9], "the gzip data are damaged"),
+        ("t.json", b"[{]\n\n", "invalid JSON"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_what_it_is(tmp_path: Path, name: str, content: bytes, text: str) -> None:
+    assert text in only_message(tmp_path, name, content)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "expected"),
+    [
+        (
+            {"q": {"text": "x"}, "answers": {"text": ["3", "three"]}},
+            {"input": "q.text", "answer": "answers.text.0"},
+            "3",
+        ),
+        ({"input": "x", "a.b": "dotted"}, {"answer": "a.b"}, "dotted"),
+        (
+            {"messages": [{"content": "x"}, {"content": "y"}]},
+            {"input": "messages.0.content", "answer": "messages.-1.content"},
+            "y",
+        ),
+        ({"input": "x", "answer": True}, {}, "true"),
+        ({"input": "x", "answer": 1.50}, {}, "1.5"),
+    ],
+)
+def test_columns_take_paths_and_answers_any_plain_value(tmp_path, row, columns, expected) -> None:
+    assert examples_of(tmp_path, "t.jsonl", json.dumps(row), {"columns": columns}) == [Example("x", expected)]
+
+
+def test_columns_are_joined_and_empty_ones_left_out_trial_17(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Add.", "input": "1 1", "output": "2"},
+        {"instruction": "Greet.", "input": "", "output": "hi"},
+    ]
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    settings = {"columns": {"input": ["instruction", "input"], "answer": "output"}}
+    assert examples_of(tmp_path, "t.jsonl", content, settings) == [Example("Add.\n1 1", "2"), Example("Greet.", "hi")]
+
+
+def test_several_right_answers_trials_15b_22(tmp_path: Path) -> None:
+    content = json.dumps({"input": "x", "answer": ["3", "three ", "3"]})
+    assert examples_of(tmp_path, "t.jsonl", content) == [Example("x", "3", (), ("three",))]
+
+
+OPTIONS = ["red", "blue", "grey"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "settings"),
+    [
+        ([0, 1, 2], None, None),
+        ([1, 2, 3], None, None),  # counted from 1: 3 would be none, counted from 0
+        (["A", "B", "C"], None, None),
+        (["x", "y", "z"], ["x", "y", "z"], {"columns": {"option_labels": "labels"}}),
+    ],
+)
+def test_an_answer_may_name_an_option_trials_19(tmp_path: Path, answers, labels, settings) -> None:
+    rows = [{"input": str(n), "answer": a, "options": OPTIONS, "labels": labels} for n, a in enumerate(answers)]
+    found = examples_of(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows), settings)
+    assert [example.answer for example in found] == OPTIONS
+
+
+def test_how_numbers_of_options_are_counted_is_asked_for_if_it_is_not_certain(tmp_path: Path) -> None:
+    content = "".join(json.dumps({"input": str(n), "answer": n, "options": OPTIONS}) + "\n" for n in (1, 2))
+    message = only_message(tmp_path, "t.jsonl", content)
+    assert 'if it is an option\'s number, write {"answer_index": 0} (counted from 0, or 1) into t.task.json' in message
+    found = examples_of(tmp_path, "t.jsonl", content, {"answer_index": 1})
+    assert [example.answer for example in found] == ["red", "blue"]
+
+
+def test_options_in_columns_of_their_own_trial_19b(tmp_path: Path) -> None:
+    content = "question,A,B,C,answer\none,red,blue,grey,C\ntwo,red,,grey,A\n"
+    mapped = {"columns": {"input": "question", "options": ["A", "B", "C"]}}
+    assert examples_of(tmp_path, "t.csv", content, mapped) == [
+        Example("one", "grey", ("red", "blue", "grey")),
+        Example("two", "red", ("red", "grey")),
+    ]
+    task, _ = read(tmp_path, "t.csv", content, {"columns": {"input": "question"}})
+    assert task is not None
+    assert "columns not read: A, B, C" in task.notes
+    assert (
+        f"A, B, C look like the options; to have them read, write {json.dumps(mapped)} into t.task.json" in task.notes
+    )
+
+
+SHAPES = [
+    ({"instruction": "x", "input": "", "output": "y"}, "alpaca"),
+    ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}, "ShareGPT"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "chat messages"),
+    ({"context": "c", "question": "q", "answers": {"text": ["y"], "answer_start": [0]}}, "SQuAD"),
+    ({"question": "x", "choices": ["z", "y"], "answer": 1}, "MMLU"),
+    ({"question": "x", "A": "z", "B": "y", "answer": "B"}, "MMLU"),
+    ({"question": "x", "choices": {"text": ["z", "y"], "label": ["A", "B"]}, "answerKey": "B"}, "ARC"),
+    ({"text": "x", "label": "y"}, "'text' looks like the input"),
+    ({"premise": "x", "hypothesis": "z", "label": "y"}, "two texts"),
+]
+
+
+@pytest.mark.parametrize(("row", "name"), SHAPES)
+def test_a_known_shape_is_recognised_and_the_shown_task_json_reads_it(tmp_path: Path, row, name: str) -> None:
+    content = f"{json.dumps(row)}\n"
+    message = only_message(tmp_path, "t.jsonl", content)
+    assert name in message
+    shown = message.partition(" write ")[2].removesuffix(" into t.task.json")
+    if name == "MMLU":
+        shown = json.dumps({**json.loads(shown), "answer_index": 0} if "choices" in row else json.loads(shown))
+    (example,) = examples_of(tmp_path, "t.jsonl", content, json.loads(shown))
+    assert example.answer == "y"
+    assert example.input
+
+
+def test_squads_own_nesting_is_read_row_by_row(tmp_path: Path) -> None:
+    question = {"id": 1, "question": "q", "answers": [{"text": "3", "answer_start": 0}, {"text": "three"}]}
+    content = json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "c", "qas": [question]}]}]})
+    settings = {"columns": {"input": ["context", "question"], "answer": "answers.text"}}
+    assert examples_of(tmp_path, "t.json", content, settings) == [Example("c\nq", "3", (), ("three",))]
+
+
+def test_class_names_and_whole_floats_in_parquet_trials_13_14(tmp_path: Path) -> None:
+    features = {"answer": {"names": ["repair", "sales"], "_type": "ClassLabel"}, "input": {"_type": "Value"}}
+    table = pyarrow.table({"input": ["x", "y"], "answer": [1, 0]})
+    named = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(named, tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"input": ["x"], "answer": [2.0]}), tmp_path / "b.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"input": ["x"], "answer": [True]}), tmp_path / "c.parquet")
+    answers = {}
+    for name in ("a", "b", "c"):
+        task = load_task(tmp_path / f"{name}.parquet")
+        answers[name] = {e.input: e.answer for e in (*task.train, *task.validation, *task.test)}
+    assert answers == {"a": {"x": "sales", "y": "repair"}, "b": {"x": "2"}, "c": {"x": "true"}}
+
+
+def label_rows(labels: list[str]) -> str:
+    return "".join(json.dumps({"input": f"row {n}", "answer": label}) + "\n" for n, label in enumerate(labels))
+
+
+def test_labels_that_are_one_label_trials_24_24b_41b(tmp_path: Path) -> None:
+    task, _ = read(tmp_path, "t.jsonl", label_rows(["caf\u00e9", "cafe\u0301", " bar\n", "bar"] * 10))
+    assert task is not None
+    assert (task.family, task.labels, task.warnings) == ("classification", ("bar", "caf\u00e9"), ())
+    assert task.notes == ("answers tidied: Unicode form (10)", "answers tidied: white space around the answer (10)")
+
+
+@pytest.mark.parametrize(
+    ("labels", "warning"),
+    [
+        (["Repair", "repair", "repair"] * 10, "'repair' 20, 'Repair' 10"),
+        (["a, b", "b, a", "b, a"] * 10, "'b, a' 20, 'a, b' 10"),  # trial 23
+        (["card_lost", "card lost", "card lost"] * 10, "'card lost' 20, 'card_lost' 10"),
+        (["-5", "5", "5"] * 10, ""),
+        (["+", "-", "-"] * 10, ""),
+        (["1.5", "15", "15"] * 10, ""),
+    ],
+)
+def test_labels_that_may_be_one_are_told_with_counts(tmp_path: Path, labels: list[str], warning: str) -> None:
+    task, _ = read(tmp_path, "t.jsonl", label_rows(labels))
+    assert task is not None
+    told = f"answers that may be one: {warning}; write them alike if they are"
+    assert task.warnings == ((told,) if warning else ())
+
+
+def test_more_labels_than_are_chosen_among_are_told_with_the_fix_trial_47(tmp_path: Path) -> None:
+    task, _ = read(tmp_path, "t.jsonl", label_rows([f"intent {n}" for n in range(77)] * 10))
+    assert task is not None
+    assert (task.family, task.labels) == ("qa", ())
+    assert task.warnings == (
+        '77 different answers: they are generated; to have them chosen among, write {"family": "classification"} into'
+        " t.task.json",
+    )
+    task, _ = read(
+        tmp_path, "t.jsonl", label_rows([f"intent {n}" for n in range(77)] * 10), {"family": "classification"}
+    )
+    assert task is not None
+    assert (len(task.labels), task.warnings) == (77, ())
+    task, _ = read(
+        tmp_path, "t.jsonl", label_rows([f"intent {n}" for n in range(300)] * 5), {"family": "classification"}
+    )
+    assert task is not None
+    assert task.warnings[0].endswith('to have them chosen among, list them as "labels" in t.task.json')
