@@ -156,12 +156,14 @@ def test_a_large_recipe_runs_on_a_shrunk_model_of_its_class(name, tmp_path, monk
     assert loaded.max_position_embeddings == changed
     assert loaded.rope_parameters.items() >= recipe.model.config.get("rope_parameters", {}).items()
     merge_adapter(str(run.folder), tmp_path / "merged")
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16  # as the base's
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert plain.config.max_position_embeddings == changed
     ids = torch.arange(3, 200)[None]
     with torch.inference_mode():
         theirs, ours = plain.eval()(ids).logits, trained.eval()(ids).logits
-    assert (theirs - ours).abs().max() < 1e-5 * ours.abs().max()
+    # Each merged weight is rounded to 8 bits.
+    assert (theirs - ours).abs().max() < 0.03 * ours.abs().max()
 
 
 LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))

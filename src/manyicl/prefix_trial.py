@@ -48,8 +48,10 @@ def try_prefix(model: nn.Module, text: NDArray[np.int32] | None) -> str:
         torch.OutOfMemoryError: even the trial does not fit the device.
     """
     inner = inner_model(model)
-    if text is None:
-        vocab_size = int(inner.config.get_text_config().vocab_size)
+    vocab_size = int(inner.config.get_text_config().vocab_size)
+    # A tokenizer may know ids that the model has not; they are refused where they would be asked.
+    text = None if text is None else text[text < vocab_size]
+    if text is None or not len(text):
         text = np.random.default_rng(0).integers(0, vocab_size, TRIAL_TOKENS).astype(np.int32)
     lengths = [PREFIX_TOKENS]
     boundary = longest_boundary(inner.config) + BEYOND_TOKENS

@@ -67,9 +67,12 @@ def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
     curve = one_pass_curve(loaded, [task.task], episodes=1, token_budget=200).curves[0]
     # The same episode, asked again and again behind its own first k examples.
     from manyicl.batches import lengths_of
-    from manyicl.episodes import EpisodeSettings, plan_episode
+    from manyicl.episodes import EpisodeSettings, iter_episodes
 
-    episode = plan_episode(lengths_of(task, split="test"), settings=EpisodeSettings(token_budget=200))
+    lengths = lengths_of(task, split="test")
+    episode = next(
+        iter_episodes([lengths], settings=EpisodeSettings(token_budget=200), seed=0, purpose="one-pass curve")
+    )
     test = task.splits["test"]
     for cell, example in zip(curve.cells, episode.examples.tolist(), strict=True):
         before = join_examples(task, split="test", indices=episode.examples[: cell.shots]).ids
@@ -199,7 +202,8 @@ def test_ask_answers_behind_the_first_draw_of_a_sweep_with_the_same_seed(asked):
 
 def test_ask_fits_exactly_as_many_shots_as_a_sweep_would(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
-    text = max((e.input for e in task.task.test), key=len)
+    queries = [query_ids(task, split="test", index=index, after_shots=True) for index in range(len(task.task.test))]
+    text = task.task.test[max(range(len(queries)), key=lambda index: len(queries[index]))].input
     for max_tokens in range(100, 140, 3):
         loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=max_tokens, trained_shots={})
         fitting = ask_inputs(loaded, task.task, [text])[0].shots
