@@ -1,9 +1,9 @@
 """How often a 95 % interval of this library holds the truth, where the truth is known (docs/intervals.md).
 
-    python benchmarks/coverage.py [--repetitions 1000]
+    python benchmarks/coverage.py [--repetitions 500]
 
 Every line is simulated tables of scores and the library's own intervals of them; a table in Markdown is printed. About
-four minutes on one thread. What the tables are made of:
+four minutes on one idle core. What the tables are made of:
 
 - difference: paired differences behind 5 draws of shots. A query adds a normal amount of standard deviation .30, a draw
   .03, a cell .10 and a training run .02 (`no run effect`: nothing).
@@ -113,7 +113,7 @@ def measure_coverage(mix: Mix, *, repetitions: int, seed: int = 0, **setting: in
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=1000, help="of one task; of 16 tasks two fifths as many")
+    parser.add_argument("--repetitions", type=int, default=500, help="of one task; of 16 tasks two fifths as many")
     repetitions = parser.parse_args().repetitions
     print(f"| scores | tasks | queries | {' | '.join(f'seeds: {n}' for n in SEEDS)} | Monte Carlo error |")
     print("|---|---|---|" + "---|" * (len(SEEDS) + 1))

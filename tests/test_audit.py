@@ -227,6 +227,15 @@ def test_a_task_that_cannot_be_used_exits_1_and_says_why(tmp_path, capfd, change
     assert expected in line
 
 
+def test_the_verdict_is_the_cause_trial_41(tmp_path: Path) -> None:
+    tokenizer = TaskTokenizer(train_tokenizer("bpe"), TemplateSettings())
+    rows = [{**row, "answer": f"Dear customer,\n\n{n}"} for n, row in enumerate(good_rows())]
+    audit = audit_task(write_task(tmp_path, rows), tokenizer=tokenizer)
+    assert "terminator inside the answer" in audit.verdict
+    assert "no train rows are left" in audit.blockers[1]
+    assert "all were dropped" in audit.blockers[2]
+
+
 def test_a_terminator_inside_more_than_1_percent_of_the_answers_exits_1(tmp_path, capfd):
     train_tokenizer("bpe").save_pretrained(tmp_path / "model")
     for num_bad, code in ((4, 0), (5, 1)):

@@ -194,8 +194,8 @@ def _tell_no_test(task: Task) -> str:
     if task.test:
         return "cannot be asked: no test rows are left, for all were dropped; the reasons are below"
     if task.split_note == NO_SPLIT_NOTE:
-        count = f"its {task.num_rows:,} rows" if task.num_rows != 1 else "its one row"
-        return f"cannot be asked: none of {count} is in the fifth that becomes test; add rows, or name a split"
+        none = f"none of its {task.num_rows:,} rows is" if task.num_rows > 1 else "its one row is not"
+        return f"cannot be asked: {none} in the fifth that becomes test; add rows, or name a split"
     return "cannot be asked: it has no test rows; give some rows the split 'test', or put them into a file called test"
 
 

@@ -30,7 +30,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-TaskFolder = Annotated[Path, typer.Option("--tasks", help="Folder of task files (*.jsonl, *.csv, *.parquet).")]
+TaskFolder = Annotated[
+    Path, typer.Option("--tasks", help="Folder of task files (*.jsonl, *.json, *.csv, *.tsv, *.parquet).")
+]
 TaskNames = Annotated[
     list[str] | None, typer.Option("--task", help="A task of the folder; repeat for more. All unless said.")
 ]

@@ -104,7 +104,8 @@ def find_layout(folder: str | Path) -> Layout:
     contents = _look_into(folder)
     layout = Layout(folder, left_out=contents.left_out)
     own = _name_of(folder)
-    nested = [(inner, _look_into(inner)) for inner in contents.folders]
+    nested = [(inner, _look_into(inner)) for inner in contents.folders if os.access(inner, os.R_OK | os.X_OK)]
+    layout.left_out += [f"{inner.name}/" for inner in contents.folders if not os.access(inner, os.R_OK | os.X_OK)]
     layout.sources = _group(folder, contents, own=own)
     for inner, inside in nested:
         name = own if inner.name == "data" and not layout.sources else inner.name
