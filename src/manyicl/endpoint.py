@@ -134,7 +134,7 @@ class Endpoint:
             try:
                 self._attempt("a", max_new_tokens=1)
             except (UnansweredError, UserError):
-                self.extra_fields = {}  # whatever else is wrong is told by the next attempt
+                self.extra_fields = {}  # the next attempt reports whatever else is wrong
         try:
             self._attempt("a", max_new_tokens=1)
         except UnansweredError as error:

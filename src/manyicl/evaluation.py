@@ -100,7 +100,7 @@ def load_asked_model(
 
     model: its path, or the settings of a base that is to be asked as a recipe changes it (config, revision).
     precision: "auto" is bf16 if the device multiplies it in hardware, else fp32.
-    template: what the model was trained with unless said.
+    template: None means the one that the model was trained with.
     max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
     weights: False where a server has them, and only tokenizer, template and limits are wanted.
     compiled: ask it with compiled pieces, on a GPU; worth their minute where many are asked behind long prefixes.

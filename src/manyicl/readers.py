@@ -75,7 +75,7 @@ def holds_rows(path: Path) -> bool:
         with _open(path) as file:
             head = file.read(_HEAD).lstrip(codecs.BOM_UTF8).lstrip()
             if not head.startswith(b"{"):
-                return True  # a list, or a fault that is told when it is read
+                return True  # a list, or a fault that is reported when it is read
             content = head + file.read()
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return True
