@@ -25,9 +25,9 @@ from manyicl.arms import CompareConfig
 from manyicl.comparison import RECIPE, Comparison, GridCell, open_comparison, plan_file, run_comparison
 from manyicl.config import load_recipe
 from manyicl.demo import FULL, demo_config, write_regime
-from manyicl.display import make_console
 from manyicl.findings import Findings
 from manyicl.pooling import Pooled, pool_differences, pool_means
+from manyicl.progress import make_console
 from manyicl.world.regimes import HEADLINE
 
 VARIANTS = {

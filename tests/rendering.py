@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from io import StringIO
 
-from manyicl.display import make_console
+from manyicl.progress import make_console
 
 
 def render(content, *, width: int = 400) -> str:

@@ -641,11 +641,10 @@ def test_the_installed_command_keeps_errors_apart_and_exits_2(tmp_path):
 
 def test_the_world_is_written_once_and_its_seed_model_is_asked_by_name(tmp_path, capfd):
     folder = tmp_path / "world"
-    code, out, _ = run_manyicl(capfd, "world", folder, "--tasks", 2, "--train", 24, "--test", 10, "--text", 3)
+    code, out, _ = run_manyicl(capfd, "world", folder, "--tasks", 2, "--train", 24, "--test", 10)
     assert code == 0
     assert out.startswith(f"wrote 2 tasks to {folder}")
     assert sorted(path.name.partition("_")[0] for path in folder.glob("*.jsonl")) == ["tone", "topic"]
-    assert (folder / "world.txt").read_text(encoding="utf-8").count("<|endoftext|>") == 3
     code, out, _ = run_manyicl(
         capfd, "eval", "seed", "--tasks", folder, "--shots", "0,16", "--draws", 1, "--queries", 5
     )

@@ -20,11 +20,11 @@ from manyicl.display import (
     curve_plot,
     difference_table,
     evaluation_table,
-    make_console,
     show_shots,
 )
-from manyicl.progress import BarCallback, Pace, progress_bar, reporting
+from manyicl.progress import Pace, make_console, progress_bar, reporting
 from manyicl.results import Evaluation
+from manyicl.run_progress import BarCallback
 from manyicl.tasks import Fault
 from tests.rendering import cells_of, render
 

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from manyicl import cli
-from manyicl.display import evaluation_table, make_console
+from manyicl.display import evaluation_table
 from manyicl.errors import UserError
 from manyicl.evaluation import ask_inputs, evaluate, load_asked_model, one_pass_curve
+from manyicl.progress import make_console
 from manyicl.sweep import LONG_TEST, LONG_TRAIN, Sweep, TaskSweep, refuse_empty, tokens_kept_for_query
 from manyicl.tasks import Example, Task
 from manyicl.templates import TemplateSettings

@@ -108,6 +108,7 @@ MODULES = (
     "report.__init__",
     "report.numbers",
     "progress",
+    "run_progress",
     "runs",
     "audit",
     "preview",

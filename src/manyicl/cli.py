@@ -75,7 +75,8 @@ def check(
 ) -> None:
     """Audit task files: rows, drops, labels, lengths, and a verdict for each task. Exits 1 if one cannot be used."""
     from manyicl.audit import audit_task
-    from manyicl.display import audit_table, make_console
+    from manyicl.display import audit_table
+    from manyicl.progress import make_console
     from manyicl.tasks import name_sources
 
     tokenizer, max_tokens = None, None
@@ -104,8 +105,8 @@ def show(
 ) -> None:
     """Print one episode as training will see it, its trained tokens coloured, and counts below."""
     from manyicl.config import load_recipe
-    from manyicl.display import make_console
     from manyicl.preview import preview_recipe, render_episode
+    from manyicl.progress import make_console
 
     drawn = preview_recipe(load_recipe(recipe, overrides=overrides or ()), number=episode)
     console = make_console()
@@ -128,8 +129,8 @@ def plan(
     """What a recipe would train, whether it is sound, its memory and hours. Exits 1 if it would be in vain."""
     from manyicl.config import load_recipe
     from manyicl.devices import find_device
-    from manyicl.display import make_console
     from manyicl.forecast import forecast_run
+    from manyicl.progress import make_console
     from manyicl.run_display import forecast_table
 
     config: RunConfig = load_recipe(recipe, overrides=overrides or ())
@@ -180,8 +181,8 @@ def train(
     """
     from manyicl import runs
     from manyicl.config import load_recipe
-    from manyicl.display import make_console
     from manyicl.files import default_folder
+    from manyicl.progress import make_console
     from manyicl.run_display import held_out_table, plan_table
 
     def show_plan(prepared: runs.Prepared) -> None:
@@ -251,9 +252,9 @@ def eval_(
 
     With --out, a killed evaluation goes on when called again. Several GPUs: accelerate launch -m manyicl eval ...
     """
-    from manyicl.display import curve_plot, evaluation_table, make_console
+    from manyicl.display import curve_plot, evaluation_table
     from manyicl.evaluation import evaluate
-    from manyicl.progress import reporting
+    from manyicl.progress import make_console, reporting
     from manyicl.ranks import joined_ranks
     from manyicl.results import check_out, predictions_path
     from manyicl.tasks import load_tasks
@@ -341,9 +342,9 @@ def curve(
     trust_remote_code: Trust = False,
 ) -> None:
     """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
-    from manyicl.display import curve_plot, evaluation_table, make_console
+    from manyicl.display import curve_plot, evaluation_table
     from manyicl.evaluation import one_pass_curve
-    from manyicl.progress import reporting
+    from manyicl.progress import make_console, reporting
     from manyicl.results import check_out, refuse_other_result
     from manyicl.tasks import load_tasks
 
@@ -378,7 +379,8 @@ def diff(
 ) -> None:
     """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
     from manyicl.difference import compare_results
-    from manyicl.display import difference_table, make_console
+    from manyicl.display import difference_table
+    from manyicl.progress import make_console
     from manyicl.results import read_result
 
     difference = compare_results(read_result(a), read_result(b))
@@ -410,9 +412,9 @@ def compare(
     from manyicl.comparison import check_seeds, open_comparison, refuse_ranks, run_comparison
     from manyicl.comparison_display import grid_table
     from manyicl.config import load_recipe
-    from manyicl.display import make_console
     from manyicl.files import default_folder
     from manyicl.outcome import finish_comparison
+    from manyicl.progress import make_console
 
     console = make_console()
     if status is not None:
@@ -522,13 +524,12 @@ def world(
     tasks: Annotated[int, typer.Option("--tasks", min=1, help="How many tasks; their kinds take turns.")] = 40,
     train: Annotated[int, typer.Option("--train", min=1, help="Train rows a task.")] = 72,
     test: Annotated[int, typer.Option("--test", min=1, help="Test rows a task.")] = 20,
-    text: Annotated[int, typer.Option("--text", min=0, help="Documents of plain text to write beside them.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides the tasks and the text.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides the tasks and their rows.")] = 0,
 ) -> None:
     """Write tasks of the embedded world, to try things on; `manyicl eval` knows its seed model by the name `seed`."""
-    from manyicl.world.documents import export_world
+    from manyicl.world.tasks import export_tasks
 
-    export_world(folder, num_tasks=tasks, num_train=train, num_test=test, num_documents=text, seed=seed)
+    export_tasks(folder, num_tasks=tasks, num_train=train, num_test=test, seed=seed)
     typer.echo(f"wrote {tasks} tasks to {folder}\nask them: manyicl eval seed --tasks {folder}")
 
 
@@ -545,8 +546,8 @@ def demo(
     tasks with many. Killed, it goes on when called again with the same --out.
     """
     from manyicl.demo import run_demo
-    from manyicl.display import make_console
     from manyicl.files import default_folder
+    from manyicl.progress import make_console
 
     folder = out or default_folder("demo")
     options = ["--seed", str(seed), "--seeds", str(seeds), *(["--quick"] if quick else [])]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import plotext
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,15 +17,6 @@ from manyicl.audit import TaskAudit
 from manyicl.cells import Cell, ShotCurve
 from manyicl.difference import CellDifference, Difference, MeanDifference, tell_difference
 from manyicl.results import Evaluation
-
-
-def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Return a console that prints texts as they are, and folds nothing away where the output is no terminal."""
-    # Labels and paths are texts of the user's: "[/b]" is no markup, ":cat:" no picture.
-    console = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 4096
-    return console
 
 
 def show_shots(curves: Sequence[ShotCurve]) -> list[int]:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback
 
 from manyicl.report.numbers import tell_seconds
 
 # Seconds between two plain lines where there is no terminal.
 QUIET_S = 15.0
+
+
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Return a console that prints texts as they are, and folds nothing away where the output is no terminal."""
+    # Labels and paths are texts of the user's: "[/b]" is no markup, ":cat:" no picture.
+    console = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 4096
+    return console
 
 
 class Bar:
@@ -115,28 +122,3 @@ def reporting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
             bar.update(what, done)
 
         yield report
-
-
-class BarCallback(TrainerCallback):
-    """Moves a bar with the Trainer's steps and shows the last loss and rate beside it."""
-
-    def __init__(self, bar: Bar, what: str) -> None:
-        self.bar, self.what, self.note = bar, what, ""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Move the bar, but for the last step, whose loss comes behind it."""
-        if state.global_step < self.bar.total:
-            self.bar.update(self.what, state.global_step, note=self.note)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Show the last step with its own loss."""
-        self.bar.update(self.what, state.global_step, note=self.note)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-        """Remember what to show."""
-        if logs and "tokens_per_s" in logs:
-            self.note = (
-                f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s, {logs['answers_per_s']:,.0f} answers/s"
-            )
-            if "mfu" in logs:
-                self.note += f", MFU {100 * logs['mfu']:.0f} %"

@@ -68,8 +68,9 @@ from manyicl.models import (
     save_beside_weights,
 )
 from manyicl.precision import resolve_precision
-from manyicl.progress import BarCallback, progress_bar
+from manyicl.progress import progress_bar
 from manyicl.ranks import SharedError, leave_at_exit
+from manyicl.run_progress import BarCallback
 from manyicl.seeds import STREAMS
 from manyicl.segment_kernels import forget_kernels, kernels_taken
 from manyicl.tasks import Task, load_tasks

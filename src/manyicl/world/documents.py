@@ -12,13 +12,11 @@ import random
 import sysconfig
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
-from manyicl.errors import UserError
-from manyicl.files import write_atomically
 from manyicl.world.lexicon import coin_words, load_lexicon
-from manyicl.world.tasks import KINDS, draw_task, iter_tasks, write_tasks
+from manyicl.world.tasks import KINDS, draw_task
 from manyicl.world.text import GENRES, write_document
 
 # Characters of a document of shots; about 4,000 tokens.
@@ -43,23 +41,6 @@ def iter_documents(*, seed: int, shares: Mapping[str, float], start: int = 0, st
             yield write_shots(rng)
         else:
             yield rng.choice(read_prose())
-
-
-def export_world(folder: Path, *, num_tasks: int, num_train: int, num_test: int, num_documents: int, seed: int) -> None:
-    """Write open-pool tasks of all kinds as task files into a new folder, and documents of text as world.txt.
-
-    Documents are ended by a line `<|endoftext|>`.
-
-    Raises:
-        UserError: the folder exists, or a rule knows too few inputs for that many rows.
-    """
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; name a new folder")
-    tasks = list(islice(iter_tasks(KINDS, seed=seed, pool="open"), num_tasks))
-    write_tasks(folder, tasks, num_train=num_train, num_test=num_test, seed=seed)
-    if num_documents:
-        documents = islice(iter_documents(seed=seed, shares={"text": 1.0}), num_documents)
-        write_atomically(folder / "world.txt", "".join(f"{text}\n<|endoftext|>\n" for text in documents))
 
 
 def write_shots(rng: random.Random) -> str:

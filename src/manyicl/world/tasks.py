@@ -12,6 +12,7 @@ import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -139,6 +140,18 @@ def iter_tasks(kinds: Sequence[Kind], *, seed: int, pool: Pool) -> Iterator[Worl
                 continue
             seen.add(task.identity)
             yield task
+
+
+def export_tasks(folder: Path, *, num_tasks: int, num_train: int, num_test: int, seed: int) -> None:
+    """Write open-pool tasks of all kinds as task files into a new folder.
+
+    Raises:
+        UserError: the folder exists, or a rule knows too few inputs for that many rows.
+    """
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; name a new folder")
+    tasks = list(islice(iter_tasks(KINDS, seed=seed, pool="open"), num_tasks))
+    write_tasks(folder, tasks, num_train=num_train, num_test=num_test, seed=seed)
 
 
 def write_tasks(folder: Path, tasks: Sequence[WorldTask], *, num_train: int, num_test: int, seed: int) -> None:
