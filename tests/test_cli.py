@@ -295,7 +295,7 @@ def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     table = pa.parquet.read_table(path)
     assert table.schema.equals(PREDICTION_SCHEMA)
     assert table.column_names == [
-        "task", "draw", "shots", "query", "prediction", "answer", "score", "nll", "cut", "choice_nll",
+        "task", "draw", "shots", "query", "prediction", "answer", "score", "nll", "cut", "choice_nll", "fill",
     ]  # fmt: skip
     assert f"wrote {tmp_path / 'new' / 'curve.json'} and {path}" in printed
     assert "animals" in printed

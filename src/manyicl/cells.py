@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+# A number of shots that can be asked for: so many, or as many as fit in each draw.
+Shots = int | Literal["fill"]
+FILL: Literal["fill"] = "fill"
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -22,8 +27,24 @@ PREDICTION_SCHEMA = pa.schema(
         ("nll", pa.float64()),
         ("cut", pa.bool_()),
         ("choice_nll", pa.map_(pa.string(), pa.float64())),
+        ("fill", pa.bool_()),
     ]
 )
+
+
+def sort_shots(shots: Iterable[Shots]) -> list[Shots]:
+    """Return the numbers of shots once each, ascending; `fill`, which is never fewer than another, comes last."""
+    return sorted(set(shots), key=shots_order)
+
+
+def shots_order(shots: Shots) -> float:
+    """Return the key that sorts a number of shots; that of `fill` is infinite."""
+    return float("inf") if shots == FILL else shots
+
+
+def tell_shot_count(shots: Shots) -> str:
+    """Return a number of shots in words: '1 shot', '4 shots', 'as many shots as fit'."""
+    return "as many shots as fit" if shots == FILL else f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +54,8 @@ class DrawCell:
     shots_sha256: of the shots' ids in their order; equal for equal shots, whatever drew them. num_copies: queries whose
     very input stands among the shots; num_near_copies: further queries with a near-duplicate there (copies.py).
     top_label_share: of the commonest label among the shots; num_missing_labels: labels without a shot; both are None
-    at 0 shots and where the task has no labels. num_cut: generations that reached the limit.
+    at 0 shots and where the task has no labels. num_cut: generations that reached the limit. num_shots: how many shots
+    the draw has; with `fill` draws differ.
     """
 
     draw: int
@@ -44,6 +66,7 @@ class DrawCell:
     top_label_share: float | None
     num_missing_labels: int | None
     num_cut: int
+    num_shots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +79,10 @@ class Cell:
     spread: standard deviation of the draws' scores; worst_draw, best_draw: the lowest and highest of them; all three
     are None where there is one draw. draws: each draw's own figures; none in a one-pass curve. unanswered: reason ->
     queries that a server gave no answer to; such a cell has no score. why_not: why nothing was asked here, such as "it
-    has only 12 train rows"; "" if it was.
+    has only 12 train rows"; "" if it was. mean_shots: mean over the draws; None if nothing was asked.
     """
 
-    shots: int
+    shots: Shots
     score: float | None
     low: float | None
     high: float | None
@@ -77,6 +100,7 @@ class Cell:
     draws: tuple[DrawCell, ...] = ()
     unanswered: Mapping[str, int] = field(default_factory=dict)
     why_not: str = ""
+    mean_shots: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +109,7 @@ class Prediction:
 
     nll: nats of the reference answer, terminator included; None where a server answered, which tells none. cut: a
     generation that reached the limit. choice_nll: nats of every answer that was to choose from, None where the answer
-    was generated.
+    was generated. shots: how many stood before it. fill: these were as many as fit, and belong to the cell `fill`.
     """
 
     task: str
@@ -98,6 +122,12 @@ class Prediction:
     nll: float | None
     cut: bool = False
     choice_nll: Mapping[str, float] | None = None
+    fill: bool = False
+
+    @property
+    def asked(self) -> Shots:
+        """The number of shots that was asked for: the cell it belongs to."""
+        return FILL if self.fill else self.shots
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,7 +223,9 @@ def eval_(
     model: ModelPath,
     tasks: TaskFolder,
     task: TaskNames = None,
-    shots: Annotated[str, typer.Option("--shots", help="Shot counts, comma-separated.")] = "0,1,4,16,64",
+    shots: Annotated[
+        str, typer.Option("--shots", help="Shot counts, comma-separated; fill: as many as fit, in each draw.")
+    ] = "0,1,4,16,64",
     draws: Annotated[int, typer.Option("--draws", min=1, help="Random draws of shots; 10 for a headline.")] = 5,
     queries: Annotated[
         int, typer.Option("--queries", min=1, help="Test rows asked, the same at every k and draw.")
@@ -590,13 +592,17 @@ def _stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> 
         raise typer.Exit(130) from None
 
 
-def parse_shots(text: str) -> tuple[int, ...]:
-    """Return the shot counts of '0,1,4'."""
+def parse_shots(text: str) -> tuple[int | Literal["fill"], ...]:
+    """Return the shot counts of '0,1,4,fill'."""
     try:
-        counts = tuple(int(part) for part in text.split(","))
+        counts: tuple[int | Literal["fill"], ...] = tuple(
+            "fill" if part.strip() == "fill" else int(part) for part in text.split(",")
+        )
     except ValueError:
-        raise UserError(f"--shots {text}: write numbers separated by commas, such as 0,1,4,16") from None
-    if min(counts) < 0:
+        raise UserError(
+            f"--shots {text}: write numbers separated by commas, and fill for as many as fit, such as 0,1,4,16,fill"
+        ) from None
+    if any(count != "fill" and count < 0 for count in counts):
         raise UserError(f"--shots {text}: shots count from 0")
     return counts
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from manyicl.cells import Prediction
+from manyicl.cells import Prediction, Shots, shots_order, sort_shots, tell_shot_count
 from manyicl.errors import UserError
 from manyicl.intervals import Table, difference_interval
 from manyicl.results import Result
 
-_CellKey = tuple[str, int]  # task, shots
+_CellKey = tuple[str, Shots]  # task, shots
+_DrawKey = tuple[str, Shots, int]  # task, shots, draw
 _Scores = dict[str, float]  # query -> score
 _Pair = tuple[Table, Table]
 
@@ -27,7 +28,7 @@ class CellDifference:
     """
 
     task: str
-    shots: int
+    shots: Shots
     num_draws: int
     num_queries: int
     a: float
@@ -41,7 +42,7 @@ class CellDifference:
 class MeanDifference:
     """The mean of the tasks' differences at one number of shots, for these tasks: only draws and queries vary."""
 
-    shots: int
+    shots: Shots
     tasks: tuple[str, ...]
     difference: float
     low: float | None
@@ -81,7 +82,7 @@ def compare_results(a: Result, b: Result) -> Difference:
     shots_a, shots_b = _shots_of(a), _shots_of(b)
     metrics_a, metrics_b = _metrics_of(a), _metrics_of(b)
     draws: dict[_CellKey, list[tuple[_Scores, _Scores]]] = {}
-    for key in sorted({*rows_a, *rows_b}):
+    for key in sorted({*rows_a, *rows_b}, key=lambda key: (key[0], shots_order(key[1]), key[2])):
         task, shots, _ = key
         one, other = rows_a.get(key, {}), rows_b.get(key, {})
         reason = _refuse_cell(key, (rows_a, rows_b), metrics=(metrics_a, metrics_b))
@@ -97,14 +98,14 @@ def compare_results(a: Result, b: Result) -> Difference:
         told = "; ".join(f"{count:,} rows: {reason}" for reason, count in unjoined.most_common())
         raise UserError(f"{a.path} and {b.path}: nothing to compare ({told}); ask both with the same tasks and --seed")
     cells = [_compare_cell(task, shots, *pair) for (task, shots), pair in tables.items()]
-    means = [_compare_mean(shots, tables) for shots in sorted({shots for _, shots in tables})]
+    means = [_compare_mean(shots, tables) for shots in sort_shots(shots for _, shots in tables)]
     num_rows = sum(one.scores.size for one, _ in tables.values())
     return Difference(_name(a), _name(b), num_rows, dict(unjoined), cells=tuple(cells), means=tuple(means))
 
 
 def tell_difference(item: CellDifference | MeanDifference) -> str:
     """Return the difference as a plain sentence, in points of a hundred."""
-    where = f"at {item.shots} shots" if item.shots != 1 else "at 1 shot"
+    where = f"at {tell_shot_count(item.shots)}"
     if isinstance(item, CellDifference):
         what = item.task
     else:
@@ -126,15 +127,15 @@ def _name(result: Result) -> str:
     return f"{result.content['model']} ({result.path})"
 
 
-def _group_rows(predictions: Sequence[Prediction]) -> dict[tuple[str, int, int], _Scores]:
+def _group_rows(predictions: Sequence[Prediction]) -> dict[_DrawKey, _Scores]:
     """Return query -> score of every (task, shots, draw) that was scored."""
-    grouped: dict[tuple[str, int, int], _Scores] = {}
+    grouped: dict[_DrawKey, _Scores] = {}
     for p in predictions:
-        grouped.setdefault((p.task, p.shots, p.draw), {})[p.query] = p.score
+        grouped.setdefault((p.task, p.asked, p.draw), {})[p.query] = p.score
     return grouped
 
 
-def _shots_of(result: Result) -> dict[tuple[str, int, int], str]:
+def _shots_of(result: Result) -> dict[_DrawKey, str]:
     return {
         (task["task"], cell["shots"], draw["draw"]): draw["shots_sha256"]
         for task in result.content["tasks"]
@@ -148,8 +149,8 @@ def _metrics_of(result: Result) -> dict[str, str]:
 
 
 def _refuse_cell(
-    key: tuple[str, int, int],
-    rows: tuple[Mapping[tuple[str, int, int], _Scores], Mapping[tuple[str, int, int], _Scores]],
+    key: _DrawKey,
+    rows: tuple[Mapping[_DrawKey, _Scores], Mapping[_DrawKey, _Scores]],
     *,
     metrics: tuple[Mapping[str, str], Mapping[str, str]],
 ) -> str | None:
@@ -160,7 +161,7 @@ def _refuse_cell(
             return f"task '{task}' is in {name} alone"
         if key in rows[ours] and key not in rows[theirs]:
             scored = any(known[:2] == (task, shots) for known in rows[theirs])
-            return f"the draw is in {name} alone" if scored else f"{shots} shots were not scored in {other}"
+            return f"the draw is in {name} alone" if scored else f"{other} has no score at {tell_shot_count(shots)}"
     if metrics[0][task] != metrics[1][task]:
         return f"task '{task}' has another metric in each ({metrics[0][task]}, {metrics[1][task]})"
     return None
@@ -184,7 +185,7 @@ def _pair_tables(pairs: Sequence[tuple[_Scores, _Scores]], unjoined: Counter[str
     return one, other
 
 
-def _compare_cell(task: str, shots: int, a: Table, b: Table) -> CellDifference:
+def _compare_cell(task: str, shots: Shots, a: Table, b: Table) -> CellDifference:
     interval = difference_interval([{task: Table(b.scores - a.scores, a.queries)}])
     num_draws, num_queries = a.scores.shape
     low, high = interval.ends
@@ -192,7 +193,7 @@ def _compare_cell(task: str, shots: int, a: Table, b: Table) -> CellDifference:
     return CellDifference(task, shots, num_draws, num_queries, *means, interval.mean, low=low, high=high)
 
 
-def _compare_mean(shots: int, tables: Mapping[_CellKey, _Pair]) -> MeanDifference:
+def _compare_mean(shots: Shots, tables: Mapping[_CellKey, _Pair]) -> MeanDifference:
     chosen = {task: pair for (task, k), pair in tables.items() if k == shots}
     interval = difference_interval([{task: Table(b.scores - a.scores, a.queries) for task, (a, b) in chosen.items()}])
     low, high = interval.ends

@@ -14,17 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from manyicl.audit import TaskAudit
-from manyicl.cells import Cell, ShotCurve
+from manyicl.cells import FILL, Cell, ShotCurve, Shots, sort_shots, tell_shot_count
 from manyicl.difference import CellDifference, Difference, MeanDifference, tell_difference
 from manyicl.results import Evaluation
 
 
-def show_shots(curves: Sequence[ShotCurve]) -> list[int]:
+def show_shots(curves: Sequence[ShotCurve]) -> list[Shots]:
     """Return the shot counts a table shows: all of them, or powers of two where there are more than ten."""
-    every = sorted({cell.shots for curve in curves for cell in curve.cells})
+    every = sort_shots(cell.shots for curve in curves for cell in curve.cells)
     if len(every) <= 10:
         return every
-    return [k for k in every if k == 0 or k & (k - 1) == 0 or k == every[-1]]
+    return [k for k in every if isinstance(k, str) or k & (k - 1) == 0 or k == every[-1]]
 
 
 def evaluation_table(evaluation: Evaluation) -> Group:
@@ -96,11 +96,14 @@ def _notes(evaluation: Evaluation) -> list[Text]:
         if unfit:
             notes.append(f"{curve.task}: {unfit} queries do not fit behind its most shots and were left out at every k")
         notes += [f"{curve.task}: {count:,} {reason}" for reason, count in curve.left_out.items()]
+        filled = [draw.num_shots for cell in curve.cells if cell.shots == FILL for draw in cell.draws]
+        if filled:
+            notes.append(f"{curve.task}: fill is {_range(filled)} shots")
         for reason in dict.fromkeys(cell.why_not for cell in curve.cells if cell.why_not):
             counts = ", ".join(str(cell.shots) for cell in curve.cells if cell.why_not == reason)
             notes.append(f"{curve.task}: not asked at {counts} shots: {reason}")
         notes += [
-            f"{curve.task}: {count} queries at {cell.shots} shots have no answer ({reason})"
+            f"{curve.task}: {count} queries at {tell_shot_count(cell.shots)} have no answer ({reason})"
             for cell in curve.cells
             for reason, count in cell.unanswered.items()
         ]
@@ -182,7 +185,7 @@ def curve_plot(evaluation: Evaluation, *, width: int = 76, height: int = 16, col
     plotext.clf()
     plotext.theme("pro" if colour else "clear")
     plotext.plotsize(width, height)
-    places = [math.log2(k + 1) for k in shots]
+    places = [math.log2(_mean_shots(evaluation, k) + 1) for k in shots]
     plotext.plot(places, means, marker="braille")
     plotext.scatter(places, means, marker="*")
     plotext.xticks(places, [str(k) for k in shots])
@@ -193,7 +196,15 @@ def curve_plot(evaluation: Evaluation, *, width: int = 76, height: int = 16, col
     return Text.from_ansi(plotext.build())
 
 
-def _mean_score(evaluation: Evaluation, shots: int) -> float | None:
+def _mean_shots(evaluation: Evaluation, shots: Shots) -> float:
+    """Return where a number of shots stands on the axis: `fill` at the mean over tasks."""
+    if shots != FILL:
+        return shots
+    known = [cell.mean_shots or 0.0 for curve in evaluation.curves for cell in curve.cells if cell.shots == FILL]
+    return sum(known) / len(known)
+
+
+def _mean_score(evaluation: Evaluation, shots: Shots) -> float | None:
     """Return the mean over tasks at one k, None unless every task was scored there: else the tasks would differ."""
     scores = [cell.score for curve in evaluation.curves for cell in curve.cells if cell.shots == shots]
     known = [score for score in scores if score is not None]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from manyicl.answering import Generated
-from manyicl.cells import Cell, Prediction, ShotCurve
+from manyicl.cells import FILL, Cell, Prediction, ShotCurve, Shots
 from manyicl.endpoint import Endpoint, EndpointSettings, UnansweredError
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, make_sweep, shift_report, tokenize_for, trained_shots_of
@@ -119,7 +119,7 @@ def evaluate_at_endpoint(
     tasks: Sequence[Task],
     *,
     endpoint: EndpointSettings,
-    shots: Sequence[int] = DEFAULT_SHOTS,
+    shots: Sequence[Shots] = DEFAULT_SHOTS,
     draws: int = 5,
     queries: int = 200,
     seed: int = 0,
@@ -179,8 +179,8 @@ def _ask_task(
 
     The answers of a cell that is not complete are in the log alone: they are not a fair part of all.
     """
-    answered: dict[tuple[int, int], list[Prediction]] = {}
-    unanswered: dict[int, Counter[str]] = {}
+    answered: dict[tuple[int, Shots], list[Prediction]] = {}
+    unanswered: dict[Shots, Counter[str]] = {}
     for place, (draw, shots) in enumerate(plan.cells):
         questions = list(make_questions(plan, draw=draw, shots=shots, endpoint=endpoint))
         start, total = place * len(questions), len(plan.cells) * len(questions)
@@ -204,15 +204,16 @@ def _ask_task(
     return replace(curve, cells=tuple(cells))
 
 
-def make_questions(plan: TaskSweep, *, draw: int, shots: int, endpoint: Endpoint) -> Iterator[Question]:
+def make_questions(plan: TaskSweep, *, draw: int, shots: Shots, endpoint: Endpoint) -> Iterator[Question]:
     """Yield the queries of one cell as they are sent: the ids that the engine's answers are generated behind.
 
     The limit is that of the engine's generations; where the answers are known, the longest of them.
     """
-    indices = plan.draws[draw][:shots].astype(np.int32)
+    num_shots = plan.num_shots(draw, shots)
+    indices = plan.draws[draw][:num_shots].astype(np.int32)
     before = join_examples(plan.tokenized, split="train", indices=indices).ids.tolist()
     for query in (int(q) for q in plan.queries):
-        ids = (*before, *query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0).tolist())
+        ids = (*before, *query_ids(plan.tokenized, split="test", index=query, after_shots=num_shots > 0).tolist())
         known = [len(answer) for _, answer in plan.written.get(plan.candidates[query], ())]
         limit = max(known) if known else plan.max_new_tokens
         said = [endpoint.base_url, endpoint.settings.model, plan.tokenizer.terminator, limit, ids]
@@ -273,11 +274,20 @@ def _take_answer(
     return answer
 
 
-def _predict(plan: TaskSweep, draw: int, shots: int, query: int, answer: Generated) -> Prediction:
+def _predict(plan: TaskSweep, draw: int, shots: Shots, query: int, answer: Generated) -> Prediction:
     example = plan.task.test[plan.tokenized.splits["test"].rows[query]]
     score = best_score(answer.text, answers=example.answers, metric=plan.task.metric)
     return Prediction(
-        plan.task.name, draw, shots, example.id, answer.text, example.answer, score=score, nll=None, cut=answer.cut
+        plan.task.name,
+        draw,
+        plan.num_shots(draw, shots),
+        example.id,
+        answer.text,
+        example.answer,
+        score=score,
+        nll=None,
+        cut=answer.cut,
+        fill=shots == FILL,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from manyicl.answering import generate_behind
-from manyicl.cells import Prediction
+from manyicl.cells import FILL, Prediction, Shots, sort_shots
 from manyicl.errors import UserError
 from manyicl.layers import check_compiler
 from manyicl.models import (
@@ -151,12 +151,12 @@ def evaluate(
     model: str | AskedModel,
     tasks: Sequence[Task],
     *,
-    shots: Sequence[int] = DEFAULT_SHOTS,
+    shots: Sequence[Shots] = DEFAULT_SHOTS,
     draws: int = 5,
     queries: int = 200,
     seed: int = 0,
     by: Literal["sum", "mean"] = "sum",
-    fixed_shots: int | None = None,
+    fixed_shots: Shots | None = None,
     purpose: AskPurpose = "evaluation",
     allow_empty: bool = False,
     out: str | Path | None = None,
@@ -164,6 +164,8 @@ def evaluate(
     report: Report = lambda what, done, total: None,
 ) -> Evaluation:
     """Return the shot curve of every task: `queries` test rows behind `draws` draws of 0 ... k train shots.
+
+    shots: numbers of shots, and "fill" for as many as fit in each draw.
 
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
     fixed_shots: one of `shots`; all draws hold the same shots up to it, each in another order, so that the spread at
@@ -227,7 +229,7 @@ def evaluate(
 def make_sweep(
     asked: AskedModel,
     *,
-    shots: Sequence[int],
+    shots: Sequence[Shots],
     draws: int,
     queries: int,
     seed: int,
@@ -239,20 +241,21 @@ def make_sweep(
         UserError: nothing would be asked.
     """
     sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens, by=by)
-    if not sweep.shots or min(sweep.shots) < 0 or draws < 1 or queries < 1:
+    if not sweep.shots or any(k != FILL and k < 0 for k in sweep.shots) or draws < 1 or queries < 1:
         raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
     return sweep
 
 
-def fix_shots(sweep: Sweep, fixed_shots: int) -> Sweep:
+def fix_shots(sweep: Sweep, fixed_shots: Shots) -> Sweep:
     """Return the sweep with the same shots in all draws, in other orders.
 
     Raises:
         UserError: the number is not asked, or there is no second order to compare with.
     """
-    if fixed_shots < 2 or fixed_shots not in sweep.shots or sweep.num_draws < 2:
+    too_few = fixed_shots != FILL and fixed_shots < 2
+    if too_few or fixed_shots not in sweep.shots or sweep.num_draws < 2:
         raise UserError(
-            f"fixed_shots = {fixed_shots}: needs one of the shot counts {sorted(set(sweep.shots))} from 2, and at least"
+            f"fixed_shots = {fixed_shots}: needs one of the shot counts {sort_shots(sweep.shots)} from 2, and at least"
             f" 2 draws; there are {sweep.num_draws}"
         )
     return replace(sweep, fixed_shots=fixed_shots)
@@ -260,11 +263,11 @@ def fix_shots(sweep: Sweep, fixed_shots: int) -> Sweep:
 
 def _ask_cells(
     model: Any, plans: Sequence[TaskSweep], *, parts: Parts | None, ranks: Ranks, report: Report
-) -> dict[tuple[str, int, int], Sequence[Prediction]]:
+) -> dict[tuple[str, int, Shots], Sequence[Prediction]]:
     """Return this rank's cells by (task, draw, shots): those that were finished before, and the others asked now."""
     mine = ranks.share([(plan, draw) for plan in plans for draw in range(plan.sweep.num_draws)])
     total = sum(len(plan.shots_of(draw)) for plan, draw in mine)
-    answered: dict[tuple[str, int, int], Sequence[Prediction]] = {}
+    answered: dict[tuple[str, int, Shots], Sequence[Prediction]] = {}
     if parts is not None:
         for plan, draw in mine:
             for shots in plan.shots_of(draw):
@@ -304,7 +307,7 @@ def _identify(asked: AskedModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[st
         "model": {"weights": hash_weights(asked.model), "tokenizer": asked.tokenizer.fingerprint()},
         **({"frame": asdict(asked.tokenizer.frame)} if asked.tokenizer.settings.style == "chat" else {}),
         "device": device_of(asked.model).type + (", compiled" if asked.compiled else ""),
-        "sweep": {**asdict(sweep), "shots": sorted(set(sweep.shots))},
+        "sweep": {**asdict(sweep), "shots": sort_shots(sweep.shots)},
         "streams": STREAMS,
         "tasks": {task.name: task.sha256 for task in tasks},
     }

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from manyicl.cells import Prediction, predictions_bytes, read_predictions
+from manyicl.cells import Prediction, Shots, predictions_bytes, read_predictions
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
 from manyicl.locks import sole_writer
@@ -78,19 +78,19 @@ class Parts:
         else:
             write_atomically(header, json.dumps(identity, indent=1) + "\n")
 
-    def read(self, task: str, *, draw: int, shots: int, queries: Sequence[str]) -> list[Prediction] | None:
+    def read(self, task: str, *, draw: int, shots: Shots, queries: Sequence[str]) -> list[Prediction] | None:
         """Return the answers of a finished cell; None where it is not finished, or its file is damaged."""
         try:
             rows = read_predictions(self._path(task, draw=draw, shots=shots))
         except (OSError, pa.ArrowException):
             return None
         expected = [(task, draw, shots, query) for query in queries]
-        return rows if [(p.task, p.draw, p.shots, p.query) for p in rows] == expected else None
+        return rows if [(p.task, p.draw, p.asked, p.query) for p in rows] == expected else None
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Keep the answers of one cell."""
         first = predictions[0]
-        path = self._path(first.task, draw=first.draw, shots=first.shots)
+        path = self._path(first.task, draw=first.draw, shots=first.asked)
         write_atomically(path, predictions_bytes(predictions))
 
     def remove(self) -> None:
@@ -101,7 +101,7 @@ class Parts:
         (self.folder / HEADER).unlink()
         self.folder.rmdir()
 
-    def _path(self, task: str, *, draw: int, shots: int) -> Path:
+    def _path(self, task: str, *, draw: int, shots: Shots) -> Path:
         # A task's name may hold what no file's name can.
         return self.folder / f"task{self._numbers[task]}-draw{draw}-shots{shots}.parquet"
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from manyicl.cells import Prediction, ShotCurve, predictions_bytes, read_predictions
+from manyicl.cells import Prediction, ShotCurve, Shots, predictions_bytes, read_predictions
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
 from manyicl.seeds import STREAMS
@@ -37,7 +37,7 @@ class Evaluation:
     by: Literal["sum", "mean"] | None = None
     engine: Literal["local", "endpoint"] = "local"
     endpoint: Mapping[str, str] | None = None
-    fixed_shots: int | None = None
+    fixed_shots: Shots | None = None
 
     @property
     def complete(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from manyicl.answering import generate_and_score
 from manyicl.attention import Prefix
 from manyicl.batches import BatchMaker, lengths_of
-from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve
+from manyicl.cells import FILL, Cell, DrawCell, Prediction, ShotCurve, Shots, shots_order, sort_shots
 from manyicl.copies import find_copies
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
@@ -29,7 +29,7 @@ from manyicl.tasks import Example, Task
 from manyicl.tokens import TaskTokenizer, TokenizedTask, query_ids
 
 Report = Callable[[str, int, int], None]  # (what, done, total)
-CellAnswers = Mapping[tuple[int, int], Sequence[Prediction]]  # (draw, shots) -> the answer to every query
+CellAnswers = Mapping[tuple[int, Shots], Sequence[Prediction]]  # (draw, shots) -> the answer to every query
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def evaluate_task(
     trained_shots: most shots that an answer of this task was trained behind; larger k are marked as extrapolated.
     """
     plan = TaskSweep(tokenized, tokenizer=tokenizer, sweep=sweep)
-    answered: dict[tuple[int, int], Sequence[Prediction]] = {}
+    answered: dict[tuple[int, Shots], Sequence[Prediction]] = {}
     for draw in range(sweep.num_draws):
         for shots, predictions in ask_draw(model, plan, draw=draw):
             answered[draw, shots] = predictions
@@ -66,8 +66,8 @@ def evaluate_task(
 
 
 def ask_draw(
-    model: Any, plan: TaskSweep, *, draw: int, finished: Container[int] = ()
-) -> Iterator[tuple[int, list[Prediction]]]:
+    model: Any, plan: TaskSweep, *, draw: int, finished: Container[Shots] = ()
+) -> Iterator[tuple[Shots, list[Prediction]]]:
     """Yield (shots, predictions) for each shot count of one draw that is not finished, ascending.
 
     The shots before a finished k are encoded in the steps of an uninterrupted sweep, so that rounding is the same.
@@ -76,23 +76,25 @@ def ask_draw(
     if not wanted:
         return
     # Of the whole draw, also where less of it is wanted: the tensors are made once.
-    room = int(prefix_lengths(plan.tokenized, plan.draws[draw])[plan.asked_shots[-1]])
+    room = int(prefix_lengths(plan.tokenized, plan.draws[draw])[plan.most_shots(draw)])
     prefix = encode_prefix(model, plan.tokenized.head_ids, room=room, count=plan.count)
     encoded = 0
-    for shots in (shots for shots in plan.shots_of(draw) if shots <= wanted[-1]):
-        ids = plan.prefix_ids(draw, start=encoded, stop=shots)
+    for shots in (shots for shots in plan.shots_of(draw) if shots_order(shots) <= shots_order(wanted[-1])):
+        num_shots = plan.num_shots(draw, shots)
+        ids = plan.prefix_ids(draw, start=encoded, stop=num_shots)
         prefix = encode_prefix(model, ids, after=prefix, room=room, count=plan.count)
-        encoded = shots
+        encoded = num_shots
         if shots in wanted:
             yield shots, _ask_queries(model, plan, prefix=prefix, draw=draw, shots=shots)
 
 
-def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shots: int) -> list[Prediction]:
+def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shots: Shots) -> list[Prediction]:
     """Answer every query behind one prefix."""
+    num_shots = plan.num_shots(draw, shots)
     chosen = [int(q) for q in plan.queries if plan.candidates[int(q)]]
     free = [int(q) for q in plan.queries if not plan.candidates[int(q)]]
-    told = _choose(model, plan, prefix=prefix, shots=shots, queries=chosen)
-    told |= _generate(model, plan, prefix=prefix, shots=shots, queries=free)
+    told = _choose(model, plan, prefix=prefix, shots=num_shots, queries=chosen)
+    told |= _generate(model, plan, prefix=prefix, shots=num_shots, queries=free)
     predictions = []
     for query in (int(q) for q in plan.queries):
         one = told[query]
@@ -102,7 +104,7 @@ def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shot
             Prediction(
                 plan.task.name,
                 draw,
-                shots,
+                num_shots,
                 example.id,
                 one.text,
                 example.answer,
@@ -110,6 +112,7 @@ def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shot
                 nll=one.nll,
                 cut=one.cut,
                 choice_nll=one.choice_nll,
+                fill=shots == FILL,
             )
         )
     return predictions
@@ -161,9 +164,10 @@ def make_curve(
     """Return the curve of a task from the answers of all its cells; one that is missing is null, never 0."""
     audits = _audit_draws(plan)
     cells = []
-    for shots in sorted(set(plan.sweep.shots)):
+    for shots in sort_shots(plan.sweep.shots):
         rows = {draw: answered[draw, shots] for draw in range(plan.sweep.num_draws) if answered.get((draw, shots))}
-        extrapolated = trained_shots is not None and shots > trained_shots
+        most = max((plan.num_shots(draw, shots) for draw in rows), default=0 if shots == FILL else shots)
+        extrapolated = trained_shots is not None and most > trained_shots
         if rows:
             draws = tuple(_draw_cell(audits[draw, shots], draw, row) for draw, row in rows.items())
             cells.append(_make_cell(plan, shots, rows, draws=draws, extrapolated=extrapolated))
@@ -177,7 +181,9 @@ def make_curve(
         num_queries=len(plan.queries),
         num_draws=plan.sweep.num_draws,
         cells=tuple(cells),
-        predictions=tuple(p for cell in sorted(answered, key=lambda cell: cell[::-1]) for p in answered[cell]),
+        predictions=tuple(
+            p for cell in sorted(answered, key=lambda cell: (shots_order(cell[1]), cell[0])) for p in answered[cell]
+        ),
         sha256=plan.task.sha256,
         num_encoded_tokens=num_encoded_tokens,
         left_out=plan.left_out,
@@ -186,7 +192,7 @@ def make_curve(
 
 def _make_cell(
     plan: TaskSweep,
-    shots: int,
+    shots: Shots,
     rows: Mapping[int, Sequence[Prediction]],
     *,
     draws: tuple[DrawCell, ...],
@@ -220,6 +226,7 @@ def _make_cell(
         worst_draw=min(scores, default=None),
         best_draw=max(scores, default=None),
         draws=draws,
+        mean_shots=float(np.mean([one.num_shots for one in draws])),
     )
 
 
@@ -267,27 +274,29 @@ def _draw_cell(audit: Mapping[str, Any], draw: int, row: Sequence[Prediction]) -
     return DrawCell(draw=draw, score=score, num_cut=sum(p.cut for p in row), **audit)
 
 
-def _audit_draws(plan: TaskSweep) -> dict[tuple[int, int], dict[str, Any]]:
+def _audit_draws(plan: TaskSweep) -> dict[tuple[int, Shots], dict[str, Any]]:
     """Return, for each (draw, shots), what stands among the shots: the fields of DrawCell that need no answer."""
     train, test = plan.tokenized.splits["train"], plan.tokenized.splits["test"]
-    most = max(plan.asked_shots, default=0)
-    shown = np.unique(np.concatenate([draw[:most] for draw in plan.draws]))
+    shown = np.unique(np.concatenate([order[: plan.most_shots(draw)] for draw, order in enumerate(plan.draws)]))
     copies = find_copies(
         [plan.task.test[test.rows[q]].input for q in plan.queries],
         shots=[plan.task.train[train.rows[shot]].input for shot in shown],
     )
     audits = {}
     for draw, order in enumerate(plan.draws):
+        most = plan.most_shots(draw)
         place = dict(zip(order[:most].tolist(), range(most), strict=True))  # shot -> how many stand before it
         places = [place.get(int(shot), most) for shot in shown]
         # The place of each query's first copy; it is among the first k shots where that is below k.
         exact = np.array([min((places[n] for n in found.exact), default=most) for found in copies])
         near = np.array([min((places[n] for n in found.near), default=most) for found in copies])
         examples = [plan.task.train[train.rows[shot]] for shot in order[:most]]
-        for shots in plan.shots_of(draw):
+        for asked in plan.shots_of(draw):
+            shots = plan.num_shots(draw, asked)
             labels = Counter(example.answer for example in examples[:shots]) if plan.task.labels else Counter()
             ids = "\n".join(example.id for example in examples[:shots])
-            audits[draw, shots] = {
+            audits[draw, asked] = {
+                "num_shots": shots,
                 "shots_sha256": hashlib.sha256(ids.encode()).hexdigest(),
                 "num_copies": int((exact < shots).sum()),
                 "num_near_copies": int(((near < shots) & (exact >= shots)).sum()),

@@ -5,6 +5,8 @@ shots for any larger k, so a sweep encodes its shots once. One set of queries se
 
 Rows that are too long take no part: a test row that does not fit even without shots is never a query, and a train row
 that leaves no room for the queries is never a shot, as training leaves out rows that fit no episode. Both are counted.
+
+The number of shots `fill` is as many as fit, in each draw as many as fit there.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from manyicl.cells import FILL, Shots, sort_shots
 from manyicl.errors import UserError
 from manyicl.prefix import EngineCount
 from manyicl.seeds import AskPurpose, make_stream
 from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples
 
-DEFAULT_SHOTS = (0, 1, 4, 16, 64)
+DEFAULT_SHOTS: tuple[Shots, ...] = (0, 1, 4, 16, 64)
 # A k is asked only where at least this share of the queries fits behind it; else it would be scored on short ones.
 MIN_FIT_SHARE = 0.9
 # Room is kept for the longest query; but not for the longest tenth if they need more than this share of the sequence.
@@ -42,13 +45,13 @@ class Sweep:
     learning rates are chosen behind other draws than those that are reported, or the choice would know their luck.
     """
 
-    shots: tuple[int, ...] = DEFAULT_SHOTS
+    shots: tuple[Shots, ...] = DEFAULT_SHOTS
     num_draws: int = 5
     num_queries: int = 200
     seed: int = 0
     max_tokens: int = 2048
     by: Literal["sum", "mean"] = "sum"
-    fixed_shots: int | None = None
+    fixed_shots: Shots | None = None
     purpose: AskPurpose = "evaluation"
 
 
@@ -116,7 +119,7 @@ def refuse_empty(plans: Sequence[TaskSweep]) -> None:
         UserError: with the reason of each task, at the fewest shots that were to be asked.
     """
     if plans and not any(plan.cells for plan in plans):
-        fewest = min(plans[0].sweep.shots)
+        fewest = sort_shots(plans[0].sweep.shots)[0]
         told = [f"task '{plan.task.name}' at {fewest} shots: {plan.why_not(fewest)}" for plan in plans[:3]]
         more = f"; and {len(plans) - 3} more tasks" if len(plans) > 3 else ""
         raise UserError(
@@ -127,7 +130,8 @@ def refuse_empty(plans: Sequence[TaskSweep]) -> None:
 class TaskSweep:
     """One task's sweep: which queries and shots, fixed before anything is asked.
 
-    count: what this process has put through the model for it.
+    num_filling: for each draw how many shots `fill` is; empty if it is not wanted. count: what this process has put
+    through the model for it.
     """
 
     def __init__(self, tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, sweep: Sweep) -> None:
@@ -142,7 +146,10 @@ class TaskSweep:
         room = sweep.max_tokens - len(tokenized.head_ids) - tokens_kept_for_query(needs, max_tokens=sweep.max_tokens)
         self.num_long_shots = int((tokenized.splits["train"].lengths > room).sum())
         self.draws = [self._draw(draw, most_tokens=room) for draw in range(sweep.num_draws)]
-        self.asked_shots, self.queries = self._fix_queries(needs)
+        self.asked_shots, self.queries, self.num_filling = self._fix_queries(needs)
+        if sweep.fixed_shots == FILL and FILL in self.asked_shots:
+            num_fixed = self.num_filling[0]
+            self.draws = [self._reorder(first, draw=d, num_fixed=num_fixed) for d, first in enumerate(self.draws)]
         self.num_unfit = len(self.wanted) - len(self.queries)
         self.count = EngineCount()
 
@@ -152,7 +159,7 @@ class TaskSweep:
         return {
             "task": self.task.name,
             "sha256": self.task.sha256,
-            "shots": sorted(set(self.sweep.shots)),
+            "shots": sort_shots(self.sweep.shots),
             "num_queries": len(self.queries),
             "num_draws": self.sweep.num_draws,
         }
@@ -163,7 +170,7 @@ class TaskSweep:
         counts = {LONG_TRAIN: self.num_long_shots, LONG_TEST: self.num_long_queries}
         return {reason: count for reason, count in counts.items() if count}
 
-    def why_not(self, shots: int) -> str:
+    def why_not(self, shots: Shots) -> str:
         """Return why the task is not asked with so many shots; "" if it is."""
         num_test, num_train = (len(self.tokenized.splits[split]) for split in ("test", "train"))
         within = f"{self.sweep.max_tokens:,} tokens"
@@ -173,6 +180,12 @@ class TaskSweep:
             return "it has no test rows"
         if not len(self.wanted):
             return f"none of its {num_test:,} test rows fits {within}"
+        if shots == FILL:
+            return (
+                f"none of its {num_train:,} train rows is short enough for {within}"
+                if num_train
+                else "it has no train rows"
+            )
         if shots > num_train:
             return f"it has only {num_train:,} train row{'s' * (num_train != 1)}"
         num_short = num_train - self.num_long_shots
@@ -187,13 +200,21 @@ class TaskSweep:
         return [self.task.test[rows[q]].id for q in self.queries]
 
     @property
-    def cells(self) -> list[tuple[int, int]]:
+    def cells(self) -> list[tuple[int, Shots]]:
         """(draw, shots) of every cell that is asked; without shots all draws are one, the first."""
         return [(draw, shots) for draw in range(self.sweep.num_draws) for shots in self.shots_of(draw)]
 
-    def shots_of(self, draw: int) -> tuple[int, ...]:
+    def shots_of(self, draw: int) -> tuple[Shots, ...]:
         """Return the shot counts that are asked in one draw, ascending."""
         return tuple(shots for shots in self.asked_shots if shots or draw == 0)
+
+    def num_shots(self, draw: int, shots: Shots) -> int:
+        """Return how many shots a draw has where `shots` are asked."""
+        return self.num_filling[draw] if shots == FILL else shots
+
+    def most_shots(self, draw: int) -> int:
+        """Return the most shots that are asked in a draw; 0 if nothing is."""
+        return max((self.num_shots(draw, shots) for shots in self.shots_of(draw)), default=0)
 
     @property
     def num_encoded_tokens(self) -> int:
@@ -201,20 +222,20 @@ class TaskSweep:
 
         Of the plan, not of `count`: neither a resumed sweep nor one shared out over ranks changes it.
         """
-        lasts = [(draw, max(self.shots_of(draw), default=None)) for draw in range(self.sweep.num_draws)]
-        return sum(
-            int(prefix_lengths(self.tokenized, self.draws[draw])[most]) for draw, most in lasts if most is not None
-        )
+        asked = [draw for draw in range(self.sweep.num_draws) if self.shots_of(draw)]
+        return sum(int(prefix_lengths(self.tokenized, self.draws[draw])[self.most_shots(draw)]) for draw in asked)
 
     def _draw(self, draw: int, *, most_tokens: int) -> NDArray[np.int64]:
         fixed, seed, purpose = self.sweep.fixed_shots, self.sweep.seed, self.sweep.purpose
         place = draw if fixed is None else 0
         first = draw_shots(self.tokenized, seed=seed, draw=place, purpose=purpose, most_tokens=most_tokens)
-        if fixed is None or draw == 0:
+        if fixed is None or fixed == FILL or draw == 0:  # how many shots fill is known once the draws are
             return first
-        return reorder_shots(
-            first, num_fixed=fixed, rng=make_stream(purpose, seed, "order of shots", self.task.name, draw)
-        )
+        return self._reorder(first, draw=draw, num_fixed=fixed)
+
+    def _reorder(self, first: NDArray[np.int64], *, draw: int, num_fixed: int) -> NDArray[np.int64]:
+        rng = make_stream(self.sweep.purpose, self.sweep.seed, "order of shots", self.task.name, draw)
+        return reorder_shots(first, num_fixed=num_fixed, rng=rng) if draw else first
 
     def _choose_queries(self, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Return the first test rows of `order` that fit without shots, the tokens each needs, and how many do not fit.
@@ -238,19 +259,33 @@ class TaskSweep:
                 num_long += 1
         return np.array(queries, dtype=np.int64), np.array(needs, dtype=np.int64), num_long
 
-    def _fix_queries(self, needs: NDArray[np.int64]) -> tuple[tuple[int, ...], NDArray[np.int64]]:
-        """Return the shot counts that can be asked, and the queries that fit at the largest of them in every draw."""
-        longest = np.max([prefix_lengths(self.tokenized, draw) for draw in self.draws], axis=0)
-        asked: list[int] = []
-        queries = self.wanted[:0]
-        for shots in sorted(set(self.sweep.shots)):
-            if shots >= len(longest) or not len(self.wanted):
+    def _fix_queries(self, needs: NDArray[np.int64]) -> tuple[tuple[Shots, ...], NDArray[np.int64], list[int]]:
+        """Return the shot counts that can be asked, the queries that fit at the largest of them in every draw, and how
+        many shots fill each draw.
+
+        What fills a draw leaves room for the queries that the largest of the other counts leaves; hence it is never
+        fewer shots than these are.
+        """
+        lengths = [prefix_lengths(self.tokenized, draw) for draw in self.draws]
+        longest = np.max(lengths, axis=0)
+        asked: list[Shots] = []
+        fits = np.ones(len(needs), dtype=bool)
+        for shots in self.sweep.shots if len(needs) else ():
+            if shots == FILL or shots >= len(longest):
                 continue
-            fits = needs + longest[shots] <= self.sweep.max_tokens
-            if fits.mean() >= MIN_FIT_SHARE:
+            fitting = needs + longest[shots] <= self.sweep.max_tokens
+            if fitting.mean() >= MIN_FIT_SHARE:
                 asked.append(shots)
-                queries = self.wanted[fits]
-        return tuple(asked), queries
+                fits &= fitting
+        filling: list[int] = []
+        if FILL in self.sweep.shots and len(needs):
+            kept = min(int(needs[fits].max()), tokens_kept_for_query(needs, max_tokens=self.sweep.max_tokens))
+            room = self.sweep.max_tokens - kept
+            filling = [int(np.searchsorted(ends, room, side="right")) - 1 for ends in lengths]
+            if any(filling):
+                asked.append(FILL)
+                fits &= needs <= kept
+        return tuple(sort_shots(asked)), self.wanted[fits] if asked else self.wanted[:0], filling
 
     def _num_query_tokens(self, query: int) -> int:
         """Return the tokens of a query's input and of the longest answer that it may get or that is its own."""
