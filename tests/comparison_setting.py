@@ -62,7 +62,7 @@ def make_recipe(
             **(train or {}),
         },
         "compare": {
-            "arms": ["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-many-shot"],
+            "arms": ["base", "zero-shot", "few-shot", "manyicl", "dedicated"],
             "seeds": [0, 1],
             "few_shot_shots": 3,
             "held_out_tasks": held_out,

@@ -21,7 +21,7 @@ from manyicl.comparison import Comparison
 from manyicl.config import RunConfig, load_recipe
 from manyicl.costs import count_flops
 from manyicl.errors import UserError
-from manyicl.runs import plan_packs
+from manyicl.runs import plan_packs, prepare_run
 from tests.comparison_setting import make_recipe, write_world
 
 SHARED_ARMS = ("zero-shot", "few-shot", "manyicl")
@@ -57,8 +57,7 @@ def shares(spent: dict[str, Spent], match: str) -> list[float]:
         ("few-shot", {"shots": 3, "targets": "last"}),
         ("manyicl", {"targets": "all"}),
         ("dedicated", {"shots": 0, "targets": "all"}),
-        ("dedicated-free", {"shots": 0, "targets": "all"}),
-        ("dedicated-many-shot", {"targets": "all"}),
+        ("dedicated-tuned", {"shots": 0, "targets": "all"}),
     ],
 )
 def test_an_arm_changes_the_layout_of_episodes_and_their_targets(world, arm, changes):
@@ -162,13 +161,12 @@ def test_episodes_with_fewer_shots_than_the_recipe_says_are_counted(world, token
         assert (spent.short_episodes == spent.episodes) is all_short
 
 
-@pytest.mark.parametrize(("arm", "whole"), [("dedicated", "zero-shot"), ("dedicated-many-shot", "manyicl")])
-def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world, tokenized, arm, whole):
+def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world, tokenized):
     planner = make_planner(world, tokenized, num_steps=40)
-    _, shared = planner.plan_arm(whole, seed=0)
+    _, shared = planner.plan_arm("zero-shot", seed=0)
     together = 0
     for task, tokens in shared.tokens_by_task.items():
-        config, spent = planner.plan_dedicated(arm, task, seed=0)
+        config, spent = planner.plan_dedicated("dedicated", task, seed=0)
         assert config.tasks.names == (task,)
         assert set(spent.tokens_by_task) == {task}
         assert spent.tokens == pytest.approx(tokens, rel=0.1)
@@ -177,23 +175,44 @@ def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world,
 
 
 def test_a_task_that_the_matched_arm_never_reaches_has_no_share_for_a_model_of_its_own(world, tokenized):
-    """One step of one pack holds the long episodes of some tasks only."""
-    planner = make_planner(world, tokenized, num_steps=1, packs_per_step=1)
-    _, whole = planner.plan_arm("manyicl", seed=0)
+    """One step of one short pack holds examples of some tasks only."""
+    train = {"num_steps": 1, "pack_tokens": 64, "packs_per_step": 1, "packs_per_batch": 1}
+    planner = ArmPlanner(make_recipe(*world, episodes={"token_budget": 64}, train=train), tokenized)
+    _, whole = planner.plan_arm("zero-shot", seed=0)
     missing = sorted(set(tokenized) - set(whole.tokens_by_task))
     assert missing
     with pytest.raises(UserError, match=rf"task '{missing[0]}': no episode of it in the .* steps") as refused:
-        planner.plan_dedicated("dedicated-many-shot", missing[0], seed=0)
+        planner.plan_dedicated("dedicated", missing[0], seed=0)
     assert "\n" not in str(refused.value)
 
 
-def test_the_ceiling_has_more_tokens_and_says_that_it_is_not_matched(world, tokenized):
-    planner = make_planner(world, tokenized, free_factor=4.0)
+def test_a_tuned_dedicated_model_has_eight_times_the_tokens_and_sixteen_checkpoints_to_choose_from(world, tokenized):
+    """B7: a real ceiling, which says that it is not matched."""
+    planner = make_planner(world, tokenized)
     task = planner.config.tasks.names[0]
-    own, free = (planner.plan_dedicated(arm, task, seed=0)[1].tokens for arm in ("dedicated", "dedicated-free"))
-    assert free / own == pytest.approx(4, rel=0.1)
-    assert [arm.name for arm in ARMS.values() if not arm.matched] == ["dedicated-free"]
-    assert "not matched" in ARMS["dedicated-free"].title
+    (matched, own), (tuned, more) = (
+        planner.plan_dedicated(arm, task, seed=0) for arm in ("dedicated", "dedicated-tuned")
+    )
+    assert more.tokens / own.tokens == pytest.approx(8, rel=0.05)
+    assert tuned.train.pack_tokens == matched.train.pack_tokens  # steps of the same size, so eight times as many
+    assert tuned.train.num_steps / tuned.train.checkpoint_every_steps == pytest.approx(16, rel=0.2)
+    assert (tuned.train.keep, tuned.train.validation_tokens) == ("best", 8192)
+    assert [arm.name for arm in ARMS.values() if not arm.matched] == ["dedicated-tuned"]
+    assert ARMS["dedicated-tuned"].title == "dedicated FT, tuned (ceiling, not matched)"
+
+
+def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tokenized):
+    """B7: with the recipe's defaults the shared arms kept their best checkpoint, and dedicated ones their last."""
+    train = {"num_steps": 40, "checkpoint_every_steps": 10, "keep": "best", "validation_tokens": 500}
+    planner = ArmPlanner(make_recipe(*world, train=train), tokenized)
+    task = planner.config.tasks.names[0]
+    shared, _ = planner.plan_arm("manyicl", seed=0)
+    dedicated, spent = planner.plan_dedicated("dedicated", task, seed=0)
+    for config in (shared, dedicated):
+        assert (config.train.keep, config.train.validation_tokens) == ("best", 500)
+    assert shared.train.num_steps / shared.train.checkpoint_every_steps == 4
+    assert spent.steps / dedicated.train.checkpoint_every_steps == pytest.approx(4, abs=1)
+    assert prepare_run(dedicated).validation[1]  # the task has episodes that are measured
 
 
 def test_trained_tasks_are_those_named_or_all_that_have_no_other_role(world):
@@ -247,7 +266,10 @@ def test_a_task_has_one_role(world, names, compare, message):
         ("compare.seeds=[-1]", r"compare\.seeds\[0\] = -1: "),
         ("compare.match=steps", r"compare\.match = 'steps': input should be 'tokens', 'answers' or 'flops'"),
         ("compare.querys=4", r"compare\.querys: unknown key; did you mean 'queries'\?"),
-        ("compare.free_factor=1", r"compare\.free_factor = 1: "),
+        (
+            ('compare.arms=["dedicated-tuned"]', "compare.validation_queries=0"),
+            r"compare: dedicated-tuned is tuned by validation rows, and validation_queries = 0",
+        ),
     ],
 )
 def test_settings_that_say_nothing_sensible_are_refused_in_one_line(world, override, message):
@@ -262,6 +284,17 @@ def test_a_recipe_of_an_earlier_version_that_names_the_choice_by_validation_stil
     make_recipe(*world)
     overrides = ["compare.choose_by=validation"]
     assert load_recipe(world[0] / "recipe.toml", overrides=overrides, kind=CompareConfig) == make_recipe(*world)
+
+
+def test_arms_of_earlier_versions_are_left_out_of_a_recipe_with_a_warning(world):
+    """B7: old comparison folders can still be opened; their recipes name every setting."""
+    make_recipe(*world)
+    overrides = ['compare.arms=["base", "dedicated-free", "dedicated-many-shot", "manyicl"]', "compare.free_factor=8.0"]
+    with pytest.warns(
+        UserWarning, match="dedicated-free and dedicated-many-shot of earlier versions are gone and left"
+    ):
+        config = load_recipe(world[0] / "recipe.toml", overrides=overrides, kind=CompareConfig)
+    assert config == make_recipe(*world, arms=["base", "manyicl"])
 
 
 def test_a_recipe_without_the_section_is_told_which_one_to_add(tmp_path):

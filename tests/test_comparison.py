@@ -28,7 +28,7 @@ from tests.comparison_setting import make_recipe, write_world
 from tests.trajectory.setting import ROOT, run_command
 
 SHARED_ARMS = ("zero-shot", "few-shot", "manyicl")
-ARMS = ("base", *SHARED_ARMS, "dedicated", "dedicated-many-shot")
+ARMS = ("base", *SHARED_ARMS, "dedicated")
 COMPARE = ["-m", "manyicl", "compare"]
 # What two runs of one recipe may differ in.
 OWN = ("wall_s", "peak_bytes", "device", "git_commit")
@@ -292,7 +292,7 @@ def test_the_status_is_the_grid(copied, monkeypatch):
     (copied / "seed-1" / "manyicl.test.json").unlink()
     ended = compare("--status", copied)
     assert ended.returncode == 0
-    for arm in ("base", "zero-shot FT", "few-shot FT", "ManyICL", "dedicated FT", "dedicated many-shot"):
+    for arm in ("base", "zero-shot FT", "few-shot FT", "ManyICL", "dedicated FT"):
         assert arm in ended.stdout
     assert not (copied / "seed-1" / "manyicl.test.json").exists()
 

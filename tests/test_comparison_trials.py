@@ -16,6 +16,11 @@ from rich.console import Console
 from manyicl.comparison import GridCell, Judged, judge_trial, open_comparison, run_comparison
 from manyicl.comparison_summary import collect_findings
 from manyicl.errors import UserError
+from manyicl.metrics import MetricsLog
+from manyicl.report.comparison import check_comparison
+from manyicl.report.markdown import render_markdown
+from manyicl.report.rates import tell_rates
+from manyicl.runs import read_run_config
 from tests.comparison_setting import make_recipe, write_world
 from tests.test_claims import other_process
 from tests.trajectory.setting import ROOT
@@ -125,3 +130,77 @@ def test_a_trial_that_was_not_asked_anything_is_not_judged(world, tmp_path):
     with pytest.raises(UserError, match=r"^compare\.learning_rates: no validation row could be asked of ManyICL, so"):
         run(comparison)
     assert [trial["chosen"] for trial in collect_findings(comparison)["trials"]] == [False, False]
+
+
+@pytest.fixture(scope="module")
+def tuned(world, tmp_path_factory):
+    """A finished comparison of the tuned ceiling alone. Not to be changed."""
+    tasks = world[1][0][:2]
+    comparison = begin(
+        world, tmp_path_factory.mktemp("tuned") / "out", arms=["dedicated-tuned"], dedicated_tasks=tasks, seeds=[0, 1]
+    )
+    run(comparison)
+    return comparison
+
+
+@pytest.mark.slow
+def test_a_tuned_dedicated_model_has_the_rate_and_the_steps_that_its_own_task_chose(tuned):
+    """B7: per task, by its validation rows alone; the later seeds take the rates of the first."""
+    for task in tuned.dedicated:
+        judged = {rate: judge_trial(tuned.read_validation("dedicated-tuned", rate, task)) for rate in RATES}
+        best = max(RATES, key=lambda rate: (judged[rate].score, -judged[rate].nll))
+        assert tuned.chosen_rate("dedicated-tuned", task) == best
+        for seed in (0, 1):
+            folder = tuned.place(GridCell("dedicated-tuned", seed, "train", task))
+            assert read_run_config(folder).train.learning_rate == best
+            records = MetricsLog(folder / "metrics.jsonl").read()
+            losses = {r["step"]: r["eval_loss"] for r in records if "eval_loss" in r}
+            assert len(losses) > 4
+            assert json.loads((folder / "run.json").read_bytes())["model_step"] == min(losses, key=losses.get)
+
+
+@pytest.mark.slow
+def test_what_was_tuned_is_told(tuned):
+    content = collect_findings(tuned)
+    assert [(t["task"], t["learning_rate"]) for t in content["trials"]] == [
+        (task, rate) for task in tuned.dedicated for rate in RATES
+    ]
+    chosen = {t["task"]: t["learning_rate"] for t in content["trials"] if t["chosen"]}
+    assert [(t["task"], t["seed"]) for t in content["tuned"]] == [(task, seed) for seed in (0, 1) for task in chosen]
+    for one in content["tuned"]:
+        assert one["learning_rate"] == chosen[one["task"]]
+        assert 0 < one["step"] <= one["steps"]
+    told = tell_rates(check_comparison(content))
+    assert "dedicated FT, tuned (ceiling, not matched): the rate of 2 of 2 tasks lies at an end of those tried" in told
+    page = render_markdown(check_comparison(content))
+    assert "## Tuned for each task" in page
+
+
+def test_without_named_rates_only_the_ceiling_has_trials_half_a_decade_apart(world, tmp_path):
+    arms = ["manyicl", "dedicated-tuned"]
+    comparison = begin(world, tmp_path / "out", arms=arms, learning_rates=[], dedicated_tasks=world[1][0][:1])
+    assert comparison.config.train.learning_rate == 1e-3
+    rates = {arm: [c.rate for c in comparison.cells() if c.arm == arm and c.rate and c.what == "train"] for arm in arms}
+    assert rates == {"manyicl": [], "dedicated-tuned": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
+    assert comparison.chosen_rate("manyicl") == 1e-3
+
+
+def rates_told(*trials: tuple[str, float, bool]) -> str:
+    """Return what is told of trials (arm, rate, is chosen)."""
+    arms = [{"arm": arm, "title": arm} for arm in dict.fromkeys(arm for arm, _, _ in trials)]
+    listed = [{"arm": arm, "learning_rate": rate, "chosen": chosen} for arm, rate, chosen in trials]
+    about = {"schema": 1, "name": "n", "finished": True, "config": "", "seeds": [0], "shots": [0], "match": "tokens"}
+    return tell_rates(check_comparison(about | {"arms": arms, "tasks": [], "trials": listed}))
+
+
+def test_a_rate_at_an_end_of_those_tried_is_told():
+    """A4: a chosen rate that is not bracketed is no best rate."""
+    inner = rates_told(("a", 1e-4, False), ("a", 1e-3, True), ("a", 1e-2, False))
+    assert inner == "Chosen on validation rows: a 0.001."
+    ends = rates_told(("a", 1e-4, True), ("a", 1e-3, False), ("b", 1e-4, False), ("b", 1e-3, True))
+    assert ends == (
+        "Chosen on validation rows: a 0.0001, b 0.001. The rate of a is the lowest that was tried, so a lower one may"
+        " do better. The rate of b is the highest that was tried, so a higher one may do better."
+    )
+    assert rates_told(("a", 1e-3, True)) == "Chosen on validation rows: a 0.001."
+    assert rates_told(("a", 1e-3, False), ("a", 1e-2, False)) == ""

@@ -118,6 +118,7 @@ MODULES = (
     "export",  # built episodes for other trainers
     "report.comparison",
     "report.tables",
+    "report.rates",
     "report.verdict",
     "report.matchings",
     "report.svg",  # a plot as a piece of the page

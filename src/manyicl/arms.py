@@ -6,6 +6,7 @@ differs is how the rows are laid out in sequences and which answers are targets.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -22,18 +23,32 @@ from manyicl.models import load_config
 from manyicl.packing import pack_episodes
 from manyicl.runs import count_plan, plan_packs
 from manyicl.tokens import TokenizedTask
+from manyicl.training import TrainSettings
 
-ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-many-shot", "dedicated-free"]
+ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned"]
+# Arms of earlier versions.
+GONE_ARMS = ("dedicated-many-shot", "dedicated-free")
 Match = Literal["tokens", "answers", "flops"]
 # Tokens of two arms that are matched by them differ by less than this share, where the packs allow it.
 TOKEN_TOLERANCE = 0.002
 # Pack lengths that are tried, as shares of the recipe's away from the one in proportion.
 PACK_CHANGES = tuple(sign * step / 200 for step in range(13) for sign in (1, -1))[1:]
+# A run of dedicated-tuned is trained on this many times the tokens of the dedicated model of the same task. It has this
+# many checkpoints, and the best of them is kept: so the number of steps is chosen too.
+TUNED_FACTOR, TUNED_CHECKPOINTS = 8, 16
+# Its learning rates as multiples of train.learning_rate, if the recipe names none: steps of half a decade.
+TUNED_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Tokens of validation episodes that its checkpoints are compared by, if the recipe measures no validation loss.
+TUNED_VALIDATION_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of training. per_task: a model of its own for every task. matched: it spends what the others spend."""
+    """One way of training.
+
+    per_task: a model of its own for every task. matched: it spends what the others spend. tuned: its learning rate and
+    its number of steps are chosen for each task alone.
+    """
 
     name: ArmName
     title: str
@@ -41,6 +56,7 @@ class Arm:
     trained: bool = True
     per_task: bool = False
     matched: bool = True
+    tuned: bool = False
 
 
 ARMS: Mapping[ArmName, Arm] = {
@@ -56,17 +72,13 @@ ARMS: Mapping[ArmName, Arm] = {
         Arm("manyicl", "ManyICL", "All tasks at once, as many examples a sequence as fit; every answer trained."),
         Arm("dedicated", "dedicated FT", "One model a task, one example a sequence.", per_task=True),
         Arm(
-            "dedicated-many-shot",
-            "dedicated many-shot",
-            "One model a task, as many examples a sequence as fit; every answer trained.",
-            per_task=True,
-        ),
-        Arm(
-            "dedicated-free",
-            "dedicated FT, ceiling (not matched)",
-            "As dedicated, with more tokens than the other arms have.",
+            "dedicated-tuned",
+            "dedicated FT, tuned (ceiling, not matched)",
+            f"As dedicated, with up to {TUNED_FACTOR} times the tokens; learning rate and number of steps are chosen"
+            " for each task on its validation rows.",
             per_task=True,
             matched=False,
+            tuned=True,
         ),
     )
 }
@@ -98,13 +110,10 @@ class CompareSettings(BaseModel):
     dedicated_tasks: tuple[str, ...] = Field(
         (), description="tasks that get a model of their own; all trained unless said"
     )
-    free_factor: Annotated[float, Field(gt=1)] = Field(
-        8.0, description="how many times the tokens of `dedicated` the arm dedicated-free has"
-    )
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (),
         description="tried for every arm, with the first seed; the best on validation rows is taken for all seeds."
-        " train.learning_rate unless said",
+        " train.learning_rate if none are named, and for dedicated-tuned 0.1 to 10 times as much",
     )
     asked_tasks: Annotated[int, Field(ge=0)] = Field(
         0, description="trained tasks that are asked, spread over the families; 0: all. Dedicated ones always are"
@@ -131,14 +140,24 @@ class CompareSettings(BaseModel):
     @classmethod
     def _knows_what_is_gone(cls, values: Any) -> Any:
         """Take the recipes of earlier versions, which name every setting; refuse what has no meaning any more."""
-        if not isinstance(values, dict) or "choose_by" not in values:
+        if not isinstance(values, dict):
             return values
-        if values["choose_by"] != "validation":
+        if values.get("choose_by", "validation") != "validation":
             raise ValueError(
                 f"choose_by = {values['choose_by']!r} is gone; learning rates are chosen by validation_queries rows of"
                 " each task: leave it out"
             )
-        return {key: value for key, value in values.items() if key != "choose_by"}
+        values = {key: value for key, value in values.items() if key not in ("choose_by", "free_factor")}
+        arms = values.get("arms")
+        gone = [arm for arm in arms if arm in GONE_ARMS] if isinstance(arms, list | tuple) else []
+        if gone:
+            warnings.warn(
+                f"compare.arms: {' and '.join(gone)} of earlier versions {'is' if len(gone) == 1 else 'are'} gone and"
+                " left out; dedicated-tuned is the ceiling now",
+                stacklevel=2,
+            )
+            values["arms"] = [arm for arm in arms if arm not in GONE_ARMS]
+        return values
 
     @field_validator(
         "arms", "seeds", "held_out_tasks", "familiar_tasks", "dedicated_tasks", "learning_rates", "shots", "text_files"
@@ -153,6 +172,8 @@ class CompareSettings(BaseModel):
     def _can_choose_a_rate(self) -> Self:
         if self.learning_rates and not self.validation_queries:
             raise ValueError("learning_rates are chosen by validation rows, and validation_queries = 0; ask some")
+        if "dedicated-tuned" in self.arms and not self.validation_queries:
+            raise ValueError("dedicated-tuned is tuned by validation rows, and validation_queries = 0; ask some")
         return self
 
 
@@ -203,7 +224,7 @@ def episode_changes(arm: ArmName, settings: CompareSettings) -> dict[str, Any]:
     """Return what an arm changes in [episodes]."""
     if arm == "few-shot":
         return {"shots": settings.few_shot_shots, "targets": "last"}
-    if arm in ("manyicl", "dedicated-many-shot"):
+    if arm == "manyicl":
         return {"targets": "all"}
     return {"shots": 0, "targets": "all"}
 
@@ -314,43 +335,41 @@ class ArmPlanner:
     def plan_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
         """Return the recipe of one task's own model: its tokens are the task's share of an arm that has all tasks.
 
-        A step holds the task's longest example, or the share of that arm's step where that is more; there are as many
-        steps as the tokens then give.
+        A step holds the task's longest example, or the share of that arm's step if that is more; there are as many
+        steps as the tokens then give. A tuned model has `TUNED_FACTOR` times the tokens, in steps of the same size. The
+        checkpoint that becomes the model is chosen as in the other arms, by the recipe's train.keep and
+        train.validation_tokens; that of a tuned one is always the best by validation loss.
 
         Raises:
             UserError: that arm has no episode of the task.
         """
-        settings = self.config.compare
-        _, whole = self.plan_arm("manyicl" if arm == "dedicated-many-shot" else "zero-shot", seed=seed)
+        _, whole = self.plan_arm("zero-shot", seed=seed)
         if task not in whole.tokens_by_task:
             raise UserError(
                 f"task '{task}': no episode of it in the {whole.steps} steps that {ARMS[arm].title} is matched to;"
                 " raise train.num_steps, or leave it out of compare.dedicated_tasks"
             )
-        tokens = whole.tokens_by_task[task] * (settings.free_factor if arm == "dedicated-free" else 1)
-        changes = episode_changes(arm, settings)
-        tokenized = self.tasks[task]
+        matched = whole.tokens_by_task[task]
+        tokens = matched * (TUNED_FACTOR if ARMS[arm].tuned else 1)
+        changes = episode_changes(arm, self.config.compare)
+        tokenized, shared = self.tasks[task], self.config.train
         alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits["train"].lengths
         longest = int(alone[alone <= self.config.episodes.token_budget].max(initial=1))
-        a_step = max(longest, int(tokens) // self.config.train.num_steps)
-        if arm == "dedicated-many-shot":
-            a_step = max(a_step, min(self.config.episodes.token_budget, int(alone.sum())))
+        a_step = max(longest, matched // shared.num_steps)
         packs_per_step = -(-a_step // self.config.pack_tokens)
         pack_tokens = -(-a_step // packs_per_step)
+        num_steps = max(1, round(tokens / a_step))
         train: dict[str, Any] = {
             "pack_tokens": pack_tokens,
             "packs_per_step": packs_per_step,
             "packs_per_batch": 1,
-            "num_steps": max(1, round(tokens / a_step)),
-            "log_every_steps": 1,
-            "checkpoint_every_steps": self.config.train.num_steps * 1000,
-            "validation_tokens": 0,
-            "keep": "last",
+            "num_steps": num_steps,
+            "warmup_steps": min(shared.warmup_steps, num_steps // 10),
+            **_choose_checkpoints(ARMS[arm], num_steps=num_steps, shared=shared),
         }
-        train["warmup_steps"] = min(self.config.train.warmup_steps, train["num_steps"] // 10)
         changes["token_budget"] = min(self.config.episodes.token_budget, pack_tokens)
         config = run_config(self.config, seed=seed, tasks=[task], episodes=changes, train=train)
-        return self._fit_steps(*self._spend(config), wanted=int(tokens), by="tokens")
+        return self._fit_steps(*self._spend(config), wanted=tokens, by="tokens")
 
     def _spend(self, config: RunConfig) -> tuple[RunConfig, Spent]:
         tasks = {name: self.tasks[name] for name in config.tasks.names}
@@ -409,6 +428,25 @@ class ArmPlanner:
                 break
             best = tried
         return best
+
+
+def _choose_checkpoints(arm: Arm, *, num_steps: int, shared: TrainSettings) -> dict[str, Any]:
+    """Return what a dedicated run changes in [train] about its checkpoints, of which one becomes its model.
+
+    There are as many as in a run of the arms that share the recipe, or `TUNED_CHECKPOINTS` if steps are to be chosen.
+    Without a validation loss none but the last is needed: the run is short.
+    """
+    tokens = shared.validation_tokens
+    num_checkpoints = shared.num_steps / shared.checkpoint_every_steps
+    if arm.tuned:
+        tokens, num_checkpoints = tokens or TUNED_VALIDATION_TOKENS, TUNED_CHECKPOINTS
+    every = max(1, round(num_steps / num_checkpoints)) if tokens else shared.num_steps * 1000
+    return {
+        "log_every_steps": 1,
+        "checkpoint_every_steps": every,
+        "validation_tokens": tokens,
+        "keep": "best" if arm.tuned else shared.keep,
+    }
 
 
 def _with_packs(config: RunConfig, pack_tokens: int) -> RunConfig:

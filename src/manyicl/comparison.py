@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from manyicl.arms import ARMS, Arm, ArmName, ArmPlanner, CompareConfig, Spent, choose_tasks
+from manyicl.arms import ARMS, TUNED_RATES, Arm, ArmName, ArmPlanner, CompareConfig, Spent, choose_tasks
 from manyicl.claims import claiming
 from manyicl.comparison_inputs import INPUTS_FILE, Inputs, hash_inputs, read_inputs, refuse_other_inputs, write_inputs
 from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe, with_precision
@@ -198,9 +198,9 @@ class Comparison:
         """Return every cell of the comparison, in the order in which they are done."""
         trials = [
             GridCell(arm.name, self.settings.seeds[0], what, task, rate)
-            for rate in self.settings.learning_rates
             for arm in self.arms
             if arm.trained
+            for rate in self.rates_of(arm.name)
             for task in self.models_of(arm)
             for what in TRIAL_WHATS
         ]
@@ -253,35 +253,46 @@ class Comparison:
             config, spent = self.planner.plan_arm(cell.arm, seed=cell.seed)
         else:
             config, spent = self.planner.plan_dedicated(cell.arm, cell.task, seed=cell.seed)
-        rate = cell.rate or self.chosen_rate(cell.arm)
+        rate = cell.rate or self.chosen_rate(cell.arm, cell.task)
         train = config.train.model_copy(update={"learning_rate": rate})
         return config.model_copy(update={"train": train}), spent
 
-    def chosen_rate(self, arm: ArmName) -> float:
+    def rates_of(self, arm: ArmName) -> tuple[float, ...]:
+        """Return the learning rates that are tried for an arm; none if it is trained at the recipe's own."""
+        rates = self.settings.learning_rates
+        if ARMS[arm].tuned and not rates:
+            return tuple(float(f"{factor * self.config.train.learning_rate:.3g}") for factor in TUNED_RATES)
+        return rates
+
+    def chosen_rate(self, arm: ArmName, task: str | None = None) -> float:
         """Return an arm's learning rate: the one whose trial did best on validation rows (`judge_trial`).
+
+        task: of a tuned arm, whose models each have a rate of their own, the task of the model.
 
         Raises:
             UserError: a trial was not asked anything.
         """
-        rates = self.settings.learning_rates
+        rates = self.rates_of(arm)
         if not rates:
             return self.config.train.learning_rate
-        judged = {rate: judge_trial(self.read_validation(arm, rate)) for rate in rates}
+        judged = {rate: judge_trial(self.read_validation(arm, rate, task)) for rate in rates}
         known = {rate: one for rate, one in judged.items() if one is not None}
         if len(known) < len(rates):
+            whose = f"{ARMS[arm].title}, task '{task}'" if ARMS[arm].tuned else ARMS[arm].title
             raise UserError(
-                f"compare.learning_rates: no validation row could be asked of {ARMS[arm].title}, so no rate can be"
+                f"compare.learning_rates: no validation row could be asked of {whose}, so no rate can be"
                 " chosen; give the trained tasks more rows, raise compare.max_tokens, or name no rates"
             )
         return max(known, key=lambda rate: (known[rate].score, -known[rate].nll))
 
-    def trial_cells(self, arm: ArmName, rate: float) -> list[GridCell]:
-        """Return the cells that an arm's trial of a rate is judged by, one a model."""
-        return [GridCell(arm, self.settings.seeds[0], "validation", task, rate) for task in self.models_of(ARMS[arm])]
+    def trial_cells(self, arm: ArmName, rate: float, task: str | None = None) -> list[GridCell]:
+        """Return the cells that an arm's trial of a rate is judged by, one a model; of a tuned arm `task`'s alone."""
+        models = [task] if ARMS[arm].tuned and task is not None else self.models_of(ARMS[arm])
+        return [GridCell(arm, self.settings.seeds[0], "validation", model, rate) for model in models]
 
-    def read_validation(self, arm: ArmName, rate: float) -> list[Mapping[str, Any]]:
+    def read_validation(self, arm: ArmName, rate: float, task: str | None = None) -> list[Mapping[str, Any]]:
         """Return the tasks of a trial's validation results."""
-        cells = self.trial_cells(arm, rate)
+        cells = self.trial_cells(arm, rate, task)
         return [task for cell in cells for task in json.loads(self.place(cell).read_bytes())["tasks"]]
 
 
@@ -369,6 +380,12 @@ def _open_in(folder: Path, config: CompareConfig | None) -> Comparison:
     for name in (*comparison.asked_trained, *comparison.held_out, *comparison.familiar):
         if not comparison.tasks[name].test:
             raise UserError(f"task '{name}': has no test rows, so no arm can be asked; give it some, or leave it out")
+    for name in comparison.dedicated if any(arm.tuned for arm in comparison.arms) else []:
+        if not comparison.tasks[name].validation:
+            raise UserError(
+                f"task '{name}': has no validation rows, which dedicated-tuned chooses its rate and steps by; give it"
+                " more train rows, or leave it out of compare.dedicated_tasks"
+            )
     write_inputs(folder, hash_inputs(comparison.tasks, comparison.settings.text_files))
     write_atomically(kept, dump_config(comparison.config))
     comparison.keep_frame()
@@ -570,7 +587,7 @@ class _Worker:
         """Copy the run of a finished trial that had the same recipe, if there is one; return whether there was."""
         comparison, rate = self.comparison, config.train.learning_rate
         folder, first = comparison.place(cell), comparison.settings.seeds[0]
-        if cell.rate is not None or cell.seed != first or rate not in comparison.settings.learning_rates:
+        if cell.rate is not None or cell.seed != first or rate not in comparison.rates_of(cell.arm):
             return False
         trial = comparison.place(replace(cell, rate=rate))
         if folder.exists() or not is_finished(trial):

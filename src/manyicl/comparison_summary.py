@@ -47,6 +47,7 @@ def collect_findings(comparison: Comparison) -> dict[str, Any]:
         "grid": grid,
         "costs": list(_costs(comparison)),
         "trials": list(_trials(comparison)),
+        "tuned": list(_tuned(comparison)),
         "chosen": [{"arm": arm, "shots": k, "scores": scores} for arm, (k, scores) in findings.chosen.items()],
         "curves": list(list_curves(findings)),
         "means": list(list_means(findings)),
@@ -134,17 +135,35 @@ def _costs(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _trials(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    rates = comparison.settings.learning_rates
+    """Yield every finished trial of a learning rate: of an arm, or of each model of a tuned one."""
     for arm in [arm for arm in comparison.arms if arm.trained]:
-        done = [rate for rate in rates if all(map(comparison.is_done, comparison.trial_cells(arm.name, rate)))]
-        judged = {rate: judge_trial(comparison.read_validation(arm.name, rate)) for rate in done}
-        is_whole = len(done) == len(rates) and None not in judged.values()
-        for rate, trial in judged.items():
+        rates = comparison.rates_of(arm.name)
+        for task in comparison.models_of(arm) if arm.tuned else [None]:
+            cells = {rate: comparison.trial_cells(arm.name, rate, task) for rate in rates}
+            done = [rate for rate in rates if all(map(comparison.is_done, cells[rate]))]
+            judged = {rate: judge_trial(comparison.read_validation(arm.name, rate, task)) for rate in done}
+            is_whole = len(done) == len(rates) and None not in judged.values()
+            for rate, trial in judged.items():
+                yield {
+                    "arm": arm.name,
+                    "task": task,
+                    "learning_rate": rate,
+                    "shots": trial.shots if trial else None,
+                    "score": trial.score if trial else None,
+                    "nll": trial.nll if trial else None,
+                    "chosen": is_whole and comparison.chosen_rate(arm.name, task) == rate,
+                }
+
+
+def _tuned(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield what was chosen for each finished model of a tuned arm: its rate, and the step of its checkpoint."""
+    for arm in [arm for arm in comparison.arms if arm.tuned]:
+        for seed, folder, plan, run in runs_of(comparison, arm):
             yield {
                 "arm": arm.name,
-                "learning_rate": rate,
-                "shots": trial.shots if trial else None,
-                "score": trial.score if trial else None,
-                "nll": trial.nll if trial else None,
-                "chosen": is_whole and comparison.chosen_rate(arm.name) == rate,
+                "task": folder.name,
+                "seed": seed,
+                "learning_rate": plan["learning_rate"],
+                "step": run["model_step"],
+                "steps": plan["steps"],
             }

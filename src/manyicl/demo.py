@@ -30,7 +30,7 @@ from manyicl.world.tasks import WorldTask, write_tasks
 TOKEN_BUDGET = 1280
 PACK_TOKENS = 2560
 ARMS_WITH_CEILING: tuple[ArmName, ...] = (
-    "base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-free",
+    "base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned",
 )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ class Findings:
 
     def trained_shots(self, arm: Arm) -> int | None:
         """Return the most shots that an answer was trained behind; None of the base, and where it differs by task."""
-        if arm.name in ("zero-shot", "dedicated", "dedicated-free"):
+        if arm.name in ("zero-shot", "dedicated", "dedicated-tuned"):
             return 0
         if arm.name == "few-shot":
             return self.settings.few_shot_shots

@@ -116,14 +116,29 @@ class Cost(Part):
 
 
 class Trial(Part):
-    """One learning rate that was tried, judged on validation rows. nll: nats per answer."""
+    """One learning rate that was tried, judged on validation rows. nll: nats per answer.
+
+    task: of an arm that is tuned for each task alone, the task of the model.
+    """
 
     arm: str
+    task: str | None = None
     learning_rate: float
     shots: int | None = None
     score: Number = None
     nll: Number = None
     chosen: bool = False
+
+
+class Tuned(Part):
+    """What was chosen for one model of a tuned arm: its rate, and its checkpoint at `step` of `steps`."""
+
+    arm: str
+    task: str
+    seed: int
+    learning_rate: float
+    step: int
+    steps: int
 
 
 class ShotsScore(Part):
@@ -344,6 +359,7 @@ class Comparison(Part):
     grid: tuple[GridCell, ...] = ()
     costs: tuple[Cost, ...] = ()
     trials: tuple[Trial, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
     chosen: tuple[ChosenShots, ...] = ()
     curves: tuple[CurveCell, ...] = ()
     means: tuple[MeanCell, ...] = ()

@@ -182,6 +182,7 @@ def _analysis(comparison: Comparison) -> list[str]:
         rows = (
             [
                 escape(comparison.title_of(trial.arm)),
+                DASH if trial.task is None else escape(trial.task),
                 tell_rate(trial.learning_rate),
                 DASH if trial.shots is None else str(trial.shots),
                 tell_percent(trial.score),
@@ -190,7 +191,19 @@ def _analysis(comparison: Comparison) -> list[str]:
             ]
             for trial in comparison.trials
         )
-        lines += table(["arm", "learning rate", "shots", "score, %", "nats an answer", ""], rows)
+        lines += table(["arm", "task", "learning rate", "shots", "score, %", "nats an answer", ""], rows)
+    if comparison.tuned:
+        lines += ["", "## Tuned for each task"]
+        tuned = (
+            [
+                escape(one.task),
+                str(one.seed),
+                tell_rate(one.learning_rate),
+                f"{one.step:,} of {one.steps:,}",
+            ]
+            for one in comparison.tuned
+        )
+        lines += table(["task", "seed", "learning rate", "step of the checkpoint"], tuned)
     return lines
 
 

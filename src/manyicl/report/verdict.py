@@ -14,6 +14,7 @@ from manyicl.report.numbers import (
     tell_percent,
     tell_points,
 )
+from manyicl.report.rates import tell_rates
 from manyicl.report.tables import ASKED, fewest_shots_changes
 
 METHOD = "manyicl"
@@ -240,6 +241,9 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
     ):
         if sentence:
             facts.append((about, sentence))
+    rates = tell_rates(comparison)
+    if rates:
+        facts.append(("Learning rates", rates))
     return facts
 
 
