@@ -3,7 +3,14 @@
     pip install ".[bench]"
     python benchmarks/train_vs_trl.py [--shape small] [--tokens 512,4096] [--episode-tokens 512] [--recompute]
                                       [--whole] [--no-flash] [--json OUT]
+    python benchmarks/train_vs_trl.py --model FOLDER [--tokens 4096] [--episodes 1,8,100] [--repeats 30] [--json OUT]
 
+With --model: full fine-tuning of a real model, float32 weights, on a GPU under bfloat16 autocast. Rows of --tokens hold
+1, 8 and 100 episodes. Each is given to TRL in both ways that its users have, and TRL's time is the faster one's:
+"packed" (padding-free, what `packing=True` gives) and "padded" (the episodes as rows of one batch; these episodes are
+of one length, so that hardly anything is padded). All sides take turns in each round.
+
+Without --model:
 Filled: one episode a row. Packed: episodes of --episode-tokens in one row. A step is forward and backward of one row,
 by each trainer's own loss (ours: manyicl.loss.row_loss and the step's sums; TRL: SFTTrainer.compute_loss on what its
 own padding-free collator makes of `input_ids`, `labels` and `seq_lengths`), float32 on a CPU and bfloat16 on a GPU.
@@ -38,9 +45,13 @@ from measuring import SHAPES, make_episodes, make_model, make_row, ratios, sprea
 from manyicl import flash_attention
 from manyicl.attention import IMPLEMENTATION, segment_attention
 from manyicl.batches import pad_row
+from manyicl.costs import count_flops, shape_model
 from manyicl.layers import Checkpointed, decoder_layers, prepared_layers
 from manyicl.loss import row_loss
 from manyicl.metrics import StepSums
+from manyicl.models import ModelSettings, load_model
+from manyicl.segment_kernels import forget_kernels, kernels_taken
+from manyicl.throughput import measure_ceiling
 from manyicl.training import row_multiple
 from manyicl.usage import PeakMemory
 
@@ -48,7 +59,10 @@ from manyicl.usage import PeakMemory
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="", choices=("", *SHAPES), help="small on a CPU, llama-1b on a GPU")
-    parser.add_argument("--tokens", default="512,4096", help="lengths of rows")
+    parser.add_argument("--model", help="folder of a model: rows of --tokens (4096) with --episodes, full fine-tuning")
+    parser.add_argument("--episodes", default="1,8,100", help="of a row, with --model")
+    parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast with --model on a CPU as well")
+    parser.add_argument("--tokens", help="lengths of rows (512,4096; with --model 4096)")
     parser.add_argument("--episode-tokens", type=int, default=512, help="of the episodes of a packed row")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--repeats", type=int, default=7, help="an interval needs six")
@@ -67,14 +81,114 @@ def main() -> None:
     if options.peak_of:
         print(peak_of(options, device))
         return
+    if options.model:
+        compare_real(options, device=device)
+        return
     rows = []
-    for num_tokens in (int(t) for t in options.tokens.split(",")):
+    for num_tokens in (int(t) for t in (options.tokens or "512,4096").split(",")):
         for kind, episode_tokens in (("filled", num_tokens), ("packed", options.episode_tokens)):
             if kind == "packed" and num_tokens < 3 * episode_tokens:
                 continue  # isolation is judged by a middle episode
             rows.append(compare(options, kind, num_tokens, episode_tokens, device=device))
             print(describe(rows[-1]), flush=True)
             write_json(options.json, rows)
+
+
+def compare_real(options, *, device):
+    """Time a real model's rows on both sides in turn; print each row, and write all of them."""
+    autocast = options.autocast or device.type == "cuda"
+    num_tokens, counts = int(options.tokens or 4096), [int(n) for n in options.episodes.split(",")]
+    model = load_model(ModelSettings(path=options.model, precision="fp32")).to(device).train()
+    peer_model = copy.deepcopy(model)
+    config, ways = model.config, {}
+    shape = shape_model(config)
+    made = {number: make_real(number, num_tokens, options, vocab_size=config.vocab_size) for number in counts}
+    for number, episodes in made.items():
+        ours = OurSide(
+            model, episodes, device=device, recompute=options.recompute, whole=options.whole, autocast=autocast
+        )
+        packed = PeerSide(peer_model, episodes, recompute=options.recompute, autocast=autocast)
+        ways[number] = {"ours": ours, "packed": packed}
+        if number > 1:
+            ways[number]["padded"] = PeerSide(peer_model, episodes, recompute=options.recompute, autocast=autocast)
+            ways[number]["padded"].unpack()
+    results, isolates = {}, {number: number == 1 or ways[number]["packed"].isolates() for number in counts}
+    for number, sides in ways.items():
+        if not isolates[number]:
+            del sides["packed"]
+        check_losses(number, sides, autocast=autocast)
+    steps = {(number, name): side.step for number, sides in ways.items() for name, side in sides.items()}
+    ceiling = measure_ceiling(device, seconds=3.0)
+    seconds = time_in_turn(steps, repeats=options.repeats, device=device, warmups=3)
+    for number, episodes in made.items():
+        own = {name: values for (count, name), values in seconds.items() if count == number}
+        peers = {name: values for name, values in own.items() if name != "ours"}
+        best = min(peers, key=lambda name: spread(peers[name])["median"])
+        lengths = [len(episode.ids) for episode in episodes]
+        num_targets = sum(int((episode.spans[:, 1] - episode.spans[:, 0]).sum()) for episode in episodes)
+        flops = count_flops(shape, lengths, num_targets=num_targets)
+        whole = seconds[counts[0], "ours"]
+        results[number] = {
+            "tokens": num_tokens,
+            "episodes": number,
+            "autocast": autocast,
+            "kernels": ways[number]["ours"].kernels,
+            "peer_attention": ways[number][best].attention,
+            "peer_packs_isolated": isolates[number],
+            "peer_way": best,
+            "time_s": {name: spread(values) for name, values in own.items()},
+            "tokens_per_s": {name: num_tokens / spread(values)["median"] for name, values in own.items()},
+            "mfu": None
+            if ceiling is None
+            else {name: flops / spread(values)["median"] / ceiling for name, values in own.items()},
+            "speedup": ratios(own["ours"], own[best]),
+            "share_of_first_row": spread([first / time for first, time in zip(whole, own["ours"], strict=True)]),
+        }
+        print(describe_real(results[number]), flush=True)
+    write_json(options.json, {"model": Path(options.model).name, "ceiling_flops": ceiling, "rows": results})
+
+
+def make_real(number, num_tokens, options, *, vocab_size):
+    """Return so many random episodes, alike in length."""
+    lengths = [num_tokens * (n + 1) // number - num_tokens * n // number for n in range(number)]
+    return [
+        episode
+        for length in lengths
+        for episode in make_episodes(length, episode_tokens=length, target_share=options.share, vocab_size=vocab_size)
+    ]
+
+
+def check_losses(number, sides, *, autocast):
+    """Stop if the first losses of a row differ from ours; in float32 they must be alike."""
+    losses = {name: side.step() for name, side in sides.items()}
+    exact = {name: exact_loss(side) for name, side in sides.items()}
+    for name in sides:
+        assert differ((losses[name], losses["ours"])) <= (1e-2 if autocast else 1e-3), f"{number} episodes: {losses}"
+        known = None not in (exact[name], exact["ours"])
+        assert not known or differ((exact[name], exact["ours"])) <= 1e-4, f"{number} episodes, in float32: {exact}"
+
+
+def describe_real(result):
+    """Return a few lines for a person."""
+    lines = [f"{result['episodes']} episodes in {result['tokens']:,} tokens:"]
+    for name, time_s in result["time_s"].items():
+        mfu = f", MFU {result['mfu'][name]:.1%}" if result["mfu"] else ""
+        lines.append(
+            f"  {name if name == 'ours' else 'TRL ' + name:11} {result['tokens_per_s'][name]:>9,.0f} tokens/s{mfu},"
+            f" {1e3 * time_s['median']:.1f} ms ({1e3 * time_s['min']:.1f} to {1e3 * time_s['max']:.1f})"
+        )
+    kernels = ", ".join(f"{name} ({count} times)" for name, count in result["kernels"].items())
+    lines.append(f"  attention: ours {kernels}; TRL {result['peer_attention']}")
+    if not result["peer_packs_isolated"]:
+        lines.append("  TRL's attention does not keep a pack's episodes apart here: its packed row is not timed")
+    faster, share = result["speedup"], result["share_of_first_row"]
+    interval = "95 % interval {:.2f} to {:.2f}, ".format(*faster["interval"]) if faster["interval"] else ""
+    lines.append(
+        f"  ours is {faster['ratio']:.2f} times as fast ({interval}single pairs {faster['min']:.2f} to"
+        f" {faster['max']:.2f}); {share['median']:.2f} ({share['min']:.2f} to {share['max']:.2f}) of our first row's"
+        " tokens/s"
+    )
+    return "\n".join(lines)
 
 
 def compare(options, kind, num_tokens, episode_tokens, *, device):
@@ -162,8 +276,9 @@ def count_runs(side):
 class OurSide:
     """One row through ours."""
 
-    def __init__(self, model, episodes, *, device, recompute, whole) -> None:
-        self.model, self.flash = model, None
+    def __init__(self, model, episodes, *, device, recompute, whole, autocast=False) -> None:
+        self.model, self.flash, self.kernels = model, None, {}
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=autocast)
         self.checkpointed = Checkpointed(len(decoder_layers(model)) if recompute else 0, keeps_attention=not whole)
         row = make_row(episodes)
         multiple = row_multiple(row.num_tokens, device=device, compiled=False)
@@ -177,9 +292,12 @@ class OurSide:
             prepared_layers(self.model, self.checkpointed, compiled=False),
         ):
             self.flash = flash_attention.in_place()
-            scored = row_loss(self.model, self.batch)
-            self.sums.add(self.batch, scored)
+            forget_kernels()
+            with self.autocast:
+                scored = row_loss(self.model, self.batch)
+                self.sums.add(self.batch, scored)
             scored.loss.backward()
+            self.kernels = kernels_taken()
         return float(scored.loss.detach())
 
     def exact_loss(self) -> float:
@@ -191,7 +309,7 @@ class OurSide:
 class PeerSide:
     """The same row through TRL's SFTTrainer."""
 
-    def __init__(self, model, episodes, *, recompute) -> None:
+    def __init__(self, model, episodes, *, recompute, autocast=False) -> None:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
@@ -203,7 +321,7 @@ class PeerSide:
             padding_free=True,
             max_length=None,
             gradient_checkpointing=recompute,  # TRL's own default is to recompute all layers
-            bf16=False,
+            bf16=autocast,
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
             dataset_kwargs={"skip_prepare_dataset": True},
@@ -226,7 +344,8 @@ class PeerSide:
     def step(self) -> float:
         self.trainer.model.zero_grad(set_to_none=True)
         self.trainer.model.train()
-        loss = self.trainer.compute_loss(self.trainer.model, dict(self.inputs))
+        with self.trainer.accelerator.autocast():
+            loss = self.trainer.compute_loss(self.trainer.model, dict(self.inputs))
         loss.backward()
         return float(loss.detach())
 
