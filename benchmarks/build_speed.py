@@ -24,7 +24,8 @@ from manyicl.episodes import EpisodeSettings
 from manyicl.packing import iter_packs
 from manyicl.tasks import load_tasks
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, tokenize_task
+from manyicl.tokenized import tokenize_task
+from manyicl.tokens import TaskTokenizer
 
 
 def main() -> None:

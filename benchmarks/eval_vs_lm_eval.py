@@ -63,7 +63,8 @@ from manyicl.models import ModelSettings, load_config, load_model
 from manyicl.precision import Precision
 from manyicl.sweep import Sweep, TaskSweep
 from manyicl.tasks import Task, load_tasks
-from manyicl.tokens import TaskTokenizer, join_examples, query_ids
+from manyicl.tokenized import join_examples, query_ids
+from manyicl.tokens import TaskTokenizer
 
 SHARED = Path(__file__).parents[2] / "shared"
 # 77 known answers, 2 known answers, short free answers, and worked solutions, of which fewer than 64 fit.

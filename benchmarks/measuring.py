@@ -15,7 +15,7 @@ from scipy.stats import binom
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig
 
 from manyicl.batches import Batch, join_row
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 
 ANSWER_TOKENS = 3
 

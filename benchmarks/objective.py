@@ -26,9 +26,10 @@ from manyicl.layers import Checkpointed, prepared_layers
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog
 from manyicl.models import load_model
-from manyicl.runs import prepare_run
+from manyicl.preparation import prepare_run
 from manyicl.throughput import share_out
-from manyicl.training import AnswerTrainer, LastStepCallback, plan_validation, train_packs, training_arguments
+from manyicl.training import AnswerTrainer, LastStepCallback, train_packs, training_arguments
+from manyicl.validation import plan_validation
 from manyicl.world.tasks import KINDS, iter_tasks, write_tasks
 
 META_ICL_EXAMPLES = 17

@@ -23,10 +23,10 @@ from manyicl.episodes import EpisodeSettings, plan_episode
 from manyicl.evaluation import ask_inputs, evaluate, load_asked_model, tokenize_for
 from manyicl.packing import Pack
 from manyicl.prefix import encode_prefix, score_answers
-from manyicl.runs import read_run_config
+from manyicl.run_folder import read_run_config
 from manyicl.shot_curve import score_episode
 from manyicl.tasks import Task, load_tasks
-from manyicl.tokens import join_examples, query_ids
+from manyicl.tokenized import join_examples, query_ids
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "real-small.toml"
 TOLERANCE = 1e-5

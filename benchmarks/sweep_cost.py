@@ -26,7 +26,8 @@ from manyicl.shot_curve import ask_draw
 from manyicl.sweep import Sweep, TaskSweep
 from manyicl.tasks import load_tasks
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, query_ids, tokenize_task
+from manyicl.tokenized import query_ids, tokenize_task
+from manyicl.tokens import TaskTokenizer
 
 MOST_TOKENS, MOST_TIME = 1.05, 1.25
 

@@ -31,7 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from manyicl.batches import lengths_of
 from manyicl.episodes import EpisodeSettings, plan_episode
 from manyicl.tasks import load_tasks
-from manyicl.tokens import TaskTokenizer, join_examples, tokenize_task
+from manyicl.tokenized import join_examples, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from manyicl.world.documents import iter_documents
 from manyicl.world.lexicon import all_words, load_lexicon
 from manyicl.world.seed import TEMPLATE

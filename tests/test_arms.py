@@ -21,7 +21,7 @@ from manyicl.comparison import Comparison
 from manyicl.config import RunConfig, load_recipe
 from manyicl.costs import count_flops
 from manyicl.errors import UserError
-from manyicl.runs import plan_packs, prepare_run
+from manyicl.preparation import plan_packs, prepare_run
 from tests.comparison_setting import make_recipe, write_world
 
 SHARED_ARMS = ("zero-shot", "few-shot", "manyicl")

@@ -32,7 +32,8 @@ from manyicl.episodes import Episode, EpisodeSettings
 from manyicl.packing import Pack, iter_packs
 from manyicl.tasks import Example
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, TokenizedEpisode, TokenizedTask, tokenize_task
+from manyicl.tokenized import TokenizedEpisode, TokenizedTask, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 
 NORMALIZATIONS = ["answer", "token", "task"]

@@ -17,11 +17,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from manyicl.config import RunConfig, make_config
 from manyicl.evaluation import ask_inputs, evaluate, load_asked_model
-from manyicl.models import ModelNote, save_model
+from manyicl.models import ModelNote
 from manyicl.runs import train
+from manyicl.saving import save_model
 from manyicl.tasks import Example, Task, load_tasks
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, join_examples, query_ids, tokenize_task
+from manyicl.tokenized import join_examples, query_ids, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task, tiny_model, train_tokenizer
 from tests.test_answering import reciting_model
 

@@ -11,12 +11,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from manyicl.config import HeldOutSettings, RunConfig, TaskSettings, dump_config, load_recipe, make_config
+from manyicl.config import (
+    HeldOutSettings,
+    RunConfig,
+    TaskSettings,
+    TrainSettings,
+    dump_config,
+    load_recipe,
+    make_config,
+)
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
 from manyicl.models import LoraSettings, ModelSettings
 from manyicl.templates import TemplateSettings
-from manyicl.training import TrainSettings
 
 SECTIONS = (
     TaskSettings,

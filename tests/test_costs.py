@@ -16,7 +16,7 @@ from manyicl.costs import _chosen_experts, count_flops, count_pairs, count_weigh
 from manyicl.errors import UserError
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import LoraSettings, add_adapter
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)

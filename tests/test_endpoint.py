@@ -27,7 +27,8 @@ from manyicl.endpoint import KEY_VARIABLE, Endpoint, EndpointSettings, base_url,
 from manyicl.endpoint_sweep import AnswerLog, answer_log_path, evaluate_at_endpoint, make_questions
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, evaluate, load_asked_model, tokenize_for
-from manyicl.models import ModelNote, save_model
+from manyicl.models import ModelNote
+from manyicl.saving import save_model
 from manyicl.sweep import Sweep, TaskSweep
 from manyicl.tasks import load_tasks
 from manyicl.templates import TemplateSettings

@@ -25,7 +25,8 @@ from manyicl.episodes import (
 from manyicl.errors import UserError
 from manyicl.label_names import LabelLengths
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, join_examples, tokenize_task
+from manyicl.tokenized import join_examples, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 from tests.test_templates import CHATML, chat_tokenizer
 

@@ -22,7 +22,8 @@ from manyicl.evaluation import tokenize_for
 from manyicl.sweep import Sweep, TaskSweep
 from manyicl.tasks import load_tasks
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, tokenize_task
+from manyicl.tokenized import tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import SHARED, make_task, needs_shared
 
 

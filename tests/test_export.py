@@ -16,7 +16,7 @@ from manyicl.export import export_trl
 from manyicl.files import sync_tree
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import load_model
-from manyicl.runs import prepare_run
+from manyicl.preparation import prepare_run
 from tests.trajectory.setting import write_setting
 
 needs_trl = pytest.mark.skipif(

@@ -15,7 +15,8 @@ from manyicl.evaluation import ask_inputs, evaluate, load_asked_model
 from manyicl.results import read_result
 from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, tokenize_task
+from manyicl.tokenized import tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 
 

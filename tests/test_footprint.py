@@ -23,7 +23,7 @@ from manyicl.footprint import (
 from manyicl.layers import Checkpointed, measure_activations, prepared_layers
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import LoraSettings, add_adapter
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)

@@ -20,8 +20,8 @@ from manyicl.footprint import Row, measure_footprint, predict_memory
 from manyicl.forecast import count_unterminated, forecast_run, is_exact_prefix, largest_row
 from manyicl.layers import Checkpointed
 from manyicl.models import load_config
+from manyicl.preparation import count_plan, prepare_run
 from manyicl.run_display import forecast_table
-from manyicl.runs import count_plan, prepare_run
 from manyicl.tokens import TaskTokenizer
 from tests.trajectory.setting import write_setting
 

@@ -22,12 +22,13 @@ from manyicl.errors import UserError
 from manyicl.label_names import WORDS, LabelLengths, check_names, draw_names, names_a_label
 from manyicl.loss import answer_loss, target_logits
 from manyicl.packing import Pack, iter_packs
+from manyicl.preparation import count_plan, prepare_run
 from manyicl.preview import draw_episode, preview_recipe
 from manyicl.run_display import plan_table
-from manyicl.runs import count_plan, prepare_run
 from manyicl.tasks import Example, Task
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, TokenizedEpisode, TokenizedTask, join_examples, tokenize_task, with_names
+from manyicl.tokenized import TokenizedEpisode, TokenizedTask, join_examples, tokenize_task, with_names
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task, tiny_model
 from tests.test_cli import run_manyicl
 from tests.test_templates import CHATML, chat_tokenizer

@@ -17,7 +17,8 @@ from manyicl.progress import make_console
 from manyicl.sweep import LONG_TEST, LONG_TRAIN, Sweep, TaskSweep, refuse_empty, tokens_kept_for_query
 from manyicl.tasks import Example, Task
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, tokenize_task
+from manyicl.tokenized import tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 
 

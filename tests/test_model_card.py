@@ -15,9 +15,11 @@ from manyicl.errors import UserError
 from manyicl.model_card import write_model_card
 from manyicl.models import load_tokenizer
 from manyicl.report.comparison import check_comparison
-from manyicl.runs import read_run_config, train
+from manyicl.run_folder import read_run_config
+from manyicl.runs import train
 from manyicl.tasks import load_tasks
-from manyicl.tokens import TaskTokenizer, query_ids, tokenize_task
+from manyicl.tokenized import query_ids, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.comparison_data import make_comparison
 from tests.trajectory.setting import write_setting
 

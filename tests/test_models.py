@@ -35,18 +35,15 @@ from manyicl.models import (
     LoraSettings,
     ModelNote,
     ModelSettings,
-    check_window,
-    hash_weights,
     load_config,
     load_model,
     load_tokenizer,
     locate_model,
-    max_tokens_of,
-    merge_adapter,
     read_note,
-    save_model,
 )
+from manyicl.saving import hash_weights, merge_adapter, save_model
 from manyicl.templates import TemplateSettings
+from manyicl.windows import check_window, max_tokens_of
 from tests.conftest import CONFIGS, tiny_model, train_tokenizer
 
 IDS = torch.arange(3, 60)[None]

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 from manyicl.errors import UserError
 from manyicl.evaluation import evaluate, load_asked_model
 from manyicl.models import ModelSettings, fingerprint_weights, load_config, load_model
-from manyicl.runs import read_run_config, train
+from manyicl.run_folder import read_run_config
+from manyicl.runs import train
 from manyicl.tasks import load_tasks
 from tests.conftest import tiny_model, train_tokenizer
 from tests.trajectory.setting import write_setting

@@ -11,8 +11,8 @@ from rich.console import Console
 from manyicl.config import RunConfig, make_config
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
+from manyicl.preparation import prepare_run
 from manyicl.preview import DrawnEpisode, draw_episode, preview_recipe, render_episode
-from manyicl.runs import prepare_run
 from manyicl.tasks import Example, Task
 from manyicl.templates import TemplateSettings
 from tests.conftest import make_task, train_tokenizer

@@ -17,8 +17,10 @@ from manyicl.arms import CompareConfig
 from manyicl.config import dump_config, load_recipe, make_config
 from manyicl.errors import UserError
 from manyicl.launch import check_launch
-from manyicl.models import ModelSettings, check_window, load_config, load_model, merge_adapter
+from manyicl.models import ModelSettings, load_config, load_model
 from manyicl.runs import train
+from manyicl.saving import merge_adapter
+from manyicl.windows import check_window
 from tests.conftest import COMMON, make_task, train_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from manyicl.held_out import HeldOutRow
 from manyicl.intervals import Interval
+from manyicl.preparation import count_plan, prepare_run
 from manyicl.run_display import held_out_table, plan_table
-from manyicl.runs import count_plan, prepare_run
 from tests.rendering import cells_of, render
 from tests.trajectory.setting import write_setting
 

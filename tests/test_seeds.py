@@ -13,7 +13,8 @@ from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.seeds import AskPurpose, PlanPurpose, Purpose, make_seed, make_stream
 from manyicl.sweep import Sweep, TaskSweep, draw_shots
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, tokenize_task
+from manyicl.tokenized import tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 
 

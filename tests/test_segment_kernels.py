@@ -12,7 +12,7 @@ from manyicl.batches import join_row
 from manyicl.loss import target_logits
 from manyicl.segment_kernels import attend_row_segments, forget_kernels, kernels_taken
 from manyicl.segments import bounds_of, make_segments
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 from tests.conftest import tiny_model
 
 

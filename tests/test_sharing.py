@@ -21,7 +21,8 @@ from manyicl.prefix import EngineCount, encode_prefix, score_answers, score_choi
 from manyicl.sharing import can_share_prefix, sharing_fault
 from manyicl.shot_curve import Sweep, evaluate_task
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, tokenize_task
+from manyicl.tokenized import tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import COMMON, CONFIGS, make_task, tiny_model
 from tests.parity.test_engine_parity import plain_nll, their_ids
 

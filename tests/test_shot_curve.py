@@ -15,7 +15,8 @@ from manyicl.shot_curve import ask_draw, evaluate_task, make_curve, score_one_pa
 from manyicl.sweep import Sweep, TaskSweep, write_answers
 from manyicl.tasks import Example, flip_labels, flip_map
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, tokenize_task
+from manyicl.tokenized import tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task, tiny_model
 
 

@@ -38,6 +38,7 @@ MODULES = (
     "templates",
     "episodes",
     "tokens",
+    "tokenized",  # flat ids of a task, and their cache
     "packing",
     "segments",  # where the episodes of a row lie
     "batches",
@@ -52,6 +53,8 @@ MODULES = (
     "precision",  # bf16 or fp32, by what the device multiplies
     "trials",  # ordinary text to try a model on
     "models",
+    "saving",
+    "windows",  # how many tokens a model reads
     "costs",  # weights and FLOPs, from a config alone
     "loss",
     "isolation",  # does a model keep the episodes of a row apart?
@@ -61,6 +64,8 @@ MODULES = (
     "throughput",
     "usage",  # seconds and bytes
     "metrics",
+    "config",
+    "validation",  # rows of it, packed once
     "launch",  # what accelerate may have set up
     "training",
     # Asking it: score against number of shots.
@@ -104,11 +109,12 @@ MODULES = (
     "world.documents",
     "world.regimes",
     # Runs, and what a person sees of all this.
-    "config",
     "report.__init__",
     "report.numbers",
     "progress",
     "run_progress",
+    "preparation",  # a recipe to the plan of packs
+    "run_folder",
     "runs",
     "audit",
     "preview",

@@ -17,7 +17,8 @@ from manyicl.sweep import (
     write_answers,
 )
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, join_examples, tokenize_task
+from manyicl.tokenized import join_examples, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 
 

@@ -21,10 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from manyicl.errors import UserError
 from manyicl.tasks import SPLITS, Example, Task, load_task
 from manyicl.templates import TemplateSettings, input_text
-from manyicl.tokens import (
-    NOT_GIVEN_BACK,
-    TERMINATOR_INSIDE,
-    TaskTokenizer,
+from manyicl.tokenized import (
     TokenizedTask,
     check_lost_answers,
     default_cache_dir,
@@ -32,6 +29,7 @@ from manyicl.tokens import (
     query_ids,
     tokenize_task,
 )
+from manyicl.tokens import NOT_GIVEN_BACK, TERMINATOR_INSIDE, TaskTokenizer
 from tests.conftest import SHARED, make_task, needs_shared, train_tokenizer
 from tests.test_templates import CHAT_TEMPLATES, MARKED, chat_tokenizer
 

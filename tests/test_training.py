@@ -11,21 +11,15 @@ from pydantic import ValidationError
 from transformers import Trainer
 
 from manyicl import training
+from manyicl.config import TrainSettings
 from manyicl.errors import UserError
 from manyicl.launch import check_launch
 from manyicl.layers import Checkpointed
 from manyicl.metrics import MetricsLog, bucket_name
 from manyicl.packing import Pack
 from manyicl.runs import train
-from manyicl.training import (
-    TrainSettings,
-    ValidationPack,
-    agree_on,
-    list_checkpoints,
-    refuse_data_parallel,
-    row_multiple,
-    share_rows,
-)
+from manyicl.training import agree_on, list_checkpoints, refuse_data_parallel, row_multiple
+from manyicl.validation import ValidationPack, share_rows
 from tests.trajectory.setting import read_metrics, write_setting
 
 

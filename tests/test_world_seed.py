@@ -12,7 +12,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from manyicl.tasks import load_tasks
-from manyicl.tokens import TaskTokenizer, join_examples, tokenize_task
+from manyicl.tokenized import join_examples, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from manyicl.world.lexicon import all_words, load_lexicon
 from manyicl.world.seed import SEED_MODEL, TEMPLATE
 from manyicl.world.tasks import draw_task, find_kinds, write_tasks

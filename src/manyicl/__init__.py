@@ -6,17 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manyicl.config import RunConfig, TaskSettings, load_recipe
+    from manyicl.config import RunConfig, TaskSettings, TrainSettings, load_recipe
     from manyicl.episodes import EpisodeSettings
     from manyicl.errors import UserError
     from manyicl.evaluation import ask_inputs, evaluate, load_asked_model, one_pass_curve
     from manyicl.models import LoraSettings, ModelSettings
     from manyicl.preview import draw_episode
     from manyicl.results import Evaluation
-    from manyicl.runs import Run, train
+    from manyicl.run_folder import Run
+    from manyicl.runs import train
     from manyicl.tasks import Example, Task, load_tasks
     from manyicl.templates import TemplateSettings
-    from manyicl.training import TrainSettings
 
 # Where each public name lives. They are imported at first use: torch and transformers take seconds.
 _HOMES = {
@@ -25,12 +25,12 @@ _HOMES = {
     "Example": "tasks",
     "LoraSettings": "models",
     "ModelSettings": "models",
-    "Run": "runs",
+    "Run": "run_folder",
     "RunConfig": "config",
     "Task": "tasks",
     "TaskSettings": "config",
     "TemplateSettings": "templates",
-    "TrainSettings": "training",
+    "TrainSettings": "config",
     "UserError": "errors",
     "ask_inputs": "evaluation",
     "draw_episode": "preview",

@@ -15,15 +15,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from manyicl.batches import PackDataset, lengths_of
-from manyicl.config import RunConfig
+from manyicl.config import RunConfig, TrainSettings
 from manyicl.costs import ModelShape, count_flops, shape_model
 from manyicl.episodes import Episode, iter_episodes
 from manyicl.errors import UserError
 from manyicl.models import load_config
 from manyicl.packing import pack_episodes
-from manyicl.runs import count_plan, plan_packs
-from manyicl.tokens import TokenizedTask
-from manyicl.training import TrainSettings
+from manyicl.preparation import count_plan, plan_packs
+from manyicl.tokenized import TokenizedTask
 
 ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned"]
 # Arms of earlier versions.

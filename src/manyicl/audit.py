@@ -14,7 +14,8 @@ from manyicl.copies import find_copies
 from manyicl.layouts import Source
 from manyicl.scoring import chance_score
 from manyicl.tasks import NO_SPLIT_NOTE, SPLITS, Fault, Task, inspect_task
-from manyicl.tokens import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
+from manyicl.tokenized import TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
+from manyicl.tokens import TaskTokenizer
 
 BUDGETS = (2048, 8192, 32768)
 # A label that makes up more than this share of the train answers leaves little to learn.

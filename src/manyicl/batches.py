@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from manyicl.episodes import EpisodeSettings, TaskLengths
 from manyicl.packing import Pack, iter_packs
 from manyicl.segments import Segments, bounds_of, make_segments, power_of_two
-from manyicl.tokens import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples
+from manyicl.tokenized import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples
 
 Normalization = Literal["answer", "token", "task"]
 

@@ -81,9 +81,10 @@ def check(
 
     tokenizer, max_tokens = None, None
     if model:  # only then is torch needed, which takes seconds to import
-        from manyicl.models import ModelSettings, find_max_tokens, load_tokenizer
+        from manyicl.models import ModelSettings, load_tokenizer
         from manyicl.templates import TemplateSettings
         from manyicl.tokens import TaskTokenizer
+        from manyicl.windows import find_max_tokens
 
         tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=model)), TemplateSettings())
         max_tokens = find_max_tokens(model)
@@ -158,7 +159,7 @@ def export(
     """Write the episodes that a recipe trains on for other trainers, such as TRL's SFTTrainer."""
     from manyicl.config import load_recipe
     from manyicl.export import export_trl
-    from manyicl.runs import prepare_run
+    from manyicl.preparation import prepare_run
 
     del format_  # there is one so far
     counts = export_trl(prepare_run(load_recipe(recipe, overrides=overrides or ())), out, rows=rows)
@@ -179,13 +180,15 @@ def train(
 
     A run that was stopped, or was out of memory: manyicl train --resume DIR [train.checkpointed_layers=all]
     """
-    from manyicl import runs
     from manyicl.config import load_recipe
     from manyicl.files import default_folder
+    from manyicl.preparation import Prepared
     from manyicl.progress import make_console
     from manyicl.run_display import held_out_table, plan_table
+    from manyicl.run_folder import is_finished, read_run_config
+    from manyicl.runs import train as train_run
 
-    def show_plan(prepared: runs.Prepared) -> None:
+    def show_plan(prepared: Prepared) -> None:
         make_console().print(plan_table(prepared))
 
     if resume is not None and out is not None:
@@ -193,12 +196,12 @@ def train(
     if resume is not None:
         if recipe is not None and "=" in recipe.name and not recipe.exists():
             recipe, overrides = None, [str(recipe), *(overrides or ())]
-        config = runs.read_run_config(resume, overrides=overrides or ())
+        config = read_run_config(resume, overrides=overrides or ())
         if recipe is not None:
             config = load_recipe(recipe, overrides=overrides or ())
-        was_finished = runs.is_finished(resume)
+        was_finished = is_finished(resume)
         with _stoppable("train", "--resume", str(resume), kept=resume):
-            run = runs.train(config, out=resume, resume=True, on_prepared=show_plan)
+            run = train_run(config, out=resume, resume=True, on_prepared=show_plan)
         if was_finished and run.is_main_process:
             typer.echo(f"{resume}: was finished before; nothing was left to train", err=True)
     elif recipe is None:
@@ -206,13 +209,13 @@ def train(
     else:
         folder = out or default_folder(recipe.stem)
         with _stoppable("train", "--resume", str(folder), kept=folder / "config.toml"):
-            run = runs.train(recipe, out=folder, overrides=overrides or (), on_prepared=show_plan)
+            run = train_run(recipe, out=folder, overrides=overrides or (), on_prepared=show_plan)
     if not run.is_main_process:
         return
     console = make_console()
     if run.held_out:
         console.print(held_out_table(run.held_out))
-    config = runs.read_run_config(run.folder)
+    config = read_run_config(run.folder)
     asked = (*config.tasks.names, *(row.task for row in run.held_out), "NAME")[0]
     command = shlex.join(["manyicl", "ask", str(run.folder), "--tasks", config.tasks.folder, "--task", asked])
     console.print(f"model: {run.model}\nask it: {command}", soft_wrap=True)
@@ -500,7 +503,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="A new folder for the whole model.")],
 ) -> None:
     """Fold a run's adapter into its base, into a plain Hugging Face folder."""
-    from manyicl.models import merge_adapter
+    from manyicl.saving import merge_adapter
 
     typer.echo(f"wrote {merge_adapter(model, out)}")
 

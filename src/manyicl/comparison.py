@@ -31,13 +31,16 @@ from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bi
 from manyicl.locks import LOCK, sole_writer
 from manyicl.models import load_tokenizer
 from manyicl.precision import resolve_precision
+from manyicl.preparation import tokenize_all
 from manyicl.progress import Pace, reporting
 from manyicl.report.numbers import tell_seconds
-from manyicl.runs import find_changes, is_finished, tokenize_all, train
+from manyicl.run_folder import find_changes, is_finished
+from manyicl.runs import train
 from manyicl.seeds import STREAMS
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.templates import Frame
-from manyicl.tokens import TaskTokenizer, TokenizedTask
+from manyicl.tokenized import TokenizedTask
+from manyicl.tokens import TaskTokenizer
 
 What = Literal["train", "validation", "test", "text", "flip", "order"]
 TRIAL_WHATS: tuple[What, ...] = ("train", "validation")

@@ -19,7 +19,7 @@ from manyicl.config import dump_config
 from manyicl.files import write_atomically
 from manyicl.findings import Findings, runs_of
 from manyicl.parts import package_versions
-from manyicl.runs import git_commit
+from manyicl.run_folder import git_commit
 
 COMPARISON_SCHEMA = 1
 COMPARISON_FILE = "comparison.json"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from manyicl.batches import Normalization
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models import ModelSettings
 from manyicl.precision import Precision
 from manyicl.templates import TemplateSettings
-from manyicl.training import TrainSettings
 
 
 class TaskSettings(BaseModel):
@@ -25,6 +25,64 @@ class TaskSettings(BaseModel):
 
     folder: str = Field(min_length=1, description="a folder of task files")
     names: tuple[str, ...] = Field((), description="the tasks to train on; all of the folder unless said")
+
+
+class TrainSettings(BaseModel):
+    """How the model is trained. Counts of packs are over all ranks, so a run does not depend on their number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_steps: Annotated[int, Field(gt=0)] = Field(description="optimizer steps")
+    pack_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="length of a pack; episodes.token_budget unless said"
+    )
+    packs_per_step: Annotated[int, Field(gt=0)] = Field(8, description="packs an optimizer step, over all ranks")
+    packs_per_batch: Annotated[int, Field(gt=0)] = Field(1, description="packs that go through a rank at once")
+    normalization: Normalization = Field(
+        "answer", description="what counts once in the loss: each answer, each token, or each task of the step"
+    )
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-4, description="peak learning rate of AdamW"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradients are clipped to it; 0: never")
+    checkpointed_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all", "whole"] = Field(
+        "auto",
+        description="layers that are recomputed in the backward pass, to save memory: 'auto' (as many as a GPU's free"
+        " memory asks, at the most 'whole'; none on a CPU), 'all', 'whole' (all, and what their attention gave too), or"
+        " how many",
+    )
+    compile: bool = Field(
+        False, description="compile the layers for one row length, to which shorter rows are padded; costs a minute"
+    )
+    log_every_steps: Annotated[int, Field(gt=0)] = Field(10, description="steps a line of metrics.jsonl")
+    checkpoint_every_steps: Annotated[int, Field(gt=0)] = Field(
+        100, description="steps between checkpoints, each with a validation loss; a multiple of log_every_steps"
+    )
+    validation_tokens: Annotated[int, Field(ge=0)] = Field(
+        8192, description="tokens of validation episodes a task; 0: no validation"
+    )
+    keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the run's model")
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="processes that build batches ahead; with none, one is built while the GPU works on the last"
+    )
+    report_to: tuple[str, ...] = Field((), description="the Trainer's integrations, such as 'tensorboard'")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> TrainSettings:
+        if self.checkpoint_every_steps % self.log_every_steps:
+            raise ValueError(
+                f"checkpoint_every_steps = {self.checkpoint_every_steps} is not a multiple of log_every_steps ="
+                f" {self.log_every_steps}, so a resumed run could not log what the uninterrupted one logs"
+            )
+        if self.packs_per_step % self.packs_per_batch:
+            raise ValueError(
+                f"packs_per_step = {self.packs_per_step} is not a multiple of packs_per_batch = {self.packs_per_batch}"
+            )
+        return self
 
 
 class HeldOutSettings(BaseModel):

@@ -30,7 +30,7 @@ from manyicl.seeds import STREAMS
 from manyicl.shot_curve import Report, chance_of, make_curve
 from manyicl.sweep import DEFAULT_SHOTS, TaskSweep, refuse_empty
 from manyicl.tasks import Task
-from manyicl.tokens import join_examples, query_ids
+from manyicl.tokenized import join_examples, query_ids
 
 # So many queries failed in a row, and the server is taken to be down.
 MAX_FAILED_IN_A_ROW = 20

@@ -16,24 +16,14 @@ from manyicl.answering import generate_behind
 from manyicl.cells import FILL, Prediction, Shots, sort_shots
 from manyicl.errors import UserError
 from manyicl.layers import check_compiler
-from manyicl.models import (
-    ModelSettings,
-    check_vocabulary,
-    check_window,
-    hash_weights,
-    load_config,
-    load_end_ids,
-    load_model,
-    load_tokenizer,
-    max_tokens_of,
-    read_note,
-)
+from manyicl.models import ModelSettings, load_config, load_end_ids, load_model, load_tokenizer, read_note
 from manyicl.parts import Parts, package_versions, read_header, sole_writer_of_out
 from manyicl.precision import PrecisionChoice, resolve_precision
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_answers, score_choices
 from manyicl.prefix_trial import TRIAL_TOKENS
 from manyicl.ranks import ALONE, Ranks
 from manyicl.results import Evaluation, refuse_other_result
+from manyicl.saving import hash_weights
 from manyicl.seeds import STREAMS, AskPurpose
 from manyicl.sharing import can_share_prefix, sharing_fault
 from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
@@ -50,15 +40,10 @@ from manyicl.sweep import (
 )
 from manyicl.tasks import Task
 from manyicl.templates import Frame, TemplateSettings
-from manyicl.tokens import (
-    TaskTokenizer,
-    TokenizedTask,
-    check_lost_answers,
-    default_cache_dir,
-    join_examples,
-    tokenize_task,
-)
+from manyicl.tokenized import TokenizedTask, check_lost_answers, default_cache_dir, join_examples, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from manyicl.trials import trial_ids
+from manyicl.windows import check_vocabulary, check_window, max_tokens_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from manyicl.config import dump_config
 from manyicl.errors import UserError
 from manyicl.files import sync_tree
 from manyicl.packing import Pack
-from manyicl.runs import Prepared, count_plan
+from manyicl.preparation import Prepared, count_plan
 
 Rows = Literal["episodes", "packs"]
 # What trainers leave out of the loss.

@@ -48,7 +48,7 @@ from manyicl.layers import (
 )
 from manyicl.loss import MOST_LOGITS, row_loss
 from manyicl.models import LoraSettings, add_adapter
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 
 # transformers picks attention by this name. H heads, T tokens, D head dimension.
 STAND_IN = "manyicl_footprint"

@@ -22,11 +22,13 @@ from manyicl.episodes import Episode
 from manyicl.errors import UserError
 from manyicl.fitting import Change, fits, predict_recipe, suggest_changes
 from manyicl.footprint import MemoryPrediction, Row, measure_footprint
-from manyicl.models import load_config, max_tokens_of
+from manyicl.models import load_config
 from manyicl.packing import Pack
 from manyicl.precision import resolve_precision
-from manyicl.runs import Prepared, count_dropped, count_plan, count_too_long, prepare_run
-from manyicl.tokens import TaskTokenizer, TokenizedTask, answer_lengths_of, join_examples, query_ids
+from manyicl.preparation import Prepared, count_dropped, count_plan, count_too_long, prepare_run
+from manyicl.tokenized import TokenizedTask, answer_lengths_of, join_examples, query_ids
+from manyicl.tokens import TaskTokenizer
+from manyicl.windows import max_tokens_of
 
 # Answers are counted by how many shots stand before them: the first index of each bucket.
 SHOT_EDGES = (0, 1, 4, 16, 64, 256)

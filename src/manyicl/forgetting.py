@@ -27,7 +27,7 @@ from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog
 from manyicl.prefix import device_of
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 
 DOCUMENT_END = "<|endoftext|>"
 # Windows go through the model in rows of about this many tokens.

@@ -20,7 +20,7 @@ from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.packing import Pack
 from manyicl.prefix import device_of
-from manyicl.tokens import TokenizedTask
+from manyicl.tokenized import TokenizedTask
 
 Losses = dict[str, list[float]]  # task -> mean nats per answer of each episode
 

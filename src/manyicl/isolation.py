@@ -25,7 +25,7 @@ from manyicl.batches import Batch, join_row
 from manyicl.config_shapes import longest_boundary
 from manyicl.errors import UserError
 from manyicl.loss import target_logits
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 from manyicl.trials import logit_difference
 
 # Tokens of the two short episodes of the trial, and of the long one if the model has no window, chunk or the like.

@@ -31,7 +31,7 @@ from manyicl.errors import UserError
 from manyicl.isolation import row_attention
 from manyicl.joined_adapters import Backend, join_before
 from manyicl.loss import MOST_LOGITS, target_logits
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 
 # "auto": as many as memory asks; "all"; "whole": all, and their attention too; or that many.
 CheckpointedLayers = int | Literal["auto", "all", "whole"]

@@ -18,7 +18,7 @@ from manyicl.report.comparison import Comparison
 from manyicl.report.markdown import escape
 from manyicl.report.plots import Axis, Line, draw_lines, plotting, shot_place, shots_axis
 from manyicl.report.svg import Plots, read_part
-from manyicl.runs import read_run_config
+from manyicl.run_folder import read_run_config
 from manyicl.tokens import TaskTokenizer
 
 CURVE_NAME = "shot-curve.svg"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,16 +14,14 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 from transformers.utils import logging as transformers_logging
 
-from manyicl.config_shapes import common_window
 from manyicl.errors import UserError, suggest
-from manyicl.files import sync_tree, write_atomically
 from manyicl.precision import PrecisionChoice, resolve_precision
 from manyicl.templates import Frame, TemplateSettings
 from manyicl.world.seed import SEED_MODEL
@@ -219,7 +215,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
             with _without_rename_warning():
                 model = PeftModel.from_pretrained(model, locate_model(settings.path))
     if is_adapter and trainable:
-        model, _ = _fold_adapter(model)
+        model, _ = fold_adapter(model)
     return add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
 
 
@@ -373,93 +369,7 @@ def add_adapter(model: Any, lora: LoraSettings, *, revision: str | None = None) 
         raise UserError(f"model.lora.modules = {lora.modules!r}: {_one_line(error)}") from error
 
 
-@contextmanager
-def _without_rename_warning() -> Iterator[None]:
-    """Keep a user from being told that peft asks for a name which transformers has renamed."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
-
-
-def check_window(config: Any, *, num_tokens: int, what: str) -> None:
-    """Refuse sequences longer than the model can use.
-
-    Raises:
-        UserError: `num_tokens` exceeds the maximum positions, or the window where every layer's attention slides.
-    """
-    config = config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and num_tokens > limit:
-        raise UserError(
-            f"{what} = {num_tokens}: the model knows {limit} positions (max_position_embeddings); lower it, or extend"
-            " the positions on purpose with model.config.max_position_embeddings and model.config.rope_parameters"
-        )
-    window = common_window(config)
-    if window is not None and num_tokens > window:
-        raise UserError(
-            f"{what} = {num_tokens}: every layer of the model sees only the last {window} tokens (sliding_window), and"
-            f" such models collapse beyond it; set it to at most {window}, or model.config.sliding_window = 'none'"
-        )
-
-
-def check_vocabulary(config: Any, *, path: str, num_tokens: int) -> None:
-    """Refuse ids that the model has no embedding for, which would end deep inside of it.
-
-    Raises:
-        UserError: `num_tokens`, one more than the largest id in use, exceeds the rows of the embedding.
-    """
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    if rows is not None and num_tokens > rows:
-        raise UserError(
-            f"{path}: its tokenizer writes token {num_tokens - 1:,}, but the model has only {rows:,}; use the tokenizer"
-            " that belongs to it, or give the model more rows (resize_token_embeddings) and save it"
-        )
-
-
-def max_tokens_of(config: Any) -> int:
-    """Return the longest sequence that the model can use.
-
-    Raises:
-        UserError: its config does not say.
-    """
-    config = config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None), common_window(config)]
-    known = [int(limit) for limit in limits if limit]
-    if not known:
-        raise UserError(f"--max-tokens: a {config.model_type} model does not say how long a sequence may be; say it")
-    return min(known)
-
-
-def find_max_tokens(path: str) -> int | None:
-    """Return the longest sequence that the model at `path` is asked with by default; None if it does not say."""
-    try:
-        most = max_tokens_of(load_config(ModelSettings(path=path)))
-    except UserError:
-        return None
-    return min(most, read_note(path).token_budget or most)
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> None:
-    """Write weights (safetensors), config, tokenizer and note, so that Hugging Face's classes load them.
-
-    An adapter's folder has a config.json only where `model.config` of its recipe changed the base's: the changes must
-    not be lost. Then AutoModelForCausalLM does not take it for an adapter any more, and peft loads it wrongly; merge it
-    for them.
-    """
-    model.save_pretrained(folder, safe_serialization=True)
-    save_beside_weights(model, tokenizer, folder, note=note)
-
-
-def save_beside_weights(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> None:
-    """Write tokenizer, note and, of an adapter on a changed base, its config; as `save_model` says, without weights."""
-    inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
-    if inner is not model and getattr(inner, "has_changed_config", False):
-        inner.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_atomically(folder / MODEL_NOTE, note.model_dump_json(indent=2) + "\n")
-
-
-def _fold_adapter(model: Any) -> tuple[Any, bool]:
+def fold_adapter(model: Any) -> tuple[Any, bool]:
     """Return the plain model that an adapter and its base make, and whether its head and embedding had to be untied.
 
     An adapter on one of the two changes only that one; folded into weights that both share it would change both.
@@ -477,33 +387,12 @@ def _fold_adapter(model: Any) -> tuple[Any, bool]:
     return model.merge_and_unload(), bool(adapted and is_tied)
 
 
-def merge_adapter(path: str, out: Path) -> str:
-    """Fold the adapter at `path` (a run or a folder) into its base, save a plain model in `out`, and say what was done.
-
-    Products are summed in float32 and the weights saved in the type that the base's config names. A head that shares
-    its weights with the embedding gets weights of its own if the adapter is on one of the two.
-
-    Raises:
-        UserError: there is no adapter, or `out` exists.
-    """
-    source = Path(locate_model(path))
-    if not source.is_dir():
-        raise UserError(f"{path}: no such folder; give a run, or the folder of an adapter")
-    if not (source / "adapter_config.json").is_file():
-        raise UserError(f"{path}: has no adapter to merge; its model is whole already")
-    if out.exists():
-        raise UserError(f"--out {out}: exists already; name a new folder")
-    settings = ModelSettings(path=str(source), precision="fp32")
-    dtype = getattr(load_config(settings), "dtype", None) or torch.float32
-    model, was_untied = _fold_adapter(load_model(settings))
-    model.to(dtype)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left
-    save_model(model, load_tokenizer(settings), partial, note=read_note(path))
-    sync_tree(partial)
-    partial.rename(out)
-    untied = ", with a head of its own: the base's shares its weights with the embedding" if was_untied else ""
-    return f"{out}: a plain model in {str(dtype).removeprefix('torch.')}, as its base{untied}"
+@contextmanager
+def _without_rename_warning() -> Iterator[None]:
+    """Keep a user from being told that peft asks for a name which transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 @contextmanager
@@ -542,24 +431,3 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, KeyError):
         text = f"unknown or missing entry {text}"
     return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def hash_weights(model: nn.Module, *, named: Callable[[str], bool] = lambda _: True) -> str:
-    """Return a hash of the weights whose name `named` takes: names, shapes, types, and the sum of each row's bits.
-
-    Integer sums come out alike in any order, so on every device; they need one pass over the weights and no copy.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not named(name):
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        if tensor.numel():
-            rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1).contiguous()
-            size = rows.element_size()
-            if size * int(rows.storage_offset()) % 8:
-                rows = rows.clone()  # else it could not be read eight bytes at once, which is fast
-            width = math.gcd(8, size * rows.shape[1])
-            bits = rows.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width])
-            digest.update(bits.sum(dim=1, dtype=torch.int64).cpu().numpy().tobytes())
-    return digest.hexdigest()

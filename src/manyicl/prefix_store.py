@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from manyicl.attention import Prefix, PrefixStore, inner_model
 from manyicl.errors import UserError
 from manyicl.files import writing_atomically
-from manyicl.models import hash_weights
 from manyicl.prefix import device_of
+from manyicl.saving import hash_weights
 
 # Entries of a config that say where it came from, not what it computes.
 _ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")

@@ -13,10 +13,11 @@ from manyicl.batches import lengths_of, targets_of
 from manyicl.config import RunConfig
 from manyicl.episodes import Episode, EpisodeSettings, iter_episodes, plan_episode
 from manyicl.models import load_tokenizer
-from manyicl.runs import tokenize_tasks
+from manyicl.preparation import tokenize_tasks
 from manyicl.tasks import Task
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, TokenizedEpisode, TokenizedTask, join_examples, tokenize_task, with_names
+from manyicl.tokenized import TokenizedEpisode, TokenizedTask, join_examples, tokenize_task, with_names
+from manyicl.tokens import TaskTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from manyicl.footprint import MemoryPrediction
 from manyicl.forecast import SHOT_EDGES, Forecast, name_bucket
 from manyicl.held_out import HeldOutRow, mean_of_tasks
 from manyicl.intervals import Interval
-from manyicl.runs import Prepared, count_dropped, count_plan
+from manyicl.preparation import Prepared, count_dropped, count_plan
 
 
 def held_out_table(rows: Sequence[HeldOutRow]) -> Group:

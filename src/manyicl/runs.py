@@ -9,20 +9,14 @@ model/         Hugging Face layout with tokenizer; loads with nothing of ours
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,10 +30,9 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from manyicl import flash_attention
-from manyicl.batches import BatchMaker, PackDataset
 from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe, with_precision
 from manyicl.costs import ModelShape, shape_model
-from manyicl.episodes import TOO_LONG, Episode
+from manyicl.episodes import Episode
 from manyicl.errors import UserError
 from manyicl.files import default_folder, sync_tree, write_atomically
 from manyicl.held_out import (
@@ -58,142 +51,39 @@ from manyicl.models import (
     MODEL_FILES,
     ModelNote,
     ModelSettings,
-    check_vocabulary,
-    check_window,
-    fingerprint_weights,
     load_config,
     load_model,
-    load_tokenizer,
-    locate_model,
-    save_beside_weights,
 )
 from manyicl.precision import resolve_precision
+from manyicl.preparation import Prepared, prepare_run
 from manyicl.progress import progress_bar
 from manyicl.ranks import SharedError, leave_at_exit
+from manyicl.run_folder import (
+    CHANGEABLE,
+    MOVABLE,
+    Run,
+    describe_run,
+    find_changes,
+    is_finished,
+    read_frame,
+    read_json,
+    to_json,
+)
 from manyicl.run_progress import BarCallback
-from manyicl.seeds import STREAMS
+from manyicl.saving import save_beside_weights
 from manyicl.segment_kernels import forget_kernels, kernels_taken
-from manyicl.tasks import Task, load_tasks
 from manyicl.templates import Frame
 from manyicl.throughput import share_out
-from manyicl.tokens import (
-    TaskTokenizer,
-    TokenizedTask,
-    check_lost_answers,
-    default_cache_dir,
-    tokenize_task,
-    with_names,
-)
 from manyicl.training import (
     AnswerTrainer,
     LastStepCallback,
-    ValidationPack,
     list_checkpoints,
-    plan_validation,
     refuse_data_parallel,
     train_packs,
     training_arguments,
 )
 from manyicl.trials import trial_ids
 from manyicl.usage import PeakMemory
-
-PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
-RUN_SCHEMA = 1
-# Settings of train.* that decide a run's time and memory, not its course (but for what dropout draws in batches of
-# other packs): they may be others when it is resumed.
-CHANGEABLE = ("checkpointed_layers", "compile", "num_workers", "packs_per_batch")
-# Settings that say where things lie. They may change too, if the same tasks and weights lie in the new place.
-MOVABLE = ("tasks.folder", "model.path")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A finished run.
-
-    model: the folder to load or ask. held_out: the closing table, empty where none was asked for, and on all ranks
-    but the main process, which alone writes and prints.
-    """
-
-    folder: Path
-    model: Path
-    held_out: tuple[HeldOutRow, ...]
-    is_main_process: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that is known before the weights are loaded: tokenised tasks, the packs of the whole run, validation.
-
-    frame: the text that examples are written in.
-    """
-
-    config: RunConfig
-    tokenizer: Any
-    frame: Frame
-    tasks: dict[str, TokenizedTask]
-    packs: PackDataset
-    validation: tuple[BatchMaker, list[ValidationPack]]
-
-
-def prepare_run(config: RunConfig, *, frame: Frame | None = None) -> Prepared:
-    """Read, check and tokenise the tasks, and plan every pack.
-
-    frame: of the chat style, the text that a run was started with; None renders the chat template now.
-
-    Raises:
-        UserError: anything that would make the run useless or impossible.
-    """
-    check_window(load_config(config.model), num_tokens=config.episodes.token_budget, what="episodes.token_budget")
-    tokenizer = load_tokenizer(config.model)
-    writer = TaskTokenizer(tokenizer, config.template, frame=frame)
-    tasks = tokenize_tasks(config, writer)
-    for name, task in tasks.items():
-        check_vocabulary(load_config(config.model), path=config.model.path, num_tokens=task.num_ids)
-        if not len(task.splits["train"]):
-            raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
-    packs = plan_packs(config, tasks)
-    validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
-    planned = plan_validation(
-        validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
-    )
-    return Prepared(config, tokenizer, writer.frame, tasks, packs=packs, validation=(validation_maker, planned))
-
-
-def plan_packs(config: RunConfig, tasks: Mapping[str, TokenizedTask]) -> PackDataset:
-    """Return the packs of the whole run."""
-    return PackDataset(
-        BatchMaker(tasks, targets=config.episodes.targets, normalization=config.train.normalization),
-        settings=config.episodes,
-        pack_tokens=config.pack_tokens,
-        packs_per_step=config.train.packs_per_step,
-        num_steps=config.train.num_steps,
-        seed=config.seed,
-    )
-
-
-def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
-    """Return the recipe's tasks in ids, by name.
-
-    Raises:
-        UserError: a fault in the task files, or too many answers that cannot be used.
-    """
-    return tokenize_all(load_tasks(config.tasks.folder, names=config.tasks.names or None), config, tokenizer)
-
-
-def tokenize_all(tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
-    """Return `tasks` in ids, by name, ready for the recipe's episodes.
-
-    Raises:
-        UserError: too many answers of a task cannot be used.
-    """
-    tokenized = {t.name: tokenize_task(t, tokenizer=tokenizer, cache_dir=default_cache_dir()) for t in tasks}
-    if config.episodes.needs_labels:
-        tokenized = {name: with_names(task, tokenizer=tokenizer) for name, task in tokenized.items()}
-    for task in tokenized.values():
-        fault = check_lost_answers(task)
-        if fault:
-            raise UserError(fault)
-    return tokenized
 
 
 def train(
@@ -320,7 +210,7 @@ def _try_rows(folder: Path, model: Any, prepared: Prepared, *, is_main: bool) ->
     fault = isolation_fault(model, text, longest=prepared.config.episodes.token_budget)
     if is_main:
         rows = {"episodes": "alone" if fault else "together", "reason": fault}
-        write_atomically(folder / "run.json", _to_json({**_read_json(folder / "run.json"), "rows": rows}))
+        write_atomically(folder / "run.json", to_json({**read_json(folder / "run.json"), "rows": rows}))
 
 
 @contextmanager
@@ -374,19 +264,6 @@ def _refuse_moved(folder: Path, config: RunConfig) -> None:
         )
 
 
-def find_changes(before: RunConfig, now: RunConfig) -> dict[str, Any]:
-    """Return the settings in which two recipes differ, such as 'train.num_steps', as they are now."""
-
-    def settings(config: RunConfig) -> dict[str, Any]:
-        content = config.model_dump()
-        flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
-        tables = [(section, table) for section, table in content.items() if isinstance(table, dict)]
-        return flat | {f"{section}.{key}": value for section, table in tables for key, value in table.items()}
-
-    old, new = settings(before), settings(now)
-    return {key: value for key, value in new.items() if value != old[key]}
-
-
 def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> Path:
     """Return the run's folder, the main process's on all ranks: its default name holds the time."""
     stem = "run" if isinstance(recipe, RunConfig) else Path(recipe).stem
@@ -401,7 +278,7 @@ def _refuse_other_data(folder: Path, prepared: Prepared) -> None:
     Raises:
         UserError: naming the first task that differs.
     """
-    before, now = _read_json(folder / "run.json"), describe_run(prepared)
+    before, now = read_json(folder / "run.json"), describe_run(prepared)
     for name, entry in now["tasks"].items():
         if before["tasks"].get(name, {}).get("sha256") != entry["sha256"]:
             raise UserError(
@@ -420,45 +297,21 @@ def _refuse_other_data(folder: Path, prepared: Prepared) -> None:
         )
 
 
-def read_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the resolved config of a run, with `key=value` overrides applied.
-
-    Raises:
-        UserError: `folder` is not a run, or an override has no such key or value.
-    """
-    path = folder / "config.toml"
-    if not path.is_file():
-        raise UserError(f"{folder}: is not a run (no config.toml); name the folder of a run")
-    return load_recipe(path, overrides=overrides)
-
-
-def read_frame(folder: Path) -> Frame | None:
-    """Return the text around examples that a run in the chat style was started with; None if it keeps none."""
-    kept = _read_json(folder / "run.json").get("frame")
-    return Frame(**kept) if kept else None
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether there is a run in `folder` that has its model and its closing table."""
-    state = folder / "run.json"
-    return state.is_file() and bool(_read_json(state)["finished"])
-
-
 def _start_folder(folder: Path, prepared: Prepared) -> None:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for leftover in (folder / "checkpoints").glob(".saving-*"):
         shutil.rmtree(leftover)
     resolved = folder / "config.toml"
     if not resolved.exists():
-        write_atomically(folder / "run.json", _to_json(describe_run(prepared)))
+        write_atomically(folder / "run.json", to_json(describe_run(prepared)))
         write_atomically(resolved, dump_config(prepared.config))
         return
     changes = find_changes(load_recipe(resolved), prepared.config)
     if changes and not is_finished(folder):
         step = max((step for step, _ in list_checkpoints(folder / "checkpoints")), default=0)
-        content = _read_json(folder / "run.json")
+        content = read_json(folder / "run.json")
         content["changes"] = [*content.get("changes", []), {"after_step": step, **changes}]
-        write_atomically(folder / "run.json", _to_json(content))
+        write_atomically(folder / "run.json", to_json(content))
         write_atomically(resolved, dump_config(prepared.config))
 
 
@@ -508,7 +361,7 @@ def _refuse_damaged(checkpoint: Path) -> None:
                 with zipfile.ZipFile(path):  # what torch.save writes; its directory stands at the end
                     pass
             elif path.suffix == ".json":
-                _read_json(path)
+                read_json(path)
         except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
             raise UserError(
                 f"{path}: is damaged ({error}); remove {checkpoint} and go on from the checkpoint before it, or"
@@ -541,7 +394,7 @@ class _UsageCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Read what earlier processes took."""
-        self.before = _read_json(self.path)
+        self.before = read_json(self.path)
         forget_kernels()
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -559,7 +412,7 @@ class _UsageCallback(TrainerCallback):
             "flash_attention": flash_attention.in_place(),
             "attention_kernels": kernels_taken(),
         }
-        write_atomically(self.path, _to_json({**_read_json(self.path), **taken}))
+        write_atomically(self.path, to_json({**read_json(self.path), **taken}))
 
 
 def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:
@@ -587,7 +440,7 @@ def _finish_model(folder: Path, model: Any, prepared: Prepared) -> None:
     save_beside_weights(model, prepared.tokenizer, partial, note=note)
     sync_tree(partial)
     partial.rename(folder / "model")
-    write_atomically(folder / "run.json", _to_json({**_read_json(folder / "run.json"), "model_step": step}))
+    write_atomically(folder / "run.json", to_json({**read_json(folder / "run.json"), "model_step": step}))
 
 
 def _trained_shots(prepared: Prepared) -> dict[str, int]:
@@ -614,8 +467,8 @@ def _losses_before(
     """Return the untrained model's held-out losses, measured once a run (a resumed run has no untrained model)."""
     path = folder / "held_out_before.json"
     if not path.exists():
-        write_atomically(path, _to_json(episode_losses(model.eval(), prepared.tasks, episodes)))
-    losses: dict[str, list[float]] = _read_json(path)
+        write_atomically(path, to_json(episode_losses(model.eval(), prepared.tasks, episodes)))
+    losses: dict[str, list[float]] = read_json(path)
     return losses
 
 
@@ -638,95 +491,6 @@ def _close_held_out(
 
 def _close_run(folder: Path, rows: Sequence[HeldOutRow], *, seconds: float) -> None:
     """Mark the run as finished. seconds: of this process, so not of what ran before a kill."""
-    content = _read_json(folder / "run.json")
+    content = read_json(folder / "run.json")
     content |= {"finished": True, "last_process_s": round(seconds, 1), "held_out": rows_to_json(rows)}
-    write_atomically(folder / "run.json", _to_json(content))
-
-
-def describe_run(prepared: Prepared) -> dict[str, Any]:
-    """Return what run.json says from the start: versions, commit, hashes, and the plan's counts."""
-    config = prepared.config
-    return {
-        "schema": RUN_SCHEMA,
-        "finished": False,
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git_commit": git_commit(),
-        "model": locate_model(config.model.path),
-        "weights": fingerprint_weights(locate_model(config.model.path)),
-        **({"frame": asdict(prepared.frame)} if config.template.style == "chat" else {}),
-        "tasks": {
-            name: {"sha256": t.task.sha256, "dropped": count_dropped(t, config)} for name, t in prepared.tasks.items()
-        },
-        "plan": {**count_plan(prepared.packs, pack_tokens=config.pack_tokens), "sha256": hash_plan(prepared.packs)},
-    }
-
-
-def hash_plan(packs: PackDataset) -> str:
-    """Return a hash of the packs in their order: tasks, epochs, examples and label names of their episodes.
-
-    The version of the random streams is in it: they draw more than the packs, such as the validation episodes.
-    """
-    digest = hashlib.sha256(f"streams {STREAMS}\n".encode())
-    for pack in packs.packs:
-        for episode in pack.episodes:
-            names = None if episode.names is None else episode.names.tolist()
-            line = f"{pack.index} {episode.task} {episode.epoch} {episode.examples.tolist()} {names}\n"
-            digest.update(line.encode())
-    return digest.hexdigest()
-
-
-def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]:
-    """Return how many rows of all splits are not used, by reason: with the usable ones they add up to those read."""
-    counts = Counter(tokenized.task.dropped)
-    for split in tokenized.splits:
-        counts.update(tokenized.dropped[split])
-        counts[TOO_LONG] += count_too_long(tokenized, config=config, split=split)
-    return {reason: number for reason, number in counts.items() if number}
-
-
-def count_too_long(tokenized: TokenizedTask, *, config: RunConfig, split: str) -> int:
-    """Return how many rows of a split fit no episode."""
-    alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits[split].lengths
-    return int((alone > config.episodes.token_budget).sum())
-
-
-def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
-    """Return the plan's totals. fill: processed tokens over the capacity of the packs.
-
-    renamed_episodes is there only where some were asked for.
-    """
-    num_tokens = sum(pack.num_tokens for pack in packs.packs)
-    by_task: dict[str, int] = {}
-    episodes = [episode for pack in packs.packs for episode in pack.episodes]
-    for episode in episodes:
-        by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
-    renamed = {"renamed_episodes": sum(e.names is not None for e in episodes)} if packs.settings.rename_share else {}
-    return {
-        "packs": len(packs.packs),
-        "episodes": len(episodes),
-        **renamed,
-        "answers": sum(d.num_answers for d in packs.divisors),
-        "targets": sum(d.num_targets for d in packs.divisors),
-        "tokens": num_tokens,
-        "tokens_by_task": by_task,
-        "fill": num_tokens / (pack_tokens * len(packs.packs)),
-    }
-
-
-def git_commit() -> str | None:
-    """Return the commit of the folder that the caller stands in, '+' where it has changes; None outside git."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _to_json(content: Any) -> str:
-    return json.dumps(content, indent=1) + "\n"
+    write_atomically(folder / "run.json", to_json(content))

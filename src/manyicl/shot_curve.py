@@ -26,7 +26,8 @@ from manyicl.scoring import best_score, chance_score, macro_f1, majority_answer,
 from manyicl.sharing import can_share_prefix
 from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
 from manyicl.tasks import Example, Task
-from manyicl.tokens import TaskTokenizer, TokenizedTask, query_ids
+from manyicl.tokenized import TokenizedTask, query_ids
+from manyicl.tokens import TaskTokenizer
 
 Report = Callable[[str, int, int], None]  # (what, done, total)
 CellAnswers = Mapping[tuple[int, Shots], Sequence[Prediction]]  # (draw, shots) -> the answer to every query

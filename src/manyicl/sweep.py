@@ -22,7 +22,8 @@ from manyicl.cells import FILL, Shots, sort_shots
 from manyicl.errors import UserError
 from manyicl.prefix import EngineCount
 from manyicl.seeds import AskPurpose, make_stream
-from manyicl.tokens import TaskTokenizer, TokenizedTask, join_examples
+from manyicl.tokenized import TokenizedTask, join_examples
+from manyicl.tokens import TaskTokenizer
 
 DEFAULT_SHOTS: tuple[Shots, ...] = (0, 1, 4, 16, 64)
 # A k is asked only where at least this share of the queries fits behind it; else it would be scored on short ones.

@@ -11,23 +11,21 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from manyicl.batches import Batch, BatchMaker, Normalization, PackDataset, lengths_of
-from manyicl.episodes import EpisodeSettings, fits_any, iter_episodes
+from manyicl.batches import Batch, BatchMaker, PackDataset
+from manyicl.config import TrainSettings
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.files import sync_folder, sync_tree
 from manyicl.isolation import isolation_fault, row_attention
@@ -43,108 +41,8 @@ from manyicl.layers import (
 )
 from manyicl.loss import row_loss
 from manyicl.metrics import MetricsLog, StepSums, bucket_name
-from manyicl.packing import Pack
 from manyicl.throughput import measure_ceiling
-
-# Lengths of rows that a GPU meets, at most: each costs cuDNN a plan, and padding to one of them 1.6 % at most.
-ROW_LENGTHS = 64
-
-
-class TrainSettings(BaseModel):
-    """How the model is trained. Counts of packs are over all ranks, so a run does not depend on their number."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_steps: Annotated[int, Field(gt=0)] = Field(description="optimizer steps")
-    pack_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="length of a pack; episodes.token_budget unless said"
-    )
-    packs_per_step: Annotated[int, Field(gt=0)] = Field(8, description="packs an optimizer step, over all ranks")
-    packs_per_batch: Annotated[int, Field(gt=0)] = Field(1, description="packs that go through a rank at once")
-    normalization: Normalization = Field(
-        "answer", description="what counts once in the loss: each answer, each token, or each task of the step"
-    )
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        1e-4, description="peak learning rate of AdamW"
-    )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW")
-    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradients are clipped to it; 0: never")
-    checkpointed_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all", "whole"] = Field(
-        "auto",
-        description="layers that are recomputed in the backward pass, to save memory: 'auto' (as many as a GPU's free"
-        " memory asks, at the most 'whole'; none on a CPU), 'all', 'whole' (all, and what their attention gave too), or"
-        " how many",
-    )
-    compile: bool = Field(
-        False, description="compile the layers for one row length, to which shorter rows are padded; costs a minute"
-    )
-    log_every_steps: Annotated[int, Field(gt=0)] = Field(10, description="steps a line of metrics.jsonl")
-    checkpoint_every_steps: Annotated[int, Field(gt=0)] = Field(
-        100, description="steps between checkpoints, each with a validation loss; a multiple of log_every_steps"
-    )
-    validation_tokens: Annotated[int, Field(ge=0)] = Field(
-        8192, description="tokens of validation episodes a task; 0: no validation"
-    )
-    keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the run's model")
-    num_workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="processes that build batches ahead; with none, one is built while the GPU works on the last"
-    )
-    report_to: tuple[str, ...] = Field((), description="the Trainer's integrations, such as 'tensorboard'")
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> TrainSettings:
-        if self.checkpoint_every_steps % self.log_every_steps:
-            raise ValueError(
-                f"checkpoint_every_steps = {self.checkpoint_every_steps} is not a multiple of log_every_steps ="
-                f" {self.log_every_steps}, so a resumed run could not log what the uninterrupted one logs"
-            )
-        if self.packs_per_step % self.packs_per_batch:
-            raise ValueError(
-                f"packs_per_step = {self.packs_per_step} is not a multiple of packs_per_batch = {self.packs_per_batch}"
-            )
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationPack:
-    """One validation episode of one task, alone in its row."""
-
-    task: str
-    pack: Pack
-
-
-def plan_validation(
-    maker: BatchMaker, *, settings: EpisodeSettings, num_tokens: int, seed: int
-) -> list[ValidationPack]:
-    """Return about `num_tokens` of episodes of each task's validation rows, none renamed; at most one pass."""
-    planned = []
-    for name in maker.task_names:
-        lengths = lengths_of(maker.tasks[name], split=maker.split)
-        if not num_tokens or not fits_any(lengths, token_budget=settings.token_budget):
-            continue
-        spent = 0
-        plan = iter_episodes(
-            [lengths], settings=settings.without_augmentation(), seed=seed, purpose="validation losses"
-        )
-        for episode in plan:
-            if episode.epoch > 0 or spent >= num_tokens:
-                break
-            planned.append(ValidationPack(task=name, pack=Pack(index=episode.index, episodes=(episode,))))
-            spent += episode.num_tokens
-    return planned
-
-
-def share_rows(planned: Sequence[ValidationPack], *, rank: int, num_ranks: int) -> list[tuple[ValidationPack, bool]]:
-    """Return the rows of one rank, and whether each counts: the last is repeated so that all ranks have as many.
-
-    Where weights are sharded each forward pass is everyone's, and a rank without a row would leave the others waiting.
-    """
-    num_rows = -(-len(planned) // num_ranks)
-    places = range(rank, num_rows * num_ranks, num_ranks)
-    return [(planned[min(place, len(planned) - 1)], place < len(planned)) for place in places]
+from manyicl.validation import ROW_LENGTHS, ValidationPack, share_rows
 
 
 class AnswerTrainer(Trainer):

@@ -24,7 +24,8 @@ from manyicl.fused import fused_pieces
 from manyicl.layers import Checkpointed, choose_checkpointed, measure_activations, prepared_layers
 from manyicl.loss import answer_loss, row_loss, target_logits
 from manyicl.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
-from manyicl.runs import read_run_config, train
+from manyicl.run_folder import read_run_config
+from manyicl.runs import train
 from manyicl.segment_kernels import attend_row_segments, kernel_order
 from manyicl.segments import bounds_of, make_segments
 from manyicl.sharing import sharing_fault

@@ -13,7 +13,7 @@ from manyicl.footprint import Row, measure_footprint, predict_memory
 from manyicl.layers import Checkpointed, prepared_layers, unwidened_inputs
 from manyicl.loss import row_loss
 from manyicl.models import LoraSettings, add_adapter
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,7 +18,8 @@ from manyicl.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_ans
 from manyicl.shot_curve import ask_draw, evaluate_task
 from manyicl.sweep import Sweep, TaskSweep, draw_shots
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, join_examples, query_ids, tokenize_task
+from manyicl.tokenized import join_examples, query_ids, tokenize_task
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import CONFIGS, make_task, tiny_model
 
 CLASSES = sorted(CONFIGS)

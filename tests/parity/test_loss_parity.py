@@ -13,7 +13,7 @@ from manyicl.attention import segment_attention
 from manyicl.batches import join_row
 from manyicl.loss import answer_loss, target_logits
 from manyicl.segments import make_segments
-from manyicl.tokens import TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
 from tests.conftest import CONFIGS, tiny_model
 
 CLASSES = sorted(CONFIGS)

@@ -15,9 +15,11 @@ from manyicl.batches import BatchMaker
 from manyicl.config import make_config
 from manyicl.isolation import isolation_fault
 from manyicl.loss import target_logits
-from manyicl.models import LoraSettings, ModelNote, ModelSettings, load_model, load_tokenizer, merge_adapter, save_model
-from manyicl.runs import prepare_run, train
-from manyicl.tokens import TokenizedEpisode
+from manyicl.models import LoraSettings, ModelNote, ModelSettings, load_model, load_tokenizer
+from manyicl.preparation import prepare_run
+from manyicl.runs import train
+from manyicl.saving import merge_adapter, save_model
+from manyicl.tokenized import TokenizedEpisode
 from manyicl.trials import trial_ids
 from tests.parity.test_loss_parity import row
 from tests.trajectory.setting import read_metrics, read_weights, write_tasks

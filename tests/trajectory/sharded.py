@@ -16,7 +16,7 @@ from manyicl.attention import segment_attention
 from manyicl.config import RunConfig, load_recipe
 from manyicl.loss import answer_loss, target_logits
 from manyicl.models import load_model
-from manyicl.runs import prepare_run
+from manyicl.preparation import prepare_run
 from tests.trajectory.setting import end_process
 
 

@@ -17,7 +17,8 @@ import torch
 from manyicl import training
 from manyicl.config import dump_config, load_recipe, make_config
 from manyicl.errors import OutOfMemoryError, UserError
-from manyicl.runs import read_run_config, train
+from manyicl.run_folder import read_run_config
+from manyicl.runs import train
 from manyicl.training import list_checkpoints
 from tests.trajectory.killed import STAGES
 from tests.trajectory.setting import (
