@@ -56,6 +56,7 @@ MODULES = (
     "saving",
     "windows",  # how many tokens a model reads
     "costs",  # weights and FLOPs, from a config alone
+    "heads",  # logits in float32
     "loss",
     "isolation",  # does a model keep the episodes of a row apart?
     "joined_adapters",  # of one input, in what torch.compile makes of a layer

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from manyicl.attention import Prefix, RowLayout, inner_model, segment_attention
+from manyicl.heads import float32_head
 from manyicl.memory import plan_memory, run_rows
 from manyicl.prefix import EngineCount, check_finite, device_of, encode_prefix, score_answers
 from manyicl.query_rows import Asked, kept_tokens, lay_out_row, read_edges, run_row
@@ -337,17 +338,18 @@ def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_ne
     # would forbid the very answers that the shots show.
     before, inner.generation_config = inner.generation_config, GenerationConfig()
     try:
-        output: Tensor = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=list(tokenizer.end_ids) or None,
-                pad_token_id=tokenizer.end_ids[0] if tokenizer.end_ids else 0,
-            ),
-            stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, ids.shape[1])]),
-        )
+        with float32_head(model):
+            output: Tensor = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=list(tokenizer.end_ids) or None,
+                    pad_token_id=tokenizer.end_ids[0] if tokenizer.end_ids else 0,
+                ),
+                stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, ids.shape[1])]),
+            )
     finally:
         inner.generation_config = before
     told: list[list[int]] = output[:, ids.shape[1] :].tolist()

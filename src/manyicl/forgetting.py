@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from manyicl.batches import Batch, join_row
 from manyicl.errors import UserError
+from manyicl.heads import float32_head
 from manyicl.intervals import Table
 from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
@@ -95,7 +96,8 @@ def _cut_document(text: str, tokenizer: Any, *, window_tokens: int) -> list[tupl
 def window_bits(model: Any, windows: TextWindows) -> NDArray[np.float64]:
     """Return the bits that each window's targets cost, (W,)."""
     bits: list[float] = []
-    with row_attention(model, np.concatenate(windows.ids), longest=max(map(len, windows.ids))):
+    text, longest = np.concatenate(windows.ids), max(map(len, windows.ids))
+    with row_attention(model, text, longest=longest), float32_head(model):
         for row in _share_out(windows):
             batch = _text_row(row).to(device_of(model))
             nll_A: Tensor = row_loss(model, batch).nll_A

@@ -15,6 +15,7 @@ from scipy import stats
 
 from manyicl.batches import BatchMaker, lengths_of
 from manyicl.episodes import Episode, EpisodeSettings, fits_any, iter_episodes
+from manyicl.heads import float32_head
 from manyicl.intervals import Interval, t_interval
 from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
@@ -64,7 +65,7 @@ def episode_losses(model: Any, tasks: Mapping[str, TokenizedTask], episodes: Map
         return {name: [] for name in episodes}
     longest = max(every, key=lambda episode: episode.num_tokens)
     text = maker.make_batch([Pack(index=0, episodes=(longest,))]).input_ids_1T[0].numpy()
-    with row_attention(model, text, longest=longest.num_tokens):
+    with row_attention(model, text, longest=longest.num_tokens), float32_head(model):
         for name, drawn in episodes.items():
             losses[name] = []
             for episode in drawn:

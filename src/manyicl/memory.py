@@ -28,7 +28,7 @@ FEWEST_TOKENS = 16
 class MemoryPlan:
     """What a token costs in a forward pass, estimated from the config, and what may be spent on a row.
 
-    token_bytes: activations. logit_bytes: one position's logits and their float32 copies. key_bytes: keys and values.
+    token_bytes: activations. logit_bytes: one position's float32 logits and their copies. key_bytes: keys and values.
     """
 
     row_tokens: int
@@ -63,7 +63,7 @@ def plan_memory(model: nn.Module) -> MemoryPlan:
         row_bytes=max(1, row_bytes),
         # Residuals, queries, keys, values and the feed-forward in the model's dtype; the merged parts in float32.
         token_bytes=size * (8 * hidden + 4 * inside) + 16 * max(head * dim for head, dim in heads),
-        logit_bytes=vocab * max(4, 3 * size),
+        logit_bytes=vocab * 4 * 3,  # always in float32; a cap makes two more of them
         key_bytes=2 * size * sum(group * dim for group, dim in zip(key_heads(config), dims, strict=True)),
     )
 

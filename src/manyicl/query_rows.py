@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manyicl.attention import KeySink, Prefix, RowLayout
+from manyicl.heads import float32_head
 from manyicl.tries import AnswerTrie
 
 # A query's ids, and the trie that follows them; none: only its own tokens are run.
@@ -78,13 +79,14 @@ def _seen_in_tries(asked: Sequence[Asked], longest: int) -> NDArray[np.bool_]:
 
 
 def run_row(model: nn.Module, ids: Tensor, positions: Tensor, *, layout: RowLayout, keep: Tensor | int) -> Tensor:
-    """Return the logits (N, V), in the model's dtype, of the tokens `keep` of a row; ids and positions (T,).
+    """Return the logits (N, V), in float32 (see `float32_head`), of the tokens `keep` of a row; ids and positions (T,).
 
     keep: indices into the row, or how many of its last tokens. Must be inside `attention.segment_attention`.
     """
-    output: Any = model(
-        input_ids=ids[None], position_ids=positions[None], layout=layout, logits_to_keep=keep, use_cache=False
-    )
+    with float32_head(model):
+        output: Any = model(
+            input_ids=ids[None], position_ids=positions[None], layout=layout, logits_to_keep=keep, use_cache=False
+        )
     logits_NV: Tensor = output.logits[0]
     return logits_NV
 

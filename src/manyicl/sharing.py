@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from manyicl.attention import inner_model
+from manyicl.heads import float32_head
 from manyicl.memory import MemoryPlan, plan_memory, run_rows
 from manyicl.prefix_trial import try_prefix
 from manyicl.query_rows import edge_logprobs
@@ -98,8 +100,12 @@ def _score_batch(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return (B, A) each: log-probability of the last `num_answer` ids of each row, and whether it is the likeliest."""
     ids_BT = torch.from_numpy(ids.astype(np.int64)).to(next(model.parameters()).device)
-    output: Any = model(input_ids=ids_BT, use_cache=False)
-    logits = output.logits[:, -num_answer - 1 : -1].flatten(0, 1)
+    scored = num_answer + 1  # the token before the answer, and all of the answer but for its last
+    known = inspect.signature(inner_model(model).forward).parameters
+    keep = {"logits_to_keep": scored} if "logits_to_keep" in known else {}
+    with float32_head(model):
+        output: Any = model(input_ids=ids_BT, use_cache=False, **keep)
+    logits = output.logits[:, -scored:-1].flatten(0, 1)
     targets = ids_BT[:, -num_answer:].flatten()
     logprobs, best = edge_logprobs(logits, torch.arange(len(targets), device=targets.device), targets)
     shape = (len(ids), num_answer)

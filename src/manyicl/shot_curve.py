@@ -17,6 +17,7 @@ from manyicl.cells import FILL, Cell, DrawCell, Prediction, ShotCurve, Shots, sh
 from manyicl.copies import find_copies
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
+from manyicl.heads import float32_head
 from manyicl.intervals import Table, score_interval
 from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
@@ -395,6 +396,6 @@ def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float
     batch = maker.make_batch([pack])
     text, longest = batch.input_ids_1T[0].numpy(), max(batch.segment_lengths)
     batch = batch.to(device_of(model))
-    with torch.inference_mode(), row_attention(model, text, longest=longest):
+    with torch.inference_mode(), row_attention(model, text, longest=longest), float32_head(model):
         scored = row_loss(model, batch)
     return scored.nll_A.double().tolist(), scored.correct_A.tolist()
