@@ -7,18 +7,21 @@ from decimal import Decimal, localcontext
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score import tokenizers
 
 from manyicl.errors import UserError
+from manyicl.math_answers import final_number
 from manyicl.scoring import (
     METRICS,
     best_score,
     chance_score,
-    final_number,
     macro_f1,
     majority_answer,
     majority_score,
+    normalize_answer,
     normalize_squad,
     other_metrics,
+    rouge_words,
     score_answer,
 )
 
@@ -52,7 +55,20 @@ def test_normalize_squad(text: str, normal: str) -> None:
         ("cat", "dog", "token_f1", 0.0),
         ("", "dog", "token_f1", 0.0),
         ("dog", "", "token_f1", 0.0),
-        ("the", "!", "token_f1", 1.0),  # both are empty once normalised
+        ("5", "-5", "exact_match", 0.0),  # numbers keep their sign and their point
+        ("35", "3.5", "exact_match", 0.0),
+        ("3.50", "3.5", "exact_match", 1.0),
+        ("\u22125", "-5", "exact_match", 1.0),
+        ("1,234", "1234", "exact_match", 1.0),
+        ("7", "007", "exact_match", 0.0),  # a code
+        ("it is 35 km", "it is 3.5 km", "token_f1", 0.75),
+        ("-", "+", "exact_match", 0.0),  # nothing would be left of either
+        ("the", "!", "token_f1", 0.0),
+        ("A.", "A", "exact_match", 1.0),  # an article, and the name of an option
+        ("C", "C++", "exact_match", 0.0),
+        ("C#", "C++", "exact_match", 0.0),
+        ("B", "B-", "exact_match", 0.0),
+        ("x<y", "x>y", "exact_match", 0.0),
         ("the cat sat", "the cat ran", "rouge_1", 2 / 3),
         ("the cat sat", "the cat ran", "rouge_2", 0.5),
         ("sat the cat", "the cat sat", "rouge_l", 2 / 3),
@@ -61,7 +77,12 @@ def test_normalize_squad(text: str, normal: str) -> None:
         ("so 6 x 7 = 42.", "#### 42", "math_exact_match", 1.0),
         ("41", "#### 42", "math_exact_match", 0.0),
         ("$1,200.00", "1200", "math_exact_match", 1.0),
-        ("none", "none", "math_exact_match", 0.0),
+        ("none", "none", "math_exact_match", 1.0),  # the answer's own text
+        ("no number", "5", "math_exact_match", 0.0),
+        ("日本", "日本", "rouge_l", 1.0),  # Japanese, character by character
+        ("日本語", "日本", "rouge_1", 0.8),
+        ("красный дом", "дом", "rouge_1", 2 / 3),
+        ("jumping caf\u00e9", "jumps caf\u00e9", "rouge_2", 1.0),  # English words are stemmed there too
     ],
 )
 def test_score_answer(prediction: str, answer: str, metric: str, score: float) -> None:
@@ -106,6 +127,37 @@ def test_unknown_metric_is_answered_with_a_near_one() -> None:
 )
 def test_final_number(text: str, number: str) -> None:
     assert final_number(text) == Decimal(number)
+
+
+@given(st.text(alphabet="aAbtheneT .,!?'\"()x", max_size=30))
+def test_ordinary_words_are_normalised_as_squad_does(text: str) -> None:
+    assert normalize_answer(text) == normalize_squad(text) or not normalize_squad(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "สวัสดี",
+            ["ส", "วั", "ส", "ดี"],
+        ),  # Thai: letters, with their marks
+        (
+            "हिन्दी भाषा",
+            ["हिन्दी", "भाषा"],
+        ),  # Hindi: words
+        ("العربية!", ["العربية"]),
+        ("naïve, Running", ["naïve", "run"]),
+        ("東京2024", ["東", "京", "2024"]),
+        ("\u20ac \u2014 !", []),
+    ],
+)
+def test_words_of_rouge(text: str, words: list[str]) -> None:
+    assert rouge_words(text) == words
+
+
+@given(st.text(alphabet="abRunig XY'-_.,\u2019\u20143", max_size=40))
+def test_words_of_rouge_in_english_are_those_of_its_package(text: str) -> None:
+    assert rouge_words(text) == tokenizers.DefaultTokenizer(use_stemmer=True).tokenize(text)
 
 
 @pytest.mark.parametrize("text", ["", "none", "12 ####", "12 #### unknown", "1/0", "-", "$"])
@@ -187,7 +239,8 @@ def test_scores_lie_between_0_and_1(prediction: str, answer: str) -> None:
 def test_an_answer_matches_itself(text: str) -> None:
     for metric in ("accuracy", "exact_match", "token_f1"):
         assert score_answer(text, answer=text, metric=metric) == 1
-    assert score_answer(text, answer=text, metric="math_exact_match") == (final_number(text) is not None)
+    if final_number(text) is not None:
+        assert score_answer(text, answer=text, metric="math_exact_match") == 1
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9))

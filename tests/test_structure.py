@@ -32,6 +32,8 @@ MODULES = (
     "choices",  # answers that name an option
     "layouts",  # a folder to the files of each task
     "spellings",  # labels that may be one
+    "math_answers",  # compared by value
+    "scoring",  # was it right
     "task_settings",
     "tasks",
     "label_names",
@@ -79,7 +81,6 @@ MODULES = (
     "prefix_store",
     "fused",  # pieces of a model compiled while it is asked
     "answering",
-    "scoring",
     "intervals",
     "cells",
     "copies",

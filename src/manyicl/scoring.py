@@ -1,18 +1,25 @@
-"""Was this answer right: one score in [0, 1] for each answer, and what the majority answer would have scored."""
+"""Was this answer right: one score in [0, 1] for each answer, and what the majority answer would have scored.
+
+`METRICS` is the one list of metrics: a task names its main one, and `other_metrics` says which stand beside it.
+"""
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from decimal import Context, Decimal
 from functools import lru_cache
 from typing import Any
 
 from manyicl.errors import UserError, suggest
+from manyicl.math_answers import is_same_answer
 
+# Every metric of one answer; each may be a task's main one.
 METRICS = ("accuracy", "exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "math_exact_match")
+# A metric of all answers together, which stands beside accuracy where labels are fixed.
+MACRO_F1 = "macro_f1"
 
 _ROUGE_TYPES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 _BESIDE = {
@@ -27,24 +34,35 @@ _INDIVISIBLE = frozenset({"classification", "nli", "math"})
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
-# A hyphen is a sign only where it does not join two things: "5-3" ends in 3, "= -3" in -3.
+_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+# A number that stands alone: in no word, version, date or address.
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w).])[-\u2212])?[$\u20ac\u00a3]?(?P<inner_sign>(?<=[$\u20ac\u00a3])[-\u2212])?"
-    r"(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
-    r"(?:/(?P<divisor>[0-9]+(?:\.[0-9]+)?))?"
+    rf"(?<![a-z0-9.,/])(?:(?<![\w).])(?P<sign>[-\u2212+]))?(?P<currency>[$\u20ac\u00a3])?(?P<inner>[-\u2212])?"
+    rf"(?P<number>{_DECIMAL})(?P<divisor>/[0-9]+)?(?![0-9]|[.,/][0-9])"
 )
-# The thread's own decimal context must not decide whether two answers are equal.
-_DECIMALS = Context(prec=60)
+# Marks that are part of what a short answer says: C++, C#, A+, AB-, x<y, x=1, 2^n, and a comma or bar between digits.
+_MARKS = re.compile(
+    r"[+<>^]|(?<=[a-z])#|(?<=\S)=(?=\S)|(?<![\w-])(?<=[a-z])-(?!\w)|(?<=\b[a-z])-(?![\w-])|(?<=\b[a-z]{2})-(?![\w-])"
+    r"|(?<=[0-9])[,/](?=[0-9])"
+)
+# Letters of scripts that put no spaces between words.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+_JOINERS = "\u200c\u200d"  # inside words of Persian and Indic scripts
+_KEPT = {ord(mark): 0xE000 + place for place, mark in enumerate("+-<>^#=.,/")}
+_KEPT_BACK = {there: mark for mark, there in _KEPT.items()}
 
 
 def score_answer(prediction: str, *, answer: str, metric: str) -> float:
     """Return the score in [0, 1] of `prediction` where `answer` is wanted.
 
     accuracy          the texts are equal, white space at their ends aside
-    exact_match       the texts are equal after `normalize_squad`
-    token_f1          F1 of the words they share, as SQuAD counts it
-    rouge_1, _2, _l   F-measure of the rouge-score package, stemmed; 0 where either text has no word
-    math_exact_match  both end in the same number (`final_number`); no number is never right
+    exact_match       the texts are equal after `normalize_answer`
+    token_f1          F1 of the words they share, as SQuAD counts it, after `normalize_answer`
+    rouge_1, _2, _l   F-measure of the rouge-score package, stemmed; words of any script (`rouge_words`)
+    math_exact_match  both arrive at the same value, or the same text if the answer has no value (math_answers.py)
 
     Raises:
         UserError: `metric` is none of these.
@@ -52,15 +70,14 @@ def score_answer(prediction: str, *, answer: str, metric: str) -> float:
     if metric == "accuracy":
         return float(prediction.strip() == answer.strip())
     if metric == "exact_match":
-        return float(normalize_squad(prediction) == normalize_squad(answer))
+        return float(normalize_answer(prediction) == normalize_answer(answer))
     if metric == "token_f1":
         return _token_f1(prediction, answer)
     if metric in _ROUGE_TYPES:
         rouge_type = _ROUGE_TYPES[metric]
         return float(_rouge_scorer(rouge_type).score(answer, prediction)[rouge_type].fmeasure)
     if metric == "math_exact_match":
-        number = final_number(prediction)
-        return float(number is not None and number == final_number(answer))
+        return float(is_same_answer(prediction, answer=answer))
     raise _unknown_metric(metric)
 
 
@@ -82,26 +99,27 @@ def normalize_squad(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_DROP_PUNCTUATION)).split())
 
 
-def final_number(text: str) -> Decimal | None:
-    """Return the number that `text` arrives at, or None where it has none.
+def normalize_answer(text: str) -> str:
+    """Return `normalize_squad(text)`, except that numbers stay what they are and a short answer keeps its marks.
 
-    After the last `####` (how GSM8K marks its answers) it is the first number, None if none follows; without a mark it
-    is the last number of the text. Commas between thousands, a currency sign and a percent sign are dropped: `$1,234.5`
-    is 1234.5 and `50%` is 50. A fraction is its quotient, exact where decimals can be (`1/2` is 0.5), else rounded to
-    60 digits: `1/3` equals `2/6`, not `0.33`. A division by zero is None. Powers of ten (`1e3`) are not read as such.
+    SQuAD drops all punctuation, which makes `-5` and `5`, `3.5` and `35`, `C++` and `C` equal, and `+` and `-` nothing.
+    Here a number keeps its sign and its decimal point (`3.50` and `+3.5` are 3.5), and the marks in `_MARKS` stay. A
+    text that SQuAD leaves nothing of stays, as far as that is needed: the articles, then the punctuation.
     """
-    _, mark, marked = text.rpartition("####")
-    matches = list(_NUMBER.finditer(marked if mark else text))
-    if not matches:
-        return None
-    match = matches[0] if mark else matches[-1]
-    number = Decimal(match["number"].replace(",", ""))
-    if match["sign"] or match["inner_sign"]:
-        number = number.copy_negate()
-    if match["divisor"] is None:
-        return number
-    divisor = Decimal(match["divisor"])
-    return _DECIMALS.divide(number, divisor) if divisor else None
+    lower = text.lower()
+    marked = _MARKS.sub(lambda match: match[0].translate(_KEPT), _NUMBER.sub(_plain_number, lower))
+    normal = normalize_squad(marked) or " ".join(marked.translate(_DROP_PUNCTUATION).split())
+    return (normal or " ".join(lower.split())).translate(_KEPT_BACK)
+
+
+def _plain_number(match: re.Match[str]) -> str:
+    """Return a number without separators and needless zeros, in characters that are not dropped."""
+    number = match["number"].replace(",", "")
+    if "." in number:
+        number = number.rstrip("0").rstrip(".") or "0"
+        number = f"0{number}" if number.startswith(".") else number
+    is_negative = match["sign"] in ("-", "\u2212") or match["inner"]
+    return f"{'-' if is_negative else ''}{number}{match['divisor'] or ''}".translate(_KEPT)
 
 
 def other_metrics(metric: str, *, family: str) -> tuple[str, ...]:
@@ -198,18 +216,66 @@ def chance_score(
 
 def _token_f1(prediction: str, answer: str) -> float:
     """Return the F1 of the words shared, repeats counted; two empty texts agree (as in the SQuAD v2.0 script)."""
-    given, wanted = normalize_squad(prediction).split(), normalize_squad(answer).split()
+    given, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not given or not wanted:
         return float(given == wanted)
     num_shared = sum((Counter(given) & Counter(wanted)).values())
     return 2 * num_shared / (len(given) + len(wanted))
 
 
+def rouge_words(text: str) -> list[str]:
+    """Return the words that ROUGE counts, in lower case, English ones longer than three letters stemmed (Porter).
+
+    A text without letters or digits beyond ASCII has just the words of the rouge-score package. In others a word is a
+    run of letters and digits with the marks on them, in Unicode form NFKC; scripts that put no spaces between words
+    (Chinese, Japanese, Thai, Lao, Tibetan, Burmese, Khmer) count letter by letter.
+    """
+    from rouge_score import tokenize  # takes seconds to import; most tasks never need it
+
+    if not any(character.isalnum() for character in text if not character.isascii()):
+        words: list[str] = tokenize.tokenize(text, _stemmer())
+        return words
+    found = _split_words(unicodedata.normalize("NFKC", text).lower())
+    return [w for word in found for w in (tokenize.tokenize(word, _stemmer()) if word.isascii() else [word])]
+
+
+def _split_words(text: str) -> list[str]:
+    words: list[str] = []
+    is_open = takes_marks = False  # may the last word go on with a letter, or with a mark?
+    for character in text:
+        if character in _JOINERS:
+            continue
+        is_letter, is_unspaced = character.isalnum(), _UNSPACED.match(character) is not None
+        is_mark = unicodedata.category(character).startswith("M")
+        if (is_mark and takes_marks) or (is_letter and is_open and not is_unspaced):
+            words[-1] += character
+            continue
+        if is_letter:
+            words.append(character)
+        takes_marks, is_open = is_letter, is_letter and not is_unspaced
+    return words
+
+
+class _RougeWords:
+    """The tokenizer that rouge-score is given."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        return rouge_words(text)
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()
+
+
 @lru_cache(maxsize=len(_ROUGE_TYPES))
 def _rouge_scorer(rouge_type: str) -> Any:
-    from rouge_score import rouge_scorer  # takes seconds to import; most tasks never need it
+    from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer([rouge_type], use_stemmer=True)
+    return rouge_scorer.RougeScorer([rouge_type], tokenizer=_RougeWords())
 
 
 def _unknown_metric(metric: str) -> UserError:
