@@ -215,6 +215,7 @@ def _curve(tasks: list[dict[str, Any]], key: tuple[str, str, int], scores: list[
         "task": name,
         "shots": k,
         **scored,
+        "other_scores": _other_scores(tasks[number]["family"], scored["score"]),
         "nll": 1.2 if known else None,
         "majority_score": 0.21 if tasks[number]["num_labels"] else None,
         "num_scored": 200 if known else 0,
@@ -226,6 +227,12 @@ def _curve(tasks: list[dict[str, Any]], key: tuple[str, str, int], scores: list[
         "worst_draw": scored["score"] - 0.06 if known else None,
         "best_draw": scored["score"] + 0.05 if known else None,
     }
+
+
+def _other_scores(family: str, score: float | None) -> dict[str, float]:
+    names = {"classification": ("macro_f1",), "nli": ("macro_f1",), "qa": ("token_f1",)}
+    names |= {"summarization": ("rouge_1", "rouge_2")}
+    return {} if score is None else {name: score / (2 + place) for place, name in enumerate(names.get(family, ()))}
 
 
 def _mean_scores(content: dict[str, Any], by_seed: Any, arm: str, names: list[str], k: int) -> list[float | None]:

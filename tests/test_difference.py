@@ -10,9 +10,11 @@ import pytest
 
 from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve
 from manyicl.difference import CellDifference, MeanDifference, compare_results, tell_difference
+from manyicl.display import difference_table
 from manyicl.errors import UserError
 from manyicl.intervals import Table, difference_interval
 from manyicl.results import Evaluation, Result
+from tests.rendering import render
 
 Scores = dict[tuple[int, int], dict[str, float]]  # (shots, draw) -> query -> score
 
@@ -151,3 +153,39 @@ def test_a_difference_is_told_plainly(difference, low, high, expected):
 def test_a_cell_names_its_task():
     cell = CellDifference("banking77", 1, 5, 200, 0.5, 0.6, 0.1, 0.05, 0.15)
     assert tell_difference(cell) == "B is better by 10.0 points [5.0, 15.0] at 1 shot, banking77"
+
+
+def answered(name: str, answers: dict[str, tuple[str, str, float, float]]) -> Result:
+    """Return a result of one draw at 4 shots: query -> prediction, answer, exact match, token F1."""
+    rows = tuple(
+        Prediction("t", 0, 4, query, given, wanted, score, 1.0, other_scores={"token_f1": f1})
+        for query, (given, wanted, score, f1) in answers.items()
+    )
+    draws = (DrawCell(0, 0.5, "same", 0, 0, None, None, 0),)
+    cell = Cell(4, 0.5, None, None, 1.0, len(rows), 0, None, other_scores={"macro_f1": 0.5}, draws=draws)
+    curve = ShotCurve("t", "qa", "exact_match", num_queries=1, num_draws=1, cells=(cell,), predictions=rows)
+    evaluation = Evaluation(name, "sweep", seed=0, max_tokens=9, curves=(curve,))
+    return Result(Path(f"{name}.json"), evaluation.to_json(), rows)
+
+
+def test_metrics_beside_the_main_one_are_compared_on_the_same_answers():
+    a = answered("a", {"q1": ("x", "x", 1.0, 1.0), "q2": ("y", "x z", 0.0, 0.0), "only a": ("x", "x", 1.0, 1.0)})
+    b = answered("b", {"q1": ("x", "x", 1.0, 1.0), "q2": ("x", "x z", 0.0, 2 / 3)})
+    found = compare_results(a, b)
+    (cell,) = found.cells
+    f1, macro = cell.others
+    assert (f1.metric, f1.a, f1.b) == ("token_f1", 0.5, pytest.approx(5 / 6))
+    assert f1.low < f1.difference == pytest.approx(1 / 3) < f1.high
+    # a: x is right, F1 1; y and "x z" have F1 0. b: x has precision 1/2 and recall 1, F1 2/3; "x z" has F1 0.
+    assert (macro.metric, macro.a, macro.b) == ("macro_f1", pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert macro.low is None
+    text = render(difference_table(found))
+    assert "other metrics, B - A in points" in text
+    (shown,) = [line for line in text.splitlines() if "token_f1" in line]
+    assert "+33.3" in shown
+    assert found.to_json()["cells"][0]["others"][0]["metric"] == "token_f1"
+
+
+def test_a_result_of_an_earlier_version_has_no_metric_beside_the_main_one():
+    (cell,) = compare_results(result("a", {"t": table(A)}), result("b", {"t": table(B)})).cells
+    assert cell.others == ()

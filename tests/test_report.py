@@ -422,6 +422,20 @@ def test_drops_cuts_and_copies_are_told(content):
     assert any(note.startswith("no arm has a score at 64 shots") for note in rows["summarization_amber_03"].notes)
 
 
+def test_metrics_beside_the_main_one_have_a_table_for_each_task(content):
+    comparison = check_comparison(content)
+    cells = [c for c in content["curves"] if (c["arm"], c["task"]) == ("manyicl", "qa_amber_02")]
+    shown = [tell_percent(cell["other_scores"]["token_f1"]) for cell in cells]
+    page, markdown = render_page(comparison), render_markdown(comparison)
+    assert ["ManyICL", "token_f1", *shown] in [row for table in Page(page).tables["tasks"] for row in table]
+    part = markdown.split("### qa\\_amber\\_02: other metrics in %")[1]
+    line = next(line for line in part.splitlines() if line.startswith("| ManyICL |"))
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [r"token\_f1", *shown]
+    for metric in ("macro_f1", "rouge_1", "rouge_2"):
+        assert metric in page
+        assert escape(metric) in markdown
+
+
 def test_markdown_has_the_same_first_table(content):
     comparison = check_comparison(content)
     markdown = render_markdown(comparison)

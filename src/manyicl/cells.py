@@ -28,6 +28,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("cut", pa.bool_()),
         ("choice_nll", pa.map_(pa.string(), pa.float64())),
         ("fill", pa.bool_()),
+        ("other_scores", pa.map_(pa.string(), pa.float64())),
     ]
 )
 
@@ -110,6 +111,8 @@ class Prediction:
     nll: nats of the reference answer, terminator included; None where a server answered, which tells none. cut: a
     generation that reached the limit. choice_nll: nats of every answer that was to choose from, None where the answer
     was generated. shots: how many stood before it. fill: these were as many as fit, and belong to the cell `fill`.
+    other_scores: by the metrics that stand beside the task's own (scoring.other_metrics); None in a file of an earlier
+    version.
     """
 
     task: str
@@ -123,6 +126,7 @@ class Prediction:
     cut: bool = False
     choice_nll: Mapping[str, float] | None = None
     fill: bool = False
+    other_scores: Mapping[str, float] | None = None
 
     @property
     def asked(self) -> Shots:
@@ -155,7 +159,8 @@ def predictions_bytes(predictions: Sequence[Prediction]) -> bytes:
     """Return the predictions as a Parquet file's content."""
     buffer = io.BytesIO()
     rows = [
-        {**asdict(p), "choice_nll": None if p.choice_nll is None else list(p.choice_nll.items())} for p in predictions
+        asdict(p) | {key: None if value is None else list(value.items()) for key, value in _maps_of(p).items()}
+        for p in predictions
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
@@ -168,4 +173,12 @@ def read_predictions(path: Path) -> list[Prediction]:
         OSError, pyarrow.ArrowException: it cannot be read, or is no whole Parquet file.
     """
     rows = pq.read_table(path).to_pylist()
-    return [Prediction(**{**row, "choice_nll": row["choice_nll"] and dict(row["choice_nll"])}) for row in rows]
+    for row in rows:
+        for key in ("choice_nll", "other_scores"):
+            row[key] = None if row.get(key) is None else dict(row[key])
+    return [Prediction(**row) for row in rows]
+
+
+def _maps_of(prediction: Prediction) -> dict[str, Mapping[str, float] | None]:
+    """Return the fields that a file keeps as lists of pairs."""
+    return {"choice_nll": prediction.choice_nll, "other_scores": prediction.other_scores}

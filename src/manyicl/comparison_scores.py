@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from manyicl.arms import ARMS, ArmName
@@ -32,6 +32,7 @@ def list_curves(findings: Findings) -> Iterator[dict[str, Any]]:
                     "task": task,
                     "shots": shots,
                     **values,
+                    "other_scores": _mean_others(scored),
                     "nll": mean_known([cell["nll"] for cell in scored]),
                     "majority_score": mean_known([cell["majority_score"] for cell in scored]),
                     "chance_score": mean_known([cell.get("chance_score") for cell in scored]),
@@ -44,6 +45,13 @@ def list_curves(findings: Findings) -> Iterator[dict[str, Any]]:
                     "worst_draw": min((c["worst_draw"] for c in scored if c["worst_draw"] is not None), default=None),
                     "best_draw": max((c["best_draw"] for c in scored if c["best_draw"] is not None), default=None),
                 }
+
+
+def _mean_others(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return metric -> its mean over seeds, of the metrics beside the main one that every seed's cell has."""
+    others: list[Mapping[str, float]] = [cell.get("other_scores", {}) for cell in cells]
+    shared = [metric for metric in (others[0] if others else ()) if all(metric in scores for scores in others)]
+    return {metric: sum(scores[metric] for scores in others) / len(others) for metric in shared}
 
 
 def list_means(findings: Findings) -> Iterator[dict[str, Any]]:

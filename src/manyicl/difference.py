@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,36 @@ from manyicl.cells import Prediction, Shots, shots_order, sort_shots, tell_shot_
 from manyicl.errors import UserError
 from manyicl.intervals import Table, difference_interval
 from manyicl.results import Result
+from manyicl.scoring import MACRO_F1, macro_f1
 
 _CellKey = tuple[str, Shots]  # task, shots
 _DrawKey = tuple[str, Shots, int]  # task, shots, draw
-_Scores = dict[str, float]  # query -> score
+_Answers = dict[str, Prediction]  # query -> answer
+_Drawn = tuple[_Answers, _Answers]  # of a and of b, behind one draw
 _Pair = tuple[Table, Table]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDifference:
+    """b - a by a metric that stands beside the task's own, on the same answers.
+
+    low, high: ends of the 95 % interval; None for macro-F1, which has no value of one answer.
+    """
+
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class CellDifference:
     """One task at one number of shots: b - a with its 95 % interval, on the draws and queries that both were asked.
 
-    Scores are 0 to 1; low and high are None where a lone value gives none.
+    Scores are 0 to 1; low and high are None where a lone value gives none. others: by the metrics that stand beside the
+    task's own, as far as both results have them.
     """
 
     task: str
@@ -36,6 +54,7 @@ class CellDifference:
     difference: float
     low: float | None
     high: float | None
+    others: tuple[MetricDifference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +100,7 @@ def compare_results(a: Result, b: Result) -> Difference:
     rows_a, rows_b = _group_rows(a.predictions), _group_rows(b.predictions)
     shots_a, shots_b = _shots_of(a), _shots_of(b)
     metrics_a, metrics_b = _metrics_of(a), _metrics_of(b)
-    draws: dict[_CellKey, list[tuple[_Scores, _Scores]]] = {}
+    draws: dict[_CellKey, list[_Drawn]] = {}
     for key in sorted({*rows_a, *rows_b}, key=lambda key: (key[0], shots_order(key[1]), key[2])):
         task, shots, _ = key
         one, other = rows_a.get(key, {}), rows_b.get(key, {})
@@ -92,12 +111,16 @@ def compare_results(a: Result, b: Result) -> Difference:
             draws.setdefault((task, shots), []).append((one, other))
         else:
             unjoined[reason] += len(one) + len(other)
-    paired = {key: _pair_tables(pairs, unjoined) for key, pairs in draws.items()}
-    tables = {key: pair for key, pair in paired.items() if pair is not None}
+    paired = {key: _share_queries(pairs, unjoined) for key, pairs in draws.items()}
+    tables = {key: _pair_tables(pairs) for key, pairs in paired.items() if pairs}
     if not tables:
         told = "; ".join(f"{count:,} rows: {reason}" for reason, count in unjoined.most_common())
         raise UserError(f"{a.path} and {b.path}: nothing to compare ({told}); ask both with the same tasks and --seed")
-    cells = [_compare_cell(task, shots, *pair) for (task, shots), pair in tables.items()]
+    with_macro = _tasks_with_macro_f1(a)
+    cells = [
+        replace(_compare_cell(*key, *pair), others=_compare_others(paired[key], macro=key[0] in with_macro))
+        for key, pair in tables.items()
+    ]
     means = [_compare_mean(shots, tables) for shots in sort_shots(shots for _, shots in tables)]
     num_rows = sum(one.scores.size for one, _ in tables.values())
     return Difference(_name(a), _name(b), num_rows, dict(unjoined), cells=tuple(cells), means=tuple(means))
@@ -127,11 +150,11 @@ def _name(result: Result) -> str:
     return f"{result.content['model']} ({result.path})"
 
 
-def _group_rows(predictions: Sequence[Prediction]) -> dict[_DrawKey, _Scores]:
-    """Return query -> score of every (task, shots, draw) that was scored."""
-    grouped: dict[_DrawKey, _Scores] = {}
+def _group_rows(predictions: Sequence[Prediction]) -> dict[_DrawKey, _Answers]:
+    """Return query -> answer of every (task, shots, draw) that was scored."""
+    grouped: dict[_DrawKey, _Answers] = {}
     for p in predictions:
-        grouped.setdefault((p.task, p.asked, p.draw), {})[p.query] = p.score
+        grouped.setdefault((p.task, p.asked, p.draw), {})[p.query] = p
     return grouped
 
 
@@ -148,9 +171,14 @@ def _metrics_of(result: Result) -> dict[str, str]:
     return {task["task"]: task["metric"] for task in result.content["tasks"]}
 
 
+def _tasks_with_macro_f1(result: Result) -> set[str]:
+    cells = [(task["task"], cell) for task in result.content["tasks"] for cell in task["curve"]]
+    return {task for task, cell in cells if MACRO_F1 in cell.get("other_scores", {})}
+
+
 def _refuse_cell(
     key: _DrawKey,
-    rows: tuple[Mapping[_DrawKey, _Scores], Mapping[_DrawKey, _Scores]],
+    rows: tuple[Mapping[_DrawKey, _Answers], Mapping[_DrawKey, _Answers]],
     *,
     metrics: tuple[Mapping[str, str], Mapping[str, str]],
 ) -> str | None:
@@ -167,22 +195,51 @@ def _refuse_cell(
     return None
 
 
-def _pair_tables(pairs: Sequence[tuple[_Scores, _Scores]], unjoined: Counter[str]) -> _Pair | None:
-    """Return both sides' scores on the queries that all draws of both have, and count the others; None of none."""
-    shared = set(pairs[0][0]).intersection(*(scores for pair in pairs for scores in pair))
-    left_out = sum(len(scores) - len(shared) for pair in pairs for scores in pair)
+def _share_queries(pairs: Sequence[_Drawn], unjoined: Counter[str]) -> list[_Drawn]:
+    """Return both sides' answers to the queries that all draws of both have, and count the others; [] if none is."""
+    shared = set(pairs[0][0]).intersection(*(answers for pair in pairs for answers in pair))
+    left_out = sum(len(answers) - len(shared) for pair in pairs for answers in pair)
     if left_out:
         unjoined["the query was asked in one alone (another --queries or --max-tokens, other seed, or other data)"] += (
             left_out
         )
-    queries = tuple(query for query in pairs[0][0] if query in shared)
-    if not queries:
-        return None
+    queries = [query for query in pairs[0][0] if query in shared]
+    return [({q: one[q] for q in queries}, {q: other[q] for q in queries}) for one, other in pairs if queries]
+
+
+def _pair_tables(pairs: Sequence[_Drawn], metric: str | None = None) -> _Pair:
+    """Return both sides' scores, by the task's own metric or by one beside it."""
+
+    def score(p: Prediction) -> float:
+        return p.score if metric is None else (p.other_scores or {})[metric]
+
+    queries = tuple(pairs[0][0])
     one, other = (
-        Table(np.array([[pair[side][query] for query in queries] for pair in pairs], dtype=np.float64), queries)
+        Table(np.array([[score(pair[side][query]) for query in queries] for pair in pairs], dtype=np.float64), queries)
         for side in (0, 1)
     )
     return one, other
+
+
+def _compare_others(pairs: Sequence[_Drawn], *, macro: bool) -> tuple[MetricDifference, ...]:
+    """Return b - a by the metrics that all answers of both sides have beside the task's own; macro: macro-F1 too."""
+    answers = [p for pair in pairs for side in pair for p in side.values()]
+    found = []
+    for metric in answers[0].other_scores or ():
+        if all(metric in (p.other_scores or {}) for p in answers):
+            a, b = _pair_tables(pairs, metric)
+            interval = difference_interval([{"": Table(b.scores - a.scores, a.queries)}])
+            low, high = interval.ends
+            means = float(a.scores.mean()), float(b.scores.mean())
+            found.append(MetricDifference(metric, *means, interval.mean, low=low, high=high))
+    if macro:
+        one, other = (float(np.mean([_macro_f1(list(pair[side].values())) for pair in pairs])) for side in (0, 1))
+        found.append(MetricDifference(MACRO_F1, one, other, other - one, low=None, high=None))
+    return tuple(found)
+
+
+def _macro_f1(answers: Sequence[Prediction]) -> float:
+    return macro_f1([p.prediction for p in answers], answers=[p.answer for p in answers])
 
 
 def _compare_cell(task: str, shots: Shots, a: Table, b: Table) -> CellDifference:

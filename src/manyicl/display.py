@@ -6,7 +6,7 @@ Nothing here needs torch: `check` and `diff` answer at once. What is said of run
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotext
 from rich.console import Group
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from manyicl.audit import TaskAudit
 from manyicl.cells import FILL, Cell, ShotCurve, Shots, sort_shots, tell_shot_count
-from manyicl.difference import CellDifference, Difference, MeanDifference, tell_difference
+from manyicl.difference import CellDifference, Difference, MeanDifference, MetricDifference, tell_difference
 from manyicl.results import Evaluation
 
 
@@ -62,7 +62,30 @@ def evaluation_table(evaluation: Evaluation) -> Group:
             *([_worst_text(last[curve.task])] if has_draws else []),
         )
     note = "worst draw: at the most shots that were scored; \u00b1: standard deviation over draws, in points"
-    return Group(title, table, *([Text(note, style="dim")] if has_draws else []), *_notes(evaluation))
+    told = [
+        (c.task, {cell.shots: {m: f"{100 * x:.1f}" for m, x in cell.other_scores.items()} for cell in c.cells})
+        for c in evaluation.curves
+    ]
+    others = _other_metrics(told, shots, unit="%")
+    return Group(title, table, *others, *([Text(note, style="dim")] if has_draws else []), *_notes(evaluation))
+
+
+def _other_metrics(
+    tasks: Sequence[tuple[str, Mapping[Shots, Mapping[str, str | Text]]]], shots: Sequence[Shots], *, unit: str
+) -> list[Table]:
+    """Return a table of the metrics beside the tasks' own, as a list that is empty if there are none.
+
+    tasks: (name, shots -> metric -> number as it is shown).
+    """
+    table = Table(title=f"other metrics, {unit}", title_justify="left")
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric")
+    for k in shots:
+        table.add_column(str(k), justify="right")
+    for task, cells in tasks:
+        for metric in dict.fromkeys(metric for found in cells.values() for metric in found):
+            table.add_row(task, metric, *(cells.get(k, {}).get(metric, "-") for k in shots))
+    return [table] if table.row_count else []
 
 
 def _last_scored(curve: ShotCurve) -> Cell | None:
@@ -156,6 +179,10 @@ def difference_table(difference: Difference) -> Group:
     if len(tasks) > 1:
         table.add_section()
         table.add_row("mean of tasks", *(_points(mean) for mean in difference.means), style="bold")
+    others = [
+        (task, {k: {one.metric: _points(one) for one in cells[task, k].others} for k in shots if (task, k) in cells})
+        for task in tasks
+    ]
     told = [Text(tell_difference(mean)) for mean in difference.means]
     notes = [f"{difference.num_rows:,} pairs of answers"]
     if len(difference.cells) > 1:
@@ -163,10 +190,11 @@ def difference_table(difference: Difference) -> Group:
             f"of {len(difference.cells)} cells, about one in 20 stands out by chance alone; the mean is what counts"
         )
     notes += [f"{count:,} rows did not join: {reason}" for reason, count in sorted(difference.unjoined.items())]
-    return Group(*names, table, *told, *(Text(note, style="dim") for note in notes))
+    beside = _other_metrics(others, shots, unit="B - A in points")
+    return Group(*names, table, *told, *beside, *(Text(note, style="dim") for note in notes))
 
 
-def _points(item: CellDifference | MeanDifference | None) -> Text:
+def _points(item: CellDifference | MeanDifference | MetricDifference | None) -> Text:
     if item is None:
         return Text("-")
     points = 100 * item.difference

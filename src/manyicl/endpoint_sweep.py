@@ -25,7 +25,7 @@ from manyicl.evaluation import AskedModel, make_sweep, shift_report, tokenize_fo
 from manyicl.files import sync_folder
 from manyicl.parts import sole_writer_of_out
 from manyicl.results import Evaluation, refuse_other_result
-from manyicl.scoring import best_score, majority_score
+from manyicl.scoring import best_score, majority_score, score_others
 from manyicl.seeds import STREAMS
 from manyicl.shot_curve import Report, chance_of, make_curve
 from manyicl.sweep import DEFAULT_SHOTS, TaskSweep, refuse_empty
@@ -288,6 +288,9 @@ def _predict(plan: TaskSweep, draw: int, shots: Shots, query: int, answer: Gener
         nll=None,
         cut=answer.cut,
         fill=shots == FILL,
+        other_scores=score_others(
+            answer.text, answers=example.answers, metric=plan.task.metric, family=plan.task.family
+        ),
     )
 
 

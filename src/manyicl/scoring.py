@@ -138,6 +138,16 @@ def other_metrics(metric: str, *, family: str) -> tuple[str, ...]:
     return _BESIDE.get(metric, ())
 
 
+def score_others(prediction: str, *, answers: Sequence[str], metric: str, family: str) -> dict[str, float]:
+    """Return the scores of `prediction` by the metrics that stand beside `metric`, the best of all right answers each.
+
+    Raises:
+        UserError: `metric` is unknown.
+    """
+    metrics = other_metrics(metric, family=family)
+    return {other: best_score(prediction, answers=answers, metric=other) for other in metrics}
+
+
 def macro_f1(predictions: Sequence[str], *, answers: Sequence[str]) -> float:
     """Return the unweighted mean over classes of the F1 of each, in [0, 1].
 

@@ -23,7 +23,16 @@ from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.packing import Pack
 from manyicl.prefix import choose_option, device_of, encode_prefix, score_choices
-from manyicl.scoring import best_score, chance_score, macro_f1, majority_answer, majority_score, other_metrics
+from manyicl.scoring import (
+    MACRO_F1,
+    best_score,
+    chance_score,
+    macro_f1,
+    majority_answer,
+    majority_score,
+    other_metrics,
+    score_others,
+)
 from manyicl.sharing import can_share_prefix
 from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
 from manyicl.tasks import Example, Task
@@ -115,6 +124,9 @@ def _ask_queries(model: Any, plan: TaskSweep, *, prefix: Prefix, draw: int, shot
                 cut=one.cut,
                 choice_nll=one.choice_nll,
                 fill=shots == FILL,
+                other_scores=score_others(
+                    one.text, answers=example.answers, metric=plan.task.metric, family=plan.task.family
+                ),
             )
         )
     return predictions
@@ -258,16 +270,15 @@ def mean_nll(predictions: Sequence[Prediction]) -> float | None:
 
 def _other_scores(plan: TaskSweep, rows: Sequence[Sequence[Prediction]]) -> dict[str, float]:
     """Return the means of the metrics that stand beside the task's own; macro-F1 is the mean of the draws' own."""
-    metrics = other_metrics(plan.task.metric, family=plan.task.family)
-    right = _right_answers(plan)
     flat = [p for row in rows for p in row]
     others = {
-        metric: float(np.mean([best_score(p.prediction, answers=right[p.query], metric=metric) for p in flat]))
-        for metric in metrics
+        metric: float(np.mean([(p.other_scores or {})[metric] for p in flat]))
+        for metric in other_metrics(plan.task.metric, family=plan.task.family)
+        if all(metric in (p.other_scores or {}) for p in flat)  # answers of an earlier version have none
     }
     if plan.task.metric == "accuracy" and plan.task.labels:
         per_draw = [macro_f1([p.prediction for p in row], answers=[p.answer for p in row]) for row in rows]
-        others["macro_f1"] = float(np.mean(per_draw))
+        others[MACRO_F1] = float(np.mean(per_draw))
     return others
 
 

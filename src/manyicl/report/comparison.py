@@ -176,6 +176,7 @@ class CurveCell(Scored):
     arm: str
     task: str
     shots: int
+    other_scores: dict[str, float] = Field(default_factory=dict)
     nll: Number = None
     majority_score: Number = None
     chance_score: Number = None

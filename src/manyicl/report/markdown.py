@@ -9,7 +9,7 @@ from manyicl.report import tables, verdict
 from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.matchings import matching_tables, other_settings
 from manyicl.report.numbers import DASH, count_noun, join_words, tell_nats, tell_percent, tell_points, tell_rate
-from manyicl.report.tables import COST_COLUMNS, TableCell
+from manyicl.report.tables import COST_COLUMNS, TableCell, TaskRow
 
 # What Markdown, or the HTML in it, would read as more than text.
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
@@ -224,10 +224,24 @@ def _tasks(comparison: Comparison) -> list[str]:
         for row in found
     )
     lines = ["", "## Tasks: score in %, each arm asked with its chosen shots", *table(heads, rows)]
+    lines += _other_metrics(found)
     noted = [row for row in found if row.notes]
     if noted:
         lines += ["", "Dropped, left out or cut:", ""]
         lines += [f"- {escape(row.task.task)}: {escape('; '.join(row.notes))}" for row in noted]
+    return lines
+
+
+def _other_metrics(found: Sequence[TaskRow]) -> list[str]:
+    """Return one table for each task that is measured by more than its own metric."""
+    lines = []
+    for row in found:
+        if row.others:
+            lines += ["", f"### {escape(row.task.task)}: other metrics in %"]
+            lines += table(
+                ["arm", "metric", *(count_noun(k, "shot") for k in row.shots)],
+                ([escape(arm.title), escape(metric), *map(_shown, cells)] for arm, metric, cells in row.others),
+            )
     return lines
 
 

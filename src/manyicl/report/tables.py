@@ -224,7 +224,10 @@ def curve_cell(comparison: Comparison, arm: str, task: str, shots: int | None) -
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """One task: its row in the table, and its whole curves. anchor: its place on the page."""
+    """One task: its row in the table, and its whole curves.
+
+    anchor: its place on the page. others: the curves by the metrics beside the task's own, one row an arm and metric.
+    """
 
     task: TaskEntry
     anchor: str
@@ -233,6 +236,7 @@ class TaskRow:
     scores: list[TableCell]
     shots: list[int]
     curves: list[tuple[Arm, list[TableCell]]]
+    others: list[tuple[Arm, str, list[TableCell]]]
     notes: list[str]
 
 
@@ -261,9 +265,21 @@ def task_rows(comparison: Comparison) -> list[TaskRow]:
                 ],
                 shots,
                 curves,
+                _other_curves(comparison, task.task, shots),
                 task_notes(task, every),
             )
         )
+    return rows
+
+
+def _other_curves(comparison: Comparison, task: str, shots: Sequence[int]) -> list[tuple[Arm, str, list[TableCell]]]:
+    """Return every arm's curves of a task by the metrics beside its own, in % and without intervals."""
+    rows = []
+    for arm in comparison.arms:
+        cells = {cell.shots: cell.other_scores for cell in comparison.curve_cells.get((arm.arm, task), [])}
+        for metric in dict.fromkeys(metric for scores in cells.values() for metric in scores):
+            known = [cells.get(k, {}).get(metric) for k in shots]
+            rows.append((arm, metric, [EMPTY if x is None else TableCell(tell_percent(x), x) for x in known]))
     return rows
 
 
