@@ -14,7 +14,8 @@ from manyicl.isolation import row_attention
 from manyicl.loss import row_loss
 from manyicl.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
 from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer, TokenizedEpisode
+from manyicl.tokenized import TokenizedEpisode
+from manyicl.tokens import TaskTokenizer
 from tests.conftest import ALONE_CONFIGS, CONFIGS, tiny_model
 from tests.test_prefix import some_ids
 
