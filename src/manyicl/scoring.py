@@ -240,13 +240,11 @@ def rouge_words(text: str) -> list[str]:
     run of letters and digits with the marks on them, in Unicode form NFKC; scripts that put no spaces between words
     (Chinese, Japanese, Thai, Lao, Tibetan, Burmese, Khmer) count letter by letter.
     """
-    from rouge_score import tokenize  # takes seconds to import; most tasks never need it
-
     if not any(character.isalnum() for character in text if not character.isascii()):
-        words: list[str] = tokenize.tokenize(text, _stemmer())
+        words: list[str] = _english_words().tokenize(text)
         return words
     found = _split_words(unicodedata.normalize("NFKC", text).lower())
-    return [w for word in found for w in (tokenize.tokenize(word, _stemmer()) if word.isascii() else [word])]
+    return [w for word in found for w in (_english_words().tokenize(word) if word.isascii() else [word])]
 
 
 def _split_words(text: str) -> list[str]:
@@ -275,10 +273,10 @@ class _RougeWords:
 
 
 @lru_cache(maxsize=1)
-def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer
+def _english_words() -> Any:
+    from rouge_score import tokenizers  # takes seconds to import; most tasks never need it
 
-    return PorterStemmer()
+    return tokenizers.DefaultTokenizer(use_stemmer=True)
 
 
 @lru_cache(maxsize=len(_ROUGE_TYPES))
