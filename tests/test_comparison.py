@@ -372,3 +372,17 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
         "2 processes: a comparison is shared out by seeds; start `manyicl compare --resume DIR --seed"
     )
     assert not out.exists()
+
+
+def test_what_whole_prompts_cost_in_all_evaluations_is_added_up(copied):
+    """Issue 16, fault 1: of a model that cannot share its shots, how much slower its evaluations were."""
+    comparison = open_comparison(copied, None)
+    assert collect_findings(comparison)["plain_path"] is None
+    for file in sorted(copied.glob("seed-*/base.test.json")):
+        content = json.loads(file.read_text())
+        for task in content["tasks"]:
+            task["plain_path"] = {"processed_tokens": 900, "shared_tokens": 30}
+        file.write_text(json.dumps({**content, "sharing_fault": "keeps a state"}))
+    found = collect_findings(comparison)["plain_path"]
+    assert found["processed_tokens"] == 30 * found["shared_tokens"] > 0
+    assert found["fault"] == "keeps a state"

@@ -527,3 +527,17 @@ def test_text_and_lines_stand_out_from_the_paper(number):
     assert lightness_contrast(colours, "warn-ink", "warn-paper") >= 4.5
     for place in range(8):
         assert lightness_contrast(colours, f"arm-{place}", "paper") >= 3
+
+
+def test_what_whole_prompts_cost_is_told_below_the_verdict(content):
+    """Issue 16, fault 1: the terminal, the page and the Markdown say how much slower the plain path was."""
+    path = {"processed_tokens": 120_000, "shared_tokens": 4_000, "fault": "keeps a state"}
+    comparison = check_comparison({**content, "plain_path": path})
+    sentence = (
+        "Every prompt was processed as a whole because the model keeps a state: 120,000 tokens, 30.0 times the 4,000 of"
+        " shared shots, about as many times slower."
+    )
+    assert ("Evaluation", sentence) in key_facts(comparison)
+    assert f"- Evaluation: {sentence}" in render_markdown(comparison)
+    assert sentence in render_page(comparison)
+    assert "Evaluation" not in dict(key_facts(check_comparison(content)))

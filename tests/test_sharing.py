@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
 import warnings
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     BloomConfig,
     GptOssConfig,
     Lfm2Config,
@@ -17,9 +22,13 @@ from transformers import (
 )
 
 from manyicl.answering import generate_behind
+from manyicl.display import evaluation_table
+from manyicl.errors import UserError
+from manyicl.evaluation import AskedModel, evaluate, load_asked_model
 from manyicl.prefix import EngineCount, encode_prefix, score_answers, score_choices
 from manyicl.sharing import can_share_prefix, sharing_fault
-from manyicl.shot_curve import Sweep, evaluate_task
+from manyicl.shot_curve import Sweep, ask_draw, evaluate_task
+from manyicl.sweep import TaskSweep
 from manyicl.templates import TemplateSettings
 from manyicl.tokenized import tokenize_task
 from manyicl.tokens import TaskTokenizer
@@ -108,3 +117,68 @@ def test_a_sweep_of_a_model_that_cannot_share_is_whole_and_counts_no_tokens_as_e
     assert [cell.num_scored for cell in plain.cells] == [3, 3]
     assert plain.num_encoded_tokens is None
     assert shared.num_encoded_tokens > len(task.head_ids)
+    assert shared.plain_path is None
+
+
+def asked_model(model, tokenizer):
+    return AskedModel("tiny", model, tokenizer, max_tokens=200, trained_shots={})
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_plain_path_tells_how_many_times_as_many_tokens_it_processes(tokenizers, tmp_path, labels):
+    """Issue 16, fault 1: what is told are the tokens that the engine counts when it takes one path and the other."""
+    tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
+    task = (
+        make_task("animals") if labels else replace(make_task("animals"), family="qa", metric="exact_match", labels=())
+    )
+    sweep = Sweep(shots=(0, 2), num_draws=2, num_queries=3, max_tokens=200)
+    plans = {}
+    for name, model in (("shared", tiny_model("llama")), ("plain", unshared_model("bloom"))):
+        plans[name] = TaskSweep(tokenize_task(task, tokenizer=tokenizer), tokenizer=tokenizer, sweep=sweep)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for draw in range(2):
+                list(ask_draw(model, plans[name], draw=draw))
+    counts = {name: plan.count.num_prefix_tokens + plan.count.num_query_tokens for name, plan in plans.items()}
+    path = plans["plain"].plain_path()
+    assert path.processed_tokens == counts["plain"]
+    # The engine also counts what it generates, which is in neither number: 3 cells of 3 queries.
+    most_generated = 0 if labels else 3 * 3 * plans["shared"].max_new_tokens
+    assert 0 <= counts["shared"] - path.shared_tokens <= most_generated
+    assert path.processed_tokens > 2 * path.shared_tokens
+
+    asked = asked_model(unshared_model("bloom"), tokenizer)
+    with pytest.warns(UserWarning, match="plain path"):
+        found = evaluate(asked, [task], shots=(0, 2), draws=2, queries=3, out=tmp_path / "plain.json")
+    assert found.plain_path == path
+    entry = json.loads((tmp_path / "plain.json").read_text())
+    assert entry["sharing_fault"] == "does not take its attention from outside"
+    assert entry["tasks"][0]["plain_path"] == asdict(path)
+    terminal = Console(width=400, record=True, file=io.StringIO())
+    terminal.print(evaluation_table(found))
+    assert (
+        "every prompt was processed as a whole because the model does not take its attention from outside:"
+        f" {path.processed_tokens:,} tokens, {path.processed_tokens / path.shared_tokens:,.1f} times the"
+        f" {path.shared_tokens:,} of shared shots"
+    ) in terminal.export_text()
+
+
+def test_a_model_whose_tokens_see_those_after_them_is_refused_when_it_is_loaded_to_be_asked(tokenizers, tmp_path):
+    """B10: such a model fails every trial, and its whole prompts would show it the answers."""
+    config = BertConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    model.save_pretrained(tmp_path)
+    tokenizers["bpe"].save_pretrained(tmp_path)
+    with (
+        pytest.warns(UserWarning, match="plain path"),
+        pytest.raises(UserError, match="a token of this bert model sees the tokens after it") as raised,
+    ):
+        load_asked_model(str(tmp_path), precision="fp32")
+    assert "\n" not in str(raised.value)

@@ -135,12 +135,26 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainPath:
+    """Tokens put through a model whose cache cannot be shared, so that every prompt is processed as a whole.
+
+    Tokens of generated answers are in neither count: each path processes them once.
+    """
+
+    processed_tokens: int
+    """Tokens of all whole prompts: one prompt per option of a query; two per query whose answer is generated."""
+    shared_tokens: int
+    """Tokens that would be processed if the shots of a draw were encoded once and shared by its queries."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShotCurve:
     """The curve of one task, and the predictions behind it. sha256: the task's (tasks.Task).
 
     num_encoded_tokens: tokens of heads and shots that a whole sweep encodes, each draw once; None where the model's
     cache cannot be shared, so that each query has its shots encoded anew, and where a server or one pass answered.
     left_out: reason -> rows that take no part because they are too long (sweep.TaskSweep).
+    plain_path: what whole prompts cost; None if the model's cache was shared, and if a server or one pass answered.
     """
 
     task: str
@@ -153,6 +167,15 @@ class ShotCurve:
     sha256: str = ""
     num_encoded_tokens: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    plain_path: PlainPath | None = None
+
+
+def sum_plain_paths(paths: Iterable[PlainPath | None]) -> PlainPath | None:
+    """Return the tokens of several curves together; None if none of them took the plain path."""
+    known = [path for path in paths if path is not None]
+    if not known:
+        return None
+    return PlainPath(sum(p.processed_tokens for p in known), sum(p.shared_tokens for p in known))
 
 
 def predictions_bytes(predictions: Sequence[Prediction]) -> bytes:

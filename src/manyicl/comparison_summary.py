@@ -6,11 +6,13 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from manyicl.arms import Arm, ArmName
+from manyicl.cells import PlainPath, sum_plain_paths
 from manyicl.comparison import Comparison, What, judge_trial
 from manyicl.comparison_analysis import list_examples, list_flips, list_orders, list_shot_losses
 from manyicl.comparison_forgetting import find_forgetting
@@ -59,6 +61,7 @@ def collect_findings(comparison: Comparison) -> dict[str, Any]:
         "flips": list(list_flips(findings)),
         "orders": list(list_orders(findings)),
         "examples": list(list_examples(findings)),
+        "plain_path": _plain_path(comparison),
     }
 
 
@@ -153,6 +156,22 @@ def _trials(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     "nll": trial.nll if trial else None,
                     "chosen": is_whole and comparison.chosen_rate(arm.name, task) == rate,
                 }
+
+
+def _plain_path(comparison: Comparison) -> dict[str, Any] | None:
+    """Return what whole prompts cost in all evaluations of models that cannot share their shots; None without any."""
+    faults, found = [], []
+    for cell in comparison.cells():
+        place = comparison.place(cell)
+        if cell.what in ("train", "text") or not comparison.is_done(cell):
+            continue
+        content = json.loads(place.read_bytes())
+        paths = [task["plain_path"] for task in content.get("tasks", ()) if task.get("plain_path")]
+        if paths:
+            faults.append(content.get("sharing_fault", ""))
+            found += [PlainPath(**path) for path in paths]
+    whole = sum_plain_paths(found)
+    return None if whole is None else {**asdict(whole), "fault": faults[0]}
 
 
 def _tuned(comparison: Comparison) -> Iterator[dict[str, Any]]:

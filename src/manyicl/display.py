@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import plotext
 from rich.console import Group
@@ -16,6 +17,7 @@ from rich.text import Text
 from manyicl.audit import TaskAudit
 from manyicl.cells import FILL, Cell, ShotCurve, Shots, sort_shots, tell_shot_count
 from manyicl.difference import CellDifference, Difference, MeanDifference, MetricDifference, tell_difference
+from manyicl.report.numbers import tell_plain_path
 from manyicl.results import Evaluation
 
 
@@ -112,6 +114,9 @@ def _cell_text(cell: Cell | None) -> str:
 def _notes(evaluation: Evaluation) -> list[Text]:
     notes = []
     cells = [cell for curve in evaluation.curves for cell in curve.cells]
+    if evaluation.plain_path is not None:
+        path = evaluation.plain_path
+        notes.append(tell_plain_path(**asdict(path), fault=evaluation.sharing_fault))
     if any(cell.extrapolated and cell.num_scored for cell in cells):
         notes.append("* more shots than this task was trained with")
     for curve in evaluation.curves:

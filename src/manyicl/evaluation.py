@@ -15,6 +15,7 @@ import torch
 from manyicl.answering import generate_behind
 from manyicl.cells import FILL, Prediction, Shots, sort_shots
 from manyicl.errors import UserError
+from manyicl.isolation import refuse_unusable
 from manyicl.layers import check_compiler
 from manyicl.models import ModelSettings, load_config, load_end_ids, load_model, load_tokenizer, read_note
 from manyicl.parts import Parts, package_versions, read_header, sole_writer_of_out
@@ -25,7 +26,7 @@ from manyicl.ranks import ALONE, Ranks
 from manyicl.results import Evaluation, refuse_other_result
 from manyicl.saving import hash_weights
 from manyicl.seeds import STREAMS, AskPurpose
-from manyicl.sharing import can_share_prefix, sharing_fault
+from manyicl.sharing import sharing_fault
 from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
 from manyicl.sweep import (
     DEFAULT_SHOTS,
@@ -93,7 +94,8 @@ def load_asked_model(
     what its chat template writes today.
 
     Raises:
-        UserError: it cannot be loaded or compiled, or `max_tokens` is more than it can see.
+        UserError: it cannot be loaded or compiled, its tokens see those after them, or `max_tokens` is more than it can
+            see.
     """
     on_gpu = torch.cuda.is_available()
     if compiled and not on_gpu:
@@ -120,7 +122,9 @@ def load_asked_model(
     )
     loaded = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
     if loaded is not None:
-        sharing_fault(loaded, np.asarray(trial_ids(tokenizer.tokenizer, TRIAL_TOKENS), dtype=np.int32))
+        text = np.asarray(trial_ids(tokenizer.tokenizer, TRIAL_TOKENS), dtype=np.int32)
+        if sharing_fault(loaded, text):
+            refuse_unusable(loaded, text)  # its whole prompts would be no better
     return AskedModel(
         path=path,
         model=loaded,
@@ -185,14 +189,14 @@ def evaluate(
     parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
     with asked.asking():
         gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))
-        once = can_share_prefix(asked.model)
+        fault = sharing_fault(asked.model)
     answered = {cell: rows for cells in gathered for cell, rows in cells.items()}
     curves = [
         make_curve(
             plan,
             {(draw, k): answered[plan.task.name, draw, k] for draw, k in plan.cells},
             trained_shots=trained_shots_of(asked, plan.task),
-            num_encoded_tokens=plan.num_encoded_tokens if once else None,
+            shared=not fault,
         )
         for plan in plans
     ]
@@ -204,6 +208,7 @@ def evaluate(
         curves=tuple(curves),
         by=by,
         fixed_shots=fixed_shots,
+        sharing_fault=fault,
     )
     if path is not None and parts is not None and ranks.is_main:
         result.save(path)

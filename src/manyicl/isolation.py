@@ -199,6 +199,20 @@ def _most_difference(model: nn.Module, row: Batch, own_NV: Tensor) -> float:
     return max(most, SPREADS * float(spread))
 
 
+@torch.no_grad()
+def refuse_unusable(model: nn.Module, ids: NDArray[np.int32]) -> None:
+    """Refuse a model whose own forward fails on ordinary text `ids`, or in which a token sees those after it.
+
+    Raises:
+        UserError: it is such a model.
+    """
+    inner = inner_model(model)
+    ids = ids[ids < int(inner.config.get_text_config().vocab_size)]  # a tokenizer may know ids that the model has not
+    first, second = np.split(np.resize(ids, QUERY_TOKENS + NEIGHBOUR_TOKENS).astype(np.int32), [QUERY_TOKENS])
+    with own_attention(model):
+        _refuse_unusable(model, inner, first, second)
+
+
 def _refuse_unusable(model: nn.Module, inner: Any, first: NDArray[np.int32], second: NDArray[np.int32]) -> None:
     """Refuse a model whose own forward fails on one episode, or in which a token sees those after it."""
     device = next(model.parameters()).device

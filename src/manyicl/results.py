@@ -12,7 +12,15 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from manyicl.cells import Prediction, ShotCurve, Shots, predictions_bytes, read_predictions
+from manyicl.cells import (
+    PlainPath,
+    Prediction,
+    ShotCurve,
+    Shots,
+    predictions_bytes,
+    read_predictions,
+    sum_plain_paths,
+)
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
 from manyicl.seeds import STREAMS
@@ -26,7 +34,8 @@ class Evaluation:
 
     by: how a known answer was chosen (sweep.Sweep); None where none was. engine: who answered; by 'endpoint' every
     answer is generated and no likelihood is known. endpoint: that server's url and model, and whether prompts were sent
-    as ids or as text. fixed_shots: where all draws hold the same shots (sweep.Sweep).
+    as ids or as text. fixed_shots: where all draws hold the same shots (sweep.Sweep). sharing_fault: why the queries
+    could not share the encoded shots, so that every prompt was processed as a whole; '' if they did.
     """
 
     model: str
@@ -38,6 +47,12 @@ class Evaluation:
     engine: Literal["local", "endpoint"] = "local"
     endpoint: Mapping[str, str] | None = None
     fixed_shots: Shots | None = None
+    sharing_fault: str = ""
+
+    @property
+    def plain_path(self) -> PlainPath | None:
+        """What whole prompts cost in all tasks together; None if the encoded shots were shared."""
+        return sum_plain_paths(curve.plain_path for curve in self.curves)
 
     @property
     def complete(self) -> bool:
@@ -50,6 +65,8 @@ class Evaluation:
         tasks = []
         for curve in self.curves:
             entry = {key: getattr(curve, key) for key in keys} | {"left_out": dict(curve.left_out)}
+            if curve.plain_path is not None:
+                entry["plain_path"] = asdict(curve.plain_path)
             tasks.append({**entry, "curve": [asdict(cell) for cell in curve.cells]})
         return {
             "schema": RESULT_SCHEMA,
@@ -59,6 +76,7 @@ class Evaluation:
             "engine": self.engine,
             **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
             **({} if self.fixed_shots is None else {"fixed_shots": self.fixed_shots}),
+            **({"sharing_fault": self.sharing_fault} if self.sharing_fault else {}),
             "seed": self.seed,
             "streams": STREAMS,
             "max_tokens": self.max_tokens,

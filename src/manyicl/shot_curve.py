@@ -72,8 +72,7 @@ def evaluate_task(
         for shots, predictions in ask_draw(model, plan, draw=draw):
             answered[draw, shots] = predictions
             report(f"{plan.task.name}, {shots} shots", len(answered), len(plan.cells))
-    num_encoded = plan.num_encoded_tokens if can_share_prefix(model) else None
-    return make_curve(plan, answered, trained_shots=trained_shots, num_encoded_tokens=num_encoded)
+    return make_curve(plan, answered, trained_shots=trained_shots, shared=can_share_prefix(model))
 
 
 def ask_draw(
@@ -173,9 +172,12 @@ def make_curve(
     answered: CellAnswers,
     *,
     trained_shots: int | None = None,
-    num_encoded_tokens: int | None = None,
+    shared: bool | None = None,
 ) -> ShotCurve:
-    """Return the curve of a task from the answers of all its cells; one that is missing is null, never 0."""
+    """Return the curve of a task from the answers of all its cells; one that is missing is null, never 0.
+
+    shared: whether the queries of a draw shared its encoded shots; None if that is not known, as of a server.
+    """
     audits = _audit_draws(plan)
     cells = []
     for shots in sort_shots(plan.sweep.shots):
@@ -199,8 +201,9 @@ def make_curve(
             p for cell in sorted(answered, key=lambda cell: (shots_order(cell[1]), cell[0])) for p in answered[cell]
         ),
         sha256=plan.task.sha256,
-        num_encoded_tokens=num_encoded_tokens,
+        num_encoded_tokens=plan.num_encoded_tokens if shared else None,
         left_out=plan.left_out,
+        plain_path=plan.plain_path() if shared is False else None,
     )
 
 

@@ -18,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.cells import FILL, Shots, sort_shots
+from manyicl.cells import FILL, PlainPath, Shots, sort_shots
 from manyicl.errors import UserError
 from manyicl.prefix import EngineCount
 from manyicl.seeds import AskPurpose, make_stream
-from manyicl.tokenized import TokenizedTask, join_examples
+from manyicl.tokenized import TokenizedTask, join_examples, query_ids
 from manyicl.tokens import TaskTokenizer
+from manyicl.tries import build_trie
 
 DEFAULT_SHOTS: tuple[Shots, ...] = (0, 1, 4, 16, 64)
 # A k is asked only where at least this share of the queries fits behind it; else it would be scored on short ones.
@@ -225,6 +226,32 @@ class TaskSweep:
         """
         asked = [draw for draw in range(self.sweep.num_draws) if self.shots_of(draw)]
         return sum(int(prefix_lengths(self.tokenized, self.draws[draw])[self.most_shots(draw)]) for draw in asked)
+
+    def plain_path(self) -> PlainPath:
+        """Return the tokens of the whole sweep on whole prompts, and with a shared prefix; see `PlainPath`."""
+        processed, shared = 0, self.num_encoded_tokens
+        sizes = {
+            after: [self._query_sizes(query, after_shots=after) for query in self.queries.tolist()]
+            for after in (False, True)
+        }
+        for draw, shots in self.cells:
+            num_shots = self.num_shots(draw, shots)
+            before = int(prefix_lengths(self.tokenized, self.draws[draw])[num_shots])
+            for num_prompts, plain, behind in sizes[num_shots > 0]:
+                processed += num_prompts * before + plain
+                shared += behind
+        return PlainPath(processed, shared)
+
+    def _query_sizes(self, query: int, *, after_shots: bool) -> tuple[int, int, int]:
+        """Return how many whole prompts a query needs, and its own tokens in all of them and behind a shared prefix."""
+        num_asked = len(query_ids(self.tokenized, split="test", index=query, after_shots=after_shots))
+        options = [ids for _, ids in self.written[self.candidates[query]]]
+        if options:
+            num_own = len(options) * num_asked + sum(map(len, options))
+            return len(options), num_own, num_asked + len(build_trie(options).tokens_N)
+        num_answer = int(self.tokenized.splits["test"].answer_lengths[query])
+        # One prompt is generated from, another has the reference at its end.
+        return 2, 2 * num_asked + num_answer, num_asked + len(build_trie([[0] * num_answer]).tokens_N)
 
     def _draw(self, draw: int, *, most_tokens: int) -> NDArray[np.int64]:
         fixed, seed, purpose = self.sweep.fixed_shots, self.sweep.seed, self.sweep.purpose

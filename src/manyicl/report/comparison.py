@@ -130,6 +130,15 @@ class Trial(Part):
     chosen: bool = False
 
 
+class PlainPath(Part):
+    """What the evaluations cost in tokens if the model cannot share its encoded shots; see `cells.PlainPath`."""
+
+    processed_tokens: int
+    shared_tokens: int
+    fault: str = ""
+    """Why, to follow "the model"."""
+
+
 class Tuned(Part):
     """What was chosen for one model of a tuned arm: its rate, and its checkpoint at `step` of `steps`."""
 
@@ -372,6 +381,7 @@ class Comparison(Part):
     flips: tuple[Flip, ...] = ()
     orders: tuple[OrderSpread, ...] = ()
     examples: tuple[ExampleQuery, ...] = ()
+    plain_path: PlainPath | None = None
 
     @cached_property
     def done_seeds(self) -> tuple[int, int]:

@@ -44,6 +44,23 @@ def tell_times(value: float | None) -> str:
     return DASH if value is None or not is_known(value) else f"{value:,.2f}"
 
 
+def tell_plain_path(*, processed_tokens: int, shared_tokens: int, fault: str) -> str:
+    """Return how much slower an evaluation is whose model cannot share its encoded shots.
+
+    processed_tokens, shared_tokens: what was processed, and what sharing would have processed. fault: why it cannot, to
+    follow "the model"; '' if that is not known.
+
+    >>> print(tell_plain_path(processed_tokens=12000, shared_tokens=600, fault=""))
+    every prompt was processed as a whole: 12,000 tokens, 20.0 times the 600 of shared shots, about as many times slower
+    """
+    why = f" because the model {fault}" if fault else ""
+    return (
+        f"every prompt was processed as a whole{why}: {processed_tokens:,} tokens,"
+        f" {processed_tokens / max(1, shared_tokens):,.1f} times the {shared_tokens:,} of shared shots,"
+        " about as many times slower"
+    )
+
+
 def tell_power(value: float | None) -> str:
     """Return a large number to three digits: 3.21 × 10¹⁵."""
     if value is None or not is_known(value):

@@ -12,6 +12,7 @@ from manyicl.report.numbers import (
     tell_bits,
     tell_interval,
     tell_percent,
+    tell_plain_path,
     tell_points,
 )
 from manyicl.report.rates import tell_rates
@@ -244,6 +245,9 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
     rates = tell_rates(comparison)
     if rates:
         facts.append(("Learning rates", rates))
+    if comparison.plain_path is not None:
+        told = tell_plain_path(**comparison.plain_path.model_dump())
+        facts.append(("Evaluation", f"{told[0].upper()}{told[1:]}."))
     return facts
 
 
