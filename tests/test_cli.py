@@ -502,6 +502,22 @@ def test_ask_tells_what_it_did_in_json(folder, tmp_path, capfd, task, shots):
         assert all(answer["nll"] > 0 and not answer["cut"] for answer in answers)
 
 
+def test_generated_answers_end_at_the_limit_that_is_set_and_are_counted(folder, tmp_path, capfd):
+    out, options = tmp_path / "r.json", ("--task", "sums", "--max-new-tokens", 3)
+    result, printed = evaluate_tiny(folder, capfd, out, *options)
+    (task,) = result["tasks"]
+    assert result["max_new_tokens"] == 3
+    assert sum(cell["num_cut"] for cell in task["curve"]) == 6 + 12  # of an untrained model, which ends no answer
+    assert "18 generated answers reached the token limit before their end; --max-new-tokens raises it" in printed
+    model, tasks = folder / "model", ("--tasks", folder / "tasks")
+    again = ("eval", model, *tasks, "--draws", 2, "--queries", 6, "--shots", "0,2,99", "--task", "sums", "--out", out)
+    assert refusal(capfd, *again).startswith(f"--out {out}: holds a finished result with other max_new_tokens;")
+    (tmp_path / "in.txt").write_text("1 + 1\n2 + 2\n")
+    code, _, err = run_manyicl(capfd, "ask", model, *tasks, *options, tmp_path / "in.txt")
+    assert (code, "; 2 of 2 answers cut at the token limit (--max-new-tokens raises it)" in err) == (0, True)
+    assert "must leave room for its input in 512 tokens" in refusal(capfd, *again[:3], "--max-new-tokens", 512)
+
+
 def test_ask_takes_a_line_for_what_ends_with_a_line_break_alone(folder, tmp_path, capfd):
     (tmp_path / "in.txt").write_text("a\u2028fox\x0c1\na fox 2", encoding="utf-8")
     ask = ("ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", tmp_path / "in.txt", "--json")

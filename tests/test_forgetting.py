@@ -66,6 +66,18 @@ def test_without_a_bos_the_first_token_is_no_target_and_its_bytes_do_not_count(t
         assert num_bytes < len(decode(no_bos, ids))
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "sentencepiece"])
+def test_the_name_of_a_special_token_in_a_text_stays_text(tmp_path, tokenizers, kind):
+    """Review C: `</s>` in neutral text was the token that ends a document."""
+    tokenizer, text = tokenizers[kind], f"{DOCUMENT}</s> and <s> {DOCUMENT * 3}"
+    windows = read_windows(write(tmp_path / "a.txt", text), tokenizer, window_tokens=12, num_windows=50)
+    targets = [token for ids in windows.ids for token in ids[1:].tolist()]
+    assert {tokenizer.bos_token_id, tokenizer.eos_token_id}.isdisjoint(targets)
+    read = "".join(tokenizer.decode(ids[1:]) for ids in windows.ids).replace(" ", "")
+    assert read.startswith(f"{DOCUMENT}</s> and <s> {DOCUMENT}".replace(" ", ""))
+    assert len(read) <= windows.num_bytes_W.sum() <= len(text)
+
+
 def test_bytes_are_those_of_utf8(tmp_path, tokenizers):
     """Three bytes each: €, 漢, 字; two: ï, é."""
     text = "naïve café costs 3 €, 漢字"

@@ -163,6 +163,20 @@ def test_how_numbers_of_options_are_counted_is_asked_for_if_it_is_not_certain(tm
     assert [example.answer for example in found] == ["red", "blue"]
 
 
+def test_an_instruction_of_each_row_is_named_with_the_task_json_that_reads_it(tmp_path: Path) -> None:
+    """Review C: it was passed over without a word."""
+    content = "instruction,input,answer\nadd,1 2,3\nmultiply,1 2,2\n"
+    mapped = {"columns": {"input": ["instruction", "input"]}}
+    task, _ = read(tmp_path, "t.csv", content)
+    assert task is not None
+    assert task.notes == (
+        "columns not read: instruction",
+        "each row's own instruction is not read; to put it before the input, write"
+        f" {json.dumps(mapped)} into t.task.json",
+    )
+    assert examples_of(tmp_path, "t.csv", content, mapped) == [Example("add\n1 2", "3"), Example("multiply\n1 2", "2")]
+
+
 def test_options_in_columns_of_their_own_trial_19b(tmp_path: Path) -> None:
     content = "question,A,B,C,answer\none,red,blue,grey,C\ntwo,red,,grey,A\n"
     mapped = {"columns": {"input": "question", "options": ["A", "B", "C"]}}

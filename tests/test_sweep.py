@@ -71,6 +71,8 @@ def test_an_answer_takes_as_many_tokens_as_the_longest_there_is(tokenizer, task)
     assert most_answer_tokens(task, written) == len(written[1][1])
     assert most_answer_tokens(task, None) == max(task.splits["train"].answer_lengths)
     assert most_answer_tokens(task, []) == 0
+    assert most_answer_tokens(task, None, limit=1000) == 1000  # --max-new-tokens; more than any train answer has
+    assert most_answer_tokens(task, written, limit=1) == len(written[1][1])  # known answers are never cut
 
 
 # --- the same shots in other orders ------------------------------------------------------------------------------

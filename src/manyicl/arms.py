@@ -128,6 +128,9 @@ class CompareSettings(BaseModel):
     max_tokens: Annotated[int, Field(gt=0)] | None = Field(
         None, description="longest sequence of a question; episodes.token_budget unless said"
     )
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="most tokens of a generated answer; as many as the longest train answer has, at most 256"
+    )
     text_files: tuple[str, ...] = Field((), description="neutral text, to measure forgetting on")
     text_windows: Annotated[int, Field(gt=0)] = Field(200, description="windows read of each text file, evenly spread")
     text_window_tokens: Annotated[int, Field(gt=1)] = Field(512, description="length of a window")

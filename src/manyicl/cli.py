@@ -44,6 +44,14 @@ MaxTokens = Annotated[
         "--max-tokens", min=1, help="Longest sequence; the budget it was trained on unless said, or all it can see."
     ),
 ]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        min=1,
+        help="Most tokens of a generated answer; as many as the longest train answer has unless said, at most 256.",
+    ),
+]
 ModelPath = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, an adapter, a run, or a hub name.")
 ]
@@ -239,6 +247,7 @@ def eval_(
     ] = False,
     out: Out = None,
     max_tokens: MaxTokens = None,
+    max_new_tokens: MaxNewTokens = None,
     precision: Precision = "auto",
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
@@ -280,7 +289,7 @@ def eval_(
             compiled=compiled,
         )
         with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as report:
-            options |= {"out": out, "report": report}
+            options |= {"max_new_tokens": max_new_tokens, "out": out, "report": report}
             if endpoint is None:
                 result = evaluate(asked, chosen, **options, by=by, ranks=ranks)
             else:
@@ -453,6 +462,7 @@ def ask(
         bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut, left_out.")
     ] = False,
     max_tokens: MaxTokens = None,
+    max_new_tokens: MaxNewTokens = None,
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -465,7 +475,7 @@ def ask(
     inputs = read_inputs(file)
     chosen = load_tasks(tasks, names=[task])[0]
     asked = _load_asked(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
-    answers = ask_inputs(asked, chosen, inputs, shots=shots, seed=seed)
+    answers = ask_inputs(asked, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
     if not as_json:
         typer.echo(tell_shots(answers, num_train=len(chosen.train)), err=True)
     for answer in answers:

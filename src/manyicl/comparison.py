@@ -29,7 +29,7 @@ from manyicl.evaluation import AskedModel, evaluate, load_asked_model
 from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
 from manyicl.locks import LOCK, sole_writer
-from manyicl.models import load_tokenizer
+from manyicl.models import load_config, load_tokenizer
 from manyicl.precision import resolve_precision
 from manyicl.preparation import tokenize_all
 from manyicl.progress import Pace, reporting
@@ -41,6 +41,7 @@ from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.templates import Frame
 from manyicl.tokenized import TokenizedTask
 from manyicl.tokens import TaskTokenizer
+from manyicl.windows import check_window
 
 What = Literal["train", "validation", "test", "text", "flip", "order"]
 TRIAL_WHATS: tuple[What, ...] = ("train", "validation")
@@ -176,7 +177,14 @@ class Comparison:
 
     @cached_property
     def texts(self) -> list[TextWindows]:
-        """The neutral text that forgetting is measured on."""
+        """The neutral text that forgetting is measured on.
+
+        Raises:
+            UserError: a file cannot be read, or a window is longer than the model can see.
+        """
+        if self.settings.text_files:
+            num_tokens = self.settings.text_window_tokens
+            check_window(load_config(self.config.model), num_tokens=num_tokens, what="compare.text_window_tokens")
         return [
             read_windows(
                 Path(file),
@@ -520,6 +528,7 @@ class _Worker:
             return
         tasks, most = self._tasks_of(cell), max(settings.shots)
         options: dict[str, Any] = {"shots": settings.shots, "draws": settings.draws, "queries": settings.queries}
+        options["max_new_tokens"] = settings.max_new_tokens
         if cell.what == "validation":
             tasks = [ask_validation(task) for task in tasks if task.validation]
             options |= {"queries": settings.validation_queries, "purpose": "choice of settings"}

@@ -137,7 +137,8 @@ def _notes(evaluation: Evaluation) -> list[Text]:
         ]
         cut = sum(cell.num_cut for cell in curve.cells)
         if cut:
-            notes.append(f"{curve.task}: {cut} generated answers reached the token limit before their end")
+            told = f"{cut} generated answers reached the token limit before their end"
+            notes.append(f"{curve.task}: {told}; --max-new-tokens raises it")
         notes += _audit_shots(curve)
     return [Text(note, style="dim") for note in notes]
 

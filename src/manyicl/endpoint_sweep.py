@@ -123,6 +123,7 @@ def evaluate_at_endpoint(
     draws: int = 5,
     queries: int = 200,
     seed: int = 0,
+    max_new_tokens: int | None = None,
     out: Path | None = None,
     report: Report = lambda what, done, total: None,
 ) -> Evaluation:
@@ -130,16 +131,17 @@ def evaluate_at_endpoint(
 
     asked: tokenizer, template and limits; its weights are not needed. out: where the result is written; beside it
     every answer is kept until the result is complete, so that the same call again asks only what is missing.
+    max_new_tokens: as in `evaluation.evaluate`.
 
     Raises:
         UserError: the server refuses or is gone, nothing can be asked, or `out` holds another evaluation.
     """
-    sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed)
+    sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, max_new_tokens=max_new_tokens)
     plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
     refuse_empty(plans)
     if out is not None:
         settings = {"model": asked.path, "engine": "endpoint", "endpoint_model": endpoint.model, "seed": seed}
-        settings |= {"max_tokens": asked.max_tokens, "streams": STREAMS}
+        settings |= {"max_tokens": asked.max_tokens, "max_new_tokens": max_new_tokens, "streams": STREAMS}
         refuse_other_result(out, settings, [plan.about for plan in plans])
     log = AnswerLog(out and answer_log_path(out))
     try:
@@ -164,6 +166,7 @@ def evaluate_at_endpoint(
         curves=tuple(curves),
         engine="endpoint",
         endpoint=told,
+        max_new_tokens=max_new_tokens,
     )
     if out is not None:
         result.save(out)

@@ -145,6 +145,7 @@ def evaluate(
     queries: int = 200,
     seed: int = 0,
     by: Literal["sum", "mean"] = "sum",
+    max_new_tokens: int | None = None,
     fixed_shots: Shots | None = None,
     purpose: AskPurpose = "evaluation",
     allow_empty: bool = False,
@@ -157,6 +158,8 @@ def evaluate(
     shots: numbers of shots, and "fill" for as many as fit in each draw.
 
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
+    max_new_tokens: a generated answer is cut there (counted as `num_cut`); by default at as many tokens as the task's
+    longest train answer has, and at most at 256.
     fixed_shots: one of `shots`; all draws hold the same shots up to it, each in another order, so that the spread at
     that number is the order's alone. purpose: "choice of settings" draws other shots and queries than those that are
     reported. allow_empty: a sweep of which no task has room for a query is no error, and its
@@ -171,7 +174,9 @@ def evaluate(
     asked = load_asked_model(model) if isinstance(model, str) else model
     if out is not None:
         asked = _with_kept_frame(asked, Path(out))
-    sweep = make_sweep(asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by)
+    sweep = make_sweep(
+        asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by, max_new_tokens=max_new_tokens
+    )
     sweep = replace(sweep, purpose=purpose)
     if fixed_shots is not None:
         sweep = fix_shots(sweep, fixed_shots)
@@ -185,6 +190,7 @@ def evaluate(
     if path is not None:
         settings = {"model": asked.path, "kind": "sweep", "by": by, "engine": "local", "seed": seed}
         settings |= {"max_tokens": asked.max_tokens, "fixed_shots": fixed_shots, "streams": STREAMS}
+        settings["max_new_tokens"] = max_new_tokens
         refuse_other_result(path, settings, [plan.about for plan in plans])
     parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
     with asked.asking():
@@ -209,6 +215,7 @@ def evaluate(
         by=by,
         fixed_shots=fixed_shots,
         sharing_fault=fault,
+        max_new_tokens=max_new_tokens,
     )
     if path is not None and parts is not None and ranks.is_main:
         result.save(path)
@@ -224,6 +231,7 @@ def make_sweep(
     queries: int,
     seed: int,
     by: Literal["sum", "mean"] = "sum",
+    max_new_tokens: int | None = None,
 ) -> Sweep:
     """Return what is asked of every task.
 
@@ -231,6 +239,12 @@ def make_sweep(
         UserError: nothing would be asked.
     """
     sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens, by=by)
+    sweep = replace(sweep, max_new_tokens=max_new_tokens)
+    if max_new_tokens is not None and not 1 <= max_new_tokens < asked.max_tokens:
+        raise UserError(
+            f"--max-new-tokens {max_new_tokens}: an answer needs at least 1 token, and must leave room for its input in"
+            f" {asked.max_tokens:,} tokens"
+        )
     if not sweep.shots or any(k != FILL and k < 0 for k in sweep.shots) or draws < 1 or queries < 1:
         raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
     return sweep
@@ -361,11 +375,18 @@ class Answer:
 
 
 def ask_inputs(
-    asked: AskedModel, task: Task, inputs: Sequence[str], *, shots: int | None = None, seed: int = 0
+    asked: AskedModel,
+    task: Task,
+    inputs: Sequence[str],
+    *,
+    shots: int | None = None,
+    seed: int = 0,
+    max_new_tokens: int | None = None,
 ) -> list[Answer]:
     """Answer each input behind the shots of one draw that fit, or behind `shots` of them.
 
     Train rows that leave no room for the longest input are no shots: they are passed over, and counted in `left_out`.
+    max_new_tokens: as in `evaluate`; an answer that was cut there says so.
 
     Raises:
         UserError: an empty input, fewer train rows than `shots`, or an input that does not fit behind the shots.
@@ -377,7 +398,7 @@ def ask_inputs(
             raise UserError(f"line {number}: is empty; give one input a line")
     tokenized = tokenize_for(task, asked)
     written = write_answers(asked.tokenizer, task.labels)
-    longest = most_answer_tokens(tokenized, written if task.labels else None)
+    longest = most_answer_tokens(tokenized, written if task.labels else None, limit=max_new_tokens)
     between, after = asked.tokenizer.between_ids, asked.tokenizer.before_answer_ids
     queries = [np.asarray(between + ids + after, dtype=np.int32) for ids in asked.tokenizer.encode_inputs(inputs)]
     room = asked.max_tokens - longest - max(len(q) for q in queries)
@@ -413,10 +434,12 @@ def _tell_no_room(tokenized: TokenizedTask, *, num_fitting: int, shots: int | No
 
 
 def tell_shots(answers: Sequence[Answer], *, num_train: int) -> str:
-    """Return how many shots stood before the inputs, and which train rows could be none, in one line."""
+    """Return how many shots stood before the inputs, which train rows could be none, and how many answers were cut."""
     told = f"behind {answers[0].shots:,} of {num_train:,} train rows as shots"
     left_out = "".join(f"; {count:,} {reason}" for reason, count in answers[0].left_out.items())
-    return f"{told}{left_out}"
+    num_cut = sum(answer.cut for answer in answers)
+    cut = f"; {num_cut:,} of {len(answers):,} answers cut at the token limit (--max-new-tokens raises it)"
+    return f"{told}{left_out}{cut if num_cut else ''}"
 
 
 def _answer_queries(

@@ -1,7 +1,7 @@
 """What a model lost: bits per byte of neutral text, before and after, and on the way.
 
 A text file holds documents that are ended by a line `<|endoftext|>`; without such a line it is one document. Each is
-tokenised without special tokens and cut into windows of a fixed number of tokens that do not overlap; what is left at a
+tokenised without special tokens, and a `</s>` that it happens to contain stays text; it is cut into windows of a fixed number of tokens that do not overlap; what is left at a
 document's end is a window too, if it is at least half as long. Each window has a BOS if the tokenizer has one, and
 nothing else before it; its tokens are the targets, all but the first where there is no BOS.
 """
@@ -9,8 +9,10 @@ nothing else before it; its tokens are the targets, all but the first where ther
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,36 @@ def read_windows(path: Path, tokenizer: Any, *, window_tokens: int, num_windows:
 
 def _cut_document(text: str, tokenizer: Any, *, window_tokens: int) -> list[tuple[list[int], list[int]]]:
     """Return each window's ids, and where its tokens begin in UTF-8 bytes, the end of the last one included."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    ids, firsts = _encode_text(text, tokenizer)
     num_bytes = np.concatenate([[0], np.cumsum([len(character.encode()) for character in text])])
-    starts = [int(num_bytes[start]) for start, _ in offsets] + [int(num_bytes[-1])]
+    starts = [int(num_bytes[first]) for first in firsts] + [int(num_bytes[-1])]
     cuts = range(0, len(ids), window_tokens)
     windows = [(ids[cut : cut + window_tokens], starts[cut : cut + window_tokens + 1]) for cut in cuts]
     return [window for window in windows if len(window[0]) >= max(2, window_tokens // 2)]
+
+
+def _encode_text(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the ids of a document and where in it each one begins; no special token is recognised in it."""
+    specials = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    names = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
+
+    def encode(start: int, stop: int) -> tuple[list[int], list[int]]:
+        encoded = tokenizer(
+            text[start:stop],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return encoded["input_ids"], [start + first for first, _ in encoded["offset_mapping"]]
+
+    ids, firsts = encode(0, len(text))
+    found = [name for name in names.finditer(text) if specials[name[0]] in ids]
+    if found:  # a vocabulary may hold them as pieces too: cut in two, their names are not found in it
+        cuts = [0, *(name.start() + 1 for name in found), len(text)]
+        parts = [encode(start, stop) for start, stop in pairwise(cuts)]
+        ids, firsts = [i for part, _ in parts for i in part], [first for _, part in parts for first in part]
+    return ids, firsts
 
 
 @torch.inference_mode()

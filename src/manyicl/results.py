@@ -36,6 +36,7 @@ class Evaluation:
     answer is generated and no likelihood is known. endpoint: that server's url and model, and whether prompts were sent
     as ids or as text. fixed_shots: where all draws hold the same shots (sweep.Sweep). sharing_fault: why the queries
     could not share the encoded shots, so that every prompt was processed as a whole; '' if they did.
+    max_new_tokens: limit of generated answers, None for each task's own.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Evaluation:
     endpoint: Mapping[str, str] | None = None
     fixed_shots: Shots | None = None
     sharing_fault: str = ""
+    max_new_tokens: int | None = None
 
     @property
     def plain_path(self) -> PlainPath | None:
@@ -77,6 +79,7 @@ class Evaluation:
             **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
             **({} if self.fixed_shots is None else {"fixed_shots": self.fixed_shots}),
             **({"sharing_fault": self.sharing_fault} if self.sharing_fault else {}),
+            **({} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}),
             "seed": self.seed,
             "streams": STREAMS,
             "max_tokens": self.max_tokens,

@@ -33,7 +33,8 @@ MIN_FIT_SHARE = 0.9
 MAX_QUERY_SHARE = 0.25
 LONG_TRAIN = "train rows too long to be shots"
 LONG_TEST = "test rows too long to be asked"
-# A free answer may take this many tokens at the most, or the longest of the task's train answers where that is less.
+# Unless `Sweep.max_new_tokens` says otherwise, a generated answer may take as many tokens as the task's longest train
+# answer has, and at most this many.
 MAX_ANSWER_TOKENS = 256
 
 
@@ -45,6 +46,7 @@ class Sweep:
     first so many shots, those of draw 0, each in an order of its own, and behind them the rest as draw 0 has it; from
     that number of shots on, only order tells the draws apart. purpose: what the answers are for; numbers of shots and
     learning rates are chosen behind other draws than those that are reported, or the choice would know their luck.
+    max_new_tokens: most tokens of a generated answer; None: the longest train answer's, at most `MAX_ANSWER_TOKENS`.
     """
 
     shots: tuple[Shots, ...] = DEFAULT_SHOTS
@@ -55,6 +57,7 @@ class Sweep:
     by: Literal["sum", "mean"] = "sum"
     fixed_shots: Shots | None = None
     purpose: AskPurpose = "evaluation"
+    max_new_tokens: int | None = None
 
 
 def draw_shots(
@@ -97,13 +100,17 @@ def prefix_lengths(tokenized: TokenizedTask, draw: NDArray[np.int64]) -> NDArray
     return len(tokenized.head_ids) + np.concatenate([[0], np.cumsum(lengths)])
 
 
-def most_answer_tokens(tokenized: TokenizedTask, written: Sequence[tuple[str, Sequence[int]]] | None) -> int:
-    """Return the most tokens an answer may take: the longest to choose from, or the limit where it is generated.
+def most_answer_tokens(
+    tokenized: TokenizedTask, written: Sequence[tuple[str, Sequence[int]]] | None, *, limit: int | None = None
+) -> int:
+    """Return the most tokens an answer may take: the longest to choose from, or the limit if it is generated.
 
-    written: the known answers in ids, None for an open answer.
+    written: the known answers in ids, None for an open answer. limit: as in `Sweep.max_new_tokens`.
     """
     if written is not None:
         return max((len(ids) for _, ids in written), default=0)
+    if limit is not None:
+        return limit
     lengths = tokenized.splits["train"].answer_lengths
     return min(MAX_ANSWER_TOKENS, int(lengths.max())) if len(lengths) else MAX_ANSWER_TOKENS
 
@@ -141,7 +148,7 @@ class TaskSweep:
         self.task = tokenized.task
         self.candidates: dict[int, tuple[str, ...]] = {}
         self.written: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
-        self.max_new_tokens = most_answer_tokens(tokenized, None)
+        self.max_new_tokens = most_answer_tokens(tokenized, None, limit=sweep.max_new_tokens)
         rng = make_stream(sweep.purpose, sweep.seed, "queries", self.task.name)
         order = rng.permutation(len(tokenized.splits["test"]))
         self.wanted, needs, self.num_long_queries = self._choose_queries(order)

@@ -357,6 +357,14 @@ def _find_notes(
     if not unread:
         return notes
     notes.append(f"columns not read: {', '.join(unread[:12])}{', ...' if len(unread) > 12 else ''}")
+    instruction = next((name for name in unread if name.strip().casefold() == "instruction"), None)
+    own = settings.columns.get("input", "input")
+    if instruction is not None and isinstance(own, str):
+        mapped = {**settings.columns, "input": [instruction, own]}
+        notes.append(
+            f"each row's own {instruction} is not read; to put it before the {own}, write {write_columns(mapped)} into"
+            f" {settings_name}"
+        )
     letters = find_letter_columns(unread)
     if letters and {row.answer for row in rows} <= {name.strip() for name in letters}:
         mapped = {**settings.columns, "options": letters}
