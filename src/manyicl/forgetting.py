@@ -1,9 +1,10 @@
 """What a model lost: bits per byte of neutral text, before and after, and on the way.
 
 A text file holds documents that are ended by a line `<|endoftext|>`; without such a line it is one document. Each is
-tokenised without special tokens, and a `</s>` that it happens to contain stays text; it is cut into windows of a fixed number of tokens that do not overlap; what is left at a
-document's end is a window too, if it is at least half as long. Each window has a BOS if the tokenizer has one, and
-nothing else before it; its tokens are the targets, all but the first where there is no BOS.
+tokenised without special tokens (a `</s>` that it happens to contain stays text) and cut into windows of a fixed number
+of tokens that do not overlap; what is left at a document's end is a window too, if it is at least half as long. Each
+window has a BOS if the tokenizer has one, and nothing else before it; its tokens are the targets, all but the first if
+there is no BOS.
 """
 
 from __future__ import annotations
