@@ -296,6 +296,7 @@ def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     assert table.schema.equals(PREDICTION_SCHEMA)
     assert table.column_names == [
         "task", "draw", "shots", "query", "prediction", "answer", "score", "nll", "cut", "choice_nll", "fill",
+            "other_scores",
     ]  # fmt: skip
     assert f"wrote {tmp_path / 'new' / 'curve.json'} and {path}" in printed
     assert "animals" in printed
@@ -515,7 +516,7 @@ def test_generated_answers_end_at_the_limit_that_is_set_and_are_counted(folder, 
     (tmp_path / "in.txt").write_text("1 + 1\n2 + 2\n")
     code, _, err = run_manyicl(capfd, "ask", model, *tasks, *options, tmp_path / "in.txt")
     assert (code, "; 2 of 2 answers cut at the token limit (--max-new-tokens raises it)" in err) == (0, True)
-    assert "must leave room for its input in 512 tokens" in refusal(capfd, *again[:3], "--max-new-tokens", 512)
+    assert "must leave room for its input in 512 tokens" in refusal(capfd, *again[:4], "--max-new-tokens", 512)
 
 
 def test_ask_takes_a_line_for_what_ends_with_a_line_break_alone(folder, tmp_path, capfd):
