@@ -37,13 +37,13 @@ _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 # A number that stands alone: in no word, version, date or address.
 _NUMBER = re.compile(
-    rf"(?<![a-z0-9.,/])(?:(?<![\w).])(?P<sign>[-\u2212+]))?(?P<currency>[$\u20ac\u00a3])?(?P<inner>[-\u2212])?"
+    rf"(?<![a-z0-9.,/])(?:(?<![\w).])(?P<sign>[-\u2212+]))?[$\u20ac\u00a3]?(?P<inner>[-\u2212])?"
     rf"(?P<number>{_DECIMAL})(?P<divisor>/[0-9]+)?(?![0-9]|[.,/][0-9])"
 )
-# Marks that are part of what a short answer says: C++, C#, A+, AB-, x<y, x=1, 2^n, and a comma or bar between digits.
+# Marks that are part of what an answer says: C++, C#, A+, AB-, x<y, x!=1, 2^n, and between digits 2020-21, 3:30, 1.2.3.
 _MARKS = re.compile(
-    r"[+<>^]|(?<=[a-z])#|(?<=\S)=(?=\S)|(?<![\w-])(?<=[a-z])-(?!\w)|(?<=\b[a-z])-(?![\w-])|(?<=\b[a-z]{2})-(?![\w-])"
-    r"|(?<=[0-9])[,/](?=[0-9])"
+    r"[+<>^]|(?<=[a-z])#|(?<=\S)=(?=\S)|!(?==)|(?<=\b[a-z])-(?![\w-])|(?<=\b[a-z]{2})-(?![\w-])"
+    r"|(?<=[0-9])[.,/:*-](?=[0-9])"
 )
 # Letters of scripts that put no spaces between words.
 _UNSPACED = re.compile(
@@ -51,7 +51,7 @@ _UNSPACED = re.compile(
     "\U00020000-\U0003ffff]"
 )
 _JOINERS = "\u200c\u200d"  # inside words of Persian and Indic scripts
-_KEPT = {ord(mark): 0xE000 + place for place, mark in enumerate("+-<>^#=.,/")}
+_KEPT = {ord(mark): 0xE000 + place for place, mark in enumerate("+-<>^#=!.,/:*")}
 _KEPT_BACK = {there: mark for mark, there in _KEPT.items()}
 
 
@@ -103,13 +103,15 @@ def normalize_answer(text: str) -> str:
     """Return `normalize_squad(text)`, except that numbers stay what they are and a short answer keeps its marks.
 
     SQuAD drops all punctuation, which makes `-5` and `5`, `3.5` and `35`, `C++` and `C` equal, and `+` and `-` nothing.
-    Here a number keeps its sign and its decimal point (`3.50` and `+3.5` are 3.5), and the marks in `_MARKS` stay. A
-    text that SQuAD leaves nothing of stays, as far as that is needed: the articles, then the punctuation.
+    Here a number keeps its sign and its decimal point (`3.50` and `+3.5` are 3.5), and the marks in `_MARKS` stay. Of a
+    text that is one article the article stays, and one without letters and digits stays as it is.
     """
     lower = text.lower()
+    if not any(character.isalnum() for character in lower):
+        return " ".join(lower.split())
     marked = _MARKS.sub(lambda match: match[0].translate(_KEPT), _NUMBER.sub(_plain_number, lower))
     normal = normalize_squad(marked) or " ".join(marked.translate(_DROP_PUNCTUATION).split())
-    return (normal or " ".join(lower.split())).translate(_KEPT_BACK)
+    return normal.translate(_KEPT_BACK)
 
 
 def _plain_number(match: re.Match[str]) -> str:
