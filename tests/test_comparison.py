@@ -364,7 +364,8 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
     assert told.endswith(f"no task '{held_out}x'; did you mean '{held_out}'?")
     told = refusal(base_recipe, f'compare.text_files=["{tmp_path}/absent.txt"]', "--out", out)
     assert told.startswith(f"compare.text_files: {tmp_path}/absent.txt: cannot be read")
-    told = refusal(base_recipe, "compare.text_window_tokens=9999", "--out", out)
+    text = f'compare.text_files=["{world[0]}/neutral.txt"]'
+    told = refusal(base_recipe, text, "compare.text_window_tokens=9999", "--out", out)
     assert told.startswith("compare.text_window_tokens = 9999: the model knows ")
     assert refusal().startswith("name a recipe (*.toml), or a comparison to go on with")
     assert "leave RECIPE and --out out" in refusal(base_recipe, "--resume", out)
