@@ -193,7 +193,10 @@ def load_rows(asked: AskedModel, options: argparse.Namespace) -> list[Cell]:
     """Return the chosen rows in their order."""
     named = [row.partition(":")[::2] for row in options.rows.split(",")]
     if not options.tasks.is_dir():
-        raise SystemExit(f"--tasks {options.tasks}: no such folder; name one with task files, and its tasks in --rows")
+        raise SystemExit(
+            f"--tasks {options.tasks}: no such folder; name one with task files (`manyicl world FOLDER` writes some),"
+            " and its tasks in --rows"
+        )
     tasks = {task.name: shorten(task) for task in load_tasks(options.tasks, names=[name for name, _ in named])}
     return [make_cell(asked, tasks[name], label, num_queries=options.queries) for name, label in named]
 
