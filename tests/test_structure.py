@@ -84,6 +84,7 @@ MODULES = (
     "intervals",
     "cells",
     "copies",
+    "overlap",  # of tasks that are not trained on with those that are
     "sweep",
     "shot_curve",
     "held_out",

@@ -80,13 +80,27 @@ if TYPE_CHECKING:
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of task files.")],
     model: Annotated[str | None, typer.Option("--model", help="Count tokens with this model's tokenizer.")] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option("--held-out", metavar="TASK", help="Look for its rows in the other tasks; repeat for more."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="A recipe with a \\[compare] section, which says which tasks are held out."),
+    ] = None,
 ) -> None:
-    """Audit task files: rows, drops, labels, lengths, and a verdict for each task. Exits 1 if one cannot be used."""
+    """Audit task files: rows, drops, labels, lengths, and a verdict for each task. Exits 1 if one cannot be used.
+
+    With --held-out or --recipe also: are rows of held-out tasks train rows of the tasks that are trained on?
+    """
     from manyicl.audit import audit_task
     from manyicl.display import audit_table
+    from manyicl.overlap import find_overlaps, tell_overlaps
     from manyicl.progress import make_console
-    from manyicl.tasks import name_sources
+    from manyicl.tasks import load_task, name_sources
 
+    sources = name_sources(folder)
+    roles = _choose_roles(list(sources), held_out or (), recipe)
     tokenizer, max_tokens = None, None
     if model:  # only then is torch needed, which takes seconds to import
         from manyicl.models import ModelSettings, load_tokenizer
@@ -98,12 +112,42 @@ def check(
         max_tokens = find_max_tokens(model)
         if max_tokens is None:
             typer.echo(f"{model}: does not say how long a sequence may be, so long rows are not counted", err=True)
-    audits = [
-        audit_task(source, tokenizer=tokenizer, max_tokens=max_tokens) for source in name_sources(folder).values()
-    ]
-    make_console().print(audit_table(audits))
+    audits = [audit_task(source, tokenizer=tokenizer, max_tokens=max_tokens) for source in sources.values()]
+    console = make_console()
+    console.print(audit_table(audits))
+    if roles:
+        unread = {audit.path for audit in audits if audit.faults}
+        read = {name: load_task(sources[name]) for name in roles if sources[name].path not in unread}
+        for line in tell_overlaps(find_overlaps(read, trained=[name for name in read if roles[name] == "trained"])):
+            console.print(line)
     if not all(audit.usable for audit in audits):
         raise typer.Exit(1)
+
+
+def _choose_roles(names: Sequence[str], held_out: Sequence[str], recipe: Path | None) -> dict[str, str]:
+    """Return task -> "trained" or "held-out", for tasks whose rows are to be compared; {} if none are.
+
+    A recipe that names no held-out tasks, or has no [compare] section, holds out all that it does not train on.
+    """
+    from manyicl.errors import suggest
+
+    trained = [name for name in names if name not in held_out] if held_out else []
+    others, source = list(held_out), "--held-out"
+    if recipe is not None:
+        from manyicl.arms import CompareConfig, choose_tasks
+        from manyicl.config import load_recipe
+
+        config = load_recipe(recipe, kind=CompareConfig)
+        trained = choose_tasks(config, names)
+        named = [*config.compare.held_out_tasks, *config.compare.familiar_tasks]
+        others = list(held_out) or named or [name for name in names if name not in trained]
+        trained, source = [name for name in trained if name not in others], f"--recipe {recipe}"
+    for name in (*trained, *others):
+        if name not in names:
+            raise UserError(f"{source}: no task '{name}' in the folder{suggest(name, names)}")
+    if (held_out or recipe) and not (trained and others):
+        raise UserError(f"{source}: leaves no task to train on, or none that is held out; name some tasks, but not all")
+    return dict.fromkeys(trained, "trained") | dict.fromkeys(others, "held-out")
 
 
 @app.command()

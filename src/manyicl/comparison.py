@@ -30,6 +30,7 @@ from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
 from manyicl.locks import LOCK, sole_writer
 from manyicl.models import load_config, load_tokenizer
+from manyicl.overlap import Overlap, find_overlaps, tell_overlaps
 from manyicl.precision import resolve_precision
 from manyicl.preparation import tokenize_all
 from manyicl.progress import Pace, reporting
@@ -199,6 +200,10 @@ class Comparison:
     def inputs(self) -> Inputs:
         """Hashes of the tasks and texts as they were when the comparison began."""
         return read_inputs(self.folder) or hash_inputs(self.tasks, self.settings.text_files)
+
+    def find_overlaps(self) -> dict[str, Overlap]:
+        """Return what each held-out or familiar task shares with the train rows of the trained ones; takes a while."""
+        return find_overlaps(self.tasks, trained=self.trained)
 
     @property
     def max_tokens(self) -> int:
@@ -374,8 +379,9 @@ def _open_in(folder: Path, config: CompareConfig | None) -> Comparison:
             raise UserError(f"--out {folder}: holds another comparison; go on with --resume {folder}, or name another")
         now = hash_inputs(comparison.tasks, comparison.settings.text_files)
         refuse_other_inputs(folder, now, task_folder=comparison.config.tasks.folder)
-        if read_inputs(folder) is None:
-            write_inputs(folder, now)
+        began = read_inputs(folder)
+        if began is None or began.overlaps is None:  # an earlier version began it
+            write_inputs(folder, replace(began or now, overlaps=comparison.find_overlaps()))
         comparison.keep_frame()
         return comparison
     if config is None:
@@ -397,7 +403,8 @@ def _open_in(folder: Path, config: CompareConfig | None) -> Comparison:
                 f"task '{name}': has no validation rows, which dedicated-tuned chooses its rate and steps by; give it"
                 " more train rows, or leave it out of compare.dedicated_tasks"
             )
-    write_inputs(folder, hash_inputs(comparison.tasks, comparison.settings.text_files))
+    inputs = hash_inputs(comparison.tasks, comparison.settings.text_files)
+    write_inputs(folder, replace(inputs, overlaps=comparison.find_overlaps()))
     write_atomically(kept, dump_config(comparison.config))
     comparison.keep_frame()
     return comparison
@@ -448,6 +455,8 @@ def run_comparison(comparison: Comparison, *, seeds: Sequence[int] | None = None
             behind other shots.
     """
     cells = [cell for cell in comparison.cells() if seeds is None or cell.seed in seeds or cell.rate is not None]
+    for line in tell_overlaps(comparison.inputs.overlaps or {}):
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     titles = {cell: f"[{number}/{len(cells)}] {cell.title()}" for number, cell in enumerate(cells, start=1)}
     if not all(map(comparison.is_done, cells)):
         _refuse_other_streams(comparison)

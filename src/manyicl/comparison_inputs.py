@@ -1,5 +1,7 @@
 """The data that a comparison began with, by hash: a cell that is done later must have the same rows.
 
+Beside the hashes stands what the tasks share with each other, which is found once.
+
 `inputs.json` in the comparison's folder is written before its first cell and never changed. Two cells of one
 comparison are paired query by query, which is wrong as soon as they were asked different files.
 """
@@ -9,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
+from manyicl.overlap import Overlap
 from manyicl.tasks import Task, name_sources
 
 INPUTS_FILE = "inputs.json"
@@ -25,10 +28,13 @@ class Inputs:
 
     tasks: task -> the sha256 of its rows and settings, as in results and run.json.
     texts: file of neutral text -> the sha256 of its bytes.
+    overlaps: held-out or familiar task -> what it shares with the train rows of trained tasks; None if that is not
+    known, as in comparisons that an earlier version began.
     """
 
     tasks: Mapping[str, str]
     texts: Mapping[str, str]
+    overlaps: Mapping[str, Overlap] | None = None
 
 
 def hash_inputs(tasks: Mapping[str, Task], text_files: Sequence[str]) -> Inputs:
@@ -47,8 +53,10 @@ def hash_inputs(tasks: Mapping[str, Task], text_files: Sequence[str]) -> Inputs:
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
-    """Keep the hashes in a comparison's folder."""
-    write_atomically(folder / INPUTS_FILE, json.dumps(asdict(inputs), indent=1) + "\n")
+    """Keep them in a comparison's folder."""
+    overlaps = {name: overlap.model_dump() for name, overlap in (inputs.overlaps or {}).items()}
+    content = {"tasks": dict(inputs.tasks), "texts": dict(inputs.texts), "overlaps": overlaps}
+    write_atomically(folder / INPUTS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_inputs(folder: Path) -> Inputs | None:
@@ -57,7 +65,10 @@ def read_inputs(folder: Path) -> Inputs | None:
     if not file.is_file():
         return None
     content = json.loads(file.read_bytes())
-    return Inputs(content["tasks"], content["texts"])
+    overlaps = content.get("overlaps")
+    if overlaps is not None:
+        overlaps = {name: Overlap.model_validate(overlap) for name, overlap in overlaps.items()}
+    return Inputs(content["tasks"], content["texts"], overlaps)
 
 
 def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str) -> None:

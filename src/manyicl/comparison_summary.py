@@ -88,6 +88,7 @@ def _describe_arm(findings: Findings, arm: Arm) -> dict[str, Any]:
 
 def _describe_task(comparison: Comparison, name: str) -> dict[str, Any]:
     task = comparison.tasks[name]
+    overlap = (comparison.inputs.overlaps or {}).get(name)
     return {
         "task": name,
         "family": task.family,
@@ -100,6 +101,7 @@ def _describe_task(comparison: Comparison, name: str) -> dict[str, Any]:
         "num_test": len(task.test),
         "num_labels": len(task.labels) or None,
         "dropped": dict(task.dropped),
+        "overlap": overlap.model_dump() if overlap else None,
         "sha256": comparison.inputs.tasks[name],
     }
 

@@ -1,4 +1,4 @@
-"""Copies of a query among its shots: the very input, or a near-duplicate, from which the answer could be read off.
+"""Copies of an input among others: the very input, or a near-duplicate, from which an answer could be read off.
 
 Two inputs are near-duplicates if their words are equal, or if the sets of their 3-word shingles have a Jaccard
 similarity of at least 0.8. Shingles and their resemblance are Broder's ("On the resemblance and containment of
@@ -6,19 +6,23 @@ documents", 1997); 0.8 is the threshold of Lee et al. ("Deduplicating Training D
 2022). Words are compared in Unicode's compatibility form (NFKC) and without case; they are numbers with their inner
 marks, runs of letters, single ideographs, and symbols ("5 - 3" is not "5 + 3"); sentence marks and quotes do not count.
 
-The search is exact, not a hash's estimate. Sets that similar share one of the rarest few shingles of either, so an
-index of those finds every candidate (prefix filtering: Bayardo, Ma, Srikant, "Scaling up all pairs similarity search",
-2007), and boilerplate that all inputs share costs nothing.
+Every pair that similar is found. A shingle is kept as a 64-bit hash, in numpy arrays: 8 bytes per word. Sets that
+similar share one of the rarest few shingles of either, so an index of those gives every candidate (prefix filtering:
+Bayardo, Ma, Srikant, "Scaling up all pairs similarity search", 2007), and where the first shared one stands bounds how
+many more there can be (positional filtering: Xiao, Wang, Lin, Yu, "Efficient similarity joins for near duplicate
+detection", 2008). So boilerplate that all inputs share costs little.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 SHINGLE_WORDS = 3
 MIN_JACCARD = 0.8
@@ -28,6 +32,15 @@ _WORDS = re.compile(
     rf"\d+(?:[.,:]\d+)*|[{_IDEOGRAPHS}]|[^\W\d{_IDEOGRAPHS}]+"
     r"|[^\w\s.,;:!?\u2026'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb]"
 )
+# Words, candidates or shingles that are worked on at once: some 100 MB.
+BLOCK = 1 << 20
+# Counts of shingles by the last bits of their hashes. Two that share a count only make each other look less rare.
+_MOST_COUNTS = 1 << 22
+# Candidates of a (query, group) that are compared before the rest, which is needed only if none of these is similar.
+_FIRST = 4
+
+IntArray = NDArray[np.int64]
+HashArray = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,43 +53,218 @@ class Copies:
 
 def find_copies(queries: Sequence[str], *, shots: Sequence[str]) -> list[Copies]:
     """Return the copies of each query's input among the inputs of `shots`."""
-    asked, shown = [_shingles(text) for text in queries], [_shingles(text) for text in shots]
-    rarity = Counter(shingle for shingles in (*asked, *shown) for shingle in shingles)
-    index: dict[str, list[int]] = {}
-    for number, shingles in enumerate(shown):
-        for shingle in _rarest(shingles, rarity):
-            index.setdefault(shingle, []).append(number)
     by_text: dict[str, list[int]] = {}
     for number, text in enumerate(shots):
         by_text.setdefault(text, []).append(number)
+    similar: dict[int, list[int]] = {}
+    for query, shot in CopyIndex(shots).find_similar(queries):
+        similar.setdefault(query, []).append(shot)
     found = []
-    for text, shingles in zip(queries, asked, strict=True):
+    for number, text in enumerate(queries):
         exact = by_text.get(text, [])
-        candidates = {n for shingle in _rarest(shingles, rarity) for n in index.get(shingle, ())}
-        near = sorted(n for n in candidates.difference(exact) if jaccard(shingles, shown[n]) >= MIN_JACCARD)
-        found.append(Copies(tuple(exact), tuple(near)))
+        found.append(Copies(tuple(exact), tuple(sorted({*similar.get(number, ())}.difference(exact)))))
     return found
 
 
-def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """Return the share of both sets' members that are in both; 0 for two empty sets, which share nothing."""
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared) if shared else 0.0
+def split_words(text: str) -> list[str]:
+    """Return the words by which inputs are compared, in Unicode's compatibility form and without case."""
+    return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _shingles(text: str) -> frozenset[str]:
-    """Return the 3-word shingles of a text; of a shorter one, all its words as one shingle."""
-    words = _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
-    if not words:
-        return frozenset()
-    last = max(1, len(words) - SHINGLE_WORDS + 1)
-    return frozenset(" ".join(words[start : start + SHINGLE_WORDS]) for start in range(last))
+class CopyIndex:
+    """Inputs among which similar ones are looked for.
 
-
-def _rarest(shingles: frozenset[str], rarity: Counter[str]) -> list[str]:
-    """Return the rarest few shingles of a set: a set at least 0.8 similar must share one of them.
-
-    It must share 0.8 of this set's size or more, so it can miss fewer than this many.
+    groups: the group of each input, from 0 on, such as its task. Of each group one similar input is enough; without
+    groups all are found.
     """
-    num_kept = len(shingles) - math.ceil(MIN_JACCARD * len(shingles) - 1e-9) + 1
-    return sorted(shingles, key=lambda shingle: (rarity[shingle], shingle))[:num_kept]
+
+    def __init__(self, inputs: Sequence[str], *, groups: Sequence[int] | None = None) -> None:
+        self.groups = None if groups is None else np.asarray(groups, dtype=np.int64)
+        self.sets = _hash_inputs(inputs)
+        size = 1024
+        while size < min(2 * len(self.sets.hashes), _MOST_COUNTS):
+            size *= 2
+        self.counts = np.zeros(size, dtype=np.int64)
+        for start in range(0, len(self.sets.hashes), BLOCK):
+            self.counts += np.bincount(self._place(self.sets.hashes[start : start + BLOCK]), minlength=size)
+        shared = _rarest(self.sets, self._rarity)
+        order = np.argsort(shared.hashes, kind="stable")
+        self.shared = _Rare(shared.hashes[order], shared.rows[order], shared.ranks[order])
+
+    def find_similar(self, queries: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """Yield (query, input) for the inputs that are at least 0.8 similar to a query, or equal to it in its words.
+
+        With groups: some of them, at least one of each group that has one.
+        """
+        asked = _hash_inputs(queries)
+        rare = _rarest(asked, self._rarity)
+        first = np.searchsorted(self.shared.hashes, rare.hashes, side="left")
+        num = np.searchsorted(self.shared.hashes, rare.hashes, side="right") - first
+        per_query = np.bincount(rare.rows, weights=num, minlength=len(asked)).astype(np.int64)
+        ends = np.searchsorted(rare.rows, np.arange(len(asked)), side="right")
+        for start, end in _blocks(per_query):
+            part = slice(ends[start - 1] if start else 0, ends[end - 1])
+            rows = np.repeat(rare.rows[part], num[part])
+            ranks = np.repeat(rare.ranks[part], num[part])
+            places = _ranges(first[part], num[part])
+            for pairs in self._compare(asked, rows, ranks, places):
+                yield from zip(*(numbers.tolist() for numbers in pairs), strict=True)
+
+    def _compare(
+        self, asked: _Sets, rows: IntArray, ranks: IntArray, places: IntArray
+    ) -> Iterator[tuple[IntArray, IntArray]]:
+        """Yield the similar pairs among candidates: rows of `asked`, the ranks and places of the shingles shared."""
+        # The ranks of a query ascend, so the first of a pair's candidates is the rarest shingle that both have.
+        _, kept = np.unique(rows * len(self.sets) + self.shared.rows[places], return_index=True)
+        rows, ranks, places = rows[kept], ranks[kept], places[kept]
+        shown = self.shared.rows[places]
+        mine, others = asked.sizes[rows], self.sets.sizes[shown]
+        most = np.minimum(mine - ranks, others - self.shared.ranks[places])
+        fit = 9 * most >= 4 * (mine + others)  # Jaccard of 4/5: 4/9 of both sizes are shared
+        rows, shown = rows[fit], shown[fit]
+        if self.groups is None:
+            yield self._similar(asked, rows, shown)
+            return
+        group = rows * (int(self.groups.max(initial=0)) + 1) + self.groups[shown]
+        order = np.argsort(group, kind="stable")
+        rows, shown, group = rows[order], shown[order], group[order]
+        rank = np.arange(len(group)) - np.searchsorted(group, group)
+        early = rank < _FIRST
+        found = self._similar(asked, rows[early], shown[early])
+        yield found
+        done = found[0] * (int(self.groups.max(initial=0)) + 1) + self.groups[found[1]]
+        late = ~early & ~np.isin(group, done)
+        yield self._similar(asked, rows[late], shown[late])
+
+    def _similar(self, asked: _Sets, rows: IntArray, shown: IntArray) -> tuple[IntArray, IntArray]:
+        """Return those of the pairs that are similar."""
+        keep = np.zeros(len(rows), dtype=bool)
+        sizes = asked.sizes[rows]
+        for start, end in _blocks(sizes):
+            mine, others = rows[start:end], shown[start:end]
+            shared = _count_shared(asked, mine, self.sets, others)
+            keep[start:end] = shared / (sizes[start:end] + self.sets.sizes[others] - shared) >= MIN_JACCARD
+        return rows[keep], shown[keep]
+
+    def _place(self, hashes: HashArray) -> IntArray:
+        return (hashes & np.uint64(len(self.counts) - 1)).astype(np.int64)
+
+    def _rarity(self, hashes: HashArray) -> IntArray:
+        return self.counts[self._place(hashes)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sets:
+    """The shingles of many inputs: `hashes[starts[n] : starts[n] + sizes[n]]`, sorted, are those of input n."""
+
+    hashes: HashArray
+    starts: IntArray
+    sizes: IntArray
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rare:
+    """Some shingles of many inputs. rows: whose they are. ranks: how many rarer ones that input has."""
+
+    hashes: HashArray
+    rows: IntArray
+    ranks: IntArray
+
+
+def _hash_inputs(inputs: Sequence[str]) -> _Sets:
+    """Return the shingles of inputs; an input of fewer words has all of them as one shingle."""
+    hashes, sizes = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+    words, lengths = array("q"), array("q")
+    for number, text in enumerate(inputs, start=1):
+        mine = [hash(word) for word in split_words(text)]  # 64 random bits that are the same in all of a process
+        if mine:
+            mine += [0] * (SHINGLE_WORDS - len(mine))
+        words.extend(mine)
+        lengths.append(len(mine))
+        if len(words) >= BLOCK or number == len(inputs):
+            block = _hash_shingles(np.array(words).view(np.uint64), np.array(lengths))
+            hashes.append(block[0])
+            sizes.append(block[1])
+            words, lengths = array("q"), array("q")
+    every = np.concatenate(sizes)
+    return _Sets(np.concatenate(hashes), np.cumsum(every) - every, every)
+
+
+def _hash_shingles(words: HashArray, lengths: IntArray) -> tuple[HashArray, IntArray]:
+    """Return the distinct shingles of each input, sorted, and how many there are of each; lengths: words of each."""
+    num_shingles = np.maximum(lengths - SHINGLE_WORDS + 1, 0)
+    places = _ranges(np.cumsum(lengths) - lengths, num_shingles)
+    hashes = np.zeros(len(places), dtype=np.uint64)
+    for offset in range(SHINGLE_WORDS):
+        hashes = _mix(hashes + words[places + offset])
+    rows = np.repeat(np.arange(len(lengths)), num_shingles)
+    order = np.lexsort((hashes, rows))
+    hashes, rows = hashes[order], rows[order]
+    is_first = np.ones(len(rows), dtype=bool)
+    is_first[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
+    return hashes[is_first], np.bincount(rows[is_first], minlength=len(lengths))
+
+
+def _mix(hashes: HashArray) -> HashArray:
+    """Return the hashes stirred, each bit by all others (the end of splitmix64)."""
+    hashes = (hashes + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
+
+
+def _rarest(sets: _Sets, rarity: Callable[[HashArray], IntArray]) -> _Rare:
+    """Return the rarest few shingles of each set, rarest first: a set at least 0.8 similar must share one of them.
+
+    It must share 4/5 of a set's shingles or more, so it can miss fewer than this many.
+    """
+    num_kept = sets.sizes - (4 * sets.sizes + 4) // 5 + 1
+    parts: list[tuple[HashArray, IntArray, IntArray]] = []
+    for start, end in _blocks(sets.sizes):
+        sizes = sets.sizes[start:end]
+        hashes = sets.hashes[sets.starts[start] : sets.starts[start] + int(sizes.sum())]
+        rows = np.repeat(np.arange(start, end), sizes)
+        order = np.lexsort((hashes, rarity(hashes), rows))
+        ranks = _ranges(np.zeros(end - start, dtype=np.int64), sizes)
+        kept = ranks < num_kept[rows]
+        parts.append((hashes[order][kept], rows[kept], ranks[kept]))
+    if not parts:
+        none = np.zeros(0, dtype=np.int64)
+        return _Rare(np.zeros(0, dtype=np.uint64), none, none)
+    hashes, rows, ranks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _Rare(hashes, rows, ranks)
+
+
+def _count_shared(mine: _Sets, rows: IntArray, others: _Sets, shown: IntArray) -> IntArray:
+    """Return how many shingles each pair of sets shares: a binary search for all of them at once."""
+    sizes = mine.sizes[rows]
+    pair = np.repeat(np.arange(len(rows)), sizes)
+    wanted = mine.hashes[_ranges(mine.starts[rows], sizes)]
+    low = others.starts[shown][pair]
+    end = low + others.sizes[shown][pair]
+    high, last = end.copy(), len(others.hashes) - 1
+    while (is_open := low < high).any():
+        middle = (low + high) // 2
+        is_less = others.hashes[np.minimum(middle, last)] < wanted
+        low = np.where(is_open & is_less, middle + 1, low)
+        high = np.where(is_open & ~is_less, middle, high)
+    found = (low < end) & (others.hashes[np.minimum(low, last)] == wanted)
+    return np.bincount(pair[found], minlength=len(rows))
+
+
+def _ranges(starts: IntArray, sizes: IntArray) -> IntArray:
+    """Return the numbers from each start on, as many as its size, one after the other."""
+    return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+
+
+def _blocks(sizes: IntArray) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of consecutive things whose sizes add up to a block at the most, or of one alone."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + BLOCK, side="right")))
+        yield start, end
+        start = end

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manyicl.errors import UserError
+from manyicl.overlap import Overlap
 
 COMPARISON_SCHEMA = 1
 COMPARISON_NAME = "comparison.json"
@@ -68,6 +69,8 @@ class TaskEntry(Part):
     num_test: int
     num_labels: int | None = None
     dropped: dict[str, int] = Field(default_factory=dict)
+    overlap: Overlap | None = None
+    """With the train rows of trained tasks; None for a trained one, and in files of earlier versions."""
     sha256: str
 
 

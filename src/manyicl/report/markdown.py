@@ -229,7 +229,8 @@ def _tasks(comparison: Comparison) -> list[str]:
     if noted:
         lines += ["", "Dropped, left out or cut:", ""]
         lines += [f"- {escape(row.task.task)}: {escape('; '.join(row.notes))}" for row in noted]
-    return lines
+    overlap = tables.overlap_note(comparison)
+    return [*lines, *(["", escape(overlap)] if overlap else [])]
 
 
 def _other_metrics(found: Sequence[TaskRow]) -> list[str]:

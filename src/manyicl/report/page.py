@@ -73,6 +73,7 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "score_cell": tables.score_cell,
         "change_cell": tables.change_cell,
         "task_rows": tables.task_rows(comparison),
+        "overlap": tables.overlap_note(comparison),
         "partial_arms": tables.partial_arms(comparison),
         "flat_tag": tables.flat_tag,
         "sparkline_top": sparkline_top(comparison),

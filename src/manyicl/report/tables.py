@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from manyicl.overlap import tell_overlap
 from manyicl.report.comparison import (
     Arm,
     Comparison,
@@ -294,6 +295,8 @@ def _curve_cell(cell: CurveCell | None) -> TableCell:
 def task_notes(task: TaskEntry, cells: Sequence[CurveCell]) -> list[str]:
     """Return what was dropped, left out, cut, or found among the shots of a task."""
     notes = [f"{count:,} rows dropped: {reason}" for reason, count in task.dropped.items() if count]
+    if task.overlap is not None and task.overlap.count:
+        notes.append(tell_overlap(task.overlap))
     unfit = max((cell.num_unfit or 0 for cell in cells), default=0)
     if unfit:
         notes.append(f"{count_noun(unfit, 'test row')} do not fit behind its most shots: left out at every k")
@@ -312,6 +315,23 @@ def task_notes(task: TaskEntry, cells: Sequence[CurveCell]) -> list[str]:
             f"among the shots: {count_noun(copies, 'copy')} and {count_noun(near, 'near copy')} of its queries"
         )
     return notes
+
+
+def overlap_note(comparison: Comparison) -> str:
+    """Return how many test rows of tasks that are not trained on are trained rows; '' if that was not looked for."""
+    told = []
+    for role in ("held-out", "familiar"):
+        found = [task.overlap for task in comparison.tasks if task.role == role and task.overlap is not None]
+        if found:
+            tests = [overlap.test for overlap in found]
+            exact, near, of = (sum(getattr(test, key) for test in tests) for key in ("exact", "near", "of"))
+            copied = sum(bool(test.count) for test in tests)
+            where = f", in {copied} of {count_noun(len(found), 'task')}" if copied else ""
+            told.append(
+                f"of {of:,} test rows of {role} tasks, {exact:,} are train rows of a trained task, and"
+                f" {near:,} nearly{where}"
+            )
+    return f"Overlap: {'; '.join(told)}." if told else ""
 
 
 def cost_cells(cost: Cost) -> list[TableCell]:

@@ -16,7 +16,7 @@ from manyicl.report.numbers import (
     tell_points,
 )
 from manyicl.report.rates import tell_rates
-from manyicl.report.tables import ASKED, fewest_shots_changes
+from manyicl.report.tables import ASKED, fewest_shots_changes, overlap_note
 
 METHOD = "manyicl"
 # What the verdict is about: the first of these that any two matched arms were both asked with.
@@ -248,6 +248,8 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
     if comparison.plain_path is not None:
         told = tell_plain_path(**comparison.plain_path.model_dump())
         facts.append(("Evaluation", f"{told[0].upper()}{told[1:]}."))
+    if any(task.overlap is not None and task.overlap.test.count for task in comparison.tasks):
+        facts.append(("Caution", overlap_note(comparison)))
     return facts
 
 
