@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from io import StringIO
-
 import pytest
-from rich.console import Console
 
 from manyicl.comparison_display import comparison_plot, comparison_table
 from manyicl.report.comparison import check_comparison
 from tests.comparison_data import make_comparison
+from tests.rendering import render_terminal
 
 
 def show(content, *, width: int = 80) -> str:
-    file = StringIO()
-    Console(file=file, width=width, no_color=True, force_terminal=False, markup=False, highlight=False).print(content)
-    text = file.getvalue()
-    assert max(len(line) for line in text.splitlines()) <= width
+    text = render_terminal(content, width=width)
     assert "\x1b" not in text
     assert "nan" not in text.lower()
     return text

@@ -26,7 +26,7 @@ from manyicl.progress import Pace, make_console, progress_bar, reporting
 from manyicl.results import Evaluation
 from manyicl.run_progress import BarCallback
 from manyicl.tasks import Fault
-from tests.rendering import cells_of, render
+from tests.rendering import cells_of, render, render_terminal
 
 NAN = math.nan
 
@@ -248,7 +248,7 @@ def test_a_task_that_cannot_be_read_has_a_line_too():
 
 
 def test_names_are_never_cut_however_narrow_the_terminal():
-    text = render(audit_table([replace(AUDIT, name="a_rather_long_name_of_a_task")]), width=60)
+    text = render_terminal(audit_table([replace(AUDIT, name="a_rather_long_name_of_a_task")]), width=60)
     assert "a_rather_long_name_of_a_task" in text
 
 

@@ -115,6 +115,7 @@ MODULES = (
     "report.__init__",
     "report.numbers",
     "progress",
+    "terminal",  # tables of any width
     "run_progress",
     "preparation",  # a recipe to the plan of packs
     "run_folder",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import plotext
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from manyicl.arms import ARMS
@@ -14,6 +13,7 @@ from manyicl.report.numbers import is_known
 from manyicl.report.plots import shot_place
 from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table
 from manyicl.report.verdict import key_facts, tell_intervals, tell_missing, tell_progress, tell_verdict
+from manyicl.terminal import Table
 
 # Of plotext, in the order of the arms: marks that differ without colour.
 _MARKS = ("o", "x", "+", "*", "#", "@", "%", "&")
@@ -31,7 +31,7 @@ def comparison_table(comparison: Comparison) -> Group:
     parts: list[Table | Text] = [Text(tell_verdict(comparison), style="bold"), Text()]
     for group in groups:
         places = [place for place, column in enumerate(columns) if column.group == group]
-        table = Table(title=group, title_justify="left", title_style="italic", show_lines=True)
+        table = Table(title=group, show_lines=True)
         table.add_column("arm", overflow="fold", max_width=22)
         for place in places:
             table.add_column(_head(columns[place].title), justify="right", overflow="fold")
@@ -53,7 +53,7 @@ def grid_table(comparison: GridComparison) -> Table:
     trials = [cell for cell in comparison.cells() if cell.rate is not None]
     told = f"; {sum(map(comparison.is_done, trials))} of {len(trials)} cells of learning-rate trials" if trials else ""
     done = sum(map(comparison.is_done, cells))
-    table = Table(title=f"{done} of {len(cells)} cells are done{told}", title_justify="left")
+    table = Table(title=f"{done} of {len(cells)} cells are done{told}")
     for head in ("arm", "seed", *whats):
         table.add_column(head, justify="left" if head == "arm" else "right")
     for arm, seed in dict.fromkeys((cell.arm, cell.seed) for cell in cells):

@@ -11,7 +11,6 @@ from dataclasses import asdict
 
 import plotext
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from manyicl.audit import TaskAudit
@@ -19,6 +18,7 @@ from manyicl.cells import FILL, Cell, ShotCurve, Shots, sort_shots, tell_shot_co
 from manyicl.difference import CellDifference, Difference, MeanDifference, MetricDifference, tell_difference
 from manyicl.report.numbers import tell_plain_path
 from manyicl.results import Evaluation
+from manyicl.terminal import Table
 
 
 def show_shots(curves: Sequence[ShotCurve]) -> list[Shots]:
@@ -174,7 +174,7 @@ def difference_table(difference: Difference) -> Group:
     """Return B - A in points [low, high] by task and shots, the means below, and a plain sentence for each mean."""
     shots = [mean.shots for mean in difference.means]
     names = [Text(f"A: {difference.a}"), Text(f"B: {difference.b}")]
-    table = Table(title="B - A in points by number of shots, 95 % interval, paired", title_justify="left")
+    table = Table(title="B - A in points by number of shots, 95 % interval, paired")
     table.add_column("task", no_wrap=True)
     for k in shots:
         table.add_column(str(k), justify="right")
@@ -248,7 +248,7 @@ def _mean_score(evaluation: Evaluation, shots: Shots) -> float | None:
 def audit_table(audits: Sequence[TaskAudit]) -> Group:
     """Return one line a task: counts, tokens, how many examples fit, and the verdict."""
     budgets = sorted({budget for audit in audits for budget in audit.fits})
-    table = Table(title="Supervision audit", title_justify="left")
+    table = Table(title="Supervision audit", sentences="verdict")
     table.add_column("task", no_wrap=True)
     table.add_column("family")
     for name in ("read", "train", "validation", "test", "dropped", "commonest answer", "chance"):

@@ -21,7 +21,7 @@ def finish_comparison(comparison: Comparison, *, console: Console) -> bool:
         if cell.what == "train" and cell.rate is None and comparison.is_done(cell):
             write_model_card(comparison.place(cell), found, cell.arm, cell.seed)
     console.print(comparison_table(found))
-    console.print(comparison_plot(found, colour=console.is_terminal))
+    console.print(comparison_plot(found, width=min(78, console.width), colour=console.is_terminal))
     console.print(f"report: {page}", soft_wrap=True)
     if not finished:
         console.print(f"not finished; go on: manyicl compare --resume {comparison.folder}", soft_wrap=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from manyicl.devices import ASSUMED_UTILIZATION, Device
@@ -16,11 +15,12 @@ from manyicl.forecast import SHOT_EDGES, Forecast, name_bucket
 from manyicl.held_out import HeldOutRow, mean_of_tasks
 from manyicl.intervals import Interval
 from manyicl.preparation import Prepared, count_dropped, count_plan
+from manyicl.terminal import Table
 
 
 def held_out_table(rows: Sequence[HeldOutRow]) -> Group:
     """Return nats per answer by task: before, knowing only the answers, after, and paired differences."""
-    table = Table(title="Held-out loss per answer (nats, test rows, all shots up to the budget)", title_justify="left")
+    table = Table(title="Held-out loss per answer (nats, test rows, all shots up to the budget)")
     table.add_column("task", no_wrap=True)
     table.add_column("family")
     for name in ("answers", "before", "answers only", "after", "after - before", "after - answers only"):
@@ -64,7 +64,7 @@ def plan_table(prepared: Prepared) -> Group:
     """Return what a run will train on: examples, tokens and drops by task, and the packs' fill."""
     config = prepared.config
     plan = count_plan(prepared.packs, pack_tokens=config.pack_tokens)
-    table = Table(title="Plan", title_justify="left")
+    table = Table(title="Plan", sentences="dropped")
     table.add_column("task", no_wrap=True)
     table.add_column("family")
     for name in ("train", "validation", "test", "tokens in the run", "dropped"):
@@ -103,7 +103,7 @@ def forecast_table(forecast: Forecast) -> Group:
 
 
 def _forecast_tasks(forecast: Forecast) -> Table:
-    table = Table(title="What is trained", title_justify="left")
+    table = Table(title="What is trained", sentences="dropped rows")
     table.add_column("task", no_wrap=True)
     for name in ("episodes", "tokens", "answers", "targets", "epochs"):
         table.add_column(name, justify="right")
@@ -117,7 +117,7 @@ def _forecast_tasks(forecast: Forecast) -> Table:
 
 def _forecast_shots(forecast: Forecast) -> Table:
     buckets = [name_bucket(index) for index in range(len(SHOT_EDGES))]
-    table = Table(title="Trained answers by the shots before them", title_justify="left")
+    table = Table(title="Trained answers by the shots before them")
     table.add_column("task", no_wrap=True)
     for bucket in buckets:
         table.add_column(bucket, justify="right")
@@ -157,7 +157,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
 def _memory_table(memory: MemoryPrediction, device: Device | None) -> Table:
     """Return the parts of the predicted peak, beside what the device has."""
     unit, size = ("GiB", 2**30) if memory.total_bytes >= 2**30 else ("MiB", 2**20)
-    table = Table(title="Predicted peak of a step on one device", title_justify="left")
+    table = Table(title="Predicted peak of a step on one device", sentences="what it is")
     table.add_column("part", no_wrap=True)
     table.add_column(unit, justify="right", no_wrap=True)
     table.add_column("what it is")
