@@ -600,6 +600,18 @@ def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, c
     )
 
 
+def test_a_task_of_one_train_row_is_not_trained_on_behind_shots_trial_43(tmp_path, capfd):
+    config = write_setting(tmp_path)
+    row = {"input": "the only one", "answer": "a", "split": "train"}
+    (Path(config.tasks.folder) / "one.jsonl").write_text(json.dumps(row) + "\n")
+    recipe, told = tmp_path / "recipe.toml", "task 'one': has one train row, and no other to stand before it; "
+    assert refusal(capfd, "train", recipe, "--out", tmp_path / "run").startswith(told)
+    assert not (tmp_path / "run").exists()
+    code, printed, _ = run_manyicl(capfd, "plan", recipe)
+    assert (code, f"in the way: {told}" in printed) == (1, True)
+    assert run_manyicl(capfd, "plan", recipe, "episodes.shots=0")[0] == 0
+
+
 @pytest.mark.slow
 def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
     config = write_setting(tmp_path, lora=True)
@@ -608,7 +620,7 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
     assert code == 0
     assert "train: 2/2, loss " in err
     assert "Held-out loss per answer" in printed
-    assert "│ mean of tasks │" in printed
+    assert "\nmean of tasks  " in printed
     command = f"manyicl ask {out} --tasks {config.tasks.folder} --task animals"
     assert printed.endswith(f"model: {out / 'model'}\nask it: {command}\n")
     assert (

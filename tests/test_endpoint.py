@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ from manyicl.tokens import TaskTokenizer
 from tests.conftest import SHARED, make_task, needs_shared, tiny_model, train_tokenizer
 from tests.test_cli import run_manyicl
 from tests.test_templates import CHATML, chat_tokenizer
+from tests.trajectory.setting import ROOT
 
 SWEEP = {"shots": (0, 2, 5), "draws": 2, "queries": 4}
 
@@ -435,6 +438,29 @@ def test_what_no_attempt_will_change_is_one_line_with_the_fix(asked):
         Endpoint(replace(settings, url=server.url), asked.tokenizer)
 
 
+def test_a_server_that_is_not_there_is_told_at_once_trial_86(asked):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"  # bound, but nobody listens
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"cannot be reached \(.*\); start it, or correct the URL"):
+            Endpoint(EndpointSettings(url, model="tiny"), asked.tokenizer)
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_that_is_not_ready_yet_is_waited_for_and_that_is_told(asked, caplog):
+    with ModelServer(asked) as server:
+        server.faults = [(503, "loading")] * 2
+        Endpoint(EndpointSettings(server.url, model="tiny", first_wait_s=0.001), asked.tokenizer)
+        told = [record.getMessage() for record in caplog.records if record.name == "manyicl"]
+        assert told == [f"--endpoint {server.url}: waiting for it (status 503)"]
+
+
+def test_the_install_command_names_what_the_extra_holds_trial_87():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["endpoint"]
+    assert [re.split("[<>=]", requirement)[0] for requirement in extra] == ["httpx2", "tenacity"]
+
+
 def test_another_tokenizer_is_noticed_by_its_count(asked):
     with ModelServer(asked, takes_ids=False) as server:
         server.extra_tokens = 1
@@ -467,7 +493,7 @@ def test_the_command_line_asks_a_server(asked, tmp_path, capfd):
         patch.delitem(sys.modules, "manyicl.endpoint")
         patch.delitem(sys.modules, "manyicl.endpoint_sweep")
         code, _, err = run_manyicl(capfd, "eval", asked.path, *options, "--endpoint", "http://localhost:1")
-        assert (code, err) == (2, 'error: --endpoint: tenacity is not installed; pip install "manyicl[endpoint]"\n')
+        assert (code, err) == (2, "error: --endpoint: tenacity is not installed; pip install httpx2 tenacity\n")
     code, _, err = run_manyicl(capfd, "eval", asked.path, *options, *here, "--length-normalized")
     assert (code, err) == (2, "error: --length-normalized: a server tells no likelihoods; leave it out\n")
     code, _, err = run_manyicl(capfd, "eval", asked.path, *options, "--endpoint-model", "tiny")

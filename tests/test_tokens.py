@@ -656,3 +656,24 @@ def test_a_tokenizer_that_decodes_its_own_way_is_asked_itself(tokenizers):
     own = TaskTokenizer(tokenizers["bpe"], TemplateSettings(terminator="\n\n"))
     ids = own.encode_texts(["owl"])[0]
     assert (own.decode(ids), TaskTokenizer(tokenizer, TemplateSettings()).decode(ids)) == ("owl", "OWL")
+
+
+def test_bos_is_told_once_if_the_tokenizer_is_set_to_write_none_trial_51(caplog):
+    tokenizer = copy.deepcopy(train_tokenizer("bpe"))
+    tokenizer.name_or_path = "models/without-bos"
+    tokenizer.init_kwargs["add_bos_token"] = False
+    for _ in range(2):
+        writer = TaskTokenizer(tokenizer, TemplateSettings())
+    assert writer.bos_ids == [tokenizer.bos_token_id]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("models/without-bos: its tokenizer says add_bos_token = false, but '<s>' opens every")
+    caplog.clear()
+    TaskTokenizer(train_tokenizer("bpe"), TemplateSettings())
+    assert not caplog.records
+
+
+def test_named_chat_templates_without_a_default_are_refused_in_one_line_trial_55():
+    tokenizer = copy.deepcopy(train_tokenizer("bpe"))
+    tokenizer.chat_template = {"rag": "{{ messages }}", "tool_use": "{{ messages }}"}
+    with pytest.raises(UserError, match=r"has several chat templates \(rag, tool_use\), none called 'default'; save"):
+        TaskTokenizer(tokenizer, TemplateSettings(style="chat"))

@@ -340,7 +340,7 @@ def eval_(
                 result = _ask_endpoint(asked, chosen, (endpoint, endpoint_model or model, concurrency), **options)
     console = make_console()
     console.print(evaluation_table(result))
-    console.print(curve_plot(result, colour=console.is_terminal))
+    console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
     if out is not None:
         console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
     if not result.complete:
@@ -379,7 +379,8 @@ def _ask_endpoint(asked: AskedModel, tasks: Sequence[Task], server: tuple[str, s
         from manyicl.endpoint import EndpointSettings
         from manyicl.endpoint_sweep import evaluate_at_endpoint
     except ModuleNotFoundError as error:
-        raise UserError(f'--endpoint: {error.name} is not installed; pip install "manyicl[endpoint]"') from error
+        # Not the extra, which pip finds only where the package is on an index.
+        raise UserError(f"--endpoint: {error.name} is not installed; pip install httpx2 tenacity") from error
 
     url, name, concurrency = server
     settings = EndpointSettings(url, model=name, concurrency=concurrency)
@@ -422,7 +423,7 @@ def curve(
             fault = error
     console = make_console()
     console.print(evaluation_table(result))
-    console.print(curve_plot(result, colour=console.is_terminal))
+    console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
     if fault is not None:
         raise fault
     if out is not None:

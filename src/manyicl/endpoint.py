@@ -7,6 +7,7 @@ tokenizer makes the very same ids of it. The number of prompt tokens that a serv
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -71,6 +72,7 @@ class Endpoint:
         self.settings, self.tokenizer = settings, tokenizer
         self.base_url = base_url(settings.url)
         self.num_failed_in_a_row = 0
+        self._is_reached = False
         # An end of turn that is a special token is left out of the text by default, so `stop` would never see it. vLLM
         # and SGLang take these two; `transformers serve` refuses what OpenAI's API does not name.
         self.extra_fields: dict[str, Any] = {}
@@ -150,7 +152,10 @@ class Endpoint:
         return self._retry(lambda: self._read(self._post(prompt, max_new_tokens=max_new_tokens)))
 
     def _retry(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what `ask` gives, after waits that double where it fails in a way that may pass."""
+        """Return what `ask` gives, after waits that double where it fails in a way that may pass.
+
+        A server that was never reached is not waited for; one that is reached and not ready is, and that is logged.
+        """
         settings = self.settings
         first = settings.first_wait_s
         backoff = tenacity.wait_exponential(multiplier=first, max=MAX_WAIT_S) + tenacity.wait_random(0, first)
@@ -160,7 +165,8 @@ class Endpoint:
             return max(backoff(state), min(getattr(error, "wait_s", 0.0), MAX_WAIT_S))
 
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((_TryAgainError, httpx2.NetworkError)),
+            retry=tenacity.retry_if_exception(self._may_pass),
+            before_sleep=self._tell_waiting,
             stop=tenacity.stop_any(
                 tenacity.stop_after_attempt(settings.num_attempts), tenacity.stop_when_event_set(self._stopped)
             ),
@@ -176,6 +182,15 @@ class Endpoint:
             raise UserError(
                 f"--endpoint {settings.url}: cannot be reached ({one_line(error)}); start it, or correct the URL"
             ) from None
+
+    def _may_pass(self, error: BaseException) -> bool:
+        return isinstance(error, _TryAgainError) or (self._is_reached and isinstance(error, httpx2.NetworkError))
+
+    def _tell_waiting(self, state: tenacity.RetryCallState) -> None:
+        """Log once, before the first answer, that the server is waited for; later progress shows it."""
+        if not self._is_reached and state.attempt_number == 1 and state.outcome is not None:
+            error = state.outcome.exception()
+            logging.getLogger("manyicl").warning("--endpoint %s: waiting for it (%s)", self.settings.url, error)
 
     def _post(self, prompt: list[int] | str, *, max_new_tokens: int) -> httpx2.Response:
         """Send one query; raise what may pass, return everything else."""
@@ -211,6 +226,7 @@ class Endpoint:
         try:
             content: dict[str, Any] = reply.json()
             if isinstance(content["choices"][0]["text"], str):
+                self._is_reached = True
                 return content
         except (ValueError, LookupError, TypeError):
             pass

@@ -56,6 +56,11 @@ def prepare_run(config: RunConfig, *, frame: Frame | None = None) -> Prepared:
         check_vocabulary(load_config(config.model), path=config.model.path, num_tokens=task.num_ids)
         if not len(task.splits["train"]):
             raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
+        if len(task.splits["train"]) == 1 and config.episodes.shots != 0:
+            raise UserError(
+                f"task '{name}': has one train row, and no other to stand before it; give it more, leave it out of"
+                " tasks.names, or train without shots (episodes.shots = 0)"
+            )
     packs = plan_packs(config, tasks)
     validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
     planned = plan_validation(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +39,9 @@ CACHE_VERSION = "3"
 # Why an example is not used; the words of every table of dropped rows.
 TERMINATOR_INSIDE = "terminator inside the answer"
 NOT_GIVEN_BACK = "answer the tokenizer cannot give back"
+
+# Tokenizers whose setting is told to be passed over: once each.
+_told: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,8 @@ class TaskTokenizer:
         self.bos_ids: list[int] = [] if bos_id is None else [int(bos_id)]
         self.between_ids = self._encode_frame(self.frame.between)
         self.before_answer_ids = self._encode_frame(self.frame.before_answer)
+        if self.bos_ids and settings.style == "plain":
+            _tell_bos(tokenizer)
         self.terminator_ids = self._terminator_ids()
         self._end_of_turn = self._special_pattern.search(self.frame.terminator) if settings.style == "chat" else None
         own_ids = [] if self._end_of_turn is None else [self._specials[self._end_of_turn[0]]]
@@ -339,4 +346,17 @@ class TaskTokenizer:
             f"template.style = 'chat': the tokenizer has several chat templates ({', '.join(sorted(template))}), none"
             " called 'default'; save it with the one to use as tokenizer.chat_template, or set template.style ="
             " 'plain'"
+        )
+
+
+def _tell_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Log once, in the main process of a launch, that BOS is written although the tokenizer is set to write none."""
+    key = str(tokenizer.name_or_path)
+    if tokenizer.init_kwargs.get("add_bos_token") is False and key not in _told and os.environ.get("RANK", "0") == "0":
+        _told.add(key)
+        logging.getLogger("manyicl").warning(
+            "%s: its tokenizer says add_bos_token = false, but %r opens every sequence here, in training and in"
+            " questions alike; if the model was trained without it, take bos_token out of tokenizer_config.json",
+            key,
+            tokenizer.bos_token,
         )
