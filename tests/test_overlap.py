@@ -53,7 +53,7 @@ def test_test_rows_that_are_train_rows_of_a_trained_task_are_counted(tmp_path):
     assert find_overlaps(tasks, trained=["trained"]) == {
         "held": Overlap(
             test=SplitOverlap(exact=40, same_answer=40, near=0, of=40),
-            shots=SplitOverlap(exact=0, same_answer=0, near=0, of=30),
+            shots=SplitOverlap(exact=0, same_answer=0, near=0, of=29),  # of 30, one became a validation row
             with_tasks={"trained": 40},
         )
     }
@@ -85,14 +85,14 @@ def test_an_overlap_is_told_in_one_line():
     test = SplitOverlap(exact=1200, same_answer=1000, near=34, of=2000)
     found = overlap(test=test, with_tasks={"a": 900, "b": 300, "c": 30, "d": 3, "e": 1})
     assert tell_overlap(found) == (
-        "1,234 of 2,000 test rows are also train rows of trained tasks (1,200 exactly, 1,000 with the same answer; 34"
+        "1,234 of 2,000 test rows are rows of trained tasks too (1,200 exactly, 1,000 with the same answer; 34"
         " nearly): a 900, b 300, c 30, 2 more tasks"
     )
     assert list(tell_overlaps({"held": found, "clean": overlap()})) == [
         f"overlap: task 'held' is not trained on, but {tell_overlap(found)}"
     ]
     assert list(tell_overlaps({"clean": overlap()})) == [
-        "overlap: none of the 20 rows of tasks that are not trained on is a trained row, or nearly one"
+        "overlap: none of the 20 rows of tasks that are not trained on is one of a trained task, or nearly"
     ]
     assert list(tell_overlaps({})) == []
 
@@ -104,8 +104,8 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     names = write_world(folder)
     held = names[1][0]
     trained = [json.loads(line) for line in (folder / "tasks" / f"{names[0][0]}.jsonl").read_text().splitlines()]
-    leaked = [{**row, "split": "test"} for row in trained if row["split"] == "train"][:12]
     own = [json.loads(line) for line in (folder / "tasks" / f"{held}.jsonl").read_text().splitlines()]
+    leaked = [{**row, "answer": own[0]["answer"], "split": "test"} for row in trained if row["split"] == "train"][:12]
     write_task(folder / "tasks", held, [*(row for row in own if row["split"] == "train"), *leaked])
     off = {"flips": False, "orders": False, "validation_queries": 0, "text_files": [], "seeds": [0]}
     config = make_recipe(folder, names, arms=["base"], **off)
@@ -124,11 +124,11 @@ def test_a_comparison_tells_at_its_start_and_in_its_findings_and_report(leaky):
     assert found[held]["with_tasks"]
     assert [found[entry["task"]] for entry in content["tasks"] if entry["role"] == "trained"] == [None] * 4
     assert printed.startswith("overlap: task '")
-    assert f"overlap: task '{held}' is not trained on, but 12 of 12 test rows are also train rows" in printed
+    assert f"overlap: task '{held}' is not trained on, but 12 of 12 test rows are rows of" in printed
     for name in ("report.html", "report.md"):
         text = (folder / name).read_text(encoding="utf-8").replace("\\", "")
-        assert "12 of 12 test rows are also train rows of trained tasks (12 exactly" in text
-        assert "test rows of held-out tasks, 12 are train rows of a trained task, and" in text
+        assert "12 of 12 test rows are rows of trained tasks too (12 exactly" in text
+        assert "test rows of held-out tasks, 12 are rows of trained tasks too, and" in text
 
 
 def test_it_is_found_once_and_kept_and_an_earlier_comparison_gets_it(leaky):
@@ -147,7 +147,7 @@ def test_it_is_found_once_and_kept_and_an_earlier_comparison_gets_it(leaky):
 
 def test_check_looks_for_rows_of_held_out_tasks(tmp_path, capfd):
     write_leak(tmp_path / "tasks")
-    told = "overlap: task 'held' is not trained on, but 40 of 40 test rows are also train rows of trained tasks (40"
+    told = "overlap: task 'held' is not trained on, but 40 of 40 test rows are rows of trained tasks too (40"
     code, out, err = run_manyicl(capfd, "check", tmp_path / "tasks", "--held-out", "held")
     assert (code, err) == (0, "")
     assert told in out

@@ -91,7 +91,7 @@ def check(
 ) -> None:
     """Audit task files: rows, drops, labels, lengths, and a verdict for each task. Exits 1 if one cannot be used.
 
-    With --held-out or --recipe also: are rows of held-out tasks train rows of the tasks that are trained on?
+    With --held-out or --recipe also: are rows of held-out tasks also rows of tasks that are trained on?
     """
     from manyicl.audit import audit_task
     from manyicl.display import audit_table

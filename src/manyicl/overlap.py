@@ -1,7 +1,8 @@
-"""Rows of tasks that no model is trained on, and that are train rows of the others all the same.
+"""Rows of tasks that no model is trained on, and that are rows of the trained ones all the same.
 
 A held-out task whose test rows are train rows of a trained task shows what was learnt by heart, not what was learnt.
-Inputs are compared, exactly and as near-duplicates (copies.py), since a row's answer may be written in another way.
+Validation rows of a trained task count as well: settings are chosen by them. Inputs are compared, exactly and as
+near-duplicates (copies.py), since a row's answer may be written in another way.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _MOST_NAMED = 3
 
 
 class SplitOverlap(BaseModel):
-    """How many rows of one split have copies among the train rows of trained tasks."""
+    """How many rows of one split have copies among the train and validation rows of trained tasks."""
 
     model_config = ConfigDict(frozen=True)
 
     exact: int
-    """Rows whose very input is that of a train row."""
+    """Rows whose very input is that of a row of a trained task."""
     same_answer: int
     """Of these, the rows whose answer is the same too."""
     near: int
@@ -39,7 +40,7 @@ class SplitOverlap(BaseModel):
 
 
 class Overlap(BaseModel):
-    """What a task that is not trained on shares with the train rows of trained tasks."""
+    """What a task that is not trained on shares with the train and validation rows of trained tasks."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +58,7 @@ class Overlap(BaseModel):
 
 
 def find_overlaps(tasks: Mapping[str, Task], *, trained: Sequence[str]) -> dict[str, Overlap]:
-    """Return the overlap of each task that is not in `trained` with the train rows of all that are."""
+    """Return the overlap of each task that is not in `trained` with the train and validation rows of all that are."""
     others = {name: task for name, task in tasks.items() if name not in trained}
     wanted = {example.input for task in others.values() for example in (*task.test, *task.train)}
     if not wanted:
@@ -66,7 +67,7 @@ def find_overlaps(tasks: Mapping[str, Task], *, trained: Sequence[str]) -> dict[
     groups: list[int] = []
     exact: dict[str, list[tuple[str, str]]] = {}
     for number, name in enumerate(trained):
-        for example in tasks[name].train:
+        for example in (*tasks[name].train, *tasks[name].validation):
             inputs.append(example.input)
             groups.append(number)
             if example.input in wanted:
@@ -105,11 +106,11 @@ def _count_rows(
 def tell_overlap(overlap: Overlap) -> str:
     """Return a task's overlap in words; '' if it has none."""
     parts = []
-    for rows, split in (("test rows", overlap.test), ("train rows, its shots,", overlap.shots)):
+    for rows, split in (("test rows", overlap.test), ("rows for its shots", overlap.shots)):
         if split.count:
             same = f", {split.same_answer:,} with the same answer" if split.exact else ""
             parts.append(
-                f"{split.count:,} of {split.of:,} {rows} are also train rows of trained tasks"
+                f"{split.count:,} of {split.of:,} {rows} are rows of trained tasks too"
                 f" ({split.exact:,} exactly{same}; {split.near:,} nearly)"
             )
     named = [f"{name} {count:,}" for name, count in list(overlap.with_tasks.items())[:_MOST_NAMED]]
@@ -122,7 +123,7 @@ def tell_overlaps(overlaps: Mapping[str, Overlap]) -> Iterator[str]:
     """Yield a line per task with an overlap, or one line that says that none has any."""
     if overlaps and not any(overlap.count for overlap in overlaps.values()):
         rows = sum(overlap.test.of + overlap.shots.of for overlap in overlaps.values())
-        yield f"overlap: none of the {rows:,} rows of tasks that are not trained on is a trained row, or nearly one"
+        yield f"overlap: none of the {rows:,} rows of tasks that are not trained on is one of a trained task, or nearly"
     for name, overlap in overlaps.items():
         if overlap.count:
             yield f"overlap: task '{name}' is not trained on, but {tell_overlap(overlap)}"

@@ -318,7 +318,7 @@ def task_notes(task: TaskEntry, cells: Sequence[CurveCell]) -> list[str]:
 
 
 def overlap_note(comparison: Comparison) -> str:
-    """Return how many test rows of tasks that are not trained on are trained rows; '' if that was not looked for."""
+    """Return how many test rows of tasks that are not trained on are rows of trained ones; '' if not looked for."""
     told = []
     for role in ("held-out", "familiar"):
         found = [task.overlap for task in comparison.tasks if task.role == role and task.overlap is not None]
@@ -328,7 +328,7 @@ def overlap_note(comparison: Comparison) -> str:
             copied = sum(bool(test.count) for test in tests)
             where = f", in {copied} of {count_noun(len(found), 'task')}" if copied else ""
             told.append(
-                f"of {of:,} test rows of {role} tasks, {exact:,} are train rows of a trained task, and"
+                f"of {of:,} test rows of {role} tasks, {exact:,} are rows of trained tasks too, and"
                 f" {near:,} nearly{where}"
             )
     return f"Overlap: {'; '.join(told)}." if told else ""
