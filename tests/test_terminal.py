@@ -110,6 +110,8 @@ def test_a_comparison_can_be_read(width):
     found = check_comparison(make_comparison(num_seeds=2, num_tasks=10))
     text = render_terminal(comparison_table(found), width=width)
     assert "…" not in text
-    assert words(text).startswith("At equal training tokens, ManyICL answers ")
+    assert words(text).startswith(
+        "For these runs (2 seeds): at equal training tokens, ManyICL answers 3 held-out tasks "
+    )
     score = found.headline_cell("base", "trained", "zero").score
     assert f"{100 * score:.1f}" in text

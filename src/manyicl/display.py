@@ -79,7 +79,7 @@ def _other_metrics(
 
     tasks: (name, shots -> metric -> number as it is shown).
     """
-    table = Table(title=f"other metrics, {unit}", title_justify="left")
+    table = Table(title=f"other metrics, {unit}")
     table.add_column("task", no_wrap=True)
     table.add_column("metric")
     for k in shots:
