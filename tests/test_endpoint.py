@@ -147,7 +147,8 @@ class ModelServer:
     """Answers /v1/completions with a model on this machine, in ids or text; `faults` come before the good answers.
 
     faults: each a (status, body) in place of an answer, taken in turn. refused: ids of prompts that always get a 500.
-    num_left: good answers, probes included, before everything is refused; negative: no end.
+    num_not_ready: probes that get a 503, first. num_left: good answers, probes included, before everything is refused;
+    negative: no end.
     """
 
     def __init__(self, asked: AskedModel, *, takes_ids: bool = True, window: int = 512, key: str | None = None) -> None:
@@ -156,7 +157,7 @@ class ModelServer:
         self.refused: set[tuple[int, ...]] = set()
         self.prompts: list[tuple[int, ...]] = []
         self.under_way = self.most_under_way = self.extra_tokens = 0
-        self.num_left = -1
+        self.num_left, self.num_not_ready = -1, 0
         self.takes_extra_fields, self.extra_fields = True, set[str]()
         self.lock = threading.Lock()
         server = self
@@ -205,6 +206,9 @@ class ModelServer:
         is_probe = body["max_tokens"] == 1
         if not is_probe:
             self.prompts.append(tuple(ids))
+        if is_probe and self.num_not_ready:
+            self.num_not_ready -= 1
+            return 503, "loading"
         if not is_probe and self.faults:
             return self.faults.pop(0)
         if tuple(ids) in self.refused:
@@ -450,7 +454,7 @@ def test_a_server_that_is_not_there_is_told_at_once_trial_86(asked):
 
 def test_a_server_that_is_not_ready_yet_is_waited_for_and_that_is_told(asked, caplog):
     with ModelServer(asked) as server:
-        server.faults = [(503, "loading")] * 2
+        server.num_not_ready = 2
         Endpoint(EndpointSettings(server.url, model="tiny", first_wait_s=0.001), asked.tokenizer)
         told = [record.getMessage() for record in caplog.records if record.name == "manyicl"]
         assert told == [f"--endpoint {server.url}: waiting for it (status 503)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 from collections.abc import Sequence
@@ -658,18 +659,23 @@ def test_a_tokenizer_that_decodes_its_own_way_is_asked_itself(tokenizers):
     assert (own.decode(ids), TaskTokenizer(tokenizer, TemplateSettings()).decode(ids)) == ("owl", "OWL")
 
 
-def test_bos_is_told_once_if_the_tokenizer_is_set_to_write_none_trial_51(caplog):
-    tokenizer = copy.deepcopy(train_tokenizer("bpe"))
-    tokenizer.name_or_path = "models/without-bos"
-    tokenizer.init_kwargs["add_bos_token"] = False
+def test_bos_is_told_once_if_the_tokenizer_is_set_to_write_none_trial_51(tmp_path, caplog):
+    train_tokenizer("bpe").save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    TaskTokenizer(tokenizer, TemplateSettings())
+    assert not caplog.records  # nothing is set
+    (tmp_path / "other").mkdir()
+    train_tokenizer("bpe").save_pretrained(tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "add_bos_token": False}))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "other")
     for _ in range(2):
         writer = TaskTokenizer(tokenizer, TemplateSettings())
     assert writer.bos_ids == [tokenizer.bos_token_id]
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith("models/without-bos: its tokenizer says add_bos_token = false, but '<s>' opens every")
-    caplog.clear()
-    TaskTokenizer(train_tokenizer("bpe"), TemplateSettings())
-    assert not caplog.records
+    assert told.startswith(
+        f"{tmp_path / 'other'}: its tokenizer says add_bos_token = false, but '<s>' opens every sequence here"
+    )
 
 
 def test_named_chat_templates_without_a_default_are_refused_in_one_line_trial_55():

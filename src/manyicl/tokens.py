@@ -40,7 +40,7 @@ CACHE_VERSION = "3"
 TERMINATOR_INSIDE = "terminator inside the answer"
 NOT_GIVEN_BACK = "answer the tokenizer cannot give back"
 
-# Tokenizers whose setting is told to be passed over: once each.
+# Tokenizers whose add_bos_token was looked at: it is told once.
 _told: set[str] = set()
 
 
@@ -351,12 +351,17 @@ class TaskTokenizer:
 
 def _tell_bos(tokenizer: PreTrainedTokenizerBase) -> None:
     """Log once, in the main process of a launch, that BOS is written although the tokenizer is set to write none."""
-    key = str(tokenizer.name_or_path)
-    if tokenizer.init_kwargs.get("add_bos_token") is False and key not in _told and os.environ.get("RANK", "0") == "0":
-        _told.add(key)
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    name = str(tokenizer.name_or_path)
+    if not name or name in _told or os.environ.get("RANK", "0") != "0":
+        return
+    _told.add(name)
+    # As written: the tokenizer itself says False also if nothing is set.
+    if get_tokenizer_config(name, local_files_only=True).get("add_bos_token") is False:
         logging.getLogger("manyicl").warning(
             "%s: its tokenizer says add_bos_token = false, but %r opens every sequence here, in training and in"
             " questions alike; if the model was trained without it, take bos_token out of tokenizer_config.json",
-            key,
+            name,
             tokenizer.bos_token,
         )
