@@ -155,9 +155,9 @@ def _forecast_arms(forecast: ComparisonForecast) -> Table:
     peaks = [arm.memory.total_bytes for arm in forecast.arms if arm.memory is not None]
     unit, size = ("GiB", 2**30) if max(peaks, default=0) >= 2**30 else ("MiB", 2**20)
     table = Table(title=f"Each arm, over {count_noun(len(forecast.seeds), 'seed')}", title_justify="left")
-    table.add_column("arm", overflow="fold", max_width=16)
-    for head in ("models", "trials", "tokens a seed", "all tokens", "EFLOPs", "hours", f"peak {unit}"):
-        table.add_column(head, justify="right", overflow="fold", min_width=5)
+    table.add_column("arm", min_width=12, max_width=16)
+    for head in ("models", "trials", "tokens\na seed", "all\ntokens", "EFLOPs", "hours", f"peak\n{unit}"):
+        table.add_column(head, justify="right", no_wrap=True)
     for arm in forecast.arms:
         table.add_row(
             arm.title,
@@ -180,7 +180,7 @@ def _forecast_work(forecast: ComparisonForecast) -> Table:
     for head in ("cells", "tokens", "EFLOPs", "hours", "tokens, plain path"):
         table.add_column(head, justify="right")
     order = [f"{trial}{what}" for trial in (TRIALS, "") for what in WORK.values()] + [WHILE_TRAINING]
-    for name in [name for name in order if name in forecast.work]:
+    for name in [name for name in order if name in forecast.work and forecast.work[name].tokens]:
         work = forecast.work[name]
         plain = _tell_tokens(work.plain_tokens) if work.plain_tokens != work.tokens else ""
         table.add_row(name, f"{work.cells:,}" if work.cells else "-", *_tell_work(forecast, work), plain)
