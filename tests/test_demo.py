@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from io import StringIO
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
 from manyicl import demo
-from manyicl.demo import Size, demo_config, run_demo, write_regime
+from manyicl.demo import FULL, Size, demo_config, open_demo, run_demo, write_regime
 from manyicl.errors import UserError
 from manyicl.report.comparison import read_comparison
 from manyicl.tasks import load_tasks
@@ -17,7 +19,8 @@ from manyicl.world.regimes import CONTRAST, HEADLINE
 
 TINY = Size(
     num_steps=2,
-    learning_rate=1e-3,
+    packs_per_step=1,
+    learning_rates=(1e-4, 1e-3),
     asked_tasks=3,
     held_out_tasks=1,
     draws=1,
@@ -60,6 +63,21 @@ def test_a_regime_is_written_as_tasks_of_three_roles(tmp_path, regime):
     assert set(config.tasks.names) == set(trained)
     assert set(config.compare.dedicated_tasks) < set(trained)
     assert (config.compare.seeds, config.compare.held_out_tasks) == ((1, 2), tuple(held_out))
+
+
+def test_every_arm_of_a_regime_has_the_same_trials_half_a_decade_apart(tiny, tmp_path):
+    """A4: a rate that suits one arm only is no fair comparison; both folders are there before any work is done."""
+    comparisons = open_demo(tmp_path / "demo", seeds=[3, 4])
+    assert [c.folder.name for c in comparisons] == [HEADLINE.name, CONTRAST.name]
+    for comparison in comparisons:
+        assert (comparison.folder / "recipe.toml").is_file()
+        tried = {(cell.arm, cell.rate) for cell in comparison.cells() if cell.rate is not None}
+        arms = ("zero-shot", "few-shot", "manyicl", "dedicated")
+        assert tried == {(arm, rate) for arm in arms for rate in (1e-4, 1e-3)}
+    for rates in (FULL[HEADLINE.name].learning_rates, FULL[CONTRAST.name].learning_rates):
+        steps = [math.log10(high / low) for low, high in pairwise(rates)]
+        assert steps == pytest.approx([0.5] * len(steps), abs=0.03)
+        assert len(rates) >= 4
 
 
 def test_a_regime_is_a_pure_function_of_the_seed(tmp_path):

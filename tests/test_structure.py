@@ -145,6 +145,7 @@ MODULES = (
     "forgetting",
     "comparison_inputs",  # hashes of the data that it began with
     "comparison",  # the grid of cells, and the work
+    "comparison_forecast",  # `plan` of a comparison
     "pooling",  # over seeds and tasks
     "findings",
     "comparison_scores",

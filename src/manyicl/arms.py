@@ -297,6 +297,7 @@ class ArmPlanner:
         self.shape = shape_model(load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code)
         self._own_plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
         self._plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
+        self._dedicated: dict[tuple[ArmName, str, int], tuple[RunConfig, Spent]] = {}
 
     def plan_arm(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
         """Return the recipe of an arm that trains one model on all tasks, and what it spends.
@@ -345,6 +346,11 @@ class ArmPlanner:
         Raises:
             UserError: that arm has no episode of the task.
         """
+        if (arm, task, seed) not in self._dedicated:
+            self._dedicated[arm, task, seed] = self._plan_dedicated(arm, task, seed=seed)
+        return self._dedicated[arm, task, seed]
+
+    def _plan_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
         _, whole = self.plan_arm("zero-shot", seed=seed)
         if task not in whole.tokens_by_task:
             raise UserError(

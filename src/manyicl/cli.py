@@ -70,8 +70,9 @@ Recipe = Annotated[
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyicl.config import RunConfig
+    from manyicl.comparison_forecast import ComparisonForecast
     from manyicl.evaluation import AskedModel
+    from manyicl.forecast import Forecast
     from manyicl.results import Evaluation
     from manyicl.tasks import Task
 
@@ -179,19 +180,33 @@ def plan(
     devices: Annotated[int, typer.Option("--devices", min=1, help="How many of them, each with all weights.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What a recipe would train, whether it is sound, its memory and hours. Exits 1 if it would be in vain."""
-    from manyicl.config import load_recipe
+    """What a recipe would train, whether it is sound, its memory and hours. Exits 1 if it would be in vain.
+
+    Of a comparison's recipe, which has a section \\[compare]: what every arm takes, its trials and all that is asked.
+    """
+    from manyicl.arms import CompareConfig
+    from manyicl.comparison import Comparison
+    from manyicl.comparison_display import comparison_forecast_table
+    from manyicl.comparison_forecast import forecast_comparison
+    from manyicl.config import has_section, load_recipe
     from manyicl.devices import find_device
     from manyicl.forecast import forecast_run
     from manyicl.progress import make_console
     from manyicl.run_display import forecast_table
 
-    config: RunConfig = load_recipe(recipe, overrides=overrides or ())
-    forecast = forecast_run(config, device=find_device(device) if device else None, num_devices=devices)
+    forecast: Forecast | ComparisonForecast
+    chosen: dict[str, Any] = {"device": find_device(device) if device else None, "num_devices": devices}
+    if has_section(recipe, "compare"):
+        compared = load_recipe(recipe, overrides=overrides or (), kind=CompareConfig)
+        forecast = forecast_comparison(Comparison(recipe.parent, compared), **chosen)
+        shown = comparison_forecast_table(forecast)
+    else:
+        forecast = forecast_run(load_recipe(recipe, overrides=overrides or ()), **chosen)
+        shown = forecast_table(forecast)
     if as_json:
         typer.echo(json.dumps(forecast.to_json(), ensure_ascii=False))
     else:
-        make_console().print(forecast_table(forecast))
+        make_console().print(shown)
     if forecast.blockers:
         raise typer.Exit(1)
 

@@ -253,6 +253,29 @@ class Comparison:
         stem = stem if cell.task is None else stem / cell.task
         return stem if cell.what == "train" else stem.with_name(f"{stem.name}.{cell.what}.json")
 
+    def sweep_of(self, cell: GridCell) -> tuple[list[Task], dict[str, Any]]:
+        """Return the tasks that a cell asks, and its shots, draws and queries as `evaluate` takes them."""
+        settings, tasks = self.settings, [self.tasks[name] for name in self._asked_in(cell)]
+        most = max(settings.shots)
+        options: dict[str, Any] = {"shots": settings.shots, "draws": settings.draws, "queries": settings.queries}
+        options["max_new_tokens"] = settings.max_new_tokens
+        if cell.what == "validation":
+            tasks = [ask_validation(task) for task in tasks if task.validation]
+            options |= {"queries": settings.validation_queries, "purpose": "choice of settings"}
+        elif cell.what == "flip":
+            tasks = [flip_labels(task, seed=cell.seed) for task in tasks if len(task.labels) > 1]
+            options |= {"shots": [most], "draws": min(settings.draws, MOST_ANALYSIS_DRAWS)}
+        elif cell.what == "order":
+            options |= {"shots": [most], "draws": max(2, min(settings.draws, MOST_ANALYSIS_DRAWS)), "fixed_shots": most}
+        return tasks, options
+
+    def _asked_in(self, cell: GridCell) -> list[str]:
+        if cell.task is not None:
+            return [cell.task]
+        if cell.what == "validation":
+            return self.asked_trained
+        return sorted([*self.asked_trained, *self.held_out, *self.familiar])
+
     def claim_file(self, cell: GridCell) -> Path:
         """Return the lock file of the process that does a cell, one for all cells of a model."""
         parts = self.place(replace(cell, what="train")).relative_to(self.folder).parts
@@ -265,13 +288,16 @@ class Comparison:
 
     def plan_run(self, cell: GridCell) -> tuple[RunConfig, Spent]:
         """Return the recipe of the run that a cell's model comes from, and what it spends."""
-        if cell.task is None:
-            config, spent = self.planner.plan_arm(cell.arm, seed=cell.seed)
-        else:
-            config, spent = self.planner.plan_dedicated(cell.arm, cell.task, seed=cell.seed)
+        config, spent = self.plan_unrated(cell)
         rate = cell.rate or self.chosen_rate(cell.arm, cell.task)
         train = config.train.model_copy(update={"learning_rate": rate})
         return config.model_copy(update={"train": train}), spent
+
+    def plan_unrated(self, cell: GridCell) -> tuple[RunConfig, Spent]:
+        """Return the same at the recipe's own learning rate, which needs no finished trials."""
+        if cell.task is None:
+            return self.planner.plan_arm(cell.arm, seed=cell.seed)
+        return self.planner.plan_dedicated(cell.arm, cell.task, seed=cell.seed)
 
     def rates_of(self, arm: ArmName) -> tuple[float, ...]:
         """Return the learning rates that are tried for an arm; none if it is trained at the recipe's own."""
@@ -520,7 +546,7 @@ class _Worker:
 
     def do(self, cell: GridCell, title: str) -> None:
         """Do one cell."""
-        comparison, settings = self.comparison, self.comparison.settings
+        comparison = self.comparison
         if cell.what == "train":
             self._asked = None  # its memory is needed
             self._train(cell, title)
@@ -535,30 +561,10 @@ class _Worker:
             ]
             write_atomically(out, json.dumps({"texts": texts}) + "\n")
             return
-        tasks, most = self._tasks_of(cell), max(settings.shots)
-        options: dict[str, Any] = {"shots": settings.shots, "draws": settings.draws, "queries": settings.queries}
-        options["max_new_tokens"] = settings.max_new_tokens
-        if cell.what == "validation":
-            tasks = [ask_validation(task) for task in tasks if task.validation]
-            options |= {"queries": settings.validation_queries, "purpose": "choice of settings"}
-        elif cell.what == "flip":
-            tasks = [flip_labels(task, seed=cell.seed) for task in tasks if len(task.labels) > 1]
-            options |= {"shots": [most], "draws": min(settings.draws, MOST_ANALYSIS_DRAWS)}
-        elif cell.what == "order":
-            options |= {"shots": [most], "draws": max(2, min(settings.draws, MOST_ANALYSIS_DRAWS)), "fixed_shots": most}
+        tasks, options = comparison.sweep_of(cell)
         with _titled(self.console, title) as report:
             # A cell may be empty: at the most shots, say, of tasks with fewer rows.
             evaluate(asked, tasks, seed=cell.seed, out=out, report=report, allow_empty=True, **options)
-
-    def _tasks_of(self, cell: GridCell) -> list[Task]:
-        comparison = self.comparison
-        if cell.task is not None:
-            names = [cell.task]
-        elif cell.what == "validation":
-            names = comparison.asked_trained
-        else:
-            names = sorted([*comparison.asked_trained, *comparison.held_out, *comparison.familiar])
-        return [comparison.tasks[name] for name in names]
 
     def _ask_model(self, cell: GridCell) -> AskedModel:
         """Return the model of a cell, in the comparison's template and length."""

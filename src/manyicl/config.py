@@ -152,6 +152,14 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), kind: type[ConfigT
     return make_config(values, source=str(path), kind=kind)
 
 
+def has_section(path: Path, section: str) -> bool:
+    """Return whether the recipe at `path` has a section; False if it cannot be read, which `load_recipe` then tells."""
+    try:
+        return section in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
+
+
 def make_config(values: dict[str, Any], *, source: str, kind: type[ConfigT] = RunConfig) -> ConfigT:  # type: ignore[assignment]
     """Return the config of nested `values`; `source` is named in errors.
 

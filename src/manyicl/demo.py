@@ -27,7 +27,7 @@ from manyicl.world.seed import NEUTRAL_TEXT, TEMPLATE
 from manyicl.world.tasks import WorldTask, write_tasks
 
 TOKEN_BUDGET = 1280
-PACK_TOKENS = 2560
+PACK_TOKENS = 1536
 ARMS_WITH_CEILING: tuple[ArmName, ...] = (
     "base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned",
 )  # fmt: skip
@@ -35,10 +35,11 @@ ARMS_WITH_CEILING: tuple[ArmName, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long and at what rate a regime is trained, and how widely it is asked."""
+    """How long a regime is trained, at which rates that is tried, and how widely it is asked."""
 
     num_steps: int
-    learning_rate: float
+    packs_per_step: int
+    learning_rates: tuple[float, ...]
     asked_tasks: int
     held_out_tasks: int
     draws: int
@@ -49,11 +50,16 @@ class Size:
     familiar_tasks: int = 6
 
 
-# The contrast's rate is higher: at it plain fine-tuning learns its few tasks in time (trials: docs/results.md).
-FULL = {HEADLINE.name: Size(40, 1e-3, 16, 16, 2, 16), CONTRAST.name: Size(30, 3e-3, 4, 8, 2, 12, analysis=False)}
+# Half a decade apart. On many tasks the best rates of plain fine-tuning and of ManyICL lie between two others; on few
+# tasks that of zero-shot fine-tuning has no lower end, as no training at all answers best behind shots.
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+FULL = {
+    HEADLINE.name: Size(40, 2, RATES, 12, 12, 2, 16, dedicated_tasks=2),
+    CONTRAST.name: Size(20, 2, RATES[1:], 4, 8, 2, 12, analysis=False, dedicated_tasks=1),
+}
 QUICK = {
-    HEADLINE.name: Size(8, 1e-3, 4, 4, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
-    CONTRAST.name: Size(4, 3e-3, 4, 2, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
+    HEADLINE.name: Size(8, 2, RATES[2:4], 4, 4, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
+    CONTRAST.name: Size(4, 2, RATES[2:4], 4, 2, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
 }
 
 
@@ -84,9 +90,9 @@ def demo_config(
         train=TrainSettings(
             num_steps=size.num_steps,
             pack_tokens=PACK_TOKENS,
-            packs_per_step=3,
-            packs_per_batch=3,
-            learning_rate=size.learning_rate,
+            packs_per_step=size.packs_per_step,
+            packs_per_batch=size.packs_per_step,
+            learning_rate=size.learning_rates[-1],
             warmup_steps=size.num_steps // 10,
             beta2=0.98,
             log_every_steps=2,
@@ -101,6 +107,7 @@ def demo_config(
             held_out_tasks=tuple(held_out),
             familiar_tasks=tuple(familiar),
             dedicated_tasks=tuple(trained[: size.dedicated_tasks]),
+            learning_rates=size.learning_rates,
             asked_tasks=size.asked_tasks,
             shots=(0, 1, 4, 16, 64),
             draws=size.draws,
@@ -121,23 +128,18 @@ def run_demo(
 ) -> list[Comparison]:
     """Run both regimes into `out`, with training seeds from `seed` on; return their comparisons, the headline's first.
 
-    A killed demo goes on when called again with the same `out`.
+    A killed demo goes on when called again with the same `out`. Other processes may take a share of the work, by
+    `manyicl compare --resume OUT/REGIME --seed N`.
 
     Raises:
         UserError: `out` holds something else.
     """
-    _refuse_other_folder(out)
     started = time.monotonic()
-    sizes = QUICK if quick else FULL
-    comparisons = []
-    for regime in (HEADLINE, CONTRAST):
-        size = sizes[regime.name]
-        place = out / regime.name
+    comparisons = open_demo(out, seeds=range(seed, seed + num_seeds), quick=quick)
+    for regime, comparison in zip((HEADLINE, CONTRAST), comparisons, strict=True):
         console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
-        comparison = _open_regime(place, regime, size, seeds=range(seed, seed + num_seeds))
         run_comparison(comparison, console=make_console(stderr=True, quiet=console.quiet))
         finish_comparison(comparison, console=console)
-        comparisons.append(comparison)
     minutes = (time.monotonic() - started) / 60
     headline = comparisons[0]
     model, tasks = headline.folder / f"seed-{seed}" / "manyicl", headline.config.tasks.folder
@@ -147,6 +149,19 @@ def run_demo(
     ]
     console.print("\n".join(told), soft_wrap=True, highlight=False)
     return comparisons
+
+
+def open_demo(out: Path, *, seeds: Sequence[int], quick: bool = False) -> list[Comparison]:
+    """Begin both regimes in `out`, or open those that are there; return their comparisons, the headline's first.
+
+    Both are there before any work is done, so that several processes can share it from the start.
+
+    Raises:
+        UserError: `out` holds something else.
+    """
+    _refuse_other_folder(out)
+    sizes = QUICK if quick else FULL
+    return [_open_regime(out / one.name, one, sizes[one.name], seeds=seeds) for one in (HEADLINE, CONTRAST)]
 
 
 def tell_regime(regime: Regime) -> str:

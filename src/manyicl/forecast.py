@@ -117,7 +117,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         return _impossible(str(error), device=device, num_devices=num_devices)
     tasks = forecast_tasks(prepared)
     notes: list[str] = []
-    blockers = list(_find_blockers(prepared, tasks))
+    blockers = list(find_blockers(prepared, tasks))
     shape = memory = change = None
     row = largest_row(prepared)
     try:
@@ -288,7 +288,7 @@ def _impossible(why: str, *, device: Device | None, num_devices: int) -> Forecas
     return Forecast((), {}, 0, 0, None, None, None, None, device, num_devices, None, (why,), ())
 
 
-def _find_blockers(prepared: Prepared, tasks: Sequence[TaskForecast]) -> Iterable[str]:
+def find_blockers(prepared: Prepared, tasks: Sequence[TaskForecast]) -> Iterable[str]:
     """Yield what would make the run useless."""
     config = prepared.config
     for task in tasks:
