@@ -154,7 +154,7 @@ def comparison_forecast_table(forecast: ComparisonForecast) -> Group:
 def _forecast_arms(forecast: ComparisonForecast) -> Table:
     peaks = [arm.memory.total_bytes for arm in forecast.arms if arm.memory is not None]
     unit, size = ("GiB", 2**30) if max(peaks, default=0) >= 2**30 else ("MiB", 2**20)
-    table = Table(title=f"Each arm, over {count_noun(len(forecast.seeds), 'seed')}", title_justify="left")
+    table = Table(title=f"Each arm, over {count_noun(len(forecast.seeds), 'seed')}")
     table.add_column("arm", min_width=12, max_width=16)
     for head in ("models", "trials", "tokens\na seed", "all\ntokens", "EFLOPs", "hours", f"peak\n{unit}"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -175,7 +175,7 @@ def _forecast_arms(forecast: ComparisonForecast) -> Table:
 
 
 def _forecast_work(forecast: ComparisonForecast) -> Table:
-    table = Table(title="Each kind of work, of all arms", title_justify="left")
+    table = Table(title="Each kind of work, of all arms")
     table.add_column("work")
     for head in ("cells", "tokens", "EFLOPs", "hours", "tokens, plain path"):
         table.add_column(head, justify="right")
