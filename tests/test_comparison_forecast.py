@@ -20,6 +20,7 @@ from manyicl.shot_curve import ask_draw
 from manyicl.sweep import Sweep, TaskSweep
 from manyicl.tasks import Task
 from tests.comparison_setting import make_recipe, write_world
+from tests.rendering import render_terminal
 from tests.trajectory.setting import run_command
 
 LESS: dict[str, Any] = {
@@ -113,10 +114,7 @@ def test_work_adds_up():
 
 def test_the_table_fits_80_columns_and_says_what_it_assumes(world, tmp_path):
     planned = forecast_comparison(Comparison(tmp_path, small(world)), device=find_device("h100"), num_devices=2)
-    console = Console(width=80, record=True, file=StringIO())
-    console.print(comparison_forecast_table(planned))
-    shown = console.export_text()
-    assert max(map(len, shown.splitlines())) <= 80
+    shown = render_terminal(comparison_forecast_table(planned), width=80)
     for words in ("zero-shot FT", "trials: validation", "tokens, plain path", "30%", "On 2 of them", "MiB"):
         assert words in shown, words
     total = planned.to_json()["total"]
