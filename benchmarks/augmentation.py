@@ -28,6 +28,7 @@ from manyicl.demo import FULL, demo_config, write_regime
 from manyicl.findings import Findings
 from manyicl.pooling import Pooled, pool_differences, pool_means
 from manyicl.progress import make_console
+from manyicl.shots import Shots, sort_shots
 from manyicl.world.regimes import HEADLINE
 
 VARIANTS = {
@@ -92,17 +93,18 @@ def report(found: dict[str, Findings]) -> None:
     for role in ("trained", "held-out"):
         for kind in ("fixed labels", "open answers"):
             tasks = [t for t in first.tasks[role] if (t in labelled) == (kind == "fixed labels")]
-            shots = [k for k in first.asked_shots(role) if tasks]
+            asked = [set(first.asked_by_task.get(task, ())) for task in tasks]
+            shots = sort_shots(set.intersection(*asked)) if asked else []
             if not shots:
                 continue
             print(f"\n{len(tasks)} {role} tasks, {kind}\n| variant |" + "".join(f" {k} shots |" for k in shots))
             print("|---|" + "---|" * len(shots))
-            cells = [tell(first.pool("base", tasks, k)) for k in shots]
+            cells = [tell(first.pool("base", dict.fromkeys(tasks, k))) for k in shots]
             print(f"| (base) | {' | '.join(cells)} |")
             for name, findings in found.items():
                 cells = []
                 for k in shots:
-                    own = tell(findings.pool("manyicl", tasks, k))
+                    own = tell(findings.pool("manyicl", dict.fromkeys(tasks, k)))
                     less = subtract(findings, first, tasks, k) if name != "off" else None
                     cells.append(f"{own} ({tell(less, signed=True)})" if less else own)
                 print(f"| {name} | {' | '.join(cells)} |")
@@ -113,17 +115,16 @@ def report(found: dict[str, Findings]) -> None:
         print(f"| {name} | {' | '.join(flips)} | {lost(findings)} | {' | '.join(spent(findings))} |")
 
 
-def subtract(findings: Findings, first: Findings, tasks: list[str], shots: int) -> Pooled | None:
+def subtract(findings: Findings, first: Findings, tasks: list[str], shots: Shots) -> Pooled | None:
     """Return a variant less off."""
     pair = (findings.tables_of("manyicl"), first.tables_of("manyicl"))
-    return pool_differences(*pair, tasks=tasks, shots=(shots, shots))
+    return pool_differences(*pair, shots=dict.fromkeys(tasks, (shots, shots)))
 
 
 def follow(findings: Findings, tasks: list[str]) -> str:
     """Return the share of answers that follow shots with exchanged labels, at the most shots."""
-    most = max(findings.settings.shots)
     seeds = [
-        {t: asked.tables[t][most] for t in tasks if most in asked.tables.get(t, {})} if asked else None
+        {t: table for t in tasks for table in asked.tables.get(t, {}).values()} if asked else None  # one table a task
         for asked in findings.read("flip")["manyicl"]
     ]
     return tell(pool_means([run or None for run in seeds]))

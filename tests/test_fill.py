@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from manyicl import cli
-from manyicl.cells import FILL, sort_shots
 from manyicl.difference import compare_results, tell_difference
 from manyicl.errors import UserError
 from manyicl.evaluation import ask_inputs, evaluate, load_asked_model
 from manyicl.results import read_result
+from manyicl.shots import FILL, sort_shots
 from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
 from manyicl.templates import TemplateSettings
 from manyicl.tokenized import tokenize_task
@@ -55,7 +55,7 @@ def test_fill_is_all_rows_where_all_fit_and_is_not_asked_where_none_does(tokeniz
 
 def test_the_same_shots_in_other_orders_may_fill(tokenizers):
     task = make_task("animals")
-    plan = plan_of(tokenizers, task, shots=(FILL,), num_draws=3, max_tokens=300, fixed_shots=FILL)
+    plan = plan_of(tokenizers, task, shots=(FILL,), num_draws=3, max_tokens=300, fixed_shots="most")
     num_shots = plan.num_filling[0]
     assert plan.num_filling == [num_shots] * 3
     assert len({tuple(draw[:num_shots].tolist()) for draw in plan.draws}) == 3
@@ -77,7 +77,7 @@ def test_an_evaluation_writes_fill_as_a_cell_of_its_own_and_two_are_compared_by_
     assert {(p.task, p.shots) for p in result.predictions if p.asked == FILL and p.task == "few"} == {("few", 8)}
     difference = compare_results(result, read_result(files[1]))
     assert [mean.shots for mean in difference.means] == [0, 4, FILL]
-    assert "at as many shots as fit, mean of 2 tasks" in tell_difference(difference.means[-1])
+    assert "with as many shots as fit, mean of 2 tasks" in tell_difference(difference.means[-1])
 
 
 def test_ask_is_filled_as_an_evaluation_is():

@@ -34,7 +34,13 @@ def ask(score_of, *, shots, seed=0, draws=2, queries=4, task=HELD_OUT, majority=
     ]
     tables = tabulate(predictions)
     curve = [
-        {"shots": k, "score": float(tables[task][k].scores.mean()), "nll": 1.0, "majority_score": majority}
+        {
+            "shots": k,
+            "score": float(tables[task][k].scores.mean()),
+            "nll": 1.0,
+            "majority_score": majority,
+            "extrapolated": False,
+        }
         for k in shots
     ]
     return Asked({task: {"task": task, "curve": curve}}, predictions, tables)
@@ -49,10 +55,12 @@ def make_findings(answers: dict[str, list[Asked | None]], *, shots=(0, 1, 4), ro
     )  # fmt: skip
     roles = roles or {"trained": [], "held-out": [HELD_OUT], "familiar": []}
     tasks = {name: make_task(name) for names in roles.values() for name in names}
+    config = SimpleNamespace(episodes=SimpleNamespace(shots="fill"))
     comparison: Any = SimpleNamespace(
-        settings=settings, arms=[ARMS[arm] for arm in answers], asked_trained=roles["trained"],
-        held_out=roles["held-out"], familiar=roles["familiar"], tasks=tasks, cells=list, dedicated=[],
-        is_done=lambda cell: False, models_of=lambda arm: [None], place=lambda cell: Path("absent"),
+        settings=settings, shots=list(shots), config=config, arms=[ARMS[arm] for arm in answers],
+        asked_trained=roles["trained"], held_out=roles["held-out"], familiar=roles["familiar"],
+        tasks=tasks, cells=list, dedicated=[], is_done=lambda cell: False,
+        models_of=lambda arm: [None], place=lambda cell: Path("absent"),
     )  # fmt: skip
     findings = Findings(comparison)
     findings.read = lambda what: {"test": answers, **read}[what]  # type: ignore[method-assign]
@@ -73,15 +81,15 @@ def test_the_shots_are_those_of_the_best_mean_validation_score_the_fewest_of_equ
     validation = [ask(lambda k, s, d, q: scores[k][s], shots=scores, seed=seed) for seed in (0, 1)]
     tests = [ask(level(0.5), shots=(0, 1, 4), seed=seed) for seed in (0, 1)]
     findings = make_findings({"manyicl": tests}, validation={"manyicl": validation})
-    k, told = findings.chosen["manyicl"]
-    assert k == 1
-    assert [one["shots"] for one in told] == [0, 1, 4]
-    assert [one["score"] for one in told] == pytest.approx([0.2, 0.5, 0.5])
+    chosen = findings.chosen["manyicl"]
+    assert (chosen.shots, chosen.by_task) == (1, {HELD_OUT: 1})
+    assert [one["shots"] for one in chosen.scores] == [0, 1, 4]
+    assert [one["score"] for one in chosen.scores] == pytest.approx([0.2, 0.5, 0.5])
 
 
 def test_without_validation_an_arm_is_asked_with_the_most_shots_it_was_trained_behind():
     findings = make_findings({arm: [ask(level(0.5), shots=(0, 1, 4))] for arm in ("base", "zero-shot", "few-shot")})
-    assert {arm: k for arm, (k, _) in findings.chosen.items()} == {"base": 4, "zero-shot": 0, "few-shot": 1}
+    assert {arm: one.shots for arm, one in findings.chosen.items()} == {"base": 4, "zero-shot": 0, "few-shot": 1}
 
 
 @pytest.mark.parametrize(("num_seeds", "best"), [(5, True), (4, False)])
@@ -158,7 +166,7 @@ def test_a_gain_that_is_large_but_unsure_is_flat():
     ],
 )
 def test_a_difference_in_words(pooled, told):
-    assert tell_difference(pooled, ("manyicl", 4), ("zero-shot", 0), role="held-out") == told
+    assert tell_difference(pooled, ("manyicl", "at 4 shots"), ("zero-shot", "at 0 shots"), role="held-out") == told
 
 
 @pytest.mark.parametrize(("follows", "keeps"), [(True, False), (False, True), (False, False)])
@@ -213,17 +221,18 @@ def test_what_the_base_answers_at_chance_cannot_be_forgotten():
     assert {row["kind"] for row in find_forgetting(findings)["tasks"]} == {"forgetting"}
 
 
-def test_shots_that_one_task_was_not_asked_with_are_no_column():
+def test_shots_that_one_arm_was_not_asked_with_are_no_column():
     whole, short = ask(level(0.5), shots=(0, 1, 4)), ask(level(0.5), shots=(0, 1))
     findings = make_findings({"base": [whole], "manyicl": [short]})
-    assert findings.asked_shots("held-out") == [0, 1]
-    assert findings.shots_as("most", "manyicl", "held-out") == 1
-    assert findings.shots_as("chosen", "base", "held-out") is None  # chosen: 4
+    assert findings.asked_by_task == {HELD_OUT: [0, 1]}
+    assert findings.shots_as("most", "manyicl", [HELD_OUT]) == {HELD_OUT: 1}
+    assert findings.shots_as("chosen", "base", [HELD_OUT]) == {HELD_OUT: 1}  # chosen: 4
+    assert findings.shots_as(4, "base", [HELD_OUT]) == {}
 
 
 def test_a_seed_that_is_missing_is_none_in_every_mean():
     findings = make_findings({"manyicl": [ask(level(0.5), shots=(0, 1, 4)), None]})
-    pooled = findings.pool("manyicl", [HELD_OUT], 4)
+    pooled = findings.pool("manyicl", {HELD_OUT: 4})
     assert pooled is not None
     assert pooled.seeds == (pytest.approx(0.51), None)
     assert replace(pooled, seeds=()).num_tasks == 1

@@ -102,12 +102,12 @@ def test_a_difference_is_taken_query_by_query():
     easy_to_hard = [1.0, 0.75, 0.5, 0.25]
     above = {"animals": {4: table(easy_to_hard, easy_to_hard)}}
     below = {"animals": {4: table([0.75, 0.5, 0.25, 0.01], [0.75, 0.5, 0.25, 0.01])}}
-    pooled = pool_differences([above], [below], tasks=["animals"], shots=(4, 4))
+    pooled = pool_differences([above], [below], shots={"animals": (4, 4)})
     assert pooled is not None
     expected = difference_interval([{"animals": table([0.25, 0.25, 0.25, 0.24])}])
     assert (pooled.mean, pooled.low, pooled.high) == pytest.approx((0.2475, expected.low, expected.high))
     assert 0.23 < pooled.low < pooled.high < 0.26
-    turned = pool_differences([below], [above], tasks=["animals"], shots=(4, 4))
+    turned = pool_differences([below], [above], shots={"animals": (4, 4)})
     assert turned is not None
     assert turned.mean == pytest.approx(-0.2475)
 
@@ -115,7 +115,7 @@ def test_a_difference_is_taken_query_by_query():
 def test_the_one_row_without_shots_stands_against_every_draw():
     behind_shots = {"animals": {4: table([1.0, 1.0], [1.0, 0.0])}}
     without = {"animals": {0: table([0.5, 0.25])}}
-    pooled = pool_differences([behind_shots], [without], tasks=["animals"], shots=(4, 0))
+    pooled = pool_differences([behind_shots], [without], shots={"animals": (4, 0)})
     assert pooled is not None
     # (0.5 + 0.75) and (0.5 - 0.25), over four.
     assert pooled.mean == 0.375
@@ -128,23 +128,23 @@ def test_only_seeds_and_tasks_that_both_have_are_paired():
         {"animals": {4: table([1, 1])}},
     ]
     other = [{"animals": {4: table([0.5, 0.5])}}, {"animals": {4: table([0, 0])}}, {"animals": {0: table([0, 0])}}]
-    pooled = pool_differences(one, other, tasks=["animals", "colours"], shots=(4, 4))
+    pooled = pool_differences(one, other, shots={"animals": (4, 4), "colours": (4, 4)})
     assert pooled is not None
     assert pooled.seeds == (0.5, None, None)
     assert pooled.num_tasks == 1
-    assert pool_differences(one, other, tasks=["sums"], shots=(4, 4)) is None
+    assert pool_differences(one, other, shots={"sums": (4, 4)}) is None
 
 
 @pytest.mark.parametrize("other", [table([1, 1, 1]), table([1, 1], first=1)], ids=["more", "as many others"])
 def test_arms_that_were_asked_other_queries_are_refused(other):
     with pytest.raises(UserError, match="two arms were asked other queries"):
-        pool_differences([{"a": {4: table([1, 1])}}], [{"a": {4: other}}], tasks=["a"], shots=(4, 4))
+        pool_differences([{"a": {4: table([1, 1])}}], [{"a": {4: other}}], shots={"a": (4, 4)})
 
 
 def test_arms_that_were_asked_other_numbers_of_draws_are_refused_unless_one_has_a_single_draw():
     two, three = table([1, 1], [1, 0]), table([1, 1], [0, 0], [1, 0])
     with pytest.raises(UserError, match="two arms were asked other draws"):
-        pool_differences([{"a": {4: two}}], [{"a": {4: three}}], tasks=["a"], shots=(4, 4))
-    single = pool_differences([{"a": {0: table([1, 1])}}], [{"a": {4: three}}], tasks=["a"], shots=(0, 4))
+        pool_differences([{"a": {4: two}}], [{"a": {4: three}}], shots={"a": (4, 4)})
+    single = pool_differences([{"a": {0: table([1, 1])}}], [{"a": {4: three}}], shots={"a": (0, 4)})
     assert single is not None
     assert single.mean == pytest.approx(1 - 0.5)

@@ -456,12 +456,12 @@ def test_markdown_shows_texts_as_they_are():
     [
         (lambda path: None, "cannot be read (No such file or directory)"),
         (lambda path: path.write_text("{"), "is no JSON"),
-        (lambda path: path.write_text("[]"), "has no schema, not 1"),
-        (lambda path: path.write_text('{"schema": 2}'), "has schema 2, not 1"),
+        (lambda path: path.write_text("[]"), "has no schema, not 1 or 2"),
+        (lambda path: path.write_text('{"schema": 3}'), "has schema 3, not 1 or 2"),
         (lambda path: path.write_text('{"schema": 1}'), "name: Field required"),
         (
             lambda path: path.write_text(json.dumps(small(shots=["many"]))),
-            "shots.0: Input should be a valid integer, unable to parse string as an integer, found 'many'",
+            "shots.0.int: Input should be a valid integer, unable to parse string as an integer, found 'many'",
         ),
     ],
 )

@@ -22,6 +22,7 @@ MODULES = (
     "claims",  # work that several processes share
     "locks",  # one writer
     "seeds",  # of random streams, each with its purpose
+    "shots",  # a number of them, or as many as fit
     # Data in: labelled rows, to text, to ids, to rows of a batch.
     "faults",  # mistakes in data files
     "json_text",

@@ -117,7 +117,11 @@ class CompareSettings(BaseModel):
     asked_tasks: Annotated[int, Field(ge=0)] = Field(
         0, description="trained tasks that are asked, spread over the families; 0: all. Dedicated ones always are"
     )
-    shots: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 4, 16, 64), min_length=1, description="shot counts")
+    shots: tuple[Annotated[int, Field(ge=0)] | Literal["fill"], ...] = Field(
+        (0, 1, 4, 16, 64),
+        min_length=1,
+        description="shot counts, and fill for as many as fit; also few_shot_shots if that arm is compared",
+    )
     draws: Annotated[int, Field(gt=0)] = Field(5, description="draws of shots a task and seed")
     queries: Annotated[int, Field(gt=0)] = Field(200, description="test rows asked, the same at every k and draw")
     validation_queries: Annotated[int, Field(ge=0)] = Field(

@@ -6,14 +6,11 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# A number of shots that can be asked for: so many, or as many as fit in each draw.
-Shots = int | Literal["fill"]
-FILL: Literal["fill"] = "fill"
+from manyicl.shots import FILL, Shots
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -31,21 +28,6 @@ PREDICTION_SCHEMA = pa.schema(
         ("other_scores", pa.map_(pa.string(), pa.float64())),
     ]
 )
-
-
-def sort_shots(shots: Iterable[Shots]) -> list[Shots]:
-    """Return the numbers of shots once each, ascending; `fill`, which is never fewer than another, comes last."""
-    return sorted(set(shots), key=shots_order)
-
-
-def shots_order(shots: Shots) -> float:
-    """Return the key that sorts a number of shots; that of `fill` is infinite."""
-    return float("inf") if shots == FILL else shots
-
-
-def tell_shot_count(shots: Shots) -> str:
-    """Return a number of shots in words: '1 shot', '4 shots', 'as many shots as fit'."""
-    return "as many shots as fit" if shots == FILL else f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import typer
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.ranks import SharedError
 from manyicl.refusals import find_refusal
+from manyicl.shots import FILL, Shots
 
 app = typer.Typer(
     name="manyicl",
@@ -665,17 +666,15 @@ def _stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> 
         raise typer.Exit(130) from None
 
 
-def parse_shots(text: str) -> tuple[int | Literal["fill"], ...]:
+def parse_shots(text: str) -> tuple[Shots, ...]:
     """Return the shot counts of '0,1,4,fill'."""
     try:
-        counts: tuple[int | Literal["fill"], ...] = tuple(
-            "fill" if part.strip() == "fill" else int(part) for part in text.split(",")
-        )
+        counts = tuple(FILL if part.strip() == FILL else int(part) for part in text.split(","))
     except ValueError:
         raise UserError(
             f"--shots {text}: write numbers separated by commas, and fill for as many as fit, such as 0,1,4,16,fill"
         ) from None
-    if any(count != "fill" and count < 0 for count in counts):
+    if any(count != FILL and count < 0 for count in counts):
         raise UserError(f"--shots {text}: shots count from 0")
     return counts
 

@@ -38,6 +38,7 @@ from manyicl.report.numbers import tell_seconds
 from manyicl.run_folder import find_changes, is_finished
 from manyicl.runs import train
 from manyicl.seeds import STREAMS
+from manyicl.shots import Shots, cap_shots, shots_order, sort_shots
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.templates import Frame
 from manyicl.tokenized import TokenizedTask
@@ -206,6 +207,12 @@ class Comparison:
         return find_overlaps(self.tasks, trained=self.trained)
 
     @property
+    def shots(self) -> list[Shots]:
+        """The numbers of shots that every arm is asked with, ascending; that of the few-shot arm's training is one."""
+        own = [self.settings.few_shot_shots] if "few-shot" in self.settings.arms else []
+        return sort_shots([*self.settings.shots, *own])
+
+    @property
     def max_tokens(self) -> int:
         """The longest sequence of a question."""
         return self.settings.max_tokens or self.config.episodes.token_budget
@@ -241,7 +248,7 @@ class Comparison:
         if not arm.per_task:
             whats += ["text"] if self.settings.text_files else []
             whats += ["flip"] if self.settings.flips else []
-            whats += ["order"] if self.settings.orders and max(self.settings.shots) > 1 else []
+            whats += ["order"] if self.settings.orders and shots_order(self.shots[-1]) > 1 else []
         for task in self.models_of(arm):
             for what in whats:
                 yield GridCell(arm.name, seed, what, task)
@@ -256,17 +263,17 @@ class Comparison:
     def sweep_of(self, cell: GridCell) -> tuple[list[Task], dict[str, Any]]:
         """Return the tasks that a cell asks, and its shots, draws and queries as `evaluate` takes them."""
         settings, tasks = self.settings, [self.tasks[name] for name in self._asked_in(cell)]
-        most = max(settings.shots)
-        options: dict[str, Any] = {"shots": settings.shots, "draws": settings.draws, "queries": settings.queries}
+        options: dict[str, Any] = {"shots": self.shots, "draws": settings.draws, "queries": settings.queries}
         options["max_new_tokens"] = settings.max_new_tokens
         if cell.what == "validation":
             tasks = [ask_validation(task) for task in tasks if task.validation]
             options |= {"queries": settings.validation_queries, "purpose": "choice of settings"}
         elif cell.what == "flip":
             tasks = [flip_labels(task, seed=cell.seed) for task in tasks if len(task.labels) > 1]
-            options |= {"shots": [most], "draws": min(settings.draws, MOST_ANALYSIS_DRAWS)}
+            options |= {"draws": min(settings.draws, MOST_ANALYSIS_DRAWS), "most_only": True}
         elif cell.what == "order":
-            options |= {"shots": [most], "draws": max(2, min(settings.draws, MOST_ANALYSIS_DRAWS)), "fixed_shots": most}
+            options |= {"draws": max(2, min(settings.draws, MOST_ANALYSIS_DRAWS)), "most_only": True}
+            options |= {"fixed_shots": "most"}
         return tasks, options
 
     def _asked_in(self, cell: GridCell) -> list[str]:
@@ -343,43 +350,45 @@ def plan_file(run: Path) -> Path:
     return run.with_name(f"{run.name}.plan.json")
 
 
-def mean_by_shots(tasks: Sequence[Mapping[str, Any]]) -> dict[int, tuple[float, float]]:
-    """Return shots -> (mean score, mean nats) over a result's tasks, for the shots at which all were asked."""
-    shots = [{cell["shots"]: cell for cell in task["curve"] if cell["score"] is not None} for task in tasks]
-    if not shots:
-        return {}
-    return {
-        k: (
-            sum(cells[k]["score"] for cells in shots) / len(shots),
-            sum(cells[k]["nll"] for cells in shots) / len(shots),
-        )
-        for k in sorted(set.intersection(*(set(cells) for cells in shots)))
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """How good a trial is on validation rows: mean score and mean nats an answer over tasks, with its best shots."""
+    """How good an arm is at one number of shots on validation rows: mean score and mean nats per answer over tasks."""
 
-    shots: int
+    shots: Shots
     score: float
     nll: float
+
+
+Scores = Mapping[Shots, tuple[float, float]]  # shots -> score and nats of one task
 
 
 def judge_trial(tasks: Sequence[Mapping[str, Any]]) -> Judged | None:
     """Return what a trial is judged by: its best mean score over shot counts, ties by nats; None if nothing was asked.
 
+    tasks: the entries of its validation results.
+    """
+    judged = judge_shots([validation_scores(task) for task in tasks])
+    return max(judged, key=lambda one: (one.score, -one.nll), default=None)
+
+
+def judge_shots(curves: Sequence[Scores]) -> list[Judged]:
+    """Return how good an arm is on its tasks at every number of shots that any of them was asked with, ascending.
+
     A task that was not asked with so many shots counts with the most that it was asked with up to then (or with its
     fewest), so that every mean is over all tasks: one with few rows takes no shot count from the others.
     """
-    curves = [{cell["shots"]: cell for cell in task["curve"] if cell["score"] is not None} for task in tasks]
     curves = [curve for curve in curves if curve]
     judged = []
-    for k in sorted({shots for curve in curves for shots in curve}):
-        cells = [curve[max((shots for shots in curve if shots <= k), default=min(curve))] for curve in curves]
-        score, nll = (sum(cell[name] for cell in cells) / len(cells) for name in ("score", "nll"))
+    for k in sort_shots(shots for curve in curves for shots in curve):
+        cells = [curve[cap_shots(k, curve)] for curve in curves]
+        score, nll = (sum(cell[place] for cell in cells) / len(cells) for place in (0, 1))
         judged.append(Judged(k, score, nll))
-    return max(judged, key=lambda one: (one.score, -one.nll), default=None)
+    return judged
+
+
+def validation_scores(task: Mapping[str, Any]) -> Scores:
+    """Return the score and the nats at every number of shots that a result's task was asked with."""
+    return {c["shots"]: (c["score"], c["nll"]) for c in task["curve"] if c["score"] is not None}
 
 
 def open_comparison(folder: Path, config: CompareConfig | None) -> Comparison:
@@ -563,7 +572,7 @@ class _Worker:
             return
         tasks, options = comparison.sweep_of(cell)
         with _titled(self.console, title) as report:
-            # A cell may be empty: at the most shots, say, of tasks with fewer rows.
+            # A cell may be empty: of validation rows, say, none of which fits.
             evaluate(asked, tasks, seed=cell.seed, out=out, report=report, allow_empty=True, **options)
 
     def _ask_model(self, cell: GridCell) -> AskedModel:

@@ -10,9 +10,10 @@ import numpy as np
 from manyicl.arms import ArmName
 from manyicl.cells import Prediction
 from manyicl.comparison import Comparison, What
-from manyicl.findings import ROLES, Asked, Findings, mean_known, metrics_of, pooled_json
+from manyicl.findings import ROLES, Asked, Findings, mean_known, metrics_of, one_number, pooled_json
 from manyicl.intervals import Run, Table
 from manyicl.pooling import pool_means
+from manyicl.shots import Shots, sort_shots
 from manyicl.tasks import flip_map
 
 
@@ -32,24 +33,23 @@ def list_shot_losses(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 def list_flips(findings: Findings) -> Iterator[dict[str, Any]]:
     """Yield how often an arm goes along with exchanged labels, and how often it stays with the true one."""
-    for arm, role, seeds in _asked_by_role(findings, "flip"):
+    for arm, role, seeds in _asked_by_role(findings, "flip", least=1):
         follows: list[Run | None] = []
-        keeps, plain, num_shots = [], [], max(findings.settings.shots)
+        keeps, plain = [], []
         for seed, asked, tasks in seeds:
-            follows.append({task: asked.tables[task][num_shots] for task in tasks} or None)
-            for task in tasks:
+            follows.append({task: asked.tables[task][k] for task, k in tasks.items()})
+            for task, k in tasks.items():
                 back = {new: old for old, new in flip_map(findings.comparison.tasks[task].labels, seed=seed).items()}
                 rows = [p for p in asked.predictions if p.task == task]
                 keeps.append(float(np.mean([p.prediction == back[p.answer] for p in rows])))
-                test = findings.tests[arm][findings.seeds.index(seed)]
-                table = test.tables.get(task, {}).get(num_shots) if test else None
+                table = _plain_table(findings, arm, seed=seed, task=task, shots=k)
                 plain += [] if table is None else [float(table.scores.mean())]
         pooled = pool_means(follows)
         if pooled is not None:
             yield {
                 "arm": arm,
                 "role": role,
-                "shots": num_shots,
+                "shots": one_number(k for _, _, tasks in seeds for k in tasks.values()),
                 "tasks": pooled.num_tasks,
                 **pooled_json(pooled, mean="follows"),
                 "keeps": float(np.mean(keeps)),
@@ -57,37 +57,50 @@ def list_flips(findings: Findings) -> Iterator[dict[str, Any]]:
             }
 
 
-def _asked_by_role(findings: Findings, what: What) -> Iterator[tuple[ArmName, str, list[tuple[int, Asked, list[str]]]]]:
-    """Yield (arm, role, [(seed, answers, tasks that were asked)]) of an analysis at the most shots."""
-    most = max(findings.settings.shots)
+def _asked_by_role(
+    findings: Findings, what: What, *, least: int
+) -> Iterator[tuple[ArmName, str, list[tuple[int, Asked, dict[str, Shots]]]]]:
+    """Yield (arm, role, [(seed, answers, task -> its most shots)]) of an analysis; tasks with fewer than `least` shots
+    tell nothing of them."""
     for arm, answers in findings.read(what).items():
         for role in ROLES:
             seeds = []
             for seed, asked in zip(findings.seeds, answers, strict=True):
-                tasks = [task for task in findings.tasks[role] if asked and most in asked.tables.get(task, {})]
-                seeds += [(seed, asked, tasks)] if asked and tasks else []
+                most = {
+                    task: sort_shots(asked.tables[task])[-1]
+                    for task in (findings.tasks[role] if asked else [])
+                    if asked and task in asked.tables
+                }
+                told = {p.task for p in (asked.predictions if asked else ()) if p.shots >= least}
+                mine = {task: k for task, k in most.items() if task in told}
+                seeds += [(seed, asked, mine)] if asked and mine else []
             if seeds:
                 yield arm, role, seeds
 
 
+def _plain_table(findings: Findings, arm: ArmName, *, seed: int, task: str, shots: Shots) -> Table | None:
+    """Return what an arm scored behind the shots as they are; None if it was not asked so."""
+    asked = findings.tests[arm][findings.seeds.index(seed)]
+    return asked.tables.get(task, {}).get(shots) if asked else None
+
+
 def list_orders(findings: Findings) -> Iterator[dict[str, Any]]:
     """Yield how far the order of the very same shots moves a score, beside how far other draws move it."""
-    most = max(findings.settings.shots)
-    for arm, role, seeds in _asked_by_role(findings, "order"):
-        orders, draws = [], []
+    for arm, role, seeds in _asked_by_role(findings, "order", least=2):
+        orders, draws, known = [], [], set()
         for seed, asked, tasks in seeds:
-            test = findings.tests[arm][findings.seeds.index(seed)]
-            for task in tasks:
-                table = test.tables.get(task, {}).get(most) if test else None
+            for task, k in tasks.items():
+                table = _plain_table(findings, arm, seed=seed, task=task, shots=k)
                 if table is not None and len(table.scores) > 1:
-                    orders.append(_spread(asked.tables[task][most]))
+                    orders.append(_spread(asked.tables[task][k]))
                     draws.append(_spread(table))
+                    known.add(task)
         if orders:
             yield {
                 "arm": arm,
                 "role": role,
-                "shots": most,
-                "tasks": len(seeds[0][2]),
+                "shots": one_number(k for _, _, tasks in seeds for task, k in tasks.items() if task in known),
+                "tasks": len(known),
                 "spread_of_orders": float(np.mean(orders)),
                 "spread_of_draws": float(np.mean(draws)),
             }
@@ -102,9 +115,9 @@ def list_examples(findings: Findings) -> Iterator[dict[str, Any]]:
     comparison = findings.comparison
     answers: dict[str, dict[str, dict[ArmName, Prediction]]] = {}  # task -> query -> arm -> its answer
     for arm, seeds in findings.tests.items():
-        k = findings.chosen[arm][0]
+        chosen = findings.chosen[arm].by_task
         for p in seeds[0].predictions if seeds[0] and comparison.settings.examples else []:
-            if p.draw == 0 and p.shots == k and p.task not in comparison.familiar:
+            if p.draw == 0 and p.asked == chosen.get(p.task) and p.task not in comparison.familiar:
                 answers.setdefault(p.task, {}).setdefault(p.query, {})[arm] = p
     for task, queries in sorted(answers.items()):
         texts = {example.id: example for example in comparison.tasks[task].test}

@@ -12,8 +12,8 @@ from manyicl.comparison_forecast import TRIALS, WHILE_TRAINING, WORK, Comparison
 from manyicl.devices import ASSUMED_UTILIZATION
 from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.numbers import count_noun, is_known
-from manyicl.report.plots import shot_place
-from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table
+from manyicl.report.plots import shot_places
+from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
 from manyicl.report.verdict import key_facts, tell_intervals, tell_missing, tell_progress, tell_verdict
 from manyicl.terminal import Table
 
@@ -103,6 +103,8 @@ def comparison_plot(comparison: Comparison, *, width: int = 78, height: int = 15
         plot = _plot_role(comparison, role, size=(width, height), colour=colour)
         if plot is not None:
             parts.append(plot)
+            note = tell_shorter_means(comparison, role)
+            parts += [Text(f"{role} tasks: {note}", style="dim")] if note else []
     if not parts:
         return Group(Text("no curve: at no number of shots was every task scored", style="dim"))
     key = "   ".join(f"{_MARKS[place % len(_MARKS)]} {arm.title}" for place, arm in enumerate(comparison.arms))
@@ -115,24 +117,24 @@ def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colo
         arm: [cell for cell in comparison.mean_cells(arm, role) if is_known(cell.score) and cell.tasks == most]
         for arm in comparison.place
     }
-    shots = sorted({cell.shots for cells in curves.values() for cell in cells})
+    shots = {cell.shots for cells in curves.values() for cell in cells}
     if not shots:
         return None
     plotext.clf()
     plotext.theme("pro" if colour else "clear")
     plotext.plotsize(*size)
-    highest = 0.0
+    places, highest = shot_places(shots), 0.0
     for arm, place in comparison.place.items():
         cells = curves[arm]
         if not cells:
             continue
-        xs = [shot_place(cell.shots) for cell in cells]
+        xs = [places[cell.shots] for cell in cells]
         ys = [100 * (cell.score or 0.0) for cell in cells]
         highest = max(highest, *ys)
         hue = _COLOURS[place % len(_COLOURS)]
         plotext.plot(xs, ys, marker="braille", color=hue)
         plotext.scatter(xs, ys, marker=_MARKS[place % len(_MARKS)], color=hue)
-    plotext.xticks([shot_place(k) for k in shots], [str(k) for k in shots])
+    plotext.xticks(list(places.values()), [str(k) for k in places])
     plotext.ylim(0, min(100.0, 1.1 * highest + 1))
     plotext.title(f"{role} tasks: mean score in % against shots (log scale)")
     return Text.from_ansi(plotext.build())

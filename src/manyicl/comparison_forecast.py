@@ -271,6 +271,7 @@ class _Forecaster:
             seed=cell.seed,
             max_tokens=self.comparison.max_tokens,
             fixed_shots=options.get("fixed_shots"),
+            most_only=options.get("most_only", False),
             max_new_tokens=options["max_new_tokens"],
             purpose=options.get("purpose", "evaluation"),
         )

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from manyicl.arms import ArmName
 from manyicl.comparison import Comparison
-from manyicl.findings import Findings, mean_known, metrics_of, pooled_json
+from manyicl.findings import Findings, mean_known, metrics_of, one_number, pooled_json
 from manyicl.forgetting import window_table
 from manyicl.intervals import mean_interval
-from manyicl.pooling import make_pooled, pool_differences
+from manyicl.pooling import make_pooled
+from manyicl.shots import Shots
 
 
 def find_forgetting(findings: Findings) -> dict[str, Any]:
@@ -70,31 +71,32 @@ def _forgotten_tasks(findings: Findings) -> Iterator[dict[str, Any]]:
     if "base" not in findings.tests:
         return
     untrained = [*findings.tasks["held-out"], *findings.tasks["familiar"]]
-    shots = findings.asked_shots("familiar" if findings.tasks["familiar"] else "held-out")
-    for k in sorted({*shots[:1], *shots[-1:]}):
-        known = [task for task in untrained if _had_a_score(findings, task, k)]
-        kinds = {"forgetting": known, "transfer": [task for task in untrained if task not in known]}
+    fewest, most = (findings.shots_as(asked, "base", untrained) for asked in ("fewest", "most"))
+    for asked, shots in (("fewest", fewest), ("most", most)) if most != fewest else (("fewest", fewest),):
+        known = {task: k for task, k in shots.items() if _had_a_score(findings, task, k)}
+        kinds = {"forgetting": known, "transfer": {task: k for task, k in shots.items() if task not in known}}
         for kind, tasks in kinds.items():
-            before = findings.pool("base", tasks, k)
+            before = findings.pool("base", tasks)
             for arm in [arm.name for arm in findings.comparison.arms if arm.trained and not arm.per_task]:
-                one, other = findings.tables_of(arm), findings.tables_of("base")
-                pooled = pool_differences(one, other, tasks=tasks, shots=(k, k)) if tasks else None
+                pooled = findings.differ(arm, "base", {task: (k, k) for task, k in tasks.items()})
                 if pooled is None or before is None:
                     continue
                 yield {
                     "arm": arm,
                     "kind": kind,
-                    "shots": k,
-                    "tasks": tasks,
+                    "asked": asked,
+                    "shots": one_number(tasks.values()),
+                    "shots_by_task": tasks,
+                    "tasks": list(tasks),
                     "before": before.mean,
                     "after": before.mean + pooled.mean,
                     **pooled_json(pooled, mean="difference"),
                 }
 
 
-def _had_a_score(findings: Findings, task: str, shots: int) -> bool:
+def _had_a_score(findings: Findings, task: str, shots: Shots) -> bool:
     """Return whether the base beats the majority and chance by its interval: only such a score can be forgotten."""
-    pooled = findings.pool("base", [task], shots)
+    pooled = findings.pool("base", {task: shots})
     cells = [c for a in findings.tests["base"] if a for c in a.entries[task]["curve"] if c["shots"] == shots]
     known = [mean_known([cell.get(name) for cell in cells]) for name in ("majority_score", "chance_score")]
     return pooled is not None and pooled.low is not None and pooled.low > max(level or 0.0 for level in known)

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from manyicl.arms import ARMS, ArmName
-from manyicl.findings import ROLES, Findings, mean_known, pooled_json
+from manyicl.findings import ROLES, AskedAs, Findings, mean_known, one_number, pooled_json
 from manyicl.intervals import MIN_SEEDS
 from manyicl.pooling import Pooled
+from manyicl.shots import FILL, Shots, tell_asked_with, tell_shot_count
 
 # A gain from more shots below one point is called flat, however sure.
 FLAT_GAIN = 0.01
@@ -20,10 +21,10 @@ def list_curves(findings: Findings) -> Iterator[dict[str, Any]]:
     for arm, seeds in findings.tests.items():
         for task in [task for role in findings.tasks for task in findings.tasks_of(arm, role)]:
             curves = [{c["shots"]: c for c in asked.entries[task]["curve"]} for asked in seeds if asked]
-            for shots in findings.settings.shots:
+            for shots in findings.comparison.shots:
                 cells = [curve[shots] for curve in curves if shots in curve]
                 scored = [cell for cell in cells if cell["score"] is not None]
-                pooled = findings.pool(arm, [task], shots)
+                pooled = findings.pool(arm, {task: shots})
                 if not cells:
                     continue
                 values = pooled_json(pooled) if pooled else {"score": None, "low": None, "high": None, "seeds": []}
@@ -31,6 +32,7 @@ def list_curves(findings: Findings) -> Iterator[dict[str, Any]]:
                     "arm": arm,
                     "task": task,
                     "shots": shots,
+                    "mean_shots": mean_known([cell["mean_shots"] for cell in scored]) if shots == FILL else shots,
                     **values,
                     "other_scores": _mean_others(scored),
                     "nll": mean_known([cell["nll"] for cell in scored]),
@@ -63,15 +65,15 @@ def list_means(findings: Findings) -> Iterator[dict[str, Any]]:
             families: list[str | None] = [None, *sorted({tasks[task].family for task in mine})]
             for family in families:
                 chosen = [task for task in mine if family in (None, tasks[task].family)]
-                for shots in findings.settings.shots:
-                    pooled = findings.pool(arm, chosen, shots)
+                for shots in findings.comparison.shots:
+                    pooled = findings.pool(arm, findings.shots_as(shots, arm, chosen))
                     if pooled is None:
                         continue
                     cells = [
                         cell
                         for asked in findings.tests[arm]
-                        for task in (chosen if asked else [])
-                        for cell in asked.entries[task]["curve"]  # type: ignore[union-attr]
+                        for task in findings.shots_as(shots, arm, chosen)
+                        for cell in (asked.entries[task]["curve"] if asked else [])
                         if cell["shots"] == shots and cell["score"] is not None
                     ]
                     yield {
@@ -87,30 +89,48 @@ def list_means(findings: Findings) -> Iterator[dict[str, Any]]:
                     }
 
 
+ShotsByTask = dict[str, Shots]
+HEADLINE: tuple[AskedAs, ...] = ("chosen", "zero", "most")
+
+
 def list_headline(findings: Findings) -> Iterator[dict[str, Any]]:
-    """Yield the headline: every arm with its chosen shots, with none and with the most, and who is best."""
+    """Yield the headline: every arm with each task's chosen shots, with none and with each one's most; who is best."""
     for role in ROLES:
-        for asked in ("chosen", "zero", "most"):
-            rows: list[tuple[ArmName, int, Pooled]] = []
+        for asked in HEADLINE:
+            rows: list[tuple[ArmName, ShotsByTask, Pooled]] = []
             for arm in findings.tests:
-                shots = findings.shots_as(asked, arm, role)
                 mine = findings.tasks_of(arm, role)
-                if shots is None or len(mine) < len(findings.tasks[role]):
+                if len(mine) < len(findings.tasks[role]):
                     continue  # a dedicated arm without a model for every task
-                pooled = findings.pool(arm, mine, shots)
+                shots = findings.shots_as(asked, arm, mine)
+                pooled = findings.pool(arm, shots)
                 if pooled is not None:
                     rows.append((arm, shots, pooled))
             for arm, shots, pooled in rows:
                 others = [(name, k) for name, k, _ in rows if name != arm]
-                best = bool(others) and all(_is_better(findings, (arm, shots), other, role=role) for other in others)
-                yield {"arm": arm, "role": role, "asked": asked, "shots": shots, **pooled_json(pooled), "best": best}
+                best = bool(others) and all(_is_better(findings, (arm, shots), other) for other in others)
+                yield {
+                    "arm": arm,
+                    "role": role,
+                    "asked": asked,
+                    "shots": one_number(shots.values()),
+                    "shots_by_task": shots,
+                    "tasks": pooled.num_tasks,
+                    **pooled_json(pooled),
+                    "best": best,
+                }
 
 
-def _is_better(findings: Findings, one: tuple[ArmName, int], other: tuple[ArmName, int], *, role: str) -> bool:
+def _is_better(findings: Findings, one: tuple[ArmName, ShotsByTask], other: tuple[ArmName, ShotsByTask]) -> bool:
     """Return whether an arm beats another surely, over enough seeds to say so."""
-    pooled, _ = findings.differ(one[0], other[0], role, (one[1], other[1]))
+    pooled = findings.differ(one[0], other[0], pair_shots(one[1], other[1]))
     enough = pooled is not None and sum(seed is not None for seed in pooled.seeds) >= MIN_SEEDS
     return pooled is not None and enough and pooled.mean > 0 and pooled.excludes_zero
+
+
+def pair_shots(a: ShotsByTask, b: ShotsByTask) -> dict[str, tuple[Shots, Shots]]:
+    """Return task -> (shots of a, shots of b) for the tasks that both were asked."""
+    return {task: (shots, b[task]) for task, shots in a.items() if task in b}
 
 
 def list_differences(findings: Findings) -> Iterator[dict[str, Any]]:
@@ -119,30 +139,47 @@ def list_differences(findings: Findings) -> Iterator[dict[str, Any]]:
     focus: ArmName = "manyicl" if "manyicl" in arms else next((arm for arm in arms if ARMS[arm].trained), arms[0])
     for role in ROLES:
         for other in [arm for arm in arms if arm != focus]:
-            columns: list[tuple[str, int, int]] = []
-            for asked in ("chosen", "zero", "most"):
-                a, b = (findings.shots_as(asked, arm, role) for arm in (focus, other))
-                columns += [(asked, a, b)] if a is not None and b is not None else []
-            columns += [("each", k, k) for k in findings.asked_shots(role)]
-            for asked, a, b in columns:
-                pooled, num_tasks = findings.differ(focus, other, role, (a, b))
-                if pooled is not None:
-                    yield {
-                        "role": role,
-                        "tasks": num_tasks,
-                        "a": focus,
-                        "b": other,
-                        "asked": asked,
-                        "shots_a": a,
-                        "shots_b": b,
-                        **pooled_json(pooled, mean="difference"),
-                        "sentence": tell_difference(pooled, (focus, a), (other, b), role=role),
-                    }
+            tasks = findings.shared_tasks(focus, other, role)
+            for asked in (*HEADLINE, *findings.comparison.shots):
+                a, b = (findings.shots_as(asked, arm, tasks) for arm in (focus, other))
+                pairs = pair_shots(a, b)
+                pooled = findings.differ(focus, other, pairs)
+                if pooled is None:
+                    continue
+                how = asked if asked in HEADLINE else "each"
+                told = [_tell_how(how, [pair[place] for pair in pairs.values()]) for place in (0, 1)]
+                yield {
+                    "role": role,
+                    "tasks": pooled.num_tasks,
+                    "a": focus,
+                    "b": other,
+                    "asked": how,
+                    "shots_a": one_number(k for k, _ in pairs.values()),
+                    "shots_b": one_number(k for _, k in pairs.values()),
+                    "shots_by_task": {task: list(pair) for task, pair in pairs.items()},
+                    **pooled_json(pooled, mean="difference"),
+                    "sentence": tell_difference(pooled, (focus, told[0]), (other, told[1]), role=role),
+                }
 
 
-def tell_difference(pooled: Pooled, a: tuple[ArmName, int], b: tuple[ArmName, int], *, role: str) -> str:
-    """Return a paired difference as a plain sentence, in points of a hundred."""
-    one, other = (f"{ARMS[arm].title} at {_shots(k)}" for arm, k in (a, b))
+def _tell_how(asked: str, shots: Sequence[Shots]) -> str:
+    """Return how tasks were asked: "at 4 shots", "at each task's most shots"."""
+    shared = one_number(shots)
+    return f"at each task's {asked} shots" if shared is None else tell_asked_with(shared)
+
+
+def _tell_end(asked: str, shots: Sequence[Shots]) -> str:
+    """Return an end of a curve: "4 shots", "each task's most shots"."""
+    shared = one_number(shots)
+    return f"each task's {asked} shots" if shared is None else tell_shot_count(shared)
+
+
+def tell_difference(pooled: Pooled, a: tuple[ArmName, str], b: tuple[ArmName, str], *, role: str) -> str:
+    """Return a paired difference as a plain sentence, in points of a hundred.
+
+    a, b: each arm and how it was asked, such as "at 4 shots".
+    """
+    one, other = (f"{ARMS[arm].title} {how}" for arm, how in (a, b))
     what = f"on {pooled.num_tasks} {role} {'task' if pooled.num_tasks == 1 else 'tasks'}"
     points = f"{100 * abs(pooled.mean):.1f} points"
     if pooled.low is None or pooled.high is None:
@@ -160,21 +197,16 @@ def tell_difference(pooled: Pooled, a: tuple[ArmName, int], b: tuple[ArmName, in
     return f"{other} is better than {one} by {points} {turned} {what}, {scope}"
 
 
-def _shots(count: int) -> str:
-    return f"{count} shot" if count == 1 else f"{count} shots"
-
-
 def list_flatness(findings: Findings) -> Iterator[dict[str, Any]]:
-    """Yield what each arm gains from the fewest shots that show the format to the most."""
+    """Yield what each arm gains from the fewest shots that show the format to the most, each task from its own to its
+    own; a task that allows only one number of shots takes no part."""
     for arm in findings.tests:
         for role in ROLES:
-            shots = [k for k in findings.asked_shots(role) if k > 0]
-            if len(shots) < 2 or not findings.tasks_of(arm, role):
-                continue
-            first, last = shots[0], shots[-1]
-            pooled, num_tasks = findings.differ(arm, arm, role, (last, first))
+            ends = _flat_ends(findings, findings.tasks_of(arm, role))
+            pooled = findings.differ(arm, arm, ends)
             if pooled is None:
                 continue
+            lasts, firsts = ([pair[place] for pair in ends.values()] for place in (0, 1))
             flat = not (pooled.excludes_zero and abs(pooled.mean) >= FLAT_GAIN)
             rise = "rises" if pooled.mean > 0 else "falls"
             told = f"{rise} by {100 * abs(pooled.mean):.1f} points"
@@ -185,11 +217,21 @@ def list_flatness(findings: Findings) -> Iterator[dict[str, Any]]:
             yield {
                 "arm": arm,
                 "role": role,
-                "tasks": num_tasks,
-                "from_shots": first,
-                "to_shots": last,
+                "tasks": pooled.num_tasks,
+                "from_shots": one_number(firsts),
+                "to_shots": one_number(lasts),
                 **pooled_json(pooled, mean="difference"),
                 "flat": flat,
-                "sentence": f"{ARMS[arm].title}: the score on {role} tasks {told} from {_shots(first)} to"
-                f" {_shots(last)}.",
+                "sentence": f"{ARMS[arm].title}: the score on {role} tasks {told} from {_tell_end('fewest', firsts)}"
+                f" to {_tell_end('most', lasts)}.",
             }
+
+
+def _flat_ends(findings: Findings, tasks: Sequence[str]) -> dict[str, tuple[Shots, Shots]]:
+    """Return task -> (its most shots, its fewest above none), of the tasks where these are different numbers."""
+    ends: dict[str, tuple[Shots, Shots]] = {}
+    for task in tasks:
+        shots = [k for k in findings.asked_by_task.get(task, []) if k == FILL or k > 0]
+        if len(shots) > 1 and findings.num_shots(task, shots[-1]) > findings.num_shots(task, shots[0]):
+            ends[task] = shots[-1], shots[0]
+    return ends

@@ -23,7 +23,7 @@ from manyicl.findings import Findings, runs_of
 from manyicl.parts import package_versions
 from manyicl.run_folder import git_commit
 
-COMPARISON_SCHEMA = 1
+COMPARISON_SCHEMA = 2
 COMPARISON_FILE = "comparison.json"
 
 
@@ -42,7 +42,7 @@ def collect_findings(comparison: Comparison) -> dict[str, Any]:
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads",
         "seeds": list(findings.seeds),
-        "shots": list(comparison.settings.shots),
+        "shots": comparison.shots,
         "match": comparison.settings.match,
         "arms": [_describe_arm(findings, arm) for arm in comparison.arms],
         "tasks": [_describe_task(comparison, name) for name in comparison.tasks],
@@ -50,7 +50,7 @@ def collect_findings(comparison: Comparison) -> dict[str, Any]:
         "costs": list(_costs(comparison)),
         "trials": list(_trials(comparison)),
         "tuned": list(_tuned(comparison)),
-        "chosen": [{"arm": arm, "shots": k, "scores": scores} for arm, (k, scores) in findings.chosen.items()],
+        "chosen": [{"arm": arm, **asdict(chosen)} for arm, chosen in findings.chosen.items()],
         "curves": list(list_curves(findings)),
         "means": list(list_means(findings)),
         "headline": list(list_headline(findings)),

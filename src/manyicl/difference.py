@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from manyicl.cells import Prediction, Shots, shots_order, sort_shots, tell_shot_count
+from manyicl.cells import Prediction
 from manyicl.errors import UserError
 from manyicl.intervals import Table, difference_interval
 from manyicl.results import Result
 from manyicl.scoring import MACRO_F1, macro_f1
+from manyicl.shots import Shots, shots_order, sort_shots, tell_asked_with
 
 _CellKey = tuple[str, Shots]  # task, shots
 _DrawKey = tuple[str, Shots, int]  # task, shots, draw
@@ -128,7 +129,7 @@ def compare_results(a: Result, b: Result) -> Difference:
 
 def tell_difference(item: CellDifference | MeanDifference) -> str:
     """Return the difference as a plain sentence, in points of a hundred."""
-    where = f"at {tell_shot_count(item.shots)}"
+    where = tell_asked_with(item.shots)
     if isinstance(item, CellDifference):
         what = item.task
     else:
@@ -189,7 +190,7 @@ def _refuse_cell(
             return f"task '{task}' is in {name} alone"
         if key in rows[ours] and key not in rows[theirs]:
             scored = any(known[:2] == (task, shots) for known in rows[theirs])
-            return f"the draw is in {name} alone" if scored else f"{other} has no score at {tell_shot_count(shots)}"
+            return f"the draw is in {name} alone" if scored else f"{other} has no score {tell_asked_with(shots)}"
     if metrics[0][task] != metrics[1][task]:
         return f"task '{task}' has another metric in each ({metrics[0][task]}, {metrics[1][task]})"
     return None

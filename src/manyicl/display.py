@@ -14,10 +14,11 @@ from rich.console import Group
 from rich.text import Text
 
 from manyicl.audit import TaskAudit
-from manyicl.cells import FILL, Cell, ShotCurve, Shots, sort_shots, tell_shot_count
+from manyicl.cells import Cell, ShotCurve
 from manyicl.difference import CellDifference, Difference, MeanDifference, MetricDifference, tell_difference
 from manyicl.report.numbers import tell_plain_path
 from manyicl.results import Evaluation
+from manyicl.shots import FILL, Shots, sort_shots, tell_asked_with
 from manyicl.terminal import Table
 
 
@@ -131,7 +132,7 @@ def _notes(evaluation: Evaluation) -> list[Text]:
             counts = ", ".join(str(cell.shots) for cell in curve.cells if cell.why_not == reason)
             notes.append(f"{curve.task}: not asked at {counts} shots: {reason}")
         notes += [
-            f"{curve.task}: {count} queries at {tell_shot_count(cell.shots)} have no answer ({reason})"
+            f"{curve.task}: {count} queries {tell_asked_with(cell.shots)} have no answer ({reason})"
             for cell in curve.cells
             for reason, count in cell.unanswered.items()
         ]

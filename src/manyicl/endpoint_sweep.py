@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from manyicl.answering import Generated
-from manyicl.cells import FILL, Cell, Prediction, ShotCurve, Shots
+from manyicl.cells import Cell, Prediction, ShotCurve
 from manyicl.endpoint import Endpoint, EndpointSettings, UnansweredError
 from manyicl.errors import UserError
 from manyicl.evaluation import AskedModel, make_sweep, shift_report, tokenize_for, trained_shots_of
@@ -28,6 +28,7 @@ from manyicl.results import Evaluation, refuse_other_result
 from manyicl.scoring import best_score, majority_score, score_others
 from manyicl.seeds import STREAMS
 from manyicl.shot_curve import Report, chance_of, make_curve
+from manyicl.shots import FILL, Shots
 from manyicl.sweep import DEFAULT_SHOTS, TaskSweep, refuse_empty
 from manyicl.tasks import Task
 from manyicl.tokenized import join_examples, query_ids

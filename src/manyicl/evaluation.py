@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from manyicl.answering import generate_behind
-from manyicl.cells import FILL, Prediction, Shots, sort_shots
+from manyicl.cells import Prediction
 from manyicl.errors import UserError
 from manyicl.isolation import refuse_unusable
 from manyicl.layers import check_compiler
@@ -28,6 +28,7 @@ from manyicl.saving import hash_weights
 from manyicl.seeds import STREAMS, AskPurpose
 from manyicl.sharing import sharing_fault
 from manyicl.shot_curve import Report, ask_draw, make_curve, score_one_pass
+from manyicl.shots import FILL, Shots, sort_shots
 from manyicl.sweep import (
     DEFAULT_SHOTS,
     LONG_TRAIN,
@@ -146,7 +147,8 @@ def evaluate(
     seed: int = 0,
     by: Literal["sum", "mean"] = "sum",
     max_new_tokens: int | None = None,
-    fixed_shots: Shots | None = None,
+    fixed_shots: int | Literal["most"] | None = None,
+    most_only: bool = False,
     purpose: AskPurpose = "evaluation",
     allow_empty: bool = False,
     out: str | Path | None = None,
@@ -155,15 +157,15 @@ def evaluate(
 ) -> Evaluation:
     """Return the shot curve of every task: `queries` test rows behind `draws` draws of 0 ... k train shots.
 
-    shots: numbers of shots, and "fill" for as many as fit in each draw.
-
+    shots: numbers of shots, and "fill" for as many as fit in each draw. most_only: ask each task only with the largest
+    number that it can be asked with.
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
     max_new_tokens: a generated answer is cut there (counted as `num_cut`); by default at as many tokens as the task's
     longest train answer has, and at most at 256.
     fixed_shots: one of `shots`; all draws hold the same shots up to it, each in another order, so that the spread at
-    that number is the order's alone. purpose: "choice of settings" draws other shots and queries than those that are
-    reported. allow_empty: a sweep of which no task has room for a query is no error, and its
-    cells are empty.
+    that number is the order's alone; "most": each task's own most shots. purpose: "choice of settings" draws other
+    shots and queries than those that are reported. allow_empty: a sweep of which no task has room for a query is no
+    error, and its cells are empty.
     out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
     from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
 
@@ -177,7 +179,7 @@ def evaluate(
     sweep = make_sweep(
         asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by, max_new_tokens=max_new_tokens
     )
-    sweep = replace(sweep, purpose=purpose)
+    sweep = replace(sweep, purpose=purpose, most_only=most_only)
     if fixed_shots is not None:
         sweep = fix_shots(sweep, fixed_shots)
     names = [task.name for task in tasks]
@@ -250,14 +252,14 @@ def make_sweep(
     return sweep
 
 
-def fix_shots(sweep: Sweep, fixed_shots: Shots) -> Sweep:
+def fix_shots(sweep: Sweep, fixed_shots: int | Literal["most"]) -> Sweep:
     """Return the sweep with the same shots in all draws, in other orders.
 
     Raises:
         UserError: the number is not asked, or there is no second order to compare with.
     """
-    too_few = fixed_shots != FILL and fixed_shots < 2
-    if too_few or fixed_shots not in sweep.shots or sweep.num_draws < 2:
+    known = fixed_shots == "most" or (fixed_shots >= 2 and fixed_shots in sweep.shots)
+    if not known or sweep.num_draws < 2:
         raise UserError(
             f"fixed_shots = {fixed_shots}: needs one of the shot counts {sort_shots(sweep.shots)} from 2, and at least"
             f" 2 draws; there are {sweep.num_draws}"

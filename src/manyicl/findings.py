@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from manyicl.arms import ARMS, Arm, ArmName
 from manyicl.cells import Prediction
-from manyicl.comparison import Comparison, GridCell, What, mean_by_shots, plan_file
+from manyicl.comparison import Comparison, GridCell, Scores, What, judge_shots, plan_file, validation_scores
 from manyicl.intervals import Run, Table
 from manyicl.metrics import MetricsLog
 from manyicl.pooling import Pooled, pool_differences, pool_means, tabulate
 from manyicl.results import read_result
+from manyicl.shots import FILL, Shots, cap_shots, sort_shots
 
 ROLES = ("trained", "held-out")
+AskedAs = Literal["chosen", "zero", "fewest", "most"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,20 @@ class Asked:
 
     entries: Mapping[str, Mapping[str, Any]]
     predictions: Sequence[Prediction]
-    tables: Mapping[str, Mapping[int, Table]]
+    tables: Mapping[str, Mapping[Shots, Table]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """With how many shots an arm is asked in the headline.
+
+    shots: the number with the best mean over the tasks' validation rows. by_task: each task's own number. scores: the
+    means over tasks that `shots` was chosen by.
+    """
+
+    shots: Shots
+    by_task: Mapping[str, Shots]
+    scores: Sequence[Mapping[str, Any]]
 
 
 class Findings:
@@ -70,43 +85,55 @@ class Findings:
             return self.tasks[role]
         return [task for task in self.tasks[role] if task in self.comparison.dedicated]
 
-    def pool(self, arm: ArmName, tasks: Sequence[str], shots: int) -> Pooled | None:
-        """Return an arm's mean score over those of the tasks that were asked with so many shots."""
+    def pool(self, arm: ArmName, shots: Mapping[str, Shots]) -> Pooled | None:
+        """Return an arm's mean score over the tasks in `shots`, each at its own number of shots."""
         seeds: list[Run | None] = []
         for asked in self.tests[arm]:
-            run = {t: asked.tables[t][shots] for t in tasks if shots in asked.tables.get(t, {})} if asked else {}
-            seeds.append(run or None)
+            tables = asked.tables if asked else {}
+            seeds.append({t: tables[t][k] for t, k in shots.items() if k in tables.get(t, {})} or None)
         return pool_means(seeds)
 
-    def tables_of(self, arm: ArmName) -> list[Mapping[str, Mapping[int, Table]] | None]:
+    def tables_of(self, arm: ArmName) -> list[Mapping[str, Mapping[Shots, Table]] | None]:
         """Return an arm's scores by task and shots, a seed each."""
         return [asked.tables if asked else None for asked in self.tests[arm]]
 
-    def differ(self, a: ArmName, b: ArmName, role: str, shots: tuple[int, int]) -> tuple[Pooled | None, int]:
-        """Return a - b on the tasks that both answer, and how many these are."""
-        tasks = [task for task in self.tasks_of(a, role) if task in self.tasks_of(b, role)]
-        one, other = self.tables_of(a), self.tables_of(b)
-        pooled = pool_differences(one, other, tasks=tasks, shots=shots)
-        return pooled, pooled.num_tasks if pooled else 0
+    def differ(self, a: ArmName, b: ArmName, shots: Mapping[str, tuple[Shots, Shots]]) -> Pooled | None:
+        """Return a - b on the tasks in `shots`: task -> the number of shots of a and of b."""
+        return pool_differences(self.tables_of(a), self.tables_of(b), shots=shots)
+
+    def shared_tasks(self, a: ArmName, b: ArmName, role: str) -> list[str]:
+        """Return the tasks of a role that both arms answer."""
+        return [task for task in self.tasks_of(a, role) if task in self.tasks_of(b, role)]
 
     @cached_property
-    def chosen(self) -> dict[ArmName, tuple[int, list[dict[str, Any]]]]:
-        """Arm -> the number of shots it is asked with in the headline, and the validation scores that chose it."""
-        found: dict[ArmName, tuple[int, list[dict[str, Any]]]] = {}
-        validation = self.read("validation") if self.settings.validation_queries else {}
-        for arm in self.comparison.arms:
-            asked = [one for one in validation.get(arm.name, []) if one is not None]
-            curves = [mean_by_shots(list(one.entries.values())) for one in asked]
-            shared = sorted(set.intersection(*map(set, curves))) if curves else []
-            means = {k: float(np.mean([curve[k][0] for curve in curves])) for k in shared}
-            best = max(means, key=lambda k: (means[k], -k)) if means else self._usual_shots(arm)
-            found[arm.name] = best, [{"shots": k, "score": score} for k, score in means.items()]
-        return found
+    def chosen(self) -> dict[ArmName, Chosen]:
+        """Arm -> with how many shots it is asked in the headline.
 
-    def _usual_shots(self, arm: Arm) -> int:
+        A task with validation rows of its own takes the number with its best mean score over seeds, the fewest of
+        equals. Any other takes the number that is best for the arm, or the next lower one that it was asked with.
+        """
+        validation = self.read("validation") if self.settings.validation_queries else {}
+        return {arm.name: self._choose(arm, validation.get(arm.name, [])) for arm in self.comparison.arms}
+
+    def _choose(self, arm: Arm, validation: Sequence[Asked | None]) -> Chosen:
+        seeds = [asked.entries for asked in validation if asked is not None]
+        curves = {task: _mean_curve([entries[task] for entries in seeds]) for task in (seeds[0] if seeds else ())}
+        judged = judge_shots(list(curves.values()))
+        best = max(judged, key=lambda one: one.score).shots if judged else self._usual_shots(arm)  # the first of equals
+        by_task = {}
+        for task, asked in self.asked_by_task.items():
+            curve = curves.get(task)
+            own = max(sort_shots(curve), key=lambda k: curve[k][0]) if curve else best
+            by_task[task] = cap_shots(own, asked)
+        return Chosen(best, by_task, [{"shots": one.shots, "score": one.score} for one in judged])
+
+    def _usual_shots(self, arm: Arm) -> Shots:
         """Return the shots of an arm that has no validation score: the most that it was trained behind."""
-        most = self.trained_shots(arm)
-        return max(k for k in self.settings.shots if most is None or k <= most or k == min(self.settings.shots))
+        shots, most = self.comparison.shots, self.trained_shots(arm)
+        filled = arm.name == "manyicl" and self.comparison.config.episodes.shots == FILL  # and so fill is not more
+        if most is None or (filled and shots[-1] == FILL):
+            return shots[-1]
+        return cap_shots(most, shots)
 
     def trained_shots(self, arm: Arm) -> int | None:
         """Return the most shots that an answer was trained behind; None of the base, and where it differs by task."""
@@ -120,21 +147,64 @@ class Findings:
         known = [json.loads(note.read_bytes())["trained_shots"] for note in notes if note.is_file()]
         return max((max(shots.values()) for shots in known), default=None)
 
-    def asked_shots(self, role: str) -> list[int]:
-        """Return the numbers of shots that every task of a role was asked with, by every arm that has been asked."""
-        shared: set[int] | None = None
-        for arm, seeds in self.tests.items():
-            for asked in seeds:
-                for task in self.tasks_of(arm, role) if asked else []:
-                    shots = set(asked.tables.get(task, {})) if asked else set()
-                    shared = shots if shared is None else shared & shots
-        return sorted(shared or ())
+    @cached_property
+    def asked_by_task(self) -> dict[str, list[Shots]]:
+        """Task -> the numbers of shots, ascending, that every arm which has been asked of it was asked with."""
+        shared: dict[str, set[Shots]] = {}
+        for seeds in self.tests.values():
+            for asked in [asked for asked in seeds if asked]:
+                for task in asked.entries:
+                    tables = set(asked.tables.get(task, ()))
+                    shared[task] = shared.get(task, tables) & tables
+        ordered = (task for names in self.tasks.values() for task in names if shared.get(task))
+        return {task: sort_shots(shared[task]) for task in ordered}
 
-    def shots_as(self, asked: str, arm: ArmName, role: str) -> int | None:
-        """Return the shots of a headline column: 'chosen', 'zero' or 'most'; None where it was not asked so."""
-        shots = self.asked_shots(role)
-        wanted = {"chosen": self.chosen[arm][0], "zero": 0, "most": max(shots, default=-1)}[asked]
-        return wanted if wanted in shots else None
+    def shots_as(self, asked: AskedAs | Shots, arm: ArmName, tasks: Sequence[str]) -> dict[str, Shots]:
+        """Return task -> how many shots an arm is asked with, without the tasks that it was not asked so.
+
+        asked: 'chosen', 'zero', each task's own 'fewest' or 'most', or a number that is the same for all.
+        """
+        found: dict[str, Shots] = {}
+        for task in [task for task in tasks if task in self.asked_by_task]:
+            counts = self.asked_by_task[task]
+            if asked == "chosen":
+                found[task] = self.chosen[arm].by_task[task]
+            elif asked == "fewest":
+                found[task] = counts[0]
+            elif asked == "most":
+                found[task] = counts[-1]
+            elif asked == "zero" and 0 in counts:
+                found[task] = 0
+            elif asked != "zero" and asked in counts:
+                found[task] = asked
+        return found
+
+    def num_shots(self, task: str, shots: Shots) -> float:
+        """Return how many shots a number of shots is for a task: of `fill` the mean over draws and seeds."""
+        if shots != FILL:
+            return shots
+        cells = [
+            cell["mean_shots"]
+            for seeds in self.tests.values()
+            for asked in seeds
+            if asked and task in asked.entries
+            for cell in asked.entries[task]["curve"]
+            if cell["shots"] == FILL and cell["mean_shots"] is not None
+        ]
+        return float(np.mean(cells))
+
+
+def _mean_curve(entries: Sequence[Mapping[str, Any]]) -> Scores:
+    """Return a task's mean score and nats over seeds, at the numbers of shots that all seeds were asked with."""
+    curves = [validation_scores(entry) for entry in entries]
+    shared = sort_shots(set.intersection(*map(set, curves)))
+    return {k: (float(np.mean([c[k][0] for c in curves])), float(np.mean([c[k][1] for c in curves]))) for k in shared}
+
+
+def one_number(shots: Iterable[Shots]) -> Shots | None:
+    """Return the number of shots that all tasks share; None if they differ."""
+    distinct = set(shots)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def runs_of(comparison: Comparison, arm: Arm) -> Iterator[tuple[int, Path, dict[str, Any], dict[str, Any]]]:

@@ -16,9 +16,10 @@ from manyicl.models import ModelSettings, load_tokenizer, read_note
 from manyicl.report import numbers
 from manyicl.report.comparison import Comparison
 from manyicl.report.markdown import escape
-from manyicl.report.plots import Axis, Line, draw_lines, plotting, shot_place, shots_axis
+from manyicl.report.plots import Axis, Line, draw_lines, plotting, shot_places, shots_axis
 from manyicl.report.svg import Plots, read_part
 from manyicl.run_folder import read_run_config
+from manyicl.shots import Shots, sort_shots, tell_shot_count
 from manyicl.tokens import TaskTokenizer
 
 CURVE_NAME = "shot-curve.svg"
@@ -57,18 +58,18 @@ def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: i
 
 def _seed_curve(
     comparison: Comparison, arm: str, seed: int, *, trained: list[str]
-) -> dict[str, dict[int, float | None]]:
+) -> dict[str, dict[Shots, float | None]]:
     """Return role -> shots -> this seed's mean score; None where a task of the role was not scored.
 
     A model of one task alone is asked on that task only.
     """
     place = comparison.seeds.index(seed)
     dedicated = comparison.arms[comparison.place[arm]].num_models > 1
-    curve: dict[str, dict[int, float | None]] = {}
+    curve: dict[str, dict[Shots, float | None]] = {}
     for role in comparison.roles:
         names = [task.task for task in comparison.tasks_of(role) if not dedicated or task.task in trained]
         cells = [cell for name in names for cell in comparison.curve_cells.get((arm, name), [])]
-        for shots in sorted({cell.shots for cell in cells}):
+        for shots in sort_shots(cell.shots for cell in cells):
             found = [cell.seeds[place] if len(cell.seeds) > place else None for cell in cells if cell.shots == shots]
             known = [score for score in found if score is not None]
             curve.setdefault(role, {})[shots] = mean(known) if len(known) == len(names) else None
@@ -106,8 +107,8 @@ def _describe(model: Path, config: RunConfig, run: dict[str, Any]) -> dict[str, 
     }
 
 
-def _describe_curve(curve: dict[str, dict[int, float | None]]) -> dict[str, Any]:
-    shots = sorted({k for scores in curve.values() for k in scores})
+def _describe_curve(curve: dict[str, dict[Shots, float | None]]) -> dict[str, Any]:
+    shots = sort_shots(k for scores in curve.values() for k in scores)
     rows = [(f"{role} tasks", [scores.get(k) for k in shots]) for role, scores in curve.items()]
     told = []
     for role, cells in rows:
@@ -116,19 +117,19 @@ def _describe_curve(curve: dict[str, dict[int, float | None]]) -> dict[str, Any]
     return {"shots": shots, "rows": rows, "alt": f"Mean score against shots: {numbers.join_words(told)}."}
 
 
-def _draw_curve(comparison: Comparison, curve: dict[str, dict[int, float | None]], arm: str, *, alt: str) -> str:
+def _draw_curve(comparison: Comparison, curve: dict[str, dict[Shots, float | None]], arm: str, *, alt: str) -> str:
     """Return the curve as an SVG file of its own, light or dark as its reader is."""
     plots = Plots()
     place = comparison.place[arm]
+    places = shot_places(k for scores in curve.values() for k in scores)
     lines = []
     for number, (role, scores) in enumerate(curve.items()):
         known = {k: score for k, score in scores.items() if score is not None}
-        xs, ys = [shot_place(k) for k in known], [100 * score for score in known.values()]
+        xs, ys = [places[k] for k in known], [100 * score for score in known.values()]
         lines.append(Line(place, xs, ys, label=role, strength=1.0 if number == len(curve) - 1 else 0.5))
-    shots = sorted({k for scores in curve.values() for k in scores})
     top = min(102.0, 1.1 * max(float(y or 0.0) for line in lines for y in line.ys) + 1)
     with plotting():
-        figure = draw_lines(lines, shots_axis(shots), Axis("mean score, %", bounds=(0, top)))
+        figure = draw_lines(lines, shots_axis(places), Axis("mean score, %", bounds=(0, top)))
         return plots.stand_alone(figure, alt)
 
 
@@ -140,7 +141,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FunctionLoader(read_part),
     )
     environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
-    environment.filters["count_noun"] = numbers.count_noun
+    environment.filters |= {"count_noun": numbers.count_noun, "tell_shot_count": tell_shot_count}
     environment.filters["escape_markdown"] = lambda text: escape(str(text))
     environment.filters["tojson_plain"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment

@@ -16,11 +16,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from manyicl.cells import Prediction, Shots, predictions_bytes, read_predictions
+from manyicl.cells import Prediction, predictions_bytes, read_predictions
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
 from manyicl.locks import sole_writer
 from manyicl.ranks import ALONE, Ranks
+from manyicl.shots import Shots
 
 PACKAGES = ("manyicl", "torch", "transformers", "tokenizers", "numpy")
 HEADER = "evaluation.json"

@@ -10,8 +10,9 @@ import numpy as np
 from manyicl.cells import Prediction
 from manyicl.errors import UserError
 from manyicl.intervals import Interval, Run, Table, difference_interval, score_interval
+from manyicl.shots import Shots, tell_asked_with
 
-Tables = Mapping[str, Mapping[int, Table]]  # task -> shots -> scores
+Tables = Mapping[str, Mapping[Shots, Table]]  # task -> shots -> scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +34,22 @@ class Pooled:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def tabulate(predictions: Sequence[Prediction]) -> dict[str, dict[int, Table]]:
-    """Return the scores of a result's predictions, draws and queries each in order.
+def tabulate(predictions: Sequence[Prediction]) -> dict[str, dict[Shots, Table]]:
+    """Return the scores of a result's predictions by task and asked shots, draws and queries each in order.
 
     Raises:
         UserError: the draws of a cell were not asked the same queries.
     """
-    rows: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
+    rows: dict[tuple[str, Shots], dict[int, dict[str, float]]] = {}
     for p in predictions:
-        rows.setdefault((p.task, p.shots), {}).setdefault(p.draw, {})[p.query] = p.score
-    tables: dict[str, dict[int, Table]] = {}
+        rows.setdefault((p.task, p.asked), {}).setdefault(p.draw, {})[p.query] = p.score
+    tables: dict[str, dict[Shots, Table]] = {}
     for (task, shots), draws in rows.items():
         queries = sorted(next(iter(draws.values())))
         if any(sorted(scores) != queries for scores in draws.values()):
-            raise UserError(f"task '{task}': its draws at {shots} shots were asked other queries; evaluate it again")
+            raise UserError(
+                f"task '{task}': its draws {tell_asked_with(shots)} were asked other queries; evaluate it again"
+            )
         scores_DQ = np.array([[draws[d][q] for q in queries] for d in sorted(draws)], dtype=np.float64)
         tables.setdefault(task, {})[shots] = Table(scores_DQ, tuple(queries))
     return tables
@@ -69,12 +72,12 @@ def make_pooled(interval: Interval, *, seeds: Sequence[Run | None]) -> Pooled:
 
 
 def pool_differences(
-    a: Sequence[Tables | None], b: Sequence[Tables | None], *, tasks: Sequence[str], shots: tuple[int, int]
+    a: Sequence[Tables | None], b: Sequence[Tables | None], *, shots: Mapping[str, tuple[Shots, Shots]]
 ) -> Pooled | None:
     """Return a - b on the tasks, seed by seed and query by query; None where no seed has both.
 
-    shots: the number of shots of a and of b. Without shots all draws are one, which then stands against each of the
-    other's.
+    shots: task -> the number of shots of a and of b on it. Without shots all draws are one, which then stands against
+    each of the other's.
 
     Raises:
         UserError: the two were asked other queries, or other numbers of draws.
@@ -84,7 +87,7 @@ def pool_differences(
         if one is None or other is None:
             seeds.append(None)
             continue
-        pairs = {task: (one.get(task, {}).get(shots[0]), other.get(task, {}).get(shots[1])) for task in tasks}
+        pairs = {task: (one.get(task, {}).get(k), other.get(task, {}).get(m)) for task, (k, m) in shots.items()}
         known = {t: _subtract(x, y) for t, (x, y) in pairs.items() if x is not None and y is not None}
         seeds.append(known or None)
     runs = [run for run in seeds if run]

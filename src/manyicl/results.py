@@ -16,7 +16,6 @@ from manyicl.cells import (
     PlainPath,
     Prediction,
     ShotCurve,
-    Shots,
     predictions_bytes,
     read_predictions,
     sum_plain_paths,
@@ -47,7 +46,7 @@ class Evaluation:
     by: Literal["sum", "mean"] | None = None
     engine: Literal["local", "endpoint"] = "local"
     endpoint: Mapping[str, str] | None = None
-    fixed_shots: Shots | None = None
+    fixed_shots: int | Literal["most"] | None = None
     sharing_fault: str = ""
     max_new_tokens: int | None = None
 

@@ -13,7 +13,7 @@ import numpy as np
 from manyicl.answering import generate_and_score
 from manyicl.attention import Prefix
 from manyicl.batches import BatchMaker, lengths_of
-from manyicl.cells import FILL, Cell, DrawCell, Prediction, ShotCurve, Shots, shots_order, sort_shots
+from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve
 from manyicl.copies import find_copies
 from manyicl.episodes import EpisodeSettings, iter_episodes
 from manyicl.errors import UserError
@@ -34,6 +34,7 @@ from manyicl.scoring import (
     score_others,
 )
 from manyicl.sharing import can_share_prefix
+from manyicl.shots import FILL, Shots, shots_order, sort_shots
 from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
 from manyicl.tasks import Example, Task
 from manyicl.tokenized import TokenizedTask, query_ids

@@ -18,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.cells import FILL, PlainPath, Shots, sort_shots
+from manyicl.cells import PlainPath
 from manyicl.errors import UserError
 from manyicl.prefix import EngineCount
 from manyicl.seeds import AskPurpose, make_stream
+from manyicl.shots import FILL, Shots, shots_order, sort_shots
 from manyicl.tokenized import TokenizedTask, join_examples, query_ids
 from manyicl.tokens import TaskTokenizer
 from manyicl.tries import build_trie
@@ -44,8 +45,10 @@ class Sweep:
 
     by: a known answer is chosen by the sum of its tokens' nats, or by their mean. fixed_shots: all draws hold the same
     first so many shots, those of draw 0, each in an order of its own, and behind them the rest as draw 0 has it; from
-    that number of shots on, only order tells the draws apart. purpose: what the answers are for; numbers of shots and
-    learning rates are chosen behind other draws than those that are reported, or the choice would know their luck.
+    that number of shots on, only order tells the draws apart; "most" is each task's own most. most_only: of the numbers
+    of shots that a task can be asked with, only the largest is asked. purpose: what the answers are for; numbers of
+    shots and learning rates are chosen behind other draws than those that are reported, or the choice would know their
+    luck.
     max_new_tokens: most tokens of a generated answer; None: the longest train answer's, at most `MAX_ANSWER_TOKENS`.
     """
 
@@ -55,7 +58,8 @@ class Sweep:
     seed: int = 0
     max_tokens: int = 2048
     by: Literal["sum", "mean"] = "sum"
-    fixed_shots: Shots | None = None
+    fixed_shots: int | Literal["most"] | None = None
+    most_only: bool = False
     purpose: AskPurpose = "evaluation"
     max_new_tokens: int | None = None
 
@@ -156,8 +160,10 @@ class TaskSweep:
         self.num_long_shots = int((tokenized.splits["train"].lengths > room).sum())
         self.draws = [self._draw(draw, most_tokens=room) for draw in range(sweep.num_draws)]
         self.asked_shots, self.queries, self.num_filling = self._fix_queries(needs)
-        if sweep.fixed_shots == FILL and FILL in self.asked_shots:
-            num_fixed = self.num_filling[0]
+        if sweep.most_only:
+            self.asked_shots = self.asked_shots[-1:]
+        if sweep.fixed_shots == "most":
+            num_fixed = self.most_shots(0)
             self.draws = [self._reorder(first, draw=d, num_fixed=num_fixed) for d, first in enumerate(self.draws)]
         self.num_unfit = len(self.wanted) - len(self.queries)
         self.count = EngineCount()
@@ -189,6 +195,8 @@ class TaskSweep:
             return "it has no test rows"
         if not len(self.wanted):
             return f"none of its {num_test:,} test rows fits {within}"
+        if self.sweep.most_only and shots_order(shots) < shots_order(max(self.asked_shots, key=shots_order, default=0)):
+            return "only the most shots that fit are asked"
         if shots == FILL:
             return (
                 f"none of its {num_train:,} train rows is short enough for {within}"
@@ -264,7 +272,7 @@ class TaskSweep:
         fixed, seed, purpose = self.sweep.fixed_shots, self.sweep.seed, self.sweep.purpose
         place = draw if fixed is None else 0
         first = draw_shots(self.tokenized, seed=seed, draw=place, purpose=purpose, most_tokens=most_tokens)
-        if fixed is None or fixed == FILL or draw == 0:  # how many shots fill is known once the draws are
+        if fixed is None or fixed == "most" or draw == 0:  # how many the most are is known once the draws are
             return first
         return self._reorder(first, draw=draw, num_fixed=fixed)
 

@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manyicl.errors import UserError
 from manyicl.overlap import Overlap
+from manyicl.shots import Shots, shots_order
 
-COMPARISON_SCHEMA = 1
+# In 1 all tasks of a column had the same number of shots; in 2 each task has its own.
+COMPARISON_SCHEMAS = (1, 2)
 COMPARISON_NAME = "comparison.json"
 # So many training seeds make an interval one over seeds; with fewer each seed is shown.
 ENOUGH_SEEDS = 5
@@ -127,7 +129,7 @@ class Trial(Part):
     arm: str
     task: str | None = None
     learning_rate: float
-    shots: int | None = None
+    shots: Shots | None = None
     score: Number = None
     nll: Number = None
     chosen: bool = False
@@ -156,15 +158,16 @@ class Tuned(Part):
 class ShotsScore(Part):
     """A validation score at one number of shots."""
 
-    shots: int
+    shots: Shots
     score: Number = None
 
 
 class ChosenShots(Part):
-    """The number of shots an arm is asked with, and what it was chosen from."""
+    """The number of shots an arm is asked with, each task's own, and what the arm's was chosen from."""
 
     arm: str
-    shots: int | None = None
+    shots: Shots | None = None
+    by_task: dict[str, Shots] = Field(default_factory=dict)
     scores: tuple[ShotsScore, ...] = ()
 
 
@@ -187,7 +190,8 @@ class CurveCell(Scored):
 
     arm: str
     task: str
-    shots: int
+    shots: Shots
+    mean_shots: Number = None
     other_scores: dict[str, float] = Field(default_factory=dict)
     nll: Number = None
     majority_score: Number = None
@@ -208,7 +212,7 @@ class MeanCell(Scored):
     arm: str
     role: Role
     family: str | None = None
-    shots: int
+    shots: Shots
     tasks: int
     majority_score: Number = None
     chance_score: Number = None
@@ -216,12 +220,14 @@ class MeanCell(Scored):
 
 
 class HeadlineCell(Scored):
-    """One number of the first table."""
+    """One number of the first table. shots: None if tasks differ; tasks: how many, None in a file of schema 1."""
 
     arm: str
     role: Role
     asked: str
-    shots: int | None = None
+    shots: Shots | None = None
+    shots_by_task: dict[str, Shots] = Field(default_factory=dict)
+    tasks: int | None = None
     best: bool = False
 
 
@@ -240,15 +246,15 @@ class Change(Part):
 
 
 class PairDifference(Change):
-    """Arm `a` less arm `b` on the same tasks, draws, shots and queries."""
+    """Arm `a` less arm `b` on the same tasks, draws and queries. shots_a, shots_b: None if tasks differ."""
 
     role: Role
     tasks: int
     a: str
     b: str
     asked: str
-    shots_a: int | None = None
-    shots_b: int | None = None
+    shots_a: Shots | None = None
+    shots_b: Shots | None = None
     sentence: str = ""
 
 
@@ -257,8 +263,8 @@ class Flatness(Change):
 
     arm: str
     role: Role
-    from_shots: int | None = None
-    to_shots: int | None = None
+    from_shots: Shots | None = None
+    to_shots: Shots | None = None
     flat: bool = False
     sentence: str = ""
 
@@ -274,11 +280,12 @@ class TextChange(Change):
 
 
 class TaskChange(Change):
-    """Score on untrained tasks, before and after."""
+    """Score on untrained tasks, before and after, at each one's fewest or most shots. shots: None if tasks differ."""
 
     arm: str
     kind: Literal["forgetting", "transfer"]
-    shots: int
+    asked: Literal["fewest", "most"] | None = None
+    shots: Shots | None = None
     tasks: tuple[str, ...] = ()
     before: Number = None
     after: Number = None
@@ -321,7 +328,7 @@ class Flip(Part):
 
     arm: str
     role: Role
-    shots: int
+    shots: Shots | None = None
     tasks: int
     follows: Number = None
     keeps: Number = None
@@ -336,7 +343,7 @@ class OrderSpread(Part):
 
     arm: str
     role: Role
-    shots: int
+    shots: Shots | None = None
     tasks: int
     spread_of_orders: Number = None
     spread_of_draws: Number = None
@@ -365,7 +372,7 @@ class Comparison(Part):
     git_commit: str | None = None
     device: str | None = None
     seeds: tuple[int, ...]
-    shots: tuple[int, ...]
+    shots: tuple[Shots, ...]
     match: str
     arms: tuple[Arm, ...]
     tasks: tuple[TaskEntry, ...]
@@ -435,14 +442,18 @@ class Comparison(Part):
     def curve_cells(self) -> dict[tuple[str, str], list[CurveCell]]:
         """(arm, task) -> its cells by rising shots."""
         cells: dict[tuple[str, str], list[CurveCell]] = {}
-        for cell in sorted(self.curves, key=lambda cell: cell.shots):
+        for cell in sorted(self.curves, key=lambda cell: shots_order(cell.shots)):
             cells.setdefault((cell.arm, cell.task), []).append(cell)
         return cells
+
+    def curves_of(self, arm: str) -> list[CurveCell]:
+        """Return an arm's cells on all tasks."""
+        return [cell for cell in self.curves if cell.arm == arm]
 
     def mean_cells(self, arm: str, role: str, family: str | None = None) -> list[MeanCell]:
         """Return an arm's mean curve by rising shots."""
         cells = [cell for cell in self.means if (cell.arm, cell.role, cell.family) == (arm, role, family)]
-        return sorted(cells, key=lambda cell: cell.shots)
+        return sorted(cells, key=lambda cell: shots_order(cell.shots))
 
     def most_tasks(self, role: str, family: str | None = None) -> int:
         """Return how many tasks a mean of this kind is over where an arm has them all."""
@@ -478,10 +489,10 @@ def check_comparison(content: Any, *, path: Path = Path(COMPARISON_NAME)) -> Com
         UserError: it has another schema, or an entry is missing or of the wrong type.
     """
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != COMPARISON_SCHEMA:
+    if schema not in COMPARISON_SCHEMAS:
         found = "no schema" if schema is None else f"schema {schema!r}"
         fix = "`manyicl compare --resume` of this version writes it anew"
-        raise UserError(f"{path}: has {found}, not {COMPARISON_SCHEMA}; {fix}")
+        raise UserError(f"{path}: has {found}, not {' or '.join(map(str, COMPARISON_SCHEMAS))}; {fix}")
     try:
         return Comparison.model_validate(content)
     except ValidationError as error:

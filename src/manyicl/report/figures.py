@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from manyicl.report import tables
-from manyicl.report.comparison import Comparison, CurveCell, MeanCell
+from manyicl.report.comparison import Comparison, MeanCell, TaskChange
 from manyicl.report.numbers import count_noun, is_known, join_words, tell_bits, tell_percent, tell_points
 from manyicl.report.plots import (
     Axis,
@@ -22,10 +22,11 @@ from manyicl.report.plots import (
     draw_sparkline,
     draw_swatch,
     plotting,
-    shot_place,
+    shot_places,
     shots_axis,
 )
 from manyicl.report.svg import Plots
+from manyicl.shots import Shots, tell_shot_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +63,21 @@ def _mean_lines(comparison: Comparison, role: str, family: str | None) -> list[L
     for arm, place in comparison.place.items():
         found = [cell for cell in comparison.mean_cells(arm, role, family) if cell.tasks == most]
         if any(is_known(cell.score) for cell in found):
-            lines.append(_score_line(place, found))
+            lines.append(_score_line(place, found, places=shot_places(comparison.shots)))
     return lines
 
 
-def _score_line(place: int, cells: Sequence[MeanCell | CurveCell], **look: Any) -> Line:
+def _score_line(place: int, cells: Sequence[MeanCell], *, places: Mapping[Shots, float]) -> Line:
     def percent(values: list[float | None]) -> list[float | None]:
         return [None if value is None else 100 * value for value in values]
 
     return Line(
         place,
-        [shot_place(cell.shots) for cell in cells],
+        [places[cell.shots] for cell in cells],
         percent([cell.score for cell in cells]),
         percent([cell.low for cell in cells]),
         percent([cell.high for cell in cells]),
         [cell.extrapolated for cell in cells],
-        **look,
     )
 
 
@@ -104,8 +104,9 @@ def _curve_panel(
     majority = next((cell.majority_score for cell in cells if is_known(cell.majority_score)), None)
     chance = next((cell.chance_score for cell in cells if is_known(cell.chance_score)), None)
     levels = [100 * level for level in (majority, chance) if level is not None]
-    shots = sorted({cell.shots for cell in cells})
-    figure = draw_lines(lines, shots_axis(shots), Axis("score, %", bounds=(0, top), levels=levels), height=height)
+    asked = {cell.shots for cell in cells}
+    places = {k: place for k, place in shot_places(comparison.shots).items() if k in asked}
+    figure = draw_lines(lines, shots_axis(places), Axis("score, %", bounds=(0, top), levels=levels), height=height)
     note = "" if majority is None else f"; always giving the commonest answer, {tell_percent(majority)} %"
     note += "" if chance is None else f"; chance, {tell_percent(chance)} %"
     alt = f"Score against shots, {title}: {_tell_lines(comparison, lines)}{note}."
@@ -118,8 +119,13 @@ def _role_curves(comparison: Comparison, plots: Plots, role: str) -> list[Panel]
     if not lines:
         return []
     every = [line for one in comparison.roles for line in _mean_lines(comparison, one, None)]
-    about = (f"{role.capitalize()} tasks, mean of {comparison.most_tasks(role)}", _top(every), 260.0)
+    title = f"{role.capitalize()} tasks, mean of {comparison.most_tasks(role)}"
+    about = (_add(title, tables.tell_shorter_means(comparison, role)), _top(every), 260.0)
     return [_curve_panel(comparison, plots, lines, cells, about)]
+
+
+def _add(title: str, note: str) -> str:
+    return f"{title}; {note}" if note else title
 
 
 def _family_curves(comparison: Comparison, plots: Plots, role: str) -> list[Panel]:
@@ -129,7 +135,8 @@ def _family_curves(comparison: Comparison, plots: Plots, role: str) -> list[Pane
     for family, lines in by_family.items():
         cells = [cell for cell in comparison.means if (cell.role, cell.family) == (role, family)]
         if lines:
-            about = (f"{family}, {count_noun(comparison.most_tasks(role, family), 'task')}", top, 200.0)
+            title = f"{family}, {count_noun(comparison.most_tasks(role, family), 'task')}"
+            about = (_add(title, tables.tell_shorter_means(comparison, role, family)), top, 200.0)
             panels.append(_curve_panel(comparison, plots, lines, cells, about))
     return panels
 
@@ -201,9 +208,11 @@ def _forgotten_text(comparison: Comparison, plots: Plots) -> list[Panel]:
 def _forgotten_tasks(comparison: Comparison, plots: Plots) -> list[Panel]:
     titles = {"forgetting": "Tasks the base could do", "transfer": "Tasks the base could not do"}
     panels = []
-    kinds = dict.fromkeys((change.kind, change.shots) for change in comparison.forgetting.tasks)
-    for kind, shots in sorted(kinds):
-        changes = [change for change in comparison.forgetting.tasks if (change.kind, change.shots) == (kind, shots)]
+    changed: dict[tuple[str, str], list[TaskChange]] = {}
+    for change in comparison.forgetting.tasks:
+        told = f"{change.asked} shots" if change.shots is None else tell_shot_count(change.shots)
+        changed.setdefault((change.kind, told), []).append(change)
+    for (kind, told), changes in sorted(changed.items()):
         bars = [
             _bar(
                 comparison,
@@ -214,7 +223,7 @@ def _forgotten_tasks(comparison: Comparison, plots: Plots) -> list[Panel]:
             )
             for change in changes
         ]
-        title = f"{titles[kind]}, {count_noun(shots, 'shot')}"
+        title = f"{titles[kind]}, {told}"
         panels += _bars_panel(plots, title, bars, "points, after less before (right: gained)", filled=True)
     return panels
 
@@ -294,15 +303,15 @@ def sparkline_top(comparison: Comparison) -> float:
 
 
 def _sparklines(comparison: Comparison, plots: Plots) -> dict[str, Markup]:
-    most = max(comparison.shots, default=0)
-    bounds = (-0.3, shot_place(most) + 0.3)
+    places = shot_places(comparison.shots)
+    bounds = (-0.3, max(places.values(), default=0.0) + 0.3)
     drawn = {}
     for task in comparison.tasks:
         lines = []
         for arm, place in comparison.place.items():
             cells = [cell for cell in comparison.curve_cells.get((arm, task.task), []) if is_known(cell.score)]
             if cells:
-                xs = [shot_place(cell.shots) for cell in cells]
+                xs = [places[cell.shots] for cell in cells]
                 lines.append(Line(place, xs, [cell.score for cell in cells], width=1.1, marked=len(cells) == 1))
         if lines:
             told = _tell_lines(comparison, [Line(line.place, line.xs, _scaled(line.ys, 100)) for line in lines])

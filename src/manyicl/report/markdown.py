@@ -8,8 +8,18 @@ from collections.abc import Iterable, Sequence
 from manyicl.report import tables, verdict
 from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.matchings import matching_tables, other_settings
-from manyicl.report.numbers import DASH, count_noun, join_words, tell_nats, tell_percent, tell_points, tell_rate
+from manyicl.report.numbers import (
+    DASH,
+    count_noun,
+    join_words,
+    tell_nats,
+    tell_percent,
+    tell_points,
+    tell_rate,
+    tell_shots,
+)
 from manyicl.report.tables import COST_COLUMNS, TableCell, TaskRow
+from manyicl.shots import tell_shot_count
 
 # What Markdown, or the HTML in it, would read as more than text.
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
@@ -66,11 +76,15 @@ def _curves(comparison: Comparison) -> list[str]:
         shots, rows = tables.mean_table(comparison, role)
         if rows:
             lines += ["", f"## {role.capitalize()} tasks: score in % against shots"]
+            names = [task.task for task in comparison.tasks_of(role)]
             lines += table(
-                ["arm", *(count_noun(k, "shot") for k in shots)],
+                ["arm", *(tables.shot_head(comparison, k, names) for k in shots)],
                 ([escape(arm.title), *map(_shown, cells)] for arm, cells in rows),
             )
-            lines.append(r"\* more shots than the arm was trained with")
+            lines.append(
+                rf"Mean of {count_noun(comparison.most_tasks(role), 'task')} unless a number says how many it has."
+                r" \* more shots than the arm was trained with"
+            )
     return lines
 
 
@@ -126,7 +140,7 @@ def _forgetting(comparison: Comparison) -> list[str]:
                 [
                     escape(comparison.title_of(change.arm)),
                     change.kind,
-                    str(change.shots),
+                    tell_shots(change.shots) if change.shots is not None else f"{change.asked}",
                     str(len(change.tasks)),
                     tell_percent(change.before),
                     tell_percent(change.after),
@@ -159,7 +173,7 @@ def _analysis(comparison: Comparison) -> list[str]:
             [
                 escape(comparison.title_of(flip.arm)),
                 flip.role,
-                str(flip.shots),
+                tell_shots(flip.shots),
                 *(tell_percent(value) for value in (flip.follows, flip.keeps, flip.plain)),
             ]
             for flip in comparison.flips
@@ -171,7 +185,7 @@ def _analysis(comparison: Comparison) -> list[str]:
             [
                 escape(comparison.title_of(order.arm)),
                 order.role,
-                str(order.shots),
+                tell_shots(order.shots),
                 *(tell_points(value).lstrip("+") for value in (order.spread_of_orders, order.spread_of_draws)),
             ]
             for order in comparison.orders
@@ -240,7 +254,7 @@ def _other_metrics(found: Sequence[TaskRow]) -> list[str]:
         if row.others:
             lines += ["", f"### {escape(row.task.task)}: other metrics in %"]
             lines += table(
-                ["arm", "metric", *(count_noun(k, "shot") for k in row.shots)],
+                ["arm", "metric", *(tell_shot_count(k) for k in row.shots)],
                 ([escape(arm.title), escape(metric), *map(_shown, cells)] for arm, metric, cells in row.others),
             )
     return lines

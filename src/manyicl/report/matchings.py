@@ -13,6 +13,7 @@ from manyicl.report.comparison import Comparison
 from manyicl.report.numbers import count_noun, tell_interval, tell_points, tell_times
 from manyicl.report.tables import EMPTY, TableCell
 from manyicl.report.verdict import MATCHING, Standing, method_arm, standings
+from manyicl.shots import sort_shots
 
 # What one arm spends is told as a multiple of what the arm of the verdict spends.
 SPENT = (("answers", "answers"), ("tokens", "tokens"), ("flops", "FLOPs"))
@@ -39,7 +40,7 @@ def check_matchings(comparisons: Sequence[Comparison], names: Sequence[str]) -> 
     for comparison, name in zip(comparisons[1:], names[1:], strict=True):
         for what, one, other in (
             ("tasks", _tasks_of(first), _tasks_of(comparison)),
-            ("shot counts", sorted(first.shots), sorted(comparison.shots)),
+            ("shot counts", sort_shots(first.shots), sort_shots(comparison.shots)),
             ("verdict arm", method_arm(first), method_arm(comparison)),
         ):
             if one != other:

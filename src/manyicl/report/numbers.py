@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from manyicl.shots import Shots, sort_shots
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -108,6 +110,17 @@ def tell_interval(low: float | None, high: float | None, *, unit: str = "percent
         return f"[{tell_bits(low, signed=True)}, {tell_bits(high, signed=True)}]"
     tell = tell_points if unit == "points" else tell_percent
     return f"[{tell(low)}, {tell(high)}]"
+
+
+def tell_shots(shots: Shots | None) -> str:
+    """Return a number of shots as a table has it; None if each task has its own."""
+    return "by task" if shots is None else str(shots)
+
+
+def tell_shots_range(shots: Iterable[Shots]) -> str:
+    """Return numbers of shots as one number, or as the fewest and the most: "4", "1 to 16", "16 to fill"."""
+    ordered = sort_shots(shots)
+    return f"{ordered[0]} to {ordered[-1]}" if len(ordered) > 1 else "".join(map(str, ordered))
 
 
 def join_words(words: Sequence[str], *, last: str = "and") -> str:

@@ -15,6 +15,7 @@ from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.figures import draw_all, sparkline_top
 from manyicl.report.matchings import matching_tables, other_settings
 from manyicl.report.svg import Plots, read_part
+from manyicl.shots import tell_shot_count
 
 
 def render_page(comparison: Comparison, *, beside: Sequence[Comparison] = ()) -> str:
@@ -38,7 +39,7 @@ def render_page(comparison: Comparison, *, beside: Sequence[Comparison] = ()) ->
         loader=jinja2.FunctionLoader(read_part),
     )
     environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
-    environment.filters["count_noun"] = numbers.count_noun
+    environment.filters |= {"count_noun": numbers.count_noun, "tell_shot_count": tell_shot_count}
     template = environment.get_template("page.html.jinja")
     return template.render(
         policy=policy,
@@ -77,7 +78,9 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "partial_arms": tables.partial_arms(comparison),
         "flat_tag": tables.flat_tag,
         "sparkline_top": sparkline_top(comparison),
-        "chosen": tables.chosen_shots(comparison),
+        "chosen": tables.chosen_words(comparison),
+        "shot_head": tables.shot_head,
+        "tell_fill": tables.tell_fill,
         "example_groups": tables.example_groups(comparison),
         "asked_words": tables.ASKED,
         "intervals": verdict.tell_intervals(comparison),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyicl.report.numbers import is_known
 from manyicl.report.svg import INK, LINE, MUTED, PAPER, arm_colour
+from manyicl.shots import FILL, Shots, sort_shots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,14 +102,20 @@ def _new_figure(width: float, height: float, margins: tuple[float, float, float,
     return figure, axes
 
 
-def shots_axis(shots: Sequence[int]) -> Axis:
-    """Return the axis of shot counts: log2(k + 1), so that 0 has a place."""
-    return Axis("shots (log scale)", [shot_place(k) for k in shots], [str(k) for k in shots])
+def shots_axis(places: Mapping[Shots, float]) -> Axis:
+    """Return the axis of numbers of shots, from where each of them lies."""
+    return Axis("shots (log scale)", list(places.values()), [str(k) for k in places])
 
 
-def shot_place(shots: float) -> float:
-    """Return where a number of shots lies on its axis."""
-    return math.log2(shots + 1)
+def shot_places(shots: Iterable[Shots]) -> dict[Shots, float]:
+    """Return where numbers of shots lie on an axis, ascending: at log2(k + 1), so that 0 has a place.
+
+    `fill` is another number on each task; it lies one step after the last of the others.
+    """
+    places: dict[Shots, float] = {}
+    for k in sort_shots(shots):
+        places[k] = max(places.values(), default=-1.0) + 1 if k == FILL else math.log2(k + 1)
+    return places
 
 
 def draw_lines(lines: Sequence[Line], x: Axis, y: Axis, *, height: float = 240) -> Figure:

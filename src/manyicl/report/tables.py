@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -15,6 +15,7 @@ from manyicl.report.comparison import (
     CurveCell,
     ExampleQuery,
     Flatness,
+    HeadlineCell,
     Scored,
     TaskChange,
     TaskEntry,
@@ -32,8 +33,10 @@ from manyicl.report.numbers import (
     tell_points,
     tell_power,
     tell_seconds,
+    tell_shots_range,
     tell_times,
 )
+from manyicl.shots import FILL, Shots, shots_order, sort_shots, tell_shot_count
 
 # A gain below this is called flat whatever its interval.
 FLAT_SCORE = 0.01
@@ -124,28 +127,39 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
     files = list(dict.fromkeys(change.file for change in comparison.forgetting.text))[: 1 if lost else 2]
     same = {pair: _same_shots(comparison, *pair) for pair in asked}
     columns = [
-        Column(
-            f"{role.capitalize()} tasks, %", ASKED[kind] + ("" if shots is None or kind == "zero" else f" ({shots})")
-        )
-        for (role, kind), shots in same.items()
+        Column(f"{role.capitalize()} tasks, %", ASKED[kind] + (f" ({told})" if told and kind != "zero" else ""))
+        for (role, kind), told in same.items()
     ]
     columns += [Column("Forgetting, bits per byte", file) for file in files]
     if lost:
-        shots = next(iter(lost.values())).shots
-        columns.append(Column("Forgetting, points", count_noun(shots, "shot")))
+        columns.append(Column("Forgetting, points", _tell_fewest(next(iter(lost.values())))))
     texts = {(change.arm, change.file): change for change in comparison.forgetting.text}
     rows = []
     for arm in comparison.arms:
         cells = []
         for role, kind in asked:
             cell = comparison.headline_cell(arm.arm, role, kind)
-            named = cell is not None and cell.shots is not None and same[role, kind] is None
-            best = cell is not None and cell.best
-            cells.append(score_cell(cell, notes=[f"k = {cell.shots}"] if cell and named else [], best=best, few=few))
+            notes = [] if cell is None else _headline_notes(comparison, cell, is_named=bool(same[role, kind]))
+            cells.append(score_cell(cell, notes=notes, best=cell is not None and cell.best, few=few))
         cells += [change_cell(texts.get((arm.arm, file)), unit="bits", few=few) for file in files]
         cells += [_lost_cell(lost.get(arm.arm), few=few)] if lost else []
         rows.append((arm, cells))
     return columns, rows
+
+
+def _headline_notes(comparison: Comparison, cell: HeadlineCell, *, is_named: bool) -> list[str]:
+    """Return with how many shots a number of the first table was asked, unless its column says so, and on how many
+    tasks, if some of the role have no such number."""
+    told = _tell_asked(cell)
+    notes = [f"k = {told}"] if told and not is_named else []
+    if cell.tasks is not None and cell.tasks < comparison.most_tasks(cell.role):
+        notes.append(count_noun(cell.tasks, "task"))
+    return notes
+
+
+def _tell_asked(cell: HeadlineCell) -> str:
+    """Return the shots of a number of the first table: "16", or "1 to 16" if tasks differ; "" if they are not known."""
+    return tell_shots_range(cell.shots_by_task.values() if cell.shots is None else [cell.shots])
 
 
 def fewest_shots_changes(comparison: Comparison) -> list[TaskChange]:
@@ -155,8 +169,16 @@ def fewest_shots_changes(comparison: Comparison) -> list[TaskChange]:
     """
     known = [change for change in comparison.forgetting.tasks if change.kind == "forgetting"]
     known = [change for change in known if is_known(change.difference) and change.arm in comparison.place]
-    fewest = min((change.shots for change in known), default=0)
-    return sorted((c for c in known if c.shots == fewest), key=lambda change: comparison.place[change.arm])
+    if any(change.asked for change in known):
+        found = [change for change in known if change.asked == "fewest"]
+    else:  # a file of schema 1, where all tasks had the same number of shots
+        shots = [change.shots for change in known if change.shots is not None]
+        found = [change for change in known if change.shots == min(shots, key=shots_order)]
+    return sorted(found, key=lambda change: comparison.place[change.arm])
+
+
+def _tell_fewest(change: TaskChange) -> str:
+    return "fewest shots" if change.shots is None else tell_shot_count(change.shots)
 
 
 def _lost_cell(change: TaskChange | None, *, few: bool) -> TableCell:
@@ -166,10 +188,11 @@ def _lost_cell(change: TaskChange | None, *, few: bool) -> TableCell:
     return TableCell(cell.text, cell.sort, cell.interval, (count_noun(len(change.tasks), "task"), *cell.notes))
 
 
-def _same_shots(comparison: Comparison, role: str, asked: str) -> int | None:
-    """Return the number of shots that all arms of a column share; None where they differ."""
-    every = {cell.shots for cell in comparison.headline if (cell.role, cell.asked) == (role, asked)}
-    return every.pop() if len(every) == 1 else None
+def _same_shots(comparison: Comparison, role: str, asked: str) -> str:
+    """Return the shots that all arms of a column share, in words; "" if they differ or are not known."""
+    cells = [cell for cell in comparison.headline if (cell.role, cell.asked) == (role, asked)]
+    shared = all((cell.shots, cell.shots_by_task) == (cells[0].shots, cells[0].shots_by_task) for cell in cells)
+    return _tell_asked(cells[0]) if shared else ""
 
 
 def flat_tag(flat: Flatness) -> str:
@@ -191,17 +214,49 @@ def partial_arms(comparison: Comparison) -> list[str]:
     return told
 
 
-def mean_table(comparison: Comparison, role: str) -> tuple[list[int], list[tuple[Arm, list[TableCell]]]]:
-    """Return the mean curve of every arm as a table: shots, and one row an arm."""
-    shots = sorted({cell.shots for cell in comparison.means if cell.role == role and cell.family is None})
+def mean_table(comparison: Comparison, role: str) -> tuple[list[Shots], list[tuple[Arm, list[TableCell]]]]:
+    """Return the mean curve of every arm as a table: shots, and one row an arm.
+
+    A mean over fewer tasks than the role has says over how many: it is no neighbour to the others.
+    """
+    shots = sort_shots(cell.shots for cell in comparison.means if cell.role == role and cell.family is None)
+    most = comparison.most_tasks(role)
     rows = []
     for arm in comparison.arms:
         cells = {cell.shots: cell for cell in comparison.mean_cells(arm.arm, role)}
         if cells:
-            count = max(cell.tasks for cell in cells.values())
-            partial = [count_noun(count, "task")] if count < comparison.most_tasks(role) else []
-            rows.append((arm, [_mean_cell(cells.get(k), notes=partial) for k in shots]))
+            notes = {k: [count_noun(cell.tasks, "task")] if cell.tasks < most else [] for k, cell in cells.items()}
+            rows.append((arm, [_mean_cell(cells.get(k), notes=notes.get(k, ())) for k in shots]))
     return shots, rows
+
+
+def tell_shorter_means(comparison: Comparison, role: str, family: str | None = None) -> str:
+    """Return at which numbers of shots not every task was asked, and how many were; "" if all were.
+
+    A curve of means keeps one set of tasks, so these numbers are no points of it.
+    """
+    most = comparison.most_tasks(role, family)
+    counts: dict[Shots, int] = {}
+    for arm in comparison.place:
+        cells = comparison.mean_cells(arm, role, family)
+        if any(cell.tasks == most for cell in cells):  # not an arm that is asked on a part of the tasks anyway
+            counts |= {cell.shots: max(cell.tasks, counts.get(cell.shots, 0)) for cell in cells}
+    told = [f"{tell_shot_count(k)} ({counts[k]} of {most} tasks)" for k in sort_shots(counts) if counts[k] < most]
+    return f"not drawn, since not every task allows so many: {join_words(told)}" if told else ""
+
+
+def tell_fill(comparison: Comparison, tasks: Iterable[str]) -> str:
+    """Return how many shots `fill` is on these tasks, the mean over draws: "41", "8 to 96"; "" if it is not known."""
+    names = set(tasks)
+    cells = [cell for cell in comparison.curves if cell.shots == FILL and cell.task in names]
+    counts = {round(cell.mean_shots) for cell in cells if cell.mean_shots is not None}
+    return tell_shots_range(counts)
+
+
+def shot_head(comparison: Comparison, shots: Shots, tasks: Iterable[str]) -> str:
+    """Return a column's head: "16 shots", "as many shots as fit (8 to 96)"."""
+    filled = tell_fill(comparison, tasks) if shots == FILL else ""
+    return tell_shot_count(shots) + (f" ({filled})" if filled else "")
 
 
 def _mean_cell(cell: Any, *, notes: Sequence[str]) -> TableCell:
@@ -213,12 +268,22 @@ def _starred(cell: TableCell) -> TableCell:
     return TableCell(f"{cell.text}*", cell.sort, cell.interval, cell.notes, cell.best)
 
 
-def chosen_shots(comparison: Comparison) -> dict[str, int | None]:
-    """Arm -> the number of shots it is asked with."""
-    return {entry.arm: entry.shots for entry in comparison.chosen}
+def chosen_shots(comparison: Comparison, task: str) -> dict[str, Shots | None]:
+    """Arm -> the number of shots it is asked with on a task."""
+    return {entry.arm: entry.by_task.get(task, entry.shots) for entry in comparison.chosen}
 
 
-def curve_cell(comparison: Comparison, arm: str, task: str, shots: int | None) -> CurveCell | None:
+def chosen_words(comparison: Comparison) -> dict[str, str]:
+    """Arm -> the numbers of shots that it is asked with: "16", "1 to fill"; absent if none is known."""
+    found: dict[str, str] = {}
+    for entry in comparison.chosen:
+        counts = set(entry.by_task.values())
+        told = tell_shots_range(counts or ([] if entry.shots is None else [entry.shots]))
+        found |= {entry.arm: told} if told else {}
+    return found
+
+
+def curve_cell(comparison: Comparison, arm: str, task: str, shots: Shots | None) -> CurveCell | None:
     """Return one arm's cell on one task."""
     return next((cell for cell in comparison.curve_cells.get((arm, task), []) if cell.shots == shots), None)
 
@@ -235,7 +300,7 @@ class TaskRow:
     majority: float | None
     chance: float | None
     scores: list[TableCell]
-    shots: list[int]
+    shots: list[Shots]
     curves: list[tuple[Arm, list[TableCell]]]
     others: list[tuple[Arm, str, list[TableCell]]]
     notes: list[str]
@@ -243,12 +308,11 @@ class TaskRow:
 
 def task_rows(comparison: Comparison) -> list[TaskRow]:
     """Return every task with its scores, each arm asked with its chosen shots, and its curves."""
-    chosen = chosen_shots(comparison)
     rows = []
     for number, task in enumerate(comparison.tasks):
         cells = {arm.arm: comparison.curve_cells.get((arm.arm, task.task), []) for arm in comparison.arms}
         every = [cell for found in cells.values() for cell in found]
-        shots = sorted({cell.shots for cell in every})
+        shots = sort_shots(cell.shots for cell in every)
         curves = [
             (arm, [_curve_cell(curve_cell(comparison, arm.arm, task.task, k)) for k in shots])
             for arm in comparison.arms
@@ -260,10 +324,7 @@ def task_rows(comparison: Comparison) -> list[TaskRow]:
                 f"task-{number}",
                 next((cell.majority_score for cell in every if is_known(cell.majority_score)), None),
                 next((cell.chance_score for cell in every if is_known(cell.chance_score)), None),
-                [
-                    score_cell(curve_cell(comparison, arm.arm, task.task, chosen.get(arm.arm)))
-                    for arm in comparison.arms
-                ],
+                [_chosen_cell(comparison, arm.arm, task.task) for arm in comparison.arms],
                 shots,
                 curves,
                 _other_curves(comparison, task.task, shots),
@@ -273,7 +334,7 @@ def task_rows(comparison: Comparison) -> list[TaskRow]:
     return rows
 
 
-def _other_curves(comparison: Comparison, task: str, shots: Sequence[int]) -> list[tuple[Arm, str, list[TableCell]]]:
+def _other_curves(comparison: Comparison, task: str, shots: Sequence[Shots]) -> list[tuple[Arm, str, list[TableCell]]]:
     """Return every arm's curves of a task by the metrics beside its own, in % and without intervals."""
     rows = []
     for arm in comparison.arms:
@@ -282,6 +343,14 @@ def _other_curves(comparison: Comparison, task: str, shots: Sequence[int]) -> li
             known = [cells.get(k, {}).get(metric) for k in shots]
             rows.append((arm, metric, [EMPTY if x is None else TableCell(tell_percent(x), x) for x in known]))
     return rows
+
+
+def _chosen_cell(comparison: Comparison, arm: str, task: str) -> TableCell:
+    """Return an arm's score on a task at its chosen shots; and how many these are, if the arm's tasks differ."""
+    entry = next((entry for entry in comparison.chosen if entry.arm == arm), None)
+    shots = chosen_shots(comparison, task).get(arm)
+    differs = entry is not None and len(set(entry.by_task.values())) > 1
+    return score_cell(curve_cell(comparison, arm, task, shots), notes=[f"k = {shots}"] if differs else [])
 
 
 def _curve_cell(cell: CurveCell | None) -> TableCell:
@@ -297,11 +366,11 @@ def task_notes(task: TaskEntry, cells: Sequence[CurveCell]) -> list[str]:
     notes = [f"{count:,} rows dropped: {reason}" for reason, count in task.dropped.items() if count]
     if task.overlap is not None and task.overlap.count:
         notes.append(tell_overlap(task.overlap))
-    unfit = max((cell.num_unfit or 0 for cell in cells), default=0)
+    unfit = max((cell.num_unfit or 0 for cell in cells if is_known(cell.score)), default=0)
     if unfit:
         notes.append(f"{count_noun(unfit, 'test row')} do not fit behind its most shots: left out at every k")
     scored = {cell.shots for cell in cells if is_known(cell.score)}
-    unscored = sorted({cell.shots for cell in cells} - scored)
+    unscored = sort_shots({cell.shots for cell in cells} - scored)
     if unscored:
         counts = join_words([str(k) for k in unscored])
         notes.append(f"no arm has a score at {counts} shots: more than fit, or than there are, or not yet asked")

@@ -14,9 +14,11 @@ from manyicl.report.numbers import (
     tell_percent,
     tell_plain_path,
     tell_points,
+    tell_shots_range,
 )
 from manyicl.report.rates import tell_rates
 from manyicl.report.tables import ASKED, fewest_shots_changes, overlap_note
+from manyicl.shots import tell_shot_count
 
 METHOD = "manyicl"
 # What the verdict is about: the first of these that any two matched arms were both asked with.
@@ -189,8 +191,13 @@ def _tell_nothing(comparison: Comparison) -> str:
             f"No verdict: {comparison.title_of(arm)} has answered the same queries as no arm that is matched to it;"
             " the paired differences have the others."
         )
+    answered = [one.title for one in comparison.arms if any(cell.num_scored for cell in comparison.curves_of(one.arm))]
+    if not comparison.finished and len(answered) == 1:
+        return f"Nothing can be compared yet: only {answered[0]} has answered test queries."
+    if not comparison.finished and not answered:
+        return "Nothing can be told yet: no arm has answered test queries."
     if not comparison.finished:
-        return "Nothing can be told yet: no two arms have answered the same queries."
+        return f"Nothing can be compared yet: {join_words(answered)} have answered no queries with the same seed."
     return "No verdict: no two arms have answered the same queries."
 
 
@@ -257,7 +264,9 @@ def _tell_role(comparison: Comparison, arm: str, role: str) -> str:
     cell = comparison.headline_cell(arm, role, "chosen")
     if cell is None or not is_known(cell.score):
         return ""
-    shots = "" if cell.shots is None else f" with {count_noun(cell.shots, 'shot')}"
+    shots = f" with {tell_shot_count(cell.shots)}" if cell.shots is not None else ""
+    if cell.shots is None and cell.shots_by_task:
+        shots = f" with each task's chosen shots ({tell_shots_range(cell.shots_by_task.values())})"
     found = standings(comparison, arm, role)
     counts = {one.tasks for one in found}
     told = [_tell_standing(comparison, one, tell_tasks=len(counts) > 1) for one in found]
@@ -302,7 +311,7 @@ def _tell_forgotten_tasks(comparison: Comparison) -> str:
         tasks = f" ({count_noun(len(change.tasks), 'task')})" if len(counts) > 1 else ""
         told.append(f"{comparison.title_of(change.arm)} {tell_points(change.difference)} {interval}{tasks}")
     where = count_noun(counts.pop(), "task") if len(counts) == 1 else "the tasks"
-    shots = count_noun(changes[0].shots, "shot")
+    shots = "the fewest shots" if changes[0].shots is None else tell_shot_count(changes[0].shots)
     return f"Points from the base's score on {where} that it could do at {shots}: {', '.join(told)}."
 
 
