@@ -115,7 +115,7 @@ def test_work_adds_up():
 def test_the_table_fits_80_columns_and_says_what_it_assumes(world, tmp_path):
     planned = forecast_comparison(Comparison(tmp_path, small(world)), device=find_device("h100"), num_devices=2)
     shown = render_terminal(comparison_forecast_table(planned), width=80)
-    for words in ("zero-shot FT", "trials: validation", "tokens, plain path", "30%", "On 2 of them", "MiB"):
+    for words in ("│ zero-shot FT", "trials: validation", "plain path", "30%", "On 2 of them", "MiB"):
         assert words in shown, words
     total = planned.to_json()["total"]
     assert total["hours"] == pytest.approx(total["flops"] / (989.5e12 * 0.3) / 3600)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import plotext
 from rich.console import Group
 from rich.text import Text
@@ -157,12 +159,12 @@ def _forecast_arms(forecast: ComparisonForecast) -> Table:
     peaks = [arm.memory.total_bytes for arm in forecast.arms if arm.memory is not None]
     unit, size = ("GiB", 2**30) if max(peaks, default=0) >= 2**30 else ("MiB", 2**20)
     table = Table(title=f"Each arm, over {count_noun(len(forecast.seeds), 'seed')}")
-    table.add_column("arm", min_width=12, max_width=16)
-    for head in ("models", "trials", "tokens\na seed", "all\ntokens", "EFLOPs", "hours", f"peak\n{unit}"):
+    table.add_column("arm")
+    for head in ("models", "trials", "tokens\na seed", "all\ntokens", "FLOPs", "hours", f"peak\n{unit}"):
         table.add_column(head, justify="right", no_wrap=True)
     for arm in forecast.arms:
         table.add_row(
-            arm.title,
+            fill(arm.title, 16),
             *(str(number) if number else "-" for number in arm.num_runs),
             _tell_tokens(arm.tokens) if arm.tokens else "-",
             *_tell_work(forecast, arm.total),
@@ -179,7 +181,7 @@ def _forecast_arms(forecast: ComparisonForecast) -> Table:
 def _forecast_work(forecast: ComparisonForecast) -> Table:
     table = Table(title="Each kind of work, of all arms")
     table.add_column("work")
-    for head in ("cells", "tokens", "EFLOPs", "hours", "tokens, plain path"):
+    for head in ("cells", "tokens", "FLOPs", "hours", "tokens,\nplain path"):
         table.add_column(head, justify="right")
     order = [f"{trial}{what}" for trial in (TRIALS, "") for what in WORK.values()] + [WHILE_TRAINING]
     for name in [name for name in order if name in forecast.work and forecast.work[name].tokens]:
@@ -195,7 +197,8 @@ def _forecast_work(forecast: ComparisonForecast) -> Table:
 
 def _tell_work(forecast: ComparisonForecast, work: Work) -> tuple[str, str, str]:
     hours = forecast.hours(work)
-    return _tell_tokens(work.tokens), f"{work.flops / 1e18:.2g}", "-" if hours is None else f"{hours:,.2g}"
+    told = "-" if hours is None else "<0.01" if 0 < hours < 0.01 else f"{hours:,.2g}"
+    return _tell_tokens(work.tokens), f"{work.flops:.1e}", told
 
 
 def _tell_tokens(number: int) -> str:
