@@ -17,6 +17,7 @@ from manyicl.report.numbers import count_noun, is_known
 from manyicl.report.plots import shot_places
 from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
 from manyicl.report.verdict import key_facts, tell_intervals, tell_missing, tell_progress, tell_verdict
+from manyicl.run_display import tell_way
 from manyicl.terminal import Table
 
 # Of plotext, in the order of the arms: marks that differ without colour.
@@ -148,11 +149,7 @@ def comparison_forecast_table(forecast: ComparisonForecast) -> Group:
     if forecast.arms:
         parts += [_forecast_arms(forecast), _forecast_work(forecast)]
         parts += [Text(line) for line in _forecast_lines(forecast)]
-    parts += [Text(note, style="dim") for note in forecast.notes]
-    parts += [Text(f"in the way: {blocker}", style="red") for blocker in forecast.blockers]
-    if not forecast.blockers:
-        parts.append(Text("nothing stands in its way", style="green"))
-    return Group(*parts)
+    return Group(*parts, *tell_way(notes=forecast.notes, blockers=forecast.blockers))
 
 
 def _forecast_arms(forecast: ComparisonForecast) -> Table:

@@ -95,11 +95,14 @@ def forecast_table(forecast: Forecast) -> Group:
         parts += [Text(line) for line in _forecast_lines(forecast)]
     if forecast.memory is not None:
         parts.append(_memory_table(forecast.memory, forecast.device))
-    parts += [Text(note, style="dim") for note in forecast.notes]
-    parts += [Text(f"in the way: {blocker}", style="red") for blocker in forecast.blockers]
-    if not forecast.blockers:
-        parts.append(Text("nothing stands in its way", style="green"))
-    return Group(*parts)
+    return Group(*parts, *tell_way(notes=forecast.notes, blockers=forecast.blockers))
+
+
+def tell_way(*, notes: Sequence[str], blockers: Sequence[str]) -> list[Text]:
+    """Return the lines that end a forecast, of a run or a comparison: what to know, and what stands in its way."""
+    lines = [Text(note, style="dim") for note in notes]
+    lines += [Text(f"in the way: {blocker}", style="red") for blocker in blockers]
+    return lines if blockers else [*lines, Text("nothing stands in its way", style="green")]
 
 
 def _forecast_tasks(forecast: Forecast) -> Table:
