@@ -50,7 +50,7 @@ MaxNewTokens = Annotated[
     typer.Option(
         "--max-new-tokens",
         min=1,
-        help="Most tokens of a generated answer; as many as the longest train answer has unless said, at most 256.",
+        help="Most tokens of a generated answer. Default: as many as the longest train answer has, at most 256.",
     ),
 ]
 ModelPath = Annotated[

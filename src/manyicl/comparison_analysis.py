@@ -79,7 +79,7 @@ def _asked_by_role(
 
 
 def _plain_table(findings: Findings, arm: ArmName, *, seed: int, task: str, shots: Shots) -> Table | None:
-    """Return what an arm scored behind the shots as they are; None if it was not asked so."""
+    """Return what an arm scored after the unchanged shots; None if it was not scored there."""
     asked = findings.tests[arm][findings.seeds.index(seed)]
     return asked.tables.get(task, {}).get(shots) if asked else None
 

@@ -34,7 +34,7 @@ class TrainSettings(BaseModel):
 
     num_steps: Annotated[int, Field(gt=0)] = Field(description="optimizer steps")
     pack_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="length of a pack; episodes.token_budget unless said"
+        None, description="length of a pack; default: episodes.token_budget"
     )
     packs_per_step: Annotated[int, Field(gt=0)] = Field(8, description="packs an optimizer step, over all ranks")
     packs_per_batch: Annotated[int, Field(gt=0)] = Field(1, description="packs that go through a rank at once")

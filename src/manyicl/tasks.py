@@ -155,7 +155,7 @@ def name_sources(folder: str | Path) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for source in layout.sources:
         settings = read_settings(source.settings_path, stem=source.stem, log=FaultLog(source.path))
-        name = settings.name if settings else source.stem  # its faults are told when the task is loaded
+        name = settings.name if settings else source.stem  # its faults are reported when the task is loaded
         if name in sources:
             raise UserError(f"{source.path}: task '{name}' is also {sources[name].path.name}; rename or remove one")
         sources[name] = source
