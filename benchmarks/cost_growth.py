@@ -24,7 +24,7 @@ from measuring import SHAPES, make_episodes, make_model, make_row, spread, synch
 
 from manyicl.attention import segment_attention
 from manyicl.loss import row_loss
-from manyicl.usage import PeakMemory
+from manyicl.throughput import PeakMemory
 
 
 def main() -> None:

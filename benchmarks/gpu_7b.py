@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from measuring import SHAPES, make_episodes, make_model, make_row, spread, synchronize, write_json
 
-from manyicl import flash_attention, joined_adapters
+from manyicl import flash_attention
 from manyicl.attention import segment_attention
 from manyicl.batches import pad_row
 from manyicl.costs import count_flops, shape_model
@@ -53,7 +53,6 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="products in bf16 also where weights are float32")
     parser.add_argument("--widened", action="store_true", help="with peft's casts to float32, for comparison")
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3, also where it is installed")
-    parser.add_argument("--no-join", action="store_true", help="compiled layers without joined adapters")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--layers", type=int, help="layers of a shallower model")
     parser.add_argument("--rows", type=int, default=4, help="rows between two waits for the GPU")
@@ -66,8 +65,6 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.no_flash:
         flash_attention.is_usable = lambda: False
-    if options.no_join:
-        joined_adapters.join_adapters = lambda _: None
     ceilings = {"mfu": measure_ceiling(device), "mfu_held": measure_ceiling(device, seconds=HELD_SECONDS)}
     if ceilings["mfu"]:
         brief, held = (value / 1e12 for value in ceilings.values())
@@ -126,7 +123,7 @@ def measure(model, cost, setting, options, *, mode):
     if device.type == "cuda":
         torch.cuda.empty_cache()
     about = {"tokens": num_tokens, "targets": num_targets, "asked": checkpointed, "compiled": compiled}
-    about |= {"autocast": options.autocast, "joined": mode == "lora" and compiled and not options.no_join}
+    about |= {"autocast": options.autocast}
     try:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         chosen = choose_checkpointed(

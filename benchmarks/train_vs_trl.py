@@ -51,9 +51,8 @@ from manyicl.loss import row_loss
 from manyicl.metrics import StepSums
 from manyicl.models import ModelSettings, load_model
 from manyicl.segment_kernels import forget_kernels, kernels_taken
-from manyicl.throughput import measure_ceiling
+from manyicl.throughput import PeakMemory, measure_ceiling
 from manyicl.training import row_multiple
-from manyicl.usage import PeakMemory
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from manyicl.claims import claiming
+from manyicl.locks import claiming
 from tests.trajectory.setting import ROOT
 
 HOLD = (

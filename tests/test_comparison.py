@@ -21,9 +21,9 @@ from manyicl.comparison import open_comparison
 from manyicl.comparison_summary import collect_findings
 from manyicl.costs import count_flops, shape_model
 from manyicl.models import load_config
-from manyicl.outcome import finish_comparison
 from manyicl.preparation import prepare_run
 from manyicl.report.comparison import read_comparison
+from manyicl.report.document import finish_comparison
 from manyicl.run_folder import read_run_config
 from tests.comparison_setting import make_recipe, write_world
 from tests.trajectory.setting import ROOT, run_command

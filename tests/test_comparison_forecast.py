@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from manyicl.comparison import Comparison, GridCell, open_comparison, run_comparison
-from manyicl.comparison_display import comparison_forecast_table
 from manyicl.comparison_forecast import Work, count_sweep, forecast_comparison
+from manyicl.comparison_forecast_display import comparison_forecast_table
 from manyicl.comparison_summary import collect_findings
 from manyicl.devices import find_device
 from manyicl.evaluation import load_asked_model, tokenize_for

@@ -19,7 +19,7 @@ from manyicl.errors import UserError
 from manyicl.metrics import MetricsLog
 from manyicl.report.comparison import check_comparison
 from manyicl.report.markdown import render_markdown
-from manyicl.report.rates import tell_rates
+from manyicl.report.verdict import tell_rates
 from manyicl.run_folder import read_run_config
 from tests.comparison_setting import make_recipe, write_world
 from tests.test_claims import other_process

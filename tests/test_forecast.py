@@ -18,10 +18,10 @@ from manyicl.errors import UserError
 from manyicl.fitting import suggest_changes
 from manyicl.footprint import Row, measure_footprint, predict_memory
 from manyicl.forecast import count_unterminated, forecast_run, is_exact_prefix, largest_row
+from manyicl.forecast_display import forecast_table
 from manyicl.layers import Checkpointed
 from manyicl.models import load_config
 from manyicl.preparation import count_plan, prepare_run
-from manyicl.run_display import forecast_table
 from manyicl.tokens import TaskTokenizer
 from tests.trajectory.setting import write_setting
 

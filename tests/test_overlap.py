@@ -12,8 +12,8 @@ from rich.console import Console
 from manyicl.comparison import open_comparison, run_comparison
 from manyicl.comparison_inputs import INPUTS_FILE
 from manyicl.comparison_summary import collect_findings
-from manyicl.outcome import finish_comparison
 from manyicl.overlap import Overlap, SplitOverlap, find_overlaps, tell_overlap, tell_overlaps
+from manyicl.report.document import finish_comparison
 from manyicl.tasks import load_tasks
 from tests.comparison_setting import make_recipe, write_world
 from tests.test_cli import run_manyicl

@@ -14,8 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from manyicl import cli, files, runs
-from manyicl.errors import UserError
-from manyicl.refusals import find_refusal
+from manyicl.errors import UserError, find_refusal
 from manyicl.runs import train
 from manyicl.training import list_checkpoints
 from tests.test_cli import refusal, run_manyicl

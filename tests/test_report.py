@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from manyicl.cli import app
 from manyicl.errors import UserError
+from manyicl.progress import tell_seconds
 from manyicl.report.comparison import check_comparison, read_comparison
 from manyicl.report.document import write_report
 from manyicl.report.markdown import escape, render_markdown
@@ -30,7 +31,6 @@ from manyicl.report.numbers import (
     tell_percent,
     tell_points,
     tell_power,
-    tell_seconds,
     tell_times,
 )
 from manyicl.report.page import render_page

@@ -12,7 +12,6 @@ from rouge_score import tokenizers
 from manyicl.errors import UserError
 from manyicl.math_answers import final_number
 from manyicl.scoring import (
-    METRICS,
     best_score,
     chance_score,
     macro_f1,
@@ -24,6 +23,7 @@ from manyicl.scoring import (
     rouge_words,
     score_answer,
 )
+from manyicl.task_settings import METRICS
 
 
 @pytest.mark.parametrize(

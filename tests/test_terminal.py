@@ -11,9 +11,9 @@ from manyicl.comparison_display import comparison_table, grid_table
 from manyicl.config import load_recipe
 from manyicl.display import audit_table, curve_plot, difference_table, evaluation_table
 from manyicl.forecast import forecast_run
+from manyicl.forecast_display import forecast_table
+from manyicl.progress import Table
 from manyicl.report.comparison import check_comparison
-from manyicl.run_display import forecast_table
-from manyicl.terminal import Table
 from tests.comparison_data import make_comparison
 from tests.comparison_setting import make_recipe, write_world
 from tests.rendering import render, render_terminal

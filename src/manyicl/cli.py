@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from manyicl.errors import OutOfMemoryError, UserError
+from manyicl.errors import OutOfMemoryError, UserError, find_refusal
 from manyicl.ranks import SharedError
-from manyicl.refusals import find_refusal
 from manyicl.shots import FILL, Shots
 
 app = typer.Typer(
@@ -187,13 +186,13 @@ def plan(
     """
     from manyicl.arms import CompareConfig
     from manyicl.comparison import Comparison
-    from manyicl.comparison_display import comparison_forecast_table
     from manyicl.comparison_forecast import forecast_comparison
+    from manyicl.comparison_forecast_display import comparison_forecast_table
     from manyicl.config import has_section, load_recipe
     from manyicl.devices import find_device
     from manyicl.forecast import forecast_run
+    from manyicl.forecast_display import forecast_table
     from manyicl.progress import make_console
-    from manyicl.run_display import forecast_table
 
     forecast: Forecast | ComparisonForecast
     chosen: dict[str, Any] = {"device": find_device(device) if device else None, "num_devices": devices}
@@ -488,8 +487,8 @@ def compare(
     from manyicl.comparison_display import grid_table
     from manyicl.config import load_recipe
     from manyicl.files import default_folder
-    from manyicl.outcome import finish_comparison
     from manyicl.progress import make_console
+    from manyicl.report.document import finish_comparison
 
     console = make_console()
     if status is not None:

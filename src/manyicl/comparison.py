@@ -21,20 +21,18 @@ import torch
 from rich.console import Console
 
 from manyicl.arms import ARMS, TUNED_RATES, Arm, ArmName, ArmPlanner, CompareConfig, Spent, choose_tasks
-from manyicl.claims import claiming
 from manyicl.comparison_inputs import INPUTS_FILE, Inputs, hash_inputs, read_inputs, refuse_other_inputs, write_inputs
 from manyicl.config import RunConfig, absolute_paths, dump_config, load_recipe, with_precision
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import AskedModel, evaluate, load_asked_model
 from manyicl.files import write_atomically
 from manyicl.forgetting import TextWindows, drift_every, read_windows, window_bits
-from manyicl.locks import LOCK, sole_writer
+from manyicl.locks import LOCK, claiming, sole_writer
 from manyicl.models import load_config, load_tokenizer
 from manyicl.overlap import Overlap, find_overlaps, tell_overlaps
 from manyicl.precision import resolve_precision
 from manyicl.preparation import tokenize_all
-from manyicl.progress import Pace, reporting
-from manyicl.report.numbers import tell_seconds
+from manyicl.progress import Pace, reporting, tell_seconds
 from manyicl.run_folder import find_changes, is_finished
 from manyicl.runs import train
 from manyicl.seeds import STREAMS

@@ -20,8 +20,8 @@ from manyicl.config import TaskSettings, TrainSettings
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
 from manyicl.models import ModelSettings
-from manyicl.outcome import finish_comparison
 from manyicl.progress import make_console
+from manyicl.report.document import finish_comparison
 from manyicl.world.regimes import CONTRAST, HEADLINE, Regime, draw_familiar, draw_regime
 from manyicl.world.seed import NEUTRAL_TEXT, TEMPLATE
 from manyicl.world.tasks import WorldTask, write_tasks

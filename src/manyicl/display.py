@@ -16,10 +16,10 @@ from rich.text import Text
 from manyicl.audit import TaskAudit
 from manyicl.cells import Cell, ShotCurve
 from manyicl.difference import CellDifference, Difference, MeanDifference, MetricDifference, tell_difference
+from manyicl.progress import Table
 from manyicl.report.numbers import tell_plain_path
 from manyicl.results import Evaluation
 from manyicl.shots import FILL, Shots, sort_shots, tell_asked_with
-from manyicl.terminal import Table
 
 
 def show_shots(curves: Sequence[ShotCurve]) -> list[Shots]:

@@ -1,9 +1,33 @@
-"""The kind of error that a user can cause, and how a misspelt word is answered."""
+"""Errors that a user can cause, and what the operating system refuses, each told in one line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import re
+from collections.abc import Iterable, Iterator
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; name a folder that can be written",
+    errno.EACCES: "permission is denied; name another place, or change its permissions",
+    errno.EPERM: "permission is denied; name another place, or change its permissions",
+    errno.EIO: "the device failed to read or write",
+    errno.EFBIG: "the file is larger than the file system allows",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOTDIR: "a folder of this path is a file",
+    errno.EISDIR: "is a folder, not a file",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ESTALE: "the network file system has lost it; try again",
+}
+
+
+# Libraries that write in another language keep the number in their text; torch says only that it failed.
+_NUMBER = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
+
+
+_TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+")
 
 
 class UserError(Exception):
@@ -32,3 +56,30 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(choices)}"
+
+
+def find_refusal(error: BaseException) -> str | None:
+    """Return what the system refused, with the path if it is known; None if `error` has another cause."""
+    for cause in _causes(error):
+        if isinstance(cause, MemoryError):
+            return "this computer is out of memory; use a smaller model or fewer rows"
+        path = cause.filename if isinstance(cause, OSError) else None
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number is None:
+            found = _NUMBER.search(str(cause))
+            number = int(found[1]) if found else None
+        if number is None and _TORCH_WRITES.search(str(cause)):
+            number = errno.ENOSPC
+        if number in _REASONS:
+            return f"{path}: {_REASONS[number]}" if path else _REASONS[number]
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error, and what it was raised from or while handling."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and not any(cause is one for one in seen):
+        yield cause
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__

@@ -29,7 +29,6 @@ from manyicl.batches import join_row
 from manyicl.config_shapes import head_dims, layer_values
 from manyicl.errors import UserError
 from manyicl.isolation import row_attention
-from manyicl.joined_adapters import Backend, join_before
 from manyicl.loss import MOST_LOGITS, target_logits
 from manyicl.tokenized import TokenizedEpisode
 
@@ -289,25 +288,24 @@ def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextMana
 
 @contextmanager
 def prepared_layers(
-    model: nn.Module, checkpointed: Checkpointed, *, compiled: bool, backend: Backend = "inductor"
+    model: nn.Module, checkpointed: Checkpointed, *, compiled: bool, backend: str = "inductor"
 ) -> Iterator[AttentionChoice]:
     """Recompute layers in training, and run all of them compiled for the shapes they meet, in the block.
 
-    Yields whether recomputed layers keep their attention's output, as it turns out. backend: of torch.compile; before
-    it, adapters that read one input are joined. What was compiled is forgotten behind the block, so that a process may
-    have many runs: torch counts what it compiles of one function, and stops compiling at a limit without a word.
+    Yields whether recomputed layers keep their attention's output, as it turns out. backend: of torch.compile. What was
+    compiled is dropped after the block, so that a process may have many runs: torch counts how often it compiles one
+    function, and stops compiling at a limit without a warning.
     """
     layers = decoder_layers(model)
     chosen = spread(checkpointed.num_layers, among=len(layers)) if checkpointed.num_layers else frozenset()
     before = [vars(layer).get("forward") for layer in layers]
-    joining = join_before(backend) if compiled else None
     # Kept, attention that drops weights would not draw again, and what draws behind it would draw otherwise.
     choice = AttentionChoice(keeps_attention=checkpointed.keeps_attention and not drops_attention(model))
     try:
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
                 how = choice if number in chosen else None
-                layer.forward = _prepare(layer, recomputed=how, backend=joining)
+                layer.forward = _prepare(layer, recomputed=how, backend=backend if compiled else None)
         with _compiling() if compiled else nullcontext():
             yield choice
     finally:
@@ -326,7 +324,7 @@ class AttentionChoice:
     keeps_attention: bool
 
 
-def _prepare(layer: nn.Module, *, recomputed: AttentionChoice | None, backend: Backend | None) -> Callable[..., Any]:
+def _prepare(layer: nn.Module, *, recomputed: AttentionChoice | None, backend: str | None) -> Callable[..., Any]:
     """Return a layer's forward.
 
     recomputed: in the backward pass, and how; None: not at all. backend: that compiles it; None: it is not compiled.

@@ -73,7 +73,7 @@ from manyicl.run_progress import BarCallback
 from manyicl.saving import save_beside_weights
 from manyicl.segment_kernels import forget_kernels, kernels_taken
 from manyicl.templates import Frame
-from manyicl.throughput import share_out
+from manyicl.throughput import PeakMemory, share_out
 from manyicl.training import (
     AnswerTrainer,
     LastStepCallback,
@@ -83,7 +83,6 @@ from manyicl.training import (
     training_arguments,
 )
 from manyicl.trials import trial_ids
-from manyicl.usage import PeakMemory
 
 
 def train(

@@ -15,9 +15,8 @@ from typing import Any
 
 from manyicl.errors import UserError, suggest
 from manyicl.math_answers import is_same_answer
+from manyicl.task_settings import METRICS
 
-# Every metric of one answer; each may be a task's main one.
-METRICS = ("accuracy", "exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "math_exact_match")
 # A metric of all answers together, which stands beside accuracy where labels are fixed.
 MACRO_F1 = "macro_f1"
 

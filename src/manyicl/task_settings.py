@@ -13,9 +13,10 @@ from manyicl.errors import UserError, suggest
 from manyicl.faults import FaultLog, show
 from manyicl.json_text import as_text, decode_json
 from manyicl.rows import tidy_answer
-from manyicl.scoring import METRICS
 
 FAMILIES = ("classification", "nli", "qa", "summarization", "math")
+# Every metric of one answer; each may be a task's main one.
+METRICS = ("accuracy", "exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "math_exact_match")
 # Nearer than this, an unknown key of a task.json is a misspelt one ("famly"); "note" and "label_count" are not.
 _MISSPELT = 0.75
 

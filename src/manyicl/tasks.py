@@ -43,11 +43,10 @@ from manyicl.errors import UserError, suggest
 from manyicl.faults import Fault, FaultLog, near_word, show
 from manyicl.layouts import Source, find_layout, source_of
 from manyicl.rows import FileRows, Row, read_rows
-from manyicl.scoring import METRICS
 from manyicl.seeds import make_seed
 from manyicl.shapes import find_letter_columns, write_columns
 from manyicl.spellings import tell_lookalikes
-from manyicl.task_settings import FAMILIES, TaskSettings, read_settings
+from manyicl.task_settings import FAMILIES, METRICS, TaskSettings, read_settings
 
 __all__ = [
     "FAMILIES",

@@ -1,11 +1,17 @@
-"""A comparison's folder -> report.html and report.md in it."""
+"""A comparison -> comparison.json, the report in its folder, a card beside each model, its table and plot."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
+from manyicl.comparison import Comparison
+from manyicl.comparison_display import comparison_plot, comparison_table
+from manyicl.comparison_summary import write_findings
 from manyicl.files import write_atomically
+from manyicl.model_card import write_model_card
 from manyicl.report.comparison import read_comparison
 from manyicl.report.markdown import render_markdown
 from manyicl.report.matchings import check_matchings
@@ -28,3 +34,19 @@ def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
     write_atomically(page, render_page(comparison, beside=beside))
     write_atomically(folder / "report.md", render_markdown(comparison, beside=beside))
     return page
+
+
+def finish_comparison(comparison: Comparison, *, console: Console) -> bool:
+    """Write and print what is found; return whether every cell is done."""
+    finished: bool = write_findings(comparison)["finished"]
+    page = write_report(comparison.folder)
+    found = read_comparison(comparison.folder)
+    for cell in comparison.cells():
+        if cell.what == "train" and cell.rate is None and comparison.is_done(cell):
+            write_model_card(comparison.place(cell), found, cell.arm, cell.seed)
+    console.print(comparison_table(found))
+    console.print(comparison_plot(found, width=min(78, console.width), colour=console.is_terminal))
+    console.print(f"report: {page}", soft_wrap=True)
+    if not finished:
+        console.print(f"not finished; go on: manyicl compare --resume {comparison.folder}", soft_wrap=True)
+    return finished

@@ -10,9 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from manyicl.progress import is_known
 from manyicl.report import tables
 from manyicl.report.comparison import Comparison, MeanCell, TaskChange
-from manyicl.report.numbers import count_noun, is_known, join_words, tell_bits, tell_percent, tell_points
+from manyicl.report.numbers import count_noun, join_words, tell_bits, tell_percent, tell_points
 from manyicl.report.plots import (
     Axis,
     Bar,

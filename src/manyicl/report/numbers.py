@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
+from manyicl.progress import DASH, is_known
 from manyicl.shots import Shots, sort_shots
 
-DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
-
-
-def is_known(value: float | None) -> bool:
-    """Return whether there is a finite number to show."""
-    return value is not None and math.isfinite(value)
 
 
 def tell_percent(value: float | None) -> str:
@@ -71,18 +65,6 @@ def tell_power(value: float | None) -> str:
         return tell_count(value)
     digits, exponent = f"{value:.2e}".split("e")
     return f"{digits} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
-
-
-def tell_seconds(value: float | None) -> str:
-    """Return a time with two units at most."""
-    if value is None or not is_known(value):
-        return DASH
-    if value < 60:
-        return f"{value:.1f} s"
-    if value < 3600:
-        return f"{value / 60:.1f} min"
-    hours, minutes = divmod(round(value / 60), 60)
-    return f"{hours:,} h {minutes:02} min"
 
 
 def tell_bytes(value: float | None) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from manyicl.report.numbers import is_known
+from manyicl.progress import is_known
 from manyicl.report.svg import INK, LINE, MUTED, PAPER, arm_colour
 from manyicl.shots import FILL, Shots, sort_shots
 

@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from manyicl.overlap import tell_overlap
+from manyicl.progress import DASH, is_known, tell_seconds
 from manyicl.report.comparison import (
     Arm,
     Comparison,
@@ -21,9 +22,7 @@ from manyicl.report.comparison import (
     TaskEntry,
 )
 from manyicl.report.numbers import (
-    DASH,
     count_noun,
-    is_known,
     join_words,
     tell_bits,
     tell_bytes,
@@ -32,7 +31,6 @@ from manyicl.report.numbers import (
     tell_percent,
     tell_points,
     tell_power,
-    tell_seconds,
     tell_shots_range,
     tell_times,
 )

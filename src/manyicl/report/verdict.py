@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manyicl.report.comparison import ENOUGH_SEEDS, Comparison, GridCell, PairDifference, Role
+from manyicl.progress import is_known
+from manyicl.report.comparison import ENOUGH_SEEDS, Comparison, GridCell, PairDifference, Role, Trial
 from manyicl.report.numbers import (
     count_noun,
-    is_known,
     join_words,
     tell_bits,
     tell_interval,
     tell_percent,
     tell_plain_path,
     tell_points,
+    tell_rate,
     tell_shots_range,
 )
-from manyicl.report.rates import tell_rates
 from manyicl.report.tables import ASKED, fewest_shots_changes, overlap_note
 from manyicl.shots import tell_shot_count
 
@@ -338,3 +338,51 @@ def tell_progress(comparison: Comparison) -> str:
     """Return how far the whole comparison is."""
     done, total = (sum(getattr(cell, key) for cell in comparison.grid) for key in ("done", "total"))
     return f"{done:,} of {count_noun(total, 'cell')} done"
+
+
+def tell_rates(comparison: Comparison) -> str:
+    """Return which learning rate was chosen for each arm, and which of them lie at an end of the rates tried."""
+    told, ends, warnings = [], {"lowest": list[str](), "highest": list[str]()}, []
+    for arm in comparison.arms:
+        trials = [trial for trial in comparison.trials if trial.arm == arm.arm]
+        if any(trial.task is not None for trial in trials):
+            warnings += _warn_of_tuned(comparison, arm.arm, trials)
+            continue
+        chosen = next((trial for trial in trials if trial.chosen), None)
+        if chosen is None:
+            continue
+        told.append(f"{arm.title} {tell_rate(chosen.learning_rate)}")
+        end = _end_of(chosen, trials)
+        if end:
+            ends[end].append(arm.title)
+    sentences = [f"Chosen on validation rows: {', '.join(told)}."] if told else []
+    for end, beyond in (("lowest", "lower"), ("highest", "higher")):
+        if ends[end]:
+            sentences.append(
+                f"The rate of {join_words(ends[end])} is the {end} that was tried, so a {beyond} one may do better."
+            )
+    return " ".join([*sentences, *warnings])
+
+
+def _end_of(chosen: Trial, trials: list[Trial]) -> str:
+    """Return at which end of the rates tried the chosen one lies; "" if at none, or if there was no choice."""
+    rates = {trial.learning_rate for trial in trials}
+    if len(rates) < 2:
+        return ""
+    return {min(rates): "lowest", max(rates): "highest"}.get(chosen.learning_rate, "")
+
+
+def _warn_of_tuned(comparison: Comparison, arm: str, trials: list[Trial]) -> list[str]:
+    """Return a sentence if models that are tuned for each task have their rate or step at an end of what was tried."""
+    chosen = [trial for trial in trials if trial.chosen]
+    at_end = [t for t in chosen if _end_of(t, [other for other in trials if other.task == t.task])]
+    models = [one for one in comparison.tuned if one.arm == arm]
+    at_last = [one for one in models if one.step == one.steps]
+    parts = []
+    if at_end:
+        parts.append(f"the rate of {len(at_end)} of {count_noun(len(chosen), 'task')} lies at an end of those tried")
+    if at_last:
+        parts.append(f"the last checkpoint is the best of {len(at_last)} of {count_noun(len(models), 'model')}")
+    if not parts:
+        return []
+    return [f"{comparison.title_of(arm)}: {' and '.join(parts)}, so the ceiling may be higher."]

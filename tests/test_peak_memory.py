@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl import usage
-from manyicl.usage import PeakMemory, resident_peak
+from manyicl import throughput
+from manyicl.throughput import PeakMemory, resident_peak
 
 
 @pytest.mark.skipif(resident_peak() is None, reason="the system does not tell the resident set")
@@ -23,7 +23,7 @@ def test_the_peak_is_that_since_it_was_made():
 
 
 def test_where_an_earlier_peak_cannot_be_forgotten_there_is_no_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(usage, "_RESET", tmp_path / "absent" / "clear_refs")
+    monkeypatch.setattr(throughput, "_RESET", tmp_path / "absent" / "clear_refs")
     assert PeakMemory(torch.device("cpu")).read() is None
-    monkeypatch.setattr(usage, "_STATUS", tmp_path / "absent")
+    monkeypatch.setattr(throughput, "_STATUS", tmp_path / "absent")
     assert resident_peak() is None
