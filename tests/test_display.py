@@ -22,9 +22,9 @@ from manyicl.display import (
     evaluation_table,
     show_shots,
 )
+from manyicl.metrics import BarCallback
 from manyicl.progress import Pace, make_console, progress_bar, reporting
 from manyicl.results import Evaluation
-from manyicl.run_progress import BarCallback
 from manyicl.tasks import Fault
 from tests.rendering import cells_of, render, render_terminal
 

@@ -1,4 +1,4 @@
-"""What is written down of training: metrics.jsonl, and the sums of a step that stay on the device."""
+"""What a run reports as it goes: metrics.jsonl, the sums of a step that stay on the device, and a progress bar."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from manyicl.batches import Batch
 from manyicl.files import write_atomically
 from manyicl.loss import AnswerLoss
+from manyicl.progress import Bar
 
 # Losses by shot index are kept in these buckets: the first index of each.
 SHOT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -69,3 +71,28 @@ def bucket_name(index: int) -> str:
         return f"{first}+"
     last = SHOT_BUCKETS[index + 1] - 1
     return str(first) if first == last else f"{first}-{last}"
+
+
+class BarCallback(TrainerCallback):
+    """Moves a bar with the Trainer's steps and shows the last loss and rate beside it."""
+
+    def __init__(self, bar: Bar, what: str) -> None:
+        self.bar, self.what, self.note = bar, what, ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Move the bar, but for the last step, whose loss comes behind it."""
+        if state.global_step < self.bar.total:
+            self.bar.update(self.what, state.global_step, note=self.note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Show the last step with its own loss."""
+        self.bar.update(self.what, state.global_step, note=self.note)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Remember what to show."""
+        if logs and "tokens_per_s" in logs:
+            self.note = (
+                f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s, {logs['answers_per_s']:,.0f} answers/s"
+            )
+            if "mfu" in logs:
+                self.note += f", MFU {100 * logs['mfu']:.0f} %"

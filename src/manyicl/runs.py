@@ -46,7 +46,7 @@ from manyicl.held_out import (
 from manyicl.isolation import TRIAL_TOKENS, isolation_fault
 from manyicl.launch import check_launch
 from manyicl.locks import LOCK, sole_writer
-from manyicl.metrics import MetricsLog
+from manyicl.metrics import BarCallback, MetricsLog
 from manyicl.models import (
     MODEL_FILES,
     ModelNote,
@@ -69,7 +69,6 @@ from manyicl.run_folder import (
     read_json,
     to_json,
 )
-from manyicl.run_progress import BarCallback
 from manyicl.saving import save_beside_weights
 from manyicl.segment_kernels import forget_kernels, kernels_taken
 from manyicl.templates import Frame
