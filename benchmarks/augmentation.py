@@ -21,15 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from manyicl.arms import CompareConfig
-from manyicl.comparison import RECIPE, Comparison, GridCell, open_comparison, plan_file, run_comparison
-from manyicl.config import load_recipe
-from manyicl.demo import FULL, demo_config, write_regime
-from manyicl.findings import Findings
-from manyicl.pooling import Pooled, pool_differences, pool_means
-from manyicl.progress import make_console
-from manyicl.shots import Shots, sort_shots
-from manyicl.world.regimes import HEADLINE
+from manyicl.comparison.arms import CompareConfig
+from manyicl.comparison.findings import Findings
+from manyicl.comparison.grid import RECIPE, Comparison, WorkItem, open_comparison, plan_file, run_comparison
+from manyicl.comparison.pooling import Pooled, pool_differences, pool_means
+from manyicl.console import make_console
+from manyicl.demo.regimes import HEADLINE
+from manyicl.demo.run import FULL, demo_config, write_regime
+from manyicl.evaluation.shots import Shots, sort_shots
+from manyicl.training.recipe import load_recipe
 
 VARIANTS = {
     "off": {},
@@ -134,7 +134,7 @@ def lost(findings: Findings) -> str:
     """Return how many bits per byte of neutral text each seed lost, their mean first."""
     comparison, values = findings.comparison, []
     for seed in findings.seeds:
-        places = [comparison.place(GridCell(arm, seed, "text")) for arm in ("base", "manyicl")]
+        places = [comparison.place(WorkItem(arm, seed, "text")) for arm in ("base", "manyicl")]
         if all(place.is_file() for place in places):
             before, after = (json.loads(place.read_bytes())["texts"] for place in places)
             bits = sum(sum(a["bits"]) - sum(b["bits"]) for b, a in zip(before, after, strict=True))
@@ -144,7 +144,7 @@ def lost(findings: Findings) -> str:
 
 def spent(findings: Findings) -> list[str]:
     """Return the mean tokens and answers of a seed's training."""
-    plans = [plan_file(findings.comparison.place(GridCell("manyicl", seed, "train"))) for seed in findings.seeds]
+    plans = [plan_file(findings.comparison.place(WorkItem("manyicl", seed, "train"))) for seed in findings.seeds]
     known = [json.loads(plan.read_bytes()) for plan in plans if plan.is_file()]
     return [f"{np.mean([plan[what] for plan in known]):,.0f}" if known else "-" for what in ("tokens", "answers")]
 

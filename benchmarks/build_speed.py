@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from manyicl.batches import BatchMaker, lengths_of
-from manyicl.demo import write_model, write_tasks
-from manyicl.episodes import EpisodeSettings
-from manyicl.packing import iter_packs
-from manyicl.tasks import load_tasks
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.demo.run import write_model, write_tasks
+from manyicl.episodes.batch import BatchMaker, lengths_of
+from manyicl.episodes.packing import iter_packs
+from manyicl.episodes.plan import EpisodeSettings
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.tasks.task import load_tasks
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import random
 import resource
 import time
 
-from manyicl.copies import CopyIndex
+from manyicl.tasks.duplicates import CopyIndex
 
 
 def write_inputs(count: int, *, words: int) -> tuple[list[str], list[str]]:

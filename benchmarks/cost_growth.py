@@ -22,9 +22,9 @@ import plotext
 import torch
 from measuring import SHAPES, make_episodes, make_model, make_row, spread, synchronize, write_json
 
-from manyicl.attention import segment_attention
-from manyicl.loss import row_loss
-from manyicl.throughput import PeakMemory
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loss import row_loss
+from manyicl.training.throughput import PeakMemory
 
 
 def main() -> None:

@@ -56,15 +56,15 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from manyicl.cells import Prediction
-from manyicl.evaluation import AskedModel, evaluate, load_asked_model, tokenize_for
+from manyicl.episodes.tokenized import join_examples, query_ids
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.evaluation.loop import AskedModel, evaluate, load_asked_model, tokenize_for
+from manyicl.evaluation.points import Prediction
+from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.intervals import t_interval
-from manyicl.models import ModelSettings, load_config, load_model
-from manyicl.precision import Precision
-from manyicl.sweep import Sweep, TaskSweep
-from manyicl.tasks import Task, load_tasks
-from manyicl.tokenized import join_examples, query_ids
-from manyicl.tokens import TaskTokenizer
+from manyicl.models.loading import ModelSettings, load_config, load_model
+from manyicl.models.precision import Precision
+from manyicl.tasks.task import Task, load_tasks
 
 SHARED = Path(__file__).parents[2] / "shared"
 # 77 known answers, 2 known answers, short free answers, and worked solutions, of which fewer than 64 fit.

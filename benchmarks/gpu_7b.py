@@ -29,15 +29,15 @@ from pathlib import Path
 import torch
 from measuring import SHAPES, make_episodes, make_model, make_row, spread, synchronize, write_json
 
-from manyicl import flash_attention
-from manyicl.attention import segment_attention
-from manyicl.batches import pad_row
-from manyicl.costs import count_flops, shape_model
-from manyicl.footprint import Row, measure_footprint, predict_memory
-from manyicl.layers import choose_checkpointed, decoder_layers, prepared_layers, unwidened_inputs
-from manyicl.loss import row_loss
-from manyicl.models import LoraSettings, add_adapter
-from manyicl.throughput import measure_ceiling
+from manyicl.episodes.batch import pad_row
+from manyicl.models.attention import flash
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.costs import count_flops, shape_model
+from manyicl.models.loading import LoraSettings, add_adapter
+from manyicl.models.loss import row_loss
+from manyicl.planning.footprint import Row, measure_footprint, predict_memory
+from manyicl.training.recompute import choose_checkpointed, decoder_layers, prepared_layers, unwidened_inputs
+from manyicl.training.throughput import measure_ceiling
 
 GIB = 1 << 30
 HELD_SECONDS = 6.0
@@ -64,7 +64,7 @@ def main() -> None:
     started, results = time.monotonic(), []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.no_flash:
-        flash_attention.is_usable = lambda: False
+        flash.is_usable = lambda: False
     ceilings = {"mfu": measure_ceiling(device), "mfu_held": measure_ceiling(device, seconds=HELD_SECONDS)}
     if ceilings["mfu"]:
         brief, held = (value / 1e12 for value in ceilings.values())
@@ -142,7 +142,7 @@ def measure(model, cost, setting, options, *, mode):
             prepared_layers(model, chosen, compiled=compiled),
             unwidened_inputs(model, autocast=options.autocast and not options.widened),
         ):
-            about["flash"] = flash_attention.in_place()
+            about["flash"] = flash.flash_implementation()
             for number in range(options.repeats + options.warmups):
                 model.zero_grad(set_to_none=True)
                 synchronize(device)

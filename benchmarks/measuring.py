@@ -14,8 +14,8 @@ import torch
 from scipy.stats import binom
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig
 
-from manyicl.batches import Batch, join_row
-from manyicl.tokenized import TokenizedEpisode
+from manyicl.episodes.batch import Batch, join_row
+from manyicl.episodes.tokenized import TokenizedEpisode
 
 ANSWER_TOKENS = 3
 

@@ -19,18 +19,18 @@ from pathlib import Path
 import torch
 from measuring import SHAPES, make_episodes, make_model, make_row, ratios, spread, time_in_turn, write_json
 
-from manyicl.attention import segment_attention
-from manyicl.batches import BatchMaker
-from manyicl.config import make_config
-from manyicl.layers import Checkpointed, prepared_layers
-from manyicl.loss import row_loss
-from manyicl.metrics import MetricsLog
-from manyicl.models import load_model
-from manyicl.preparation import prepare_run
-from manyicl.throughput import share_out
-from manyicl.training import AnswerTrainer, LastStepCallback, train_packs, training_arguments
-from manyicl.validation import plan_validation
-from manyicl.world.tasks import KINDS, iter_tasks, write_tasks
+from manyicl.demo.tasks import KINDS, iter_tasks, write_tasks
+from manyicl.episodes.batch import BatchMaker
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loading import load_model
+from manyicl.models.loss import row_loss
+from manyicl.training.metrics import MetricsLog
+from manyicl.training.preparation import prepare_run
+from manyicl.training.recipe import make_config
+from manyicl.training.recompute import Checkpointed, prepared_layers
+from manyicl.training.throughput import share_out
+from manyicl.training.trainer import AnswerTrainer, LastStepCallback, train_packs, training_arguments
+from manyicl.training.validation import plan_validation
 
 META_ICL_EXAMPLES = 17
 

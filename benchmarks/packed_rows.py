@@ -3,7 +3,7 @@
     python benchmarks/packed_rows.py [--tokens 4096] [--repeats 12] [--json OUT]
 
 The shape is SmolLM2-135M's with float32 weights; products are in bfloat16 by autocast on a device that multiplies it in
-hardware. A step is forward and backward of one row by `manyicl.loss.row_loss`. Rows of 1, 8 and 100 episodes take
+hardware. A step is forward and backward of one row by `manyicl.models.row_loss`. Rows of 1, 8 and 100 episodes take
 turns; the share is each row's tokens per second over those of the row with one episode, with the spread over the turns.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from measuring import SHAPES, make_episodes, make_model, make_row, spread, time_in_turn
 
-from manyicl.attention import segment_attention
-from manyicl.loss import row_loss
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loss import row_loss
 
 EPISODES = (1, 8, 100)
 

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from manyicl.batches import BatchMaker, lengths_of
-from manyicl.episodes import EpisodeSettings, plan_episode
-from manyicl.evaluation import ask_inputs, evaluate, load_asked_model, tokenize_for
-from manyicl.packing import Pack
-from manyicl.prefix import encode_prefix, score_answers
-from manyicl.run_folder import read_run_config
-from manyicl.shot_curve import score_episode
-from manyicl.tasks import Task, load_tasks
-from manyicl.tokenized import join_examples, query_ids
+from manyicl.episodes.batch import BatchMaker, lengths_of
+from manyicl.episodes.packing import Pack
+from manyicl.episodes.plan import EpisodeSettings, plan_episode
+from manyicl.episodes.tokenized import join_examples, query_ids
+from manyicl.evaluation.curves import score_episode
+from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model, tokenize_for
+from manyicl.inference.prefix import encode_prefix, score_answers
+from manyicl.tasks.task import Task, load_tasks
+from manyicl.training.run_folder import read_run_config
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "real-small.toml"
 TOLERANCE = 1e-5

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from manyicl import partial_attention
-from manyicl.fused import PIECES, fused_pieces
-from manyicl.prefix import encode_prefix, score_choices
+from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.models.attention import partial
+from manyicl.models.compiled_pieces import PIECES, fused_pieces
 
 QUERY_TOKENS = 64
 OPTIONS = [[5], [6]]
@@ -138,7 +138,7 @@ def compare(setting, *, fp32_only=False):
         with torch.inference_mode():
             logprobs = model(ids, use_cache=False, logits_to_keep=1).logits[0, -1].float().log_softmax(-1)
         plain.append([-float(logprobs[option[0]]) for option in OPTIONS])
-    default = partial_attention.PLAN_SCORES
+    default = partial.PLAN_SCORES
     cases = [("fp32", torch.float32, default), ("bf16", torch.bfloat16, default)]
     if fp32_only:
         del cases[1:]
@@ -146,13 +146,13 @@ def compare(setting, *, fp32_only=False):
         cases.append(("bf16, cuDNN's kernel", torch.bfloat16, 0))
     for label, dtype, threshold in cases:
         model = model.to(dtype)
-        partial_attention.PLAN_SCORES = threshold
+        partial.PLAN_SCORES = threshold
         nats = score_choices(model, encode_prefix(model, before), queries, [OPTIONS] * len(queries))
         difference = float(np.abs(np.array(nats) - plain).max())
         print(f"engine against a plain fp32 forward, two layers, {label}: {difference:.1e} nats of {np.max(plain):.1f}")
         if dtype == torch.float32 and difference > TOLERANCE:
             raise SystemExit(1)
-    partial_attention.PLAN_SCORES = default
+    partial.PLAN_SCORES = default
 
 
 def measure_ceiling(setting):
@@ -173,12 +173,12 @@ def measure_kernels(setting):
         torch.randn(1, num_groups, num_keys, head_dim, device=setting.device, dtype=setting.dtype) for _ in range(2)
     )
     flops = 4 * num_groups * num_rows * num_keys * head_dim
-    default = partial_attention.PLAN_SCORES
+    default = partial.PLAN_SCORES
     for label, threshold in (("the default kernel", default), ("without cuDNN's", 1 << 62)):
-        partial_attention.PLAN_SCORES = threshold
-        seconds = min(time_runs(lambda: partial_attention.attend_part(query, key, value, scaling=None), setting))
+        partial.PLAN_SCORES = threshold
+        seconds = min(time_runs(lambda: partial.attend_part(query, key, value, scaling=None), setting))
         print(f"attention to {num_keys:,} keys, {label}: {flops / seconds / 1e12:.3f} TFLOP/s")
-    partial_attention.PLAN_SCORES = default
+    partial.PLAN_SCORES = default
 
 
 def measure_engine(model, setting, *, num_prefix, ceiling, repeats):

@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from manyicl.demo import write_model, write_tasks
-from manyicl.prefix import encode_prefix, score_choices
-from manyicl.shot_curve import ask_draw
-from manyicl.sweep import Sweep, TaskSweep
-from manyicl.tasks import load_tasks
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import query_ids, tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.demo.run import write_model, write_tasks
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import query_ids, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.evaluation.curves import ask_draw
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.tasks.task import load_tasks
 
 MOST_TOKENS, MOST_TIME = 1.05, 1.25
 

@@ -12,7 +12,7 @@ of one length, so that hardly anything is padded). All sides take turns in each 
 
 Without --model:
 Filled: one episode a row. Packed: episodes of --episode-tokens in one row. A step is forward and backward of one row,
-by each trainer's own loss (ours: manyicl.loss.row_loss and the step's sums; TRL: SFTTrainer.compute_loss on what its
+by each trainer's own loss (ours: manyicl.models.row_loss and the step's sums; TRL: SFTTrainer.compute_loss on what its
 own padding-free collator makes of `input_ids`, `labels` and `seq_lengths`), float32 on a CPU and bfloat16 on a GPU.
 Neither recomputes a layer; with --recompute each recomputes all, in its own way (long rows need it): ours keep their
 attention's output, TRL's do not, and with --whole ours do not either. Ours takes FlashAttention 3 for long rows where
@@ -42,17 +42,17 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 import torch
 from measuring import SHAPES, make_episodes, make_model, make_row, ratios, spread, time_in_turn, write_json
 
-from manyicl import flash_attention
-from manyicl.attention import IMPLEMENTATION, segment_attention
-from manyicl.batches import pad_row
-from manyicl.costs import count_flops, shape_model
-from manyicl.layers import Checkpointed, decoder_layers, prepared_layers
-from manyicl.loss import row_loss
-from manyicl.metrics import StepSums
-from manyicl.models import ModelSettings, load_model
-from manyicl.segment_kernels import forget_kernels, kernels_taken
-from manyicl.throughput import PeakMemory, measure_ceiling
-from manyicl.training import row_multiple
+from manyicl.episodes.batch import pad_row
+from manyicl.models.attention import flash
+from manyicl.models.attention.dispatch import IMPLEMENTATION, segment_attention
+from manyicl.models.attention.segments import forget_kernels, kernels_taken
+from manyicl.models.costs import count_flops, shape_model
+from manyicl.models.loading import ModelSettings, load_model
+from manyicl.models.loss import row_loss
+from manyicl.training.metrics import StepSums
+from manyicl.training.recompute import Checkpointed, decoder_layers, prepared_layers
+from manyicl.training.throughput import PeakMemory, measure_ceiling
+from manyicl.training.trainer import row_multiple
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.no_flash:
-        flash_attention.is_usable = lambda: False
+        flash.is_usable = lambda: False
     options.recompute |= options.whole
     options.shape = options.shape or ("llama-1b" if device.type == "cuda" else "small")
     if options.peak_of:
@@ -290,7 +290,7 @@ class OurSide:
             segment_attention(self.model, row_tokens=self.batch.input_ids_1T.shape[1]),
             prepared_layers(self.model, self.checkpointed, compiled=False),
         ):
-            self.flash = flash_attention.in_place()
+            self.flash = flash.flash_implementation()
             forget_kernels()
             with self.autocast:
                 scored = row_loss(self.model, self.batch)

@@ -24,12 +24,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from manyicl.batches import Batch, join_row
+from manyicl.episodes.batch import Batch, join_row
+from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.errors import UserError
-from manyicl.isolation import isolation_fault, row_attention
-from manyicl.loss import row_loss
-from manyicl.sharing import sharing_fault
-from manyicl.tokenized import TokenizedEpisode
+from manyicl.inference.sharing import sharing_fault
+from manyicl.models.isolation import isolation_fault, row_attention
+from manyicl.models.loss import row_loss
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 TEXT_TOKENS, LONGEST = 600, 512

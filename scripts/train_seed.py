@@ -1,6 +1,6 @@
-"""Train the seed model of the embedded world from random weights: `python scripts/train_seed.py --out seed`.
+"""Train the seed model of the embedded world from random weights: `python -m scripts.train_seed --out seed`.
 
-A plain language model: next-token loss on every token of the world's documents (manyicl.world.documents). With a GPU
+A plain language model: next-token loss on every token of the world's documents (seed_corpus.documents). With a GPU
 it takes ten minutes; on two CPU cores, hours. It ends after `--minutes` of wall time, whatever the machine. Prints, and
 writes to curve.json and curve.txt, what it can do in context on tasks of rules and formats that it never reads:
 manyicl's own template, the open pool.
@@ -22,21 +22,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from scripts.seed_corpus.documents import iter_documents
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from manyicl.batches import lengths_of
-from manyicl.episodes import EpisodeSettings, plan_episode
-from manyicl.tasks import load_tasks
-from manyicl.tokenized import join_examples, tokenize_task
-from manyicl.tokens import TaskTokenizer
-from manyicl.world.documents import iter_documents
-from manyicl.world.lexicon import all_words, load_lexicon
-from manyicl.world.seed import TEMPLATE
-from manyicl.world.tasks import KINDS, iter_tasks, write_tasks
+from manyicl.demo.lexicon import all_words, load_lexicon
+from manyicl.demo.tasks import KINDS, iter_tasks, write_tasks
+from manyicl.episodes.batch import lengths_of
+from manyicl.episodes.plan import EpisodeSettings, plan_episode
+from manyicl.episodes.tokenized import join_examples, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.models.seed import TEMPLATE
+from manyicl.tasks.task import load_tasks
 
 SHOT_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 96)
 # Open-pool tasks of these seeds are asked while it trains, and at the end.

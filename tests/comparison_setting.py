@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from manyicl.arms import CompareConfig
-from manyicl.config import dump_config, make_config
-from manyicl.world.regimes import Regime, draw_familiar, draw_regime
-from manyicl.world.seed import TEMPLATE
-from manyicl.world.tasks import write_tasks
+from manyicl.comparison.arms import CompareConfig
+from manyicl.demo.regimes import Regime, draw_familiar, draw_regime
+from manyicl.demo.tasks import write_tasks
+from manyicl.models.seed import TEMPLATE
+from manyicl.training.recipe import dump_config, make_config
 
 # Tables of words, so that all have labels but `price`, whose answers are open.
 TINY = Regime(

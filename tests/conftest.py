@@ -30,7 +30,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from manyicl.tasks import Example, Task
+from manyicl.tasks.task import Example, Task
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared (real tasks and checkpoints) is absent")

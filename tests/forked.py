@@ -20,7 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["manyicl.cli", "manyicl.evaluation", "manyicl.outcome", "tests.trajectory.setting"])
+FORKS.set_forkserver_preload(
+    ["manyicl.cli.app", "manyicl.evaluation.loop", "manyicl.report.document", "tests.trajectory.setting"]
+)
 TIMEOUT_S = 300
 
 

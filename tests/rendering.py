@@ -7,7 +7,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from manyicl.progress import make_console
+from manyicl.console import make_console
 
 
 def render(content) -> str:

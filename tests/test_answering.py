@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.answering import Generated, generate_and_score, generate_answers, generate_behind
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.prefix import EMPTY_PREFIX, EngineCount, encode_prefix, score_answers
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer
+from manyicl.inference.generation import Generated, generate_and_score, generate_answers, generate_behind
+from manyicl.inference.prefix import EMPTY_PREFIX, EngineCount, encode_prefix, score_answers
 from tests.conftest import CONFIGS, tiny_model
 from tests.test_prefix import run_out_of_memory, some_ids
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from manyicl.arms import (
+from manyicl.comparison.arms import (
     ARMS,
     ArmPlanner,
     CompareConfig,
@@ -17,11 +17,11 @@ from manyicl.arms import (
     episode_changes,
     run_config,
 )
-from manyicl.comparison import Comparison
-from manyicl.config import RunConfig, load_recipe
-from manyicl.costs import count_flops
+from manyicl.comparison.grid import Grid
 from manyicl.errors import UserError
-from manyicl.preparation import plan_packs, prepare_run
+from manyicl.models.costs import count_flops
+from manyicl.training.preparation import plan_packs, prepare_run
+from manyicl.training.recipe import RunConfig, load_recipe
 from tests.comparison_setting import make_recipe, write_world
 
 SHARED_ARMS = ("zero-shot", "few-shot", "manyicl")
@@ -37,7 +37,7 @@ def world(tmp_path_factory) -> tuple[Path, Any]:
 
 @pytest.fixture(scope="module")
 def tokenized(world):
-    return Comparison(world[0], make_recipe(*world)).planner.tasks
+    return Grid(world[0], make_recipe(*world)).planner.tasks
 
 
 def make_planner(world, tokenized, *, num_steps: int = 20, packs_per_step: int = 2, **compare: Any) -> ArmPlanner:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from manyicl.audit import audit_task
-from manyicl.episodes import EpisodeSettings
-from manyicl.preview import draw_episode
-from manyicl.tasks import load_task
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer
+from manyicl.episodes.plan import EpisodeSettings
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.planning.audit import audit_task
+from manyicl.planning.preview import draw_episode
+from manyicl.tasks.task import load_task
 from tests.conftest import SHARED, needs_shared, tiny_model, train_tokenizer
 from tests.test_cli import run_manyicl
 
@@ -72,7 +72,7 @@ def test_test_inputs_with_a_near_duplicate_in_train_are_counted(tmp_path, monkey
     path = write_task(tmp_path, rows)
     audit = audit_task(path, tokenizer=None)
     assert (audit.num_near_copies, audit.verdict) == (1, "good")
-    monkeypatch.setattr("manyicl.audit.MAX_COMPARED", 321)  # 240 + 1 train rows, 80 + 1 test rows
+    monkeypatch.setattr("manyicl.planning.audit.MAX_COMPARED", 321)  # 240 + 1 train rows, 80 + 1 test rows
     assert audit_task(path, tokenizer=None).num_near_copies is None
 
 

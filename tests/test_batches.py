@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from manyicl.batches import (
+from manyicl.episodes.batch import (
     Batch,
     BatchMaker,
     Divisors,
@@ -28,12 +28,12 @@ from manyicl.batches import (
     segment_lengths_of,
     targets_of,
 )
-from manyicl.episodes import Episode, EpisodeSettings
-from manyicl.packing import Pack, iter_packs
-from manyicl.tasks import Example
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import TokenizedEpisode, TokenizedTask, tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.episodes.packing import Pack, iter_packs
+from manyicl.episodes.plan import Episode, EpisodeSettings
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.tasks.task import Example
 from tests.conftest import make_task
 
 NORMALIZATIONS = ["answer", "token", "task"]

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manyicl.cells import PREDICTION_SCHEMA, Prediction, predictions_bytes, read_predictions
+from manyicl.evaluation.points import PREDICTION_SCHEMA, Prediction, predictions_bytes, read_predictions
 
 
 def test_predictions_come_back_to_the_bit(tmp_path):

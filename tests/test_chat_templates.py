@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from manyicl.config import RunConfig, make_config
-from manyicl.evaluation import ask_inputs, evaluate, load_asked_model
-from manyicl.models import ModelNote
-from manyicl.runs import train
-from manyicl.saving import save_model
-from manyicl.tasks import Example, Task, load_tasks
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import join_examples, query_ids, tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import join_examples, query_ids, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model
+from manyicl.models.loading import ModelNote
+from manyicl.models.saving import save_model
+from manyicl.tasks.task import Example, Task, load_tasks
+from manyicl.training.recipe import RunConfig, make_config
+from manyicl.training.run import train
 from tests.conftest import make_task, tiny_model, train_tokenizer
 from tests.test_answering import reciting_model
 

@@ -17,13 +17,15 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from manyicl import cli, runs, training
-from manyicl.cells import PREDICTION_SCHEMA, read_predictions
+from manyicl.cli import app
 from manyicl.errors import UserError
-from manyicl.evaluation import load_asked_model, one_pass_curve
-from manyicl.models import MODEL_NOTE, ModelNote
-from manyicl.scoring import score_answer
-from manyicl.tasks import load_tasks
+from manyicl.evaluation.loop import load_asked_model, one_pass_curve
+from manyicl.evaluation.points import PREDICTION_SCHEMA, read_predictions
+from manyicl.evaluation.scoring import score_answer
+from manyicl.models.loading import MODEL_NOTE, ModelNote
+from manyicl.tasks.task import load_tasks
+from manyicl.training import run as runs
+from manyicl.training import trainer
 from tests.comparison_setting import make_recipe, write_world
 from tests.conftest import make_task, tiny_model, train_tokenizer
 from tests.trajectory.setting import write_setting
@@ -53,7 +55,7 @@ def run_manyicl(capfd, *arguments: object) -> tuple[int, str, str]:
         patch.setattr(sys, "argv", ["manyicl", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as exited:
-            cli.main()
+            app.main()
     out, err = capfd.readouterr()
     return int(exited.value.code or 0), out, err
 
@@ -111,7 +113,7 @@ def test_help_names_every_verb(capfd):
     listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ") and line.split()[1].isalpha()}
     assert listed >= set(VERBS)
     assert "Start with manyicl demo" in out
-    commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    commands = {command.name or command.callback.__name__ for command in app.app.registered_commands}
     assert commands == set(VERBS)
 
 
@@ -239,13 +241,13 @@ def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
 
 @pytest.mark.parametrize(("text", "counts"), [("0", (0,)), ("0,1,4", (0, 1, 4)), ("16, 4", (16, 4))])
 def test_shot_counts_are_numbers_between_commas(text, counts):
-    assert cli.parse_shots(text) == counts
+    assert app.parse_shots(text) == counts
 
 
 @pytest.mark.parametrize("text", ["", "1,", "a", "1;2", "1.5", "-1", "0,-4"])
 def test_other_shot_counts_are_refused(text, folder, capfd):
     with pytest.raises(UserError, match="--shots"):
-        cli.parse_shots(text)
+        app.parse_shots(text)
     assert refusal(capfd, "eval", folder / "model", "--tasks", folder / "tasks", f"--shots={text}").startswith(
         "--shots "
     )
@@ -571,7 +573,7 @@ def test_export_writes_a_new_folder_and_says_how_to_read_it(tmp_path, capfd):
 def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, capfd, monkeypatch):
     write_setting(tmp_path)
     recipe, run = tmp_path / "recipe.toml", tmp_path / "a run"
-    plain, is_short = training.row_loss, {"training": True, "validation": False}
+    plain, is_short = trainer.row_loss, {"training": True, "validation": False}
 
     def row_loss(model, batch):
         if is_short["training" if torch.is_grad_enabled() else "validation"]:
@@ -586,7 +588,7 @@ def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, c
         assert code == 2
         return err.splitlines()[-1]
 
-    monkeypatch.setattr(training, "row_loss", row_loss)
+    monkeypatch.setattr(trainer, "row_loss", row_loss)
     line = last_line(recipe, "--out", run)
     assert line.startswith("error: step 1: the GPU is out of memory, with rows of up to 320 tokens and 0 of 3 layers ")
     assert line.endswith(f"; go on with: manyicl train --resume '{run}' train.checkpointed_layers=all")
@@ -691,7 +693,7 @@ def stop(*_: object, **__: object) -> None:
 
 
 def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("manyicl.evaluation.evaluate", stop)
+    monkeypatch.setattr("manyicl.evaluation.loop.evaluate", stop)
     command = ["eval", str(folder / "model"), "--tasks", str(folder / "tasks"), "--shots", "0"]
     code, _, err = run_manyicl(capfd, *command)
     assert (code, err) == (130, "stopped, nothing is kept\n")
@@ -701,7 +703,7 @@ def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeyp
 
 
 def test_a_stopped_demo_says_how_to_go_on(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("manyicl.demo.run_demo", stop)
+    monkeypatch.setattr("manyicl.demo.run.run_demo", stop)
     options = ["--seed", "1", "--seeds", "2", "--quick"]
     code, _, err = run_manyicl(capfd, "demo", "--out", tmp_path, *options)
     assert (code, err) == (130, f"stopped; go on with: manyicl demo --out {tmp_path} {' '.join(options)}\n")
@@ -710,7 +712,7 @@ def test_a_stopped_demo_says_how_to_go_on(tmp_path, capfd, monkeypatch):
 
 
 def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("manyicl.comparison.run_comparison", stop)
+    monkeypatch.setattr("manyicl.comparison.grid.run_comparison", stop)
     make_recipe(tmp_path, write_world(tmp_path))
     code, _, err = run_manyicl(capfd, "compare", tmp_path / "recipe.toml", "--out", tmp_path / "c", "--seed", "0")
     assert (code, err) == (130, f"stopped; go on with: manyicl compare --resume {tmp_path / 'c'} --seed 0\n")

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyicl.comparison import open_comparison
-from manyicl.comparison_summary import collect_findings
-from manyicl.costs import count_flops, shape_model
-from manyicl.models import load_config
-from manyicl.preparation import prepare_run
-from manyicl.report.comparison import read_comparison
+from manyicl.comparison.grid import open_comparison
+from manyicl.comparison.schema import read_comparison
+from manyicl.comparison.summary import collect_findings
+from manyicl.models.costs import count_flops, shape_model
+from manyicl.models.loading import load_config
 from manyicl.report.document import finish_comparison
-from manyicl.run_folder import read_run_config
+from manyicl.training.preparation import prepare_run
+from manyicl.training.run_folder import read_run_config
 from tests.comparison_setting import make_recipe, write_world
 from tests.trajectory.setting import ROOT, run_command
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from manyicl.comparison_display import comparison_plot, comparison_table
-from manyicl.report.comparison import check_comparison
+from manyicl.comparison.schema import check_comparison
+from manyicl.report.terminal import comparison_plot, comparison_table
 from tests.comparison_data import make_comparison
 from tests.rendering import render_terminal
 

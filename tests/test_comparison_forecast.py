@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyicl.comparison import Comparison, GridCell, open_comparison, run_comparison
-from manyicl.comparison_forecast import Work, count_sweep, forecast_comparison
-from manyicl.comparison_forecast_display import comparison_forecast_table
-from manyicl.comparison_summary import collect_findings
-from manyicl.devices import find_device
-from manyicl.evaluation import load_asked_model, tokenize_for
-from manyicl.shot_curve import ask_draw
-from manyicl.sweep import Sweep, TaskSweep
-from manyicl.tasks import Task
+from manyicl.cli.comparison_tables import comparison_forecast_table
+from manyicl.comparison.forecast import Work, count_sweep, forecast_comparison
+from manyicl.comparison.grid import Grid, WorkItem, open_comparison, run_comparison
+from manyicl.comparison.summary import collect_findings
+from manyicl.evaluation.curves import ask_draw
+from manyicl.evaluation.loop import load_asked_model, tokenize_for
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.planning.devices import find_device
+from manyicl.tasks.task import Task
 from tests.comparison_setting import make_recipe, write_world
 from tests.rendering import render_terminal
 from tests.trajectory.setting import run_command
@@ -44,7 +44,7 @@ def small(world, **compare: Any):
 def test_the_planned_tokens_are_those_that_the_comparison_spends(world, tmp_path):
     """Issue 16, fault 4: plan of a comparison's recipe."""
     config = small(world)
-    planned = forecast_comparison(Comparison(tmp_path, config))
+    planned = forecast_comparison(Grid(tmp_path, config))
     comparison = open_comparison(tmp_path / "out", config)
     run_comparison(comparison, console=Console(file=StringIO()))
     costs = {(cost["arm"], cost["seed"]): cost for cost in collect_findings(comparison)["costs"]}
@@ -64,7 +64,7 @@ def test_the_planned_tokens_are_those_that_the_comparison_spends(world, tmp_path
 
 @pytest.mark.slow
 def test_the_planned_cells_are_those_of_the_grid(world, tmp_path):
-    comparison = Comparison(tmp_path, small(world))
+    comparison = Grid(tmp_path, small(world))
     planned = forecast_comparison(comparison)
     cells = comparison.cells()
     assert sum(work.cells for work in planned.work.values()) == len(cells)
@@ -79,8 +79,8 @@ def test_the_planned_cells_are_those_of_the_grid(world, tmp_path):
 @pytest.mark.parametrize("what", ["test", "validation", "flip"])
 def test_the_tokens_behind_a_shared_prefix_are_those_that_go_through_the_model(world, tmp_path, what):
     """Of known answers exactly; an open answer is taken to be as long as its reference."""
-    comparison = Comparison(tmp_path, small(world))
-    cell = GridCell("manyicl", 1, what)
+    comparison = Grid(tmp_path, small(world))
+    cell = WorkItem("manyicl", 1, what)
     asked = load_asked_model("seed", precision="fp32", max_tokens=192, template=comparison.config.template)
     tasks, options = comparison.sweep_of(cell)
     chosen = next(task for task in tasks if task.labels)
@@ -113,7 +113,7 @@ def test_work_adds_up():
 
 
 def test_the_table_fits_80_columns_and_says_what_it_assumes(world, tmp_path):
-    planned = forecast_comparison(Comparison(tmp_path, small(world)), device=find_device("h100"), num_devices=2)
+    planned = forecast_comparison(Grid(tmp_path, small(world)), device=find_device("h100"), num_devices=2)
     shown = render_terminal(comparison_forecast_table(planned), width=80)
     for words in ("│ zero-shot FT", "trials: validation", "plain path", "30%", "On 2 of them", "MiB"):
         assert words in shown, words

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyicl.arms import CompareConfig
-from manyicl.comparison import Comparison, open_comparison, run_comparison
-from manyicl.comparison_inputs import INPUTS_FILE
-from manyicl.comparison_summary import collect_findings
+from manyicl.comparison.arms import CompareConfig
+from manyicl.comparison.grid import Grid, open_comparison, run_comparison
+from manyicl.comparison.inputs import INPUTS_FILE
+from manyicl.comparison.summary import collect_findings
 from manyicl.errors import UserError
-from manyicl.tasks import load_tasks
+from manyicl.tasks.task import load_tasks
 from tests.comparison_setting import make_recipe, write_world
 
 
@@ -88,7 +88,7 @@ def test_the_hashes_that_are_reported_are_those_of_the_cells(began):
     folder, config = began
     before = {task.name: task.sha256 for task in load_tasks(config.tasks.folder)}
     change_tests(Path(config.tasks.folder), config.compare.held_out_tasks[0])
-    found = {entry["task"]: entry["sha256"] for entry in collect_findings(Comparison(folder, config))["tasks"]}
+    found = {entry["task"]: entry["sha256"] for entry in collect_findings(Grid(folder, config))["tasks"]}
     assert found == before
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyicl.comparison import GridCell, Judged, judge_trial, open_comparison, run_comparison
-from manyicl.comparison_summary import collect_findings
+from manyicl.comparison.grid import Judged, WorkItem, judge_trial, open_comparison, run_comparison
+from manyicl.comparison.schema import check_comparison
+from manyicl.comparison.summary import collect_findings
 from manyicl.errors import UserError
-from manyicl.metrics import MetricsLog
-from manyicl.report.comparison import check_comparison
 from manyicl.report.markdown import render_markdown
 from manyicl.report.verdict import tell_rates
-from manyicl.run_folder import read_run_config
+from manyicl.training.metrics import MetricsLog
+from manyicl.training.run_folder import read_run_config
 from tests.comparison_setting import make_recipe, write_world
 from tests.test_claims import other_process
 from tests.trajectory.setting import ROOT
@@ -84,7 +84,7 @@ def test_two_processes_share_the_trials(world, tmp_path):
 
 def test_what_another_process_does_is_waited_for(world, tmp_path):
     comparison = begin(world, tmp_path / "out", seeds=[0])
-    trial = GridCell("manyicl", 0, "train", rate=RATES[0])
+    trial = WorkItem("manyicl", 0, "train", rate=RATES[0])
     with other_process(comparison.claim_file(trial), seconds=5) as process:
         assert process.stdout.readline().strip() == "None"
         printed = run(comparison)
@@ -99,7 +99,7 @@ def test_the_first_seed_takes_the_run_of_its_trial(world, tmp_path):
     comparison = begin(world, tmp_path / "out", seeds=[0])
     run(comparison)
     rate = comparison.chosen_rate("manyicl")
-    trial, kept = (comparison.place(GridCell("manyicl", 0, "train", rate=r)) for r in (rate, None))
+    trial, kept = (comparison.place(WorkItem("manyicl", 0, "train", rate=r)) for r in (rate, None))
     assert (kept / "run.json").read_bytes() == (trial / "run.json").read_bytes()
     weights = [next((run / "model").glob("*.safetensors")) for run in (trial, kept)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -151,7 +151,7 @@ def test_a_tuned_dedicated_model_has_the_rate_and_the_steps_that_its_own_task_ch
         best = max(RATES, key=lambda rate: (judged[rate].score, -judged[rate].nll))
         assert tuned.chosen_rate("dedicated-tuned", task) == best
         for seed in (0, 1):
-            folder = tuned.place(GridCell("dedicated-tuned", seed, "train", task))
+            folder = tuned.place(WorkItem("dedicated-tuned", seed, "train", task))
             assert read_run_config(folder).train.learning_rate == best
             records = MetricsLog(folder / "metrics.jsonl").read()
             losses = {r["step"]: r["eval_loss"] for r in records if "eval_loss" in r}

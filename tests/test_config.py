@@ -11,7 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from manyicl.config import (
+from manyicl.episodes.plan import EpisodeSettings
+from manyicl.episodes.template import TemplateSettings
+from manyicl.errors import UserError
+from manyicl.models.loading import LoraSettings, ModelSettings
+from manyicl.training.recipe import (
     HeldOutSettings,
     RunConfig,
     TaskSettings,
@@ -20,10 +24,6 @@ from manyicl.config import (
     load_recipe,
     make_config,
 )
-from manyicl.episodes import EpisodeSettings
-from manyicl.errors import UserError
-from manyicl.models import LoraSettings, ModelSettings
-from manyicl.templates import TemplateSettings
 
 SECTIONS = (
     TaskSettings,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from manyicl.config_shapes import boundaries, common_window, head_dims, key_heads
-from manyicl.costs import layer_windows, shape_model
-from manyicl.isolation import isolation_fault
-from manyicl.memory import plan_memory
-from manyicl.sharing import sharing_fault
+from manyicl.inference.budget import plan_memory
+from manyicl.inference.sharing import sharing_fault
+from manyicl.models.costs import layer_windows, shape_model
+from manyicl.models.isolation import isolation_fault
+from manyicl.models.structure import boundaries, common_window, head_dims, key_heads
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyicl.copies import MIN_JACCARD, Copies, CopyIndex, find_copies, split_words
+from manyicl.tasks.duplicates import MIN_JACCARD, Copies, CopyIndex, find_copies, split_words
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=12).map(" ".join)
 
@@ -100,7 +100,7 @@ def test_texts_of_many_blocks_are_compared_like_those_of_one(monkeypatch):
     shown = [text.upper() for text in texts[::3]]
     whole = find_copies(texts, shots=shown)
     assert [copies.near for copies in whole] == [(n // 3,) if n % 3 == 0 else () for n in range(300)]
-    monkeypatch.setattr("manyicl.copies.BLOCK", 10)
+    monkeypatch.setattr("manyicl.tasks.duplicates.BLOCK", 10)
     assert find_copies(texts, shots=shown) == whole
 
 

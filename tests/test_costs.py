@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
 
-from manyicl.attention import segment_attention
-from manyicl.batches import join_row
-from manyicl.costs import _chosen_experts, count_flops, count_pairs, count_weights, layer_windows, shape_model
+from manyicl.episodes.batch import join_row
+from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.errors import UserError
-from manyicl.loss import answer_loss, target_logits
-from manyicl.models import LoraSettings, add_adapter
-from manyicl.tokenized import TokenizedEpisode
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.costs import _chosen_experts, count_flops, count_pairs, count_weights, layer_windows, shape_model
+from manyicl.models.loading import LoraSettings, add_adapter
+from manyicl.models.loss import answer_loss, target_logits
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)

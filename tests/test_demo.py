@@ -10,12 +10,12 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from manyicl import demo
-from manyicl.demo import FULL, Size, demo_config, open_demo, run_demo, write_regime
+from manyicl.comparison.schema import read_comparison
+from manyicl.demo import run as demo
+from manyicl.demo.regimes import CONTRAST, HEADLINE
+from manyicl.demo.run import FULL, Size, demo_config, open_demo, run_demo, write_regime
 from manyicl.errors import UserError
-from manyicl.report.comparison import read_comparison
-from manyicl.tasks import load_tasks
-from manyicl.world.regimes import CONTRAST, HEADLINE
+from manyicl.tasks.task import load_tasks
 
 TINY = Size(
     num_steps=2,

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manyicl.cells import Cell, DrawCell, Prediction, ShotCurve
-from manyicl.difference import CellDifference, MeanDifference, compare_results, tell_difference
-from manyicl.display import difference_table
+from manyicl.cli.result_tables import difference_table
 from manyicl.errors import UserError
+from manyicl.evaluation.difference import CellDifference, MeanDifference, compare_results, tell_difference
+from manyicl.evaluation.points import Cell, DrawCell, Prediction, ShotCurve
+from manyicl.evaluation.results import Evaluation, Result
 from manyicl.intervals import Table, difference_interval
-from manyicl.results import Evaluation, Result
 from tests.rendering import render
 
 Scores = dict[tuple[int, int], dict[str, float]]  # (shots, draw) -> query -> score

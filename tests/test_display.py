@@ -12,20 +12,20 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from manyicl.audit import Quantiles, TaskAudit
-from manyicl.cells import Cell, DrawCell, ShotCurve
-from manyicl.difference import CellDifference, Difference, MeanDifference
-from manyicl.display import (
+from manyicl.cli.result_tables import (
     audit_table,
     curve_plot,
     difference_table,
     evaluation_table,
     show_shots,
 )
-from manyicl.metrics import BarCallback
-from manyicl.progress import Pace, make_console, progress_bar, reporting
-from manyicl.results import Evaluation
-from manyicl.tasks import Fault
+from manyicl.console import Pace, make_console, progress_bar, reporting
+from manyicl.evaluation.difference import CellDifference, Difference, MeanDifference
+from manyicl.evaluation.points import Cell, DrawCell, ShotCurve
+from manyicl.evaluation.results import Evaluation
+from manyicl.planning.audit import Quantiles, TaskAudit
+from manyicl.tasks.task import Fault
+from manyicl.training.metrics import BarCallback
 from tests.rendering import cells_of, render, render_terminal
 
 NAN = math.nan

@@ -23,18 +23,18 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.answering import generate_answers
-from manyicl.cells import read_predictions
-from manyicl.endpoint import KEY_VARIABLE, Endpoint, EndpointSettings, base_url, text_of_ids
-from manyicl.endpoint_sweep import AnswerLog, answer_log_path, evaluate_at_endpoint, make_questions
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import AskedModel, evaluate, load_asked_model, tokenize_for
-from manyicl.models import ModelNote
-from manyicl.saving import save_model
-from manyicl.sweep import Sweep, TaskSweep
-from manyicl.tasks import load_tasks
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer
+from manyicl.evaluation.endpoint_sweep import AnswerLog, answer_log_path, evaluate_at_endpoint, make_questions
+from manyicl.evaluation.loop import AskedModel, evaluate, load_asked_model, tokenize_for
+from manyicl.evaluation.points import read_predictions
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.endpoint import KEY_VARIABLE, Endpoint, EndpointSettings, base_url, text_of_ids
+from manyicl.inference.generation import generate_answers
+from manyicl.models.loading import ModelNote
+from manyicl.models.saving import save_model
+from manyicl.tasks.task import load_tasks
 from tests.conftest import SHARED, make_task, needs_shared, tiny_model, train_tokenizer
 from tests.test_cli import run_manyicl
 from tests.test_templates import CHATML, chat_tokenizer
@@ -494,8 +494,8 @@ def test_the_command_line_asks_a_server(asked, tmp_path, capfd):
         assert (code, err) == (2, "error: --compile: the server runs the model; leave it out\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tenacity", None)
-        patch.delitem(sys.modules, "manyicl.endpoint")
-        patch.delitem(sys.modules, "manyicl.endpoint_sweep")
+        patch.delitem(sys.modules, "manyicl.inference.endpoint")
+        patch.delitem(sys.modules, "manyicl.evaluation.endpoint_sweep")
         code, _, err = run_manyicl(capfd, "eval", asked.path, *options, "--endpoint", "http://localhost:1")
         assert (code, err) == (2, "error: --endpoint: tenacity is not installed; pip install httpx2 tenacity\n")
     code, _, err = run_manyicl(capfd, "eval", asked.path, *options, *here, "--length-normalized")

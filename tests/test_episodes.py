@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from manyicl.batches import lengths_of
-from manyicl.episodes import (
+from manyicl.episodes.batch import lengths_of
+from manyicl.episodes.plan import (
     Episode,
     EpisodeSettings,
     TaskLengths,
@@ -22,11 +22,11 @@ from manyicl.episodes import (
     iter_episodes,
     plan_episode,
 )
+from manyicl.episodes.renaming import LabelLengths
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import join_examples, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.label_names import LabelLengths
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import join_examples, tokenize_task
-from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 from tests.test_templates import CHATML, chat_tokenizer
 

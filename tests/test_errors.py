@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyicl import cli
+from manyicl.cli import app
 from manyicl.errors import UserError, suggest
 
 
@@ -38,9 +38,9 @@ def run_main(monkeypatch, error: BaseException) -> None:
     def fail():
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(app, "app", fail)
     monkeypatch.setattr(sys, "argv", ["manyicl"])
-    cli.main()
+    app.main()
 
 
 def test_a_users_error_is_one_line_on_stderr_and_exit_code_2(monkeypatch, capsys):

@@ -18,12 +18,12 @@ from benchmarks.eval_vs_lm_eval import (
     write_task,
 )
 
-from manyicl.evaluation import tokenize_for
-from manyicl.sweep import Sweep, TaskSweep
-from manyicl.tasks import load_tasks
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.evaluation.loop import tokenize_for
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.tasks.task import load_tasks
 from tests.conftest import SHARED, make_task, needs_shared
 
 

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from manyicl.attention import segment_attention
-from manyicl.batches import BatchMaker
+from manyicl.episodes.batch import BatchMaker
 from manyicl.errors import UserError
-from manyicl.export import export_trl
 from manyicl.files import sync_tree
-from manyicl.loss import answer_loss, target_logits
-from manyicl.models import load_model
-from manyicl.preparation import prepare_run
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loading import load_model
+from manyicl.models.loss import answer_loss, target_logits
+from manyicl.training.export import export_trl
+from manyicl.training.preparation import prepare_run
 from tests.trajectory.setting import write_setting
 
 needs_trl = pytest.mark.skipif(
@@ -71,11 +71,11 @@ def test_a_folder_that_exists_is_left_alone_and_a_failure_leaves_nothing_of_its_
     def full(_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("manyicl.export.sync_tree", full)
+    monkeypatch.setattr("manyicl.training.export.sync_tree", full)
     with pytest.raises(OSError, match="disk full"):
         export_trl(prepared, tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    monkeypatch.setattr("manyicl.export.sync_tree", sync_tree)
+    monkeypatch.setattr("manyicl.training.export.sync_tree", sync_tree)
     export_trl(prepared, tmp_path / "other")
 
 

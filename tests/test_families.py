@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from manyicl.config import make_config
-from manyicl.evaluation import ask_inputs, evaluate, load_asked_model, one_pass_curve
-from manyicl.runs import train
-from manyicl.tasks import load_tasks
+from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model, one_pass_curve
+from manyicl.tasks.task import load_tasks
+from manyicl.training.recipe import make_config
+from manyicl.training.run import train
 from tests.conftest import CONFIGS, tiny_model
 from tests.trajectory.setting import write_setting
 

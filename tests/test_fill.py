@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from manyicl import cli
-from manyicl.difference import compare_results, tell_difference
+from manyicl.cli import app
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import ask_inputs, evaluate, load_asked_model
-from manyicl.results import read_result
-from manyicl.shots import FILL, sort_shots
-from manyicl.sweep import Sweep, TaskSweep, prefix_lengths
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.evaluation.difference import compare_results, tell_difference
+from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model
+from manyicl.evaluation.results import read_result
+from manyicl.evaluation.shots import FILL, sort_shots
+from manyicl.evaluation.sweep import Sweep, TaskSweep, prefix_lengths
 from tests.conftest import make_task
 
 
@@ -27,9 +27,9 @@ def plan_of(tokenizers, task, **options) -> TaskSweep:
 
 def test_fill_stands_last_among_the_numbers_of_shots():
     assert sort_shots([16, FILL, 0, 4, 16]) == [0, 4, 16, FILL]
-    assert cli.parse_shots("0,4, fill") == (0, 4, FILL)
+    assert app.parse_shots("0,4, fill") == (0, 4, FILL)
     with pytest.raises(UserError, match="--shots 0,full: write numbers separated by commas, and fill for as many"):
-        cli.parse_shots("0,full")
+        app.parse_shots("0,full")
 
 
 def test_each_draw_is_filled_as_far_as_it_fits_and_no_further(tokenizers):

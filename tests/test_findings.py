@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from manyicl.arms import ARMS
-from manyicl.cells import Prediction
-from manyicl.comparison_analysis import list_flips
-from manyicl.comparison_forgetting import find_forgetting
-from manyicl.comparison_scores import list_flatness, list_headline, tell_difference
-from manyicl.findings import Asked, Findings
-from manyicl.pooling import Pooled, tabulate
-from manyicl.tasks import flip_map
+from manyicl.comparison.analyses import list_flips
+from manyicl.comparison.arms import ARMS
+from manyicl.comparison.findings import Asked, Findings
+from manyicl.comparison.forgetting import find_forgetting
+from manyicl.comparison.pooling import Pooled, tabulate
+from manyicl.comparison.scores import list_flatness, list_headline, tell_difference
+from manyicl.evaluation.points import Prediction
+from manyicl.tasks.task import flip_map
 from tests.conftest import make_task
 
 HELD_OUT = "animals"

@@ -11,9 +11,9 @@ import torch
 from torch.nn import attention
 from torch.nn.attention import SDPBackend
 
-from manyicl import flash_attention, segment_kernels
-from manyicl.flash_attention import flash_attention_3, in_place, is_usable
-from manyicl.segment_kernels import kernel_order
+from manyicl.models.attention import flash, segments
+from manyicl.models.attention.flash import flash_attention_3, flash_implementation, is_usable
+from manyicl.models.attention.segments import kernel_order
 
 
 @pytest.fixture
@@ -28,32 +28,32 @@ def hopper(monkeypatch):
         attention, "activate_flash_attention_impl", lambda name: (active.append(name), done.append(name))
     )
     monkeypatch.setattr(attention, "restore_flash_attention_impl", lambda: (active.pop(), done.append("restored")))
-    monkeypatch.setattr(segment_kernels, "_let_torch_set_its_order", lambda: None)
-    flash_attention._is_installed.cache_clear()
+    monkeypatch.setattr(segments, "_let_torch_set_its_order", lambda: None)
+    flash._is_installed.cache_clear()
     yield done
-    flash_attention._is_installed.cache_clear()
+    flash._is_installed.cache_clear()
 
 
 @pytest.fixture
 def installed(monkeypatch):
-    module = types.ModuleType(flash_attention.PACKAGE)
-    module.__spec__ = types.SimpleNamespace(name=flash_attention.PACKAGE)  # type: ignore[assignment]
+    module = types.ModuleType(flash.PACKAGE)
+    module.__spec__ = types.SimpleNamespace(name=flash.PACKAGE)  # type: ignore[assignment]
     monkeypatch.setattr(torch.ops, "flash_attn_3", types.SimpleNamespace(fwd=None, bwd=None), raising=False)
-    monkeypatch.setitem(sys.modules, flash_attention.PACKAGE, module)
+    monkeypatch.setitem(sys.modules, flash.PACKAGE, module)
 
 
 def preferred(*, row_tokens: int = 8192, drops: bool = False) -> list[str]:
     """Return the order of kernels that the block asks torch for."""
     with pytest.MonkeyPatch.context() as patch:
         asked: list[SDPBackend] = []
-        original = segment_kernels.sdpa_kernel
-        patch.setattr(segment_kernels, "sdpa_kernel", lambda order, **k: (asked.extend(order), original(order, **k))[1])
+        original = segments.sdpa_kernel
+        patch.setattr(segments, "sdpa_kernel", lambda order, **k: (asked.extend(order), original(order, **k))[1])
         with kernel_order(row_tokens=row_tokens, drops=drops):
             return [backend.name for backend in asked[:2]]
 
 
 def test_without_the_package_cudnn_is_first(hopper, monkeypatch):
-    monkeypatch.setattr(flash_attention.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(flash.importlib.util, "find_spec", lambda _: None)
     assert not is_usable()
     assert preferred() == ["CUDNN_ATTENTION", "FLASH_ATTENTION"]
     assert hopper == []
@@ -63,14 +63,14 @@ def test_where_it_is_installed_it_is_first_in_the_block_alone(hopper, installed)
     assert is_usable()
     assert preferred() == ["FLASH_ATTENTION", "CUDNN_ATTENTION"]
     assert hopper == ["FA3", "restored"]
-    assert in_place() is None
+    assert flash_implementation() is None
 
 
 def test_a_block_in_a_block_changes_nothing(hopper, installed):
     with flash_attention_3():
         with flash_attention_3():
-            assert in_place() == "FA3"
-        assert in_place() == "FA3"
+            assert flash_implementation() == "FA3"
+        assert flash_implementation() == "FA3"
     assert hopper == ["FA3", "restored"]
 
 
@@ -123,7 +123,7 @@ def test_what_torch_says_when_a_kernel_is_replaced_is_kept_to_itself(hopper, ins
 
 
 def test_a_package_that_cannot_be_loaded_is_told_of_once(hopper, monkeypatch, tmp_path):
-    (tmp_path / f"{flash_attention.PACKAGE}.py").write_text("raise ImportError('undefined symbol: aoti_torch_x')")
+    (tmp_path / f"{flash.PACKAGE}.py").write_text("raise ImportError('undefined symbol: aoti_torch_x')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(UserWarning, match="cannot be loaded, so cuDNN's attention is used: undefined symbol"):
         assert not is_usable()
@@ -141,4 +141,4 @@ def test_a_package_without_a_backward_pass_is_not_used(hopper, installed, monkey
 def test_it_is_let_go_where_the_block_fails(hopper, installed):
     with pytest.raises(ValueError, match="in the block"), flash_attention_3():
         raise ValueError("in the block")
-    assert in_place() is None
+    assert flash_implementation() is None

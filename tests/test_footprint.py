@@ -9,10 +9,13 @@ import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig
 
-from manyicl.attention import segment_attention
-from manyicl.batches import join_row
+from manyicl.episodes.batch import join_row
+from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.errors import UserError
-from manyicl.footprint import (
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loading import LoraSettings, add_adapter
+from manyicl.models.loss import answer_loss, target_logits
+from manyicl.planning.footprint import (
     Row,
     StorageMeter,
     choose_checkpointed_layers,
@@ -20,10 +23,7 @@ from manyicl.footprint import (
     meter_step,
     predict_memory,
 )
-from manyicl.layers import Checkpointed, measure_activations, prepared_layers
-from manyicl.loss import answer_loss, target_logits
-from manyicl.models import LoraSettings, add_adapter
-from manyicl.tokenized import TokenizedEpisode
+from manyicl.training.recompute import Checkpointed, measure_activations, prepared_layers
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)
@@ -176,7 +176,7 @@ def test_capped_scores_are_run_as_they_are_because_no_fused_kernel_knows_them():
 
 
 def test_a_model_that_needs_contents_is_one_line(monkeypatch):
-    from manyicl import footprint
+    from manyicl.planning import footprint
 
     def needs_contents(model, batch, **_):
         return float(target_logits(model, batch).sum())

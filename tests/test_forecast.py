@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from manyicl import forecast as forecasting
-from manyicl.config import RunConfig, make_config
-from manyicl.costs import count_flops, shape_model
-from manyicl.devices import DEVICES, Device, find_device
+from manyicl.cli.forecast_tables import forecast_table
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.fitting import suggest_changes
-from manyicl.footprint import Row, measure_footprint, predict_memory
-from manyicl.forecast import count_unterminated, forecast_run, is_exact_prefix, largest_row
-from manyicl.forecast_display import forecast_table
-from manyicl.layers import Checkpointed
-from manyicl.models import load_config
-from manyicl.preparation import count_plan, prepare_run
-from manyicl.tokens import TaskTokenizer
+from manyicl.models.costs import count_flops, shape_model
+from manyicl.models.loading import load_config
+from manyicl.planning import forecast as forecasting
+from manyicl.planning.devices import DEVICES, Device, find_device
+from manyicl.planning.fit import suggest_changes
+from manyicl.planning.footprint import Row, measure_footprint, predict_memory
+from manyicl.planning.forecast import count_unterminated, forecast_run, is_exact_prefix, largest_row
+from manyicl.training.preparation import count_plan, prepare_run
+from manyicl.training.recipe import RunConfig, make_config
+from manyicl.training.recompute import Checkpointed
 from tests.trajectory.setting import write_setting
 
 

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.forgetting import TextWindows, bits_per_byte, drift_every, read_windows, window_bits, window_table
+from manyicl.evaluation.text_loss import (
+    TextWindows,
+    bits_per_byte,
+    drift_every,
+    read_windows,
+    window_bits,
+    window_table,
+)
 from manyicl.intervals import mean_interval
-from manyicl.metrics import MetricsLog
-from manyicl.runs import train
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer
+from manyicl.training.metrics import MetricsLog
+from manyicl.training.run import train
 from tests.conftest import tiny_model, train_tokenizer
 from tests.trajectory.setting import read_metrics, read_weights, write_setting
 
@@ -176,7 +183,7 @@ def test_windows_in_rows_of_many_cost_what_they_cost_alone(tmp_path, tokenizers,
     windows = read_windows(path, tokenizers["bpe"], window_tokens=24, num_windows=7)
     model = tiny_model("llama")
     together = window_bits(model, windows)
-    monkeypatch.setattr("manyicl.forgetting.ROW_TOKENS", 1)
+    monkeypatch.setattr("manyicl.evaluation.text_loss.ROW_TOKENS", 1)
     np.testing.assert_allclose(window_bits(model, windows), together, rtol=1e-5)
     assert len(set(together.round(3))) > 1
 

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from manyicl.tasks import Example, Fault, Task, inspect_task, load_task
+from manyicl.tasks.task import Example, Fault, Task, inspect_task, load_task
 
 ROWS = [{"input": "one", "answer": "a", "split": "train"}, {"input": "two", "answer": "b", "split": "train"}]
 EXPECTED = [Example("one", "a"), Example("two", "b")]

@@ -12,13 +12,13 @@ from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen3 import modeling_qwen3
 
-from manyicl import attention, evaluation
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import AskedModel, ask_inputs, load_asked_model
-from manyicl.fused import PIECES, fused_pieces
-from manyicl.prefix import encode_prefix, score_choices
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer
+from manyicl.evaluation.loop import AskedModel, ask_inputs, load_asked_model
+from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.models.attention import dispatch
+from manyicl.models.compiled_pieces import PIECES, fused_pieces
 from tests.conftest import make_task, tiny_model
 
 KNOWN = ["llama", "mistral", "mistral-sliding", "qwen3"]
@@ -30,7 +30,7 @@ def replaced() -> list[object]:
     norms = [modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_qwen3.Qwen3RMSNorm]
     gates = [modeling_llama.LlamaMLP, modeling_mistral.MistralMLP, modeling_qwen3.Qwen3MLP]
     turned = [m.apply_rotary_pos_emb for m in (modeling_llama, modeling_mistral, modeling_qwen3)]
-    return [attention.merge_parts, *(kind.forward for kind in (*norms, *gates)), *turned]
+    return [dispatch.merge_parts, *(kind.forward for kind in (*norms, *gates)), *turned]
 
 
 def nats_behind(model, *, num_prefix: int = 40) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_likelihoods_are_those_of_the_model_as_it_is(name, names, uncompiled):
 
 def test_each_piece_is_run(uncompiled, monkeypatch):
     """With its formula wrong, each piece changes the likelihoods."""
-    from manyicl import fused
+    from manyicl.models import compiled_pieces
 
     model = tiny_model("llama")
     expected = nats_behind(model)
@@ -80,7 +80,7 @@ def test_each_piece_is_run(uncompiled, monkeypatch):
     }
     for name, (function, formula) in wrong.items():
         formula.__name__ = name
-        monkeypatch.setattr(fused, function, formula)
+        monkeypatch.setattr(compiled_pieces, function, formula)
         with fused_pieces(model, (name,)):
             assert np.abs(nats_behind(model) - expected).max() > 1e-3, name
 
@@ -129,7 +129,7 @@ def test_another_activation_leaves_the_gate_alone(uncompiled):
     with pytest.warns(UserWarning, match=told):
         block.__enter__()
     assert modeling_llama.LlamaMLP.forward is gate
-    assert attention.merge_parts.__name__ == "merged_for_projection"
+    assert dispatch.merge_parts.__name__ == "merged_for_projection"
     block.__exit__(None, None, None)
 
 
@@ -147,7 +147,7 @@ def test_only_a_model_that_is_to_be_compiled_is_asked_so(compiled, tokenizers, u
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         answers = ask_inputs(asked, task, ["the red fox 3"], shots=2)
-        evaluation.evaluate(asked, [task], shots=(0, 2), draws=1, queries=2)
-        evaluation.one_pass_curve(asked, [task], episodes=1, token_budget=100)
+        evaluate.evaluate(asked, [task], shots=(0, 2), draws=1, queries=2)
+        evaluate.one_pass_curve(asked, [task], episodes=1, token_budget=100)
     assert len(answers) == 1
     assert uncompiled == (["merged_for_projection", "rotated_by_head", "gated"] * 3 if compiled else [])

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manyicl.config import load_recipe
 from manyicl.errors import UserError
-from manyicl.faults import FaultLog
-from manyicl.rows import FileRows, read_rows
-from manyicl.tasks import inspect_task
+from manyicl.tasks.faults import FaultLog
+from manyicl.tasks.rows import FileRows, read_rows
+from manyicl.tasks.task import inspect_task
+from manyicl.training.recipe import load_recipe
 
 pytestmark = pytest.mark.fuzz
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from manyicl.answering import generate_and_score, generate_behind
-from manyicl.batches import join_row
-from manyicl.heads import float32_head
-from manyicl.isolation import row_attention
-from manyicl.loss import row_loss
-from manyicl.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import TokenizedEpisode
-from manyicl.tokens import TaskTokenizer
+from manyicl.episodes.batch import join_row
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import TokenizedEpisode
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.inference.generation import generate_and_score, generate_behind
+from manyicl.inference.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
+from manyicl.models.heads import float32_head
+from manyicl.models.isolation import row_attention
+from manyicl.models.loss import row_loss
 from tests.conftest import ALONE_CONFIGS, CONFIGS, tiny_model
 from tests.test_prefix import some_ids
 

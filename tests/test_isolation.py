@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel
 
-from manyicl.batches import split_row
+from manyicl.episodes.batch import split_row
 from manyicl.errors import UserError
-from manyicl.forgetting import TextWindows, window_bits
-from manyicl.isolation import isolation_fault, row_attention
-from manyicl.loss import row_loss
-from manyicl.runs import train
+from manyicl.evaluation.text_loss import TextWindows, window_bits
+from manyicl.models.isolation import isolation_fault, row_attention
+from manyicl.models.loss import row_loss
+from manyicl.training.run import train
 from tests.conftest import ALONE_CONFIGS, CONFIGS, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 from tests.trajectory.setting import read_metrics, write_setting

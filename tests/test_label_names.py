@@ -14,21 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from manyicl.attention import segment_attention
-from manyicl.batches import BatchMaker, PackDataset, count_divisors, lengths_of
-from manyicl.config import dump_config, make_config
-from manyicl.episodes import Episode, EpisodeSettings, TaskLengths, iter_episodes
+from manyicl.cli.run_tables import plan_table
+from manyicl.episodes.batch import BatchMaker, PackDataset, count_divisors, lengths_of
+from manyicl.episodes.packing import Pack, iter_packs
+from manyicl.episodes.plan import Episode, EpisodeSettings, TaskLengths, iter_episodes
+from manyicl.episodes.renaming import WORDS, LabelLengths, check_names, draw_names, names_a_label
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, join_examples, tokenize_task, with_names
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.label_names import WORDS, LabelLengths, check_names, draw_names, names_a_label
-from manyicl.loss import answer_loss, target_logits
-from manyicl.packing import Pack, iter_packs
-from manyicl.preparation import count_plan, prepare_run
-from manyicl.preview import draw_episode, preview_recipe
-from manyicl.run_display import plan_table
-from manyicl.tasks import Example, Task
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import TokenizedEpisode, TokenizedTask, join_examples, tokenize_task, with_names
-from manyicl.tokens import TaskTokenizer
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loss import answer_loss, target_logits
+from manyicl.planning.preview import draw_episode, preview_recipe
+from manyicl.tasks.task import Example, Task
+from manyicl.training.preparation import count_plan, prepare_run
+from manyicl.training.recipe import dump_config, make_config
 from tests.conftest import make_task, tiny_model
 from tests.test_cli import run_manyicl
 from tests.test_templates import CHATML, chat_tokenizer

@@ -14,10 +14,11 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manyicl import layers
-from manyicl.attention import segment_attention
-from manyicl.batches import pad_row
-from manyicl.layers import (
+from manyicl.episodes.batch import pad_row
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loss import row_loss
+from manyicl.training import recompute
+from manyicl.training.recompute import (
     ActivationCost,
     Checkpointed,
     activation_room,
@@ -30,7 +31,6 @@ from manyicl.layers import (
     spread,
     unwidened_inputs,
 )
-from manyicl.loss import row_loss
 from tests.conftest import CONFIGS, assert_same_gradients, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 
@@ -111,7 +111,7 @@ def test_compiled_layers_do_not_attend_again_either():
 
 def test_what_is_dropped_in_attention_and_in_adapters_is_dropped_again_when_recomputed(monkeypatch):
     # A CUDA kernel draws what it drops: kept, it would not draw again, and an adapter behind it would draw otherwise.
-    monkeypatch.setattr(layers, "_attention_kept", lambda: pytest.fail("attention was kept"))
+    monkeypatch.setattr(recompute, "_attention_kept", lambda: pytest.fail("attention was kept"))
     gradients = []
     for checkpointed in (0, 3):
         torch.manual_seed(1)
@@ -183,7 +183,7 @@ def test_each_of_many_runs_in_one_process_is_compiled(monkeypatch):
     counted = CompileCounterWithBackend("eager")
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, **{**options, "backend": counted}))
-    monkeypatch.setattr(layers, "MOST_VARIANTS", 2)
+    monkeypatch.setattr(recompute, "MOST_VARIANTS", 2)
     model = tiny_model("llama").train()
     for number in range(4):
         batch = pad_row(row([random_episode(EPISODE, seed=1)]), multiple=64 + 8 * number)
@@ -209,7 +209,7 @@ def test_compiled_layers_keep_less():
 def test_what_compiled_layers_keep_is_what_inductor_keeps(monkeypatch):
     model = tiny_model("llama")
     measured = measure_activations(model, compiled=True)
-    monkeypatch.setattr(layers, "PARTITION_ONLY", "inductor")
+    monkeypatch.setattr(recompute, "PARTITION_ONLY", "inductor")
     assert measure_activations(model, compiled=True) == measured
 
 
@@ -237,7 +237,7 @@ def test_what_activations_may_take_up_counts_what_gpus_share():
     layer, ends = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32, 400 * 32
     num_weights = 3 * layer + 2 * ends + 32
     assert sum(p.numel() for p in model.parameters()) == num_weights
-    logits = 12 * layers.MOST_LOGITS["cuda"]
+    logits = 12 * recompute.MOST_LOGITS["cuda"]
     free = 10**9 + logits
     assert activation_room(model, free_bytes=free) == pytest.approx(0.9 * (10**9 - 12 * num_weights))
     # Of 16 bytes a weight that is trained, its own 4 among them, each of four holds a quarter; three heads are whole.

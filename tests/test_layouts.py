@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from manyicl.errors import UserError
-from manyicl.layouts import find_layout
-from manyicl.tasks import SPLITS, Task, load_tasks
+from manyicl.tasks.layouts import find_layout
+from manyicl.tasks.task import SPLITS, Task, load_tasks
 
 
 def write_csv(path: Path, first: int, count: int) -> None:

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from manyicl.comparison import open_comparison
+from manyicl.comparison.grid import open_comparison
 from manyicl.errors import UserError
-from manyicl.evaluation import evaluate
+from manyicl.evaluation.loop import evaluate
 from manyicl.locks import LOCK, sole_writer
-from manyicl.runs import train
-from manyicl.tasks import load_tasks
+from manyicl.tasks.task import load_tasks
+from manyicl.training.run import train
 from tests.comparison_setting import make_recipe, write_world
 from tests.trajectory.setting import write_setting
 

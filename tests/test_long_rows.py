@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from manyicl import cli
-from manyicl.display import evaluation_table
+from manyicl.cli import app
+from manyicl.cli.result_tables import evaluation_table
+from manyicl.console import make_console
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import ask_inputs, evaluate, load_asked_model, one_pass_curve
-from manyicl.progress import make_console
-from manyicl.sweep import LONG_TEST, LONG_TRAIN, Sweep, TaskSweep, refuse_empty, tokens_kept_for_query
-from manyicl.tasks import Example, Task
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model, one_pass_curve
+from manyicl.evaluation.sweep import LONG_TEST, LONG_TRAIN, Sweep, TaskSweep, refuse_empty, tokens_kept_for_query
+from manyicl.tasks.task import Example, Task
 from tests.conftest import make_task
 
 
@@ -168,12 +168,12 @@ def test_check_and_ask_tell_of_long_rows_on_the_command_line(tmp_path):
     lines = [json.dumps(row | {"split": part}) for row, part in zip(rows, split, strict=True)]
     (tmp_path / "lamps.jsonl").write_text("\n".join(lines) + "\n")
     runner = CliRunner()
-    checked = runner.invoke(cli.app, ["check", str(tmp_path), "--model", "seed"])
+    checked = runner.invoke(app.app, ["check", str(tmp_path), "--model", "seed"])
     assert "usable, but 1 train rows too long to be shots (longest sequence: 4,096 tokens)" in checked.stdout
     command = ["ask", "seed", "--tasks", str(tmp_path), "--task", "lamps"]
-    answered = runner.invoke(cli.app, command, input="the lamp is bent\n")
+    answered = runner.invoke(app.app, command, input="the lamp is bent\n")
     assert answered.stderr.startswith("behind ")
     assert answered.stderr.endswith("train rows as shots; 1 train rows too long to be shots\n")
     assert len(answered.stdout.splitlines()) == 1
-    told = json.loads(runner.invoke(cli.app, [*command, "--json"], input="the lamp is bent\n").stdout)
+    told = json.loads(runner.invoke(app.app, [*command, "--json"], input="the lamp is bent\n").stdout)
     assert told["left_out"] == {LONG_TRAIN: 1}

@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
-from manyicl import loss
-from manyicl.attention import segment_attention
-from manyicl.loss import AnswerLoss, answer_loss, row_loss, target_logits
+from manyicl.models import loss
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loss import AnswerLoss, answer_loss, row_loss, target_logits
 from tests.conftest import CONFIGS, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 

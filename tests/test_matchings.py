@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from manyicl.comparison.schema import check_comparison
 from manyicl.errors import UserError
-from manyicl.report.comparison import check_comparison
 from manyicl.report.document import write_report
 from manyicl.report.matchings import matching_tables, other_settings
 from tests.comparison_data import make_comparison, write_comparison

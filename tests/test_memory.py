@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manyicl.errors import UserError
-from manyicl.memory import plan_memory, run_chunks, run_rows
+from manyicl.inference.budget import plan_memory, run_chunks, run_rows
 from tests.conftest import tiny_model
 
 

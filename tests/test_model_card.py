@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import yaml
 
+from manyicl.comparison.schema import check_comparison
+from manyicl.episodes.tokenized import query_ids, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.model_card import write_model_card
-from manyicl.models import load_tokenizer
-from manyicl.report.comparison import check_comparison
-from manyicl.run_folder import read_run_config
-from manyicl.runs import train
-from manyicl.tasks import load_tasks
-from manyicl.tokenized import query_ids, tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.models.loading import load_tokenizer
+from manyicl.report.model_card import write_model_card
+from manyicl.tasks.task import load_tasks
+from manyicl.training.run import train
+from manyicl.training.run_folder import read_run_config
 from tests.comparison_data import make_comparison
 from tests.trajectory.setting import write_setting
 
@@ -58,7 +58,7 @@ def test_an_adapter_is_named_as_one_with_its_base_on_the_hub(tmp_path, compariso
     folder = train(write_setting(tmp_path, lora=True, num_steps=2), out=tmp_path / "run").folder
     config = read_run_config(folder)
     named = config.model_copy(update={"model": config.model.model_copy(update={"path": "some-org/some-base"})})
-    monkeypatch.setattr("manyicl.model_card.read_run_config", lambda path: named)
+    monkeypatch.setattr("manyicl.report.model_card.read_run_config", lambda path: named)
     found = metadata(write_model_card(folder, comparison, "few-shot", 1))
     assert found["library_name"] == "peft"
     assert found["base_model"] == "some-org/some-base"

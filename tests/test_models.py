@@ -27,10 +27,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from manyicl.attention import segment_attention
-from manyicl.config_shapes import common_window
+from manyicl.episodes.template import TemplateSettings
 from manyicl.errors import UserError
-from manyicl.models import (
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loading import (
     MODEL_NOTE,
     LoraSettings,
     ModelNote,
@@ -41,9 +41,9 @@ from manyicl.models import (
     locate_model,
     read_note,
 )
-from manyicl.saving import hash_weights, merge_adapter, save_model
-from manyicl.templates import TemplateSettings
-from manyicl.windows import check_window, max_tokens_of
+from manyicl.models.saving import hash_weights, merge_adapter, save_model
+from manyicl.models.structure import common_window
+from manyicl.models.windows import check_window, max_tokens_of
 from tests.conftest import CONFIGS, tiny_model, train_tokenizer
 
 IDS = torch.arange(3, 60)[None]

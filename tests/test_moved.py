@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from manyicl.errors import UserError
-from manyicl.evaluation import evaluate, load_asked_model
-from manyicl.models import ModelSettings, fingerprint_weights, load_config, load_model
-from manyicl.run_folder import read_run_config
-from manyicl.runs import train
-from manyicl.tasks import load_tasks
+from manyicl.evaluation.loop import evaluate, load_asked_model
+from manyicl.models.loading import ModelSettings, fingerprint_weights, load_config, load_model
+from manyicl.tasks.task import load_tasks
+from manyicl.training.run import train
+from manyicl.training.run_folder import read_run_config
 from tests.conftest import tiny_model, train_tokenizer
 from tests.trajectory.setting import write_setting
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from manyicl.comparison import open_comparison, run_comparison
-from manyicl.comparison_inputs import INPUTS_FILE
-from manyicl.comparison_summary import collect_findings
-from manyicl.overlap import Overlap, SplitOverlap, find_overlaps, tell_overlap, tell_overlaps
+from manyicl.comparison.grid import open_comparison, run_comparison
+from manyicl.comparison.inputs import INPUTS_FILE
+from manyicl.comparison.summary import collect_findings
+from manyicl.planning.overlap import Overlap, SplitOverlap, find_overlaps, tell_overlap, tell_overlaps
 from manyicl.report.document import finish_comparison
-from manyicl.tasks import load_tasks
+from manyicl.tasks.task import load_tasks
 from tests.comparison_setting import make_recipe, write_world
 from tests.test_cli import run_manyicl
 

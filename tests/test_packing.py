@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manyicl import packing
-from manyicl.episodes import Episode, EpisodeSettings, TaskLengths, iter_episodes
-from manyicl.packing import BLOCK_PACKS, Pack, iter_packs, pack_lengths
+from manyicl.episodes import packing
+from manyicl.episodes.packing import BLOCK_PACKS, Pack, iter_packs, pack_lengths
+from manyicl.episodes.plan import Episode, EpisodeSettings, TaskLengths, iter_episodes
 
 
 def task_of(name: str, lengths: Sequence[int], *, head: int = 0) -> TaskLengths:

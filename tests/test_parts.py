@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from manyicl.cells import Prediction
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import AskedModel, evaluate
-from manyicl.parts import HEADER, Parts
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer
+from manyicl.evaluation.loop import AskedModel, evaluate
+from manyicl.evaluation.points import Prediction
+from manyicl.evaluation.unfinished import HEADER, Parts
 from tests.conftest import make_task, tiny_model
 from tests.trajectory.setting import start_process, write_setting
 

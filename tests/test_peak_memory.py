@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl import throughput
-from manyicl.throughput import PeakMemory, resident_peak
+from manyicl.training import throughput
+from manyicl.training.throughput import PeakMemory, resident_peak
 
 
 @pytest.mark.skipif(resident_peak() is None, reason="the system does not tell the resident set")

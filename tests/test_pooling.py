@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from manyicl.cells import Prediction
+from manyicl.comparison.pooling import Pooled, pool_differences, pool_means, tabulate
 from manyicl.errors import UserError
+from manyicl.evaluation.points import Prediction
 from manyicl.intervals import Table, difference_interval, score_interval
-from manyicl.pooling import Pooled, pool_differences, pool_means, tabulate
 
 # Student's quantile t(0.975; 4 degrees of freedom), from any table.
 T4 = 2.7764451

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from manyicl.config import load_recipe
-from manyicl.models import ModelSettings, load_model
-from manyicl.precision import has_bf16_units, multiplies_bf16, resolve_precision
-from manyicl.runs import train
+from manyicl.models.loading import ModelSettings, load_model
+from manyicl.models.precision import has_bf16_units, multiplies_bf16, resolve_precision
+from manyicl.training.recipe import load_recipe
+from manyicl.training.run import train
 from tests.trajectory.setting import write_setting
 
 

@@ -7,9 +7,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-import manyicl.prefix
+import manyicl.inference.prefix
 from manyicl.errors import UserError
-from manyicl.prefix import EMPTY_PREFIX, EngineCount, choose_option, encode_prefix, score_answers, score_choices
+from manyicl.inference.prefix import (
+    EMPTY_PREFIX,
+    EngineCount,
+    choose_option,
+    encode_prefix,
+    score_answers,
+    score_choices,
+)
 from tests.conftest import CONFIGS, tiny_model
 from tests.parity.test_engine_parity import plain_nll
 
@@ -87,7 +94,7 @@ def test_no_forward_writes_to_a_prefix_or_moves_it(name):
 def test_a_prefix_encoded_in_chunks_equals_one_encoded_at_once(name, monkeypatch):
     model, ids = tiny_model(name), some_ids(90)
     whole = encode_prefix(model, ids)
-    monkeypatch.setattr(manyicl.prefix, "CHUNK_TOKENS", 23)  # longer and shorter than the windows of 16
+    monkeypatch.setattr(manyicl.inference.prefix, "CHUNK_TOKENS", 23)  # longer and shorter than the windows of 16
     chunked = encode_prefix(model, ids)
     for layer in range(3):
         for a, b in zip(whole.layer(layer), chunked.layer(layer), strict=True):

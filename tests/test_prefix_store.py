@@ -9,10 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from manyicl.attention import EMPTY_PREFIX
 from manyicl.errors import UserError
-from manyicl.prefix import encode_prefix, score_answers
-from manyicl.prefix_store import load_prefix, prefix_key, save_prefix
+from manyicl.inference.prefix import encode_prefix, score_answers
+from manyicl.inference.prefix_files import load_prefix, prefix_key, save_prefix
+from manyicl.models.attention.dispatch import EMPTY_PREFIX
 from tests.conftest import CONFIGS, tiny_model
 from tests.test_prefix import some_ids
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.evaluation import load_asked_model
-from manyicl.prefix_trial import PREFIX_TOKENS, in_float32, try_prefix
-from manyicl.sharing import sharing_fault
+from manyicl.evaluation.loop import load_asked_model
+from manyicl.inference.prefix_trial import PREFIX_TOKENS, in_float32, try_prefix
+from manyicl.inference.sharing import sharing_fault
 from tests.conftest import tiny_model
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from manyicl.config import RunConfig, make_config
-from manyicl.episodes import EpisodeSettings
+from manyicl.episodes.plan import EpisodeSettings
+from manyicl.episodes.template import TemplateSettings
 from manyicl.errors import UserError
-from manyicl.preparation import prepare_run
-from manyicl.preview import DrawnEpisode, draw_episode, preview_recipe, render_episode
-from manyicl.tasks import Example, Task
-from manyicl.templates import TemplateSettings
+from manyicl.planning.preview import DrawnEpisode, draw_episode, preview_recipe, render_episode
+from manyicl.tasks.task import Example, Task
+from manyicl.training.preparation import prepare_run
+from manyicl.training.recipe import RunConfig, make_config
 from tests.conftest import make_task, train_tokenizer
 from tests.test_cli import run_manyicl
 from tests.trajectory.setting import write_setting

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from manyicl import ranks as ranks_module
+from manyicl import distributed as ranks_module
+from manyicl.distributed import ALONE, Ranks, joined_ranks
 from manyicl.errors import UserError
-from manyicl.ranks import ALONE, Ranks, joined_ranks
 from tests.trajectory.setting import start_process, write_setting
 
 FAILING = str(Path(__file__).parent / "trajectory" / "failing_rank.py")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from manyicl.cli import app
+from manyicl.cli.app import app
 from tests.trajectory.setting import write_setting
 
 ROOT = Path(__file__).parents[1]

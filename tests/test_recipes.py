@@ -13,14 +13,14 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig
 
-from manyicl.arms import CompareConfig
-from manyicl.config import dump_config, load_recipe, make_config
+from manyicl.comparison.arms import CompareConfig
 from manyicl.errors import UserError
-from manyicl.launch import check_launch
-from manyicl.models import ModelSettings, load_config, load_model
-from manyicl.runs import train
-from manyicl.saving import merge_adapter
-from manyicl.windows import check_window
+from manyicl.models.loading import ModelSettings, load_config, load_model
+from manyicl.models.saving import merge_adapter
+from manyicl.models.windows import check_window
+from manyicl.training.fsdp import check_launch
+from manyicl.training.recipe import dump_config, load_recipe, make_config
+from manyicl.training.run import train
 from tests.conftest import COMMON, make_task, train_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from manyicl import cli, files, runs
+from manyicl import files
+from manyicl.cli import app
 from manyicl.errors import UserError, find_refusal
-from manyicl.runs import train
-from manyicl.training import list_checkpoints
+from manyicl.training import run as runs
+from manyicl.training.run import train
+from manyicl.training.trainer import list_checkpoints
 from tests.test_cli import refusal, run_manyicl
 from tests.trajectory.setting import python_process, write_setting
 
@@ -89,7 +91,7 @@ def test_a_curve_whose_result_cannot_be_written_is_shown_all_the_same(tmp_path, 
     def refuse(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("manyicl.results.write_atomically", refuse)
+    monkeypatch.setattr("manyicl.evaluation.results.write_atomically", refuse)
     arguments = ("curve", tmp_path / "start", "--tasks", config.tasks.folder, "--task", "animals", "--episodes", 1)
     code, out, err = run_manyicl(capfd, *arguments, "--out", tmp_path / "c.json")
     assert code == 2
@@ -119,7 +121,7 @@ def test_an_output_that_is_not_utf_8_gets_escapes_and_no_traceback(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
     monkeypatch.setattr(sys, "argv", ["manyicl", "ask", "漢"])
-    cli._open_streams()
+    app._open_streams()
     print("café 漢")
     sys.stdout.flush()
     assert written.getvalue() == b"caf\xe9 \\u6f22" + os.linesep.encode()

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from manyicl.cli import app
+from manyicl.cli.app import app
+from manyicl.comparison.schema import check_comparison, read_comparison
+from manyicl.console import tell_seconds
 from manyicl.errors import UserError
-from manyicl.progress import tell_seconds
-from manyicl.report.comparison import check_comparison, read_comparison
 from manyicl.report.document import write_report
 from manyicl.report.markdown import escape, render_markdown
 from manyicl.report.numbers import (

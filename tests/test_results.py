@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from manyicl.cells import Cell, Prediction, ShotCurve
 from manyicl.errors import UserError
-from manyicl.results import Evaluation, predictions_path, read_result, refuse_other_result
+from manyicl.evaluation.points import Cell, Prediction, ShotCurve
+from manyicl.evaluation.results import Evaluation, predictions_path, read_result, refuse_other_result
 
 ROWS = (Prediction("t", 0, 4, "q", "owl", "owl", 1.0, 0.5, choice_nll={"owl": 0.5, "fox": 1.0}),)
 CELL = Cell(4, 1.0, None, None, 0.5, 1, 0, None)

@@ -8,10 +8,10 @@ from io import StringIO
 
 from rich.console import Console
 
-from manyicl.held_out import HeldOutRow
+from manyicl.cli.run_tables import held_out_table, plan_table
 from manyicl.intervals import Interval
-from manyicl.preparation import count_plan, prepare_run
-from manyicl.run_display import held_out_table, plan_table
+from manyicl.training.held_out import HeldOutRow
+from manyicl.training.preparation import count_plan, prepare_run
 from tests.rendering import cells_of, render
 from tests.trajectory.setting import write_setting
 

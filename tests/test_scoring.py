@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rouge_score import tokenizers
 
 from manyicl.errors import UserError
-from manyicl.math_answers import final_number
-from manyicl.scoring import (
+from manyicl.evaluation.math_answers import final_number
+from manyicl.evaluation.scoring import (
     best_score,
     chance_score,
     macro_f1,
@@ -23,7 +23,7 @@ from manyicl.scoring import (
     rouge_words,
     score_answer,
 )
-from manyicl.task_settings import METRICS
+from manyicl.tasks.settings import METRICS
 
 
 @pytest.mark.parametrize(

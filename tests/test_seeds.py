@@ -8,13 +8,13 @@ from typing import get_args
 
 import pytest
 
-from manyicl.batches import lengths_of
-from manyicl.episodes import EpisodeSettings, iter_episodes
+from manyicl.episodes.batch import lengths_of
+from manyicl.episodes.plan import EpisodeSettings, iter_episodes
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.evaluation.sweep import Sweep, TaskSweep, draw_shots
 from manyicl.seeds import AskPurpose, PlanPurpose, Purpose, make_seed, make_stream
-from manyicl.sweep import Sweep, TaskSweep, draw_shots
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import tokenize_task
-from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl import segment_kernels
-from manyicl.attention import segment_attention
-from manyicl.batches import join_row
-from manyicl.loss import target_logits
-from manyicl.segment_kernels import attend_row_segments, forget_kernels, kernels_taken
-from manyicl.segments import bounds_of, make_segments
-from manyicl.tokenized import TokenizedEpisode
+from manyicl.episodes.batch import join_row
+from manyicl.episodes.segments import bounds_of, make_segments
+from manyicl.episodes.tokenized import TokenizedEpisode
+from manyicl.models.attention import segments as segment_kernels
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.attention.segments import attend_row_segments, forget_kernels, kernels_taken
+from manyicl.models.loss import target_logits
 from tests.conftest import tiny_model
 
 

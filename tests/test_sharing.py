@@ -21,17 +21,17 @@ from transformers import (
     Phi3Config,
 )
 
-from manyicl.answering import generate_behind
-from manyicl.display import evaluation_table
+from manyicl.cli.result_tables import evaluation_table
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import AskedModel, evaluate, load_asked_model
-from manyicl.prefix import EngineCount, encode_prefix, score_answers, score_choices
-from manyicl.sharing import can_share_prefix, sharing_fault
-from manyicl.shot_curve import Sweep, ask_draw, evaluate_task
-from manyicl.sweep import TaskSweep
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.evaluation.curves import Sweep, ask_draw, evaluate_task
+from manyicl.evaluation.loop import AskedModel, evaluate, load_asked_model
+from manyicl.evaluation.sweep import TaskSweep
+from manyicl.inference.generation import generate_behind
+from manyicl.inference.prefix import EngineCount, encode_prefix, score_answers, score_choices
+from manyicl.inference.sharing import can_share_prefix, sharing_fault
 from tests.conftest import COMMON, CONFIGS, make_task, tiny_model
 from tests.parity.test_engine_parity import plain_nll, their_ids
 

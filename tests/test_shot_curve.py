@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import AskedModel, evaluate, one_pass_curve
-from manyicl.shot_curve import ask_draw, evaluate_task, make_curve, score_one_pass
-from manyicl.sweep import Sweep, TaskSweep, write_answers
-from manyicl.tasks import Example, flip_labels, flip_map
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.evaluation.curves import ask_draw, evaluate_task, make_curve, score_one_pass
+from manyicl.evaluation.loop import AskedModel, evaluate, one_pass_curve
+from manyicl.evaluation.sweep import Sweep, TaskSweep, write_answers
+from manyicl.tasks.task import Example, flip_labels, flip_map
 from tests.conftest import make_task, tiny_model
 
 

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyicl.comparison import open_comparison, run_comparison
-from manyicl.comparison_display import comparison_plot
-from manyicl.comparison_scores import list_differences, list_flatness, list_headline, list_means
-from manyicl.comparison_summary import write_findings
-from manyicl.findings import Asked
-from manyicl.pooling import tabulate
-from manyicl.report.comparison import check_comparison, read_comparison
+from manyicl.comparison.findings import Asked
+from manyicl.comparison.grid import open_comparison, run_comparison
+from manyicl.comparison.pooling import tabulate
+from manyicl.comparison.schema import check_comparison, read_comparison
+from manyicl.comparison.scores import list_differences, list_flatness, list_headline, list_means
+from manyicl.comparison.summary import write_findings
+from manyicl.evaluation.shots import FILL, cap_shots, sort_shots, tell_shot_count
 from manyicl.report.document import write_report
 from manyicl.report.markdown import render_markdown
 from manyicl.report.tables import tell_shorter_means
+from manyicl.report.terminal import comparison_plot
 from manyicl.report.verdict import tell_verdict
-from manyicl.shots import FILL, cap_shots, sort_shots, tell_shot_count
 from tests.comparison_data import make_comparison
 from tests.comparison_setting import make_recipe, write_world
 from tests.test_findings import ask, level, make_findings

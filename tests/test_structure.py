@@ -193,7 +193,9 @@ def test_a_module_imports_only_those_above_it(module):
 
 
 def test_a_backward_import_would_be_found():
-    tree = ast.parse("from manyicl import cli\ndef f():\n    from manyicl.runs import train\n    import manyicl.demo\n")
+    tree = ast.parse(
+        "from manyicl import cli\ndef f():\n    from manyicl.training.run import train\n    import manyicl.demo.run\n"
+    )
     assert imports_of(tree) == {"cli", "runs", "demo"}
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import join_examples, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.sweep import (
+from manyicl.evaluation.sweep import (
     Sweep,
     TaskSweep,
     draw_shots,
@@ -16,9 +19,6 @@ from manyicl.sweep import (
     reorder_shots,
     write_answers,
 )
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import join_examples, tokenize_task
-from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 
 

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manyicl.errors import UserError
-from manyicl.layouts import find_layout
-from manyicl.tasks import (
+from manyicl.tasks.layouts import find_layout
+from manyicl.tasks.task import (
     FAMILIES,
     METRICS,
     SPLITS,

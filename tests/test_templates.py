@@ -10,9 +10,17 @@ import pytest
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
+from manyicl.episodes.template import (
+    Frame,
+    Message,
+    TemplateSettings,
+    chat_frame,
+    input_text,
+    instruction_text,
+    plain_frame,
+)
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.templates import Frame, Message, TemplateSettings, chat_frame, input_text, instruction_text, plain_frame
-from manyicl.tokens import TaskTokenizer
 from tests.conftest import make_task
 
 # Jinja as the models' own tokenizer_config.json has it, shortened to what a user and an assistant turn need.

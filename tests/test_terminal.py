@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from manyicl.comparison import open_comparison
-from manyicl.comparison_display import comparison_table, grid_table
-from manyicl.config import load_recipe
-from manyicl.display import audit_table, curve_plot, difference_table, evaluation_table
-from manyicl.forecast import forecast_run
-from manyicl.forecast_display import forecast_table
-from manyicl.progress import Table
-from manyicl.report.comparison import check_comparison
+from manyicl.cli.forecast_tables import forecast_table
+from manyicl.cli.result_tables import audit_table, curve_plot, difference_table, evaluation_table
+from manyicl.comparison.grid import open_comparison
+from manyicl.comparison.schema import check_comparison
+from manyicl.console import Table
+from manyicl.planning.forecast import forecast_run
+from manyicl.report.terminal import comparison_table, grid_table
+from manyicl.training.recipe import load_recipe
 from tests.comparison_data import make_comparison
 from tests.comparison_setting import make_recipe, write_world
 from tests.rendering import render, render_terminal

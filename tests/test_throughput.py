@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyicl.throughput import balance_packs, measure_ceiling
+from manyicl.training.throughput import balance_packs, measure_ceiling
 
 
 def rank_costs(costs: list[float], order: list[int], *, num_ranks: int, packs_per_batch: int) -> list[float]:

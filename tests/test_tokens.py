@@ -19,10 +19,8 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from manyicl.errors import UserError
-from manyicl.tasks import SPLITS, Example, Task, load_task
-from manyicl.templates import TemplateSettings, input_text
-from manyicl.tokenized import (
+from manyicl.episodes.template import TemplateSettings, input_text
+from manyicl.episodes.tokenized import (
     TokenizedTask,
     check_lost_answers,
     default_cache_dir,
@@ -30,7 +28,9 @@ from manyicl.tokenized import (
     query_ids,
     tokenize_task,
 )
-from manyicl.tokens import NOT_GIVEN_BACK, TERMINATOR_INSIDE, TaskTokenizer
+from manyicl.episodes.tokenizer import NOT_GIVEN_BACK, TERMINATOR_INSIDE, TaskTokenizer
+from manyicl.errors import UserError
+from manyicl.tasks.task import SPLITS, Example, Task, load_task
 from tests.conftest import SHARED, make_task, needs_shared, train_tokenizer
 from tests.test_templates import CHAT_TEMPLATES, MARKED, chat_tokenizer
 

@@ -10,16 +10,16 @@ import torch
 from pydantic import ValidationError
 from transformers import Trainer
 
-from manyicl import training
-from manyicl.config import TrainSettings
+from manyicl.episodes.packing import Pack
 from manyicl.errors import UserError
-from manyicl.launch import check_launch
-from manyicl.layers import Checkpointed
-from manyicl.metrics import MetricsLog, bucket_name
-from manyicl.packing import Pack
-from manyicl.runs import train
-from manyicl.training import agree_on, list_checkpoints, refuse_data_parallel, row_multiple
-from manyicl.validation import ValidationPack, share_rows
+from manyicl.training import trainer
+from manyicl.training.fsdp import check_launch
+from manyicl.training.metrics import MetricsLog, bucket_name
+from manyicl.training.recipe import TrainSettings
+from manyicl.training.recompute import Checkpointed
+from manyicl.training.run import train
+from manyicl.training.trainer import agree_on, list_checkpoints, refuse_data_parallel, row_multiple
+from manyicl.training.validation import ValidationPack, share_rows
 from tests.trajectory.setting import read_metrics, write_setting
 
 
@@ -130,7 +130,7 @@ def test_settings_that_contradict_each_other_are_refused(wrong, message):
 def test_a_non_finite_loss_stops_before_the_update_and_names_the_episode(tmp_path, monkeypatch):
     config = write_setting(tmp_path, num_steps=4, packs_per_batch=1)
     steps = {"batches": 0}
-    original = training.row_loss
+    original = trainer.row_loss
     bad: list[int] = []
 
     def poisoned(model, batch):
@@ -142,13 +142,13 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_episode(tmp_pat
                 return replace(scored, loss=scored.loss * float("nan"), nll_A=scored.nll_A * float("nan"))
         return scored
 
-    monkeypatch.setattr(training, "row_loss", poisoned)
+    monkeypatch.setattr(trainer, "row_loss", poisoned)
     with pytest.raises(UserError, match=r"step 3: .* weights were not updated") as caught:
         train(config, out=tmp_path / "run")
     assert f"episodes {bad} have a non-finite loss" in str(caught.value)
     # What was saved before is whole, and the run goes on from there once the cause is gone.
     assert [step for step, _ in list_checkpoints(tmp_path / "run" / "checkpoints")] == [2]
-    monkeypatch.setattr(training, "row_loss", original)
+    monkeypatch.setattr(trainer, "row_loss", original)
     train(config, out=tmp_path / "run", resume=True)
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4
 
@@ -209,13 +209,13 @@ def test_ranks_agree_on_what_saves_most_memory():
 def test_kernels_are_chosen_for_the_longest_row_of_training(tmp_path, monkeypatch):
     config = write_setting(tmp_path, num_steps=2, packs_per_batch=2)
     told = []
-    original = training.row_attention
+    original = trainer.row_attention
 
     def note(model, text, **options):
         told.append(options)
         return original(model, text, **options)
 
-    monkeypatch.setattr(training, "row_attention", note)
+    monkeypatch.setattr(trainer, "row_attention", note)
     train(config, out=tmp_path / "run")
     assert told[0] == {"longest": 160, "row_tokens": 320}  # two packs of 160
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from manyicl.models import ModelSettings, load_tokenizer
-from manyicl.trials import logit_difference, trial_ids
+from manyicl.models.loading import ModelSettings, load_tokenizer
+from manyicl.models.trials import logit_difference, trial_ids
 from tests.conftest import train_tokenizer
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyicl.tries import build_trie
+from manyicl.inference.tries import build_trie
 
 
 def test_shared_beginnings_stand_once_and_last_tokens_are_no_nodes():

@@ -9,12 +9,12 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+from scripts.seed_corpus import documents
+from scripts.seed_corpus.documents import MOST_CHARACTERS, iter_documents, read_prose, write_shots
 
-from manyicl.world import documents
-from manyicl.world.documents import MOST_CHARACTERS, iter_documents, read_prose, write_shots
-from manyicl.world.lexicon import load_lexicon
-from manyicl.world.seed import TEMPLATE
-from manyicl.world.tasks import KINDS, draw_task, find_kinds, iter_tasks
+from manyicl.demo.lexicon import load_lexicon
+from manyicl.demo.tasks import KINDS, draw_task, find_kinds, iter_tasks
+from manyicl.models.seed import TEMPLATE
 
 SHARES = {"text": 0.4, "tasks": 0.5, "prose": 0.1}
 LEXICON = load_lexicon()

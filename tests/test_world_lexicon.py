@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from manyicl.world.lexicon import all_words, coin_words, load_lexicon
+from manyicl.demo.lexicon import all_words, coin_words, load_lexicon
 
 LEXICON = load_lexicon()
 

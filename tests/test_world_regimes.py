@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from manyicl.world.regimes import CONTRAST, FAMILIAR, HEADLINE, RISING, draw_familiar, draw_regime
-from manyicl.world.tasks import find_kinds, write_tasks
+from manyicl.demo.regimes import CONTRAST, FAMILIAR, HEADLINE, RISING, draw_familiar, draw_regime
+from manyicl.demo.tasks import find_kinds, write_tasks
 
 FAMILIES = {"classification", "nli", "qa", "summarization", "math"}
 

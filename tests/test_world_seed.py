@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from manyicl.tasks import load_tasks
-from manyicl.tokenized import join_examples, tokenize_task
-from manyicl.tokens import TaskTokenizer
-from manyicl.world.lexicon import all_words, load_lexicon
-from manyicl.world.seed import SEED_MODEL, TEMPLATE
-from manyicl.world.tasks import draw_task, find_kinds, write_tasks
+from manyicl.demo.lexicon import all_words, load_lexicon
+from manyicl.demo.tasks import draw_task, find_kinds, write_tasks
+from manyicl.episodes.tokenized import join_examples, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.models.seed import SEED_MODEL, TEMPLATE
+from manyicl.tasks.task import load_tasks
 
 WORDS = all_words(load_lexicon())
 ASKED = ("topic", "tone", "keyword", "fact", "lookup")

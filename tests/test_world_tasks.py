@@ -14,11 +14,11 @@ from itertools import islice, permutations, product
 
 import pytest
 
+from manyicl.demo.lexicon import load_lexicon
+from manyicl.demo.tasks import BEST_SCORE, KINDS, METRICS, draw_task, find_kinds, iter_tasks, pool_words, write_tasks
 from manyicl.errors import UserError
-from manyicl.scoring import score_answer
-from manyicl.tasks import load_tasks
-from manyicl.world.lexicon import load_lexicon
-from manyicl.world.tasks import BEST_SCORE, KINDS, METRICS, draw_task, find_kinds, iter_tasks, pool_words, write_tasks
+from manyicl.evaluation.scoring import score_answer
+from manyicl.tasks.task import load_tasks
 
 LEXICON = load_lexicon()
 POOLS = ("pretraining", "open")

@@ -5,11 +5,11 @@ import re
 from itertools import islice, pairwise
 
 import pytest
+from scripts.seed_corpus.grammar import an, number_word, plural
+from scripts.seed_corpus.text import GENRES, iter_documents, write_document
 
+from manyicl.demo.lexicon import all_words, load_lexicon
 from manyicl.errors import UserError
-from manyicl.world.grammar import an, number_word, plural
-from manyicl.world.lexicon import all_words, load_lexicon
-from manyicl.world.text import GENRES, iter_documents, write_document
 
 LEXICON = load_lexicon()
 COLOURS = "|".join(LEXICON.colours)

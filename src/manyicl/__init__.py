@@ -6,40 +6,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manyicl.config import RunConfig, TaskSettings, TrainSettings, load_recipe
-    from manyicl.episodes import EpisodeSettings
+    from manyicl.episodes import EpisodeSettings, TemplateSettings
     from manyicl.errors import UserError
-    from manyicl.evaluation import ask_inputs, evaluate, load_asked_model, one_pass_curve
+    from manyicl.evaluation import Evaluation, ask_inputs, evaluate, load_asked_model, one_pass_curve
     from manyicl.models import LoraSettings, ModelSettings
-    from manyicl.preview import draw_episode
-    from manyicl.results import Evaluation
-    from manyicl.run_folder import Run
-    from manyicl.runs import train
+    from manyicl.planning import draw_episode
     from manyicl.tasks import Example, Task, load_tasks
-    from manyicl.templates import TemplateSettings
+    from manyicl.training import Run, RunConfig, TaskSettings, TrainSettings, load_recipe, train
 
 # Where each public name lives. They are imported at first use: torch and transformers take seconds.
 _HOMES = {
-    "EpisodeSettings": "episodes",
-    "Evaluation": "results",
-    "Example": "tasks",
-    "LoraSettings": "models",
-    "ModelSettings": "models",
-    "Run": "run_folder",
-    "RunConfig": "config",
-    "Task": "tasks",
-    "TaskSettings": "config",
-    "TemplateSettings": "templates",
-    "TrainSettings": "config",
+    "EpisodeSettings": "episodes.plan",
+    "Evaluation": "evaluation.results",
+    "Example": "tasks.task",
+    "LoraSettings": "models.loading",
+    "ModelSettings": "models.loading",
+    "Run": "training.run_folder",
+    "RunConfig": "training.recipe",
+    "Task": "tasks.task",
+    "TaskSettings": "training.recipe",
+    "TemplateSettings": "episodes.template",
+    "TrainSettings": "training.recipe",
     "UserError": "errors",
-    "ask_inputs": "evaluation",
-    "draw_episode": "preview",
-    "evaluate": "evaluation",
-    "load_asked_model": "evaluation",
-    "load_recipe": "config",
-    "load_tasks": "tasks",
-    "one_pass_curve": "evaluation",
-    "train": "runs",
+    "ask_inputs": "evaluation.loop",
+    "draw_episode": "planning.preview",
+    "evaluate": "evaluation.loop",
+    "load_asked_model": "evaluation.loop",
+    "load_recipe": "training.recipe",
+    "load_tasks": "tasks.task",
+    "one_pass_curve": "evaluation.loop",
+    "train": "training.run",
 }
 
 __all__ = [

@@ -14,23 +14,25 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from manyicl import partial_attention, segment_kernels, training
-from manyicl.answering import generate_behind
-from manyicl.attention import segment_attention
-from manyicl.batches import pad_row
+from manyicl.episodes.batch import pad_row
+from manyicl.episodes.segments import bounds_of, make_segments
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.flash_attention import in_place, is_usable
-from manyicl.fused import fused_pieces
-from manyicl.layers import Checkpointed, choose_checkpointed, measure_activations, prepared_layers
-from manyicl.loss import answer_loss, row_loss, target_logits
-from manyicl.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
-from manyicl.run_folder import read_run_config
-from manyicl.runs import train
-from manyicl.segment_kernels import attend_row_segments, kernel_order
-from manyicl.segments import bounds_of, make_segments
-from manyicl.sharing import sharing_fault
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer
+from manyicl.inference.generation import generate_behind
+from manyicl.inference.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
+from manyicl.inference.sharing import sharing_fault
+from manyicl.models.attention import partial
+from manyicl.models.attention import segments as segment_kernels
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.attention.flash import flash_implementation, is_usable
+from manyicl.models.attention.segments import attend_row_segments, kernel_order
+from manyicl.models.compiled_pieces import fused_pieces
+from manyicl.models.loss import answer_loss, row_loss, target_logits
+from manyicl.training import trainer
+from manyicl.training.recompute import Checkpointed, choose_checkpointed, measure_activations, prepared_layers
+from manyicl.training.run import train
+from manyicl.training.run_folder import read_run_config
 from tests.conftest import CONFIGS, tiny_model
 from tests.parity.test_engine_parity import plain_nll
 from tests.parity.test_loss_parity import EPISODE, TokenizedEpisode, loss_and_gradients, random_episode, row
@@ -54,7 +56,7 @@ NEEDS_HOPPER = pytest.mark.skipif(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_perturbed_token_moves_no_logit_of_its_neighbours(name, dtype, training):
-    model = tiny_model(name).to("cuda", dtype).train(training)
+    model = tiny_model(name).to("cuda", dtype).train(trainer)
     episodes = [random_episode(EPISODE, seed=seed) for seed in (4, 5, 6)]
     middle = episodes[1]
     changed = TokenizedEpisode(ids=np.where(np.arange(len(middle.ids)) == 2, 7, middle.ids), spans=middle.spans)
@@ -124,11 +126,11 @@ def test_flash_attention_3_is_as_near_to_float32_as_torchs_own_kernels(head_dim,
     for dtype, drops in ((torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)):
         inputs = [x.to(dtype).requires_grad_() for x in whole]
         with kernel_order(row_tokens=4096, drops=drops):
-            assert in_place() == (None if drops else "FA3")
+            assert flash_implementation() == (None if drops else "FA3")
             out = attend_row_segments(*inputs, **options)
             gradients = torch.autograd.grad(out, inputs, torch.ones_like(out) + out.detach())
         found.append([x.float() for x in (out.detach(), *gradients)])
-    assert in_place() is None
+    assert flash_implementation() is None
     for exact, own, flash in zip(*found, strict=True):
         error, error_3 = ((x - exact).norm() / exact.norm() for x in (own, flash))
         assert error_3 < max(1.5 * error, 5e-3)
@@ -146,7 +148,7 @@ FIRST_ATTENTION = """
 import torch
 from torch.nn.attention import SDPBackend
 from manyicl import segment_kernels
-segment_kernels.in_place = lambda: "another flash"
+segment_kernels.flash_implementation = lambda: "another flash"
 x = torch.ones(1, 2, 64, 64, device="cuda", dtype=torch.bfloat16)
 for _ in range(2):
     with segment_kernels.kernel_order():
@@ -162,7 +164,7 @@ def test_a_layer_compiled_for_one_kernel_runs_another_where_that_is_asked_for(mo
     batch = pad_row(row([random_episode([(5, 2)] * 6, seed=1)]), multiple=64).to("cuda")
     model = tiny_model("llama").to("cuda", torch.bfloat16).train()
     for name, wanted in (("none", "cudnn"), ("another", "flash"), ("none", "cudnn")):
-        monkeypatch.setattr(segment_kernels, "in_place", lambda name=name: None if name == "none" else name)
+        monkeypatch.setattr(segment_kernels, "flash_implementation", lambda name=name: None if name == "none" else name)
         with (
             segment_attention(model),
             prepared_layers(model, Checkpointed(0), compiled=True),
@@ -247,16 +249,16 @@ def test_bf16_behind_a_prefix_is_near_fp32_on_the_cpu(name):
 def test_each_kernel_gives_the_formulas_output_and_log_sum_exp(threshold, num_keys, monkeypatch):
     if threshold == 0 and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("cuDNN's kernel is taken from Hopper on")
-    monkeypatch.setattr(partial_attention, "PLAN_SCORES", threshold)
+    monkeypatch.setattr(partial, "PLAN_SCORES", threshold)
     torch.manual_seed(0)
     buffers = torch.randn(2, 1, 2, 4096, 64, device="cuda", dtype=torch.bfloat16)
     key, value = (x[:, :, :num_keys] for x in buffers)  # views of longer buffers, as a prefix has them
     query = torch.randn(1, 2, 1500, 64, device="cuda", dtype=torch.bfloat16)
-    out, lse = partial_attention.attend_part(query, key, value, scaling=0.1)
-    wanted, sums = partial_attention.attend_explicit(
+    out, lse = partial.attend_part(query, key, value, scaling=0.1)
+    wanted, sums = partial.attend_explicit(
         query.float(), key.float(), value.float(), scaling=0.1, bias=None, softcap=None
     )
-    assert not partial_attention._without_plan
+    assert not partial._without_plan
     assert (out.shape, lse.shape) == (wanted.shape, sums.shape)
     assert torch.allclose(out.float(), wanted, atol=1e-2)
     assert torch.allclose(lse.float(), sums, atol=1e-2)
@@ -333,7 +335,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch):
     """Count the synchronisations of each optimizer step between its first micro-batch and the next step's."""
     config = write_setting(tmp_path, num_steps=6, packs_per_batch=2, log_every_steps=6, checkpoint_every_steps=6)
     where: list[list[str]] = []
-    original = training.AnswerTrainer.training_step
+    original = trainer.AnswerTrainer.training_step
 
     def counted(self, *args, **options):
         if not where or self.state.global_step >= len(where):
@@ -344,7 +346,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch):
         if where and "synchronizing CUDA operation" in str(message):
             where[-1].append(f"{filename}:{lineno}")
 
-    monkeypatch.setattr(training.AnswerTrainer, "training_step", counted)
+    monkeypatch.setattr(trainer.AnswerTrainer, "training_step", counted)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", note)

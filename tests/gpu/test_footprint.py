@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from manyicl.attention import segment_attention
-from manyicl.batches import join_row
-from manyicl.footprint import Row, measure_footprint, predict_memory
-from manyicl.layers import Checkpointed, prepared_layers, unwidened_inputs
-from manyicl.loss import row_loss
-from manyicl.models import LoraSettings, add_adapter
-from manyicl.tokenized import TokenizedEpisode
+from manyicl.episodes.batch import join_row
+from manyicl.episodes.tokenized import TokenizedEpisode
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loading import LoraSettings, add_adapter
+from manyicl.models.loss import row_loss
+from manyicl.planning.footprint import Row, measure_footprint, predict_memory
+from manyicl.training.recompute import Checkpointed, prepared_layers, unwidened_inputs
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from manyicl.models import ModelSettings, load_model
-from manyicl.training import list_checkpoints
+from manyicl.models.loading import ModelSettings, load_model
+from manyicl.training.trainer import list_checkpoints
 from tests.trajectory.setting import ROOT, TIMED, read_weights, write_setting
 
 pytestmark = [

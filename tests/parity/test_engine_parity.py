@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from manyicl.answering import generate_answers, generate_behind
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import join_examples, query_ids, tokenize_task
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import AskedModel, ask_inputs, one_pass_curve
-from manyicl.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
-from manyicl.shot_curve import ask_draw, evaluate_task
-from manyicl.sweep import Sweep, TaskSweep, draw_shots
-from manyicl.templates import TemplateSettings
-from manyicl.tokenized import join_examples, query_ids, tokenize_task
-from manyicl.tokens import TaskTokenizer
+from manyicl.evaluation.curves import ask_draw, evaluate_task
+from manyicl.evaluation.loop import AskedModel, ask_inputs, one_pass_curve
+from manyicl.evaluation.sweep import Sweep, TaskSweep, draw_shots
+from manyicl.inference.generation import generate_answers, generate_behind
+from manyicl.inference.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
 from tests.conftest import CONFIGS, make_task, tiny_model
 
 CLASSES = sorted(CONFIGS)
@@ -67,8 +67,8 @@ def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
     loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
     curve = one_pass_curve(loaded, [task.task], episodes=1, token_budget=200).curves[0]
     # The same episode, asked again and again behind its own first k examples.
-    from manyicl.batches import lengths_of
-    from manyicl.episodes import EpisodeSettings, iter_episodes
+    from manyicl.episodes.batch import lengths_of
+    from manyicl.episodes.plan import EpisodeSettings, iter_episodes
 
     lengths = lengths_of(task, split="test")
     episode = next(

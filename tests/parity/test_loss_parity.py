@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl import attention
-from manyicl.attention import segment_attention
-from manyicl.batches import join_row
-from manyicl.loss import answer_loss, target_logits
-from manyicl.segments import make_segments
-from manyicl.tokenized import TokenizedEpisode
+from manyicl.episodes.batch import join_row
+from manyicl.episodes.segments import make_segments
+from manyicl.episodes.tokenized import TokenizedEpisode
+from manyicl.models.attention import dispatch
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loss import answer_loss, target_logits
 from tests.conftest import CONFIGS, tiny_model
 
 CLASSES = sorted(CONFIGS)
@@ -120,8 +120,8 @@ def test_the_perturbation_test_fails_with_isolation_off(monkeypatch):
         whole = make_segments((query.shape[2],), bounds_S=segments.bounds_S[[0, -1]])
         return original(module, query, key, value, attention_mask, segments=whole, **options)
 
-    original = attention.attend_segments
-    monkeypatch.setitem(attention.ALL_ATTENTION_FUNCTIONS._global_mapping, attention.IMPLEMENTATION, attend_whole_row)
+    original = dispatch.attend_segments
+    monkeypatch.setitem(dispatch.ALL_ATTENTION_FUNCTIONS._global_mapping, dispatch.IMPLEMENTATION, attend_whole_row)
     assert moved_targets(tiny_model("llama"), training=True) == [False, True, True]
 
 
@@ -145,7 +145,7 @@ def test_a_row_without_targets_keeps_the_graph_connected():
 def test_attention_returns_to_what_it_was():
     model = tiny_model("llama")
     with segment_attention(model):
-        assert model.config._attn_implementation == attention.IMPLEMENTATION
+        assert model.config._attn_implementation == dispatch.IMPLEMENTATION
     assert model.config._attn_implementation == "sdpa"
 
 

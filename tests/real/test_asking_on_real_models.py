@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.answering import generate_behind
-from manyicl.models import ModelSettings, load_model, load_tokenizer
-from manyicl.prefix import encode_prefix, score_choices
-from manyicl.templates import TemplateSettings
-from manyicl.tokens import TaskTokenizer
-from manyicl.trials import trial_ids
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.inference.generation import generate_behind
+from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.models.loading import ModelSettings, load_model, load_tokenizer
+from manyicl.models.trials import trial_ids
 
 pytestmark = pytest.mark.real_model
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from manyicl.attention import segment_attention
-from manyicl.batches import BatchMaker
-from manyicl.config import make_config
-from manyicl.isolation import isolation_fault
-from manyicl.loss import target_logits
-from manyicl.models import LoraSettings, ModelNote, ModelSettings, load_model, load_tokenizer
-from manyicl.preparation import prepare_run
-from manyicl.runs import train
-from manyicl.saving import merge_adapter, save_model
-from manyicl.tokenized import TokenizedEpisode
-from manyicl.trials import trial_ids
+from manyicl.episodes.batch import BatchMaker
+from manyicl.episodes.tokenized import TokenizedEpisode
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.isolation import isolation_fault
+from manyicl.models.loading import LoraSettings, ModelNote, ModelSettings, load_model, load_tokenizer
+from manyicl.models.loss import target_logits
+from manyicl.models.saving import merge_adapter, save_model
+from manyicl.models.trials import trial_ids
+from manyicl.training.preparation import prepare_run
+from manyicl.training.recipe import make_config
+from manyicl.training.run import train
 from tests.parity.test_loss_parity import row
 from tests.trajectory.setting import read_metrics, read_weights, write_tasks
 

@@ -9,14 +9,14 @@ import os
 import sys
 import time
 
-from manyicl import cli, evaluation
+from manyicl.cli import app
 from manyicl.errors import UserError
 
 asked = 0
 
 
 def fail_on(rank: str) -> None:
-    original = evaluation.ask_draw
+    original = evaluate.ask_draw
 
     def ask_draw(*arguments, **options):
         global asked  # noqa: PLW0603
@@ -27,7 +27,7 @@ def fail_on(rank: str) -> None:
             time.sleep(1)  # so that the other has failed when this one looks
             yield cell
 
-    evaluation.ask_draw = ask_draw
+    evaluate.ask_draw = ask_draw
 
 
 if __name__ == "__main__":
@@ -35,6 +35,6 @@ if __name__ == "__main__":
     fail_on(rank)
     sys.argv = ["manyicl", "eval", model, "--tasks", tasks, "--shots", "0,1,2", "--draws", "4", "--queries", "3"]
     try:
-        cli.main()
+        app.main()
     finally:
         print(f"asked {asked}\n", end="")

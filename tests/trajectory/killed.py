@@ -10,8 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
-from manyicl import runs, training
-from manyicl.config import load_recipe
+from manyicl.training import run as runs
+from manyicl.training import trainer
+from manyicl.training.recipe import load_recipe
 
 # The stages of a save, in order: the model is written, then optimizer and schedule, then random states, then the
 # whole folder is made durable; it bears no name yet.
@@ -24,7 +25,7 @@ def die(*_: object, **__: object) -> None:
 
 def die_after_batches(number: int) -> None:
     seen = 0
-    original = training.AnswerTrainer.training_step
+    original = trainer.AnswerTrainer.training_step
 
     def counted(self, *arguments, **options):
         nonlocal seen
@@ -34,16 +35,16 @@ def die_after_batches(number: int) -> None:
             die()
         return result
 
-    training.AnswerTrainer.training_step = counted
+    trainer.AnswerTrainer.training_step = counted
 
 
 def die_in_save(stage: str) -> None:
     if stage == "sync_tree":
-        training.sync_tree = die
+        trainer.sync_tree = die
     elif stage == "rename":
         Path.rename = die
     else:
-        setattr(training.AnswerTrainer, stage, die)
+        setattr(trainer.AnswerTrainer, stage, die)
 
 
 def main() -> None:

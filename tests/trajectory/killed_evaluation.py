@@ -11,9 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
-from manyicl.evaluation import evaluate
-from manyicl.parts import Parts
-from manyicl.tasks import load_tasks
+from manyicl.evaluation.loop import evaluate
+from manyicl.evaluation.unfinished import Parts
+from manyicl.tasks.task import load_tasks
 
 asked = 0
 

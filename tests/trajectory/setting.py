@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from manyicl import cli
-from manyicl.config import RunConfig, dump_config, make_config
+from manyicl.cli import app
+from manyicl.training.recipe import RunConfig, dump_config, make_config
 from tests.conftest import make_task, tiny_model, train_tokenizer
 from tests.forked import ROOT, launch_forked, run_forked
 
@@ -108,7 +108,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["manyicl", *map(str, arguments)])
         with pytest.raises(SystemExit) as exited:
-            cli.main()
+            app.main()
     return subprocess.CompletedProcess(arguments, int(exited.value.code or 0), out.getvalue(), err.getvalue())
 
 

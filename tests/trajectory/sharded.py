@@ -12,11 +12,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from manyicl.attention import segment_attention
-from manyicl.config import RunConfig, load_recipe
-from manyicl.loss import answer_loss, target_logits
-from manyicl.models import load_model
-from manyicl.preparation import prepare_run
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loading import load_model
+from manyicl.models.loss import answer_loss, target_logits
+from manyicl.training.preparation import prepare_run
+from manyicl.training.recipe import RunConfig, load_recipe
 from tests.trajectory.setting import end_process
 
 

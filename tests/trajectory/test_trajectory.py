@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from manyicl import training
-from manyicl.config import dump_config, load_recipe, make_config
 from manyicl.errors import OutOfMemoryError, UserError
-from manyicl.run_folder import read_run_config
-from manyicl.runs import train
-from manyicl.training import list_checkpoints
+from manyicl.training import trainer
+from manyicl.training.recipe import dump_config, load_recipe, make_config
+from manyicl.training.run import train
+from manyicl.training.run_folder import read_run_config
+from manyicl.training.trainer import list_checkpoints
 from tests.trajectory.killed import STAGES
 from tests.trajectory.setting import (
     python_process,
@@ -196,7 +196,7 @@ def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(
     train(config, out=tmp_path / "whole")
     folder, fixes = tmp_path / "run", []
     with monkeypatch.context() as patched:
-        patched.setattr(training, "row_loss", short_of_memory_at(step=4, original=training.row_loss))
+        patched.setattr(trainer, "row_loss", short_of_memory_at(step=4, original=trainer.row_loss))
         for changes in ({}, {"checkpointed_layers": "all"}, {"checkpointed_layers": "whole"}):
             changed = config.model_copy(update={"train": config.train.model_copy(update=changes)})
             with pytest.raises(OutOfMemoryError, match=r"^step [34]: .* memory, with rows of up to 320 ") as caught:

@@ -1,1 +1,6 @@
-"""The report of a comparison: comparison.json -> one HTML page that needs nothing else, and Markdown."""
+"""comparison.json -> a page, Markdown, model cards and tables in the terminal."""
+
+import lazy_loader
+
+# The names are in __init__.pyi; a module is imported when one of its names is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

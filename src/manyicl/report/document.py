@@ -7,15 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from manyicl.comparison import Comparison
-from manyicl.comparison_display import comparison_plot, comparison_table
-from manyicl.comparison_summary import write_findings
+from manyicl.comparison import Grid, read_comparison, write_findings
 from manyicl.files import write_atomically
-from manyicl.model_card import write_model_card
-from manyicl.report.comparison import read_comparison
 from manyicl.report.markdown import render_markdown
 from manyicl.report.matchings import check_matchings
+from manyicl.report.model_card import write_model_card
 from manyicl.report.page import render_page
+from manyicl.report.terminal import comparison_plot, comparison_table
 
 
 def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
@@ -36,7 +34,7 @@ def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
     return page
 
 
-def finish_comparison(comparison: Comparison, *, console: Console) -> bool:
+def finish_comparison(comparison: Grid, *, console: Console) -> bool:
     """Write and print what is found; return whether every cell is done."""
     finished: bool = write_findings(comparison)["finished"]
     page = write_report(comparison.folder)

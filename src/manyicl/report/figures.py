@@ -10,9 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from manyicl.progress import is_known
+from manyicl.comparison import Comparison, MeanCell, TaskChange
+from manyicl.console import is_known
+from manyicl.evaluation import Shots, tell_shot_count
 from manyicl.report import tables
-from manyicl.report.comparison import Comparison, MeanCell, TaskChange
 from manyicl.report.numbers import count_noun, join_words, tell_bits, tell_percent, tell_points
 from manyicl.report.plots import (
     Axis,
@@ -27,7 +28,6 @@ from manyicl.report.plots import (
     shots_axis,
 )
 from manyicl.report.svg import Plots
-from manyicl.shots import Shots, tell_shot_count
 
 
 @dataclass(frozen=True, slots=True)

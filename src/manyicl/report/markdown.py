@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from manyicl.progress import DASH
+from manyicl.comparison import ENOUGH_SEEDS, Comparison
+from manyicl.console import DASH
+from manyicl.evaluation import tell_shot_count
 from manyicl.report import tables, verdict
-from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.matchings import matching_tables, other_settings
 from manyicl.report.numbers import count_noun, join_words, tell_nats, tell_percent, tell_points, tell_rate, tell_shots
 from manyicl.report.tables import COST_COLUMNS, TableCell, TaskRow
-from manyicl.shots import tell_shot_count
 
 # What Markdown, or the HTML in it, would read as more than text.
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")

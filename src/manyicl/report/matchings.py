@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from manyicl.comparison import Comparison
 from manyicl.errors import UserError
-from manyicl.report.comparison import Comparison
+from manyicl.evaluation import sort_shots
 from manyicl.report.numbers import count_noun, tell_interval, tell_points, tell_times
 from manyicl.report.tables import EMPTY, TableCell
 from manyicl.report.verdict import MATCHING, Standing, method_arm, standings
-from manyicl.shots import sort_shots
 
 # What one arm spends is told as a multiple of what the arm of the verdict spends.
 SPENT = (("answers", "answers"), ("tokens", "tokens"), ("flops", "FLOPs"))

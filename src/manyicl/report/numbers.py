@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from manyicl.progress import DASH, is_known
-from manyicl.shots import Shots, sort_shots
+from manyicl.console import DASH, is_known
+from manyicl.evaluation import Shots, sort_shots
 
 MINUS = "\N{MINUS SIGN}"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

@@ -10,12 +10,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from manyicl.comparison import ENOUGH_SEEDS, Comparison
+from manyicl.evaluation import tell_shot_count
 from manyicl.report import numbers, tables, verdict
-from manyicl.report.comparison import ENOUGH_SEEDS, Comparison
 from manyicl.report.figures import draw_all, sparkline_top
 from manyicl.report.matchings import matching_tables, other_settings
 from manyicl.report.svg import Plots, read_part
-from manyicl.shots import tell_shot_count
 
 
 def render_page(comparison: Comparison, *, beside: Sequence[Comparison] = ()) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from manyicl.progress import is_known
+from manyicl.console import is_known
+from manyicl.evaluation import FILL, Shots, sort_shots
 from manyicl.report.svg import INK, LINE, MUTED, PAPER, arm_colour
-from manyicl.shots import FILL, Shots, sort_shots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from manyicl.overlap import tell_overlap
-from manyicl.progress import DASH, is_known, tell_seconds
-from manyicl.report.comparison import (
+from manyicl.comparison import (
     Arm,
     Comparison,
     Cost,
@@ -21,6 +19,9 @@ from manyicl.report.comparison import (
     TaskChange,
     TaskEntry,
 )
+from manyicl.console import DASH, is_known, tell_seconds
+from manyicl.evaluation import FILL, Shots, shots_order, sort_shots, tell_shot_count
+from manyicl.planning import tell_overlap
 from manyicl.report.numbers import (
     count_noun,
     join_words,
@@ -34,7 +35,6 @@ from manyicl.report.numbers import (
     tell_shots_range,
     tell_times,
 )
-from manyicl.shots import FILL, Shots, shots_order, sort_shots, tell_shot_count
 
 # A gain below this is called flat whatever its interval.
 FLAT_SCORE = 0.01

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manyicl.progress import is_known
-from manyicl.report.comparison import ENOUGH_SEEDS, Comparison, GridCell, PairDifference, Role, Trial
+from manyicl.comparison import ENOUGH_SEEDS, Comparison, PairDifference, Role, Trial, WorkItem
+from manyicl.console import is_known
+from manyicl.evaluation import tell_shot_count
 from manyicl.report.numbers import (
     count_noun,
     join_words,
@@ -18,7 +19,6 @@ from manyicl.report.numbers import (
     tell_shots_range,
 )
 from manyicl.report.tables import ASKED, fewest_shots_changes, overlap_note
-from manyicl.shots import tell_shot_count
 
 METHOD = "manyicl"
 # What the verdict is about: the first of these that any two matched arms were both asked with.
@@ -317,7 +317,7 @@ def _tell_forgotten_tasks(comparison: Comparison) -> str:
 
 def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what is missing of an unfinished comparison, in words: (arm and seed, what)."""
-    missing: dict[tuple[str, int], list[GridCell]] = {}
+    missing: dict[tuple[str, int], list[WorkItem]] = {}
     for cell in comparison.grid:
         if cell.done < cell.total:
             missing.setdefault((cell.arm, cell.seed), []).append(cell)
@@ -327,7 +327,7 @@ def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _tell_cell(cell: GridCell) -> str:
+def _tell_cell(cell: WorkItem) -> str:
     work = WORK.get(cell.what, cell.what)
     if cell.done == 0:
         return f"{work} not begun ({count_noun(cell.total, 'cell')})"

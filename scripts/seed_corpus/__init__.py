@@ -1,0 +1,1 @@
+"""The text that the packaged seed model was pretrained on, generated."""

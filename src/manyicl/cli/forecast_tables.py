@@ -1,0 +1,113 @@
+"""Tables of what a recipe or a comparison will do: rows, tokens, time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from manyicl.console import Table
+from manyicl.planning import ASSUMED_UTILIZATION, SHOT_EDGES, Device, Forecast, MemoryPrediction, name_bucket
+
+
+def forecast_table(forecast: Forecast) -> Group:
+    """Return what a run would do: by task, by number of shots, compute and memory; last what stands in its way."""
+    parts: list[Any] = []
+    if forecast.tasks:
+        parts += [_forecast_tasks(forecast), _forecast_shots(forecast)]
+        parts += [Text(line) for line in _forecast_lines(forecast)]
+    if forecast.memory is not None:
+        parts.append(_memory_table(forecast.memory, forecast.device))
+    return Group(*parts, *tell_way(notes=forecast.notes, blockers=forecast.blockers))
+
+
+def tell_way(*, notes: Sequence[str], blockers: Sequence[str]) -> list[Text]:
+    """Return the lines that end a forecast, of a run or a comparison: what to know, and what stands in its way."""
+    lines = [Text(note, style="dim") for note in notes]
+    lines += [Text(f"in the way: {blocker}", style="red") for blocker in blockers]
+    return lines if blockers else [*lines, Text("nothing stands in its way", style="green")]
+
+
+def _forecast_tasks(forecast: Forecast) -> Table:
+    table = Table(title="What is trained", sentences="dropped rows")
+    table.add_column("task", no_wrap=True)
+    for name in ("episodes", "tokens", "answers", "targets", "epochs"):
+        table.add_column(name, justify="right")
+    table.add_column("dropped rows")
+    for task in forecast.tasks:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in task.dropped.items())
+        counts = (task.num_episodes, task.num_tokens, task.num_answers, task.num_targets)
+        table.add_row(task.name, *(f"{count:,}" for count in counts), f"{task.epochs:.1f}", dropped or "-")
+    return table
+
+
+def _forecast_shots(forecast: Forecast) -> Table:
+    buckets = [name_bucket(index) for index in range(len(SHOT_EDGES))]
+    table = Table(title="Trained answers by the shots before them")
+    table.add_column("task", no_wrap=True)
+    for bucket in buckets:
+        table.add_column(bucket, justify="right")
+    for task in forecast.tasks:
+        table.add_row(task.name, *(f"{task.answers_by_shots.get(bucket, 0):,}" for bucket in buckets))
+    return table
+
+
+def _forecast_lines(forecast: Forecast) -> list[str]:
+    plan, tasks = forecast.plan, forecast.tasks
+    known = f" of {forecast.known_positions:,} that the model can see" if forecast.known_positions else ""
+    num_train, num_checked = sum(t.num_train for t in tasks), sum(t.num_checked for t in tasks)
+    ended = num_train - sum(t.num_unterminated for t in tasks)
+    exact = num_checked - sum(t.num_torn for t in tasks)
+    lines = [
+        f"steps: {forecast.num_steps:,}, of {plan['packs']:,} packs ({plan['fill']:.1%} full); longest episode"
+        f" {forecast.longest_tokens:,} tokens{known}",
+        f"supervision: {plan['targets'] / plan['tokens']:.1%} of tokens are targets; {ended:,} of {num_train:,} answers"
+        f" end in the terminator; {exact} of {num_checked} checked queries are asked as they were trained",
+    ]
+    if forecast.flops is not None and forecast.weights is not None:
+        trained = forecast.weights.trained / forecast.weights.total
+        lines.append(
+            f"compute: {forecast.flops:.3g} model FLOPs, {forecast.flops / plan['answers']:.3g} an answer;"
+            f" {forecast.weights.trained:,} of {forecast.weights.total:,} weights are trained ({trained:.2%})"
+        )
+    if forecast.hours is not None and forecast.device is not None:
+        count = f"{forecast.num_devices} x " if forecast.num_devices > 1 else ""
+        peak = forecast.device.peak_flops_per_s / 1e12
+        lines.append(
+            f"time: {forecast.hours:.2g} hours on {count}{forecast.device.name}, assuming that it does"
+            f" {ASSUMED_UTILIZATION:.0%} of its {peak:.0f} TFLOP/s"
+        )
+    return lines
+
+
+def _memory_table(memory: MemoryPrediction, device: Device | None) -> Table:
+    """Return the parts of the predicted peak, beside what the device has."""
+    unit, size = ("GiB", 2**30) if memory.total_bytes >= 2**30 else ("MiB", 2**20)
+    table = Table(title="Predicted peak of a step on one device", sentences="what it is")
+    table.add_column("part", no_wrap=True)
+    table.add_column(unit, justify="right", no_wrap=True)
+    table.add_column("what it is")
+    work = {
+        "head": "logits of targets and their gradients",
+        "layer": "one layer going backward",
+        "recompute": "one layer going forward once more, then backward",
+    }
+    saved = "input and attention" if memory.checkpointed.keeps_attention else "input"
+    rows = (
+        ("weights", memory.weights_bytes, "of the model itself"),
+        ("adapter", memory.adapters_bytes, "its weights, float32"),
+        ("gradients", memory.gradients_bytes, "of trained weights, float32"),
+        ("optimizer", memory.optimizer_bytes, "AdamW's two moments"),
+        ("layers", memory.layers_bytes, "activations kept for the backward pass"),
+        ("checkpoints", memory.checkpoints_bytes, f"{saved} of {memory.checkpointed.num_layers} layers"),
+        ("work", memory.work_bytes, work[memory.moment]),
+    )
+    for name, part, what in rows:
+        if part:
+            table.add_row(name, f"{part / size:,.2f}", what)
+    table.add_section()
+    have = f"{device.name}: {device.memory_bytes / size:,.1f}" if device is not None else ""
+    table.add_row("total", f"{memory.total_bytes / size:,.2f}", have, style="bold")
+    return table

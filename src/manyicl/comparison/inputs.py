@@ -1,0 +1,109 @@
+"""The data that a comparison began with, by hash: a cell that is done later must have the same rows.
+
+Beside the hashes stands what the tasks share with each other, which is found once.
+
+`inputs.json` in the comparison's folder is written before its first cell and never changed. Two cells of one
+comparison are paired query by query, which is wrong as soon as they were asked different files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manyicl.errors import UserError
+from manyicl.files import write_atomically
+from manyicl.planning import Overlap
+from manyicl.tasks import Task, name_sources
+
+INPUTS_FILE = "inputs.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Hashes of what a comparison reads.
+
+    tasks: task -> the sha256 of its rows and settings, as in results and run.json.
+    texts: file of neutral text -> the sha256 of its bytes.
+    overlaps: held-out or familiar task -> what it shares with the train rows of trained tasks; None if that is not
+    known, as in comparisons that an earlier version began.
+    """
+
+    tasks: Mapping[str, str]
+    texts: Mapping[str, str]
+    overlaps: Mapping[str, Overlap] | None = None
+
+
+def hash_inputs(tasks: Mapping[str, Task], text_files: Sequence[str]) -> Inputs:
+    """Return the hashes of tasks and text files as they are now.
+
+    Raises:
+        UserError: a text file cannot be read.
+    """
+    texts = {}
+    for file in text_files:
+        try:
+            texts[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"compare.text_files: {file}: cannot be read ({error.strerror}); put it back") from error
+    return Inputs({name: task.sha256 for name, task in tasks.items()}, texts)
+
+
+def write_inputs(folder: Path, inputs: Inputs) -> None:
+    """Keep them in a comparison's folder."""
+    overlaps = {name: overlap.model_dump() for name, overlap in (inputs.overlaps or {}).items()}
+    content = {"tasks": dict(inputs.tasks), "texts": dict(inputs.texts), "overlaps": overlaps}
+    write_atomically(folder / INPUTS_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def read_inputs(folder: Path) -> Inputs | None:
+    """Return the hashes that a comparison began with; None if an earlier version, which kept none, began it."""
+    file = folder / INPUTS_FILE
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_bytes())
+    overlaps = content.get("overlaps")
+    if overlaps is not None:
+        overlaps = {name: Overlap.model_validate(overlap) for name, overlap in overlaps.items()}
+    return Inputs(content["tasks"], content["texts"], overlaps)
+
+
+def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str) -> None:
+    """Refuse to go on with other tasks or texts than those that the comparison in `folder` began with.
+
+    A comparison of an earlier version has no inputs.json: the hashes in its finished cells take its place.
+
+    Raises:
+        UserError: naming the first file that differs, or a task whose cells differ from each other.
+    """
+    began = read_inputs(folder)
+    for name, sha256 in began.tasks.items() if began else _hashes_of_cells(folder):
+        if name in now.tasks and now.tasks[name] != sha256:
+            raise UserError(
+                f"{_find_file(task_folder, name)}: task '{name}' is not what it was when the comparison in {folder}"
+                " began; put the file back, or start a new comparison"
+            )
+    for file, sha256 in began.texts.items() if began else ():
+        if now.texts.get(file, sha256) != sha256:
+            raise UserError(
+                f"{file}: this text is not what it was when the comparison in {folder} began; put the file back, or"
+                " start a new comparison"
+            )
+
+
+def _hashes_of_cells(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield (task, sha256) of every run and every test result in a comparison's folder."""
+    for file in sorted(folder.glob("seed-*/**/run.json")):
+        tasks = json.loads(file.read_bytes())["tasks"]
+        yield from ((name, entry["sha256"]) for name, entry in tasks.items())
+    for file in sorted(folder.glob("seed-*/**/*.test.json")):
+        yield from ((entry["task"], entry["sha256"]) for entry in json.loads(file.read_bytes())["tasks"])
+
+
+def _find_file(task_folder: str, name: str) -> Path:
+    """Return the data file of a task, or the folder of its files."""
+    source = name_sources(task_folder).get(name)
+    return Path(task_folder) / name if source is None else source.path

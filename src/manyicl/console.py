@@ -1,0 +1,239 @@
+"""What is printed for people: progress with pace and time left, and tables that can be read at any width.
+
+A progress bar on a terminal is a plain line now and then elsewhere. A table has boxes if its cells fit the width. If not,
+a column of sentences goes below it, and if that is not enough, each row becomes a paragraph: nothing is cut and no column
+is squeezed to single letters. Piped, a table is lines of columns two blanks apart: no boxes, no colour, nothing folded,
+and a dash for an empty cell.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text
+
+# Seconds between two plain lines where there is no terminal.
+QUIET_S = 15.0
+
+
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Return a console that prints texts as they are, and folds nothing away where the output is no terminal."""
+    # Labels and paths are texts of the user's: "[/b]" is no markup, ":cat:" no picture.
+    console = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 4096
+    return console
+
+
+class Bar:
+    """One line of progress."""
+
+    def __init__(self, console: Console, progress: Progress | None, total: int) -> None:
+        self.console, self.progress, self.total = console, progress, total
+        self.line = progress.add_task("", total=total, note="") if progress else None
+        self.told = self.started = time.monotonic()
+        self.first_done: int | None = None
+        self.last_note = ""
+
+    def set_total(self, total: int) -> None:
+        """Change how much there is to do."""
+        self.total = total
+        if self.progress is not None and self.line is not None:
+            self.progress.update(self.line, total=total)
+
+    def update(self, what: str, done: int, *, note: str = "") -> None:
+        """Show that `done` of the total are done."""
+        if self.progress is not None and self.line is not None:
+            self.progress.update(self.line, description=what, completed=done, note=note)
+        elif time.monotonic() - self.told > QUIET_S or done == self.total:
+            self.told = time.monotonic()
+            # A note is the last line of a run's log: until there is a new one, it would only be repeated.
+            shown = [f"{what}: {done}/{self.total}", self._tell_pace(done), note if note != self.last_note else ""]
+            self.last_note = note
+            # Names of tasks are the user's: "[/b]" in one is no markup.
+            line = ", ".join(part for part in shown if part)
+            self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        if self.first_done is None:  # what an earlier process did took no time of this one
+            self.first_done, self.started = done, time.monotonic()
+
+    def _tell_pace(self, done: int) -> str:
+        """Return how long one step takes and how long the rest will, '' if nothing was measured yet."""
+        if self.first_done is None or done <= self.first_done:
+            return ""
+        elapsed = time.monotonic() - self.started
+        if elapsed < 1:
+            return ""  # too short to tell anything
+        each = elapsed / (done - self.first_done)
+        left = f", {tell_seconds(each * (self.total - done))} left" if done < self.total else ""
+        return f"{each:.2g} s each{left}"
+
+
+class Pace:
+    """How long pieces of work take, by kind, and so how long the rest of them will."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Remember what one piece took."""
+        self.seconds.setdefault(kind, []).append(seconds)
+
+    def left(self, kinds: Iterable[str]) -> float | None:
+        """Return the seconds that pieces of these kinds will take, None if nothing was measured yet.
+
+        Each kind is taken at its own mean, one that was never measured at the mean of all.
+
+        >>> pace = Pace()
+        >>> pace.add("train", 100); pace.add("test", 10); pace.add("test", 20)
+        >>> pace.left(["train", "test", "test"])
+        130.0
+        """
+        every = [second for some in self.seconds.values() for second in some]
+        if not every:
+            return None
+        means = {kind: sum(some) / len(some) for kind, some in self.seconds.items()}
+        return float(sum(means.get(kind, sum(every) / len(every)) for kind in kinds))
+
+
+@contextmanager
+def progress_bar(console: Console, *, total: int) -> Iterator[Bar]:
+    """Show a bar while the block runs."""
+    if not console.is_terminal:
+        yield Bar(console, None, total)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bar(console, progress, total)
+
+
+@contextmanager
+def reporting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Return a function (what, done, total) that shows progress while the block runs."""
+    with progress_bar(console, total=1) as bar:
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.set_total(total)
+            bar.update(what, done)
+
+        yield report
+
+
+def tell_seconds(value: float | None) -> str:
+    """Return a time with two units at most."""
+    if value is None or not is_known(value):
+        return DASH
+    if value < 60:
+        return f"{value:.1f} s"
+    if value < 3600:
+        return f"{value / 60:.1f} min"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours:,} h {minutes:02} min"
+
+
+DASH = "\N{EN DASH}"
+
+
+def is_known(value: float | None) -> bool:
+    """Return whether there is a finite number to show."""
+    return value is not None and math.isfinite(value)
+
+
+# Wider than any table, to measure how wide one is if nothing is folded.
+_ENDLESS = 1 << 16
+
+
+class Table(RichTable):
+    """A table whose cells are texts, whose first column names its rows, and whose title stands to the left.
+
+    sentences: the head of its last column, if that holds sentences, which stand below it on a narrow terminal.
+    """
+
+    def __init__(self, *, title: str = "", sentences: str | None = None, show_lines: bool = False) -> None:
+        super().__init__(show_lines=show_lines)
+        self.heading, self.sentences = title, sentences
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Print it in the form that fits."""
+        if self.heading:
+            yield Text(self.heading, style="italic")
+        if not console.is_terminal:
+            yield from self._plain_lines()
+        elif _width(console, self, options) <= options.max_width:
+            yield from super().__rich_console__(console, options)
+        elif self.sentences and _width(console, short := self._without_sentences(), options) <= options.max_width:
+            yield from RichTable.__rich_console__(short, console, options)
+            for name, *_, sentence in self._rows():
+                yield Text.assemble(name, ": ", sentence)
+        else:
+            yield from self._paragraphs(options.max_width)
+
+    def _rows(self) -> Iterator[list[Text]]:
+        for row in zip(*(column.cells for column in self.columns), strict=True):
+            yield [cell.copy() if isinstance(cell, Text) else Text(str(cell)) for cell in row]
+
+    def _plain_lines(self) -> Iterator[Text]:
+        rows = [[_one_line(column.header) for column in self.columns]]
+        rows += [[_one_line(cell) or "-" for cell in row] for row in self._rows()]
+        widths = [max(map(cell_len, cells)) for cells in zip(*rows, strict=True)]
+        for row in rows:
+            padded = (_pad(cell, width, column) for cell, width, column in zip(row, widths, self.columns, strict=True))
+            yield Text("  ".join(padded).rstrip(), no_wrap=True, overflow="ignore")
+
+    def _without_sentences(self) -> Table:
+        short = Table(show_lines=self.show_lines)
+        short.columns, short.rows = self.columns[:-1], self.rows
+        return short
+
+    def _paragraphs(self, width: int) -> Iterator[Any]:
+        """Yield each row as its name and, below it, its other cells with their heads; a sentence begins a line."""
+        heads = [_one_line(column.header) for column in self.columns]
+        for name, *cells in self._rows():
+            yield Text.assemble(name, style="bold")
+            line = Text()
+            for head, cell in zip(heads[1:], cells, strict=True):
+                if not cell.plain or head == self.sentences:
+                    continue
+                told = Text.assemble(head, ": ", Text(" ").join(cell.split("\n")))
+                if line.plain and line.cell_len + 2 + told.cell_len > width - 2:
+                    yield _indented(line)
+                    line = Text()
+                line = Text.assemble(line, "; " if line.plain else "", told)
+            if line.plain:
+                yield _indented(line)
+            if self.sentences:
+                yield _indented(cells[-1])
+
+
+def _width(console: Console, table: RichTable, options: ConsoleOptions) -> int:
+    """Return how wide a table is if nothing is folded."""
+    return table.__rich_measure__(console, options.update(max_width=_ENDLESS)).maximum
+
+
+def _one_line(cell: Any) -> str:
+    return " ".join((cell.plain if isinstance(cell, Text) else str(cell)).split("\n")).strip()
+
+
+def _pad(cell: str, width: int, column: Column) -> str:
+    blanks = " " * (width - cell_len(cell))
+    return blanks + cell if column.justify == "right" else cell + blanks
+
+
+def _indented(line: Text) -> Padding:
+    return Padding(line, (0, 0, 0, 2), expand=False)

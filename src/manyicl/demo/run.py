@@ -1,0 +1,192 @@
+"""The paper's comparison in minutes on two CPU cores, with nothing to download: the world's tasks and its seed model.
+
+Two regimes are run. Many tasks with few examples each is what many-shot fine-tuning is for: the headline. Few tasks
+with many examples each is the contrast: they can be learnt by heart, and new tasks have little to gain from them.
+Nothing is scripted: another seed draws other tasks, episodes, shots and queries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from manyicl.comparison import ArmName, CompareConfig, CompareSettings, Grid, open_comparison, run_comparison
+from manyicl.console import make_console
+from manyicl.demo.regimes import CONTRAST, HEADLINE, Regime, draw_familiar, draw_regime
+from manyicl.demo.tasks import WorldTask, write_tasks
+from manyicl.episodes import EpisodeSettings
+from manyicl.errors import UserError
+from manyicl.models import NEUTRAL_TEXT, TEMPLATE, ModelSettings
+from manyicl.report import finish_comparison
+from manyicl.training import TaskSettings, TrainSettings
+
+TOKEN_BUDGET = 1280
+PACK_TOKENS = 1536
+ARMS_WITH_CEILING: tuple[ArmName, ...] = (
+    "base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How long a regime is trained, at which rates that is tried, and how widely it is asked."""
+
+    num_steps: int
+    packs_per_step: int
+    learning_rates: tuple[float, ...]
+    asked_tasks: int
+    held_out_tasks: int
+    draws: int
+    queries: int
+    analysis: bool = True
+    # Dedicated models: one of each of the first kinds of a regime, which take turns.
+    dedicated_tasks: int = 3
+    familiar_tasks: int = 6
+
+
+# Half a decade apart. On many tasks the best rates of plain fine-tuning and of ManyICL lie between two others; on few
+# tasks that of zero-shot fine-tuning has no lower end, as no training at all answers best behind shots.
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+FULL = {
+    HEADLINE.name: Size(40, 2, RATES, 12, 12, 2, 16, dedicated_tasks=2),
+    CONTRAST.name: Size(20, 2, RATES[1:], 4, 8, 2, 12, analysis=False, dedicated_tasks=1),
+}
+QUICK = {
+    HEADLINE.name: Size(8, 2, RATES[2:4], 4, 4, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
+    CONTRAST.name: Size(4, 2, RATES[2:4], 4, 2, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
+}
+
+
+def write_regime(folder: Path, regime: Regime, size: Size, *, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Write a regime's tasks as a folder of task files; return the names of its trained, held-out and familiar ones."""
+    trained, held_out = draw_regime(regime, seed=seed)
+    held_out = held_out[: size.held_out_tasks]
+    familiar = draw_familiar(count=size.familiar_tasks, seed=seed)
+    for tasks in (trained, held_out, familiar):
+        write_tasks(folder, tasks, num_train=regime.num_train, num_test=regime.num_test, seed=seed)
+    return _names(trained), _names(held_out), _names(familiar)
+
+
+def _names(tasks: Sequence[WorldTask]) -> list[str]:
+    return [task.name for task in tasks]
+
+
+def demo_config(
+    folder: Path, size: Size, *, names: tuple[list[str], list[str], list[str]], seeds: Sequence[int]
+) -> CompareConfig:
+    """Return the recipe of a regime's comparison; `names` are its trained, held-out and familiar tasks."""
+    trained, held_out, familiar = names
+    return CompareConfig(
+        tasks=TaskSettings(folder=str(folder), names=tuple(sorted(trained))),
+        model=ModelSettings(path="seed", precision="fp32"),
+        template=TEMPLATE,
+        episodes=EpisodeSettings(token_budget=TOKEN_BUDGET),
+        train=TrainSettings(
+            num_steps=size.num_steps,
+            pack_tokens=PACK_TOKENS,
+            packs_per_step=size.packs_per_step,
+            packs_per_batch=size.packs_per_step,
+            learning_rate=size.learning_rates[-1],
+            warmup_steps=size.num_steps // 10,
+            beta2=0.98,
+            log_every_steps=2,
+            checkpoint_every_steps=max(2, size.num_steps // 6 // 2 * 2),
+            validation_tokens=0,
+            keep="last",
+        ),
+        compare=CompareSettings(
+            name=folder.parent.name.replace("_", " "),
+            arms=ARMS_WITH_CEILING if size.analysis else ARMS_WITH_CEILING[:-1],
+            seeds=tuple(seeds),
+            held_out_tasks=tuple(held_out),
+            familiar_tasks=tuple(familiar),
+            dedicated_tasks=tuple(trained[: size.dedicated_tasks]),
+            learning_rates=size.learning_rates,
+            asked_tasks=size.asked_tasks,
+            shots=(0, 1, 4, 16, 64),
+            draws=size.draws,
+            queries=size.queries,
+            validation_queries=4,
+            text_files=(str(NEUTRAL_TEXT),),
+            text_windows=12,
+            text_window_tokens=256,
+            flips=size.analysis,
+            orders=False,
+            examples=1,
+        ),
+    )
+
+
+def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console) -> list[Grid]:
+    """Run both regimes into `out`, with training seeds from `seed` on; return their comparisons, the headline's first.
+
+    A killed demo goes on when called again with the same `out`. Other processes may take a share of the work, by
+    `manyicl compare --resume OUT/REGIME --seed N`.
+
+    Raises:
+        UserError: `out` holds something else.
+    """
+    started = time.monotonic()
+    comparisons = open_demo(out, seeds=range(seed, seed + num_seeds), quick=quick)
+    for regime, comparison in zip((HEADLINE, CONTRAST), comparisons, strict=True):
+        console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
+        run_comparison(comparison, console=make_console(stderr=True, quiet=console.quiet))
+        finish_comparison(comparison, console=console)
+    minutes = (time.monotonic() - started) / 60
+    headline = comparisons[0]
+    model, tasks = headline.folder / f"seed-{seed}" / "manyicl", headline.config.tasks.folder
+    told = [
+        f"{minutes:.1f} minutes. Read {headline.folder / 'report.html'}; ask a model that you have just trained:",
+        f"  manyicl eval {model} --tasks {tasks} --task {headline.held_out[0]} --draws 2",
+    ]
+    console.print("\n".join(told), soft_wrap=True, highlight=False)
+    return comparisons
+
+
+def open_demo(out: Path, *, seeds: Sequence[int], quick: bool = False) -> list[Grid]:
+    """Begin both regimes in `out`, or open those that are there; return their comparisons, the headline's first.
+
+    Both are there before any work is done, so that several processes can share it from the start.
+
+    Raises:
+        UserError: `out` holds something else.
+    """
+    _refuse_other_folder(out)
+    sizes = QUICK if quick else FULL
+    return [_open_regime(out / one.name, one, sizes[one.name], seeds=seeds) for one in (HEADLINE, CONTRAST)]
+
+
+def tell_regime(regime: Regime) -> str:
+    """Return what a regime is, in a line."""
+    kind = "the headline" if regime is HEADLINE else "the contrast"
+    return f"{kind}: {regime.num_tasks} tasks of {regime.num_train} examples each, on the packaged seed model"
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but a demo.
+
+    Raises:
+        UserError: naming what is in it.
+    """
+    known = {HEADLINE.name, CONTRAST.name}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []
+    if others:
+        raise UserError(f"--out {folder}: is not empty ({others[0]}); name a new folder")
+
+
+def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int]) -> Grid:
+    if (place / "recipe.toml").is_file():
+        comparison = open_comparison(place, None)
+        if list(comparison.settings.seeds) != list(seeds) or comparison.config.train.num_steps != size.num_steps:
+            raise UserError(
+                f"--out {place.parent}: holds a demo of other seeds or size; repeat that one, or name another"
+            )
+        return comparison
+    if place.exists() and any(place.iterdir()) and not (place / "tasks").is_dir():
+        raise UserError(f"--out {place.parent}: is not empty; name a new folder")
+    names = write_regime(place / "tasks", regime, size, seed=seeds[0])
+    return open_comparison(place, demo_config(place / "tasks", size, names=names, seeds=seeds))

@@ -1,0 +1,183 @@
+"""Tasks of the world: unlimited in number, each one rule that only its shots, or training on it, can tell.
+
+A task is drawn by (pool, seed, index) and is the same everywhere. Its name and instruction are coined words, so that
+nothing about the rule can be read off them. Every rule is free of noise: an input and the rule give one answer, so the
+best reachable score of every task is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from manyicl.demo import arithmetic, classification, nli, qa, summarization
+from manyicl.demo.lexicon import coin_words, load_lexicon
+from manyicl.demo.rules import Draft, DrawRule, Rule, Words
+from manyicl.errors import UserError
+from manyicl.files import write_atomically
+
+Pool = Literal["pretraining", "open"]
+BEST_SCORE = 1.0
+
+METRICS: Mapping[str, str] = {
+    "classification": "accuracy",
+    "nli": "accuracy",
+    "qa": "exact_match",
+    "summarization": "rouge_l",
+    "math": "math_exact_match",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of task. pretrained: other tasks of this kind are in the seed model's text, in other formats."""
+
+    name: str
+    family: str
+    draw_rule: DrawRule
+    pretrained: bool
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind("topic", "classification", classification.draw_topic, pretrained=True),
+    Kind("tone", "classification", classification.draw_tone, pretrained=True),
+    Kind("keyword", "classification", classification.draw_keyword, pretrained=True),
+    Kind("group", "classification", classification.draw_group, pretrained=True),
+    Kind("form", "classification", classification.draw_form, pretrained=False),
+    Kind("size", "nli", nli.draw_size, pretrained=True),
+    Kind("containment", "nli", nli.draw_containment, pretrained=True),
+    Kind("negation", "nli", nli.draw_negation, pretrained=False),
+    Kind("quantity", "nli", nli.draw_quantity, pretrained=False),
+    Kind("implication", "nli", nli.draw_implication, pretrained=False),
+    Kind("fact", "qa", qa.draw_fact, pretrained=True),
+    Kind("lookup", "qa", qa.draw_lookup, pretrained=True),
+    Kind("two_hop", "qa", qa.draw_two_hop, pretrained=False),
+    Kind("yes_no", "qa", qa.draw_yes_no, pretrained=False),
+    Kind("choice", "qa", qa.draw_choice, pretrained=False),
+    Kind("recall", "qa", qa.draw_recall, pretrained=True),
+    Kind("title", "summarization", summarization.draw_title, pretrained=True),
+    Kind("line", "summarization", summarization.draw_line, pretrained=False),
+    Kind("gist", "summarization", summarization.draw_gist, pretrained=True),
+    Kind("section", "summarization", summarization.draw_section, pretrained=False),
+    Kind("story", "math", arithmetic.draw_story, pretrained=True),
+    Kind("linear", "math", arithmetic.draw_linear, pretrained=True),
+    Kind("price", "math", arithmetic.draw_price, pretrained=True),
+    Kind("pick", "math", arithmetic.draw_pick, pretrained=True),
+    Kind("tally", "math", arithmetic.draw_tally, pretrained=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorldTask:
+    """One task of the world: its rule, and the name and instruction that give nothing of it away."""
+
+    name: str
+    kind: Kind
+    instruction: str
+    rule: Rule
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What makes it this task: two tasks with equal identities ask the same."""
+        return (self.kind.name, *self.rule.parameters)
+
+    def draw_examples(self, rng: random.Random, *, count: int) -> list[Draft]:
+        """Return up to `count` examples with different inputs; fewer where the rule knows no more inputs."""
+        drafts: dict[str, Draft] = {}
+        for _ in range(50 * count):
+            if len(drafts) == count:
+                break
+            draft = self.rule.write(rng)
+            drafts.setdefault(draft.input, draft)
+        return list(drafts.values())
+
+
+def find_kinds(names: Sequence[str] | None = None) -> tuple[Kind, ...]:
+    """Return the kinds of these names, in the order of KINDS; all of them unless said."""
+    return tuple(kind for kind in KINDS if names is None or kind.name in names)
+
+
+def pool_words(pool: Pool) -> Words:
+    """Return the words for a pool's rules; no label word is in both pools."""
+    lexicon = load_lexicon()
+    return Words(lexicon, lexicon.labels[0::2] if pool == "pretraining" else lexicon.labels[1::2])
+
+
+def draw_task(kind: Kind, rng: random.Random, *, pool: Pool) -> WorldTask:
+    """Return a task of one kind whose rule belongs to `pool`: no rule belongs to both."""
+    words = pool_words(pool)
+    while True:
+        rule = kind.draw_rule(rng, words)
+        spellings = (rule.parameters, *rule.twins)
+        in_pretraining = any(zlib.crc32(repr((kind.name, spelt)).encode()) % 2 == 0 for spelt in spellings)
+        if in_pretraining == (pool == "pretraining"):
+            break
+    coined = "".join(coin_words(rng, count=2))
+    return WorldTask(name=f"{kind.name}_{coined}", kind=kind, instruction=f"{coined}:\n", rule=rule)
+
+
+def iter_tasks(kinds: Sequence[Kind], *, seed: int, pool: Pool) -> Iterator[WorldTask]:
+    """Yield an endless series of different tasks, the kinds in turn.
+
+    A kind whose rules are used up drops out; the series ends with the last one.
+    """
+    seen: set[tuple[object, ...]] = set()
+    rng = random.Random(f"{pool} {seed}")
+    left = list(kinds)
+    while left:
+        for kind in tuple(left):
+            task = next(
+                (t for t in (draw_task(kind, rng, pool=pool) for _ in range(200)) if t.identity not in seen), None
+            )
+            if task is None:
+                left.remove(kind)
+                continue
+            seen.add(task.identity)
+            yield task
+
+
+def export_tasks(folder: Path, *, num_tasks: int, num_train: int, num_test: int, seed: int) -> None:
+    """Write open-pool tasks of all kinds as task files into a new folder.
+
+    Raises:
+        UserError: the folder exists, or a rule knows too few inputs for that many rows.
+    """
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; name a new folder")
+    tasks = list(islice(iter_tasks(KINDS, seed=seed, pool="open"), num_tasks))
+    write_tasks(folder, tasks, num_train=num_train, num_test=num_test, seed=seed)
+
+
+def write_tasks(folder: Path, tasks: Sequence[WorldTask], *, num_train: int, num_test: int, seed: int) -> None:
+    """Write each task as a task file with its task.json; no input is in two splits.
+
+    Raises:
+        UserError: a rule knows too few inputs for that many rows.
+    """
+    for task in tasks:
+        drafts = task.draw_examples(random.Random(f"{task.name} {seed}"), count=num_train + num_test)
+        if len(drafts) < num_train + num_test:
+            raise UserError(
+                f"task '{task.name}': has only {len(drafts)} different inputs, not {num_train} for training and"
+                f" {num_test} for testing; ask for fewer"
+            )
+        rows = [_make_row(draft, split="train" if n < num_train else "test") for n, draft in enumerate(drafts)]
+        settings = {
+            "family": task.kind.family,
+            "metric": "accuracy" if drafts[0].options else METRICS[task.kind.family],
+            "instruction": task.instruction,
+            **({"labels": list(task.rule.labels)} if task.rule.labels else {}),
+        }
+        write_atomically(folder / f"{task.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(folder / f"{task.name}.task.json", json.dumps(settings, indent=1) + "\n")
+
+
+def _make_row(draft: Draft, *, split: str) -> dict[str, object]:
+    row: dict[str, object] = {"input": draft.input, "answer": draft.answer, "split": split}
+    return row | ({"options": list(draft.options)} if draft.options else {})

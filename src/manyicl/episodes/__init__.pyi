@@ -1,0 +1,49 @@
+from .batch import Batch, BatchMaker, Normalization, PackDataset, join_row, lengths_of, split_row, targets_of
+from .packing import Pack, pack_episodes
+from .plan import TOO_LONG, Episode, EpisodeSettings, fits_any, iter_episodes, plan_episode
+from .segments import Segments
+from .template import Frame, TemplateSettings
+from .tokenized import (
+    TokenizedEpisode,
+    TokenizedTask,
+    answer_lengths_of,
+    check_lost_answers,
+    default_cache_dir,
+    join_examples,
+    query_ids,
+    tokenize_task,
+    with_names,
+)
+from .tokenizer import TaskTokenizer
+
+__all__ = [
+    "TOO_LONG",
+    "Batch",
+    "BatchMaker",
+    "Episode",
+    "EpisodeSettings",
+    "Frame",
+    "Normalization",
+    "Pack",
+    "PackDataset",
+    "Segments",
+    "TaskTokenizer",
+    "TemplateSettings",
+    "TokenizedEpisode",
+    "TokenizedTask",
+    "answer_lengths_of",
+    "check_lost_answers",
+    "default_cache_dir",
+    "fits_any",
+    "iter_episodes",
+    "join_examples",
+    "join_row",
+    "lengths_of",
+    "pack_episodes",
+    "plan_episode",
+    "query_ids",
+    "split_row",
+    "targets_of",
+    "tokenize_task",
+    "with_names",
+]

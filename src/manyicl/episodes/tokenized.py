@@ -1,0 +1,239 @@
+"""A task's rows as token ids: flat arrays, one cache file per task, and examples joined into episodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from manyicl.episodes.renaming import LabelNames, collect_names
+from manyicl.episodes.tokenizer import NOT_GIVEN_BACK, TERMINATOR_INSIDE, ExampleTokens, TaskTokenizer
+from manyicl.errors import UserError
+from manyicl.files import write_atomically
+from manyicl.tasks import SPLITS, Task
+
+# A task that loses more of its rows than this to its answers is a different task from the one that was meant.
+MAX_LOST_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTask:
+    """One task in ids.
+
+    head_ids: what opens every sequence of the task: BOS, the frame's opening, the instruction. int32.
+    num_between: tokens that stand before an input when another example precedes it (0 in the plain style).
+    dropped: split -> reason -> number of examples left out.
+    names: what its labels may be called in renamed episodes; None unless `with_names` gave them.
+    """
+
+    task: Task
+    head_ids: NDArray[np.int32]
+    num_between: int
+    splits: Mapping[str, ExampleTokens]
+    dropped: Mapping[str, Mapping[str, int]]
+    names: LabelNames | None = None
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id: how many rows an embedding needs at least."""
+        return 1 + max(int(ids.max(initial=0)) for ids in (self.head_ids, *(s.ids for s in self.splits.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedEpisode:
+    """One training sequence: ids (T,) int32 and spans (K, 2) int64, the half-open range of each answer."""
+
+    ids: NDArray[np.int32]
+    spans: NDArray[np.int64]
+
+
+def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | None = None) -> TokenizedTask:
+    """Return `task` in ids, read from the cache where the same text was tokenised before.
+
+    cache_dir: folder of the Arrow files; None keeps nothing.
+
+    Raises:
+        UserError: more than 1 % of the rows have an answer that cannot be used, or the cache cannot be written.
+    """
+    if cache_dir is None:
+        return _tokenize_splits(task, tokenizer)
+    key = hashlib.sha256(f"{task.sha256}\0{tokenizer.fingerprint()}".encode()).hexdigest()[:32]
+    path = cache_dir / f"{key}.arrow"
+    try:
+        return _read_cache(path, task, tokenizer)
+    except (OSError, pa.ArrowException, KeyError):  # absent, or damaged
+        tokenized = _tokenize_splits(task, tokenizer)
+    try:
+        _write_cache(path, tokenized)
+    except OSError as error:
+        raise UserError(
+            f"{cache_dir}: tokenised tasks cannot be kept there ({error.strerror or error}); set MANYICL_CACHE to a"
+            " folder that can be written"
+        ) from error
+    return tokenized
+
+
+def with_names(tokenized: TokenizedTask, *, tokenizer: TaskTokenizer) -> TokenizedTask:
+    """Return the task with the names that its labels may bear; as it is where it has none to rename."""
+    names = collect_names(
+        tokenized.task,
+        rows={split: tokens.rows for split, tokens in tokenized.splits.items()},
+        encode_answers=tokenizer.encode_answers,
+        head_ids=tokenizer.head_ids(tokenized.task, renamed=True),
+    )
+    return replace(tokenized, names=names)
+
+
+def check_lost_answers(tokenized: TokenizedTask) -> str | None:
+    """Return one line that says why the task cannot be used, or None: too many answers are lost."""
+    task = tokenized.task
+    num_examples = sum(len(getattr(task, split)) for split in SPLITS)
+    for reason in (TERMINATOR_INSIDE, NOT_GIVEN_BACK):
+        lost = sum(dropped.get(reason, 0) for dropped in tokenized.dropped.values())
+        if lost > MAX_LOST_SHARE * num_examples:
+            fix = (
+                "set template.terminator to a text that no answer contains"
+                if reason == TERMINATOR_INSIDE
+                else "choose a model whose tokenizer knows these characters"
+            )
+            return (
+                f"task '{task.name}': {lost:,} of {num_examples:,} rows lost ({reason}), more than"
+                f" {MAX_LOST_SHARE:.0%}; {fix}, or leave the task out"
+            )
+    return None
+
+
+def default_cache_dir() -> Path:
+    """Return where tokenised tasks are kept: $MANYICL_CACHE, else the user's cache folder."""
+    root = os.environ.get("MANYICL_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyicl"
+
+
+def join_examples(
+    tokenized: TokenizedTask,
+    *,
+    split: str,
+    indices: Iterable[int] | NDArray[np.int32],
+    names: NDArray[np.int32] | None = None,
+) -> TokenizedEpisode:
+    """Return the sequence of the examples `indices` (into the split's ExampleTokens), in their order.
+
+    names: of a renamed episode, the name that each label bears (episodes.Episode).
+    """
+    tokens = tokenized.splits[split]
+    chosen = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices, dtype=np.int64)
+    if names is not None:
+        return _join_renamed(tokenized, split=split, chosen=chosen, names=names)
+    starts = tokens.starts[chosen].copy()
+    stops = tokens.starts[chosen + 1]
+    answer_lengths = stops - tokens.answer_starts[chosen]
+    if len(chosen):
+        starts[0] += tokenized.num_between
+    pieces = [tokenized.head_ids, *(tokens.ids[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True))]
+    ends = len(tokenized.head_ids) + np.cumsum(stops - starts)
+    return TokenizedEpisode(ids=np.concatenate(pieces), spans=np.stack([ends - answer_lengths, ends], axis=1))
+
+
+def _join_renamed(
+    tokenized: TokenizedTask, *, split: str, chosen: NDArray[np.int64], names: NDArray[np.int32]
+) -> TokenizedEpisode:
+    known, tokens = tokenized.names, tokenized.splits[split]
+    assert known is not None, "only a task with names has renamed episodes"
+    starts, answer_starts = tokens.starts[chosen].copy(), tokens.answer_starts[chosen]
+    if len(chosen):
+        starts[0] += tokenized.num_between
+    answers = [known.ids[name] for name in names[known.label_of[split][chosen]].tolist()]
+    pieces = [known.head_ids]
+    for start, stop, answer in zip(starts.tolist(), answer_starts.tolist(), answers, strict=True):
+        pieces += [tokens.ids[start:stop], answer]
+    answer_lengths = np.asarray([len(answer) for answer in answers], dtype=np.int64)
+    ends = len(known.head_ids) + np.cumsum(answer_starts - starts + answer_lengths)
+    return TokenizedEpisode(ids=np.concatenate(pieces), spans=np.stack([ends - answer_lengths, ends], axis=1))
+
+
+def answer_lengths_of(
+    tokenized: TokenizedTask, *, split: str, indices: NDArray[np.int32], names: NDArray[np.int32] | None
+) -> NDArray[np.int64]:
+    """Return the tokens of the answers of some examples as `join_examples` writes them, terminators included."""
+    if names is None:
+        return tokenized.splits[split].answer_lengths[indices]
+    assert tokenized.names is not None, "only a task with names has renamed episodes"
+    return tokenized.names.name_tokens[names[tokenized.names.label_of[split][indices]]]
+
+
+def query_ids(tokenized: TokenizedTask, *, split: str, index: int, after_shots: bool) -> NDArray[np.int32]:
+    """Return the input segment of one example: what is fed after the shots (or after the head) to ask it."""
+    tokens = tokenized.splits[split]
+    start = int(tokens.starts[index]) + (0 if after_shots else tokenized.num_between)
+    return tokens.ids[start : int(tokens.answer_starts[index])]
+
+
+def _tokenize_splits(task: Task, tokenizer: TaskTokenizer) -> TokenizedTask:
+    splits, dropped = {}, {}
+    for split in SPLITS:
+        splits[split], dropped[split] = tokenizer.tokenize_examples(getattr(task, split))
+    return _make_task(task, tokenizer, splits, dropped)
+
+
+def _make_task(
+    task: Task,
+    tokenizer: TaskTokenizer,
+    splits: Mapping[str, ExampleTokens],
+    dropped: Mapping[str, Mapping[str, int]],
+) -> TokenizedTask:
+    return TokenizedTask(
+        task=task,
+        head_ids=tokenizer.head_ids(task),
+        num_between=len(tokenizer.between_ids),
+        splits=dict(splits),
+        dropped=dict(dropped),
+    )
+
+
+def _write_cache(path: Path, tokenized: TokenizedTask) -> None:
+    """Write one record batch a split; the reasons of dropped rows travel in the schema's metadata."""
+    columns: dict[str, Any] = {}
+    for split, tokens in tokenized.splits.items():
+        columns[f"{split}.ids"] = tokens.ids
+        columns[f"{split}.starts"] = tokens.starts
+        columns[f"{split}.answer_starts"] = tokens.answer_starts
+        columns[f"{split}.rows"] = tokens.rows
+    # The columns have different lengths, so each is one list cell of a single row.
+    arrays = [pa.array([values], type=pa.large_list(pa.from_numpy_dtype(values.dtype))) for values in columns.values()]
+    table = pa.table(arrays, names=list(columns)).replace_schema_metadata(
+        {"dropped": json.dumps({split: dict(counts) for split, counts in tokenized.dropped.items()})}
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def _read_cache(path: Path, task: Task, tokenizer: TaskTokenizer) -> TokenizedTask:
+    """Read a cache file without copying: the arrays point into the mapped file."""
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+    def column(name: str) -> NDArray[Any]:
+        values: NDArray[Any] = table.column(name).chunk(0).values.to_numpy(zero_copy_only=True)
+        return values
+
+    splits = {
+        split: ExampleTokens(
+            ids=column(f"{split}.ids"),
+            starts=column(f"{split}.starts"),
+            answer_starts=column(f"{split}.answer_starts"),
+            rows=column(f"{split}.rows"),
+        )
+        for split in SPLITS
+    }
+    return _make_task(task, tokenizer, splits, json.loads(table.schema.metadata[b"dropped"]))

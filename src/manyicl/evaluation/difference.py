@@ -1,0 +1,258 @@
+"""Two sweeps compared: paired differences on what both were asked alike, with intervals and plain sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from manyicl.errors import UserError
+from manyicl.evaluation.points import Prediction
+from manyicl.evaluation.results import Result
+from manyicl.evaluation.scoring import MACRO_F1, macro_f1
+from manyicl.evaluation.shots import Shots, shots_order, sort_shots, tell_asked_with
+from manyicl.intervals import Table, difference_interval
+
+_CellKey = tuple[str, Shots]  # task, shots
+_DrawKey = tuple[str, Shots, int]  # task, shots, draw
+_Answers = dict[str, Prediction]  # query -> answer
+_Drawn = tuple[_Answers, _Answers]  # of a and of b, behind one draw
+_Pair = tuple[Table, Table]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDifference:
+    """b - a by a metric that stands beside the task's own, on the same answers.
+
+    low, high: ends of the 95 % interval; None for macro-F1, which has no value of one answer.
+    """
+
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CellDifference:
+    """One task at one number of shots: b - a with its 95 % interval, on the draws and queries that both were asked.
+
+    Scores are 0 to 1; low and high are None where a lone value gives none. others: by the metrics that stand beside the
+    task's own, as far as both results have them.
+    """
+
+    task: str
+    shots: Shots
+    num_draws: int
+    num_queries: int
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
+    others: tuple[MetricDifference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MeanDifference:
+    """The mean of the tasks' differences at one number of shots, for these tasks: only draws and queries vary."""
+
+    shots: Shots
+    tasks: tuple[str, ...]
+    difference: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What two results say of each other. num_rows: pairs of answers. unjoined: reason -> rows of either left out."""
+
+    a: str
+    b: str
+    num_rows: int
+    unjoined: Mapping[str, int]
+    cells: tuple[CellDifference, ...]
+    means: tuple[MeanDifference, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values, each difference with its sentence."""
+        content = asdict(self)
+        for part, items in (("cells", self.cells), ("means", self.means)):
+            content[part] = [{**asdict(item), "sentence": tell_difference(item)} for item in items]
+        return content
+
+
+def compare_results(a: Result, b: Result) -> Difference:
+    """Return b - a, joined by task, draw, shots and query.
+
+    Only cells with the very same shots, scored by the same metric, are joined: a draw that another seed, other data
+    or another tokenizer's drops made is another draw. A cell that was not scored is left out, never taken for 0.
+
+    Raises:
+        UserError: nothing joins.
+    """
+    unjoined: Counter[str] = Counter()
+    rows_a, rows_b = _group_rows(a.predictions), _group_rows(b.predictions)
+    shots_a, shots_b = _shots_of(a), _shots_of(b)
+    metrics_a, metrics_b = _metrics_of(a), _metrics_of(b)
+    draws: dict[_CellKey, list[_Drawn]] = {}
+    for key in sorted({*rows_a, *rows_b}, key=lambda key: (key[0], shots_order(key[1]), key[2])):
+        task, shots, _ = key
+        one, other = rows_a.get(key, {}), rows_b.get(key, {})
+        reason = _refuse_cell(key, (rows_a, rows_b), metrics=(metrics_a, metrics_b))
+        if reason is None and shots_a[key] != shots_b[key]:
+            reason = "other shots were drawn (another seed, other task data, or a tokenizer that drops other rows)"
+        if reason is None:
+            draws.setdefault((task, shots), []).append((one, other))
+        else:
+            unjoined[reason] += len(one) + len(other)
+    paired = {key: _share_queries(pairs, unjoined) for key, pairs in draws.items()}
+    tables = {key: _pair_tables(pairs) for key, pairs in paired.items() if pairs}
+    if not tables:
+        told = "; ".join(f"{count:,} rows: {reason}" for reason, count in unjoined.most_common())
+        raise UserError(f"{a.path} and {b.path}: nothing to compare ({told}); ask both with the same tasks and --seed")
+    with_macro = _tasks_with_macro_f1(a)
+    cells = [
+        replace(_compare_cell(*key, *pair), others=_compare_others(paired[key], macro=key[0] in with_macro))
+        for key, pair in tables.items()
+    ]
+    means = [_compare_mean(shots, tables) for shots in sort_shots(shots for _, shots in tables)]
+    num_rows = sum(one.scores.size for one, _ in tables.values())
+    return Difference(_name(a), _name(b), num_rows, dict(unjoined), cells=tuple(cells), means=tuple(means))
+
+
+def tell_difference(item: CellDifference | MeanDifference) -> str:
+    """Return the difference as a plain sentence, in points of a hundred."""
+    where = tell_asked_with(item.shots)
+    if isinstance(item, CellDifference):
+        what = item.task
+    else:
+        what = item.tasks[0] if len(item.tasks) == 1 else f"mean of {len(item.tasks)} tasks"
+    points = f"{100 * abs(item.difference):.1f} points"
+    if item.low is None or item.high is None:
+        return f"{points} apart {where}, {what}; a single answer tells no difference"
+    ends = sorted((100 * item.low, 100 * item.high), reverse=item.difference < 0)
+    sign = -1 if item.difference < 0 else 1
+    interval = f"[{sign * ends[0]:.1f}, {sign * ends[1]:.1f}]"
+    better = "B" if item.difference > 0 else "A"
+    if item.low <= 0 <= item.high:
+        told = "A and B are equal" if item.difference == 0 else f"{better} is ahead by {points}"
+        return f"no difference can be told {where}, {what}: {told} {interval}"
+    return f"{better} is better by {points} {interval} {where}, {what}"
+
+
+def _name(result: Result) -> str:
+    return f"{result.content['model']} ({result.path})"
+
+
+def _group_rows(predictions: Sequence[Prediction]) -> dict[_DrawKey, _Answers]:
+    """Return query -> answer of every (task, shots, draw) that was scored."""
+    grouped: dict[_DrawKey, _Answers] = {}
+    for p in predictions:
+        grouped.setdefault((p.task, p.asked, p.draw), {})[p.query] = p
+    return grouped
+
+
+def _shots_of(result: Result) -> dict[_DrawKey, str]:
+    return {
+        (task["task"], cell["shots"], draw["draw"]): draw["shots_sha256"]
+        for task in result.content["tasks"]
+        for cell in task["curve"]
+        for draw in cell["draws"]
+    }
+
+
+def _metrics_of(result: Result) -> dict[str, str]:
+    return {task["task"]: task["metric"] for task in result.content["tasks"]}
+
+
+def _tasks_with_macro_f1(result: Result) -> set[str]:
+    cells = [(task["task"], cell) for task in result.content["tasks"] for cell in task["curve"]]
+    return {task for task, cell in cells if MACRO_F1 in cell.get("other_scores", {})}
+
+
+def _refuse_cell(
+    key: _DrawKey,
+    rows: tuple[Mapping[_DrawKey, _Answers], Mapping[_DrawKey, _Answers]],
+    *,
+    metrics: tuple[Mapping[str, str], Mapping[str, str]],
+) -> str | None:
+    """Return why a draw of a cell cannot be paired, as far as the keys tell; None where it can."""
+    task, shots, _ = key
+    for name, other, ours, theirs in (("A", "B", 0, 1), ("B", "A", 1, 0)):
+        if task not in metrics[theirs]:
+            return f"task '{task}' is in {name} alone"
+        if key in rows[ours] and key not in rows[theirs]:
+            scored = any(known[:2] == (task, shots) for known in rows[theirs])
+            return f"the draw is in {name} alone" if scored else f"{other} has no score {tell_asked_with(shots)}"
+    if metrics[0][task] != metrics[1][task]:
+        return f"task '{task}' has another metric in each ({metrics[0][task]}, {metrics[1][task]})"
+    return None
+
+
+def _share_queries(pairs: Sequence[_Drawn], unjoined: Counter[str]) -> list[_Drawn]:
+    """Return both sides' answers to the queries that all draws of both have, and count the others; [] if none is."""
+    shared = set(pairs[0][0]).intersection(*(answers for pair in pairs for answers in pair))
+    left_out = sum(len(answers) - len(shared) for pair in pairs for answers in pair)
+    if left_out:
+        unjoined["the query was asked in one alone (another --queries or --max-tokens, other seed, or other data)"] += (
+            left_out
+        )
+    queries = [query for query in pairs[0][0] if query in shared]
+    return [({q: one[q] for q in queries}, {q: other[q] for q in queries}) for one, other in pairs if queries]
+
+
+def _pair_tables(pairs: Sequence[_Drawn], metric: str | None = None) -> _Pair:
+    """Return both sides' scores, by the task's own metric or by one beside it."""
+
+    def score(p: Prediction) -> float:
+        return p.score if metric is None else (p.other_scores or {})[metric]
+
+    queries = tuple(pairs[0][0])
+    one, other = (
+        Table(np.array([[score(pair[side][query]) for query in queries] for pair in pairs], dtype=np.float64), queries)
+        for side in (0, 1)
+    )
+    return one, other
+
+
+def _compare_others(pairs: Sequence[_Drawn], *, macro: bool) -> tuple[MetricDifference, ...]:
+    """Return b - a by the metrics that all answers of both sides have beside the task's own; macro: macro-F1 too."""
+    answers = [p for pair in pairs for side in pair for p in side.values()]
+    found = []
+    for metric in answers[0].other_scores or ():
+        if all(metric in (p.other_scores or {}) for p in answers):
+            a, b = _pair_tables(pairs, metric)
+            interval = difference_interval([{"": Table(b.scores - a.scores, a.queries)}])
+            low, high = interval.ends
+            means = float(a.scores.mean()), float(b.scores.mean())
+            found.append(MetricDifference(metric, *means, interval.mean, low=low, high=high))
+    if macro:
+        one, other = (float(np.mean([_macro_f1(list(pair[side].values())) for pair in pairs])) for side in (0, 1))
+        found.append(MetricDifference(MACRO_F1, one, other, other - one, low=None, high=None))
+    return tuple(found)
+
+
+def _macro_f1(answers: Sequence[Prediction]) -> float:
+    return macro_f1([p.prediction for p in answers], answers=[p.answer for p in answers])
+
+
+def _compare_cell(task: str, shots: Shots, a: Table, b: Table) -> CellDifference:
+    interval = difference_interval([{task: Table(b.scores - a.scores, a.queries)}])
+    num_draws, num_queries = a.scores.shape
+    low, high = interval.ends
+    means = float(a.scores.mean()), float(b.scores.mean())
+    return CellDifference(task, shots, num_draws, num_queries, *means, interval.mean, low=low, high=high)
+
+
+def _compare_mean(shots: Shots, tables: Mapping[_CellKey, _Pair]) -> MeanDifference:
+    chosen = {task: pair for (task, k), pair in tables.items() if k == shots}
+    interval = difference_interval([{task: Table(b.scores - a.scores, a.queries) for task, (a, b) in chosen.items()}])
+    low, high = interval.ends
+    return MeanDifference(shots, tuple(chosen), interval.mean, low=low, high=high)

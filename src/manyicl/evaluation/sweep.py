@@ -1,0 +1,346 @@
+"""What a sweep asks: its shot counts, draws and queries, fixed before anything is asked.
+
+Shots come from a task's train split, queries from its test split. In one draw the shots for k are the first k of the
+shots for any larger k, so a sweep encodes its shots once. One set of queries serves every k and every draw.
+
+Rows that are too long take no part: a test row that does not fit even without shots is never a query, and a train row
+that leaves no room for the queries is never a shot, as training leaves out rows that fit no episode. Both are counted.
+
+The number of shots `fill` is as many as fit, in each draw as many as fit there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples, query_ids
+from manyicl.errors import UserError
+from manyicl.evaluation.points import PlainPath
+from manyicl.evaluation.shots import FILL, Shots, shots_order, sort_shots
+from manyicl.inference import EngineCount, build_trie
+from manyicl.seeds import AskPurpose, make_stream
+
+DEFAULT_SHOTS: tuple[Shots, ...] = (0, 1, 4, 16, 64)
+# A k is asked only where at least this share of the queries fits behind it; else it would be scored on short ones.
+MIN_FIT_SHARE = 0.9
+# Room is kept for the longest query; but not for the longest tenth if they need more than this share of the sequence.
+MAX_QUERY_SHARE = 0.25
+LONG_TRAIN = "train rows too long to be shots"
+LONG_TEST = "test rows too long to be asked"
+# Unless `Sweep.max_new_tokens` says otherwise, a generated answer may take as many tokens as the task's longest train
+# answer has, and at most this many.
+MAX_ANSWER_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What is asked of every task: shot counts, draws of shots, queries, the seed, and the longest sequence.
+
+    by: a known answer is chosen by the sum of its tokens' nats, or by their mean. fixed_shots: all draws hold the same
+    first so many shots, those of draw 0, each in an order of its own, and behind them the rest as draw 0 has it; from
+    that number of shots on, only order tells the draws apart; "most" is each task's own most. most_only: of the numbers
+    of shots that a task can be asked with, only the largest is asked. purpose: what the answers are for; numbers of
+    shots and learning rates are chosen behind other draws than those that are reported, or the choice would know their
+    luck.
+    max_new_tokens: most tokens of a generated answer; None: the longest train answer's, at most `MAX_ANSWER_TOKENS`.
+    """
+
+    shots: tuple[Shots, ...] = DEFAULT_SHOTS
+    num_draws: int = 5
+    num_queries: int = 200
+    seed: int = 0
+    max_tokens: int = 2048
+    by: Literal["sum", "mean"] = "sum"
+    fixed_shots: int | Literal["most"] | None = None
+    most_only: bool = False
+    purpose: AskPurpose = "evaluation"
+    max_new_tokens: int | None = None
+
+
+def draw_shots(
+    tokenized: TokenizedTask,
+    *,
+    seed: int,
+    draw: int,
+    purpose: AskPurpose = "evaluation",
+    most_tokens: int | None = None,
+) -> NDArray[np.int64]:
+    """Return one draw: the train examples in a random order, of which any first k are its k shots.
+
+    most_tokens: examples longer than this are left out, which changes nothing in the order of the others.
+    """
+    rng = make_stream(purpose, seed, "shots", tokenized.task.name, draw)
+    order = rng.permutation(len(tokenized.splits["train"]))
+    return order if most_tokens is None else order[tokenized.splits["train"].lengths[order] <= most_tokens]
+
+
+def tokens_kept_for_query(needs: NDArray[np.int64], *, max_tokens: int) -> int:
+    """Return the tokens that shots leave free for a query and its answer; 0 if there are no queries.
+
+    The longest of the queries decides. But the longest tenth are not waited for if they need more than
+    `MAX_QUERY_SHARE` of the sequence: one long query must not cost all others their shots.
+    """
+    if not len(needs):
+        return 0
+    usual = np.quantile(needs, MIN_FIT_SHARE, method="inverted_cdf")
+    return int(needs[needs <= max(usual, MAX_QUERY_SHARE * max_tokens)].max())
+
+
+def reorder_shots(first: NDArray[np.int64], *, num_fixed: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return draw 0 with its first `num_fixed` shots in another random order; the rest stays as it is."""
+    return np.concatenate([rng.permutation(first[:num_fixed]), first[num_fixed:]])
+
+
+def prefix_lengths(tokenized: TokenizedTask, draw: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the tokens of the head and the first k shots of a draw, for k = 0 to all of them."""
+    lengths = tokenized.splits["train"].lengths[draw]
+    return len(tokenized.head_ids) + np.concatenate([[0], np.cumsum(lengths)])
+
+
+def most_answer_tokens(
+    tokenized: TokenizedTask, written: Sequence[tuple[str, Sequence[int]]] | None, *, limit: int | None = None
+) -> int:
+    """Return the most tokens an answer may take: the longest to choose from, or the limit if it is generated.
+
+    written: the known answers in ids, None for an open answer. limit: as in `Sweep.max_new_tokens`.
+    """
+    if written is not None:
+        return max((len(ids) for _, ids in written), default=0)
+    if limit is not None:
+        return limit
+    lengths = tokenized.splits["train"].answer_lengths
+    return min(MAX_ANSWER_TOKENS, int(lengths.max())) if len(lengths) else MAX_ANSWER_TOKENS
+
+
+def write_answers(tokenizer: TaskTokenizer, known: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Return the ids of known answers, in their order; one that cannot be written is left out."""
+    encoded = zip(known, tokenizer.encode_answers(known), strict=True)
+    return [(text, ids) for text, ids in encoded if not isinstance(ids, str)]
+
+
+def refuse_empty(plans: Sequence[TaskSweep]) -> None:
+    """Refuse a sweep that asks nothing of any task.
+
+    Raises:
+        UserError: with the reason of each task, at the fewest shots that were to be asked.
+    """
+    if plans and not any(plan.cells for plan in plans):
+        fewest = sort_shots(plans[0].sweep.shots)[0]
+        told = [f"task '{plan.task.name}' at {fewest} shots: {plan.why_not(fewest)}" for plan in plans[:3]]
+        more = f"; and {len(plans) - 3} more tasks" if len(plans) > 3 else ""
+        raise UserError(
+            f"nothing can be asked: {'; '.join(told)}{more}; add rows that fit, lower --shots, or raise --max-tokens"
+        )
+
+
+class TaskSweep:
+    """One task's sweep: which queries and shots, fixed before anything is asked.
+
+    num_filling: for each draw how many shots `fill` is; empty if it is not wanted. count: what this process has put
+    through the model for it.
+    """
+
+    def __init__(self, tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, sweep: Sweep) -> None:
+        self.tokenized, self.tokenizer, self.sweep = tokenized, tokenizer, sweep
+        self.task = tokenized.task
+        self.candidates: dict[int, tuple[str, ...]] = {}
+        self.written: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
+        self.max_new_tokens = most_answer_tokens(tokenized, None, limit=sweep.max_new_tokens)
+        rng = make_stream(sweep.purpose, sweep.seed, "queries", self.task.name)
+        order = rng.permutation(len(tokenized.splits["test"]))
+        self.wanted, needs, self.num_long_queries = self._choose_queries(order)
+        room = sweep.max_tokens - len(tokenized.head_ids) - tokens_kept_for_query(needs, max_tokens=sweep.max_tokens)
+        self.num_long_shots = int((tokenized.splits["train"].lengths > room).sum())
+        self.draws = [self._draw(draw, most_tokens=room) for draw in range(sweep.num_draws)]
+        self.asked_shots, self.queries, self.num_filling = self._fix_queries(needs)
+        if sweep.most_only:
+            self.asked_shots = self.asked_shots[-1:]
+        if sweep.fixed_shots == "most":
+            num_fixed = self.most_shots(0)
+            self.draws = [self._reorder(first, draw=d, num_fixed=num_fixed) for d, first in enumerate(self.draws)]
+        self.num_unfit = len(self.wanted) - len(self.queries)
+        self.count = EngineCount()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result's entry of the task says of it before any answer is known."""
+        return {
+            "task": self.task.name,
+            "sha256": self.task.sha256,
+            "shots": sort_shots(self.sweep.shots),
+            "num_queries": len(self.queries),
+            "num_draws": self.sweep.num_draws,
+        }
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> rows that take no part because of their length; a reason without rows is absent."""
+        counts = {LONG_TRAIN: self.num_long_shots, LONG_TEST: self.num_long_queries}
+        return {reason: count for reason, count in counts.items() if count}
+
+    def why_not(self, shots: Shots) -> str:
+        """Return why the task is not asked with so many shots; "" if it is."""
+        num_test, num_train = (len(self.tokenized.splits[split]) for split in ("test", "train"))
+        within = f"{self.sweep.max_tokens:,} tokens"
+        if shots in self.asked_shots:
+            return ""
+        if not num_test:
+            return "it has no test rows"
+        if not len(self.wanted):
+            return f"none of its {num_test:,} test rows fits {within}"
+        if self.sweep.most_only and shots_order(shots) < shots_order(max(self.asked_shots, key=shots_order, default=0)):
+            return "only the most shots that fit are asked"
+        if shots == FILL:
+            return (
+                f"none of its {num_train:,} train rows is short enough for {within}"
+                if num_train
+                else "it has no train rows"
+            )
+        if shots > num_train:
+            return f"it has only {num_train:,} train row{'s' * (num_train != 1)}"
+        num_short = num_train - self.num_long_shots
+        if shots > num_short:
+            return f"only {num_short:,} of its {num_train:,} train rows are short enough for {within}"
+        return f"they do not fit {within}"
+
+    @property
+    def query_ids(self) -> list[str]:
+        """The ids of the queries, in the order in which they are asked."""
+        rows = self.tokenized.splits["test"].rows
+        return [self.task.test[rows[q]].id for q in self.queries]
+
+    @property
+    def cells(self) -> list[tuple[int, Shots]]:
+        """(draw, shots) of every cell that is asked; without shots all draws are one, the first."""
+        return [(draw, shots) for draw in range(self.sweep.num_draws) for shots in self.shots_of(draw)]
+
+    def shots_of(self, draw: int) -> tuple[Shots, ...]:
+        """Return the shot counts that are asked in one draw, ascending."""
+        return tuple(shots for shots in self.asked_shots if shots or draw == 0)
+
+    def num_shots(self, draw: int, shots: Shots) -> int:
+        """Return how many shots a draw has where `shots` are asked."""
+        return self.num_filling[draw] if shots == FILL else shots
+
+    def most_shots(self, draw: int) -> int:
+        """Return the most shots that are asked in a draw; 0 if nothing is."""
+        return max((self.num_shots(draw, shots) for shots in self.shots_of(draw)), default=0)
+
+    @property
+    def num_encoded_tokens(self) -> int:
+        """The tokens of heads and shots that the whole sweep encodes, each draw once up to its largest k.
+
+        Of the plan, not of `count`: neither a resumed sweep nor one shared out over ranks changes it.
+        """
+        asked = [draw for draw in range(self.sweep.num_draws) if self.shots_of(draw)]
+        return sum(int(prefix_lengths(self.tokenized, self.draws[draw])[self.most_shots(draw)]) for draw in asked)
+
+    def plain_path(self) -> PlainPath:
+        """Return the tokens of the whole sweep on whole prompts, and with a shared prefix; see `PlainPath`."""
+        processed, shared = 0, self.num_encoded_tokens
+        sizes = {
+            after: [self._query_sizes(query, after_shots=after) for query in self.queries.tolist()]
+            for after in (False, True)
+        }
+        for draw, shots in self.cells:
+            num_shots = self.num_shots(draw, shots)
+            before = int(prefix_lengths(self.tokenized, self.draws[draw])[num_shots])
+            for num_prompts, plain, behind in sizes[num_shots > 0]:
+                processed += num_prompts * before + plain
+                shared += behind
+        return PlainPath(processed, shared)
+
+    def _query_sizes(self, query: int, *, after_shots: bool) -> tuple[int, int, int]:
+        """Return how many whole prompts a query needs, and its own tokens in all of them and behind a shared prefix."""
+        num_asked = len(query_ids(self.tokenized, split="test", index=query, after_shots=after_shots))
+        options = [ids for _, ids in self.written[self.candidates[query]]]
+        if options:
+            num_own = len(options) * num_asked + sum(map(len, options))
+            return len(options), num_own, num_asked + len(build_trie(options).tokens_N)
+        num_answer = int(self.tokenized.splits["test"].answer_lengths[query])
+        # One prompt is generated from, another has the reference at its end.
+        return 2, 2 * num_asked + num_answer, num_asked + len(build_trie([[0] * num_answer]).tokens_N)
+
+    def _draw(self, draw: int, *, most_tokens: int) -> NDArray[np.int64]:
+        fixed, seed, purpose = self.sweep.fixed_shots, self.sweep.seed, self.sweep.purpose
+        place = draw if fixed is None else 0
+        first = draw_shots(self.tokenized, seed=seed, draw=place, purpose=purpose, most_tokens=most_tokens)
+        if fixed is None or fixed == "most" or draw == 0:  # how many the most are is known once the draws are
+            return first
+        return self._reorder(first, draw=draw, num_fixed=fixed)
+
+    def _reorder(self, first: NDArray[np.int64], *, draw: int, num_fixed: int) -> NDArray[np.int64]:
+        rng = make_stream(self.sweep.purpose, self.sweep.seed, "order of shots", self.task.name, draw)
+        return reorder_shots(first, num_fixed=num_fixed, rng=rng) if draw else first
+
+    def _choose_queries(self, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Return the first test rows of `order` that fit without shots, the tokens each needs, and how many do not fit.
+
+        A row that does not fit with its own answer is counted wherever it stands; one that has no room for the longest
+        answer it may be given only if it comes before the last query.
+        """
+        test, room = self.tokenized.splits["test"], self.sweep.max_tokens - len(self.tokenized.head_ids)
+        fits = test.lengths[order] <= room
+        num_long = int((~fits).sum())
+        queries: list[int] = []
+        needs: list[int] = []
+        for query in order[fits].tolist():
+            if len(queries) == self.sweep.num_queries:
+                break
+            need = self._num_query_tokens(query)
+            if need <= room:
+                queries.append(query)
+                needs.append(need)
+            else:
+                num_long += 1
+        return np.array(queries, dtype=np.int64), np.array(needs, dtype=np.int64), num_long
+
+    def _fix_queries(self, needs: NDArray[np.int64]) -> tuple[tuple[Shots, ...], NDArray[np.int64], list[int]]:
+        """Return the shot counts that can be asked, the queries that fit at the largest of them in every draw, and how
+        many shots fill each draw.
+
+        What fills a draw leaves room for the queries that the largest of the other counts leaves; hence it is never
+        fewer shots than these are.
+        """
+        lengths = [prefix_lengths(self.tokenized, draw) for draw in self.draws]
+        longest = np.max(lengths, axis=0)
+        asked: list[Shots] = []
+        fits = np.ones(len(needs), dtype=bool)
+        for shots in self.sweep.shots if len(needs) else ():
+            if shots == FILL or shots >= len(longest):
+                continue
+            fitting = needs + longest[shots] <= self.sweep.max_tokens
+            if fitting.mean() >= MIN_FIT_SHARE:
+                asked.append(shots)
+                fits &= fitting
+        filling: list[int] = []
+        if FILL in self.sweep.shots and len(needs):
+            kept = min(int(needs[fits].max()), tokens_kept_for_query(needs, max_tokens=self.sweep.max_tokens))
+            room = self.sweep.max_tokens - kept
+            filling = [int(np.searchsorted(ends, room, side="right")) - 1 for ends in lengths]
+            if any(filling):
+                asked.append(FILL)
+                fits &= needs <= kept
+        return tuple(sort_shots(asked)), self.wanted[fits] if asked else self.wanted[:0], filling
+
+    def _num_query_tokens(self, query: int) -> int:
+        """Return the tokens of a query's input and of the longest answer that it may get or that is its own."""
+        test = self.tokenized.splits["test"]
+        known = self.task.choices(self.task.test[test.rows[query]])
+        self.candidates[query] = known
+        if known not in self.written:
+            self.written[known] = write_answers(self.tokenizer, known)
+        reference = int(test.answer_lengths[query])
+        longest = most_answer_tokens(self.tokenized, self.written[known]) if known else self.max_new_tokens
+        return int(test.lengths[query]) - reference + max(reference, longest)
+
+    def prefix_ids(self, draw: int, *, start: int, stop: int) -> NDArray[np.int32]:
+        """Return what must be encoded to go from `start` shots (0: nothing yet but the head) to `stop` shots."""
+        whole = join_examples(self.tokenized, split="train", indices=self.draws[draw][:stop].astype(np.int32))
+        encoded = int(whole.spans[start - 1, 1]) if start else len(self.tokenized.head_ids)
+        return whole.ids[encoded:]

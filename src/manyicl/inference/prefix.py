@@ -1,0 +1,227 @@
+"""Encode shots once, score many queries behind them.
+
+The prefix's keys and values are read-only tensors of ours (no Hugging Face cache, which copies itself at each update);
+queries are segments of one row that see the prefix and themselves, at positions that continue from it. The options of a
+query stand behind it as a token trie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from manyicl.errors import UserError
+from manyicl.inference.budget import plan_memory, run_chunks, run_rows
+from manyicl.inference.query_rows import kept_tokens, lay_out_row, read_edges, run_row, write_keys
+from manyicl.inference.sharing import can_share_prefix, score_whole_prompts
+from manyicl.inference.tries import AnswerTrie, build_trie
+from manyicl.models import EMPTY_PREFIX, Prefix, PrefixStore, segment_attention
+
+# A long prefix is encoded so many tokens at a time: no slower, and sliding windows need a mask of a chunk only.
+CHUNK_TOKENS = 4096
+
+
+@dataclass(slots=True)
+class EngineCount:
+    """What went through the model: tokens of prefixes, each time they were encoded, and of queries with options."""
+
+    num_prefix_tokens: int = 0
+    num_query_tokens: int = 0
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's weights."""
+    return next(model.parameters()).device
+
+
+@torch.inference_mode()
+def encode_prefix(
+    model: nn.Module,
+    ids: NDArray[np.int32],
+    *,
+    after: Prefix = EMPTY_PREFIX,
+    room: int = 0,
+    count: EngineCount | None = None,
+) -> Prefix:
+    """Return the prefix `after` followed by `ids`, encoding only `ids`; no ids give `after` itself.
+
+    The longest prefix of a line of extensions shares its tensors with those before it; one that is extended a second
+    time is copied first. room: tokens that the whole line will have, so that the tensors are made once.
+
+    Raises:
+        UserError: memory runs out.
+    """
+    if not len(ids):
+        return after
+    whole = np.concatenate([after.ids, ids]).astype(np.int32)
+    if not can_share_prefix(model):
+        return Prefix(ids=whole)
+    store = after.store
+    if store is None or store.num_tokens > after.num_tokens:
+        store = _copy_store(after, room=max(room, len(whole)))
+
+    def encode(start: int, stop: int) -> None:
+        write_keys(model, whole[start:stop], after=Prefix(whole[:start], store))
+        store.num_tokens = stop
+        if count is not None:
+            count.num_prefix_tokens += stop - start
+
+    with segment_attention(model):
+        run_chunks(after.num_tokens, len(whole), most=min(CHUNK_TOKENS, plan_memory(model).row_tokens), run=encode)
+    return Prefix(ids=whole, store=store)
+
+
+def _copy_store(prefix: Prefix, *, room: int) -> PrefixStore:
+    """Return a store with room for more that starts with `prefix`."""
+    store = PrefixStore(room)
+    if prefix.store is not None:
+        for layer in prefix.store.buffers:
+            store.write(layer, *prefix.layer(layer))
+        store.num_tokens = prefix.num_tokens
+    return store
+
+
+def score_choices(
+    model: nn.Module,
+    prefix: Prefix,
+    queries: Sequence[NDArray[np.int32]],
+    options: Sequence[Sequence[Sequence[int]]],
+    *,
+    count: EngineCount | None = None,
+) -> list[NDArray[np.float64]]:
+    """Return the nats of every option of every query behind `prefix`: one array (O,) a query.
+
+    options: of each query, the ids of its options, terminators included; the same object for many queries is read once.
+    Options that are alike have the same nats to the bit. `choose_option` picks one.
+
+    Raises:
+        UserError: a likelihood that is not finite, or memory runs out.
+        ValueError: a query without ids or options, or an option without ids.
+    """
+    return _score_options(model, prefix, queries, options, count=count)[0]
+
+
+def choose_option(
+    nats_O: NDArray[np.float64], options: Sequence[Sequence[int]], *, by: Literal["sum", "mean"] = "sum"
+) -> int:
+    """Return the likeliest option by the nats of the whole answer, or their mean over its tokens; a tie: the first."""
+    if by == "mean":
+        nats_O = nats_O / np.array([len(option) for option in options])
+    return int(np.argmin(nats_O))
+
+
+def score_answers(
+    model: nn.Module,
+    prefix: Prefix,
+    asked: Sequence[tuple[NDArray[np.int32], Sequence[int]]],
+    *,
+    count: EngineCount | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return, for each (query ids, answer ids) behind `prefix`, the answer's nats and whether it is the greedy one.
+
+    Query ids must not be empty: the first token of an answer is predicted from the last of its query. Answers to equal
+    queries are options of one.
+
+    Raises:
+        UserError: a likelihood that is not finite, or memory runs out.
+        ValueError: a query or an answer without ids.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for place, (query, _) in enumerate(asked):
+        groups.setdefault(np.asarray(query, dtype=np.int32).tobytes(), []).append(place)
+    members = list(groups.values())
+    queries = [np.asarray(asked[places[0]][0], dtype=np.int32) for places in members]
+    options = [[asked[place][1] for place in places] for places in members]
+    nats, greedy = _score_options(model, prefix, queries, options, count=count)
+    whole, hits = np.zeros(len(asked)), np.zeros(len(asked), dtype=bool)
+    for places, nat, hit in zip(members, nats, greedy, strict=True):
+        whole[places], hits[places] = nat, hit
+    return whole, hits
+
+
+def _score_options(
+    model: nn.Module,
+    prefix: Prefix,
+    queries: Sequence[NDArray[np.int32]],
+    options: Sequence[Sequence[Sequence[int]]],
+    *,
+    count: EngineCount | None,
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
+    """Return nats and greedy hits (O,) of every query, by rows where the prefix can be shared."""
+    if not all(len(query) for query in queries):
+        raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
+    tries: dict[int, AnswerTrie] = {}
+    for group in options:
+        if id(group) not in tries:
+            tries[id(group)] = build_trie(group)
+    if can_share_prefix(model):
+        asked = [(np.asarray(q, np.int32), tries[id(group)]) for q, group in zip(queries, options, strict=True)]
+        nats, greedy = _score_rows(model, prefix, asked, count=count)
+    else:
+        nats, greedy = score_whole_prompts(model, prefix.ids, queries, options)
+        if count is not None:
+            count.num_prefix_tokens += prefix.num_tokens * sum(len(group) for group in options)
+            count.num_query_tokens += sum(
+                len(q) + len(option) for q, group in zip(queries, options, strict=True) for option in group
+            )
+    check_finite(nats)
+    return nats, greedy
+
+
+@torch.inference_mode()
+def _score_rows(
+    model: nn.Module,
+    prefix: Prefix,
+    asked: Sequence[tuple[NDArray[np.int32], AnswerTrie]],
+    *,
+    count: EngineCount | None,
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
+    nats: list[NDArray[np.float64]] = [np.zeros(0)] * len(asked)
+    greedy: list[NDArray[np.bool_]] = [np.zeros(0, dtype=bool)] * len(asked)
+    plan = plan_memory(model)
+
+    def share(place: int) -> float:
+        query, trie = asked[place]
+        num_nodes = len(trie.tokens_N)
+        return plan.share(num_tokens=len(query) + num_nodes, num_logits=1 + num_nodes)
+
+    def run(row: list[int]) -> None:
+        scored = _score_row(model, prefix, [asked[place] for place in row])
+        for place, (logprobs_E, hits_E) in zip(row, scored, strict=True):
+            trie = asked[place][1]
+            nats[place] = -trie.sum_paths(logprobs_E)
+            greedy[place] = trie.sum_paths((~hits_E).astype(np.float64)) == 0
+            if count is not None:
+                count.num_query_tokens += len(asked[place][0]) + len(trie.tokens_N)
+
+    # Neighbours of one length, so that little is padded.
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]) + len(asked[i][1].tokens_N))
+    with segment_attention(model):
+        run_rows(order, share=share, run=run)
+    return nats, greedy
+
+
+def _score_row(
+    model: nn.Module, prefix: Prefix, asked: Sequence[tuple[NDArray[np.int32], AnswerTrie]]
+) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Return log-probabilities and greedy hits of every edge (E,) of the row's tries."""
+    device = device_of(model)
+    *row, layout = lay_out_row(asked, prefix=prefix, device=device)
+    ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(asked)))
+    return read_edges(run_row(model, ids, positions, layout=layout, keep=kept), [trie for _, trie in asked])
+
+
+def check_finite(nats: Sequence[NDArray[np.float64]]) -> None:
+    """Raise a UserError where a likelihood is not finite."""
+    whole = np.concatenate([np.zeros(0), *nats])
+    if not np.isfinite(whole).all():
+        raise UserError(
+            f"the model gives {int((~np.isfinite(whole)).sum())} of {len(whole)} answers no finite likelihood; it is"
+            " broken, or needs --precision fp32"
+        )

@@ -1,0 +1,6 @@
+"""Models and what they compute: loading, attention by segment, the loss, costs."""
+
+import lazy_loader
+
+# The names are in __init__.pyi; a module is imported when one of its names is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

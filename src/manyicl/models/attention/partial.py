@@ -1,0 +1,140 @@
+"""Attention to a part of the keys, with its log-sum-exp, so that parts can be merged into the whole exactly.
+
+Shapes: B segments, H heads, M queries, N keys, D head size. A kernel returns out (B, H, M, D) and lse (B, H, M), the
+log of the sum of the exponentials of a query's scores, natural, in float32. `bias` is added to the scores: 0 where a
+key is seen, -inf where it is not, of the queries' dtype; (B or 1, 1, M, N).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from manyicl.models.attention.flash import flash_implementation
+
+Part = tuple[Tensor, Tensor]  # out, lse
+
+# Scores that the explicit formula holds at once.
+MOST_SCORES = 1 << 25
+# cuDNN's kernel is the fastest on Hopper, but builds a plan for every new shape: only worth it for so many scores a
+# head. Row lengths are rounded up to `PLAN_ROWS`, so that most rows of a sweep share one plan.
+PLAN_SCORES = 1 << 28
+PLAN_ROWS = 1024
+# Head sizes that this machine's cuDNN has refused.
+_without_plan: set[int] = set()
+
+
+def attend_part(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float | None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Part:
+    """Attend `query` to `key` by the fastest kernel that is exact here.
+
+    causal: query m sees the keys up to m; only without `bias`.
+    """
+    plain = softcap is None and key.shape == value.shape
+    if plain and query.device.type == "cpu":
+        if bias is not None:
+            bias = bias.expand(query.shape[0], 1, query.shape[2], key.shape[2])
+        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = op(query, key, value, 0.0, causal, attn_mask=bias, scale=scaling)
+        return out, lse
+    if plain and bias is None and query.device.type == "cuda" and query.shape[-1] % 8 == 0:
+        if query.dtype == torch.float32:
+            op = torch.ops.aten._scaled_dot_product_efficient_attention
+            out, lse, *_ = op(query, key, value, None, True, 0.0, causal, scale=scaling)
+            return out, lse[:, :, : query.shape[2]]  # it pads the log-sum-exp
+        if query.shape[-1] <= 256:
+            return _attend_half(query, key, value, scaling=scaling, causal=causal)
+    if causal:
+        seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        bias = as_bias(seen, query.dtype)[None, None]
+    return attend_explicit(query, key, value, scaling=scaling, bias=bias, softcap=softcap)
+
+
+def _attend_half(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, causal: bool) -> Part:
+    """Attend in bf16 or fp16 on CUDA."""
+    num_rows = query.shape[2]
+    if not causal and _is_planned(query, key):
+        missing = -num_rows % PLAN_ROWS
+        padded = torch.nn.functional.pad(query, (0, 0, 0, missing)) if missing else query  # by nothing it still copies
+        op = torch.ops.aten._scaled_dot_product_cudnn_attention
+        try:
+            out, lse, *_ = op(padded, key, value, None, True, 0.0, False, False, scale=scaling)
+            return out[:, :, :num_rows], lse.reshape(padded.shape[:3])[:, :, :num_rows]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # no plan for these shapes in its version: flash attention serves all of them
+            _without_plan.add(query.shape[-1])
+    op = torch.ops.aten._scaled_dot_product_flash_attention
+    out, lse, *_ = op(query, key, value, 0.0, causal, False, scale=scaling)
+    return out, lse[:, :, :num_rows]
+
+
+def _is_planned(query: Tensor, key: Tensor) -> bool:
+    """Return whether cuDNN's kernel serves these shapes, and pays; it does not beside a newer flash."""
+    return (
+        flash_implementation() is None
+        and query.shape[2] * key.shape[2] >= PLAN_SCORES
+        and query.shape[-1] <= 128
+        and query.shape[-1] not in _without_plan
+        and torch.backends.cudnn.is_available()
+        and torch.backends.cuda.cudnn_sdp_enabled()
+        and torch.cuda.get_device_capability(query.device)[0] >= 9
+    )
+
+
+def attend_explicit(
+    query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, bias: Tensor | None, softcap: float | None
+) -> Part:
+    """Attend by the formula, a few queries at a time: softcap * tanh(score / softcap), as Gemma 2 caps its scores."""
+    dtype, scale = query.dtype, query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type == "cpu":
+        query, key, value = query.float(), key.float(), value.float()  # half products are slow there
+    if bias is not None:
+        bias = bias.expand(-1, -1, query.shape[2], -1)
+    num_rows = max(1, MOST_SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
+    outs, sums = [], []
+    for start in range(0, query.shape[2], num_rows):
+        scores = (query[:, :, start : start + num_rows] @ key.transpose(2, 3)).float() * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if bias is not None:
+            scores = scores + bias[:, :, start : start + num_rows]
+        lse = scores.logsumexp(dim=-1)
+        outs.append((scores - lse[..., None]).exp().to(query.dtype) @ value)
+        sums.append(lse)
+    return torch.cat(outs, dim=2).to(dtype), torch.cat(sums, dim=2)
+
+
+def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where `seen`, else -inf."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def merge_parts(parts: Sequence[Part]) -> Tensor:
+    """Return the attention to the keys of all parts together, (B, H, M, D); the first part's lse must be finite.
+
+    The share of a part is its exp(lse) over the sum of all; in float32.
+    """
+    out, lse = parts[0]
+    if len(parts) == 1:
+        return out
+    dtype, out = out.dtype, out.float()
+    for other, other_lse in parts[1:]:
+        out = torch.lerp(out, other.float(), torch.sigmoid(other_lse - lse)[..., None])
+        lse = torch.logaddexp(lse, other_lse)
+    return out.to(dtype)
+
+
+def repeat_heads(keys: Tensor, num_heads: int) -> Tensor:
+    """Return (S, G, K, D) as (S, H, K, D): the keys of a group, once for each of its query heads."""
+    return keys.repeat_interleave(num_heads // keys.shape[1], dim=1) if keys.shape[1] < num_heads else keys

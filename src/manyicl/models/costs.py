@@ -1,0 +1,210 @@
+"""What training and asking cost in weights and FLOPs, from a model's config alone: nothing is loaded.
+
+Model FLOPs, so what the computation needs and not what is done again: a forward pass takes 2 for each weight that a
+token is multiplied with, its backward pass twice that, or as much as the forward where the weight is frozen. So a token
+costs 6 N, or 4 N beside an adapter that costs 6 N of its own. The head is multiplied with targets alone. Attention
+takes two products forward and four backward over the pairs of tokens that see each other; grouped heads save weights,
+not pairs. A recomputed forward (checkpointing) does not count, nor do norms, activations and the softmax.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from manyicl.errors import UserError
+from manyicl.models.loading import LoraSettings, add_adapter
+from manyicl.models.structure import head_dims
+
+
+@dataclass(frozen=True, slots=True)
+class WeightCounts:
+    """How many weights a model has, by what is done with them.
+
+    embedding: looked up. head: hidden state to vocabulary; where `tied`, the very weights of the embedding.
+    matrices: multiplied with every token; of experts, all of them. active: those of `matrices` that one token meets.
+    vectors: norms and biases. adapter: LoRA's own. adapter_head: LoRA's own on the head, where it was named.
+    """
+
+    embedding: int
+    head: int
+    tied: bool
+    matrices: int
+    active: int
+    vectors: int
+    adapter: int = 0
+    adapter_head: int = 0
+
+    @property
+    def base(self) -> int:
+        """Weights of the model itself."""
+        return self.embedding + (0 if self.tied else self.head) + self.matrices + self.vectors
+
+    @property
+    def adapters(self) -> int:
+        """Weights of all adapters."""
+        return self.adapter + self.adapter_head
+
+    @property
+    def trained(self) -> int:
+        """Weights that have a gradient: the adapters', or all."""
+        return self.adapters or self.base
+
+    @property
+    def total(self) -> int:
+        """Weights of the model and its adapters."""
+        return self.base + self.adapters
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What decides the FLOPs of a model.
+
+    head_dims: of each layer. windows: of each layer, how many tokens one sees; None: all before it.
+    """
+
+    weights: WeightCounts
+    num_heads: int
+    head_dims: tuple[int, ...]
+    windows: tuple[int | None, ...]
+
+
+def shape_model(config: Any, *, lora: LoraSettings | None = None, trust_remote_code: bool = False) -> ModelShape:
+    """Return the shape of a model, with `lora` of one inside a fresh adapter.
+
+    Raises:
+        UserError: layers whose attention is not known here; modules to adapt that the model does not have.
+    """
+    text = config.get_text_config()
+    num_heads = int(text.num_attention_heads)
+    return ModelShape(
+        weights=count_weights(config, lora=lora, trust_remote_code=trust_remote_code),
+        num_heads=num_heads,
+        head_dims=head_dims(config),
+        windows=layer_windows(text),
+    )
+
+
+def count_weights(config: Any, *, lora: LoraSettings | None = None, trust_remote_code: bool = False) -> WeightCounts:
+    """Return the weights of a model of `config`, counted on torch's meta device, which holds none.
+
+    Raises:
+        UserError: modules to adapt that the model does not have.
+    """
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        lookups = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        matrices = active = vectors = 0
+        for parameter in model.parameters():
+            if id(parameter) in lookups or parameter is head.weight:
+                continue
+            size = parameter.numel()
+            if parameter.ndim < 2:
+                vectors += size
+            else:
+                matrices += size
+                # All experts of a layer stand in one tensor of three dimensions.
+                active += size if parameter.ndim == 2 else size * _chosen_experts(config) // len(parameter)
+        looked_up = sum(p.numel() for p in model.parameters() if id(p) in lookups)
+        tied = head.weight is embedding.weight
+        num_head = int(head.weight.numel())
+        adapter = adapter_head = 0
+        if lora is not None:
+            model = add_adapter(model, lora)
+            inside_head = {id(p) for p in model.get_output_embeddings().parameters()}
+            trained = [p for p in model.parameters() if p.requires_grad]
+            adapter_head = sum(p.numel() for p in trained if id(p) in inside_head)
+            adapter = sum(p.numel() for p in trained) - adapter_head
+    return WeightCounts(looked_up, num_head, tied, matrices, active, vectors, adapter, adapter_head)
+
+
+def count_flops(
+    shape: ModelShape,
+    segment_lengths: Sequence[int],
+    *,
+    num_targets: int,
+    prefix_tokens: int = 0,
+    backward: bool = True,
+) -> int:
+    """Return the model FLOPs of one forward and backward pass over a row.
+
+    segment_lengths: tokens of each segment of the row; segments do not see each other. num_targets: positions whose
+    logits are made. prefix_tokens: encoded tokens that every segment stands behind. backward: False counts the forward
+    pass alone, as in asking.
+
+    >>> weights = WeightCounts(embedding=80, head=80, tied=False, matrices=100, active=100, vectors=7)
+    >>> shape = ModelShape(weights, num_heads=2, head_dims=(4,), windows=(None,))
+    >>> count_flops(shape, [3], num_targets=1)  # 6 * (3 * 100 + 1 * 80) + 12 * 2 heads * 4 * 6 pairs
+    2856
+    """
+    weights, num_tokens = shape.weights, sum(segment_lengths)
+    base = num_tokens * weights.active + num_targets * weights.head
+    own = num_tokens * weights.adapter + num_targets * weights.adapter_head
+    attention = 0
+    for dim in set(shape.head_dims):
+        windows = [window for own, window in zip(shape.head_dims, shape.windows, strict=True) if own == dim]
+        pairs = count_pairs(windows, segment_lengths, prefix_tokens=prefix_tokens)
+        attention += 4 * shape.num_heads * dim * pairs
+    if not backward:
+        return 2 * (base + own) + attention
+    return (4 if weights.adapters else 6) * base + 6 * own + 3 * attention
+
+
+def count_pairs(windows: Sequence[int | None], segment_lengths: Sequence[int], *, prefix_tokens: int = 0) -> int:
+    """Return the pairs (token, token it sees), itself included, summed over layers and segments.
+
+    >>> count_pairs([None, 2], [4, 1])  # 1 + 2 + 3 + 4 and 1; 1 + 2 + 2 + 2 and 1
+    19
+    """
+    return sum(
+        num_layers * num_segments * (_seen(prefix_tokens + length, window) - _seen(prefix_tokens, window))
+        for window, num_layers in Counter(windows).items()
+        for length, num_segments in Counter(segment_lengths).items()
+    )
+
+
+def layer_windows(config: Any) -> tuple[int | None, ...]:
+    """Return how many tokens (itself included) one sees in each layer; None: all before it.
+
+    A chunk is counted as a window of its length, which is too many pairs beyond the first chunk, by up to two times.
+
+    Raises:
+        UserError: a layer that does something else.
+    """
+    window = getattr(config, "sliding_window", None) or None
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return (window,) * int(config.num_hidden_layers)
+    chunk = getattr(config, "attention_chunk_size", None) or None
+    known = {"full_attention": None, "sliding_attention": window, "chunked_attention": chunk}
+    for kind in kinds:
+        if kind not in known:
+            raise UserError(
+                f"{config.model_type}: what a layer of kind '{kind}' costs is not known here; use a model"
+                f" whose layers are all of {', '.join(known)}"
+            )
+    return tuple(known[kind] for kind in kinds)
+
+
+def _seen(num_tokens: int, window: int | None) -> int:
+    """Return how many tokens the first `num_tokens` of a sequence see, in sum."""
+    full = num_tokens if window is None else min(num_tokens, window)
+    return full * (full + 1) // 2 + (num_tokens - full) * full
+
+
+def _chosen_experts(config: Any) -> int:
+    text = config.get_text_config()
+    chosen = getattr(text, "num_experts_per_tok", None)
+    if chosen is None:
+        raise UserError(
+            f"{text.model_type}: does not say how many experts a token meets (num_experts_per_tok), so its"
+            " cost is not known; use another model"
+        )
+    return int(chosen)

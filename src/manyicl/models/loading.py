@@ -1,0 +1,433 @@
+"""Load and save a causal language model, its tokenizer and its adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+from transformers.utils import logging as transformers_logging
+
+from manyicl.episodes import Frame, TemplateSettings
+from manyicl.errors import UserError, suggest
+from manyicl.models.precision import PrecisionChoice, resolve_precision
+from manyicl.models.seed import SEED_MODEL
+
+# Beside the weights: how examples were written in training, so that whoever asks writes them alike.
+MODEL_NOTE = "manyicl.json"
+# What save_pretrained writes of a model or an adapter beside its weights.
+MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json")
+# Of which nearly every tokenizer has one.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+class LoraSettings(BaseModel):
+    """A low-rank adapter (peft) on a frozen base."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: Annotated[int, Field(gt=0)] = Field(16, description="rank of each adapter")
+    alpha: Annotated[int, Field(gt=0)] = Field(32, description="scale; the adapter counts alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
+    modules: str | tuple[str, ...] = Field(
+        "all-linear", description="'all-linear' (the head never), names of layers, or one regular expression"
+    )
+
+
+class ModelSettings(BaseModel):
+    """Which model is fine-tuned, and how it is loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="a folder in Hugging Face layout, a run, or a name on the hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    precision: PrecisionChoice = Field(
+        "auto",
+        description="of the products: 'auto' (bf16 if the device multiplies it in hardware, else fp32), 'bf16' or"
+        " 'fp32'; trained weights stay fp32, a frozen base is stored in this precision",
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="changes to the model's own config.json, such as RoPE; recorded with the run"
+    )
+    lora: LoraSettings | None = Field(None, description="train an adapter instead of all weights")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class ModelNote(BaseModel):
+    """What a saved model says of how it was trained.
+
+    trained_shots: task -> most shots an answer was trained behind. token_budget: longest episode it was trained on.
+    frame: of the chat style, the template's text as it was trained with, today's date of then included; None for the
+    plain style, whose template says it all, and for models that were saved before frames were kept.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    template: TemplateSettings = TemplateSettings()
+    trained_shots: dict[str, int] = Field(default_factory=dict)
+    token_budget: int | None = None
+    frame: Frame | None = None
+
+
+def locate_model(path: str) -> str:
+    """Return the model folder of a run, that of the packaged seed model for `seed`, or `path` itself."""
+    folder = Path(path).expanduser()
+    if (folder / "run.json").is_file():
+        if not (folder / "model").is_dir():
+            raise UserError(f"{path}: this run has not finished, so it has no model; go on with --resume {path}")
+        return str((folder / "model").absolute())
+    if folder.is_dir():
+        return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
+    if path == "seed":
+        return str(SEED_MODEL)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"{path}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub")
+    return path
+
+
+def read_note(path: str) -> ModelNote:
+    """Return what the model at `path` says of its training; defaults where it says nothing.
+
+    Raises:
+        UserError: it says what cannot be read.
+    """
+    file = Path(locate_model(path)) / MODEL_NOTE
+    if not file.is_file():
+        return ModelNote()
+    try:
+        return ModelNote.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise UserError(
+            f"{file}: {where}: {fault['msg']}; correct it, or remove it to ask in the default template"
+        ) from error
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """Return the tokenizer of a model, adapter or run.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    source, revision = _find_source(settings, "tokenizer_config.json")
+    try:
+        with _one_line_errors(settings, "tokenizer"):
+            return AutoTokenizer.from_pretrained(
+                source, revision=revision, trust_remote_code=settings.trust_remote_code
+            )
+    except UserError as error:
+        if not Path(source).is_dir() or any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
+            raise
+        raise UserError(
+            f"{settings.path}: has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the weights,"
+            " tokenizer.save_pretrained(FOLDER)"
+        ) from error
+
+
+def load_end_ids(settings: ModelSettings) -> tuple[int, ...]:
+    """Return the tokens that end a text by the model's generation_config.json and config.json, in that order.
+
+    Many chat models name several: the end of a turn and the end of a document.
+    """
+    found: list[int] = []
+    for file, load in (("generation_config.json", GenerationConfig.from_pretrained), ("config.json", None)):
+        source, revision = _find_source(settings, file)
+        try:
+            config: Any = load_config(settings) if load is None else load(source, revision=revision or "main")
+        except OSError:  # most base models have no generation_config.json
+            continue
+        ids = getattr(config, "eos_token_id", None)
+        found += ids if isinstance(ids, list | tuple) else [ids] if isinstance(ids, int) else []
+    return tuple(dict.fromkeys(int(token) for token in found if token >= 0))
+
+
+def load_config(settings: ModelSettings) -> Any:
+    """Return the model's config with the changes of `settings.config` made.
+
+    Raises:
+        UserError: no such model, or a change to an entry that its config does not have.
+    """
+    source, revision = _find_source(settings, "config.json")
+    with _one_line_errors(settings, "config"):
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
+    known = config.to_dict()
+    for name, value in settings.config.items():
+        if name not in known:
+            raise UserError(f"model.config.{name}: {config.model_type} has no such entry{suggest(name, known)}")
+        old = known[name]
+        # TOML has no null: 'none' switches an entry off.
+        new = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        try:
+            setattr(config, name, None if new == "none" else new)
+        except Exception as error:  # transformers checks types with an error of its own
+            raise UserError(f"model.config.{name} = {value!r}: {_one_line(error)}") from error
+    return config
+
+
+def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
+    """Return the model on the CPU; with `trainable`, ready for full fine-tuning or inside a fresh adapter.
+
+    A full model to train is loaded in float32 (small updates vanish in bfloat16; autocast makes the products fast);
+    everything else is in `settings.precision`.
+    """
+    from peft import PeftModel
+
+    precision = torch.bfloat16 if resolve_precision(settings.precision) == "bf16" else torch.float32
+    dtype = torch.float32 if trainable and settings.lora is None else precision
+    is_adapter = _read_adapter(settings.path) is not None
+    if is_adapter and trainable and settings.lora:
+        raise UserError(
+            f"model.path = {settings.path!r}: is an adapter already, and a second one could not be told from it;"
+            f" fold it in first: manyicl merge {settings.path} --out DIR"
+        )
+    source, revision = _find_source(settings, "model.safetensors")
+    config = load_config(settings)
+    _refuse_other_kinds(settings, Path(source), config)
+    with _one_line_errors(settings, "model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the misfits are told in our words
+        )
+        model, found = loaded
+        _check_weights(settings, found)
+        model.has_changed_config = bool(settings.config)
+        if is_adapter:
+            with _without_rename_warning():
+                model = PeftModel.from_pretrained(model, locate_model(settings.path))
+    if is_adapter and trainable:
+        model, _ = fold_adapter(model)
+    return add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
+
+
+def fingerprint_weights(folder: str) -> str | None:
+    """Return a hash of the safetensors files in a folder, of their sizes and samples; None if there are none.
+
+    It stays the same when files are moved or copied. 64 samples of 64 KiB a file tell apart what was trained apart, and
+    take less than a second for any model.
+    """
+    digest = hashlib.sha256()
+    files = sorted(Path(folder).glob("*.safetensors"))
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for place in sorted({size * number // 64 for number in range(64)}):
+                file.seek(place)
+                digest.update(file.read(2**16))
+    return digest.hexdigest() if files else None
+
+
+def _find_source(settings: ModelSettings, file: str) -> tuple[str, str | None]:
+    """Return where to load from, and which revision: the base of an adapter whose folder does not hold `file`.
+
+    Raises:
+        UserError: it is a folder that has no such base, or that was cloned without its large files.
+    """
+    source = locate_model(settings.path)
+    adapter = _read_adapter(settings.path)
+    if adapter is None or (Path(source) / file).is_file():
+        _refuse_pointers(Path(source))
+        return source, settings.revision
+    base = _locate_base(Path(source), adapter["base_model_name_or_path"])
+    _refuse_pointers(Path(base))
+    return base, adapter.get("revision")
+
+
+def _locate_base(adapter: Path, base: str) -> str:
+    """Return where the base of an adapter is: beside the adapter if its name is relative, or where it was moved to.
+
+    A base that has gone from its absolute path may have been moved together with its run, which knows its fingerprint:
+    it is looked for under the same name above the run.
+
+    Raises:
+        UserError: an absolute path that has gone, and no folder with the same weights was found.
+    """
+    path = Path(base).expanduser()
+    if not path.is_absolute():
+        beside = [place / path for place in (adapter, adapter.parent) if (place / path / "config.json").is_file()]
+        return str(beside[0].resolve()) if beside else locate_model(base)
+    if path.is_dir():
+        return str(path)
+    run = adapter.parent / "run.json"
+    expected = json.loads(run.read_bytes()).get("weights") if run.is_file() else None
+    places = [place.joinpath(*path.parts[-depth:]) for place in adapter.parents for depth in (3, 2, 1)]
+    for place in places if expected else []:
+        if (place / "config.json").is_file() and fingerprint_weights(str(place)) == expected:
+            return str(place)
+    raise UserError(
+        f"{adapter}: its base {base} is not there any more; put it back, or correct base_model_name_or_path in"
+        f" {adapter / 'adapter_config.json'}"
+    )
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Refuse a folder that was cloned without its large files.
+
+    Raises:
+        UserError: naming the first that is missing.
+    """
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise UserError(f"{path}: is a Git LFS pointer, not the file itself; fetch it: git lfs pull, in {folder}")
+
+
+def _refuse_other_kinds(settings: ModelSettings, source: Path, config: Any) -> None:
+    """Refuse a checkpoint that is not a causal language model, or whose weights are pickles.
+
+    Raises:
+        UserError: with what it is, or how to convert it.
+    """
+    names = list(getattr(config, "architectures", None) or [])
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()}
+    is_causal = any(name in known or name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    if getattr(config, "is_encoder_decoder", False) or (names and not is_causal and not settings.trust_remote_code):
+        raise UserError(
+            f"{settings.path}: is a {', '.join(names) or config.model_type}, not a causal language model; name one"
+            " whose config.json has an architecture such as LlamaForCausalLM"
+        )
+    pickles = sorted(source.glob("pytorch_model*.bin")) if source.is_dir() else []
+    if pickles and not any(source.glob("*.safetensors")):
+        raise UserError(
+            f"{settings.path}: has {pickles[0].name} and no safetensors; convert it once, in Python:"
+            f" transformers.AutoModelForCausalLM.from_pretrained({str(source)!r}).save_pretrained({str(source)!r})"
+        )
+
+
+def _read_adapter(path: str) -> dict[str, Any] | None:
+    """Return the adapter_config.json of the adapter at `path`; None where it is no adapter.
+
+    Raises:
+        UserError: it cannot be read, or names no base.
+    """
+    file = Path(locate_model(path)) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if content["base_model_name_or_path"]:
+            return content
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file}: is not an adapter's config that names its base (base_model_name_or_path); save it anew")
+
+
+def _check_weights(settings: ModelSettings, found: Any) -> None:
+    """Refuse a checkpoint that does not hold the weights its config asks for: transformers would draw them at random.
+
+    Raises:
+        UserError: weights are missing, or of other shapes.
+    """
+    for kind, what in (("mismatched_keys", "have other shapes"), ("missing_keys", "are missing")):
+        names = sorted(key if isinstance(key, str) else key[0] for key in found[kind])
+        if names:
+            raise UserError(
+                f"{settings.path}: {len(names)} weights of its config {what}, such as {names[0]}"
+                f"{_blame_changes(settings)}"
+            )
+
+
+def add_adapter(model: Any, lora: LoraSettings, *, revision: str | None = None) -> Any:
+    """Return `model` inside a fresh adapter. revision: of the base on the hub, which the adapter remembers.
+
+    Raises:
+        UserError: the model has no such modules.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.modules if isinstance(lora.modules, str) else list(lora.modules),
+        task_type="CAUSAL_LM",
+        revision=revision,
+    )
+    try:
+        with _without_rename_warning():
+            return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"model.lora.modules = {lora.modules!r}: {_one_line(error)}") from error
+
+
+def fold_adapter(model: Any) -> tuple[Any, bool]:
+    """Return the plain model that an adapter and its base make, and whether its head and embedding had to be untied.
+
+    An adapter on one of the two changes only that one; folded into weights that both share it would change both.
+    """
+    base = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = [part for part in (embedding, head) if part is not None and hasattr(part, "base_layer")]
+    weights = [getattr(part, "base_layer", part).weight for part in (embedding, head) if part is not None]
+    is_tied = len(weights) == 2 and weights[0].data_ptr() == weights[1].data_ptr()
+    if adapted and is_tied:
+        own = weights[1].detach().clone()
+        getattr(head, "base_layer", head).weight = nn.Parameter(own, requires_grad=False)
+        for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+    return model.merge_and_unload(), bool(adapted and is_tied)
+
+
+@contextmanager
+def _without_rename_warning() -> Iterator[None]:
+    """Keep a user from being told that peft asks for a name which transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+@contextmanager
+def _one_line_errors(settings: ModelSettings, what: str) -> Iterator[None]:
+    """Turn what transformers raises for a wrong path, name, file or change into one line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)  # its retries
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a file of the user's breaks: safetensors, jinja2, json, ... have their own
+        adapter = _read_adapter(settings.path)
+        where = "" if Path(settings.path).expanduser().is_dir() else " from the hub (there is no such folder here)"
+        if adapter is not None and not Path(_find_source(settings, "config.json")[0]).is_dir():
+            base = adapter["base_model_name_or_path"]
+            where = f": its base '{base}' (adapter_config.json) is not a folder here or beside it, nor on the hub"
+        raise UserError(
+            f"{settings.path}: cannot load its {what}{where}: {_one_line(error)}{_blame_changes(settings)}"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(before)
+        hub.setLevel(hub_level)
+
+
+def _blame_changes(settings: ModelSettings) -> str:
+    return f"; check model.config = {settings.config}" if settings.config else ""
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        text = f"unknown or missing entry {text}"
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -1,0 +1,215 @@
+"""The supervision audit: what each task would give to training, found out before any GPU minute."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyicl.episodes import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
+from manyicl.evaluation import chance_score
+from manyicl.tasks import NO_SPLIT_NOTE, SPLITS, CopyIndex, Fault, Source, Task, inspect_task
+
+BUDGETS = (2048, 8192, 32768)
+# A label that makes up more than this share of the train answers leaves little to learn.
+LOPSIDED_SHARE = 0.9
+# Near-duplicates are looked for among this many inputs at the most: 15 seconds for short ones. `check` answers soon.
+MAX_COMPARED = 250_000
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Median, 95 % quantile and maximum of a length in tokens."""
+
+    median: int
+    high: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAudit:
+    """What was found in one task's files.
+
+    kept: split -> examples. dropped: reason -> rows. labels: label -> share of train answers, commonest first (empty
+    for open answers). fits: budget in tokens -> examples of median length that fit an episode. blockers end a run.
+    chance: what answering the test rows by dice scores (0 to 1), None if an answer is open.
+    num_near_copies: test inputs with a near-duplicate in train (copies.py), None where there are too many to compare.
+    notes: what reading the files found that is good to know.
+    left_out: reason -> rows that `eval` and `ask` leave out because they are too long for the model.
+    """
+
+    path: Path
+    name: str
+    family: str
+    num_rows: int
+    kept: dict[str, int]
+    dropped: dict[str, int]
+    split_note: str
+    labels: dict[str, float]
+    input_tokens: Quantiles | None
+    answer_tokens: Quantiles | None
+    fits: dict[int, int]
+    faults: tuple[Fault, ...]
+    blockers: tuple[str, ...]
+    warnings: tuple[str, ...]
+    num_near_copies: int | None = 0
+    chance: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """One line that a newcomer understands."""
+        if self.faults:
+            return f"cannot be read: {self.faults[0].message}"
+        if self.blockers:
+            return self.blockers[0]
+        if self.warnings:
+            return "usable, but " + self.warnings[0]
+        return "good"
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be trained and asked."""
+        return not self.faults and not self.blockers
+
+
+def audit_task(
+    source: Path | Source,
+    *,
+    tokenizer: TaskTokenizer | None,
+    budgets: Sequence[int] = BUDGETS,
+    max_tokens: int | None = None,
+) -> TaskAudit:
+    """Return the audit of one data file or source; token counts only with a tokenizer.
+
+    max_tokens: the longest sequence of the model that is to be asked; rows too long for it are counted.
+    """
+    task, faults = inspect_task(source)
+    path = source.path if isinstance(source, Source) else source
+    if task is None:
+        return TaskAudit(path, source.stem, "", 0, {}, {}, "", {}, None, None, {}, tuple(faults), (), ())
+    tokenized = tokenize_task(task, tokenizer=tokenizer, cache_dir=default_cache_dir()) if tokenizer else None
+    kept = {split: len(tokenized.splits[split] if tokenized else getattr(task, split)) for split in SPLITS}
+    dropped = Counter(task.dropped)
+    if tokenized:
+        for reasons in tokenized.dropped.values():
+            dropped.update(reasons)
+    left_out = _left_out(tokenized, tokenizer, max_tokens=max_tokens) if tokenized and tokenizer and max_tokens else {}
+    return TaskAudit(
+        path=path,
+        name=task.name,
+        family=task.family,
+        num_rows=task.num_rows,
+        kept=kept,
+        dropped=dict(dropped),
+        split_note=task.split_note,
+        labels=_label_shares(task),
+        input_tokens=_quantiles(_input_lengths(tokenized)) if tokenized else None,
+        answer_tokens=_quantiles(tokenized.splits["train"].answer_lengths) if tokenized else None,
+        fits={budget: _num_fitting(tokenized, budget) for budget in budgets} if tokenized else {},
+        faults=tuple(faults),
+        blockers=tuple(_blockers(task, tokenized, kept=kept, budget=max(budgets))),
+        warnings=(
+            *(f"{count:,} {reason} (longest sequence: {max_tokens:,} tokens)" for reason, count in left_out.items()),
+            *_warnings(task, kept=kept, dropped=dropped),
+        ),
+        notes=task.notes,
+        num_near_copies=_num_near_copies(task),
+        chance=chance_score(
+            [task.choices(e) for e in task.test], test_answers=[e.answers for e in task.test], metric=task.metric
+        ),
+        left_out=left_out,
+    )
+
+
+def _left_out(tokenized: TokenizedTask, tokenizer: TaskTokenizer, *, max_tokens: int) -> dict[str, int]:
+    """Return the rows that an evaluation with its usual number of queries would leave out because of their length."""
+    from manyicl.evaluation import Sweep, TaskSweep
+
+    sweep = Sweep(shots=(0,), num_draws=1, max_tokens=max_tokens)
+    return TaskSweep(tokenized, tokenizer=tokenizer, sweep=sweep).left_out
+
+
+def _num_near_copies(task: Task) -> int | None:
+    if len(task.train) + len(task.test) > MAX_COMPARED:
+        return None
+    # Very copies are dropped when a task is read, so that those in other letters are left.
+    index = CopyIndex([example.input for example in task.train], groups=[0] * len(task.train))
+    return len({row for row, _ in index.find_similar([example.input for example in task.test])})
+
+
+def _label_shares(task: Task) -> dict[str, float]:
+    if not task.labels:
+        return {}
+    counts = Counter(example.answer for example in task.train)
+    total = max(1, sum(counts.values()))
+    return {label: count / total for label, count in counts.most_common()}
+
+
+def _input_lengths(tokenized: TokenizedTask) -> NDArray[np.int64]:
+    train = tokenized.splits["train"]
+    return train.answer_starts - train.starts[:-1]
+
+
+def _quantiles(lengths: NDArray[np.int64]) -> Quantiles | None:
+    if not len(lengths):
+        return None
+    median, high = np.quantile(lengths, [0.5, 0.95])
+    return Quantiles(median=round(median), high=round(high), most=int(lengths.max()))
+
+
+def _num_fitting(tokenized: TokenizedTask, budget: int) -> int:
+    lengths = tokenized.splits["train"].lengths
+    if not len(lengths):
+        return 0
+    return max(0, int((budget - len(tokenized.head_ids)) // max(1.0, float(np.median(lengths)))))
+
+
+def _blockers(task: Task, tokenized: TokenizedTask | None, *, kept: dict[str, int], budget: int) -> list[str]:
+    lost = check_lost_answers(tokenized) if tokenized else None
+    # First, because it is why rows are missing below.
+    blockers = [f"cannot be trained: {lost}"] if lost else []
+    if not kept["train"]:
+        blockers.append("cannot be trained: no train rows are left; add rows with split 'train'")
+    if kept["train"] == 1:
+        blockers.append("cannot be trained: one train row is left, and no other to stand before it; add some")
+    if not kept["test"]:
+        blockers.append(_tell_no_test(task))
+    if task.labels and len({e.answer for e in task.train}) == 1:
+        blockers.append("cannot be learnt: every train row has the same answer")
+    if tokenized:
+        alone = len(tokenized.head_ids) + tokenized.splits["train"].lengths
+        if len(alone) and int(alone.min()) > budget:
+            blockers.append(f"cannot be trained in {budget} tokens: its shortest example needs {int(alone.min())}")
+    return blockers
+
+
+def _tell_no_test(task: Task) -> str:
+    if task.test:
+        return "cannot be asked: no test rows are left, for all were dropped; the reasons are below"
+    if task.split_note == NO_SPLIT_NOTE:
+        none = f"none of its {task.num_rows:,} rows is" if task.num_rows > 1 else "its one row is not"
+        return f"cannot be asked: {none} in the fifth that becomes test; add rows, or name a split"
+    return "cannot be asked: it has no test rows; give some rows the split 'test', or put them into a file called test"
+
+
+def _warnings(task: Task, *, kept: dict[str, int], dropped: Counter[str]) -> list[str]:
+    warnings = list(task.warnings)
+    shares = _label_shares(task)
+    top = max(shares, key=shares.__getitem__, default=None)
+    if top is not None and shares[top] > LOPSIDED_SHARE:
+        warnings.append(f"lopsided: {shares[top]:.0%} of the train answers are '{top}'")
+    missing = [label for label in task.labels if label not in shares]
+    if missing:
+        warnings.append(f"labels that never occur in train: {len(missing)}, such as '{missing[0]}'")
+    if kept["test"] and kept["test"] < 50:
+        warnings.append(f"only {kept['test']} test row{'s' * (kept['test'] > 1)}: intervals will be wide")
+    if sum(dropped.values()) > 0.05 * max(1, task.num_rows):
+        reason, count = dropped.most_common(1)[0]
+        warnings.append(f"{sum(dropped.values()):,} of {task.num_rows:,} rows dropped, most for: {reason} ({count:,})")
+    return warnings

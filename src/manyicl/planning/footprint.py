@@ -1,0 +1,450 @@
+"""How much memory a training step takes up, found by running the model's own code on tensors that hold nothing.
+
+The forward pass, loss and backward pass of training run on torch's fake tensors, which have shapes, types and storages
+but no contents, with every storage counted from its birth to its end. Two and three layers are run, each time with all
+of them kept, checkpointed, and recomputed as a whole: what a further layer adds is known from that, for a model of any
+depth and size, in seconds. Attention is stood in for by what every fused kernel keeps (queries, keys, values, output,
+log-sum-exp).
+
+Memory may be at its peak when the head is at work (all layers are forward; logits of targets and their gradients), when
+a kept layer goes backward, or when a checkpointed one goes forward once more and then backward. Compiled layers keep
+less: the share is measured on one real layer of the model, with short rows. What is not counted: the device's own
+context, and what an allocator loses between tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from manyicl.episodes import Batch, TokenizedEpisode, join_row
+from manyicl.errors import UserError
+from manyicl.models import (
+    MOST_LOGITS,
+    LoraSettings,
+    WeightCounts,
+    add_adapter,
+    attend_segments,
+    count_weights,
+    row_loss,
+)
+from manyicl.training import (
+    RECOMPUTED_WORK_COMPILED,
+    WHOLE_WORK_COMPILED,
+    Checkpointed,
+    cast_bytes,
+    decoder_layers,
+    measure_activations,
+    prepared_layers,
+    spread,
+    unwidened_inputs,
+)
+
+# transformers picks attention by this name. H heads, T tokens, D head dimension.
+STAND_IN = "manyicl_footprint"
+# AdamW keeps two float32 moments of each trained weight.
+OPTIMIZER_BYTES = 8
+# Of free memory, what a choice of layers counts on: allocators lose some between tensors, libraries take workspaces.
+USABLE_SHARE = 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The row that goes through the model at once.
+
+    precision: of the products, as in `model.precision`. compiled: whether layers are.
+    """
+
+    num_tokens: int
+    num_targets: int
+    precision: str
+    compiled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Bytes beside the states at one moment, as a line in the number of layers.
+
+    kept: what a layer that is not checkpointed adds. recomputed: what one that is adds: its input, and its attention's
+    output. whole: what one that is recomputed as a whole adds: its input. work_...: what else there is, where the
+    layer at hand is of that kind.
+    """
+
+    kept: int
+    recomputed: int
+    whole: int
+    work_kept: int
+    work_recomputed: int
+    work_whole: int
+
+    def added_by(self, checkpointed: Checkpointed) -> tuple[int, int]:
+        """Return what one of the checkpointed layers adds, and what else there is where it is the layer at hand."""
+        if checkpointed.keeps_attention:
+            return self.recomputed, self.work_recomputed
+        return self.whole, self.work_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What decides the peak of a model's training step. Made by `measure_footprint`, read by `predict_memory`."""
+
+    num_layers: int
+    weights_bytes: int
+    adapters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    head: Moment
+    layer: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """Bytes on one device at the peak of a step, by part; the parts add up to `total_bytes`.
+
+    weights_bytes: of the base. adapters_bytes: the adapters' weights. optimizer_bytes: AdamW's two moments.
+    layers_bytes: activations of layers that are not checkpointed. checkpoints_bytes: of those that are, their inputs
+    and, where they keep them, their attention's outputs.
+    work_bytes: what stands beside them only for a moment; `moment` names it: 'head' (logits of targets and their
+    gradients), 'layer' (a layer that was kept goes backward) or 'recompute' (a checkpointed one does, forward first).
+    """
+
+    weights_bytes: int
+    adapters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    layers_bytes: int
+    checkpoints_bytes: int
+    work_bytes: int
+    moment: str
+    checkpointed: Checkpointed
+
+    @property
+    def states_bytes(self) -> int:
+        """What stays between steps."""
+        return self.weights_bytes + self.adapters_bytes + self.gradients_bytes + self.optimizer_bytes
+
+    @property
+    def activations_bytes(self) -> int:
+        """What a forward and backward pass needs beside it."""
+        return self.layers_bytes + self.checkpoints_bytes + self.work_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak."""
+        return self.states_bytes + self.activations_bytes
+
+
+def measure_footprint(
+    config: Any, row: Row, *, lora: LoraSettings | None = None, trust_remote_code: bool = False
+) -> Footprint:
+    """Return the footprint of training a model of `config` on rows such as `row`: 32k tokens of a 7B model in seconds.
+
+    Raises:
+        UserError: the model cannot be run without contents, or modules to adapt are not there.
+    """
+    weights = count_weights(config, lora=lora, trust_remote_code=trust_remote_code)
+
+    def run(num_layers: int, way: str) -> tuple[int, int]:
+        checkpointed = Checkpointed(0 if way == "kept" else num_layers, keeps_attention=way != "whole")
+        return _run_empty(_build_empty(config, num_layers, lora, row, trust_remote_code), row, checkpointed)
+
+    try:
+        runs = {(n, way): run(n, way) for n in (2, 3) for way in ("kept", "recomputed", "whole")}
+        share, casts = 1.0, 0
+        if row.compiled:
+            kind: Any = type(config)
+            share = _share_kept_compiled(kind, config.to_json_string(), row.precision, lora, trust_remote_code)
+            if row.precision == "bf16":  # a compiled layer casts its own weights, and again in the backward pass
+                casts = cast_bytes(_build_empty(config, 1, lora, row, trust_remote_code))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model's code does with the contents that are not there
+        kind = config.get_text_config().model_type
+        told = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{kind}: its memory cannot be predicted, its code needs the contents of tensors: {told}"
+        ) from error
+    head, layer = (_fit_moment(runs, place) for place in (0, 1))
+    if row.compiled:
+        # What a recomputed layer holds until the head is done, and not beyond, are the casts.
+        head = replace(
+            head,
+            kept=round(share * (head.kept - casts)),
+            recomputed=min(head.recomputed, layer.recomputed),
+            whole=min(head.whole, layer.whole),
+        )
+        layer = _as_compiled(replace(layer, kept=layer.kept - casts), share)
+    return Footprint(
+        num_layers=int(config.get_text_config().num_hidden_layers),
+        **_count_states(weights, lora=lora, precision=row.precision),
+        head=head,
+        layer=layer,
+    )
+
+
+def predict_memory(footprint: Footprint, checkpointed: Checkpointed) -> MemoryPrediction:
+    """Return the peak of a step with layers checkpointed, spread as training spreads them."""
+    num_layers, head, layer = footprint.num_layers, footprint.head, footprint.layer
+    chosen = spread(checkpointed.num_layers, among=num_layers) if checkpointed.num_layers else frozenset()
+    # Bytes of (layers kept, what checkpointed ones keep, work) at each moment.
+    each, work = head.added_by(checkpointed)
+    work = work if num_layers - 1 in chosen else head.work_kept
+    moments = [("head", ((num_layers - len(chosen)) * head.kept, len(chosen) * each, work))]
+    each, work_again = layer.added_by(checkpointed)
+    for place in range(num_layers):  # its turn to go backward: what layers behind it kept is gone
+        inputs = len([number for number in chosen if number <= place])
+        kept = place + 1 - inputs
+        name, work = ("recompute", work_again) if place in chosen else ("layer", layer.work_kept)
+        moments.append((name, (kept * layer.kept, inputs * each, work)))
+    moment, (kept, inputs, work) = max(moments, key=lambda item: sum(item[1]))
+    return MemoryPrediction(
+        weights_bytes=footprint.weights_bytes,
+        adapters_bytes=footprint.adapters_bytes,
+        gradients_bytes=footprint.gradients_bytes,
+        optimizer_bytes=footprint.optimizer_bytes,
+        layers_bytes=kept,
+        checkpoints_bytes=inputs,
+        work_bytes=work,
+        moment=moment,
+        # Attention that is dropped from, or capped, has nothing that could be kept.
+        checkpointed=replace(
+            checkpointed, keeps_attention=checkpointed.keeps_attention and layer.recomputed > layer.whole
+        ),
+    )
+
+
+def choose_checkpointed_layers(footprint: Footprint, *, free_bytes: int) -> Checkpointed:
+    """Return the fewest layers to checkpoint so that a step fits `USABLE_SHARE` of `free_bytes`.
+
+    Where all do not fit, and whether that does or not: all as a whole. free_bytes: of the device before the weights are
+    on it.
+    """
+    for num_checkpointed in range(footprint.num_layers + 1):
+        chosen = Checkpointed(num_checkpointed)
+        if predict_memory(footprint, chosen).total_bytes <= USABLE_SHARE * free_bytes:
+            return chosen
+    return Checkpointed(footprint.num_layers, keeps_attention=False)
+
+
+class StorageMeter(TorchDispatchMode):
+    """Counts the bytes of all storages that are born inside it and live. peak_bytes: the most since `reset`.
+
+    before: tensors that were there before; a view of one is no new storage.
+    """
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = self.peak_bytes = 0
+        self.sizes: dict[int, int] = {}
+        self.before = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def reset(self) -> None:
+        """Begin a new peak at what is live now."""
+        self.peak_bytes = self.live_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for item in tree_iter(result):
+            if isinstance(item, Tensor):
+                self._count(item.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.sizes or key in self.before:
+            return
+        self.sizes[key] = storage.nbytes()
+        self.live_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live_bytes -= self.sizes.pop(key)
+
+
+def meter_step(model: nn.Module, batch: Batch, *, autocast: bool, most_logits: int | None = None) -> tuple[int, int]:
+    """Return the peak bytes beside weights and gradients at the head's moment and at the layers', of one step.
+
+    model: inside an attention that takes segments. autocast: products in bfloat16. most_logits: as in `row_loss`.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)  # counted as a state: it is there from the second row on
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    meter = StorageMeter([*model.parameters(), *model.buffers(), *gradients, batch.input_ids_1T])
+    heads: list[int] = []
+
+    def leave_head(_: Tensor) -> None:
+        heads.append(meter.peak_bytes)
+        meter.reset()
+
+    hook = decoder_layers(model)[-1].register_forward_hook(_on_output(leave_head))
+    with meter, unwidened_inputs(model, autocast=autocast):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = row_loss(model, batch, most_logits=most_logits).loss
+        loss.backward()
+    hook.remove()
+    return heads[0], meter.peak_bytes
+
+
+def _on_output(act: Callable[[Tensor], None]) -> Callable[..., None]:
+    """Return a forward hook that calls `act` when the backward pass reaches the module's output."""
+
+    def hook(*hooked: Any) -> None:
+        output = hooked[2]  # (module, arguments, output)
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden.register_hook(act)
+
+    return hook
+
+
+def _build_empty(
+    config: Any, num_layers: int, lora: LoraSettings | None, row: Row, trust_remote_code: bool
+) -> nn.Module:
+    """Return a model of `config` with fewer layers, on the meta device, in the types that training has."""
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        text.layer_types = list(kinds[:num_layers])
+    text.num_hidden_layers = num_layers
+    dtype = torch.float32 if lora is None or row.precision == "fp32" else torch.bfloat16
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(shallow, dtype=dtype, trust_remote_code=trust_remote_code)
+        return add_adapter(model, lora) if lora is not None else model  # type: ignore[no-any-return]
+
+
+def _run_empty(model: Any, row: Row, checkpointed: Checkpointed) -> tuple[int, int]:
+    """Return the peaks (head, layers) of one step of a model on the meta device, on fake tensors."""
+    model.train()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.set_attn_implementation(STAND_IN)
+    mode = FakeTensorMode()
+    batch = _fake_batch(row, mode)
+    with mode, prepared_layers(model, checkpointed, compiled=False):
+        _fill_with_fakes(model)
+        return meter_step(model, batch, autocast=row.precision == "bf16", most_logits=MOST_LOGITS["cuda"])
+
+
+def _fill_with_fakes(model: nn.Module) -> None:
+    """Give the model's weights and buffers a place on the CPU; ties stay ties. Autocast does nothing on meta."""
+    fakes: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    fakes[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
+                if tensor is not None:
+                    tensors[name] = fakes[id(tensor)]  # type: ignore[assignment]
+
+
+def _fake_batch(row: Row, mode: FakeTensorMode) -> Batch:
+    """Return a row of one episode whose last `num_targets` tokens are its answer, in fake tensors."""
+    span = np.array([[max(1, row.num_tokens - row.num_targets), row.num_tokens]])
+    built = TokenizedEpisode(ids=np.zeros(row.num_tokens, dtype=np.int32), spans=span)
+    batch = join_row([built], targets="all", weights=[np.ones(1)], tasks=[0], episodes=(0,))
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    fakes: dict[str, Any] = {k: mode.from_tensor(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+    return replace(batch, **fakes)
+
+
+@torch.library.custom_op("manyicl::attention_footprint", mutates_args=())
+def _attend_nothing(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an output and a log-sum-exp that nothing is computed for; an operation, so that layers can keep them."""
+    num_heads, num_tokens = query.shape[1:3]
+    out = key.new_empty(1, num_tokens, num_heads, value.shape[-1])
+    return out, query.new_empty(1, num_heads, num_tokens, dtype=torch.float32)
+
+
+def _keep_all(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)  # what every fused kernel keeps for its backward pass
+
+
+def _give_nothing(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
+
+
+_attend_nothing.register_fake(_attend_nothing._init_fn)
+_attend_nothing.register_autograd(_give_nothing, setup_context=_keep_all)
+
+
+def _stand_in(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Take an attention function's place; scores that are capped have no fused kernel, so they are run as they are."""
+    if softcap is not None:
+        return attend_segments(module, query, key, value, attention_mask, softcap=softcap, **options)
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    out: Tensor = _attend_nothing(query, key, value)[0]
+    return out, None
+
+
+ALL_ATTENTION_FUNCTIONS.register(STAND_IN, _stand_in)
+
+
+def _fit_moment(runs: dict[tuple[int, str], tuple[int, int]], place: int) -> Moment:
+    """Return the line through two and three layers, of each kind."""
+    each = {way: runs[3, way][place] - runs[2, way][place] for _, way in runs}
+    return Moment(**each, **{f"work_{way}": runs[2, way][place] - 2 * num_bytes for way, num_bytes in each.items()})
+
+
+@lru_cache(maxsize=8)  # a plan that does not fit tries many rows of one model
+def _share_kept_compiled(
+    kind: type[PretrainedConfig], config: str, precision: str, lora: LoraSettings | None, trust_remote_code: bool
+) -> float:
+    """Return the share that a compiled layer keeps of what it keeps uncompiled, by a real one on the CPU.
+
+    kind, config: the model's config, as its class and its JSON.
+    """
+    row = Row(num_tokens=0, num_targets=0, precision=precision)
+    model = _build_empty(kind.from_dict(json.loads(config)), 1, lora, row, trust_remote_code).to_empty(device="cpu")
+    autocast = precision == "bf16"
+    plain, compiled = (measure_activations(model, autocast=autocast, compiled=c).layer_bytes for c in (False, True))
+    return compiled / plain
+
+
+def _as_compiled(moment: Moment, share: float) -> Moment:
+    """Return the moment with layers that keep a share; one that is recomputed takes up more while it goes backward."""
+    kept = round(share * moment.kept)
+    return replace(
+        moment,
+        kept=kept,
+        work_recomputed=max(moment.work_recomputed, round(RECOMPUTED_WORK_COMPILED * kept)),
+        work_whole=max(moment.work_whole, round(WHOLE_WORK_COMPILED * kept)),
+    )
+
+
+def _count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:
+    """Return the bytes that stay between steps: a trained weight is float32, and so is its gradient."""
+    size = 2 if lora is not None and precision == "bf16" else 4
+    return {
+        "weights_bytes": size * weights.base,
+        "adapters_bytes": 4 * weights.adapters,
+        "gradients_bytes": 4 * weights.trained,
+        "optimizer_bytes": OPTIMIZER_BYTES * weights.trained,
+    }

@@ -1,0 +1,374 @@
+"""What a recipe will do, before any GPU minute: what is trained, is it sound, what does it take, what is in its way?
+
+Blockers are what would make the run useless or impossible; each is a sentence that names its fix.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+
+from manyicl.episodes import (
+    Episode,
+    Pack,
+    PackDataset,
+    TaskTokenizer,
+    TokenizedTask,
+    answer_lengths_of,
+    join_examples,
+    query_ids,
+    targets_of,
+)
+from manyicl.errors import UserError
+from manyicl.models import (
+    ModelShape,
+    WeightCounts,
+    count_flops,
+    load_config,
+    max_tokens_of,
+    resolve_precision,
+    shape_model,
+)
+from manyicl.planning.devices import ASSUMED_UTILIZATION, Device
+from manyicl.planning.fit import Change, fits, predict_recipe, suggest_changes
+from manyicl.planning.footprint import MemoryPrediction, Row, measure_footprint
+from manyicl.training import Prepared, RunConfig, count_dropped, count_plan, count_too_long, prepare_run, with_precision
+
+# Answers are counted by how many shots stand before them: the first index of each bucket.
+SHOT_EDGES = (0, 1, 4, 16, 64, 256)
+# Episodes a task whose queries are tokenised anew, as inference would.
+CHECKED_EPISODES = 4
+# Beyond so many, an answer is more likely remembered than read off its shots.
+MANY_EPOCHS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class TaskForecast:
+    """One task in the run. epochs: tokens of its examples seen, over those there are. Most counts are of the plan.
+
+    num_train: train rows. num_fitting: those that are not too long. num_seen: those that some episode holds.
+    answers_by_shots: bucket of SHOT_EDGES -> answers that are targets. dropped: reason -> rows of all splits.
+    num_unterminated: train answers without the terminator. num_torn: checked queries whose ids were no exact prefix.
+    """
+
+    name: str
+    family: str
+    num_episodes: int
+    num_tokens: int
+    num_answers: int
+    num_targets: int
+    epochs: float
+    most_shots: int
+    answers_by_shots: dict[str, int]
+    dropped: dict[str, int]
+    num_train: int
+    num_fitting: int
+    num_seen: int
+    num_unterminated: int
+    num_checked: int
+    num_torn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Everything that is known of a run before it. memory: None where it cannot be predicted; `notes` say why.
+
+    plan: count_plan's totals. flops: model FLOPs of all steps. hours: at `ASSUMED_UTILIZATION` of the peak.
+    """
+
+    tasks: tuple[TaskForecast, ...]
+    plan: dict[str, Any]
+    num_steps: int
+    longest_tokens: int
+    known_positions: int | None
+    weights: WeightCounts | None
+    flops: int | None
+    memory: MemoryPrediction | None
+    device: Device | None
+    num_devices: int
+    change: Change | None
+    blockers: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def hours(self) -> float | None:
+        """Predicted hours of training on the device; without loading, validation and evaluation."""
+        if self.flops is None or self.device is None:
+            return None
+        return self.flops / (self.device.peak_flops_per_s * ASSUMED_UTILIZATION * self.num_devices) / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON holds it."""
+        content = asdict(self)
+        if self.memory is not None:
+            content["memory"]["total_bytes"] = self.memory.total_bytes
+        return {**content, "hours": self.hours, "assumed_utilization": ASSUMED_UTILIZATION}
+
+
+def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices: int = 1) -> Forecast:
+    """Return what training as `config` says would do; nothing is loaded but the tokenizer and the tasks.
+
+    Raises:
+        UserError: the model's config or tokenizer cannot be read.
+    """
+    # Every accelerator of the table multiplies bfloat16 in hardware; without one, it is for this machine.
+    if config.model.precision == "auto":
+        config = with_precision(config, resolve_precision("auto" if device is None else "bf16"))
+    model_config = load_config(config.model)
+    try:
+        prepared = prepare_run(config)
+    except UserError as error:
+        return _impossible(str(error), device=device, num_devices=num_devices)
+    tasks = forecast_tasks(prepared)
+    notes: list[str] = []
+    blockers = list(find_blockers(prepared, tasks))
+    shape = memory = change = None
+    row = largest_row(prepared)
+    try:
+        trust = config.model.trust_remote_code
+        shape = shape_model(model_config, lora=config.model.lora, trust_remote_code=trust)
+        memory = predict_recipe(
+            config,
+            measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=trust),
+            device=device,
+        )
+    except UserError as error:
+        notes.append(str(error))
+    if memory is not None and device is not None and not fits(memory, device):
+        assert shape is not None
+        change = suggest_changes(config, model_config, row=row, device=device, weights=shape.weights)
+        blockers.append(_tell_misfit(memory, device, change))
+    num_features = getattr(model_config.get_text_config(), "hidden_size", None)
+    notes += [*_note_tasks(config, tasks), *_note_settings(config, num_devices=num_devices, num_features=num_features)]
+    return Forecast(
+        tasks=tasks,
+        plan=count_plan(prepared.packs, pack_tokens=config.pack_tokens),
+        num_steps=config.train.num_steps,
+        longest_tokens=max(episode.num_tokens for episode in _episodes(prepared.packs.packs)),
+        known_positions=_known_positions(model_config),
+        weights=shape.weights if shape else None,
+        flops=count_run_flops(prepared, shape) if shape else None,
+        memory=memory,
+        device=device,
+        num_devices=num_devices,
+        change=change,
+        blockers=tuple(blockers),
+        notes=tuple(notes),
+    )
+
+
+def forecast_tasks(prepared: Prepared) -> tuple[TaskForecast, ...]:
+    """Return what the plan holds of each task, and whether its answers and queries are written as they must be."""
+    tokenizer = TaskTokenizer(prepared.tokenizer, prepared.config.template, frame=prepared.frame)
+    by_task: dict[str, list[Episode]] = {name: [] for name in prepared.tasks}
+    for episode in _episodes(prepared.packs.packs):
+        by_task[episode.task].append(episode)
+    return tuple(
+        _forecast_task(task, by_task[name], config=prepared.config, tokenizer=tokenizer)
+        for name, task in prepared.tasks.items()
+    )
+
+
+def _forecast_task(
+    task: TokenizedTask, episodes: Sequence[Episode], *, config: RunConfig, tokenizer: TaskTokenizer
+) -> TaskForecast:
+    train = task.splits["train"]
+    buckets = Counter[int]()
+    num_targets = seen_tokens = 0
+    seen = np.zeros(len(train), dtype=bool)
+    for episode in episodes:
+        chosen = targets_of(len(episode.examples), config.episodes.targets)
+        buckets.update(bisect_right(SHOT_EDGES, k) - 1 for k in range(len(episode.examples))[chosen])
+        num_targets += count_targets(task, episode, targets=config.episodes.targets)
+        seen_tokens += int(train.lengths[episode.examples].sum())
+        seen[episode.examples] = True
+    checked = [
+        is_exact_prefix(task, episode, query=query, tokenizer=tokenizer)
+        for episode in islice(episodes, CHECKED_EPISODES)
+        for query in sorted({0, len(episode.examples) // 2, len(episode.examples) - 1})
+    ]
+    return TaskForecast(
+        name=task.task.name,
+        family=task.task.family,
+        num_episodes=len(episodes),
+        num_tokens=sum(episode.num_tokens for episode in episodes),
+        num_answers=buckets.total(),
+        num_targets=num_targets,
+        epochs=seen_tokens / max(1, int(train.lengths.sum())),
+        most_shots=max((len(episode.examples) - 1 for episode in episodes), default=0),
+        answers_by_shots={name_bucket(index): buckets[index] for index in range(len(SHOT_EDGES)) if buckets[index]},
+        dropped=count_dropped(task, config),
+        num_train=len(train),
+        num_fitting=len(train) - count_too_long(task, config=config, split="train"),
+        num_seen=int(seen.sum()),
+        num_unterminated=count_unterminated(task, tokenizer=tokenizer),
+        num_checked=len(checked),
+        num_torn=checked.count(False),
+    )
+
+
+def name_bucket(index: int) -> str:
+    """Return what a bucket of SHOT_EDGES is called: '0', '1-3', '256+'."""
+    first, last = SHOT_EDGES[index], SHOT_EDGES[index + 1] - 1 if index + 1 < len(SHOT_EDGES) else None
+    if last is None:
+        return f"{first}+"
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def count_unterminated(task: TokenizedTask, *, tokenizer: TaskTokenizer) -> int:
+    """Return how many train answers do not end in the terminator's ids, which are trained as the answer's last."""
+    train, ids = task.splits["train"], np.asarray(tokenizer.terminator_ids, dtype=np.int32)
+    long_enough = train.answer_lengths > len(ids)
+    ends = train.starts[1:][long_enough]
+    tails = train.ids[ends[:, None] - np.arange(len(ids), 0, -1)] if len(ends) else np.zeros((0, len(ids)))
+    return len(train) - int((tails == ids).all(axis=1).sum())
+
+
+def count_targets(task: TokenizedTask, episode: Episode, *, targets: Literal["all", "last"]) -> int:
+    """Return the tokens of an episode that the loss is taken on."""
+    chosen = episode.examples[targets_of(len(episode.examples), targets)]
+    return int(answer_lengths_of(task, split="train", indices=chosen, names=episode.names).sum())
+
+
+def is_exact_prefix(task: TokenizedTask, episode: Episode, *, query: int, tokenizer: TaskTokenizer) -> bool:
+    """Return whether what inference feeds to ask the episode's example `query` is a prefix of what training sees.
+
+    Inference is gone through from the text: shots and query are tokenised anew, not read from the cache. An episode
+    whose labels bear other names is in no file, so it is read from the cache alone.
+    """
+    trained = join_examples(task, split="train", indices=episode.examples, names=episode.names)
+    shots = join_examples(task, split="train", indices=episode.examples[:query], names=episode.names).ids
+    asked = query_ids(task, split="train", index=int(episode.examples[query]), after_shots=query > 0)
+    seen = trained.ids[: int(trained.spans[query, 0])]
+    if not np.array_equal(np.concatenate([shots, asked]), seen):
+        return False
+    if episode.names is not None:
+        return True
+    rows = task.splits["train"].rows[episode.examples[: query + 1]]
+    fresh, _ = tokenizer.tokenize_examples([task.task.train[row] for row in rows])
+    written = np.concatenate([tokenizer.head_ids(task.task), fresh.ids[task.num_between : fresh.answer_starts[-1]]])
+    return np.array_equal(written, seen)
+
+
+def largest_row(prepared: Prepared) -> Row:
+    """Return a row with the most tokens and the most targets that go through the model at once."""
+    rows = list(_iter_rows(prepared))
+    return Row(
+        num_tokens=max(sum(lengths) for lengths, _ in rows),
+        num_targets=max(num_targets for _, num_targets in rows),
+        precision=prepared.config.model.precision,
+        compiled=prepared.config.train.compile,
+    )
+
+
+def count_run_flops(prepared: Prepared, shape: ModelShape) -> int:
+    """Return the model FLOPs of all steps; validation is not in it."""
+    return sum(count_flops(shape, lengths, num_targets=targets) for lengths, targets in _iter_rows(prepared))
+
+
+def _iter_rows(prepared: Prepared) -> Iterable[tuple[list[int], int]]:
+    """Yield (segment lengths, targets) of each row of the plan."""
+    packs: PackDataset = prepared.packs
+    size = prepared.config.train.packs_per_batch
+    for first in range(0, len(packs), size):
+        episodes = list(_episodes(packs.packs[first : first + size]))
+        targets = prepared.config.episodes.targets
+        num_targets = sum(count_targets(prepared.tasks[e.task], e, targets=targets) for e in episodes)
+        yield [episode.num_tokens for episode in episodes], num_targets
+
+
+def _episodes(packs: Iterable[Pack]) -> Iterable[Episode]:
+    return (episode for pack in packs for episode in pack.episodes)
+
+
+def _known_positions(model_config: Any) -> int | None:
+    try:
+        return max_tokens_of(model_config)
+    except UserError:
+        return None
+
+
+def _impossible(why: str, *, device: Device | None, num_devices: int) -> Forecast:
+    return Forecast((), {}, 0, 0, None, None, None, None, device, num_devices, None, (why,), ())
+
+
+def find_blockers(prepared: Prepared, tasks: Sequence[TaskForecast]) -> Iterable[str]:
+    """Yield what would make the run useless."""
+    config = prepared.config
+    for task in tasks:
+        answers = {example.answer for example in prepared.tasks[task.name].task.train}
+        if len(answers) == 1:
+            yield (
+                f"task '{task.name}': every train row has the same answer, so there is nothing to learn; leave it out"
+                " of tasks.names"
+            )
+        if task.num_unterminated:
+            yield (
+                f"task '{task.name}': {task.num_unterminated:,} train answers do not end in the terminator, so answers"
+                " would not stop; remove the cache of tokenised tasks (MANYICL_CACHE)"
+            )
+        if task.num_torn:
+            yield (
+                f"task '{task.name}': {task.num_torn} of {task.num_checked} checked queries are not fed as they were"
+                " trained; remove the cache of tokenised tasks (MANYICL_CACHE), or choose another tokenizer"
+            )
+        if not task.num_episodes:
+            yield (
+                f"task '{task.name}': is not reached in {config.train.num_steps} steps; raise train.num_steps or"
+                " train.packs_per_step, or leave it out of tasks.names"
+            )
+    if config.episodes.shots != 0 and all(task.most_shots == 0 for task in tasks):
+        yield (
+            f"episodes.token_budget = {config.episodes.token_budget}: no episode holds two examples, so no answer would"
+            " be trained behind a shot; raise it, or say episodes.shots = 0 if that is meant"
+        )
+
+
+def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[str]:
+    """Yield what training on a task may well be, but is seldom meant to be."""
+    for task in tasks:
+        if 0 < task.num_seen < task.num_fitting:
+            unseen = task.num_fitting - task.num_seen
+            yield (
+                f"task '{task.name}': {unseen:,} of its {task.num_fitting:,} train rows are in no episode of the run;"
+                " more steps would see all"
+            )
+        if task.epochs > MANY_EPOCHS:
+            yield (
+                f"task '{task.name}': its {task.num_train:,} train rows are seen {task.epochs:.0f} times each; fewer"
+                " steps or more rows would be gentler"
+            )
+        if task.num_episodes and not task.most_shots and config.episodes.shots != 0:
+            yield f"task '{task.name}': no episode holds two of its examples; raise episodes.token_budget"
+
+
+def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | None) -> Iterable[str]:
+    """Yield which settings hardly go together. num_features: of a layer's input, where it is known."""
+    train, lora = config.train, config.model.lora
+    if train.warmup_steps >= train.num_steps:
+        yield (
+            f"train.warmup_steps = {train.warmup_steps:,}: the learning rate is still rising when the run ends, at step"
+            f" {train.num_steps:,}"
+        )
+    if lora is not None and num_features is not None and lora.rank >= num_features:
+        yield (
+            f"model.lora.rank = {lora.rank:,}: the model's layers have {num_features:,} features, so its adapters are"
+            " larger than what they adapt; 8 to 64 is usual"
+        )
+    if train.packs_per_step % (num_devices * train.packs_per_batch):
+        yield (
+            f"train.packs_per_step = {train.packs_per_step}: cannot be shared by {num_devices} devices with"
+            f" {train.packs_per_batch} packs a batch"
+        )
+
+
+def _tell_misfit(memory: MemoryPrediction, device: Device, change: Change | None) -> str:
+    need, have = memory.total_bytes / 2**30, device.memory_bytes / 2**30
+    fix = f"{' '.join(change.overrides)} needs {change.total_bytes / 2**30:.1f}" if change else "choose a larger device"
+    return f"a step needs {need:.1f} GiB, and a {device.name} has {have:.1f}; {fix}"

@@ -1,0 +1,146 @@
+"""The card of one trained model: a README.md with Hugging Face metadata, its curve, and how to ask it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import jinja2
+
+from manyicl.comparison import Comparison
+from manyicl.episodes import TaskTokenizer
+from manyicl.errors import UserError
+from manyicl.evaluation import Shots, sort_shots, tell_shot_count
+from manyicl.files import write_atomically
+from manyicl.models import ModelSettings, load_tokenizer, read_note
+from manyicl.report import numbers
+from manyicl.report.markdown import escape
+from manyicl.report.plots import Axis, Line, draw_lines, plotting, shot_places, shots_axis
+from manyicl.report.svg import Plots, read_part
+from manyicl.training import RunConfig, read_run_config
+
+CURVE_NAME = "shot-curve.svg"
+
+
+def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: int) -> Path:
+    """Write README.md and shot-curve.svg into the run's model folder; return where the card is.
+
+    The curve is this model's own: the scores of its arm with its seed, averaged over tasks; of a model that was trained
+    on one task alone, that task's.
+
+    Raises:
+        UserError: `run_folder` is no finished run, or the comparison has no such arm or seed.
+    """
+    if arm not in comparison.place or seed not in comparison.seeds:
+        raise UserError(f"arm '{arm}', seed {seed}: is not in the comparison {comparison.name}")
+    config = read_run_config(run_folder)
+    model = run_folder / "model"
+    try:
+        run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_folder}: has no run.json that can be read ({error}); train it anew") from error
+    if not model.is_dir():
+        raise UserError(f"{run_folder}: has no model yet; go on with manyicl train --resume {run_folder}")
+    curve = _seed_curve(comparison, arm, seed, trained=list(run["tasks"]))
+    content = _describe(model, config, run) | _describe_curve(curve)
+    title = f"{comparison.title_of(arm)}, {comparison.name}, seed {seed}"
+    about = comparison.arms[comparison.place[arm]].about
+    entry = {"title": title, "about": about, "seed": seed, "seeds": comparison.seeds, "comparison": comparison}
+    if curve:
+        write_atomically(model / CURVE_NAME, _draw_curve(comparison, curve, arm, alt=content["alt"]))
+    card = model / "README.md"
+    write_atomically(card, _environment().get_template("model_card.md.jinja").render(content | entry))
+    return card
+
+
+def _seed_curve(
+    comparison: Comparison, arm: str, seed: int, *, trained: list[str]
+) -> dict[str, dict[Shots, float | None]]:
+    """Return role -> shots -> this seed's mean score; None where a task of the role was not scored.
+
+    A model of one task alone is asked on that task only.
+    """
+    place = comparison.seeds.index(seed)
+    dedicated = comparison.arms[comparison.place[arm]].num_models > 1
+    curve: dict[str, dict[Shots, float | None]] = {}
+    for role in comparison.roles:
+        names = [task.task for task in comparison.tasks_of(role) if not dedicated or task.task in trained]
+        cells = [cell for name in names for cell in comparison.curve_cells.get((arm, name), [])]
+        for shots in sort_shots(cell.shots for cell in cells):
+            found = [cell.seeds[place] if len(cell.seeds) > place else None for cell in cells if cell.shots == shots]
+            known = [score for score in found if score is not None]
+            curve.setdefault(role, {})[shots] = mean(known) if len(known) == len(names) else None
+    # A number of shots that does not fit some task has no mean, and no column.
+    shown = {k for scores in curve.values() for k, score in scores.items() if score is not None}
+    kept = {role: {k: score for k, score in scores.items() if k in shown} for role, scores in curve.items()}
+    return {role: scores for role, scores in kept.items() if any(score is not None for score in scores.values())}
+
+
+def _describe(model: Path, config: RunConfig, run: dict[str, Any]) -> dict[str, Any]:
+    """Return what the card says of the model itself."""
+    base = config.model.path
+    # A folder's path is nobody's business, and no name that the hub knows.
+    is_hub_name = not Path(base).is_absolute() and not Path(base).exists() and base.count("/") == 1
+    note = read_note(str(model))
+    template = config.template
+    tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=str(model))), template, frame=note.frame)
+    is_adapter = (model / "adapter_config.json").is_file()
+    return {
+        "library": "peft" if is_adapter else "transformers",
+        "is_adapter": is_adapter,
+        "base_model": base if is_hub_name else None,
+        "base_name": base if is_hub_name else Path(base).name,
+        "tasks": list(run["tasks"]),
+        "plan": run["plan"],
+        "targets": config.episodes.targets,
+        "most_shots": max(note.trained_shots.values(), default=0) if note else 0,
+        "token_budget": config.episodes.token_budget,
+        "learning_rate": config.train.learning_rate,
+        "style": template.style,
+        "input_template": template.input,
+        "terminator": tokenizer.terminator,
+        "terminator_ids": list(tokenizer.terminator_ids),
+        "bos_ids": list(tokenizer.bos_ids),
+    }
+
+
+def _describe_curve(curve: dict[str, dict[Shots, float | None]]) -> dict[str, Any]:
+    shots = sort_shots(k for scores in curve.values() for k in scores)
+    rows = [(f"{role} tasks", [scores.get(k) for k in shots]) for role, scores in curve.items()]
+    told = []
+    for role, cells in rows:
+        known = [numbers.tell_percent(value) for value in cells if value is not None]
+        told.append(f"{role} from {known[0]} to {known[-1]} %")
+    return {"shots": shots, "rows": rows, "alt": f"Mean score against shots: {numbers.join_words(told)}."}
+
+
+def _draw_curve(comparison: Comparison, curve: dict[str, dict[Shots, float | None]], arm: str, *, alt: str) -> str:
+    """Return the curve as an SVG file of its own, light or dark as its reader is."""
+    plots = Plots()
+    place = comparison.place[arm]
+    places = shot_places(k for scores in curve.values() for k in scores)
+    lines = []
+    for number, (role, scores) in enumerate(curve.items()):
+        known = {k: score for k, score in scores.items() if score is not None}
+        xs, ys = [places[k] for k in known], [100 * score for score in known.values()]
+        lines.append(Line(place, xs, ys, label=role, strength=1.0 if number == len(curve) - 1 else 0.5))
+    top = min(102.0, 1.1 * max(float(y or 0.0) for line in lines for y in line.ys) + 1)
+    with plotting():
+        figure = draw_lines(lines, shots_axis(places), Axis("mean score, %", bounds=(0, top)))
+        return plots.stand_alone(figure, alt)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(  # Markdown: texts of a user's go through escape_markdown
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        loader=jinja2.FunctionLoader(read_part),
+    )
+    environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
+    environment.filters |= {"count_noun": numbers.count_noun, "tell_shot_count": tell_shot_count}
+    environment.filters["escape_markdown"] = lambda text: escape(str(text))
+    environment.filters["tojson_plain"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return environment

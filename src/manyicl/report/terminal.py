@@ -1,0 +1,135 @@
+"""A comparison in the terminal: its verdict, a table of arms and a plot, in 80 columns and without colour."""
+
+from __future__ import annotations
+
+import plotext
+from rich.console import Group
+from rich.text import Text
+
+from manyicl.comparison import ARMS, ENOUGH_SEEDS, Comparison, Grid
+from manyicl.console import Table, is_known
+from manyicl.report.plots import shot_places
+from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
+from manyicl.report.verdict import key_facts, tell_intervals, tell_missing, tell_progress, tell_verdict
+
+# Of plotext, in the order of the arms: marks that differ without colour.
+_MARKS = ("o", "x", "+", "*", "#", "@", "%", "&")
+_COLOURS = ("white", "orange", "red", "blue", "green", "magenta", "cyan", "gray")
+_HEADS = {"chosen shots": "chosen k", "0 shots": "0", "most shots": "most"}
+
+
+def comparison_table(comparison: Comparison) -> Group:
+    """Return verdict, scores in % by arm with 95 % intervals below them, and what is missing; 80 columns wide.
+
+    `best` of the comparison is marked by ! and bold; each seed's score stands below where there are few.
+    """
+    columns, rows = headline_table(comparison)
+    groups = list(dict.fromkeys(column.group for column in columns))
+    parts: list[Table | Text] = [Text(tell_verdict(comparison), style="bold"), Text()]
+    for group in groups:
+        places = [place for place, column in enumerate(columns) if column.group == group]
+        table = Table(title=group, show_lines=True)
+        table.add_column("arm", overflow="fold", max_width=22)
+        for place in places:
+            table.add_column(_head(columns[place].title), justify="right", overflow="fold")
+        for arm, cells in rows:
+            name = Text(arm.title)
+            if not arm.matched and "not matched" not in arm.title:
+                name.append("\nnot matched", style="dim")
+            table.add_row(name, *(_cell(cells[place]) for place in places))
+        parts.append(table)
+    parts += [Text(f"{about}: {sentence}") for about, sentence in key_facts(comparison)]
+    parts += [Text(note, style="dim") for note in _notes(comparison)]
+    return Group(*parts)
+
+
+def grid_table(comparison: Grid) -> Table:
+    """Return what is done of a comparison: arms and seeds by the kind of work, as done / all."""
+    cells = [cell for cell in comparison.cells() if cell.rate is None]
+    whats = list(dict.fromkeys(cell.what for cell in cells))
+    trials = [cell for cell in comparison.cells() if cell.rate is not None]
+    told = f"; {sum(map(comparison.is_done, trials))} of {len(trials)} cells of learning-rate trials" if trials else ""
+    done = sum(map(comparison.is_done, cells))
+    table = Table(title=f"{done} of {len(cells)} cells are done{told}")
+    for head in ("arm", "seed", *whats):
+        table.add_column(head, justify="left" if head == "arm" else "right")
+    for arm, seed in dict.fromkeys((cell.arm, cell.seed) for cell in cells):
+        row = []
+        for what in whats:
+            mine = [cell for cell in cells if (cell.arm, cell.seed, cell.what) == (arm, seed, what)]
+            count = sum(map(comparison.is_done, mine))
+            row.append("" if not mine else f"{count} / {len(mine)}" if len(mine) > 1 else "done" if count else "-")
+        table.add_row(ARMS[arm].title, str(seed), *row)
+    return table
+
+
+def _head(title: str) -> str:
+    for long, short in _HEADS.items():
+        title = title.replace(long, short)
+    return title
+
+
+def _cell(cell: TableCell) -> Text:
+    text = Text(f"{cell.text}!" if cell.best else cell.text, style="bold" if cell.best else "")
+    for line in (cell.interval, *cell.notes):
+        if line:
+            text.append(f"\n{line}", style="dim not bold")
+    return text
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    notes = []
+    notes.append(tell_intervals(comparison))
+    if comparison.done_seeds[1] >= ENOUGH_SEEDS:
+        notes.append(
+            "! better than every other arm of its column: the paired interval over five or more seeds excludes zero"
+        )
+    notes.append(FORGETTING_NOTE)
+    if not comparison.finished:
+        notes.append(f"not finished: {tell_progress(comparison)}")
+        notes += [f"{where}: {what}" for where, what in tell_missing(comparison)]
+    return notes
+
+
+def comparison_plot(comparison: Comparison, *, width: int = 78, height: int = 15, colour: bool = True) -> Group:
+    """Return the mean score of every arm against shots (log axis), one plot a role; a key of the marks below."""
+    parts: list[Text] = []
+    for role in reversed(comparison.roles):
+        plot = _plot_role(comparison, role, size=(width, height), colour=colour)
+        if plot is not None:
+            parts.append(plot)
+            note = tell_shorter_means(comparison, role)
+            parts += [Text(f"{role} tasks: {note}", style="dim")] if note else []
+    if not parts:
+        return Group(Text("no curve: at no number of shots was every task scored", style="dim"))
+    key = "   ".join(f"{_MARKS[place % len(_MARKS)]} {arm.title}" for place, arm in enumerate(comparison.arms))
+    return Group(*parts, Text(key))
+
+
+def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colour: bool) -> Text | None:
+    most = comparison.most_tasks(role)  # the mean over fewer tasks is no neighbour to these
+    curves = {
+        arm: [cell for cell in comparison.mean_cells(arm, role) if is_known(cell.score) and cell.tasks == most]
+        for arm in comparison.place
+    }
+    shots = {cell.shots for cells in curves.values() for cell in cells}
+    if not shots:
+        return None
+    plotext.clf()
+    plotext.theme("pro" if colour else "clear")
+    plotext.plotsize(*size)
+    places, highest = shot_places(shots), 0.0
+    for arm, place in comparison.place.items():
+        cells = curves[arm]
+        if not cells:
+            continue
+        xs = [places[cell.shots] for cell in cells]
+        ys = [100 * (cell.score or 0.0) for cell in cells]
+        highest = max(highest, *ys)
+        hue = _COLOURS[place % len(_COLOURS)]
+        plotext.plot(xs, ys, marker="braille", color=hue)
+        plotext.scatter(xs, ys, marker=_MARKS[place % len(_MARKS)], color=hue)
+    plotext.xticks(list(places.values()), [str(k) for k in places])
+    plotext.ylim(0, min(100.0, 1.1 * highest + 1))
+    plotext.title(f"{role} tasks: mean score in % against shots (log scale)")
+    return Text.from_ansi(plotext.build())

@@ -1,0 +1,36 @@
+from .duplicates import CopyIndex, find_copies
+from .layouts import Source
+from .settings import METRICS
+from .task import (
+    NO_SPLIT_NOTE,
+    SPLITS,
+    Example,
+    Fault,
+    Task,
+    ask_validation,
+    flip_labels,
+    flip_map,
+    inspect_task,
+    load_task,
+    load_tasks,
+    name_sources,
+)
+
+__all__ = [
+    "METRICS",
+    "NO_SPLIT_NOTE",
+    "SPLITS",
+    "CopyIndex",
+    "Example",
+    "Fault",
+    "Source",
+    "Task",
+    "ask_validation",
+    "find_copies",
+    "flip_labels",
+    "flip_map",
+    "inspect_task",
+    "load_task",
+    "load_tasks",
+    "name_sources",
+]

@@ -1,0 +1,280 @@
+"""A folder of data files -> the sources of its tasks: which files are one task, which splits they hold, what is unread.
+
+A data file is a task. But files that are called train, validation (valid, val, dev) or test, also with a task's name
+before it (`desk_train.csv`) or the number of a shard after it (`train-00000-of-00002.parquet`), are together one task
+with these splits, called like their folder or by the name before it; so are the files of folders that are called so. A
+folder inside the folder is a task if it holds such files of one task.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from manyicl.errors import UserError
+from manyicl.tasks.faults import near_word
+from manyicl.tasks.readers import SUFFIXES, data_suffix, holds_rows
+from manyicl.tasks.rows import SPLIT_WORDS
+
+_SPLIT_NAME = re.compile(
+    rf"(?:(?P<prefix>.+?)[-_. ])?(?P<word>{'|'.join(SPLIT_WORDS)})"
+    r"(?P<shard>[-_](?:\d{1,5}-of-\d{1,5}|\d{4,5})(?:-[0-9a-f]{16})?)?",
+    re.IGNORECASE,
+)
+_SHARD_NAME = re.compile(r"(?P<prefix>.+?)[-_]\d{1,5}-of-\d{1,5}(?:-[0-9a-f]{16})?")
+# What lies beside data and is none: not worth a word.
+_DOCUMENTS = re.compile(
+    r"(readme|license|licence|notice|citation|index|changelog|croissant).*|.*\.(md|rst|bib|cff)", re.I
+)
+_DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"})
+_SETTINGS = "task.json"
+# Words for a part that is not trained on, of which nobody can say whether validation or test is meant.
+_UNCLEAR = frozenset({"eval", "evaluation", "holdout", "heldout", "validate"})
+_told: set[tuple[str, tuple[str, ...]]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The files of one task.
+
+    path: its data file, or the folder of its files if they are splits or shards. stem: its name unless its task.json
+    gives another. files: each with the split that its name gives, or "". settings_path: its task.json, there or not.
+    """
+
+    path: Path
+    stem: str
+    files: tuple[tuple[Path, str], ...]
+    settings_path: Path
+
+
+@dataclass(slots=True)
+class Layout:
+    """What a folder holds: the sources of its tasks, sorted by name, and what is left unread, each with the reason."""
+
+    folder: Path
+    sources: list[Source] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def tell_left_out(self) -> None:
+        """Log in one line what is left unread, once for each folder and only in the main process of a launch."""
+        key = (str(self.folder.resolve()), tuple(self.left_out))
+        if self.left_out and key not in _told and os.environ.get("RANK", "0") == "0":
+            _told.add(key)
+            logging.getLogger("manyicl").warning("%s: not read: %s", self.folder, ", ".join(self.left_out))
+
+
+@dataclass(slots=True)
+class _Contents:
+    """The entries of one folder by kind; split_folders are those whose names are a split's."""
+
+    data: list[Path] = field(default_factory=list)
+    settings: list[Path] = field(default_factory=list)
+    split_folders: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def source_of(path: Path) -> Source:
+    """Return the source of a task of one data file.
+
+    Raises:
+        UserError: the file is not there, or of another kind.
+    """
+    if not data_suffix(path):
+        raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return _single(path)
+
+
+def find_layout(folder: str | Path) -> Layout:
+    """Return the sources of a folder's tasks, and what of it is not read; hidden files are passed over.
+
+    Raises:
+        UserError: no such folder, no task in it, two files of one name, two task.json files for one task, or one
+            without data.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; give a folder of tasks")
+    contents = _look_into(folder)
+    layout = Layout(folder, left_out=contents.left_out)
+    own = _name_of(folder)
+    nested = [(inner, _look_into(inner)) for inner in contents.folders if os.access(inner, os.R_OK | os.X_OK)]
+    layout.left_out += [f"{inner.name}/" for inner in contents.folders if not os.access(inner, os.R_OK | os.X_OK)]
+    layout.sources = _group(folder, contents, own=own)
+    for inner, inside in nested:
+        name = own if inner.name == "data" and not layout.sources else inner.name
+        found = _group(inner, inside, own=name, beside=folder)
+        if len(found) == 1 and found[0].path != found[0].files[0][0]:
+            layout.sources += found
+            layout.left_out += [f"{inner.name}/{what}" for what in inside.left_out]
+            layout.left_out += [f"{inner.name}/{deeper.name}/" for deeper in inside.folders]
+        elif found:
+            count = len(inside.data)
+            layout.left_out.append(f"{inner.name}/ ({count} data {'file' if count == 1 else 'files'})")
+        else:
+            layout.left_out.append(f"{inner.name}/")
+    layout.left_out.sort()
+    if not layout.sources:
+        unread = f" (not read: {', '.join(layout.left_out)})" if layout.left_out else ""
+        raise UserError(f"{folder}: no task in it; add a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file{unread}")
+    layout.sources.sort(key=lambda source: source.stem)
+    _check_settings(contents.settings, layout.sources)
+    return layout
+
+
+def _name_of(folder: Path) -> str:
+    return folder.resolve().name or "task"
+
+
+def _stem(path: Path) -> str:
+    """Return a data file's name without its suffix, .gz included."""
+    return path.name[: -len(data_suffix(path))]
+
+
+def _look_into(folder: Path) -> _Contents:
+    """Return the entries of a folder by kind."""
+    contents = _Contents()
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        if entry.name.startswith((".", "__")):
+            continue
+        if entry.is_dir():
+            is_split = entry.name.lower() in SPLIT_WORDS
+            (contents.split_folders if is_split else contents.folders).append(entry)
+        elif entry.name == _SETTINGS or entry.name.endswith(f".{_SETTINGS}"):
+            contents.settings.append(entry)
+        elif reason := _why_not_data(entry, names):
+            contents.left_out.append(f"{entry.name}{reason}")
+        elif data_suffix(entry) and entry.name not in _DESCRIPTIONS:
+            contents.data.append(entry)
+    return contents
+
+
+def _why_not_data(path: Path, names: set[str]) -> str:
+    """Return why a file is not read, in brackets, or " " if its name says it; "" if it is data or not worth a word."""
+    if path.name.startswith("~$") or (path.name.startswith(".~lock") and path.name.endswith("#")):
+        return " (a lock file)"
+    if path.name in _DESCRIPTIONS or _DOCUMENTS.fullmatch(path.name):
+        return ""
+    if path.name.endswith(".predictions.parquet"):
+        return " (predictions of an evaluation)"
+    suffix = data_suffix(path)
+    if suffix == ".json" and f"{path.name[:-5]}.predictions.parquet" in names:
+        return " (result of an evaluation)"
+    if suffix in (".json", ".json.gz") and not holds_rows(path):
+        return " (not a list of rows)"
+    if suffix:
+        return ""
+    return " (save it as CSV UTF-8)" if path.suffix.lower() in (".xlsx", ".xls", ".ods") else " "
+
+
+def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None = None) -> list[Source]:
+    """Return the sources that the files of one folder are.
+
+    own: what files that are called like splits alone are called together. beside: the folder around it, in which a
+    task.json may lie, too.
+    """
+    groups: dict[str, list[tuple[Path, str]]] = {}
+    for path in contents.data:
+        prefix, split = _read_name(_stem(path))
+        groups.setdefault(prefix, []).append((path, split))
+    for inner in contents.split_folders:
+        inside = _look_into(inner)
+        split = SPLIT_WORDS[inner.name.lower()]
+        groups.setdefault("", []).extend((path, split) for path in inside.data)
+        unread = [*inside.left_out, *(f"{deeper.name}/" for deeper in (*inside.folders, *inside.split_folders))]
+        contents.left_out += [f"{inner.name}/{what}" for what in unread]
+        contents.left_out += [] if inside.data else [f"{inner.name}/"]
+    alone = groups.get("", [])
+    if len(alone) == 1 and alone[0][1] == "train" and len(groups) > 1 and alone[0][0].parent == folder:
+        # One train file among the files of other tasks has no split to be told apart from.
+        groups[_stem(alone[0][0])] = groups.pop("")
+        groups[_stem(alone[0][0])][0] = (alone[0][0], "")
+    _refuse_unclear(groups)
+    sources = []
+    for prefix, files in groups.items():
+        splits = {split for _, split in files} - {""}
+        whole = [path for path, split in files if not split]
+        if prefix and splits and whole and not all(_is_shard(path) for path in whole):
+            part = next(path for path, split in files if split)
+            raise UserError(
+                f"{part}: is a part of task '{prefix}' by its name, but so is {whole[0].name}, which is no part;"
+                f" rename one (to {prefix}_train{data_suffix(whole[0])}, for example)"
+            )
+        if not prefix or len(splits) > 1 or (len(files) > 1 and all(_is_shard(path) for path, _ in files)):
+            sources += [_joined(folder, files, name=prefix or own, beside=beside)] if files else []
+        else:
+            sources += [_single(path) for path, _ in files]
+    if len(sources) == 1 and beside is not None and len(groups) == 1:
+        sources = [replace(source, stem=own) for source in sources]  # a folder a task is called like the folder
+    return sources
+
+
+def _refuse_unclear(groups: Mapping[str, Sequence[tuple[Path, str]]]) -> None:
+    """Refuse eval.csv beside train.csv: as a task of its own, its rows would be trained on."""
+    for name, files in groups.items():
+        prefix, mark, word = name.rpartition("_") if "_" in name else name.rpartition("-")
+        if word.lower() in _UNCLEAR and (prefix if mark else "") in groups:
+            path = files[0][0]
+            raise UserError(f"{path}: holds a split by its name, but which? Call it validation or test, or rename it")
+
+
+def _read_name(stem: str) -> tuple[str, str]:
+    """Return the task's name in a file's, "" if it is a split's alone, and the split, "" if there is none."""
+    match = _SPLIT_NAME.fullmatch(stem)
+    if match is not None:
+        return match["prefix"] or "", SPLIT_WORDS[match["word"].lower()]
+    shard = _SHARD_NAME.fullmatch(stem)
+    return (shard["prefix"] if shard else stem), ""
+
+
+def _is_shard(path: Path) -> bool:
+    return _SHARD_NAME.fullmatch(_stem(path)) is not None
+
+
+def _single(path: Path) -> Source:
+    """Return the source of a task of one file."""
+    stem = _stem(path)
+    return Source(path, stem, ((path, ""),), path.with_name(f"{stem}.{_SETTINGS}"))
+
+
+def _joined(folder: Path, files: Iterable[tuple[Path, str]], *, name: str, beside: Path | None) -> Source:
+    """Return the source of several files, or of a folder of its own."""
+    parts = tuple(sorted(files))
+    stems: dict[Path, Path] = {}
+    for path, _ in parts:
+        bare = path.with_name(_stem(path))
+        if bare in stems:
+            raise UserError(f"{path}: is also there as {stems[bare].name}; rename or remove one")
+        stems[bare] = path
+    if {split for _, split in parts} == {"train"}:  # nothing to ask but by splitting them
+        parts = tuple((path, "") for path, _ in parts)
+    places = [folder / f"{name}.{_SETTINGS}", folder / _SETTINGS]
+    places += [beside / f"{name}.{_SETTINGS}"] if beside is not None else []
+    places += [path.with_name(f"{_stem(path)}.{_SETTINGS}") for path, _ in parts]
+    there = [place for place in dict.fromkeys(places) if place.is_file()]
+    if len(there) > 1:
+        raise UserError(f"{there[1]}: task '{name}' has {there[0].name}, too; keep one")
+    return Source(folder, name, parts, there[0] if there else places[0])
+
+
+def _check_settings(settings: Iterable[Path], sources: Iterable[Source]) -> None:
+    """Refuse a task.json that belongs to no task."""
+    owned = {source.settings_path for source in sources}
+    stems = tuple(sorted({source.stem for source in sources}))
+    for path in settings:
+        if path not in owned:
+            stem = path.name.removesuffix(_SETTINGS).removesuffix(".")
+            raise UserError(
+                f"{path}: no data file {stem or '*'}.jsonl, .csv or .parquet beside it{near_word(stem, stems)}"
+            )

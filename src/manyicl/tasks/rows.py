@@ -1,0 +1,344 @@
+"""Rows of a data file: records checked cell by cell; what is wrong is collected as faults, not raised.
+
+Every record is kept, is blank, or has a fault, and is counted as that. Row numbers are explained in readers.py.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from manyicl.errors import suggest
+from manyicl.tasks.columns import COLUMNS, MISSING, Columns, nested_paths
+from manyicl.tasks.faults import FaultLog, near_word, show
+from manyicl.tasks.json_text import JsonNumber, as_text, decode_json, is_missing, is_unicode
+from manyicl.tasks.readers import data_suffix, read_records
+from manyicl.tasks.shapes import tell_shape, write_columns
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+# A column that nobody reads is taken for a split if all of this many first rows hold split words in it.
+_ROWS_LOOKED_AT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row that has no fault; `split` is train, validation or test, or "" if neither row nor file names one."""
+
+    number: int
+    input: str
+    answer: str
+    options: tuple[str, ...]
+    split: str
+    also_right: tuple[str, ...] = ()
+    option_labels: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class FileRows:
+    """What was read of one file: num_read rows are those in `rows`, the blank ones and the faulty ones.
+
+    tidied: what was changed in answers -> in how many rows. unread: columns that nobody reads.
+    """
+
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+    num_read: int = 0
+    num_blank: int = 0
+    num_faulty: int = 0
+    tidied: Counter[str] = field(default_factory=Counter)
+    unread: list[str] = field(default_factory=list)
+
+
+def read_rows(
+    path: Path, *, columns: Mapping[str, str | Sequence[str]], split: str, settings_name: str, log: FaultLog
+) -> FileRows:
+    """Return the rows of `path` that have no fault; every fault goes to `log`.
+
+    columns: our names (`COLUMNS`) to the file's own, if they differ. split: the one that the file's name gives, or "".
+    settings_name: the task.json that messages speak of.
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
+    found = FileRows(path)
+    known = Columns(columns)
+    checker = _RowChecker(found, known, split=split, settings_name=settings_name, log=log)
+    num_faults = len(log.list_faults())
+    for number, record in read_records(path, columns=known, log=log):
+        if not found.num_read and record is not None and checker.tell_other_shape(record):
+            return found
+        found.num_read += 1
+        row = None if record is None else checker.check(number, record)
+        if row is not None:
+            found.rows.append(row)
+        elif record is None or not checker.is_blank(record):
+            found.num_faulty += 1
+        else:
+            found.num_blank += 1
+    if found.num_read:
+        checker.check_columns()
+    if found.num_read == found.num_blank and len(log.list_faults()) == num_faults:
+        log.add("no rows", "the file has no rows; add some, or remove the file", path=path)
+    found.unread = known.unread()
+    return found
+
+
+def tidy_answer(text: str) -> str:
+    """Return an answer without white space around it and in one Unicode form (NFC), so that one label is one text.
+
+    The first line of an answer of several lines keeps its indent, which may be part of it (code).
+    """
+    if text.isascii() and text == text.strip():
+        return text
+    text = unicodedata.normalize("NFC", text.rstrip())
+    return text.lstrip() if "\n" not in text.strip() else text.lstrip("\r\n")
+
+
+class _RowChecker:
+    """Turns the records of one file into rows, or into faults."""
+
+    def __init__(self, found: FileRows, columns: Columns, *, split: str, settings_name: str, log: FaultLog) -> None:
+        self._found = found
+        self._columns = columns
+        self._split = split
+        self._is_table = data_suffix(found.path).startswith((".csv", ".tsv"))
+        self._settings_name = settings_name
+        self._log = log
+        self._num_looked_at = 0
+        self._split_words: dict[str, set[str]] = {}  # unread column -> what it holds, if these are split words alone
+
+    def tell_other_shape(self, record: Mapping[str, object]) -> bool:
+        """Note as a fault that the file has another shape, if that is why its first record cannot be read."""
+        missing = self._columns.missing_from(record)
+        if not missing or any(name in self._columns.mapped for name in missing):
+            return False
+        what = tell_shape(record, columns=self._columns.mapped, settings_name=self._settings_name)
+        if what is not None:
+            self._add("other columns", f"no {missing[0]!r} column: {what}")
+        return what is not None
+
+    def is_blank(self, record: Mapping[str, object]) -> bool:
+        """Return whether every cell of a record is empty."""
+        return bool(record) and all(
+            is_missing(value) or (isinstance(value, str) and not value.strip()) for value in record.values()
+        )
+
+    def check(self, number: int, record: Mapping[str, object]) -> Row | None:
+        """Return the row, or None if it has a fault or is blank."""
+        values = self._columns.find(record)
+        first = values["input"][0]
+        if (not isinstance(first, str) or not first.strip()) and self.is_blank(record):
+            return None
+        self._look_for_splits(record)
+        text = self._read_input(values["input"], number, record)
+        answers = self._read_answers(values["answer"], number, record)
+        options, labels = self._read_options(values, number)
+        split = self._read_split(values["split"][0], number)
+        if text is None or not answers or options is None or split is None:
+            return None
+        return Row(number, text, answers[0], options, split, answers[1:], labels)
+
+    def check_columns(self) -> None:
+        """Note an optional column that was asked for but is nowhere, and a split under another name."""
+        for name in ("split", "options", "option_labels"):
+            if name in self._columns.mapped and not self._columns.has(name):
+                own = show(self._columns.mapped[name])
+                self._add(
+                    f"no {name} column",
+                    f'no row has the column {own} that "columns" in {self._settings_name} gives for {name!r}',
+                )
+        if self._columns.has("split") or "split" in self._columns.mapped or self._split:
+            return
+        # Passed over, its test rows would be trained on.
+        for name, words in self._split_words.items():
+            if "train" in words and len(words) > 1:
+                what = f'column {show(name)} holds splits, but is not read; name it "split"'
+                self._add("unread split", f'{what}, or write {{"columns": {{"split": "{name}"}}}}')
+
+    def _add(self, kind: str, what: str | Callable[[], str], row: int | None = None) -> None:
+        self._log.add(kind, what, row=row, path=self._found.path)
+
+    def _look_for_splits(self, record: Mapping[str, object]) -> None:
+        self._num_looked_at += 1
+        if self._num_looked_at > _ROWS_LOOKED_AT:
+            return
+        for name, value in record.items():
+            word = SPLIT_WORDS.get(value.strip().lower(), "") if isinstance(value, str) else ""
+            if self._num_looked_at == 1 and word and not self._columns.reads(name):
+                self._split_words[name] = {word}
+            elif name in self._split_words and word:
+                self._split_words[name].add(word)
+            else:
+                self._split_words.pop(name, None)
+
+    def _add_missing(self, name: str, number: int, record: Mapping[str, object]) -> None:
+        has = ", ".join(show(column) for column in list(record)[:8]) or "nothing"
+        own = self._columns.paths[name][0]
+        if name in self._columns.mapped:
+            fix = f'correct "columns" in {self._settings_name}'
+        else:
+            fix = f'add it, or map it with "columns" in {self._settings_name}'
+        self._add(f"no {name} column", f"no {own!r} column (it has {has}); {fix}", number)
+
+    def _read_input(self, values: list[object], number: int, record: Mapping[str, object]) -> str | None:
+        if all(value is MISSING for value in values):
+            self._add_missing("input", number, record)
+            return None
+        parts = []
+        for value in values:
+            members = value if isinstance(value, list | tuple) else [value]
+            for member in members:
+                if member is MISSING or is_missing(member):
+                    continue
+                if not isinstance(member, str) or isinstance(member, JsonNumber):
+                    self._add_type("input", value, number)
+                    return None
+                if member.strip() or len(values) == 1:
+                    parts.append(member)
+        return self._check_text("input", "\n".join(parts), number, values[0])
+
+    def _read_answers(self, values: list[object], number: int, record: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the right answers, the trained one first; () for a fault."""
+        if all(value is MISSING for value in values):
+            self._add_missing("answer", number, record)
+            return ()
+        if self._columns.is_joined("answer"):
+            texts = [as_text(value) for value in values if value is not MISSING and not is_missing(value)]
+            given: Sequence[object] = ["\n".join(text for text in texts if text)] if None not in texts else values
+        else:
+            given = values[0] if isinstance(values[0], list | tuple) else values
+        answers: dict[str, None] = {}
+        for value in given or [None]:
+            text = "" if is_missing(value) else as_text(value)
+            if text is None:
+                self._add_type("answer", values[0] if len(values) == 1 else value, number)
+                return ()
+            text = self._check_text("answer", text, number, value)
+            if text is None:
+                return ()
+            answers[self._tidy(text)] = None
+        return tuple(answers)
+
+    def _tidy(self, text: str) -> str:
+        tidied = tidy_answer(text)
+        if tidied is not text and tidied != text:
+            what = "white space around the answer" if tidied == text.strip() or text.isascii() else "Unicode form"
+            self._found.tidied[what] += 1
+        return tidied
+
+    def _add_type(self, name: str, value: object, number: int) -> None:
+        wanted = "a text" if name == "input" else "a text, a number, true or false, or a list of these"
+        fix = "write it so"
+        if isinstance(value, dict | list):
+            own = self._columns.paths[name][0]
+            paths = nested_paths(own, value)
+            if paths:
+                mapped = write_columns({**self._columns.mapped, name: paths[0]})
+                fix = f"name what is in it: write {mapped} into {self._settings_name}"
+        self._add(f"wrong type of {name}", f"{name} {show(value)} is not {wanted}; {fix}", number)
+
+    def _check_text(self, name: str, text: str, number: int, value: object) -> str | None:
+        if not text.strip():
+            fix = "fill it in or remove the row"
+            if name == "input" and not self._columns.is_joined("input") and "instruction" in self._columns.unread():
+                joined = {"input": ["instruction", self._columns.paths["input"][0]]}
+                mapped = write_columns({**self._columns.mapped, **joined})
+                fix += f", or join it to the instruction: write {mapped} into {self._settings_name}"
+            self._add(f"empty {name}", f"{name} {show(value)} is empty; {fix}", number)
+            return None
+        if not is_unicode(text):
+            what = f"{name} {show(text)} holds half of a surrogate pair; write the whole character"
+            self._add("broken Unicode", what, number)
+            return None
+        return text
+
+    def _read_options(
+        self, values: Mapping[str, list[object]], number: int
+    ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+        """Return the options, () for none, None for a fault; and what each is called, () if nothing says."""
+        labels: tuple[str, ...] = ()
+        if self._columns.is_joined("options"):
+            names = [path.split(".")[-1] for path in self._columns.paths["options"]]
+            pairs = [
+                (name, value)
+                for name, value in zip(names, values["options"], strict=True)
+                if value is not MISSING and not is_missing(value) and value != ""
+            ]
+            labels, given = tuple(name for name, _ in pairs), [value for _, value in pairs]
+            return self._check_options(given, number), labels
+        value = values["options"][0]
+        if self._is_table and isinstance(value, str):
+            value = _split_cell(value)
+        if value is MISSING or is_missing(value) or value == []:
+            return (), ()
+        own = values["option_labels"][0]
+        if isinstance(own, list) and isinstance(value, list) and len(own) == len(value):
+            texts = [as_text(label) for label in own]
+            labels = tuple(text for text in texts if text is not None) if None not in texts else ()
+        return self._check_options(value, number), labels
+
+    def _check_options(self, value: object, number: int) -> tuple[str, ...] | None:
+        wrong = ""
+        texts = [as_text(option) for option in value] if isinstance(value, list | tuple) else []
+        options = tuple(tidy_answer(text) for text in texts if text is not None and text.strip() and is_unicode(text))
+        if not isinstance(value, list | tuple):
+            wrong = "are not a list" + (' ("a|b" or ["a", "b"])' if self._is_table else "")
+        elif len(options) < len(texts):
+            wrong = "hold one that is not a text, or an empty one"
+        elif len(set(options)) < len(options):
+            wrong = "name one answer twice"
+        elif len(options) == 1:
+            wrong = "leave no choice; give two or more, or none"
+        if wrong:
+            self._add("bad options", f"options {show(value)} {wrong}", number)
+            return None
+        return options
+
+    def _read_split(self, value: object, number: int) -> str | None:
+        """Return the split, "" if neither row nor file names one, None for a fault."""
+        if value is MISSING or is_missing(value) or (isinstance(value, str) and not value.strip()):
+            return self._split
+        split = SPLIT_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+        if split is None:
+            self._add("unknown split", partial(_tell_split, value), number)
+        elif self._split and split != self._split:
+            what = f"split {show(value)} in a file of {self._split} rows by its name; correct one of them"
+            self._add("two splits", what, number)
+            return None
+        return split
+
+
+def _tell_split(value: object) -> str:
+    near = suggest(value, SPLIT_WORDS) if isinstance(value, str) else ""
+    # "eval" is nearest to "val", but most who write it mean test.
+    near = near if "did you mean" in near and "'val'" not in near else "; write train, validation or test"
+    return f"unknown split {show(value)}{near}"
+
+
+def _split_cell(cell: str) -> object:
+    """Return the options of a CSV cell: a JSON list, or values between bars; the cell itself if it is neither."""
+    cell = cell.strip()
+    if not cell:
+        return None
+    if cell.startswith("["):
+        try:
+            return decode_json(cell)
+        except ValueError:
+            return cell
+    return [option.strip() for option in cell.split("|")]
+
+
+__all__ = ["COLUMNS", "SPLIT_WORDS", "FileRows", "Row", "near_word", "read_rows", "tidy_answer"]

@@ -1,0 +1,138 @@
+"""A task.json: what a task is called, which family it is of, how it is scored, and where its columns are."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from manyicl.errors import UserError, suggest
+from manyicl.tasks.columns import COLUMNS
+from manyicl.tasks.faults import FaultLog, show
+from manyicl.tasks.json_text import as_text, decode_json
+from manyicl.tasks.rows import tidy_answer
+
+FAMILIES = ("classification", "nli", "qa", "summarization", "math")
+# Every metric of one answer; each may be a task's main one.
+METRICS = ("accuracy", "exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "math_exact_match")
+# Nearer than this, an unknown key of a task.json is a misspelt one ("famly"); "note" and "label_count" are not.
+_MISSPELT = 0.75
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """A task.json; None stands for what it leaves open.
+
+    columns: our column names to the file's own (`columns.Columns`). answer_index: 0 or 1 if answers are numbers of
+    options, counted from there.
+    """
+
+    name: str
+    family: str | None = None
+    metric: str | None = None
+    instruction: str = ""
+    labels: tuple[str, ...] | None = None
+    columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    answer_index: int | None = None
+
+
+def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSettings | None:
+    """Return a task.json less what is wrong in it, which goes to `log`; None if the columns cannot be known.
+
+    stem: the task's name unless the file gives another. A file that is not there leaves everything open.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    settings = TaskSettings(name=stem)
+    if not settings_path.is_file():
+        return settings
+    try:
+        raw = decode_json(settings_path.read_bytes().decode("utf-8-sig"))
+        json.dumps(raw, ensure_ascii=False).encode()  # refuses half of a surrogate pair
+    except OSError as error:
+        raise UserError(f"{settings_path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        log.add("bad task.json", f"invalid JSON ({error}); correct it", path=settings_path)
+        return None
+    if not isinstance(raw, dict):
+        log.add("bad task.json", f'{show(raw)} is not an object; write {{"family": ...}}', path=settings_path)
+        return None
+    readers: dict[str, Callable[[object], object]] = {
+        "name": _parse_name,
+        "family": lambda value: _parse_word(value, FAMILIES),
+        "metric": lambda value: _parse_word(value, METRICS),
+        "instruction": _parse_text,
+        "labels": _parse_labels,
+        "columns": _parse_columns,
+        "answer_index": _parse_index,
+    }
+    values: dict[str, object] = {}
+    columns_known = True
+    for key, value in raw.items():
+        if key in readers:
+            try:
+                values[key] = readers[key](value)
+            except ValueError as error:
+                log.add(f"bad {key}", f"{key} {show(value)} {error}", path=settings_path)
+        elif near := difflib.get_close_matches(key.lower(), readers, n=1, cutoff=_MISSPELT):
+            log.add(f"unknown key {key}", f"unknown key {show(key)}; did you mean '{near[0]}'?", path=settings_path)
+            columns_known = columns_known and near[0] != "columns"
+    if not columns_known or ("columns" in raw and "columns" not in values):
+        return None
+    return replace(settings, **values)  # type: ignore[arg-type]  # each reader returns its field's type
+
+
+def _parse_text(value: object) -> str:
+    if type(value) is not str:  # a JSON number is a str of another type
+        raise ValueError("is not a text")
+    return value
+
+
+def _parse_name(value: object) -> str:
+    # A name becomes part of file names and of plots.
+    if type(value) is not str or not value.strip() or not value.isprintable() or set(value) & set("/\\"):
+        raise ValueError("is not a name: a text on one line, without slashes")
+    return value
+
+
+def _parse_word(value: object, known: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"is unknown{suggest(str(value), known)}")
+    return value
+
+
+def _parse_labels(value: object) -> tuple[str, ...]:
+    texts = [as_text(label) for label in value] if isinstance(value, list) else []
+    labels = {tidy_answer(text) for text in texts if text is not None and text.strip()}
+    if not labels or len(labels) < len(texts):
+        raise ValueError("are not a list of different, non-empty texts")
+    return tuple(sorted(labels))
+
+
+def _parse_index(value: object) -> int:
+    if str(value) not in ("0", "1") or isinstance(value, bool):
+        raise ValueError("is not 0 or 1: the number of the first option")
+    return int(str(value))
+
+
+def _parse_columns(value: object) -> dict[str, str | tuple[str, ...]]:
+    if not isinstance(value, dict) or not all(_is_column(own) for own in value.values()):
+        raise ValueError('does not map our column names to the file\'s own, as {"input": "text"}')
+    for name, own in value.items():
+        if name not in COLUMNS:
+            raise ValueError(f"maps an unknown name {show(name)}{suggest(name, COLUMNS)}")
+        if name in ("split", "option_labels") and isinstance(own, list):
+            raise ValueError(f"maps {name!r} to a list; name one column")
+    columns = {name: own if isinstance(own, str) else tuple(own) for name, own in value.items()}
+    if len(set(columns.values())) < len(columns):
+        raise ValueError("maps two of our columns to one of the file's")
+    return columns
+
+
+def _is_column(own: object) -> bool:
+    """Return whether a value names a column, or several to be joined."""
+    names = own if isinstance(own, list) and own else [own]
+    return all(type(name) is str and name for name in names)

@@ -1,0 +1,439 @@
+"""Task and Example: a folder of labelled data, read, checked and split.
+
+A task is a file `<name>.jsonl`, `.json`, `.csv`, `.tsv` (these also `.gz`) or `.parquet`, or several (`layouts.py`),
+with the columns `input` and `answer` and, if there are any, `split` (train, validation or test; also dev, valid, val,
+training, testing) and `options` (the candidate answers of this row: a list; in CSV a JSON list or values between bars,
+`a|b`). An answer is a text, a number, true or false, or a list of right answers: the first is trained, the best counts.
+Beside it may lie `<name>.task.json` with any of these keys:
+
+    name          the task's name; else the file's, without its suffix, or the folder's
+    family        one of FAMILIES; else classification if rows have options, or if there are at most 64 different
+                  answers, each on one line of at most 50 characters, with 5 rows or more each on average; else qa
+    metric        one of METRICS; else accuracy for classification and nli, rouge_l for summarization, and for qa and
+                  math accuracy if there are options or labels, else exact_match and math_exact_match
+    instruction   a text that opens every episode; else none
+    labels        the answers there are; else, for classification and nli, the options if all rows have the same, or,
+                  if none has any, the answers of all rows, if they are at most 256
+    columns       our column names to the file's own: {"input": "text", "answer": "label"}. Also a path into nested
+                  values ("answers.text", "messages.-1.content"), or a list: of inputs or answers, which are joined by a
+                  line break with empty ones left out, or of columns that hold one option each. "option_labels" is the
+                  column of what options are called, if answers name options so.
+    answer_index  0 or 1: answers are numbers of options, counted from there; found out if it is certain
+
+Other keys are ignored, but not one that is nearly one of these. Row numbers in messages are explained in readers.py.
+
+Inputs are kept as written; answers lose white space at their ends and are in Unicode form NFC. If neither a row nor a
+file's name gives a split, 20 % become test, by a hash of the input; if none gives validation, 10 % of train become
+validation, likewise: an input's split never depends on other rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from manyicl.errors import UserError, suggest
+from manyicl.seeds import make_seed
+from manyicl.tasks.choices import resolve_choices
+from manyicl.tasks.faults import Fault, FaultLog, near_word, show
+from manyicl.tasks.layouts import Source, find_layout, source_of
+from manyicl.tasks.rows import FileRows, Row, read_rows
+from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, read_settings
+from manyicl.tasks.shapes import find_letter_columns, write_columns
+from manyicl.tasks.spellings import tell_lookalikes
+
+__all__ = [
+    "FAMILIES",
+    "METRICS",
+    "SPLITS",
+    "Example",
+    "Fault",
+    "Task",
+    "inspect_task",
+    "load_task",
+    "load_tasks",
+]
+
+SPLITS = ("train", "validation", "test")
+NO_SPLIT_NOTE = "Nothing names a split: 20 % are test and 10 % of the rest validation, by a hash of the input."
+
+_TEST_SHARE = 0.2
+_VALIDATION_SHARE = 0.1
+_MOST_LABELS = 256
+# When a file without a family is taken for classification.
+_MOST_CLASSES = 64
+_LONGEST_CLASS = 50
+_ROWS_PER_CLASS = 5
+_PANDAS_INDEX = "__index_level_0__"  # numbers of rows, which pandas adds to Parquet
+# Fewer different answers than this share of the rows are labels, however many they are.
+_MOST_LABEL_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One pair of texts: an input, and the answer that is trained and shown.
+
+    options: the candidate answers of this row, empty if it has none. also_right: other answers that count as right when
+    a prediction is scored; they are never trained.
+    """
+
+    input: str
+    answer: str
+    options: tuple[str, ...] = ()
+    also_right: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer, the trained one first."""
+        return (self.answer, *self.also_right)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits made from input and answer: the same in every run and file."""
+        return hashlib.sha256(f"{self.input}\0{self.answer}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named set of examples with its metric; `labels` is the fixed answer set, sorted, or () where answers are open.
+
+    `sha256` covers everything a run depends on: name, family, metric, instruction, labels and the examples of each
+    split in order. Of the `num_rows` read, `dropped` says how many were left out and why; the others were kept.
+    `warnings` and `notes` say what reading it found: what may be a mistake, and what is only good to know.
+    """
+
+    name: str
+    family: str
+    metric: str
+    instruction: str
+    labels: tuple[str, ...]
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    sha256: str
+    num_rows: int
+    dropped: Mapping[str, int]
+    split_note: str
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def choices(self, example: Example) -> tuple[str, ...]:
+        """Return the answers to choose from: the example's options, else the labels, else () for an open answer."""
+        return example.options or self.labels
+
+
+def load_tasks(folder: str | Path, *, names: Sequence[str] | None = None) -> list[Task]:
+    """Return the tasks of a folder sorted by name: all of them, or those in `names`.
+
+    What the folder holds and is not read is logged once, in one line.
+
+    Raises:
+        UserError: no such folder or task, two files for one task, or a fault in a file.
+    """
+    sources = name_sources(folder)
+    for name in names or ():
+        if name not in sources:
+            raise UserError(f"{folder}: no task '{name}'{suggest(name, sources)}")
+    return [load_task(sources[name]) for name in sorted(sources) if names is None or name in names]
+
+
+def name_sources(folder: str | Path) -> dict[str, Source]:
+    """Return the sources of a folder's tasks by the tasks' names, sorted by file; log what is not read.
+
+    Raises:
+        UserError: no such folder, no task in it, or two of one name.
+    """
+    layout = find_layout(folder)
+    layout.tell_left_out()
+    sources: dict[str, Source] = {}
+    for source in layout.sources:
+        settings = read_settings(source.settings_path, stem=source.stem, log=FaultLog(source.path))
+        name = settings.name if settings else source.stem  # its faults are reported when the task is loaded
+        if name in sources:
+            raise UserError(f"{source.path}: task '{name}' is also {sources[name].path.name}; rename or remove one")
+        sources[name] = source
+    return sources
+
+
+def load_task(source: Path | Source) -> Task:
+    """Return the task of one data file, or of the files of a source.
+
+    Raises:
+        UserError: the file is not there or has a fault; the message is the first one's.
+    """
+    task, faults = inspect_task(source)
+    if task is not None:
+        return task
+    others = len(faults) - 1
+    folder = (source.path if isinstance(source, Source) else Path(source)).parent
+    more = f" (and {others} other {'fault' if others == 1 else 'faults'}: run manyicl check {folder})"
+    raise UserError(faults[0].message + (more if others else ""))
+
+
+def ask_validation(task: Task) -> Task:
+    """Return the task with its validation rows in place of its test rows, to choose settings on."""
+    sha256 = hashlib.sha256(f"{task.sha256} validation".encode()).hexdigest()
+    return replace(task, validation=(), test=task.validation, sha256=sha256)
+
+
+def flip_map(labels: Sequence[str], *, seed: int) -> dict[str, str]:
+    """Return for each label another one, each once: a derangement, any with the same chance.
+
+    Raises:
+        UserError: there are fewer than two labels.
+    """
+    known = sorted(labels)
+    if len(known) < 2:
+        raise UserError(f"labels {known}: there is no other label to exchange one with; leave the task out")
+    rng, others = random.Random(make_seed("exchanged labels", seed)), known.copy()
+    while any(label == other for label, other in zip(known, others, strict=True)):
+        rng.shuffle(others)
+    return dict(zip(known, others, strict=True))
+
+
+def flip_labels(task: Task, *, seed: int) -> Task:
+    """Return the task with its labels exchanged by `flip_map` in all answers, of shots and queries alike.
+
+    Its score is the share of answers that follow the shots; an answer that the map sends to the query's own is the true
+    label, kept against them. Name, inputs, order and so draws and queries stay; the instruction does too, whatever it
+    says of the labels.
+
+    Raises:
+        UserError: the task has no two fixed labels.
+    """
+    if len(task.labels) < 2:
+        raise UserError(f"task '{task.name}': has no two fixed labels to exchange; leave it out")
+    flipped = flip_map(task.labels, seed=seed)
+    train, validation, test = (
+        tuple(
+            replace(
+                example,
+                answer=flipped[example.answer],
+                also_right=tuple(flipped.get(answer, answer) for answer in example.also_right),
+            )
+            for example in examples
+        )
+        for examples in (task.train, task.validation, task.test)
+    )
+    sha256 = hashlib.sha256(f"{task.sha256} flipped {json.dumps(flipped)}".encode()).hexdigest()
+    return replace(task, train=train, validation=validation, test=test, sha256=sha256)
+
+
+def inspect_task(source: Path | Source) -> tuple[Task | None, list[Fault]]:
+    """Return the task of one data file or source, or None and what is wrong with it, in the order in which it was met.
+
+    Raises:
+        UserError: a file is not there, cannot be opened, or is of another kind; never for what it holds.
+    """
+    source = source if isinstance(source, Source) else source_of(Path(source))
+    log = FaultLog(source.path)
+    settings = read_settings(source.settings_path, stem=source.stem, log=log)
+    if settings is None:  # the columns are unknown: every row would be a fault
+        return None, log.list_faults()
+    settings_name = source.settings_path.name
+    files = [
+        read_rows(path, columns=settings.columns, split=split, settings_name=settings_name, log=log)
+        for path, split in source.files
+    ]
+    notes = resolve_choices(files, answer_index=settings.answer_index, settings_name=settings_name, log=log)
+    _check_splits(files, log)
+    _check_labels(files, settings.labels, log)
+    faults = log.list_faults()
+    return (None if faults else _build_task(settings, files, notes=notes, settings_name=settings_name)), faults
+
+
+def _check_splits(files: Sequence[FileRows], log: FaultLog) -> None:
+    num_rows = sum(len(file.rows) for file in files)
+    num_without = sum(not row.split for file in files for row in file.rows)
+    if not 0 < num_without < num_rows:
+        return
+    what = f"no split, while {num_rows - num_without:,} other rows have one; give one to every row or to none"
+    for file in files:
+        for row in file.rows:
+            if not row.split:
+                log.add("split on some rows only", what, row=row.number, path=file.path)
+
+
+def _check_labels(files: Sequence[FileRows], labels: tuple[str, ...] | None, log: FaultLog) -> None:
+    if labels is None:
+        return
+    known = frozenset(labels)
+    for file in files:
+        for row in file.rows:
+            if row.answer not in known:
+                what = partial(_tell_label, row.answer, labels)
+                log.add("answer not among the labels", what, row=row.number, path=file.path)
+
+
+def _tell_label(answer: str, labels: tuple[str, ...]) -> str:
+    return f"answer {show(answer)} is not among the labels of its task.json{near_word(answer, labels)}"
+
+
+def _build_task(settings: TaskSettings, files: Sequence[FileRows], *, notes: Sequence[str], settings_name: str) -> Task:
+    rows = [row for file in files for row in file.rows]
+    family = settings.family or _guess_family(rows)
+    labels = settings.labels
+    if labels is None:
+        labels = _find_labels(rows) if family in ("classification", "nli") else ()
+    has_choices = bool(labels) or any(row.options for row in rows)
+    metric = settings.metric or _default_metric(family, has_choices)
+    splits, dropped = _split_rows(rows)
+    num_blank = sum(file.num_blank for file in files)
+    if num_blank:
+        dropped["blank row"] = num_blank
+    return Task(
+        name=settings.name,
+        family=family,
+        metric=metric,
+        instruction=settings.instruction,
+        labels=labels,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        sha256=_hash_task((settings.name, family, metric, settings.instruction, labels), splits),
+        num_rows=len(rows) + num_blank,
+        dropped=dropped,
+        split_note=_describe_split(rows),
+        warnings=tuple(
+            _find_warnings(rows, family, labels=labels, has_choices=has_choices, settings_name=settings_name)
+        ),
+        notes=(*notes, *_find_notes(files, rows, settings, settings_name=settings_name)),
+    )
+
+
+def _hash_task(about: Sequence[object], splits: Mapping[str, Sequence[Example]]) -> str:
+    digest = hashlib.sha256()
+    for part in ("manyicl task 1", *about):
+        digest.update(f"{json.dumps(part)}\n".encode())
+    for split in SPLITS:
+        digest.update(f"{json.dumps([split, len(splits[split])])}\n".encode())
+        for example in splits[split]:
+            parts = [example.input, example.answer, example.options]
+            # Only if there are any: without them, a task keeps the hash that earlier versions gave it.
+            parts += [example.also_right] if example.also_right else []
+            digest.update(f"{json.dumps(parts)}\n".encode())
+    return digest.hexdigest()
+
+
+def _find_warnings(
+    rows: Sequence[Row], family: str, *, labels: tuple[str, ...], has_choices: bool, settings_name: str
+) -> list[str]:
+    """Return what may be a mistake in the answers: spellings, and labels that are not chosen among."""
+    counts = Counter(row.answer for row in rows)
+    warnings: list[str] = []
+    are_labels = family in ("classification", "nli") or (
+        family == "qa"
+        and len(counts) <= _MOST_LABEL_SHARE * len(rows)
+        and all(len(answer) <= _LONGEST_CLASS for answer in counts)
+    )
+    if not are_labels or (has_choices and not labels):  # each row its own options: the same word in two is no label
+        return warnings
+    lookalikes = tell_lookalikes([row.answer for row in rows])
+    if lookalikes:
+        warnings.append(lookalikes)
+    if not has_choices and len(counts) > _MOST_LABELS:
+        fix = f'list them as "labels" in {settings_name}'
+        warnings.append(f"{len(counts):,} different answers: they are generated; to have them chosen among, {fix}")
+    elif not has_choices and family == "qa" and len(counts) > _MOST_CLASSES:
+        fix = f'write {{"family": "classification"}} into {settings_name}'
+        warnings.append(f"{len(counts):,} different answers: they are generated; to have them chosen among, {fix}")
+    return warnings
+
+
+def _find_notes(
+    files: Sequence[FileRows], rows: Sequence[Row], settings: TaskSettings, *, settings_name: str
+) -> list[str]:
+    """Return what was changed in answers, what was not read, and what the columns may be for."""
+    tidied: Counter[str] = sum((file.tidied for file in files), Counter())
+    notes = [f"answers tidied: {what} ({count:,})" for what, count in sorted(tidied.items())]
+    unread = sorted({name for file in files for name in file.unread} - {_PANDAS_INDEX})
+    if not unread:
+        return notes
+    notes.append(f"columns not read: {', '.join(unread[:12])}{', ...' if len(unread) > 12 else ''}")
+    instruction = next((name for name in unread if name.strip().casefold() == "instruction"), None)
+    own = settings.columns.get("input", "input")
+    if instruction is not None and isinstance(own, str):
+        mapped = {**settings.columns, "input": [instruction, own]}
+        notes.append(
+            f"each row's own {instruction} is not read; to put it before the {own}, write {write_columns(mapped)} into"
+            f" {settings_name}"
+        )
+    letters = find_letter_columns(unread)
+    if letters and {row.answer for row in rows} <= {name.strip() for name in letters}:
+        mapped = {**settings.columns, "options": letters}
+        notes.append(
+            f"{', '.join(letters)} look like the options; to have them read, write {write_columns(mapped)} into"
+            f" {settings_name}"
+        )
+    return notes
+
+
+def _guess_family(rows: list[Row]) -> str:
+    answers = {row.answer for row in rows}
+    are_classes = (
+        len(answers) <= _MOST_CLASSES
+        and len(answers) * _ROWS_PER_CLASS <= len(rows)
+        and all(len(answer) <= _LONGEST_CLASS and "\n" not in answer for answer in answers)
+    )
+    return "classification" if are_classes or any(row.options for row in rows) else "qa"
+
+
+def _default_metric(family: str, has_choices: bool) -> str:
+    if family in ("classification", "nli") or (has_choices and family != "summarization"):
+        return "accuracy"
+    return {"qa": "exact_match", "math": "math_exact_match", "summarization": "rouge_l"}[family]
+
+
+def _find_labels(rows: list[Row]) -> tuple[str, ...]:
+    """Return the answer set that all rows share, sorted; () where there is none."""
+    option_sets = {frozenset(row.options) for row in rows}
+    if len(option_sets) > 1:  # each row has its own candidates: multiple choice
+        return ()
+    labels = option_sets.pop() or {row.answer for row in rows}
+    return tuple(sorted(labels)) if len(labels) <= _MOST_LABELS else ()
+
+
+def _hash_share(purpose: str, text: str) -> float:
+    """Return a number in [0, 1) that depends on the two texts alone."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}\0{text}".encode()).digest()[:6]) / 2**48
+
+
+def _split_rows(rows: list[Row]) -> tuple[dict[str, tuple[Example, ...]], dict[str, int]]:
+    """Return the examples of each split, in file order, and why the other rows were dropped."""
+    placed = [row.split or ("test" if _hash_share("split", row.input) < _TEST_SHARE else "train") for row in rows]
+    inputs: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for row, split in zip(rows, placed, strict=True):
+        inputs[split].add(row.input)
+    has_validation = bool(inputs["validation"])
+    kept: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    seen: dict[tuple[str, str], str] = {}
+    dropped: Counter[str] = Counter()
+    for row, split in zip(rows, placed, strict=True):
+        if split != "test" and row.input in inputs["test"]:
+            dropped["train/test overlap"] += 1
+        elif split == "train" and row.input in inputs["validation"]:
+            dropped["train/validation overlap"] += 1
+        elif (split, row.input) in seen:
+            same = seen[split, row.input] == row.answer
+            dropped["duplicate input" if same else "duplicate with another answer"] += 1
+        else:
+            seen[split, row.input] = row.answer
+            if split == "train" and not has_validation and _hash_share("validation", row.input) < _VALIDATION_SHARE:
+                split = "validation"  # noqa: PLW2901
+            kept[split].append(Example(row.input, row.answer, row.options, row.also_right))
+    return {split: tuple(examples) for split, examples in kept.items()}, dict(dropped)
+
+
+def _describe_split(rows: list[Row]) -> str:
+    named = {row.split for row in rows}
+    if "validation" in named:
+        return "Train, validation and test are as the files say."
+    if named == {""}:
+        return NO_SPLIT_NOTE
+    return "Train and test are as the files say; 10 % of the train rows are validation, by a hash of the input."

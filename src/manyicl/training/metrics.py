@@ -1,0 +1,98 @@
+"""What a run reports as it goes: metrics.jsonl, the sums of a step that stay on the device, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from manyicl.console import Bar
+from manyicl.episodes import Batch
+from manyicl.files import write_atomically
+from manyicl.models import AnswerLoss
+
+# Losses by shot index are kept in these buckets: the first index of each.
+SHOT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, cut back to the checkpoint when a run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the whole lines; one that a kill left half-written is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def cut_after(self, step: int) -> None:
+        """Drop what was logged after `step`."""
+        if self.path.exists():
+            kept = [json.dumps(record) + "\n" for record in self.read() if record["step"] <= step]
+            write_atomically(self.path, "".join(kept))
+
+
+class StepSums:
+    """Sums of one optimizer step that stay on the device until its one synchronisation.
+
+    Per shot bucket: mean token loss and number of answers; besides the loss itself.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.edges = torch.tensor(SHOT_BUCKETS[1:], device=device)
+        self.sums = torch.zeros(1 + 2 * len(SHOT_BUCKETS), device=device, dtype=torch.float64)
+
+    def add(self, batch: Batch, scored: AnswerLoss) -> None:
+        """Add one micro-batch."""
+        buckets_A = torch.bucketize(batch.answer_shots_A, self.edges, right=True)
+        self.sums[0] += scored.loss.detach()
+        self.sums.index_add_(0, 1 + buckets_A, (scored.nll_A / scored.num_tokens_A).double())
+        ones_A = torch.ones(len(buckets_A), device=self.sums.device, dtype=torch.float64)
+        self.sums.index_add_(0, 1 + len(SHOT_BUCKETS) + buckets_A, ones_A)
+
+
+def bucket_name(index: int) -> str:
+    """Return what a bucket of shot indices is called: '0', '2-3', '1024+'."""
+    first = SHOT_BUCKETS[index]
+    if index + 1 == len(SHOT_BUCKETS):
+        return f"{first}+"
+    last = SHOT_BUCKETS[index + 1] - 1
+    return str(first) if first == last else f"{first}-{last}"
+
+
+class BarCallback(TrainerCallback):
+    """Moves a bar with the Trainer's steps and shows the last loss and rate beside it."""
+
+    def __init__(self, bar: Bar, what: str) -> None:
+        self.bar, self.what, self.note = bar, what, ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Move the bar, but for the last step, whose loss comes behind it."""
+        if state.global_step < self.bar.total:
+            self.bar.update(self.what, state.global_step, note=self.note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Show the last step with its own loss."""
+        self.bar.update(self.what, state.global_step, note=self.note)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Remember what to show."""
+        if logs and "tokens_per_s" in logs:
+            self.note = (
+                f"loss {logs['loss']:.3f}, {logs['tokens_per_s']:,.0f} tokens/s, {logs['answers_per_s']:,.0f} answers/s"
+            )
+            if "mfu" in logs:
+                self.note += f", MFU {100 * logs['mfu']:.0f} %"

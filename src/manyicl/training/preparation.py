@@ -1,0 +1,161 @@
+"""A recipe -> tokenized tasks, the plan of packs, and what it drops."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from manyicl.episodes import (
+    TOO_LONG,
+    BatchMaker,
+    Frame,
+    PackDataset,
+    TaskTokenizer,
+    TokenizedTask,
+    check_lost_answers,
+    default_cache_dir,
+    tokenize_task,
+    with_names,
+)
+from manyicl.errors import UserError
+from manyicl.models import check_vocabulary, check_window, load_config, load_tokenizer
+from manyicl.seeds import STREAMS
+from manyicl.tasks import Task, load_tasks
+from manyicl.training.recipe import RunConfig
+from manyicl.training.validation import ValidationPack, plan_validation
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is known before the weights are loaded: tokenised tasks, the packs of the whole run, validation.
+
+    frame: the text that examples are written in.
+    """
+
+    config: RunConfig
+    tokenizer: Any
+    frame: Frame
+    tasks: dict[str, TokenizedTask]
+    packs: PackDataset
+    validation: tuple[BatchMaker, list[ValidationPack]]
+
+
+def prepare_run(config: RunConfig, *, frame: Frame | None = None) -> Prepared:
+    """Read, check and tokenise the tasks, and plan every pack.
+
+    frame: of the chat style, the text that a run was started with; None renders the chat template now.
+
+    Raises:
+        UserError: anything that would make the run useless or impossible.
+    """
+    check_window(load_config(config.model), num_tokens=config.episodes.token_budget, what="episodes.token_budget")
+    tokenizer = load_tokenizer(config.model)
+    writer = TaskTokenizer(tokenizer, config.template, frame=frame)
+    tasks = tokenize_tasks(config, writer)
+    for name, task in tasks.items():
+        check_vocabulary(load_config(config.model), path=config.model.path, num_tokens=task.num_ids)
+        if not len(task.splits["train"]):
+            raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
+        if len(task.splits["train"]) == 1 and config.episodes.shots != 0:
+            raise UserError(
+                f"task '{name}': has one train row, and no other to stand before it; give it more, leave it out of"
+                " tasks.names, or train without shots (episodes.shots = 0)"
+            )
+    packs = plan_packs(config, tasks)
+    validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
+    planned = plan_validation(
+        validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
+    )
+    return Prepared(config, tokenizer, writer.frame, tasks, packs=packs, validation=(validation_maker, planned))
+
+
+def plan_packs(config: RunConfig, tasks: Mapping[str, TokenizedTask]) -> PackDataset:
+    """Return the packs of the whole run."""
+    return PackDataset(
+        BatchMaker(tasks, targets=config.episodes.targets, normalization=config.train.normalization),
+        settings=config.episodes,
+        pack_tokens=config.pack_tokens,
+        packs_per_step=config.train.packs_per_step,
+        num_steps=config.train.num_steps,
+        seed=config.seed,
+    )
+
+
+def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
+    """Return the recipe's tasks in ids, by name.
+
+    Raises:
+        UserError: a fault in the task files, or too many answers that cannot be used.
+    """
+    return tokenize_all(load_tasks(config.tasks.folder, names=config.tasks.names or None), config, tokenizer)
+
+
+def tokenize_all(tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
+    """Return `tasks` in ids, by name, ready for the recipe's episodes.
+
+    Raises:
+        UserError: too many answers of a task cannot be used.
+    """
+    tokenized = {t.name: tokenize_task(t, tokenizer=tokenizer, cache_dir=default_cache_dir()) for t in tasks}
+    if config.episodes.needs_labels:
+        tokenized = {name: with_names(task, tokenizer=tokenizer) for name, task in tokenized.items()}
+    for task in tokenized.values():
+        fault = check_lost_answers(task)
+        if fault:
+            raise UserError(fault)
+    return tokenized
+
+
+def hash_plan(packs: PackDataset) -> str:
+    """Return a hash of the packs in their order: tasks, epochs, examples and label names of their episodes.
+
+    The version of the random streams is in it: they draw more than the packs, such as the validation episodes.
+    """
+    digest = hashlib.sha256(f"streams {STREAMS}\n".encode())
+    for pack in packs.packs:
+        for episode in pack.episodes:
+            names = None if episode.names is None else episode.names.tolist()
+            line = f"{pack.index} {episode.task} {episode.epoch} {episode.examples.tolist()} {names}\n"
+            digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]:
+    """Return how many rows of all splits are not used, by reason: with the usable ones they add up to those read."""
+    counts = Counter(tokenized.task.dropped)
+    for split in tokenized.splits:
+        counts.update(tokenized.dropped[split])
+        counts[TOO_LONG] += count_too_long(tokenized, config=config, split=split)
+    return {reason: number for reason, number in counts.items() if number}
+
+
+def count_too_long(tokenized: TokenizedTask, *, config: RunConfig, split: str) -> int:
+    """Return how many rows of a split fit no episode."""
+    alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits[split].lengths
+    return int((alone > config.episodes.token_budget).sum())
+
+
+def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
+    """Return the plan's totals. fill: processed tokens over the capacity of the packs.
+
+    renamed_episodes is there only where some were asked for.
+    """
+    num_tokens = sum(pack.num_tokens for pack in packs.packs)
+    by_task: dict[str, int] = {}
+    episodes = [episode for pack in packs.packs for episode in pack.episodes]
+    for episode in episodes:
+        by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
+    renamed = {"renamed_episodes": sum(e.names is not None for e in episodes)} if packs.settings.rename_share else {}
+    return {
+        "packs": len(packs.packs),
+        "episodes": len(episodes),
+        **renamed,
+        "answers": sum(d.num_answers for d in packs.divisors),
+        "targets": sum(d.num_targets for d in packs.divisors),
+        "tokens": num_tokens,
+        "tokens_by_task": by_task,
+        "fill": num_tokens / (pack_tokens * len(packs.packs)),
+    }

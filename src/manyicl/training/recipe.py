@@ -1,0 +1,258 @@
+"""RunConfig: the settings of every module in one recipe; TOML in, resolved TOML out."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from manyicl.episodes import EpisodeSettings, Normalization, TemplateSettings
+from manyicl.errors import UserError, suggest
+from manyicl.models import ModelSettings, Precision
+
+
+class TaskSettings(BaseModel):
+    """Which tasks are trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str = Field(min_length=1, description="a folder of task files")
+    names: tuple[str, ...] = Field((), description="the tasks to train on; all of the folder unless said")
+
+
+class TrainSettings(BaseModel):
+    """How the model is trained. Counts of packs are over all ranks, so a run does not depend on their number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_steps: Annotated[int, Field(gt=0)] = Field(description="optimizer steps")
+    pack_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="length of a pack; default: episodes.token_budget"
+    )
+    packs_per_step: Annotated[int, Field(gt=0)] = Field(8, description="packs an optimizer step, over all ranks")
+    packs_per_batch: Annotated[int, Field(gt=0)] = Field(1, description="packs that go through a rank at once")
+    normalization: Normalization = Field(
+        "answer", description="what counts once in the loss: each answer, each token, or each task of the step"
+    )
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-4, description="peak learning rate of AdamW"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradients are clipped to it; 0: never")
+    checkpointed_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all", "whole"] = Field(
+        "auto",
+        description="layers that are recomputed in the backward pass, to save memory: 'auto' (as many as a GPU's free"
+        " memory asks, at the most 'whole'; none on a CPU), 'all', 'whole' (all, and what their attention gave too), or"
+        " how many",
+    )
+    compile: bool = Field(
+        False, description="compile the layers for one row length, to which shorter rows are padded; costs a minute"
+    )
+    log_every_steps: Annotated[int, Field(gt=0)] = Field(10, description="steps a line of metrics.jsonl")
+    checkpoint_every_steps: Annotated[int, Field(gt=0)] = Field(
+        100, description="steps between checkpoints, each with a validation loss; a multiple of log_every_steps"
+    )
+    validation_tokens: Annotated[int, Field(ge=0)] = Field(
+        8192, description="tokens of validation episodes a task; 0: no validation"
+    )
+    keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the run's model")
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="processes that build batches ahead; with none, one is built while the GPU works on the last"
+    )
+    report_to: tuple[str, ...] = Field((), description="the Trainer's integrations, such as 'tensorboard'")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> TrainSettings:
+        if self.checkpoint_every_steps % self.log_every_steps:
+            raise ValueError(
+                f"checkpoint_every_steps = {self.checkpoint_every_steps} is not a multiple of log_every_steps ="
+                f" {self.log_every_steps}, so a resumed run could not log what the uninterrupted one logs"
+            )
+        if self.packs_per_step % self.packs_per_batch:
+            raise ValueError(
+                f"packs_per_step = {self.packs_per_step} is not a multiple of packs_per_batch = {self.packs_per_batch}"
+            )
+        return self
+
+
+class HeldOutSettings(BaseModel):
+    """The table after training: loss per answer on test rows, before, after, and knowing only the answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    episodes: int = Field(4, ge=0, description="episodes of test rows a task; 0: no table")
+
+
+class RunConfig(BaseModel):
+    """One recipe. Paths in a file that begin with a dot are taken from the file's folder, ~ is the user's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(0, ge=0, description="decides episodes, their order and the adapter's first weights")
+    tasks: TaskSettings
+    model: ModelSettings
+    template: TemplateSettings = TemplateSettings()
+    episodes: EpisodeSettings = EpisodeSettings()
+    train: TrainSettings
+    held_out: HeldOutSettings = HeldOutSettings()
+
+    @model_validator(mode="after")
+    def _packs_hold_episodes(self) -> RunConfig:
+        if self.pack_tokens < self.episodes.token_budget:
+            raise ValueError(
+                f"train.pack_tokens = {self.pack_tokens} is less than episodes.token_budget ="
+                f" {self.episodes.token_budget}, so an episode would not fit a pack"
+            )
+        return self
+
+    @property
+    def pack_tokens(self) -> int:
+        """Length of a pack in tokens."""
+        return self.train.pack_tokens or self.episodes.token_budget
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row: of all packs of a batch."""
+        return self.pack_tokens * self.train.packs_per_batch
+
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def load_recipe(path: Path, *, overrides: Sequence[str] = (), kind: type[ConfigT] = RunConfig) -> ConfigT:  # type: ignore[assignment]
+    """Return the recipe at `path` with `key=value` overrides applied, such as `train.num_steps=20`.
+
+    kind: what the recipe is of: a run, or something that has a run's sections and more.
+
+    Raises:
+        UserError: no such file, broken TOML, an unknown key, or a value that does not fit its key.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe (*.toml)") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    for section, key in (("tasks", "folder"), ("model", "path")):
+        table = values.get(section)
+        if isinstance(table, dict) and str(table.get(key, "")).startswith((".", "~")):
+            table[key] = str((path.parent / Path(table[key]).expanduser()).resolve())
+    for override in overrides:
+        _apply_override(values, override)
+    return make_config(values, source=str(path), kind=kind)
+
+
+def has_section(path: Path, section: str) -> bool:
+    """Return whether the recipe at `path` has a section; False if it cannot be read, which `load_recipe` then tells."""
+    try:
+        return section in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
+
+
+def make_config(values: dict[str, Any], *, source: str, kind: type[ConfigT] = RunConfig) -> ConfigT:  # type: ignore[assignment]
+    """Return the config of nested `values`; `source` is named in errors.
+
+    Raises:
+        UserError: an unknown key, or a value that does not fit its key; all of them in one line.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        faults = list(dict.fromkeys(_tell_fault(dict(e), values, kind=kind) for e in error.errors()))
+        raise UserError(f"{source}: " + "; ".join(faults)) from error
+
+
+def absolute_paths(config: ConfigT) -> ConfigT:
+    """Return the config with the task folder, and a model that is a folder, named by their absolute paths."""
+    folder = Path(config.tasks.folder).expanduser()
+    model = Path(config.model.path).expanduser()
+    return config.model_copy(
+        update={
+            "tasks": config.tasks.model_copy(update={"folder": str(folder.resolve())}),
+            "model": config.model.model_copy(update={"path": str(model.resolve())}) if model.is_dir() else config.model,
+        }
+    )
+
+
+def with_precision(config: ConfigT, precision: Precision) -> ConfigT:
+    """Return the config with `model.precision` resolved."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the resolved config as TOML, every setting said but the unset ones (TOML has no null)."""
+    return tomli_w.dumps(_without_none(config.model_dump()))  # not mode="json", which has no infinity either
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write key=value, such as train.num_steps=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *sections, last = key.split(".")
+    table = values
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise UserError(f"override {override!r}: '{section}' is a value, not a section")
+    table[last] = value
+
+
+def _tell_fault(error: dict[str, Any], values: dict[str, Any], *, kind: type[RunConfig]) -> str:
+    """Return one fault of pydantic's in our words."""
+    place = [str(part) for part in error["loc"]]
+    if not place:
+        return str(error["msg"].removeprefix("Value error, "))
+    # What follows the key is an index, or the name that pydantic gives to one of several types.
+    num_parts = next((n for n in range(1, len(place)) if _section_at(place[:n], kind) is None), len(place))
+    key, inside = place[:num_parts], place[num_parts:]
+    name = ".".join(key)
+    section, parent = _section_at(key, kind), _section_at(key[:-1], kind)
+    if error["type"] == "extra_forbidden" and parent is not None:
+        return f"{name}: unknown key{suggest(key[-1], parent.model_fields)}"
+    if error["type"] == "missing" and not inside:
+        return f"{name}: is missing; " + ("give it a value" if section is None else f"add a section [{name}]")
+    value: Any = values
+    for part in key:
+        value = value[part]
+    if section is not None and not isinstance(value, dict):
+        return f"{name} = {value!r}: is a section; write [{name}], and below it {', '.join(section.model_fields)}"
+    if parent is not None and any(not part.isdigit() for part in inside):
+        return f"{name} = {value!r}: does not fit; {parent.model_fields[key[-1]].description}"
+    message = str(error["msg"].removeprefix("Value error, "))
+    if error["type"] == "tuple_type":
+        message = 'needs a list, such as ["a", "b"]'
+    if section is not None:
+        return f"{name}: {message}"
+    where = "".join(f"[{part}]" for part in inside)
+    return f"{name}{where} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _section_at(names: Sequence[str], kind: type[RunConfig]) -> type[BaseModel] | None:
+    """Return the settings of a section of the recipe, None where a single value stands, or nothing."""
+    section: type[BaseModel] | None = kind
+    for name in names:
+        field = section.model_fields.get(name) if section else None
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return section
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

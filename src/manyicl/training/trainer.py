@@ -1,0 +1,449 @@
+"""Train: a thin subclass of transformers.Trainer that knows packs, answer targets and whole checkpoints.
+
+The objective's divisors come with each batch, counted over the whole optimizer step, so neither gradient accumulation
+nor the number of ranks changes the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from manyicl.episodes import Batch, BatchMaker, PackDataset
+from manyicl.errors import OutOfMemoryError, UserError
+from manyicl.files import sync_folder, sync_tree
+from manyicl.models import isolation_fault, row_attention, row_loss
+from manyicl.training.fsdp import end_prefetch_at_first_unit
+from manyicl.training.metrics import MetricsLog, StepSums, bucket_name
+from manyicl.training.recipe import TrainSettings
+from manyicl.training.recompute import (
+    AttentionChoice,
+    Checkpointed,
+    check_compiler,
+    choose_checkpointed,
+    decoder_layers,
+    prepared_layers,
+    unwidened_inputs,
+)
+from manyicl.training.throughput import measure_ceiling
+from manyicl.training.validation import ROW_LENGTHS, ValidationPack, share_rows
+
+
+class AnswerTrainer(Trainer):
+    """transformers.Trainer on packs.
+
+    Raises:
+        UserError: a non-finite gradient norm, before the update it would have spoilt; a transformers that is too old.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        args: TrainingArguments,
+        packs: PackDataset,
+        validation: tuple[BatchMaker, Sequence[ValidationPack]],
+        metrics: MetricsLog,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        # eval_dataset only tells the Trainer that there is one; `evaluate` below reads `validation`.
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=packs,
+            eval_dataset=validation[1] or None,
+            data_collator=packs.collate,  # type: ignore[arg-type]
+            callbacks=[PrefetchCallback(), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)  # the bar shows what it would print
+        # The weights of a batch hold every divisor, so the Trainer must not divide again; earlier ones do, unasked.
+        if not hasattr(Trainer, "loss_is_scaled_for_ga"):
+            raise UserError(f"transformers {transformers.__version__}: divides gradients once more; install 5.23")
+        self.loss_is_scaled_for_ga = True
+        self.packs = packs
+        self.validation = validation
+        self.metrics_log = metrics
+        self.step_sums = StepSums(args.device)
+        self.suspects: list[tuple[tuple[int, ...], Tensor]] = []
+        self.interval: list[NDArray[np.float64]] = []
+        self.interval_started = time.perf_counter()
+        self.compiled = self.validating = False
+        self.checkpointed, self.attention = Checkpointed(0), AttentionChoice(keeps_attention=True)
+        self.ceiling = measure_ceiling(args.device) if packs.flops else None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        """Take the packs in the order of the plan."""
+        return SequentialSampler(train_dataset if train_dataset is not None else self.packs)
+
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return the row's share of the step's loss, times the ranks over which gradients are averaged."""
+        del return_outputs, num_items_in_batch
+        scored = row_loss(model, inputs)
+        self.step_sums.add(inputs, scored)
+        self.suspects.append((inputs.episodes, scored.nll_A))
+        loss: Tensor = scored.loss * self.accelerator.num_processes
+        return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> None:
+        """Count nothing: the Trainer would count the tokens of `labels`, and our divisors come with the batch."""
+        del batch_samples, device
+
+    def floating_point_ops(self, inputs: Batch) -> int:  # type: ignore[override]
+        """Return transformers' own estimate, 6 * weights * tokens."""
+        return int(super().floating_point_ops({"input_ids": inputs.input_ids_1T}))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
+        """Read the step's sums and its gradient norm, the one synchronisation of a step, and stop where not finite."""
+        trainer: Any = super()
+        norm = torch.as_tensor(trainer._get_grad_norm(model, grad_norm=grad_norm), device=self.args.device)
+        if isinstance(norm, DTensor):  # FSDP2's, of which each rank has its part
+            norm = norm.full_tensor()
+        sums = self.accelerator.reduce(self.step_sums.sums, reduction="sum")
+        values = torch.cat([norm.double().reshape(1), sums]).cpu().numpy()
+        if not np.isfinite(values[:2]).all():
+            self._stop_non_finite(norm=float(values[0]), loss=float(values[1]))
+        self.interval.append(values)
+        self.step_sums.sums.zero_()
+        self.suspects.clear()
+        return float(values[0])
+
+    def _stop_non_finite(self, *, norm: float, loss: float) -> None:
+        step = self.state.global_step + 1
+        bad = [e for episodes, nll_A in self.suspects if not bool(torch.isfinite(nll_A).all()) for e in episodes]
+        every = [e for episodes, _ in self.suspects for e in episodes]
+        where = f"episodes {bad} have a non-finite loss" if bad else f"the gradient of episodes {every} is not finite"
+        raise UserError(
+            f"step {step}: loss {loss}, gradient norm {norm}; {where}; the weights were not updated. Look at them with"
+            " `manyicl show RECIPE --episode N`; lower train.learning_rate, or set model.precision = 'fp32'"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Replace the Trainer's rounded figures by the exact ones of the interval, and keep them in metrics.jsonl."""
+        del start_time
+        if "train_runtime" in logs:
+            return  # the Trainer's closing summary; run.json holds those figures
+        if "loss" in logs:
+            logs = self._interval_logs(logs["learning_rate"])
+        record = {"step": self.state.global_step, **logs}
+        if self.is_world_process_zero():
+            self.metrics_log.append(record)
+        super().log(dict(logs))
+
+    def _interval_logs(self, learning_rate: float) -> dict[str, float]:
+        seconds = time.perf_counter() - self.interval_started
+        rows = np.stack(self.interval)
+        steps = range(self.state.global_step - len(rows), self.state.global_step)
+        packs = self.packs.packs
+        per_step = self.packs.packs_per_step
+        num_tokens = sum(pack.num_tokens for step in steps for pack in packs[step * per_step : (step + 1) * per_step])
+        num_answers = sum(self.packs.divisors[step].num_answers for step in steps)
+        logs = {
+            "loss": float(rows[:, 1].mean()),
+            "grad_norm": float(rows[-1, 0]),
+            "learning_rate": learning_rate,
+            "tokens": num_tokens,
+            "answers": num_answers,
+            "tokens_per_s": num_tokens / seconds,
+            "answers_per_s": num_answers / seconds,
+            **self._flops_logs(steps, seconds=seconds),
+        }
+        sums, counts = np.split(rows[:, 2:].sum(axis=0), 2)
+        for index in np.flatnonzero(counts):
+            logs[f"loss_by_shot/{bucket_name(int(index))}"] = float(sums[index] / counts[index])
+        self.interval.clear()
+        self.interval_started = time.perf_counter()
+        return logs
+
+    def _flops_logs(self, steps: range, *, seconds: float) -> dict[str, float]:
+        """Return the model FLOP/s of all ranks, and their share of the measured ceiling, where they are known."""
+        packs = self.packs
+        if not packs.flops:
+            return {}
+        flops = sum(packs.flops[steps.start * packs.packs_per_step : steps.stop * packs.packs_per_step])
+        flops += packs.target_flops * sum(packs.divisors[step].num_targets for step in steps)
+        logs = {"model_flops_per_s": flops / seconds}
+        if self.ceiling is not None:
+            logs["mfu"] = logs["model_flops_per_s"] / (self.ceiling * self.accelerator.num_processes)
+        return logs
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Return the validation loss: mean over tasks of the mean over answers of the mean token loss; and by task."""
+        started = time.perf_counter()
+        self.validating = True
+        maker, planned = self.validation
+        sums = torch.zeros(len(maker.task_names), 2, dtype=torch.float64, device=self.args.device)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        model: Any = self.model
+        model.eval()
+        # Its rows are of any length, and would all be compiled for.
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with torch.no_grad(), self.accelerator.autocast(), eager:
+            for item, counts in share_rows(planned, rank=rank, num_ranks=ranks):
+                batch = maker.make_batch([item.pack]).to(self.args.device)
+                scored = row_loss(model, batch)
+                if not counts:
+                    continue
+                mean_nll_A = scored.nll_A / scored.num_tokens_A
+                place = maker.task_names.index(item.task)
+                sums[place, 0] += mean_nll_A.sum()
+                sums[place, 1] += len(mean_nll_A)
+        self.validating = False
+        totals = self.accelerator.reduce(sums, reduction="sum").cpu().numpy()
+        metrics = {
+            f"eval_loss/{name}": float(total / count)
+            for name, (total, count) in zip(maker.task_names, totals, strict=True)
+            if count
+        }
+        metrics = {"eval_loss": float(np.mean(list(metrics.values()))) if metrics else math.nan, **metrics}
+        self.log({**metrics})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        # Validation is not training time: the rates of the next interval leave it out.
+        self.interval_started += time.perf_counter() - started
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write each weight once: of FSDP2's shards, tied ones are gathered as if they were two."""
+        model: Any = self.model
+        tied = getattr(model, "all_tied_weights_keys", {})
+        if state_dict is not None:
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict=state_dict)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Say nothing of tied weights, which a checkpoint holds once."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place and rename it there whole; then drop the ones not needed any more."""
+        del model, trial
+        folder = Path(str(self.args.output_dir))
+        partial = folder / f".saving-{self.state.global_step}"
+        with self.accelerator.main_process_first():
+            partial.mkdir(parents=True, exist_ok=True)
+        self.save_model(str(partial), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(partial))
+        self._save_rng_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+            (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
+            sync_tree(partial)
+            partial.rename(folder / f"checkpoint-{self.state.global_step}")
+            sync_folder(folder)
+            keep = {self.state.global_step, self.state.best_global_step}
+            for step, path in list_checkpoints(folder):
+                if step not in keep:
+                    shutil.rmtree(path)
+        self.accelerator.wait_for_everyone()
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of the whole checkpoints, oldest first; one is whole once it bears its name."""
+    found = [(int(path.name.removeprefix("checkpoint-")), path) for path in folder.glob("checkpoint-*")]
+    return sorted(found)
+
+
+class PrefetchCallback(TrainerCallback):
+    """Puts right, once accelerate has wrapped the model, what FSDP2 would gather ahead in vain."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """See `launch.end_prefetch_at_first_unit`."""
+        del args, state, control
+        end_prefetch_at_first_unit(model)
+
+
+class LastStepCallback(TrainerCallback):
+    """Validates, logs and saves after the last step too, wherever the intervals fall."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for all three at the end of the run."""
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
+
+
+def training_arguments(
+    settings: TrainSettings, *, folder: Path, precision: str, seed: int, validated: bool, num_ranks: int
+) -> TrainingArguments:
+    """Return transformers' arguments for `settings` on `num_ranks` ranks.
+
+    Raises:
+        UserError: the packs of a step cannot be shared out evenly.
+    """
+    batch = settings.packs_per_batch * num_ranks
+    if settings.packs_per_step % batch:
+        raise UserError(
+            f"train.packs_per_step = {settings.packs_per_step}: cannot be shared by {num_ranks} ranks with"
+            f" {settings.packs_per_batch} packs a batch; make it a multiple of {batch}"
+        )
+    on_cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=settings.num_steps,
+        per_device_train_batch_size=settings.packs_per_batch,
+        gradient_accumulation_steps=settings.packs_per_step // batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine" if settings.schedule == "cosine" else "constant_with_warmup",
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.beta2,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=precision == "bf16",
+        use_cpu=on_cpu,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=settings.log_every_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every_steps,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=settings.checkpoint_every_steps,
+        metric_for_best_model="loss" if validated else None,
+        greater_is_better=False,
+        report_to=list(settings.report_to),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.num_workers,
+        dataloader_pin_memory=not on_cpu,
+        # A blocking copy would wait for the GPU at every micro-batch.
+        accelerator_config={"non_blocking": not on_cpu},
+        ddp_find_unused_parameters=False,
+        # Buffers are constants here. Broadcasting them at each forward pass would need as many passes on all ranks,
+        # which they do not have if episodes go through the model one at a time.
+        ddp_broadcast_buffers=False,
+        average_tokens_across_devices=False,
+    )
+
+
+def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str]) -> None:
+    """Refuse to start on several GPUs without a launcher: nn.DataParallel would split a one-row batch.
+
+    Raises:
+        UserError: with the command to use instead.
+    """
+    if num_gpus > 1 and num_ranks == 1:
+        raise UserError(
+            f"{num_gpus} GPUs and one process: start it as"
+            f" `accelerate launch --num_processes {num_gpus} -m {' '.join(command)}`,"
+            " or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int, checkpoint: Path | None) -> None:
+    """Run the training loop to its end, from the start or from `checkpoint`. row_tokens: of the longest row.
+
+    Raises:
+        UserError: more layers to recompute than there are, or no compiler; as `OutOfMemoryError` a GPU whose memory
+            is not enough.
+    """
+    if settings.compile:
+        check_compiler()
+    try:
+        _train_prepared(trainer, settings=settings, row_tokens=row_tokens, checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise _tell_out_of_memory(trainer, settings=settings, row_tokens=row_tokens) from error
+
+
+def _train_prepared(
+    trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int, checkpoint: Path | None
+) -> None:
+    """Choose what is recomputed, and train with attention and layers put in place."""
+    model: Any = trainer.model
+    text, longest = _text_of(trainer.packs), trainer.packs.settings.token_budget
+    fault = isolation_fault(model, text, longest=longest)
+    _refuse_if_alone(fault, compiled=settings.compile, sharded=trainer.is_fsdp_enabled)
+    chosen = choose_checkpointed(
+        model,
+        settings.checkpointed_layers,
+        row_tokens=row_tokens,
+        autocast=bool(trainer.args.bf16),
+        compiled=settings.compile,
+        num_shards=trainer.accelerator.num_processes if trainer.is_fsdp_enabled else 1,
+    )
+    trainer.checkpointed = agree_on(chosen, accelerator=trainer.accelerator)
+    trainer.compiled = settings.compile
+    trainer.packs.row_multiple = row_multiple(row_tokens, device=trainer.args.device, compiled=settings.compile)
+    with (
+        row_attention(model, text, longest=longest, row_tokens=row_tokens),
+        prepared_layers(model, trainer.checkpointed, compiled=settings.compile) as trainer.attention,
+        unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
+    ):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _text_of(packs: PackDataset) -> NDArray[np.int32]:
+    """Return the token ids of the run's first pack: ordinary text, if the model is still to be tried."""
+    batch = packs.maker.make_batch([packs.packs[0]])
+    return batch.input_ids_1T[0].numpy().astype(np.int32)
+
+
+def _refuse_if_alone(fault: str, *, compiled: bool, sharded: bool) -> None:
+    """Refuse what does not go with a model whose episodes must go through it one at a time, if there is a `fault`.
+
+    Raises:
+        UserError: compiled layers, which are made for one length; FSDP2, whose ranks must run as many forward passes.
+    """
+    if fault and compiled:
+        raise UserError(
+            f"train.compile = true: the model {fault}, so each episode goes through it alone, and layers are compiled"
+            " for one length; set train.compile = false"
+        )
+    if fault and sharded:
+        raise UserError(
+            f"FSDP: the model {fault}, so each episode goes through it alone, and ranks have different numbers of"
+            " episodes; train on one GPU, or by DDP (accelerate launch without FSDP)"
+        )
+
+
+def _tell_out_of_memory(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int) -> OutOfMemoryError:
+    """Return where a GPU ran out of memory, and the next setting that takes less."""
+    model: Any = trainer.model
+    num_layers, num_recomputed = len(decoder_layers(model)), trainer.checkpointed.num_layers
+    where = f"step {trainer.state.global_step + 1}: the GPU is out of memory"
+    if trainer.validating:  # nothing is recomputed there
+        fix = "start a new run with a lower episodes.token_budget, or with train.validation_tokens = 0"
+        return OutOfMemoryError(f"{where}, with a validation row; {fix}", None)
+    is_whole = num_recomputed == num_layers and not trainer.attention.keeps_attention
+    why = (
+        f"{where}, with rows of up to {row_tokens:,} tokens and {num_recomputed} of {num_layers} layers recomputed"
+        f"{' as a whole' if is_whole else ''}"
+    )
+    if not is_whole:
+        return OutOfMemoryError(why, f"train.checkpointed_layers={'whole' if num_recomputed == num_layers else 'all'}")
+    if settings.packs_per_batch > 1:
+        return OutOfMemoryError(why, "train.packs_per_batch=1")
+    fix = "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it over GPUs"
+    return OutOfMemoryError(f"{why}; {fix}", None)
+
+
+def agree_on(chosen: Checkpointed, *, accelerator: Accelerator) -> Checkpointed:
+    """Return what saves most memory of what the ranks chose, whose free memory may differ."""
+    mine = torch.tensor([[chosen.num_layers, not chosen.keeps_attention]], device=accelerator.device)
+    num_layers, is_whole = accelerator.gather(mine).amax(dim=0).tolist()
+    return Checkpointed(num_layers, keeps_attention=not is_whole)
+
+
+def row_multiple(row_tokens: int, *, device: torch.device, compiled: bool) -> int:
+    """Return what rows are padded to a multiple of: compiled layers are made for one length, cuDNN's plans for few."""
+    if compiled:
+        return row_tokens
+    return max(1, row_tokens // ROW_LENGTHS) if device.type == "cuda" else 1
