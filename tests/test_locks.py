@@ -17,7 +17,7 @@ from manyicl.evaluation.loop import evaluate
 from manyicl.locks import LOCK, sole_writer
 from manyicl.tasks.task import load_tasks
 from manyicl.training.run import train
-from tests.comparison_setting import make_recipe, write_world
+from tests.support.comparison_setting import make_recipe, write_world
 from tests.trajectory.setting import write_setting
 
 HOLDER = """

@@ -19,7 +19,7 @@ from manyicl.errors import UserError, find_refusal
 from manyicl.training import run as runs
 from manyicl.training.run import train
 from manyicl.training.trainer import list_checkpoints
-from tests.test_cli import refusal, run_manyicl
+from tests.cli.test_app import refusal, run_manyicl
 from tests.trajectory.setting import python_process, write_setting
 
 FULL = Path("/dev/full")  # every write to it finds the disk full

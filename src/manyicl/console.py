@@ -1,7 +1,7 @@
 """What is printed for people: progress with pace and time left, and tables that can be read at any width.
 
-A progress bar on a terminal is a plain line now and then elsewhere. A table has boxes if its cells fit the width. If not,
-a column of sentences goes below it, and if that is not enough, each row becomes a paragraph: nothing is cut and no column
+Without a terminal a progress bar is a plain line now and then. A table has boxes if its cells fit the width. If not, a
+column of sentences goes below it, and if that is not enough, each row becomes a paragraph: nothing is cut and no column
 is squeezed to single letters. Piped, a table is lines of columns two blanks apart: no boxes, no colour, nothing folded,
 and a dash for an empty cell.
 """

@@ -34,9 +34,9 @@ from manyicl.training.recompute import Checkpointed, choose_checkpointed, measur
 from manyicl.training.run import train
 from manyicl.training.run_folder import read_run_config
 from tests.conftest import CONFIGS, tiny_model
+from tests.models.test_attention_segments import attend_densely
 from tests.parity.test_engine_parity import plain_nll
 from tests.parity.test_loss_parity import EPISODE, TokenizedEpisode, loss_and_gradients, random_episode, row
-from tests.test_segment_kernels import attend_densely
 from tests.trajectory.setting import read_metrics, write_setting
 
 pytestmark = [

@@ -16,7 +16,7 @@ asked = 0
 
 
 def fail_on(rank: str) -> None:
-    original = evaluate.ask_draw
+    original = loop.ask_draw
 
     def ask_draw(*arguments, **options):
         global asked  # noqa: PLW0603
@@ -27,7 +27,7 @@ def fail_on(rank: str) -> None:
             time.sleep(1)  # so that the other has failed when this one looks
             yield cell
 
-    evaluate.ask_draw = ask_draw
+    loop.ask_draw = ask_draw
 
 
 if __name__ == "__main__":

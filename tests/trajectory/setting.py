@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from manyicl.cli import app
 from manyicl.training.recipe import RunConfig, dump_config, make_config
 from tests.conftest import make_task, tiny_model, train_tokenizer
-from tests.forked import ROOT, launch_forked, run_forked
+from tests.support.forked import ROOT, launch_forked, run_forked
 
 # Times differ from run to run; everything else in metrics.jsonl must not.
 TIMED = ("tokens_per_s", "answers_per_s", "model_flops_per_s", "mfu")

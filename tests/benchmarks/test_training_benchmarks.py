@@ -1,0 +1,106 @@
+"""The training benchmarks run on tiny shapes: options parse, both sides agree, results are written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tests.support.comparison_setting import make_recipe, write_world
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a function that runs a benchmark's main and returns its JSON."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run_main(name: str, *options: str):
+        out = tmp_path / f"{name}.json"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *options, "--json", str(out)])
+        __import__(name).main()
+        return json.loads(out.read_text())["results"]
+
+    return run_main
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "full", "full-fp32"])
+def test_gpu_7b_on_a_tiny_shape(run, mode):
+    results = run(
+        "gpu_7b", "--shapes", "tiny", "--modes", mode, "--tokens", "64", "--checkpointed", "auto,1", "--compile", "no"
+    )
+    assert results["ceilings"] == {"mfu": None, "mfu_held": None}
+    assert [(row["checkpointed"], row["layers"], row["fits"]) for row in results["rows"]] == [
+        (0, 2, True),
+        (1, 2, True),
+    ]
+    assert all((row["predicted_gib"] is None) == (mode == "full") for row in results["rows"])
+
+
+@pytest.mark.slow
+def test_objective_counts_answers_of_both_sides(run):
+    speed = run("objective", "--shape", "tiny", "--tokens", "256", "--repeats", "1", "--seconds-only")["speed"]
+    assert speed[0]["answers"] == {"all": 17, "last": 1}  # MetaICL's 16 shots and a query
+
+
+def test_exponents_are_those_of_the_powers(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import cost_growth
+
+    runs = {n: [{"seconds": 1e-6 * n**2, "peak_bytes": 1000 * n}] for n in (1024, 2048, 4096)}
+    exponents = cost_growth.summarise(runs)["exponents"]
+    assert exponents == pytest.approx({"time": 2.0, "memory": 1.0})
+
+
+def test_a_ratio_has_the_interval_that_its_pairs_ranks_give(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from measuring import ratios
+
+    found = [ratios([1.0] * n, [float(i) for i in range(1, n + 1)])["interval"] for n in (5, 6, 8, 9, 20)]
+    # As in tables of the sign test: of 9 values the second and the eighth, of 20 the sixth and the fifteenth.
+    assert found == [None, [1, 6], [1, 8], [2, 8], [6, 15]]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("more", [(), ("--recompute",), ("--whole",)], ids=["kept", "recomputed", "whole"])
+def test_trl_and_ours_begin_with_one_loss_and_trl_isolates_or_it_is_said(run, more):
+    pytest.importorskip("trl")
+    options = ("--shape", "tiny", "--tokens", "96", "--episode-tokens", "32", "--repeats", "1", "--no-memory")
+    filled, packed = run("train_vs_trl", *options, *more)
+    assert (filled["kind"], packed["kind"]) == ("filled", "packed")
+    for result in (filled, packed):
+        for losses in ("first_losses", "exact_losses"):
+            assert result[losses][0] == pytest.approx(result[losses][1], rel=1e-4)
+    assert packed["trl_isolates_packs"] is True
+    assert packed["attention"]["trl"] == "sdpa, padding-free"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_each_sides_peak_is_that_of_a_process_of_its_own(run):
+    pytest.importorskip("trl")
+    (result,) = run("train_vs_trl", "--shape", "tiny", "--tokens", "64", "--episode-tokens", "32", "--repeats", "1")
+    assert set(result["peak_bytes"]) == {"ours", "trl"}
+    assert all(peak is None or peak > 0 for peak in result["peak_bytes"].values())
+
+
+@pytest.mark.slow
+def test_what_augmentation_changes_is_told_less_the_run_without(tmp_path, monkeypatch, capsys):
+    make_recipe(tmp_path, write_world(tmp_path), seeds=[0], dedicated_tasks=[])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    options = ["--out", str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.toml")]
+    monkeypatch.setattr(sys, "argv", ["augmentation.py", *options])
+    import_module("augmentation").main()
+    told = capsys.readouterr().out
+    assert "seeds done: off 1, permuted 1, words 1, stratified 1" in told
+    assert "2 trained tasks, fixed labels" in told
+    assert "1 trained tasks, open answers" in told
+    rows = [line for line in told.splitlines() if line.startswith("| stratified |")]
+    assert len(rows) > 2
+    assert all("(" in line for line in rows[:-1])  # less the run without

@@ -1,0 +1,718 @@
+"""The command line as a user meets it: help, mistakes, and every verb on a tiny model and two tiny tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+from manyicl.cli import app
+from manyicl.errors import UserError
+from manyicl.evaluation.loop import load_asked_model, one_pass_curve
+from manyicl.evaluation.points import PREDICTION_SCHEMA, read_predictions
+from manyicl.evaluation.scoring import score_answer
+from manyicl.models.loading import MODEL_NOTE, ModelNote
+from manyicl.tasks.task import load_tasks
+from manyicl.training import run as runs
+from manyicl.training import trainer
+from tests.conftest import make_task, tiny_model, train_tokenizer
+from tests.support.comparison_setting import make_recipe, write_world
+from tests.trajectory.setting import write_setting
+
+VERBS = {
+    "check": "Audit task files",
+    "show": "Print one episode as training will see it",
+    "plan": "What a recipe would train",
+    "export": "Write the episodes that a recipe trains on",
+    "train": "Fine-tune as a recipe says",
+    "eval": "Score against number of shots",
+    "curve": "one forward pass over each episode of test rows",
+    "diff": "Which of two results is better",
+    "ask": "Answer one input a line behind the shots that fit",
+    "merge": "Fold a run's adapter into its base",
+    "world": "Write tasks of the embedded world",
+    "compare": "Train the arms of the paper from one recipe",
+    "report": "Write a comparison's report.html and report.md anew",
+    "demo": "The paper's comparison in minutes on two cores",
+}
+CELL = {"shots", "score", "low", "high", "nll", "num_scored", "num_unfit", "majority_score"}
+
+
+def run_manyicl(capfd, *arguments: object) -> tuple[int, str, str]:
+    """Run a command line in this process; return its exit code, and what it wrote to stdout and stderr."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["manyicl", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            app.main()
+    out, err = capfd.readouterr()
+    return int(exited.value.code or 0), out, err
+
+
+def refusal(capfd, *arguments: object) -> str:
+    """Return the one line of a command line that is refused."""
+    code, out, err = run_manyicl(capfd, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err.removeprefix("error: ").removesuffix("\n")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("MANYICL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with `model` and `tasks`: animals has labels, sums has open answers. Not to be changed."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_model("llama").save_pretrained(folder / "model")
+    train_tokenizer("bpe").save_pretrained(folder / "model")
+    (folder / "tasks").mkdir()
+    animals = make_task("animals")
+    rows = {
+        "animals": [
+            {"input": e.input, "answer": e.answer, "split": split}
+            for split in ("train", "validation", "test")
+            for e in getattr(animals, split)
+        ],
+        "sums": [
+            {"input": f"{n} + {n % 7}", "answer": str(n + n % 7), "split": "test" if n < 8 else "train"}
+            for n in range(60)
+        ],
+    }
+    for name, lines in rows.items():
+        (folder / "tasks" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    about = {"family": "classification", "instruction": "Name the animal.", "labels": list(animals.labels)}
+    (folder / "tasks" / "animals.task.json").write_text(json.dumps(about))
+    (folder / "tasks" / "sums.task.json").write_text(json.dumps({"family": "math"}))
+    return folder
+
+
+# Help and mistakes ------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_verb(capfd):
+    code, out, err = run_manyicl(capfd, "--help")
+    assert (code, err) == (0, "")
+    listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ") and line.split()[1].isalpha()}
+    assert listed >= set(VERBS)
+    assert "Start with manyicl demo" in out
+    commands = {command.name or command.callback.__name__ for command in app.app.registered_commands}
+    assert commands == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_says_what_it_does_and_explains_every_option(verb, capfd):
+    code, out, err = run_manyicl(capfd, verb, "--help")
+    assert (code, err) == (0, "")
+    assert VERBS[verb] in " ".join(out.split())
+    assert "runs/-" not in out  # <name> would be taken for markup
+    for line in out.splitlines():
+        if line.startswith("│") and "--" in line.split("│")[1][:30]:
+            assert len(line.strip("│ ").split("  ")[-1]) > 5, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "Usage: "),
+        (["check", "tasks"], 0, "Supervision audit"),
+        (["diff", "no.json", "b.json"], 2, "error: no.json"),
+    ],
+    ids=["help", "check", "diff"],
+)
+def test_what_needs_no_model_runs_as_a_module_without_torch_which_takes_seconds_to_import(
+    tmp_path, arguments, code, said
+):
+    write_setting(tmp_path)
+    script = (
+        f"import sys, runpy; sys.argv = ['manyicl', *{arguments}]\n"
+        "try: runpy.run_module('manyicl', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "[OPTIONS] COMMAND [ARGS]..."),
+        (("evl",), "No such command 'evl'"),
+        (("eval",), "Missing argument 'MODEL_OR_RUN'"),
+        (("eval", "m"), "Missing option '--tasks'"),
+        (("eval", "m", "--tasks", "t", "--shot", "3"), "No such option: --shot"),
+        (("eval", "m", "--tasks", "t", "--precision", "fp16"), "'fp16' is not one of 'auto', 'bf16', 'fp32'"),
+        (("eval", "m", "--tasks", "t", "--draws", "0"), "Invalid value for '--draws'"),
+        (("eval", "m", "--tasks", "t", "--queries", "0"), "Invalid value for '--queries'"),
+        (("eval", "m", "--tasks", "t", "--seed", "-1"), "Invalid value for '--seed'"),
+        (("eval", "m", "--tasks", "t", "--max-tokens", "0"), "Invalid value for '--max-tokens'"),
+        (("curve", "m", "--tasks", "t", "--episodes", "0"), "Invalid value for '--episodes'"),
+        (("ask", "m", "--tasks", "t"), "Missing option '--task'"),
+        (("ask", "m", "--tasks", "t", "--task", "a", "--shots", "-1"), "Invalid value for '--shots'"),
+        (("show", "r", "--episode", "-1"), "Invalid value for '--episode'"),
+        (("merge", "m"), "Missing option '--out'"),
+        (("diff", "a"), "Missing argument 'B.json'"),
+    ],
+)
+def test_a_wrong_option_is_explained_by_the_parser(arguments, expected, capfd):
+    code, out, err = run_manyicl(capfd, *arguments)
+    assert code == 2
+    assert expected in out + err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", ["show", "train"])
+def test_a_wrong_recipe_is_one_line(verb, tmp_path, capfd):
+    recipe = tmp_path / "r.toml"
+    assert (
+        refusal(capfd, verb, recipe)
+        == f"{recipe}: cannot be read (No such file or directory); give the path of a recipe (*.toml)"
+    )
+    recipe.write_text('[tasks]\nfolder = "t"\n[model]\npath = "./m"\n[train]\nnum_steps = 1\n')
+    assert (
+        refusal(capfd, verb, recipe, "train.num_step=3")
+        == f"{recipe}: train.num_step: unknown key; did you mean 'num_steps'?"
+    )
+    assert refusal(capfd, verb, recipe).startswith(f"{tmp_path / 'm'}: no such folder; ")
+
+
+def test_wrong_uses_of_train_are_one_line(tmp_path, capfd):
+    assert refusal(capfd, "train") == "name a recipe (*.toml), or a run to go on with: --resume DIR"
+    assert (
+        refusal(capfd, "train", "--resume", tmp_path)
+        == f"{tmp_path}: is not a run (no config.toml); name the folder of a run"
+    )
+    assert refusal(capfd, "train", "--resume", tmp_path, "--out", tmp_path).startswith(f"--out {tmp_path}: ")
+
+
+def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
+    tasks, model = ("--tasks", folder / "tasks"), folder / "model"
+    for verb in ("eval", "curve"):
+        assert refusal(capfd, verb, model, "--tasks", tmp_path / "no").startswith(f"{tmp_path / 'no'}: no such folder")
+        assert refusal(capfd, verb, tmp_path / "no", *tasks).startswith(f"{tmp_path / 'no'}: no such folder")
+        assert refusal(capfd, verb, "no-such", *tasks).startswith("no-such: cannot load its config from the hub")
+        assert refusal(capfd, verb, model, *tasks, "--task", "anmals").endswith(
+            "no task 'anmals'; did you mean 'animals'?"
+        )
+        assert refusal(capfd, verb, model, *tasks, "--max-tokens", 513).startswith(
+            "--max-tokens = 513: the model knows 512"
+        )
+        assert refusal(capfd, verb, model, *tasks, "--out", tmp_path).startswith(f"--out {tmp_path}: is a folder; ")
+        below = model / "config.json" / "curve.json"
+        assert refusal(capfd, verb, model, *tasks, "--out", below).startswith(
+            f"--out {below}: cannot be written below "
+        )
+    ask = ("ask", model, *tasks, "--task", "sums")
+    assert refusal(capfd, *ask, tmp_path / "no.txt").startswith(f"{tmp_path / 'no.txt'}: cannot be read ")
+    for text, expected in (
+        ("", "is empty; give one input a line"),
+        ("a\n\nb\n", "line 2: is empty"),
+        ("9 " * 600, "line 1: "),
+    ):
+        (tmp_path / "in.txt").write_text(text)
+        assert expected in refusal(capfd, *ask, tmp_path / "in.txt")
+    (tmp_path / "in.txt").write_text("1 + 1\n")
+    assert "leaves room for " in refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 46)
+    assert "has only 46 train rows" in refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 60)
+    assert refusal(capfd, "merge", model, "--out", tmp_path / "out").endswith(
+        "has no adapter to merge; its model is whole already"
+    )
+    assert refusal(capfd, "demo", "--out", tmp_path) == f"--out {tmp_path}: is not empty (in.txt); name a new folder"
+
+
+@pytest.mark.parametrize(("text", "counts"), [("0", (0,)), ("0,1,4", (0, 1, 4)), ("16, 4", (16, 4))])
+def test_shot_counts_are_numbers_between_commas(text, counts):
+    assert app.parse_shots(text) == counts
+
+
+@pytest.mark.parametrize("text", ["", "1,", "a", "1;2", "1.5", "-1", "0,-4"])
+def test_other_shot_counts_are_refused(text, folder, capfd):
+    with pytest.raises(UserError, match="--shots"):
+        app.parse_shots(text)
+    assert refusal(capfd, "eval", folder / "model", "--tasks", folder / "tasks", f"--shots={text}").startswith(
+        "--shots "
+    )
+
+
+# eval, curve, ask -------------------------------------------------------------------------------------------------
+
+
+def evaluate_tiny(folder: Path, capfd, out: Path, *options: object) -> tuple[dict, str]:
+    model, tasks = folder / "model", folder / "tasks"
+    sizes = ("--draws", 2, "--queries", 6, "--shots", "0,2,99")
+    code, printed, _ = run_manyicl(capfd, "eval", model, "--tasks", tasks, "--out", out, *sizes, *options)
+    assert code == 0
+    return json.loads(out.read_text()), printed
+
+
+def test_eval_says_by_what_known_answers_were_chosen(folder, tmp_path, capfd):
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "sum.json")
+    assert result["by"] == "sum"
+    assert "nats a token" not in printed
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "mean.json", "--length-normalized")
+    assert result["by"] == "mean"
+    assert "known answers chosen by nats a token" in printed
+
+
+def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "new" / "curve.json")
+    assert (result["schema"], result["model"], result["kind"]) == (2, str(folder / "model"), "sweep")
+    assert [task["task"] for task in result["tasks"]] == ["animals", "sums"]
+    for task in result["tasks"]:
+        keys = {"task", "family", "metric", "sha256", "num_queries", "num_draws", "num_encoded_tokens"}
+        keys |= {"left_out", "curve"}
+        assert set(task) == keys
+        assert (task["num_queries"], task["num_draws"]) == (6, 2)
+        assert task["num_encoded_tokens"] > 0
+        assert [cell["shots"] for cell in task["curve"]] == [0, 2, 99]
+        assert all(set(cell) >= CELL for cell in task["curve"])
+        zero, two, none = task["curve"]
+        assert (zero["num_scored"], two["num_scored"], none["num_scored"]) == (6, 12, 0)
+        assert all(0 <= cell["score"] <= 1 and cell["nll"] > 0 for cell in (zero, two))
+        assert all(none[key] is None for key in ("score", "low", "high", "nll", "majority_score"))
+    assert [(t["family"], t["metric"]) for t in result["tasks"]] == [
+        ("classification", "accuracy"), ("math", "math_exact_match"),
+    ]  # fmt: skip
+    path = tmp_path / "new" / "curve.predictions.parquet"
+    assert result["predictions"] == {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    table = pa.parquet.read_table(path)
+    assert table.schema.equals(PREDICTION_SCHEMA)
+    assert table.column_names == [
+        "task", "draw", "shots", "query", "prediction", "answer", "score", "nll", "cut", "choice_nll", "fill",
+            "other_scores",
+    ]  # fmt: skip
+    assert f"wrote {tmp_path / 'new' / 'curve.json'} and {path}" in printed
+    assert "animals" in printed
+    assert "sums: not asked at 99 shots: it has only 46 train rows" in printed
+    assert "\x1b" not in printed
+
+
+def test_the_predictions_are_what_the_curve_is_made_of(folder, tmp_path, capfd):
+    result, _ = evaluate_tiny(folder, capfd, tmp_path / "curve.json")
+    predictions = read_predictions(tmp_path / "curve.predictions.parquet")
+    tasks = {task.name: task for task in load_tasks(folder / "tasks")}
+    for told in result["tasks"]:
+        task = tasks[told["task"]]
+        answers = {example.id: example.answer for example in task.test}
+        for cell in told["curve"]:
+            rows = [p for p in predictions if (p.task, p.shots) == (task.name, cell["shots"])]
+            assert len(rows) == cell["num_scored"]
+            assert all(row.answer == answers[row.query] for row in rows)
+            assert all(row.score == score_answer(row.prediction, answer=row.answer, metric=task.metric) for row in rows)
+            assert not task.labels or {row.prediction for row in rows} <= set(task.labels)
+            if rows:
+                assert sum(row.score for row in rows) / len(rows) == pytest.approx(cell["score"])
+                assert sum(row.nll for row in rows) / len(rows) == pytest.approx(cell["nll"])
+        assert len({row.query for row in predictions if row.task == task.name}) == told["num_queries"]
+
+
+def test_the_same_seed_gives_the_same_files(folder, tmp_path, capfd):
+    first, _ = evaluate_tiny(folder, capfd, tmp_path / "a.json", "--seed", 3)
+    second, _ = evaluate_tiny(folder, capfd, tmp_path / "b.json", "--seed", 3)
+    assert first["tasks"] == second["tasks"]
+    assert first["predictions"]["sha256"] == second["predictions"]["sha256"]
+
+
+def test_one_query_of_one_task_has_a_score_and_no_interval(folder, tmp_path, capfd):
+    options = ("--task", "sums", "--queries", 1, "--draws", 1, "--shots", "0,2")
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "curve.json", *options)
+    (task,) = result["tasks"]
+    assert [(cell["low"], cell["high"]) for cell in task["curve"]] == [(None, None)] * 2
+    assert all(cell["score"] is not None for cell in task["curve"])
+    assert "nan" not in printed
+
+
+def test_more_shots_than_were_trained_are_starred(folder, tmp_path, capfd):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in (folder / "model").iterdir():
+        (model / file.name).symlink_to(file)
+    (model / MODEL_NOTE).write_text(ModelNote(trained_shots={"sums": 1}).model_dump_json())
+    sizes = ("--draws", 1, "--queries", 3, "--shots", "0,1,2", "--task", "sums", "--out", tmp_path / "c.json")
+    code, printed, _ = run_manyicl(capfd, "eval", model, "--tasks", folder / "tasks", *sizes)
+    assert code == 0
+    assert [cell["extrapolated"] for cell in json.loads((tmp_path / "c.json").read_text())["tasks"][0]["curve"]] == [
+        False,
+        False,
+        True,
+    ]
+    assert "* more shots than this task was trained with" in printed
+
+
+def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
+    out = tmp_path / "curve.json"
+    options = ("--episodes", 2, "--max-tokens", 200, "--precision", "fp32", "--out", out)
+    code, printed, _ = run_manyicl(capfd, "curve", folder / "model", "--tasks", folder / "tasks", *options)
+    assert code == 0
+    result = json.loads(out.read_text())
+    assert (result["schema"], result["kind"], result["max_tokens"]) == (2, "one-pass", 200)
+    assert "predictions" not in result
+    tasks = load_tasks(folder / "tasks")
+    asked = load_asked_model(str(folder / "model"), max_tokens=200)
+    expected = one_pass_curve(asked, tasks, episodes=2)
+    assert result == {**expected.to_json(), "tasks": result["tasks"]}
+    for told, curve in zip(result["tasks"], expected.curves, strict=True):
+        assert [cell["shots"] for cell in told["curve"]] == list(range(len(told["curve"])))
+        assert all(set(cell) >= CELL for cell in told["curve"])
+        assert [cell["nll"] for cell in told["curve"]] == [cell.nll for cell in curve.cells]
+    assert "greedy exact match in % by number of shots" in printed
+
+
+def test_diff_compares_two_results_on_the_same_rows(folder, tmp_path, capfd):
+    other = tmp_path / "other"
+    tiny_model("llama", seed=1).save_pretrained(other)
+    train_tokenizer("bpe").save_pretrained(other)
+    sizes = ("--draws", 2, "--queries", 6, "--shots", "0,2")
+    for name, model in (("a", folder / "model"), ("b", other)):
+        out = ("--out", tmp_path / f"{name}.json")
+        assert run_manyicl(capfd, "eval", model, "--tasks", folder / "tasks", *sizes, *out)[0] == 0
+    a, b = (read_predictions(tmp_path / f"{name}.predictions.parquet") for name in "ab")
+    code, printed, _ = run_manyicl(capfd, "diff", tmp_path / "a.json", tmp_path / "b.json")
+    assert code == 0
+    assert printed.startswith(f"A: {folder / 'model'} ({tmp_path / 'a.json'})\nB: {other} (")
+    assert "36 pairs of answers" in printed
+    code, printed, _ = run_manyicl(capfd, "diff", tmp_path / "a.json", tmp_path / "b.json", "--json")
+    told = json.loads(printed)
+    assert (told["num_rows"], told["unjoined"]) == (36, {})
+    for cell in told["cells"]:
+        pairs = [(p, q) for p, q in zip(a, b, strict=True) if (p.task, p.shots) == (cell["task"], cell["shots"])]
+        assert len(pairs) == cell["num_draws"] * cell["num_queries"]
+        assert cell["difference"] == pytest.approx(sum(q.score - p.score for p, q in pairs) / len(pairs))
+    seeded = ("--seed", 1, "--task", "sums", "--shots", "2", "--out", tmp_path / "s.json")
+    assert run_manyicl(capfd, "eval", other, "--tasks", folder / "tasks", *sizes[:4], *seeded)[0] == 0
+    line = refusal(capfd, "diff", tmp_path / "a.json", tmp_path / "s.json")
+    assert "nothing to compare (" in line
+    assert "other shots were drawn (another seed, other task data, or a tokenizer that drops other rows)" in line
+    assert refusal(capfd, "diff", tmp_path / "a.json", tmp_path / "no.json").startswith(f"{tmp_path / 'no.json'}: ")
+
+
+def test_an_unfinished_evaluation_of_other_arguments_is_refused(folder, tmp_path, capfd):
+    out = tmp_path / "c.json"
+    evaluate = ("eval", folder / "model", "--tasks", folder / "tasks", "--task", "sums", "--draws", 1, "--out", out)
+    parts = tmp_path / "c.json.parts"
+    parts.mkdir()
+    (parts / "evaluation.json").write_text('{"sweep": {"seed": 5}}')
+    line = refusal(capfd, *evaluate, "--shots", "0")
+    assert line.startswith(f"--out {out}: {parts} holds cells of an unfinished evaluation that differs: ")
+    (parts / "evaluation.json").unlink()
+    assert run_manyicl(capfd, *evaluate, "--shots", "0", "--queries", 2)[0] == 0
+    assert not parts.exists()
+
+
+def test_a_plain_checkpoint_is_asked_in_the_template_of_a_recipe(folder, tmp_path, capfd):
+    recipe = tmp_path / "r.toml"
+    sections = f'[tasks]\nfolder = "{folder / "tasks"}"\n[model]\npath = "{folder / "model"}"\n[train]\nnum_steps = 1\n'
+    recipe.write_text(sections)
+    common = ("--tasks", folder / "tasks", "--task", "animals")
+    (tmp_path / "in.txt").write_text("the red fox 7\n")
+    verbs = {
+        "eval": ("--shots", "2", "--draws", 1, "--queries", 4, "--out"),
+        "curve": ("--episodes", 1, "--out"),
+        "ask": (tmp_path / "in.txt", "--shots", "2", "--json"),
+    }
+
+    def nats(verb: str, *options: object) -> list[float]:
+        path = tmp_path / f"{verb}.json"
+        out = (path,) if verb != "ask" else ()
+        code, printed, _ = run_manyicl(capfd, verb, folder / "model", *common, *verbs[verb], *out, *options)
+        assert code == 0
+        if verb == "ask":
+            return [json.loads(printed)["nll"]]
+        return [cell["nll"] for cell in json.loads(path.read_text())["tasks"][0]["curve"]]
+
+    plain = {verb: nats(verb) for verb in verbs}
+    assert {verb: nats(verb, "--recipe", recipe) for verb in verbs} == plain  # the recipe leaves the default
+    recipe.write_text(sections + '[template]\ninput = "{input} ->\\n"\n')
+    for verb in verbs:
+        assert nats(verb, "--recipe", recipe)[0] != plain[verb][0]
+    recipe.write_text(sections + '[template]\ninput = "no place"\n')
+    for verb in verbs:
+        assert f"{recipe}: template.input = 'no place'" in refusal(
+            capfd, verb, folder / "model", *common, "--recipe", recipe, *([tmp_path / "in.txt"] * (verb == "ask"))
+        )
+
+
+def test_a_cache_below_a_file_is_one_line(folder, tmp_path, capfd, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MANYICL_CACHE", str(tmp_path / "file" / "cache"))
+    for verb, more in (("eval", ()), ("curve", ()), ("check", ("--model", folder / "model"))):
+        where = (folder / "tasks",) if verb == "check" else (folder / "model", "--tasks", folder / "tasks")
+        line = refusal(capfd, verb, *where, *more)
+        assert line.startswith(
+            f"{tmp_path / 'file' / 'cache'}: tokenised tasks cannot be kept there (Not a directory); "
+        )
+
+
+@pytest.mark.parametrize("source", ["file", "-", "nothing"])
+def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
+    lines = ["the red fox 7", "the blue owl 1003", "ünïcode"]
+    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    file = {"file": [tmp_path / "in.txt"], "-": ["-"], "nothing": []}[source]
+    code, out, err = run_manyicl(
+        capfd, "ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", *file
+    )
+    assert code == 0
+    assert re.fullmatch(r"behind \d+ of 40 train rows as shots\n", err)
+    assert len(out.splitlines()) == 3
+    assert set(out.splitlines()) <= {"fox", "owl", "cat", "dog"}
+
+
+@pytest.mark.parametrize("task", ["animals", "sums"])
+@pytest.mark.parametrize("shots", [None, 0, 3])
+def test_ask_tells_what_it_did_in_json(folder, tmp_path, capfd, task, shots):
+    (tmp_path / "in.txt").write_text("a fox\n1 + 1\n")
+    options = () if shots is None else ("--shots", shots)
+    ask = (
+        "ask",
+        folder / "model",
+        "--tasks",
+        folder / "tasks",
+        "--task",
+        task,
+        tmp_path / "in.txt",
+        "--json",
+        *options,
+    )
+    code, out, _ = run_manyicl(capfd, *ask)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [answer["input"] for answer in answers] == ["a fox", "1 + 1"]
+    for answer in answers:
+        assert set(answer) == {"input", "answer", "nll", "shots", "cut", "left_out"}
+        assert answer["shots"] == shots if shots is not None else answer["shots"] > 10
+        assert answer["nll"] is None or not answer["cut"]
+    if task == "animals":
+        assert all(answer["nll"] > 0 and not answer["cut"] for answer in answers)
+
+
+def test_generated_answers_end_at_the_limit_that_is_set_and_are_counted(folder, tmp_path, capfd):
+    out, options = tmp_path / "r.json", ("--task", "sums", "--max-new-tokens", 3)
+    result, printed = evaluate_tiny(folder, capfd, out, *options)
+    (task,) = result["tasks"]
+    assert result["max_new_tokens"] == 3
+    assert sum(cell["num_cut"] for cell in task["curve"]) == 6 + 12  # of an untrained model, which ends no answer
+    assert "18 generated answers reached the token limit before their end; --max-new-tokens raises it" in printed
+    model, tasks = folder / "model", ("--tasks", folder / "tasks")
+    again = ("eval", model, *tasks, "--draws", 2, "--queries", 6, "--shots", "0,2,99", "--task", "sums", "--out", out)
+    assert refusal(capfd, *again).startswith(f"--out {out}: holds a finished result with other max_new_tokens;")
+    (tmp_path / "in.txt").write_text("1 + 1\n2 + 2\n")
+    code, _, err = run_manyicl(capfd, "ask", model, *tasks, *options, tmp_path / "in.txt")
+    assert (code, "; 2 of 2 answers cut at the token limit (--max-new-tokens raises it)" in err) == (0, True)
+    assert "must leave room for its input in 512 tokens" in refusal(capfd, *again[:4], "--max-new-tokens", 512)
+
+
+def test_ask_takes_a_line_for_what_ends_with_a_line_break_alone(folder, tmp_path, capfd):
+    (tmp_path / "in.txt").write_text("a\u2028fox\x0c1\na fox 2", encoding="utf-8")
+    ask = ("ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", tmp_path / "in.txt", "--json")
+    _, out, _ = run_manyicl(capfd, *ask)
+    assert [json.loads(line)["input"] for line in out.split("\n") if line] == ["a\u2028fox\x0c1", "a fox 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("c.json", "c.predictions.parquet"),
+        ("c.v1.json", "c.v1.predictions.parquet"),
+        ("c.v2", "c.v2.predictions.parquet"),
+    ],
+)
+def test_the_predictions_lie_beside_their_curve_alone(folder, tmp_path, capfd, name, expected):
+    result, _ = evaluate_tiny(folder, capfd, tmp_path / name, "--task", "animals", "--shots", "0", "--queries", "1")
+    assert result["predictions"]["file"] == expected
+    assert {path.name for path in tmp_path.iterdir()} == {name, expected}
+
+
+# train, merge -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_plan_is_told_in_a_table_or_json_and_exits_1_where_training_would_be_in_vain(tmp_path, capfd):
+    write_setting(tmp_path)
+    recipe = tmp_path / "recipe.toml"
+    code, out, err = run_manyicl(capfd, "plan", recipe, "--device", "h100")
+    assert (code, err) == (0, "")
+    assert "Trained answers by the shots before them" in out
+    assert "nothing stands in its way" in out
+    code, out, _ = run_manyicl(capfd, "plan", recipe, "--json")
+    assert (code, json.loads(out)["device"]) == (0, None)
+    code, out, err = run_manyicl(capfd, "plan", recipe, "episodes.token_budget=600", "--json")
+    assert (code, err) == (1, "")
+    assert "knows 512 positions" in json.loads(out)["blockers"][0]
+    assert refusal(capfd, "plan", recipe, "--device", "tpu").startswith("--device tpu: is not known")
+
+
+def test_export_writes_a_new_folder_and_says_how_to_read_it(tmp_path, capfd):
+    write_setting(tmp_path)
+    code, out, err = run_manyicl(capfd, "export", tmp_path / "recipe.toml", "--out", tmp_path / "rows")
+    assert (code, err) == (0, "")
+    assert f"read them: datasets.load_dataset('{tmp_path / 'rows'}')" in out
+    assert "exists already" in refusal(capfd, "export", tmp_path / "recipe.toml", "--out", tmp_path / "rows")
+
+
+@pytest.mark.slow
+def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, capfd, monkeypatch):
+    write_setting(tmp_path)
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "a run"
+    plain, is_short = trainer.row_loss, {"training": True, "validation": False}
+
+    def row_loss(model, batch):
+        if is_short["training" if torch.is_grad_enabled() else "validation"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, batch)
+
+    def losses(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def last_line(*arguments):
+        code, _, err = run_manyicl(capfd, "train", *arguments)
+        assert code == 2
+        return err.splitlines()[-1]
+
+    monkeypatch.setattr(trainer, "row_loss", row_loss)
+    line = last_line(recipe, "--out", run)
+    assert line.startswith("error: step 1: the GPU is out of memory, with rows of up to 320 tokens and 0 of 3 layers ")
+    assert line.endswith(f"; go on with: manyicl train --resume '{run}' train.checkpointed_layers=all")
+    is_short.update(training=False, validation=True)
+    line = last_line("--resume", run)
+    assert line.startswith("error: step 3: the GPU is out of memory, with a validation row; start a new run")
+    monkeypatch.setattr(runs, "episode_losses", losses)
+    line = last_line(recipe, "--out", tmp_path / "other")
+    assert line.startswith(
+        "error: the GPU is out of memory, measuring held-out losses; free it from other programs, or "
+    )
+
+
+def test_a_task_of_one_train_row_is_not_trained_on_behind_shots_trial_43(tmp_path, capfd):
+    config = write_setting(tmp_path)
+    row = {"input": "the only one", "answer": "a", "split": "train"}
+    (Path(config.tasks.folder) / "one.jsonl").write_text(json.dumps(row) + "\n")
+    recipe, told = tmp_path / "recipe.toml", "task 'one': has one train row, and no other to stand before it; "
+    assert refusal(capfd, "train", recipe, "--out", tmp_path / "run").startswith(told)
+    assert not (tmp_path / "run").exists()
+    code, printed, _ = run_manyicl(capfd, "plan", recipe)
+    assert (code, f"in the way: {told}" in printed) == (1, True)
+    assert told not in run_manyicl(capfd, "plan", recipe, "episodes.shots=0")[1]
+
+
+@pytest.mark.slow
+def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
+    config = write_setting(tmp_path, lora=True)
+    recipe, out, tasks = tmp_path / "recipe.toml", tmp_path / "run", ("--tasks", config.tasks.folder)
+    code, printed, err = run_manyicl(capfd, "train", recipe, "train.num_steps=2", "--out", out)
+    assert code == 0
+    assert "train: 2/2, loss " in err
+    assert "Held-out loss per answer" in printed
+    assert "\nmean of tasks  " in printed
+    command = f"manyicl ask {out} --tasks {config.tasks.folder} --task animals"
+    assert printed.endswith(f"model: {out / 'model'}\nask it: {command}\n")
+    assert (
+        refusal(capfd, "train", recipe, "--out", out)
+        == f"--out {out}: is not empty; go on with --resume {out}, or name another"
+    )
+    assert refusal(capfd, "train", recipe, "--resume", out).startswith(
+        f"--resume {out}: train.num_steps would be another than in the run's config.toml; leave it out to go on"
+    )
+    assert refusal(capfd, "train", "--resume", out, "seed=9", "train.num_steps=5").startswith(
+        f"--resume {out}: seed, train.num_steps would be another"
+    )
+    code, again, _ = run_manyicl(capfd, "train", recipe, "train.num_steps=2", "--resume", out)
+    assert (code, again) == (0, printed)
+    code, again, err = run_manyicl(capfd, "train", "--resume", out)
+    assert (code, again) == (0, printed)
+    assert err.endswith(f"{out}: was finished before; nothing was left to train\n")
+    resolved = (out / "config.toml").read_bytes()
+    assert run_manyicl(capfd, "train", "--resume", out, "train.packs_per_batch=1")[:2] == (0, printed)
+    assert (out / "config.toml").read_bytes() == resolved  # it says how the model was trained
+    (tmp_path / "in.txt").write_text("animals the red fox 7\n")
+    code, asked, _ = run_manyicl(capfd, "ask", out, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
+    assert code == 0
+    merged = tmp_path / "merged"
+    assert run_manyicl(capfd, "merge", out, "--out", merged) == (
+        0,
+        f"wrote {merged}: a plain model in float32, as its base\n",
+        "",
+    )
+    code, told, _ = run_manyicl(capfd, "ask", merged, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
+    first, second = json.loads(asked), json.loads(told)
+    assert second == {**first, "nll": pytest.approx(first["nll"], rel=1e-4)}
+
+
+@pytest.mark.slow
+def test_the_installed_command_keeps_errors_apart_and_exits_2(tmp_path):
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    command = [sys.executable, "-m", "manyicl", "eval", tmp_path / "no", "--tasks", tmp_path]
+    (tmp_path / "a.csv").write_text("input,answer\nx,y\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = (
+        f"error: {tmp_path / 'no'}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub\n"
+    )
+    assert done.stderr == expected
+
+
+def test_the_world_is_written_once_and_its_seed_model_is_asked_by_name(tmp_path, capfd):
+    folder = tmp_path / "world"
+    code, out, _ = run_manyicl(capfd, "world", folder, "--tasks", 2, "--train", 24, "--test", 10)
+    assert code == 0
+    assert out.startswith(f"wrote 2 tasks to {folder}")
+    assert sorted(path.name.partition("_")[0] for path in folder.glob("*.jsonl")) == ["tone", "topic"]
+    code, out, _ = run_manyicl(
+        capfd, "eval", "seed", "--tasks", folder, "--shots", "0,16", "--draws", 1, "--queries", 5
+    )
+    assert code == 0
+    assert "topic_" in out
+    code, _, err = run_manyicl(capfd, "world", folder)
+    assert (code, err) == (2, f"error: {folder}: exists already; name a new folder\n")
+
+
+# Stopped by the user ----------------------------------------------------------------------------------------------
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("manyicl.evaluation.loop.evaluate", stop)
+    command = ["eval", str(folder / "model"), "--tasks", str(folder / "tasks"), "--shots", "0"]
+    code, _, err = run_manyicl(capfd, *command)
+    assert (code, err) == (130, "stopped, nothing is kept\n")
+    command += ["--out", str(tmp_path / "a b.json")]
+    code, _, err = run_manyicl(capfd, *command)
+    assert (code, err) == (130, f"stopped; go on with: manyicl {shlex.join(command)}\n")
+
+
+def test_a_stopped_demo_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("manyicl.demo.run.run_demo", stop)
+    options = ["--seed", "1", "--seeds", "2", "--quick"]
+    code, _, err = run_manyicl(capfd, "demo", "--out", tmp_path, *options)
+    assert (code, err) == (130, f"stopped; go on with: manyicl demo --out {tmp_path} {' '.join(options)}\n")
+    code, _, err = run_manyicl(capfd, "demo", "--out", tmp_path / "no")
+    assert (code, err) == (130, "stopped, nothing is kept\n")
+
+
+def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("manyicl.comparison.grid.run_comparison", stop)
+    make_recipe(tmp_path, write_world(tmp_path))
+    code, _, err = run_manyicl(capfd, "compare", tmp_path / "recipe.toml", "--out", tmp_path / "c", "--seed", "0")
+    assert (code, err) == (130, f"stopped; go on with: manyicl compare --resume {tmp_path / 'c'} --seed 0\n")

@@ -1,0 +1,305 @@
+"""What each arm is trained on, and that matched arms spend alike: counted from the packs of their plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyicl.comparison.arms import (
+    ARMS,
+    ArmPlanner,
+    CompareConfig,
+    Spent,
+    choose_tasks,
+    count_spent,
+    episode_changes,
+    run_config,
+)
+from manyicl.comparison.grid import Grid
+from manyicl.errors import UserError
+from manyicl.models.costs import count_flops
+from manyicl.training.preparation import plan_packs, prepare_run
+from manyicl.training.recipe import RunConfig, load_recipe
+from tests.support.comparison_setting import make_recipe, write_world
+
+SHARED_ARMS = ("zero-shot", "few-shot", "manyicl")
+# Tokens of arms that are matched by them, as a share. A run of 20 steps has 40 packs, which fill by leaps.
+TOKENS_APART = 0.02
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("arms")
+    return folder, write_world(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenized(world):
+    return Grid(world[0], make_recipe(*world)).planner.tasks
+
+
+def make_planner(world, tokenized, *, num_steps: int = 20, packs_per_step: int = 2, **compare: Any) -> ArmPlanner:
+    train = {"num_steps": num_steps, "pack_tokens": 768, "packs_per_step": packs_per_step, "packs_per_batch": 1}
+    return ArmPlanner(make_recipe(*world, episodes={"token_budget": 384}, train=train, **compare), tokenized)
+
+
+def shares(spent: dict[str, Spent], match: str) -> list[float]:
+    amounts = [one.of(match) for one in spent.values()]
+    return [amount / amounts[-1] for amount in amounts]
+
+
+@pytest.mark.parametrize(
+    ("arm", "changes"),
+    [
+        ("zero-shot", {"shots": 0, "targets": "all"}),
+        ("few-shot", {"shots": 3, "targets": "last"}),
+        ("manyicl", {"targets": "all"}),
+        ("dedicated", {"shots": 0, "targets": "all"}),
+        ("dedicated-tuned", {"shots": 0, "targets": "all"}),
+    ],
+)
+def test_an_arm_changes_the_layout_of_episodes_and_their_targets(world, arm, changes):
+    assert episode_changes(arm, make_recipe(*world).compare) == changes
+
+
+def test_arms_share_all_of_the_recipe_but_the_layout_and_the_length_of_packs(world, tokenized):
+    planner = make_planner(world, tokenized)
+    for arm in SHARED_ARMS:
+        config, _ = planner.plan_arm(arm, seed=1)
+        shared = planner.config
+        assert type(config) is RunConfig
+        assert (config.seed, config.tasks.names, config.model) == (1, shared.tasks.names, shared.model)
+        assert config.held_out.episodes == 0
+        mine, theirs = config.train.model_dump(), shared.train.model_dump()
+        assert {key for key in mine if mine[key] != theirs[key]} <= {"pack_tokens"}
+        assert config.template == shared.template
+
+
+def test_the_episodes_of_each_arm_are_laid_out_as_it_says(world, tokenized):
+    planner = make_planner(world, tokenized)
+    lengths, answers = {}, {}
+    for arm in SHARED_ARMS:
+        config, spent = planner.plan_arm(arm, seed=0)
+        packs = plan_packs(config, tokenized).packs
+        lengths[arm] = [len(episode.examples) for pack in packs for episode in pack.episodes]
+        answers[arm] = spent.answers
+    assert set(lengths["zero-shot"]) == {1}
+    assert max(lengths["few-shot"]) == 4
+    assert min(lengths["manyicl"]) > 4
+    assert answers["few-shot"] == len(lengths["few-shot"])  # the last answer alone
+    assert answers["manyicl"] == sum(lengths["manyicl"])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_matched_by_tokens_arms_process_as_many_in_as_many_steps(world, tokenized, seed):
+    planner = make_planner(world, tokenized)
+    spent = {arm: planner.plan_arm(arm, seed=seed)[1] for arm in SHARED_ARMS}
+    assert {one.steps for one in spent.values()} == {20}
+    assert shares(spent, "tokens") == pytest.approx([1, 1, 1], rel=TOKENS_APART)
+    # What is not matched is far apart: or the test would hold of plans that are all the same.
+    assert spent["manyicl"].answers > 2 * spent["few-shot"].answers
+
+
+@pytest.mark.parametrize("match", ["answers", "flops"])
+def test_matched_by_answers_or_flops_arms_take_the_steps_that_come_nearest(world, tokenized, match):
+    planner = make_planner(world, tokenized, match=match)
+    spent = {arm: planner.plan_arm(arm, seed=0)[1] for arm in SHARED_ARMS}
+    assert spent["manyicl"].steps == 20
+    for arm in ("zero-shot", "few-shot"):
+        config, one = planner.plan_arm(arm, seed=0)
+        assert config.train.num_steps == one.steps
+        a_step = one.of(match) / one.steps
+        assert abs(one.of(match) - spent["manyicl"].of(match)) <= a_step
+    assert spent["few-shot"].steps != 20 or match == "flops"
+
+
+def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
+    """Counted again from the rows that a training step reads, not from the plan's own sums."""
+    planner = make_planner(world, tokenized, num_steps=3)
+    for arm in SHARED_ARMS:
+        config, spent = planner.plan_arm(arm, seed=0)
+        packs = plan_packs(config, tokenized)
+        batches = [packs.collate([packs[i]]) for i in range(len(packs))]
+        lengths = [batch.segment_lengths for batch in batches]
+        targets = [len(batch.target_positions_N) for batch in batches]
+        assert spent.packs == len(batches) == 3 * 2
+        assert spent.episodes == sum(map(len, lengths))
+        assert spent.answers == sum(len(batch.answer_shots_A) for batch in batches)
+        assert spent.targets == sum(targets)
+        assert spent.tokens == sum(map(sum, lengths)) == sum(spent.tokens_by_task.values())
+        flops = [count_flops(planner.shape, row, num_targets=n) for row, n in zip(lengths, targets, strict=True)]
+        assert spent.flops == sum(flops)
+
+
+def test_what_a_plan_spends_on_instructions_and_which_rows_it_supervises_is_counted(world, tokenized):
+    """Review A5: the few-shot arm's targets are its last answers, and each zero-shot example has a head of its own."""
+    planner = make_planner(world, tokenized, num_steps=3)
+    for arm in SHARED_ARMS:
+        config, spent = planner.plan_arm(arm, seed=0)
+        episodes = [episode for pack in plan_packs(config, tokenized).packs for episode in pack.episodes]
+        rows = [episode.examples[-1:] if arm == "few-shot" else episode.examples for episode in episodes]
+        assert spent.train_rows == sum(len(task.splits["train"]) for task in tokenized.values())
+        assert spent.target_rows == len(
+            {(episode.task, int(row)) for episode, mine in zip(episodes, rows, strict=True) for row in mine}
+        )
+        assert spent.answers == sum(map(len, rows))
+        assert spent.head_tokens == sum(len(tokenized[episode.task].head_ids) for episode in episodes)
+        assert 0 < spent.head_tokens < spent.tokens
+
+
+def test_episodes_with_fewer_shots_than_the_recipe_says_are_counted(world, tokenized):
+    """What a task's rows leave at the end of a pass is a shorter episode; 60 shots do not fit 192 tokens at all."""
+    config = make_recipe(*world)
+    for shots, all_short in ((2, False), (60, True)):
+        run = run_config(config, seed=0, tasks=config.tasks.names, episodes={"shots": shots, "targets": "last"})
+        packs = plan_packs(run, tokenized)
+        spent = count_spent(packs, run, ArmPlanner(config, tokenized).shape)
+        sizes = [len(episode.examples) for pack in packs.packs for episode in pack.episodes]
+        assert spent.short_episodes == sum(size < shots + 1 for size in sizes)
+        assert (spent.short_episodes == spent.episodes) is all_short
+
+
+def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world, tokenized):
+    planner = make_planner(world, tokenized, num_steps=40)
+    _, shared = planner.plan_arm("zero-shot", seed=0)
+    together = 0
+    for task, tokens in shared.tokens_by_task.items():
+        config, spent = planner.plan_dedicated("dedicated", task, seed=0)
+        assert config.tasks.names == (task,)
+        assert set(spent.tokens_by_task) == {task}
+        assert spent.tokens == pytest.approx(tokens, rel=0.1)
+        together += spent.tokens
+    assert together == pytest.approx(shared.tokens, rel=0.02)
+
+
+def test_a_task_that_the_matched_arm_never_reaches_has_no_share_for_a_model_of_its_own(world, tokenized):
+    """One step of one short pack holds examples of some tasks only."""
+    train = {"num_steps": 1, "pack_tokens": 64, "packs_per_step": 1, "packs_per_batch": 1}
+    planner = ArmPlanner(make_recipe(*world, episodes={"token_budget": 64}, train=train), tokenized)
+    _, whole = planner.plan_arm("zero-shot", seed=0)
+    missing = sorted(set(tokenized) - set(whole.tokens_by_task))
+    assert missing
+    with pytest.raises(UserError, match=rf"task '{missing[0]}': no episode of it in the .* steps") as refused:
+        planner.plan_dedicated("dedicated", missing[0], seed=0)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tuned_dedicated_model_has_eight_times_the_tokens_and_sixteen_checkpoints_to_choose_from(world, tokenized):
+    """B7: a real ceiling, which says that it is not matched."""
+    planner = make_planner(world, tokenized)
+    task = planner.config.tasks.names[0]
+    (matched, own), (tuned, more) = (
+        planner.plan_dedicated(arm, task, seed=0) for arm in ("dedicated", "dedicated-tuned")
+    )
+    assert more.tokens / own.tokens == pytest.approx(8, rel=0.05)
+    assert tuned.train.pack_tokens == matched.train.pack_tokens  # steps of the same size, so eight times as many
+    assert tuned.train.num_steps / tuned.train.checkpoint_every_steps == pytest.approx(16, rel=0.2)
+    assert (tuned.train.keep, tuned.train.validation_tokens) == ("best", 8192)
+    assert [arm.name for arm in ARMS.values() if not arm.matched] == ["dedicated-tuned"]
+    assert ARMS["dedicated-tuned"].title == "dedicated FT, tuned (ceiling, not matched)"
+
+
+def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tokenized):
+    """B7: with the recipe's defaults the shared arms kept their best checkpoint, and dedicated ones their last."""
+    train = {"num_steps": 40, "checkpoint_every_steps": 10, "keep": "best", "validation_tokens": 500}
+    planner = ArmPlanner(make_recipe(*world, train=train), tokenized)
+    task = planner.config.tasks.names[0]
+    shared, _ = planner.plan_arm("manyicl", seed=0)
+    dedicated, spent = planner.plan_dedicated("dedicated", task, seed=0)
+    for config in (shared, dedicated):
+        assert (config.train.keep, config.train.validation_tokens) == ("best", 500)
+    assert shared.train.num_steps / shared.train.checkpoint_every_steps == 4
+    assert spent.steps / dedicated.train.checkpoint_every_steps == pytest.approx(4, abs=1)
+    assert prepare_run(dedicated).validation[1]  # the task has episodes that are measured
+
+
+def test_trained_tasks_are_those_named_or_all_that_have_no_other_role(world):
+    config = make_recipe(*world)
+    names = [*config.tasks.names, *config.compare.held_out_tasks, *config.compare.familiar_tasks]
+    assert sorted(choose_tasks(config, names)) == sorted(config.tasks.names)
+    nothing_named = config.model_copy(update={"tasks": config.tasks.model_copy(update={"names": ()})})
+    named = make_recipe(*world, dedicated_tasks=[])
+    assert sorted(choose_tasks(named, names)) == sorted(choose_tasks(nothing_named, names))
+
+
+@pytest.mark.parametrize(
+    ("names", "compare", "message"),
+    [
+        (["a", "b"], {"held_out_tasks": ["b"]}, r"compare\.held_out_tasks: 'b' is in tasks\.names or"),
+        (
+            ["a"],
+            {"held_out_tasks": ["b"], "familiar_tasks": ["b"]},
+            r"'b' is in tasks\.names or compare\.familiar_tasks",
+        ),
+        (["a"], {"dedicated_tasks": ["c"]}, r"compare\.dedicated_tasks: 'c' is not a trained task; name trained ones"),
+        ([], {"held_out_tasks": ["a", "b", "c"]}, r"tasks\.names: every task of the folder is held out; leave some"),
+    ],
+)
+def test_a_task_has_one_role(world, names, compare, message):
+    none: dict[str, Any] = {"held_out_tasks": [], "familiar_tasks": [], "dedicated_tasks": []}
+    config = make_recipe(*world, **none | compare)
+    config = config.model_copy(update={"tasks": config.tasks.model_copy(update={"names": tuple(names)})})
+    with pytest.raises(UserError, match=message):
+        choose_tasks(config, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compare.seeds=[0, 0]", r"compare\.seeds = .*: .*names something twice"),
+        ('compare.arms=["base", "base"]', r"compare\.arms = .*: .*names something twice"),
+        ('compare.arms=["zero-shoot"]', r"compare\.arms\[0\] = 'zero-shoot': input should be 'base', 'zero-shot'"),
+        ("compare.shots=[0, 4, 4]", r"compare\.shots = .*: .*names something twice"),
+        (
+            ("compare.learning_rates=[0.1]", "compare.validation_queries=0"),
+            r"compare: learning_rates are chosen by validation rows, and validation_queries = 0",
+        ),
+        (
+            "compare.choose_by=prequential",  # B6
+            r"compare: choose_by = 'prequential' is gone; learning rates are chosen by validation_queries rows of each"
+            r" task: leave it out",
+        ),
+        ("compare.learning_rates=[0.1, 0.1]", r"compare\.learning_rates = .*: .*names something twice"),
+        ("compare.seeds=[]", r"compare\.seeds = \[\]: "),
+        ("compare.seeds=[-1]", r"compare\.seeds\[0\] = -1: "),
+        ("compare.match=steps", r"compare\.match = 'steps': input should be 'tokens', 'answers' or 'flops'"),
+        ("compare.querys=4", r"compare\.querys: unknown key; did you mean 'queries'\?"),
+        (
+            ('compare.arms=["dedicated-tuned"]', "compare.validation_queries=0"),
+            r"compare: dedicated-tuned is tuned by validation rows, and validation_queries = 0",
+        ),
+    ],
+)
+def test_settings_that_say_nothing_sensible_are_refused_in_one_line(world, override, message):
+    make_recipe(*world)
+    overrides = [override] if isinstance(override, str) else override
+    with pytest.raises(UserError, match=message) as refused:
+        load_recipe(world[0] / "recipe.toml", overrides=overrides, kind=CompareConfig)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_recipe_of_an_earlier_version_that_names_the_choice_by_validation_still_loads(world):
+    make_recipe(*world)
+    overrides = ["compare.choose_by=validation"]
+    assert load_recipe(world[0] / "recipe.toml", overrides=overrides, kind=CompareConfig) == make_recipe(*world)
+
+
+def test_arms_of_earlier_versions_are_left_out_of_a_recipe_with_a_warning(world):
+    """B7: old comparison folders can still be opened; their recipes name every setting."""
+    make_recipe(*world)
+    overrides = ['compare.arms=["base", "dedicated-free", "dedicated-many-shot", "manyicl"]', "compare.free_factor=8.0"]
+    with pytest.warns(
+        UserWarning, match="dedicated-free and dedicated-many-shot of earlier versions are gone and left"
+    ):
+        config = load_recipe(world[0] / "recipe.toml", overrides=overrides, kind=CompareConfig)
+    assert config == make_recipe(*world, arms=["base", "manyicl"])
+
+
+def test_a_recipe_without_the_section_is_told_which_one_to_add(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('[tasks]\nfolder = "tasks"\n[model]\npath = "seed"\n[train]\nnum_steps = 1\n')
+    with pytest.raises(UserError, match=r"compare: is missing; add a section \[compare\]") as refused:
+        load_recipe(path, kind=CompareConfig)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,136 @@
+"""`manyicl plan` of a comparison's recipe: what it counts beforehand is what the comparison then spends."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from manyicl.cli.comparison_tables import comparison_forecast_table
+from manyicl.comparison.forecast import Work, count_sweep, forecast_comparison
+from manyicl.comparison.grid import Grid, WorkItem, open_comparison, run_comparison
+from manyicl.comparison.summary import collect_findings
+from manyicl.evaluation.curves import ask_draw
+from manyicl.evaluation.loop import load_asked_model, tokenize_for
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.planning.devices import find_device
+from manyicl.tasks.task import Task
+from tests.support.comparison_setting import make_recipe, write_world
+from tests.support.rendering import render_terminal
+from tests.trajectory.setting import run_command
+
+LESS: dict[str, Any] = {
+    "arms": ["base", "zero-shot", "manyicl", "dedicated", "dedicated-tuned"], "learning_rates": [1e-4, 1e-3],
+    "familiar_tasks": [], "orders": False, "asked_tasks": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("world")
+    return folder, write_world(folder)
+
+
+def small(world, **compare: Any):
+    """Return a recipe with every kind of work, of one dedicated task."""
+    return make_recipe(*world, train={"num_steps": 2}, dedicated_tasks=world[1][0][:1], **{**LESS, **compare})
+
+
+@pytest.mark.slow
+def test_the_planned_tokens_are_those_that_the_comparison_spends(world, tmp_path):
+    """Issue 16, fault 4: plan of a comparison's recipe."""
+    config = small(world)
+    planned = forecast_comparison(Grid(tmp_path, config))
+    comparison = open_comparison(tmp_path / "out", config)
+    run_comparison(comparison, console=Console(file=StringIO()))
+    costs = {(cost["arm"], cost["seed"]): cost for cost in collect_findings(comparison)["costs"]}
+    assert {arm.arm: arm.tokens for arm in planned.arms} == {arm: costs[arm, 0]["tokens"] for arm in LESS["arms"]}
+    # Every run that was really trained, those of the first seed in its trials: by what its steps logged.
+    runs = {path.parent for path in comparison.folder.glob("**/metrics.jsonl")}
+    logged = {
+        run: sum(json.loads(line).get("tokens", 0) for line in (run / "metrics.jsonl").read_text().splitlines())
+        for run in runs
+    }
+    trials = sum(tokens for run, tokens in logged.items() if "trials" in run.parts)
+    assert planned.work["trials: training"].tokens == trials
+    # The first seed's runs are those of trials; the second is taken to be like the first.
+    assert planned.work["training"].tokens == sum(costs[arm, 0]["tokens"] for arm in LESS["arms"])
+    assert planned.work["training"].cells == 4 * 2
+
+
+@pytest.mark.slow
+def test_the_planned_cells_are_those_of_the_grid(world, tmp_path):
+    comparison = Grid(tmp_path, small(world))
+    planned = forecast_comparison(comparison)
+    cells = comparison.cells()
+    assert sum(work.cells for work in planned.work.values()) == len(cells)
+    assert planned.work["text"].cells == 3 * 2  # base, zero-shot and ManyICL, two seeds
+    assert planned.work["text"].tokens == 3 * 2 * sum(len(ids) for text in comparison.texts for ids in text.ids)
+    assert planned.blockers == ()
+    for arm in planned.arms:
+        assert (arm.memory is None) is (arm.arm == "base")
+        assert arm.total.flops > 0
+
+
+@pytest.mark.parametrize("what", ["test", "validation", "flip"])
+def test_the_tokens_behind_a_shared_prefix_are_those_that_go_through_the_model(world, tmp_path, what):
+    """Of known answers exactly; an open answer is taken to be as long as its reference."""
+    comparison = Grid(tmp_path, small(world))
+    cell = WorkItem("manyicl", 1, what)
+    asked = load_asked_model("seed", precision="fp32", max_tokens=192, template=comparison.config.template)
+    tasks, options = comparison.sweep_of(cell)
+    chosen = next(task for task in tasks if task.labels)
+    plan = sweep_plan(chosen, asked, options)
+    counted = count_sweep(plan, forward=lambda lengths, **_: 0)
+    for draw in range(plan.sweep.num_draws):
+        for _ in ask_draw(asked.model, plan, draw=draw):
+            pass
+    assert counted.tokens == plan.count.num_prefix_tokens + plan.count.num_query_tokens > 0
+    prefixes = [sum(len(plan.prefix_ids(d, start=0, stop=plan.num_shots(d, k))) for d, k in plan.cells)]
+    assert counted.plain_tokens > sum(prefixes) * len(plan.queries)
+
+
+def sweep_plan(task: Task, asked: Any, options: dict[str, Any]) -> TaskSweep:
+    sweep = Sweep(
+        tuple(options["shots"]),
+        num_draws=options["draws"],
+        num_queries=options["queries"],
+        seed=1,
+        max_tokens=asked.max_tokens,
+        max_new_tokens=options["max_new_tokens"],
+        purpose=options.get("purpose", "evaluation"),
+    )
+    return TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep)
+
+
+def test_work_adds_up():
+    assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(11, 22, 33, 44)
+    assert Work(1, 2, 3, 4).times(3) == Work(3, 6, 9, 12)
+
+
+def test_the_table_fits_80_columns_and_says_what_it_assumes(world, tmp_path):
+    planned = forecast_comparison(Grid(tmp_path, small(world)), device=find_device("h100"), num_devices=2)
+    shown = render_terminal(comparison_forecast_table(planned), width=80)
+    for words in ("│ zero-shot FT", "trials: validation", "plain path", "30%", "On 2 of them", "MiB"):
+        assert words in shown, words
+    total = planned.to_json()["total"]
+    assert total["hours"] == pytest.approx(total["flops"] / (989.5e12 * 0.3) / 3600)
+    assert "nothing stands in its way" in shown
+
+
+def test_the_command_plans_a_comparison_and_tells_what_is_in_its_way(world):
+    """Issue 16, fault 4: it ended with "compare: unknown key"."""
+    small(world)
+    recipe = world[0] / "recipe.toml"
+    ended = run_command("plan", recipe, "--json", "--device", "h100")
+    assert ended.returncode == 0, ended.stderr
+    content = json.loads(ended.stdout)
+    assert [arm["arm"] for arm in content["arms"]] == LESS["arms"]
+    assert content["total"]["hours"] > 0
+    ended = run_command("plan", recipe, "compare.max_tokens=10000000")
+    assert ended.returncode == 1
+    assert "in the way: " in ended.stdout

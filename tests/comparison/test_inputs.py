@@ -1,0 +1,115 @@
+"""A9: a comparison goes on only with the task and text files that it began with."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from manyicl.comparison.arms import CompareConfig
+from manyicl.comparison.grid import Grid, open_comparison, run_comparison
+from manyicl.comparison.inputs import INPUTS_FILE
+from manyicl.comparison.summary import collect_findings
+from manyicl.errors import UserError
+from manyicl.tasks.task import load_tasks
+from tests.support.comparison_setting import make_recipe, write_world
+
+
+@pytest.fixture
+def began(tmp_path) -> tuple[Path, CompareConfig]:
+    """The folder and recipe of a comparison of the base alone that has begun, with no cell done."""
+    config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], flips=False, orders=False)
+    open_comparison(tmp_path / "out", config)
+    return tmp_path / "out", config
+
+
+def change_tests(folder: Path, task: str) -> Path:
+    """Change the input of every test row of a task; return its file."""
+    file = folder / f"{task}.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        if row["split"] == "test":
+            row["input"] += " (changed)"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def refusal(folder: Path, config: Any = None) -> str:
+    with pytest.raises(UserError) as refused:
+        open_comparison(folder, config)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_unchanged_files_are_gone_on_with(began):
+    folder, config = began
+    open_comparison(folder, None)
+    open_comparison(folder, config)
+
+
+def test_a_changed_task_file_is_refused_by_name(began):
+    folder, config = began
+    task = config.compare.held_out_tasks[0]
+    file = change_tests(Path(config.tasks.folder), task)
+    assert refusal(folder) == refusal(folder, config) == (
+        f"{file}: task '{task}' is not what it was when the comparison in {folder} began; put the file back, or start"
+        " a new comparison"
+    )  # fmt: skip
+
+
+def test_a_changed_text_is_refused_by_name(began):
+    folder, config = began
+    (text,) = config.compare.text_files
+    Path(text).write_text(Path(text).read_text(encoding="utf-8") + "One more line.\n", encoding="utf-8")
+    assert refusal(folder).startswith(f"{text}: this text is not what it was when the comparison in {folder} began; ")
+    Path(text).unlink()
+    assert refusal(folder).startswith(f"compare.text_files: {text}: cannot be read (No such file or directory); ")
+
+
+def test_without_recorded_hashes_those_of_the_finished_cells_count(began):
+    """A comparison of an earlier version has no inputs.json."""
+    folder, config = began
+    comparison = open_comparison(folder, None)
+    run_comparison(comparison, seeds=[0], console=Console(file=StringIO()))
+    (folder / INPUTS_FILE).unlink()
+    open_comparison(folder, None)
+    assert (folder / INPUTS_FILE).is_file()
+    (folder / INPUTS_FILE).unlink()
+    task = comparison.asked_trained[0]
+    file = change_tests(Path(config.tasks.folder), task)
+    assert refusal(folder).startswith(f"{file}: task '{task}' is not what it was when")
+
+
+def test_the_hashes_that_are_reported_are_those_of_the_cells(began):
+    folder, config = began
+    before = {task.name: task.sha256 for task in load_tasks(config.tasks.folder)}
+    change_tests(Path(config.tasks.folder), config.compare.held_out_tasks[0])
+    found = {entry["task"]: entry["sha256"] for entry in collect_findings(Grid(folder, config))["tasks"]}
+    assert found == before
+
+
+def test_a_kill_before_the_recipe_was_written_leaves_a_folder_that_can_be_begun_in(tmp_path):
+    config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"])
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / INPUTS_FILE).write_text('{"tasks": {}, "texts": {}}')
+    assert set(open_comparison(folder, config).inputs.tasks) >= set(config.tasks.names)
+
+
+def test_cells_that_an_earlier_version_asked_behind_other_shots_are_not_added_to(tmp_path):
+    """A2: the answers of two arms would not be pairs."""
+    config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], flips=False, orders=False, text_files=[])
+    comparison = open_comparison(tmp_path / "out", config)
+    run_comparison(comparison, console=Console(file=StringIO()))
+    tests = sorted((tmp_path / "out").glob("seed-*/base.test.json"))
+    content = json.loads(tests[0].read_text(encoding="utf-8"))
+    assert content.pop("streams") == 2
+    tests[0].write_text(json.dumps(content), encoding="utf-8")
+    run_comparison(comparison, console=Console(file=StringIO()))  # nothing is missing, so nothing is mixed
+    tests[-1].unlink()
+    with pytest.raises(UserError, match=r"seed-0.base.test.json was asked by another version of manyicl, which draws"):
+        run_comparison(comparison, console=Console(file=StringIO()))

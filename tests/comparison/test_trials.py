@@ -1,0 +1,206 @@
+"""Trials of learning rates: what they are judged by, and that processes beside one another share them (B1)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from manyicl.comparison.grid import Judged, WorkItem, judge_trial, open_comparison, run_comparison
+from manyicl.comparison.schema import check_comparison
+from manyicl.comparison.summary import collect_findings
+from manyicl.errors import UserError
+from manyicl.report.markdown import render_markdown
+from manyicl.report.verdict import tell_rates
+from manyicl.training.metrics import MetricsLog
+from manyicl.training.run_folder import read_run_config
+from tests.support.comparison_setting import make_recipe, write_world
+from tests.test_claims import other_process
+from tests.trajectory.setting import ROOT
+
+RATES = [1e-4, 1e-3]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("world")
+    return folder, write_world(folder)
+
+
+def begin(world, folder: Path, **compare: Any):
+    """Begin a comparison of the smallest kind that has trials."""
+    config = make_recipe(
+        *world,
+        train={"num_steps": 1},
+        **{
+            "arms": ["manyicl"], "learning_rates": RATES, "shots": [0, 1], "queries": 2, "asked_tasks": 1,
+            "familiar_tasks": [], "flips": False, "orders": False, "text_files": [], **compare,
+        },
+    )  # fmt: skip
+    return open_comparison(folder, config)
+
+
+def run(comparison, **options: Any) -> str:
+    console = Console(file=StringIO(), width=200)
+    run_comparison(comparison, console=console, **options)
+    return console.file.getvalue()
+
+
+def test_a_later_seed_that_is_done_first_does_the_trials_of_the_first_one(world, tmp_path):
+    """B1: they were left out, and reading them ended in a traceback."""
+    comparison = begin(world, tmp_path / "out")
+    run(comparison, seeds=[1])
+    done = [cell for cell in comparison.cells() if comparison.is_done(cell)]
+    assert {(cell.seed, cell.rate) for cell in done} == {(0, 1e-4), (0, 1e-3), (1, None)}
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_trials(world, tmp_path):
+    """B1: each is trained once, by whichever process comes first, and both end well."""
+    comparison = begin(world, tmp_path / "out")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+    call = [sys.executable, "-m", "manyicl", "compare", "--resume", str(comparison.folder), "--seed"]
+    processes = [
+        subprocess.Popen([*call, seed], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for seed in "01"
+    ]
+    told = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert all(comparison.is_done(cell) for cell in comparison.cells())
+    printed = "".join(err for _, err in told)
+    for rate in ("0.0001", "0.001"):
+        lines = [line for line in printed.splitlines() if f"learning rate {rate}: train" in line]
+        numbers = {line.split("]")[0] for line in lines}
+        assert len(numbers) == 1, printed
+    assert "Traceback" not in printed
+
+
+def test_what_another_process_does_is_waited_for(world, tmp_path):
+    comparison = begin(world, tmp_path / "out", seeds=[0])
+    trial = WorkItem("manyicl", 0, "train", rate=RATES[0])
+    with other_process(comparison.claim_file(trial), seconds=5) as process:
+        assert process.stdout.readline().strip() == "None"
+        printed = run(comparison)
+    waited = f"waiting for process {process.pid} on "
+    assert printed.count(waited) == 1
+    assert "seed 0, ManyICL, learning rate 0.0001" in printed
+    assert all(comparison.is_done(cell) for cell in comparison.cells())
+
+
+def test_the_first_seed_takes_the_run_of_its_trial(world, tmp_path):
+    """The same recipe is not trained twice."""
+    comparison = begin(world, tmp_path / "out", seeds=[0])
+    run(comparison)
+    rate = comparison.chosen_rate("manyicl")
+    trial, kept = (comparison.place(WorkItem("manyicl", 0, "train", rate=r)) for r in (rate, None))
+    assert (kept / "run.json").read_bytes() == (trial / "run.json").read_bytes()
+    weights = [next((run / "model").glob("*.safetensors")) for run in (trial, kept)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert json.loads(kept.with_name("manyicl.plan.json").read_bytes())["learning_rate"] == rate
+
+
+def curve(**scores: float) -> dict[str, Any]:
+    """A task's curve: k1=0.5 is a score of 0.5 at 1 shot; its nats are 1 less the score."""
+    return {"curve": [{"shots": int(k[1:]), "score": score, "nll": 1 - score} for k, score in scores.items()]}
+
+
+def test_a_trial_is_judged_by_its_best_mean_over_tasks():
+    assert judge_trial([curve(k0=0.2, k1=0.9), curve(k0=0.4, k1=0.5)]) == Judged(1, 0.7, pytest.approx(0.3))
+
+
+def test_a_task_that_was_not_asked_with_so_many_shots_counts_with_its_most(world, tmp_path):
+    """B1: without a shot count that all tasks share, the choice ended in a ValueError."""
+    judged = judge_trial([curve(k16=0.8), curve(k1=0.4, k4=0.6)])
+    assert judged == Judged(4, pytest.approx(0.7), pytest.approx(0.3))
+    judged = judge_trial([curve(k0=0.1, k1=0.2, k16=0.8), curve(k0=0.1, k1=0.6)])
+    assert judged == Judged(16, pytest.approx(0.7), pytest.approx(0.3))
+
+
+def test_a_trial_that_was_not_asked_anything_is_not_judged(world, tmp_path):
+    assert judge_trial([]) is None
+    assert judge_trial([{"curve": [{"shots": 0, "score": None, "nll": None}]}]) is None
+    comparison = begin(world, tmp_path / "out", shots=[500], seeds=[0])  # no task has so many rows
+    with pytest.raises(UserError, match=r"^compare\.learning_rates: no validation row could be asked of ManyICL, so"):
+        run(comparison)
+    assert [trial["chosen"] for trial in collect_findings(comparison)["trials"]] == [False, False]
+
+
+@pytest.fixture(scope="module")
+def tuned(world, tmp_path_factory):
+    """A finished comparison of the tuned ceiling alone. Not to be changed."""
+    tasks = world[1][0][:2]
+    comparison = begin(
+        world, tmp_path_factory.mktemp("tuned") / "out", arms=["dedicated-tuned"], dedicated_tasks=tasks, seeds=[0, 1]
+    )
+    run(comparison)
+    return comparison
+
+
+@pytest.mark.slow
+def test_a_tuned_dedicated_model_has_the_rate_and_the_steps_that_its_own_task_chose(tuned):
+    """B7: per task, by its validation rows alone; the later seeds take the rates of the first."""
+    for task in tuned.dedicated:
+        judged = {rate: judge_trial(tuned.read_validation("dedicated-tuned", rate, task)) for rate in RATES}
+        best = max(RATES, key=lambda rate: (judged[rate].score, -judged[rate].nll))
+        assert tuned.chosen_rate("dedicated-tuned", task) == best
+        for seed in (0, 1):
+            folder = tuned.place(WorkItem("dedicated-tuned", seed, "train", task))
+            assert read_run_config(folder).train.learning_rate == best
+            records = MetricsLog(folder / "metrics.jsonl").read()
+            losses = {r["step"]: r["eval_loss"] for r in records if "eval_loss" in r}
+            assert len(losses) > 4
+            assert json.loads((folder / "run.json").read_bytes())["model_step"] == min(losses, key=losses.get)
+
+
+@pytest.mark.slow
+def test_what_was_tuned_is_told(tuned):
+    content = collect_findings(tuned)
+    assert [(t["task"], t["learning_rate"]) for t in content["trials"]] == [
+        (task, rate) for task in tuned.dedicated for rate in RATES
+    ]
+    chosen = {t["task"]: t["learning_rate"] for t in content["trials"] if t["chosen"]}
+    assert [(t["task"], t["seed"]) for t in content["tuned"]] == [(task, seed) for seed in (0, 1) for task in chosen]
+    for one in content["tuned"]:
+        assert one["learning_rate"] == chosen[one["task"]]
+        assert 0 < one["step"] <= one["steps"]
+    told = tell_rates(check_comparison(content))
+    assert "dedicated FT, tuned (ceiling, not matched): the rate of 2 of 2 tasks lies at an end of those tried" in told
+    page = render_markdown(check_comparison(content))
+    assert "## Tuned for each task" in page
+
+
+def test_without_named_rates_only_the_ceiling_has_trials_half_a_decade_apart(world, tmp_path):
+    arms = ["manyicl", "dedicated-tuned"]
+    comparison = begin(world, tmp_path / "out", arms=arms, learning_rates=[], dedicated_tasks=world[1][0][:1])
+    assert comparison.config.train.learning_rate == 1e-3
+    rates = {arm: [c.rate for c in comparison.cells() if c.arm == arm and c.rate and c.what == "train"] for arm in arms}
+    assert rates == {"manyicl": [], "dedicated-tuned": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
+    assert comparison.chosen_rate("manyicl") == 1e-3
+
+
+def rates_told(*trials: tuple[str, float, bool]) -> str:
+    """Return what is told of trials (arm, rate, is chosen)."""
+    arms = [{"arm": arm, "title": arm} for arm in dict.fromkeys(arm for arm, _, _ in trials)]
+    listed = [{"arm": arm, "learning_rate": rate, "chosen": chosen} for arm, rate, chosen in trials]
+    about = {"schema": 1, "name": "n", "finished": True, "config": "", "seeds": [0], "shots": [0], "match": "tokens"}
+    return tell_rates(check_comparison(about | {"arms": arms, "tasks": [], "trials": listed}))
+
+
+def test_a_rate_at_an_end_of_those_tried_is_told():
+    """A4: a chosen rate that is not bracketed is no best rate."""
+    inner = rates_told(("a", 1e-4, False), ("a", 1e-3, True), ("a", 1e-2, False))
+    assert inner == "Chosen on validation rows: a 0.001."
+    ends = rates_told(("a", 1e-4, True), ("a", 1e-3, False), ("b", 1e-4, False), ("b", 1e-3, True))
+    assert ends == (
+        "Chosen on validation rows: a 0.0001, b 0.001. The rate of a is the lowest that was tried, so a lower one may"
+        " do better. The rate of b is the highest that was tried, so a higher one may do better."
+    )
+    assert rates_told(("a", 1e-3, True)) == "Chosen on validation rows: a 0.001."
+    assert rates_told(("a", 1e-3, False), ("a", 1e-2, False)) == ""
