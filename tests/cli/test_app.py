@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from manyicl.cli import app
+from manyicl.cli import app, evaluate
 from manyicl.errors import UserError
 from manyicl.evaluation.loop import load_asked_model, one_pass_curve
 from manyicl.evaluation.points import PREDICTION_SCHEMA, read_predictions
@@ -241,13 +241,13 @@ def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
 
 @pytest.mark.parametrize(("text", "counts"), [("0", (0,)), ("0,1,4", (0, 1, 4)), ("16, 4", (16, 4))])
 def test_shot_counts_are_numbers_between_commas(text, counts):
-    assert app.parse_shots(text) == counts
+    assert evaluate.parse_shots(text) == counts
 
 
 @pytest.mark.parametrize("text", ["", "1,", "a", "1;2", "1.5", "-1", "0,-4"])
 def test_other_shot_counts_are_refused(text, folder, capfd):
     with pytest.raises(UserError, match="--shots"):
-        app.parse_shots(text)
+        evaluate.parse_shots(text)
     assert refusal(capfd, "eval", folder / "model", "--tasks", folder / "tasks", f"--shots={text}").startswith(
         "--shots "
     )

@@ -15,6 +15,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
+from manyicl.evaluation import loop
 from manyicl.evaluation.loop import AskedModel, ask_inputs, load_asked_model
 from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.models.attention import dispatch

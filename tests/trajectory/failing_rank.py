@@ -11,6 +11,7 @@ import time
 
 from manyicl.cli import app
 from manyicl.errors import UserError
+from manyicl.evaluation import loop
 
 asked = 0
 

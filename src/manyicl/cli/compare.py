@@ -1,0 +1,97 @@
+"""Commands that compare ways of training: compare, report, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from manyicl.cli.options import stoppable
+from manyicl.errors import UserError
+
+commands = typer.Typer()
+
+if TYPE_CHECKING:
+    pass
+
+
+@commands.command()
+def compare(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe with a [compare] section (*.toml).")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as compare.draws=10.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new folder; runs/RECIPE-TIME unless said.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the comparison in this folder.")] = None,
+    status: Annotated[Path | None, typer.Option("--status", help="Show what is done of this one, and stop.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Do this seed only (repeat for several): one GPU a seed.")
+    ] = None,
+) -> None:
+    """Train the arms of the paper from one recipe, matched, ask them alike, and write a report.
+
+    The arms: base, zero-shot and few-shot fine-tuning, ManyICL, and a dedicated model a task. A killed comparison goes
+    on with --resume. To share one out over GPUs, start it once a GPU with --resume DIR --seed N.
+    """
+    from manyicl.comparison import CompareConfig, check_seeds, open_comparison, refuse_ranks, run_comparison
+    from manyicl.console import make_console
+    from manyicl.files import default_folder
+    from manyicl.report import finish_comparison, grid_table
+    from manyicl.training import load_recipe
+
+    console = make_console()
+    if status is not None:
+        console.print(grid_table(open_comparison(status, None)))
+        return
+    refuse_ranks()
+    if resume is not None and (recipe is not None or out is not None):
+        raise UserError(f"--resume {resume}: goes on with its own recipe and folder; leave RECIPE and --out out")
+    if recipe is None and resume is None:
+        raise UserError("name a recipe (*.toml), or a comparison to go on with: --resume DIR")
+    config = load_recipe(recipe, overrides=overrides or (), kind=CompareConfig) if recipe else None
+    folder = resume or out or default_folder(recipe.stem if recipe else "")
+    comparison = open_comparison(folder, config)
+    check_seeds(comparison, seeds)
+    some = [word for seed in seeds or () for word in ("--seed", str(seed))]
+    with stoppable("compare", "--resume", str(folder), *some, kept=folder, recipe=folder / "recipe.toml"):
+        run_comparison(comparison, seeds=seeds, console=make_console(stderr=True))
+    if not finish_comparison(comparison, console=console) and not seeds:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a `manyicl compare`.")],
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR ...]", help="The same comparison under other matchings, to stand beside it."),
+    ] = None,
+) -> None:
+    """Write a comparison's report.html and report.md anew, from its comparison.json alone."""
+    from manyicl.report import write_report
+
+    page = write_report(folder, others=others or ())
+    typer.echo(f"wrote {page} and {page.with_suffix('.md').name}")
+
+
+@commands.command()
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", help="Its folder; runs/demo-TIME unless said.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides tasks, episodes, shots and queries.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on; 5 for intervals.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="In 90 seconds, with wider intervals.")] = False,
+) -> None:
+    """The paper's comparison in minutes on two cores: base, zero-shot, few-shot, ManyICL and dedicated fine-tuning.
+
+    On the packaged seed model and tasks of the embedded world, in two regimes: many tasks with few examples, and few
+    tasks with many. Killed, it goes on when called again with the same --out.
+    """
+    from manyicl.console import make_console
+    from manyicl.demo import run_demo
+    from manyicl.files import default_folder
+
+    folder = out or default_folder("demo")
+    options = ["--seed", str(seed), "--seeds", str(seeds), *(["--quick"] if quick else [])]
+    with stoppable("demo", "--out", str(folder), *options, kept=folder, recipe=folder / "REGIME" / "recipe.toml"):
+        run_demo(out=folder, seed=seed, num_seeds=seeds, quick=quick, console=make_console())

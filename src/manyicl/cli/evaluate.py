@@ -1,0 +1,277 @@
+"""Commands that ask a model: eval, curve, diff, ask."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from manyicl.cli.options import (
+    MaxNewTokens,
+    MaxTokens,
+    ModelPath,
+    Out,
+    Precision,
+    Recipe,
+    Seed,
+    TaskFolder,
+    TaskNames,
+    Trust,
+    stoppable,
+)
+from manyicl.errors import UserError
+from manyicl.evaluation import FILL, Shots
+
+commands = typer.Typer()
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manyicl.evaluation import AskedModel, Evaluation
+    from manyicl.tasks import Task
+
+
+@commands.command("eval")
+def eval_(
+    model: ModelPath,
+    tasks: TaskFolder,
+    task: TaskNames = None,
+    shots: Annotated[
+        str, typer.Option("--shots", help="Shot counts, comma-separated; fill: as many as fit, in each draw.")
+    ] = "0,1,4,16,64",
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Random draws of shots; 10 for a headline.")] = 5,
+    queries: Annotated[
+        int, typer.Option("--queries", min=1, help="Test rows asked, the same at every k and draw.")
+    ] = 200,
+    seed: Seed = 0,
+    length_normalized: Annotated[
+        bool, typer.Option("--length-normalized", help="Choose a known answer by its nats a token, not by their sum.")
+    ] = False,
+    out: Out = None,
+    max_tokens: MaxTokens = None,
+    max_new_tokens: MaxNewTokens = None,
+    precision: Precision = "auto",
+    recipe: Recipe = None,
+    trust_remote_code: Trust = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile pieces of the model: faster on a GPU behind many shots.")
+    ] = False,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="Ask this OpenAI-compatible server to generate.")
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option("--endpoint-model", help="The server's name for it; MODEL_OR_RUN unless said.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Queries under way at the server.")] = 8,
+) -> None:
+    """Score against number of shots, by task, with 95 % intervals over draws and queries.
+
+    With --out, a killed evaluation goes on when called again. Several GPUs: accelerate launch -m manyicl eval ...
+    """
+    from manyicl.cli.result_tables import curve_plot, evaluation_table
+    from manyicl.console import make_console, reporting
+    from manyicl.distributed import joined_ranks
+    from manyicl.evaluation import check_out, evaluate, predictions_path
+    from manyicl.tasks import load_tasks
+
+    by: Literal["sum", "mean"] = "mean" if length_normalized else "sum"
+    with joined_ranks() as ranks, stoppable(*sys.argv[1:], kept=out.parent if out else None):
+        options: dict[str, Any] = {"shots": parse_shots(shots), "draws": draws, "queries": queries, "seed": seed}
+        check_out(out)
+        _check_endpoint(endpoint, endpoint_model, precision, by=by, compiled=compiled, num_ranks=ranks.count)
+        chosen = load_tasks(tasks, names=task)
+        asked = _load_asked(
+            model,
+            max_tokens,
+            recipe,
+            precision=precision,
+            trust_remote_code=trust_remote_code,
+            weights=endpoint is None,
+            compiled=compiled,
+        )
+        with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as report:
+            options |= {"max_new_tokens": max_new_tokens, "out": out, "report": report}
+            if endpoint is None:
+                result = evaluate(asked, chosen, **options, by=by, ranks=ranks)
+            else:
+                result = _ask_endpoint(asked, chosen, (endpoint, endpoint_model or model, concurrency), **options)
+    console = make_console()
+    console.print(evaluation_table(result))
+    console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
+    if out is not None:
+        console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
+    if not result.complete:
+        console.print("incomplete: give the same command again to ask what has no answer", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _check_endpoint(
+    endpoint: str | None,
+    endpoint_model: str | None,
+    precision: str,
+    *,
+    by: Literal["sum", "mean"],
+    compiled: bool,
+    num_ranks: int,
+) -> None:
+    """Refuse options that would do nothing with, or without, a server."""
+    wrong = ""
+    if endpoint is None:
+        wrong = "--endpoint-model: needs --endpoint" if endpoint_model else ""
+    elif precision != "auto":
+        wrong = "--precision: is the server's own"
+    elif compiled:
+        wrong = "--compile: the server runs the model"
+    elif by == "mean":
+        wrong = "--length-normalized: a server tells no likelihoods"
+    elif num_ranks > 1:
+        raise UserError(f"--endpoint {endpoint}: one process asks a server; leave accelerate out, raise --concurrency")
+    if wrong:
+        raise UserError(f"{wrong}; leave it out")
+
+
+def _ask_endpoint(asked: AskedModel, tasks: Sequence[Task], server: tuple[str, str, int], **options: Any) -> Evaluation:
+    """Return what a server (URL, model's name there, concurrency) answers."""
+    try:
+        from manyicl.evaluation import evaluate_at_endpoint
+        from manyicl.inference import EndpointSettings
+    except ModuleNotFoundError as error:
+        # Not the extra, which pip finds only where the package is on an index.
+        raise UserError(f"--endpoint: {error.name} is not installed; pip install httpx2 tenacity") from error
+
+    url, name, concurrency = server
+    settings = EndpointSettings(url, model=name, concurrency=concurrency)
+    return evaluate_at_endpoint(asked, tasks, endpoint=settings, **options)
+
+
+@commands.command()
+def curve(
+    model: ModelPath,
+    tasks: TaskFolder,
+    task: TaskNames = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes of test rows a task.")] = 20,
+    seed: Seed = 0,
+    out: Out = None,
+    max_tokens: MaxTokens = None,
+    precision: Precision = "auto",
+    recipe: Recipe = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
+    from manyicl.cli.result_tables import curve_plot, evaluation_table
+    from manyicl.console import make_console, reporting
+    from manyicl.evaluation import check_out, one_pass_curve, refuse_other_result
+    from manyicl.tasks import load_tasks
+
+    check_out(out)
+    chosen = load_tasks(tasks, names=task)
+    asked = _load_asked(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
+    if out is not None:
+        settings = {"model": asked.path, "kind": "one-pass", "seed": seed, "max_tokens": asked.max_tokens}
+        refuse_other_result(out, settings, [{"task": t.name, "sha256": t.sha256} for t in chosen])
+    with reporting(make_console(stderr=True)) as report:
+        result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
+    fault = None
+    if out is not None:  # first, so that a reader who stops reading loses nothing
+        try:
+            result.save(out)
+        except OSError as error:  # a full disk, say: at least it can be read
+            fault = error
+    console = make_console()
+    console.print(evaluation_table(result))
+    console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
+    if fault is not None:
+        raise fault
+    if out is not None:
+        console.print(f"wrote {out}", soft_wrap=True)
+
+
+@commands.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="A result of manyicl eval --out.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another, asked with the same tasks and seed.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with a sentence a cell.")] = False,
+) -> None:
+    """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
+    from manyicl.cli.result_tables import difference_table
+    from manyicl.console import make_console
+    from manyicl.evaluation import compare_results, read_result
+
+    difference = compare_results(read_result(a), read_result(b))
+    if as_json:
+        typer.echo(json.dumps(difference.to_json(), ensure_ascii=False))
+    else:
+        make_console().print(difference_table(difference))
+
+
+@commands.command()
+def ask(
+    model: ModelPath,
+    tasks: TaskFolder,
+    task: Annotated[str, typer.Option("--task", help="The task to answer.")],
+    file: Annotated[str, typer.Argument(metavar="[FILE | -]", help="Inputs, one a line; - is standard input.")] = "-",
+    shots: Annotated[int | None, typer.Option("--shots", min=0, help="As many as fit unless said.")] = None,
+    seed: Seed = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut, left_out.")
+    ] = False,
+    max_tokens: MaxTokens = None,
+    max_new_tokens: MaxNewTokens = None,
+    recipe: Recipe = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Answer one input a line behind the shots that fit; standard error says how many these are."""
+    from dataclasses import asdict
+
+    from manyicl.evaluation import ask_inputs, read_inputs, tell_shots
+    from manyicl.tasks import load_tasks
+
+    inputs = read_inputs(file)
+    chosen = load_tasks(tasks, names=[task])[0]
+    asked = _load_asked(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
+    answers = ask_inputs(asked, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
+    if not as_json:
+        typer.echo(tell_shots(answers, num_train=len(chosen.train)), err=True)
+    for answer in answers:
+        typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
+
+
+def _load_asked(
+    model: str,
+    max_tokens: int | None,
+    recipe: Path | None,
+    *,
+    precision: Literal["auto", "bf16", "fp32"],
+    trust_remote_code: bool,
+    weights: bool = True,
+    compiled: bool = False,
+) -> AskedModel:
+    """Return the model that a verb asks, in the template of a recipe where one is named."""
+    from manyicl.evaluation import load_asked_model
+    from manyicl.training import load_recipe
+
+    return load_asked_model(
+        model,
+        precision=precision,
+        max_tokens=max_tokens,
+        template=load_recipe(recipe).template if recipe else None,
+        trust_remote_code=trust_remote_code,
+        weights=weights,
+        compiled=compiled,
+    )
+
+
+def parse_shots(text: str) -> tuple[Shots, ...]:
+    """Return the shot counts of '0,1,4,fill'."""
+    try:
+        counts = tuple(FILL if part.strip() == FILL else int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--shots {text}: write numbers separated by commas, and fill for as many as fit, such as 0,1,4,16,fill"
+        ) from None
+    if any(count != FILL and count < 0 for count in counts):
+        raise UserError(f"--shots {text}: shots count from 0")
+    return counts

@@ -1,0 +1,86 @@
+"""Options that several commands share, and how a long command is stopped and resumed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from manyicl.errors import OutOfMemoryError, UserError, find_refusal
+
+TaskFolder = Annotated[
+    Path, typer.Option("--tasks", help="Folder of task files (*.jsonl, *.json, *.csv, *.tsv, *.parquet).")
+]
+TaskNames = Annotated[
+    list[str] | None, typer.Option("--task", help="A task of the folder; repeat for more. All unless said.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Where to write the result (FILE.json).")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides which shots, queries and episodes are drawn.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", min=1, help="Longest sequence; the budget it was trained on unless said, or all it can see."
+    ),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        min=1,
+        help="Most tokens of a generated answer. Default: as many as the longest train answer has, at most 256.",
+    ),
+]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, an adapter, a run, or a hub name.")
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+Precision = Annotated[
+    Literal["auto", "bf16", "fp32"],
+    typer.Option("--precision", help="auto: bf16 if the device multiplies it in hardware, else fp32."),
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="Write examples as this recipe's \\[template] says; as the model was trained unless said."
+    ),
+]
+
+
+def is_main() -> bool:
+    """Return whether this process tells what all of its launch meet; known before torch is there to ask."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> Iterator[None]:
+    """Say on one line how to go on if the user stops it (Ctrl-C, exit code 130), or memory or the system fail it.
+
+    command: what goes on, behind `manyicl`. kept: exists once there is something to go on with. recipe: where a setting
+    is to be changed that takes less memory; the command takes it unless said.
+    """
+    try:
+        yield
+    except OutOfMemoryError as error:
+        if error.setting is None:
+            raise
+        setting, where = ([], f"write it into {recipe}, and ") if recipe else ([error.setting], "")
+        command_line = shlex.join(["manyicl", *command, *setting])
+        raise UserError(f"{error}; {where}go on with: {command_line}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        refused = find_refusal(error)
+        if refused is None:
+            raise
+        on = f"what was saved is kept; go on with: {shlex.join(['manyicl', *command])}"
+        raise UserError(f"{refused}; {on if kept and kept.exists() else 'nothing is kept'}") from error
+    except KeyboardInterrupt:
+        on = f"; go on with: {shlex.join(['manyicl', *command])}" if kept and kept.exists() else ", nothing is kept"
+        if is_main():
+            typer.secho(f"stopped{on}", err=True, fg=typer.colors.YELLOW)
+        raise typer.Exit(130) from None

@@ -1,0 +1,80 @@
+"""Commands that make a model: train, merge."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from manyicl.cli.options import ModelPath, stoppable
+from manyicl.errors import UserError
+
+commands = typer.Typer()
+
+if TYPE_CHECKING:
+    pass
+
+
+@commands.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe (*.toml); not needed with --resume.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.num_steps=20.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/RECIPE-TIME unless said.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+) -> None:
+    """Fine-tune as a recipe says, into a run directory that holds everything.
+
+    A run that was stopped, or was out of memory: manyicl train --resume DIR [train.checkpointed_layers=all]
+    """
+    from manyicl.cli.run_tables import held_out_table, plan_table
+    from manyicl.console import make_console
+    from manyicl.files import default_folder
+    from manyicl.training import Prepared, is_finished, load_recipe, read_run_config
+    from manyicl.training import train as train_run
+
+    def show_plan(prepared: Prepared) -> None:
+        make_console().print(plan_table(prepared))
+
+    if resume is not None and out is not None:
+        raise UserError(f"--out {out}: a run goes on in its own folder; leave --out out")
+    if resume is not None:
+        if recipe is not None and "=" in recipe.name and not recipe.exists():
+            recipe, overrides = None, [str(recipe), *(overrides or ())]
+        config = read_run_config(resume, overrides=overrides or ())
+        if recipe is not None:
+            config = load_recipe(recipe, overrides=overrides or ())
+        was_finished = is_finished(resume)
+        with stoppable("train", "--resume", str(resume), kept=resume):
+            run = train_run(config, out=resume, resume=True, on_prepared=show_plan)
+        if was_finished and run.is_main_process:
+            typer.echo(f"{resume}: was finished before; nothing was left to train", err=True)
+    elif recipe is None:
+        raise UserError("name a recipe (*.toml), or a run to go on with: --resume DIR")
+    else:
+        folder = out or default_folder(recipe.stem)
+        with stoppable("train", "--resume", str(folder), kept=folder / "config.toml"):
+            run = train_run(recipe, out=folder, overrides=overrides or (), on_prepared=show_plan)
+    if not run.is_main_process:
+        return
+    console = make_console()
+    if run.held_out:
+        console.print(held_out_table(run.held_out))
+    config = read_run_config(run.folder)
+    asked = (*config.tasks.names, *(row.task for row in run.held_out), "NAME")[0]
+    command = shlex.join(["manyicl", "ask", str(run.folder), "--tasks", config.tasks.folder, "--task", asked])
+    console.print(f"model: {run.model}\nask it: {command}", soft_wrap=True)
+
+
+@commands.command()
+def merge(
+    model: ModelPath,
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the whole model.")],
+) -> None:
+    """Fold a run's adapter into its base, into a plain Hugging Face folder."""
+    from manyicl.models import merge_adapter
+
+    typer.echo(f"wrote {merge_adapter(model, out)}")
