@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from manyicl.cli import app, evaluate
+from manyicl.cli import evaluate as evaluate_commands
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
@@ -27,9 +27,9 @@ def plan_of(tokenizers, task, **options) -> TaskSweep:
 
 def test_fill_stands_last_among_the_numbers_of_shots():
     assert sort_shots([16, FILL, 0, 4, 16]) == [0, 4, 16, FILL]
-    assert evaluate.parse_shots("0,4, fill") == (0, 4, FILL)
+    assert evaluate_commands.parse_shots("0,4, fill") == (0, 4, FILL)
     with pytest.raises(UserError, match="--shots 0,full: write numbers separated by commas, and fill for as many"):
-        evaluate.parse_shots("0,full")
+        evaluate_commands.parse_shots("0,full")
 
 
 def test_each_draw_is_filled_as_far_as_it_fits_and_no_further(tokenizers):
