@@ -327,14 +327,15 @@ def _read_cells(text: str, path: Path, columns: Columns, log: FaultLog) -> Itera
     given, text = _split_off_separator(text)
     usual = "\t" if data_suffix(path).startswith(".tsv") else ","
     separator = given or _find_separator(text, columns, usual=usual)
+    first = next((cells for cells in _sample(text, separator) if any(cells)), [])
+    if columns.missing_from([name.strip() for name in first]) and (what := _tell_text(text, separator, columns)):
+        log.add("not the header", what, path=path)
+        return
     number = 0
     try:
         # strict: else an unclosed quote silently swallows the rest of the file
         lines = csv.reader(io.StringIO(text, newline=""), strict=True, **_dialect(text, separator))
         header = [name.strip() for name in next((cells for cells in lines if any(cells)), [])]
-        if columns.missing_from(header) and (what := _tell_text(text, separator, columns)):
-            log.add("not the header", what, path=path)
-            return
         repeated = sorted({name for name in header if name and header.count(name) > 1 and columns.reads(name)})
         if repeated:
             what = f"the header names {show(repeated[0])} twice; rename one of them"
