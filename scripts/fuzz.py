@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent.parent / "tests" / "test_fuzz_readers.py"
 
 def start(folder: Path, *, seed: int, share: int) -> subprocess.Popen[bytes]:
     """Start one process with its share of inputs; it writes to `seed`.log and its counts to `seed`.counts."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "fuzz"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", "-m", "fuzz"]
     command += [f"--hypothesis-seed={seed}", "--basetemp", str(folder / f"{seed}.tmp"), str(TESTS)]
     env = {
         **os.environ,
