@@ -18,9 +18,9 @@ test: .venv/installed-dev
 fast: .venv/installed-dev
 	$(PYTEST) -m "not slow"
 
-# 100,000 random inputs for each reader of data files, task.json and recipes.
+# 100,000 random inputs for each reader of data files, task.json and recipes, shared out over WORKERS processes.
 fuzz: .venv/installed-dev
-	MANYICL_FUZZ=100000 $(PYTEST) -m fuzz
+	$(BIN)/python scripts/fuzz.py --inputs 100000 --workers $(WORKERS)
 
 # Apart from `test`, which it slows down.
 coverage: .venv/installed-dev

@@ -147,7 +147,7 @@ def test_the_order_of_kernels_holds_from_the_first_attention_of_a_process_on():
 FIRST_ATTENTION = """
 import torch
 from torch.nn.attention import SDPBackend
-from manyicl import segment_kernels
+from manyicl.models.attention import segments as segment_kernels
 segment_kernels.flash_implementation = lambda: "another flash"
 x = torch.ones(1, 2, 64, 64, device="cuda", dtype=torch.bfloat16)
 for _ in range(2):

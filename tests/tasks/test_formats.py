@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import gzip
 import json
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_a_separator_in_a_cell_is_told_by_its_name(tmp_path: Path) -> None:
     [
         ("t.csv", b"PK\x03\x04...", "is a zip file, as Excel's .xlsx is"),
         ("t.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data"),
-        ("t.csv.gz", b"input,answer\n", "the gzip data are damaged"),
+        ("t.csv.gz", b"input,answer\n", "is not compressed by gzip; take .gz off its name"),
         ("t.csv.gz", gzip.compress(TABLE.encode() * 50, mtime=0)[:-9], "the gzip data are damaged"),
         ("t.json", b"[{]\n\n", "invalid JSON"),
     ],
@@ -286,3 +287,119 @@ def test_more_labels_than_are_chosen_among_are_told_with_the_fix_trial_47(tmp_pa
     )
     assert task is not None
     assert task.warnings[0].endswith('to have them chosen among, list them as "labels" in t.task.json')
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "\ufeffinput,answer,split\r\none,a,train\r\ntwo,b,train\r\n\x1a"),  # the end of a file in DOS
+        ("t.csv", 'input, answer, split\n"one", "a", "train"\n"two", "b", "train"\n'),
+        ("t.json", json.dumps({"7": ROWS[0], "8": ROWS[1]})),  # pandas, by index
+        ("t.jsonl", LINES.replace("\n", "\n\ufeff", 1)),  # two files with marks, put together with cat
+        ("t.tsv", TABLE.replace(",", "\t") + ""),
+    ],
+)
+def test_more_ways_to_write_the_same_rows_are_read(tmp_path: Path, name: str, content: str) -> None:
+    assert examples_of(tmp_path, name, content) == EXPECTED
+
+
+def test_a_table_with_tabs_and_quotes_of_its_own_is_read_unquoted_and_a_quoted_one_as_it_says(tmp_path: Path) -> None:
+    plain = 'input\tanswer\tsplit\n"open\ta\ttrain\n"word" x\tb\ttrain\n'
+    assert [e.input for e in examples_of(tmp_path, "t.tsv", plain)] == ['"open', '"word" x']
+    quoted = 'input\tanswer\tsplit\n"one\nmore"\ta\ttrain\n"two ""x"""\tb\ttrain\n'
+    assert [e.input for e in examples_of(tmp_path, "t.tsv", quoted)] == ["one\nmore", 'two "x"']
+
+
+def test_utf_16_without_a_mark_is_read_if_only_its_header_is_ascii(tmp_path: Path) -> None:
+    content = "input,answer,split\nприв,да,train\nприв2,нет,train\n".encode("utf-16-le")
+    assert examples_of(tmp_path, "t.csv", content) == [Example("прив", "да"), Example("прив2", "нет")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("t.csv", TABLE.encode("utf-32"), "is text in UTF-32; save it as UTF-8"),
+        ("t.csv", b"<!DOCTYPE html>\n<html>a,b</html>\n", "is a web page (HTML), not the data"),
+        ("t.parquet", b"<html></html>" * 9, "is a web page (HTML), not the data"),
+        ("t.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data"),
+        ("t.csv.gz", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data"),
+        ("t.csv", bytes.fromhex("d0cf11e0a1b11ae1") + bytes(99), "is an old Office file"),
+        ("t.jsonl", b"\x28\xb5\x2f\xfd....", "is compressed by zstd; unpack it"),
+        ("t.csv", LINES.encode(), "holds JSON, not a table; call it .jsonl"),
+        ("t.csv", json.dumps(ROWS, indent=1).encode(), "holds JSON, not a table; call it .json"),
+        ("t.jsonl", b"input,answer\n", "row 1: 'input,answer' is not JSON; if the file is a table, call it .csv"),
+        ("t.csv", b"# exported\n" + TABLE.encode(), "the header is row 2; remove the row above it"),
+        ("t.csv", b"Desk, 2026\n,\n" + TABLE.encode(), "the header is row 3; remove the 2 rows above it"),
+        ("t.csv", TABLE.encode() + b"\0" * 4096, "ends in 4,096 NUL bytes, as after a crash"),
+        ("t.jsonl", LINES.encode() + b"\0" * 4096, "row 3: 4,096 NUL bytes, as after a crash"),
+        ("t.csv", (b"\xef\xbb\xbf" + TABLE.encode()) * 2, "row 3: the row is the header again; remove it"),
+        ("t.jsonl", LINES.replace("\n", "\r").encode(), "row 1: more than one value on the line"),
+        ("t.jsonl", json.dumps(ROWS[0], indent=1).encode(), "holds objects over several lines"),
+        ("t.jsonl", b'{"input": "x", "answer": "a", "answer": "b"}\n', "row 1: the object names 'answer' twice"),
+        ("t.csv", "input,answer\nx,\u200b\n".encode(), "row 1: answer '\\u200b' is empty"),
+    ],
+)
+def test_the_message_names_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, text: str) -> None:
+    assert text in only_message(tmp_path, name, content)
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "text"),
+    [
+        ({"input": ["context", "qestion"]}, {"context": "x", "question": "y"}, "no row has the column 'qestion'"),
+        ({"input": "q", "options": ["A", "B", "CC"]}, {"q": "x", "A": "a", "B": "b", "C": "c"}, "the column 'CC'"),
+        ({"input": "q", "options": "c.txt"}, {"q": "x", "c": {"text": ["a", "b"]}}, "no row has the column 'c.txt'"),
+        ({"input": "q", "split": "meta.splt"}, {"q": "x", "meta": {"split": "test"}}, "the column 'meta.splt'"),
+        ({"input": "meta.text"}, {"meta": {"body": "x"}}, "row 1: 'meta' has no 'text' (it has 'body')"),
+        ({"input": "m.2"}, {"m": ["x", "y"]}, "row 1: 'm' has no '2' (it is a list of 2)"),
+    ],
+)
+def test_a_mapped_column_that_is_nowhere_is_told(tmp_path: Path, columns: object, row: dict[str, str], text: str):
+    content = json.dumps({**row, "answer": "a"}) + "\n"
+    assert text in only_message(tmp_path, "t.jsonl", content, {"columns": columns})
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "text"),
+    [
+        ("set", ["train"] * 300 + ["eval"], "column 'set' holds splits, but is not read"),
+        ("is_test", ["0", "1"], "column 'is_test' says which rows are not to be trained on, but is not read"),
+        ("fold", ["0", "1"], ""),
+        ("group", ["train", "tram"], ""),
+    ],
+)
+def test_a_split_under_another_name_is_not_passed_over(tmp_path: Path, column: str, cells: list[str], text: str):
+    content = f"input,answer,{column}\n" + "".join(f"row {n},a,{cell}\n" for n, cell in enumerate(cells))
+    task, faults = read(tmp_path, "t.csv", content)
+    assert (task is None, "".join(fault.message for fault in faults).count(text) > 0) == (bool(text), True)
+
+
+def test_numbers_of_parquet_keep_their_digits_and_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    short = pyarrow.array([0.1, 12.5], pyarrow.float32())
+    exact = pyarrow.array([decimal.Decimal("1.50"), decimal.Decimal("20.00")])
+    for column, expected in ((short, {"0.1", "12.5"}), (exact, {"1.50", "20.00"})):
+        pyarrow.parquet.write_table(pyarrow.table({"input": ["x", "y"], "answer": column, "split": ["test"] * 2}), path)
+        assert {example.answer for example in load_task(path).test} == expected
+    twice = pyarrow.Table.from_arrays([["x"], ["a"], ["b"]], names=["input", "answer", "answer"])
+    pyarrow.parquet.write_table(twice, path)
+    assert [fault.message for fault in inspect_task(path)[1]] == [f"{path}: names 'answer' twice; rename one of them"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    ["1|1.0", "007|7", "1,000|1000", "don't|don\u2019t", "AT&T|AT&amp;T", 'yes|"yes"', "yes|yes!", "ab|a\u200bb"],
+)
+def test_more_labels_that_may_be_one_are_told(tmp_path: Path, labels: str) -> None:
+    rows = [{"input": f"row {n}", "answer": label} for n in range(12) for label in labels.split("|")[n % 2 :][:1]]
+    task, faults = read(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert task is not None, faults
+    assert "answers that may be one" in task.warnings[0]
+
+
+@pytest.mark.parametrize("labels", ["-5|5", "3.5|35", "+|-", "a|b"])
+def test_labels_that_are_two_are_not_told_to_be_one(tmp_path: Path, labels: str) -> None:
+    rows = [{"input": f"row {n}", "answer": labels.split("|")[n % 2]} for n in range(12)]
+    task, faults = read(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert task is not None, faults
+    assert task.warnings == ()

@@ -1,19 +1,23 @@
 """No input makes a reader fail but in one line, and every row read is kept, or dropped and counted by reason.
 
-A few hundred inputs a reader here; `make fuzz` gives each 100,000 (MANYICL_FUZZ says how many).
+A few hundred inputs a reader here; `make fuzz` gives each 100,000 (MANYICL_FUZZ says how many a process makes). With
+MANYICL_FUZZ_COUNTS, a file, each test adds a line to it: its name and how many inputs it was given.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -35,6 +39,31 @@ fuzzed = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+num_inputs: Counter[str] = Counter()
+
+
+def fuzz(*given_args: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a test random inputs, and count them."""
+
+    def wrap(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def counted(*args: Any, **kwargs: Any) -> None:
+            num_inputs[test.__name__] += 1
+            test(*args, **kwargs)
+
+        return fuzzed(given(*given_args)(counted))
+
+    return wrap
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _write_counts() -> Iterator[None]:
+    yield
+    if path := os.environ.get("MANYICL_FUZZ_COUNTS"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.writelines(f"{name} {count}\n" for name, count in num_inputs.items())
+
 
 NAMES = st.sampled_from(["input", "answer", "split", "options", "Input ", "text", "label", "A", "B", "messages", ""])
 TEXTS = st.text(max_size=8) | st.sampled_from(
@@ -84,8 +113,7 @@ def write_csv(rows: list[list[str]], separator: str) -> bytes:
     return text.getvalue().encode(errors="surrogatepass")
 
 
-@fuzzed
-@given(st.lists(VALUES, max_size=6), st.sampled_from([b"\n", b"\r\n", b",\n", b"\n\n"]), st.binary(max_size=4))
+@fuzz(st.lists(VALUES, max_size=6), st.sampled_from([b"\n", b"\r\n", b",\n", b"\n\n"]), st.binary(max_size=4))
 def test_json_lines(tmp_path: Path, values: list[object], end: bytes, noise: bytes) -> None:
     lines = [json.dumps(value).encode() for value in values]
     check(tmp_path / "t.jsonl", end.join(lines) + end + noise)
@@ -93,8 +121,7 @@ def test_json_lines(tmp_path: Path, values: list[object], end: bytes, noise: byt
         check(tmp_path / "t.jsonl", b"\n".join(lines), num_rows=len(lines))
 
 
-@fuzzed
-@given(VALUES | st.lists(RECORDS, max_size=6), st.binary(max_size=4), st.booleans())
+@fuzz(VALUES | st.lists(RECORDS, max_size=6), st.binary(max_size=4), st.booleans())
 def test_json(tmp_path: Path, value: object, noise: bytes, pretty: bool) -> None:
     content = json.dumps(value, indent=1 if pretty else None).encode()
     check(tmp_path / "t.json", content + noise)
@@ -106,37 +133,28 @@ TABLES = st.lists(st.lists(TEXTS, max_size=4), max_size=6)
 HEADERS = st.lists(NAMES | TEXTS, max_size=4) | st.permutations(["input", "answer", "split", "options"])
 
 
-def check_tables(
-    path: Path, header: list[str], rows: list[list[str]], *, separator: str, noise: bytes, codec: str
+SEPARATORS, NOISE, CODECS = st.sampled_from(",;\t|"), st.binary(max_size=4), st.sampled_from(["utf-8", "utf-16"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@fuzz(HEADERS, TABLES, SEPARATORS, NOISE, CODECS)
+def test_tables(
+    tmp_path: Path,
+    suffix: str,
+    header: list[str],
+    rows: list[list[str]],
+    separator: str,
+    noise: bytes,
+    codec: str,
 ) -> None:
-    content = write_csv([header, *rows], separator)
+    path, content = tmp_path / f"t{suffix}", write_csv([header, *rows], separator)
     check(path, content + noise)
     check(path, b"".join((b"input", separator.encode(), b"answer\n", content)))
     check(path, content.decode(errors="replace").encode(codec, errors="replace"))
     check(path, noise + content)
 
 
-SEPARATORS, NOISE, CODECS = st.sampled_from(",;\t|"), st.binary(max_size=4), st.sampled_from(["utf-8", "utf-16"])
-
-
-@fuzzed
-@given(HEADERS, TABLES, SEPARATORS, NOISE, CODECS)
-def test_csv(
-    tmp_path: Path, header: list[str], rows: list[list[str]], separator: str, noise: bytes, codec: str
-) -> None:
-    check_tables(tmp_path / "t.csv", header, rows, separator=separator, noise=noise, codec=codec)
-
-
-@fuzzed
-@given(HEADERS, TABLES, SEPARATORS, NOISE, CODECS)
-def test_tsv(
-    tmp_path: Path, header: list[str], rows: list[list[str]], separator: str, noise: bytes, codec: str
-) -> None:
-    check_tables(tmp_path / "t.tsv", header, rows, separator=separator, noise=noise, codec=codec)
-
-
-@fuzzed
-@given(st.lists(st.tuples(TEXTS, TEXTS), max_size=6), st.sampled_from(",;\t|"))
+@fuzz(st.lists(st.tuples(TEXTS, TEXTS), max_size=6), st.sampled_from(",;\t|"))
 def test_the_rows_of_a_whole_table_are_counted(tmp_path: Path, rows: list[tuple[str, str]], separator: str) -> None:
     content = write_csv([["input", "answer"], *(list(row) for row in rows)], separator)
     try:
@@ -148,8 +166,7 @@ def test_the_rows_of_a_whole_table_are_counted(tmp_path: Path, rows: list[tuple[
     check(tmp_path / "t.csv.gz", gzip.compress(content, 1, mtime=0), num_rows=len(rows))
 
 
-@fuzzed
-@given(st.binary(max_size=60), st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz"]))
+@fuzz(st.binary(max_size=60), st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz"]))
 def test_any_bytes(tmp_path: Path, content: bytes, suffix: str) -> None:
     check(tmp_path / f"t{suffix}", content)
 
@@ -173,8 +190,7 @@ PARQUET = st.dictionaries(
 )
 
 
-@fuzzed
-@given(PARQUET, st.binary(max_size=200), st.integers(0, 400), st.booleans())
+@fuzz(PARQUET, st.binary(max_size=200), st.integers(0, 400), st.booleans())
 def test_parquet(tmp_path: Path, columns: dict[str, list[object]], metadata: bytes, place: int, broken: bool) -> None:
     table = pyarrow.table(columns)
     features = json.dumps({"info": {"features": {name: {"_type": "ClassLabel", "names": ["a"]} for name in columns}}})
@@ -196,8 +212,7 @@ def either(what: Callable[[], object]) -> None:
             what()
 
 
-@fuzzed
-@given(SETTINGS | CELLS, st.binary(max_size=3))
+@fuzz(SETTINGS | CELLS, st.binary(max_size=3))
 def test_task_json(tmp_path: Path, value: object, noise: bytes) -> None:
     rows = [{"input": "x", "answer": ["a", "b"], "text": "y"}, {"input": "z", "answer": "b", "A": "1"}]
     (tmp_path / "t.task.json").write_bytes(json.dumps(value).encode() + noise)
@@ -215,8 +230,7 @@ TOML = st.sampled_from(
 )
 
 
-@fuzzed
-@given(
+@fuzz(
     st.lists(TOML | st.text(max_size=12), max_size=8), st.binary(max_size=4), st.lists(st.text(max_size=12), max_size=2)
 )
 def test_recipe(tmp_path: Path, lines: list[str], noise: bytes, overrides: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pyarrow
@@ -141,3 +142,73 @@ def test_a_folder_of_unread_files_alone_names_them(tmp_path: Path) -> None:
     (tmp_path / "desk.xlsx").write_text("")
     with pytest.raises(UserError, match=r"no task in it; add a .* \(not read: desk\.xlsx \(save it as CSV UTF-8\)\)"):
         find_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "name"),
+    [
+        ("train_en", "test_en", "en"),
+        ("train-v2.0", "dev-v2.0", "v2.0"),
+        ("desk_train_v2", "desk_test_v2", "desk_v2"),
+        ("train_set", "test_set", "bikes"),
+        ("TrainData", "TestData", "bikes"),
+        ("train (1)", "test (1)", "bikes"),
+        ("train1", "test1", "bikes"),
+        ("Xtrain", "Xtest", "X"),
+        ("trn", "tst", "bikes"),
+    ],
+)
+def test_names_that_differ_in_the_split_alone_are_one_task(tmp_path: Path, train: str, other: str, name: str) -> None:
+    for stem, first in ((train, 0), (other, 20)):
+        write_csv(tmp_path / "bikes" / f"{stem}.csv", first, 12)
+    split = "validation" if "dev" in other else "test"
+    parts = sorted([(f"{train}.csv", "train"), (f"{other}.csv", split)])
+    assert found(tmp_path / "bikes") == {name: parts}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "my_test"),
+        ("train", "test_labels"),
+        ("train", "heldout"),
+        ("train", "held-out"),
+        ("train", "eval_set"),
+        ("train", "dev_matched"),
+        ("desk_train_a", "test_b"),
+        ("train", "test", "private_test"),
+    ],
+)
+def test_a_file_that_is_not_for_training_by_its_name_is_no_task_of_its_own(tmp_path: Path, names: tuple[str]) -> None:
+    for name in names:
+        write_csv(tmp_path / f"{name}.csv", 0, 3)
+    with pytest.raises(UserError, match=rf"{names[-1]}.csv: (is not for training|holds a split) by its name, but"):
+        find_layout(tmp_path)
+
+
+def test_a_folder_that_is_not_for_training_by_its_name_is_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train" / "a.csv", 0, 3)
+    write_csv(tmp_path / "held-out" / "a.csv", 9, 3)
+    with pytest.raises(UserError, match="held-out: holds a split by its name, but which"):
+        find_layout(tmp_path)
+
+
+def test_parts_as_spark_writes_them_are_one_task_and_a_shard_that_is_not_there_is_told(tmp_path: Path) -> None:
+    for number in range(3):
+        write_csv(tmp_path / "desk.csv" / f"part-0000{number}-8a-c000.csv", 9 * number, 3)
+        if number != 1:
+            write_csv(tmp_path / "shop" / f"train-0000{number}-of-00003.csv", 9 * number, 3)
+    (tmp_path / "desk.csv" / "_SUCCESS").write_text("")
+    layout = find_layout(tmp_path)
+    assert [(source.stem, len(source.files)) for source in layout.sources] == [("desk", 3), ("shop", 2)]
+    assert "shop/1 of the 3 shards of train.csv (not there)" in layout.left_out
+
+
+def test_a_pipe_is_not_waited_for_and_a_link_to_the_folder_itself_is_no_second_task(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", 0, 3)
+    write_csv(tmp_path / "test.csv", 9, 3)
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "latest").symlink_to(tmp_path)
+    layout = find_layout(tmp_path)
+    assert [source.stem for source in layout.sources] == [tmp_path.name]
+    assert layout.left_out == ["latest/ (a link to a folder around it)", "pipe.json (not a file)"]

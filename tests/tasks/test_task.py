@@ -581,3 +581,18 @@ def test_the_real_tasks_load_without_a_fault() -> None:
         assert 0.05 < len(task.validation) / stated["train_size"] < 0.15
         if task.metric == "accuracy":
             assert all(example.answer in task.choices(example) for example in task.test)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b'{"family": "qa", "family": "nli"}', "names 'family' twice; remove one of them"),
+        ('{"family": "qa"}'.encode("utf-16"), "is not UTF-8; save it as UTF-8"),
+        (b'{"answer_index": 0}', 'no row has options that "answer_index" could count; correct foo.task.json'),
+    ],
+)
+def test_more_mistakes_in_a_task_json(tmp_path: Path, content: bytes, text: str) -> None:
+    (tmp_path / "foo.jsonl").write_text('{"input": "x", "answer": "y"}\n')
+    (tmp_path / "foo.task.json").write_bytes(content)
+    _, faults = inspect_task(tmp_path / "foo.jsonl")
+    assert text in faults[0].message

@@ -23,6 +23,9 @@ def resolve_choices(
     numbers counted from there. A row whose answer means none of its options is a fault.
     """
     rows = [row for file in files for row in file.rows if row.options]
+    if not rows and answer_index is not None and any(file.rows for file in files):
+        fix = f"correct {settings_name}"
+        log.add("answer_index without options", f'no row has options that "answer_index" could count; {fix}')
     if not rows:
         return []
     name, reading = _find_reading(rows, answer_index)

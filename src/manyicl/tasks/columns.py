@@ -28,6 +28,13 @@ class Columns:
             own = mapped.get(name, name)
             self.paths[name] = (own,) if isinstance(own, str) else tuple(own)
         self._plans: dict[tuple[str, ...], _Plan] = {}
+        # Columns that a row may lack: whether they are anywhere is known at the end.
+        self._unseen = {
+            (name, place)
+            for name in mapped
+            for place in range(len(self.paths[name]))
+            if name not in ("input", "answer") or self.is_joined(name)
+        }
         self._seen: set[str] = set()
 
     def is_joined(self, name: str) -> bool:
@@ -49,13 +56,20 @@ class Columns:
     def find(self, record: Mapping[str, object]) -> dict[str, list[object]]:
         """Return, for each of our names, one value per column that it stands for; MISSING if that is not there."""
         plan = self._resolve(tuple(record))
-        return {
+        found = {
             name: [
                 MISSING if place is None else _walk(record[place[0]], place[1]) if place[1] else record[place[0]]
                 for place in places
             ]
             for name, places in plan.items()
         }
+        if self._unseen:
+            self._unseen = {(name, place) for name, place in self._unseen if found[name][place] is MISSING}
+        return found
+
+    def never_found(self) -> list[tuple[str, str]]:
+        """Return (our name, column or path) of mapped columns that a row may lack and that no row had."""
+        return [(name, self.paths[name][place]) for name, place in sorted(self._unseen)]
 
     def note_names(self, names: Iterable[str]) -> None:
         """Remember which columns a file has, for `unread`."""
@@ -64,12 +78,24 @@ class Columns:
 
     def unread(self) -> list[str]:
         """Return the columns that a file has and nobody reads, sorted."""
-        return sorted(name for name in self._seen if name.strip() and not self.reads(name))
+        names = tuple(self._seen)
+        read = {place[0] for path in self._all_paths() if (place := _find_place(path, names)) is not None}
+        return sorted(name for name in names if name.strip() and name not in read and not self._alone_reads(name))
 
     def has(self, name: str) -> bool:
         """Return whether any record had one of the columns of `name`."""
         seen = tuple(self._seen)
         return any(_find_place(path, seen) is not None for path in self.paths[name])
+
+    def _alone_reads(self, own: str) -> bool:
+        """Return whether a column is read in rows that do not have another one of nearly the same name."""
+        return any(
+            _find_place(path, plan) for plan in self._plans if own in plan for path in self._near_paths(own, plan)
+        )
+
+    def _near_paths(self, own: str, names: tuple[str, ...]) -> list[str]:
+        places = {path: _find_place(path, names) for path in self._all_paths()}
+        return [path for path, place in places.items() if place is not None and place[0] == own]
 
     def _all_paths(self) -> list[str]:
         return [path for paths in self.paths.values() for path in paths]
@@ -124,6 +150,22 @@ def _walk(value: object, path: tuple[str, ...]) -> object:
         else:
             return value if value is None else MISSING
     return value
+
+
+def tell_path(path: str, record: Mapping[str, object]) -> str:
+    """Return what a record lacks of a path, if it has its root: "'meta' has no 'label' (it has 'text')"; else ""."""
+    place = _find_place(path, tuple(record))
+    if place is None:
+        return ""
+    value, there = record[place[0]], place[0]
+    for part in place[1]:
+        inner = _walk(value, (part,))
+        if inner is MISSING:
+            has = ", ".join(repr(key) for key in list(value)[:8]) if isinstance(value, Mapping) else ""
+            has = f"a list of {len(value)}" if isinstance(value, list | tuple) else has or "nothing to look in"
+            return f"{there!r} has no {part!r} ({'it is' if isinstance(value, list | tuple) else 'it has'} {has})"
+        value, there = inner, f"{there}.{part}"
+    return ""
 
 
 def nested_paths(name: str, value: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
 
@@ -15,7 +16,23 @@ class JsonNumber(str):
         return str(self)  # without quotes in messages
 
 
-_JSON = json.JSONDecoder(parse_int=JsonNumber, parse_float=JsonNumber)
+class RepeatedKeys(dict[str, object]):
+    """A JSON object that names a key twice, of which JSON keeps the last; `repeated` are these keys."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        found = RepeatedKeys(value)
+        found.repeated = tuple(name for name in value if names.count(name) > 1)
+        return found
+    return value
+
+
+_JSON = json.JSONDecoder(parse_int=JsonNumber, parse_float=JsonNumber, object_pairs_hook=_make_object)
 
 
 def decode_json(text: str) -> object:
@@ -40,6 +57,8 @@ def as_text(value: object) -> str | None:
         return str(value)
     if isinstance(value, bool | int):
         return json.dumps(value)
+    if isinstance(value, decimal.Decimal) and value.is_finite():
+        return f"{value:f}"  # 1.50 as it stands in a column of decimals
     if isinstance(value, float) and math.isfinite(value):
         return json.dumps(int(value) if value.is_integer() and abs(value) < 2**53 else value)
     return None

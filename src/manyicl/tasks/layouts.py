@@ -2,8 +2,10 @@
 
 A data file is a task. But files that are called train, validation (valid, val, dev) or test, also with a task's name
 before it (`desk_train.csv`) or the number of a shard after it (`train-00000-of-00002.parquet`), are together one task
-with these splits, called like their folder or by the name before it; so are the files of folders that are called so. A
-folder inside the folder is a task if it holds such files of one task.
+with these splits, called like their folder or by the name before it; so are the files of folders that are called so,
+and files whose names differ in these words alone (`train_en.csv` and `test_en.csv`). A file that is not for training by
+its name, but of no task that can be told, is refused: as a task of its own, its rows would be trained on. A folder
+inside the folder is a task if it holds such files of one task.
 """
 
 from __future__ import annotations
@@ -25,15 +27,27 @@ _SPLIT_NAME = re.compile(
     r"(?P<shard>[-_](?:\d{1,5}-of-\d{1,5}|\d{4,5})(?:-[0-9a-f]{16})?)?",
     re.IGNORECASE,
 )
-_SHARD_NAME = re.compile(r"(?P<prefix>.+?)[-_]\d{1,5}-of-\d{1,5}(?:-[0-9a-f]{16})?")
+_SHARD_NAME = re.compile(r"(?P<prefix>.+?)[-_](?P<number>\d{1,5})-of-(?P<count>\d{1,5})(?:-[0-9a-f]{16})?")
+# What Spark and its like write; these names hold no task's name.
+_PART_NAME = re.compile(r"part-\d{3,6}(?:-[\w.-]+)?", re.IGNORECASE)
+# Split words anywhere in a name, longest first; they count only if another file's name differs in them alone.
+_ANY_WORD = re.compile("|".join(sorted((*SPLIT_WORDS, "trn", "tst"), key=len, reverse=True)), re.IGNORECASE)
+# What is left of such a name and says nothing of the task: train_set, testdata, "train (1)".
+_NO_NAME = re.compile(r"(?:set|data|file|split|final|csv|tsv|jsonl?|\d*)", re.IGNORECASE)
+_MARKS = "-_. ()"
 # What lies beside data and is none: not worth a word.
 _DOCUMENTS = re.compile(
-    r"(readme|license|licence|notice|citation|index|changelog|croissant).*|.*\.(md|rst|bib|cff)", re.I
+    r"(readme|license|licence|notice|citation|index|changelog|croissant|_success|_committed|_started).*|.*\.(md|rst|bib|cff)",
+    re.I,
 )
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"})
 _SETTINGS = "task.json"
 # Words for a part that is not trained on, of which nobody can say whether validation or test is meant.
-_UNCLEAR = frozenset({"eval", "evaluation", "holdout", "heldout", "validate"})
+_UNCLEAR = frozenset({"eval", "evaluation", "holdout", "heldout", "validate", "unseen"})
+# Such a word, or that of a split, alone between other letters; "held-out" is one word.
+_LONE_WORD = re.compile(
+    rf"(?<![a-z])(?:{'|'.join(sorted(SPLIT_WORDS | dict.fromkeys(_UNCLEAR)))})(?:set|data)?(?![a-z])", re.IGNORECASE
+)
 _told: set[tuple[str, tuple[str, ...]]] = set()
 
 
@@ -104,11 +118,15 @@ def find_layout(folder: str | Path) -> Layout:
     contents = _look_into(folder)
     layout = Layout(folder, left_out=contents.left_out)
     own = _name_of(folder)
+    around = {folder.resolve(), *folder.resolve().parents}
+    circles = [inner for inner in contents.folders if inner.is_symlink() and inner.resolve() in around]
+    layout.left_out += [f"{inner.name}/ (a link to a folder around it)" for inner in circles]
+    contents.folders = [inner for inner in contents.folders if inner not in circles]
     nested = [(inner, _look_into(inner)) for inner in contents.folders if os.access(inner, os.R_OK | os.X_OK)]
     layout.left_out += [f"{inner.name}/" for inner in contents.folders if not os.access(inner, os.R_OK | os.X_OK)]
     layout.sources = _group(folder, contents, own=own)
     for inner, inside in nested:
-        name = own if inner.name == "data" and not layout.sources else inner.name
+        name = own if inner.name == "data" and not layout.sources else _stem(inner)
         found = _group(inner, inside, own=name, beside=folder)
         if len(found) == 1 and found[0].path != found[0].files[0][0]:
             layout.sources += found
@@ -134,7 +152,7 @@ def _name_of(folder: Path) -> str:
 
 def _stem(path: Path) -> str:
     """Return a data file's name without its suffix, .gz included."""
-    return path.name[: -len(data_suffix(path))]
+    return path.name.removesuffix(path.name[len(path.name) - len(data_suffix(path)) :])
 
 
 def _look_into(folder: Path) -> _Contents:
@@ -149,8 +167,7 @@ def _look_into(folder: Path) -> _Contents:
         if entry.name.startswith((".", "__")):
             continue
         if entry.is_dir():
-            is_split = entry.name.lower() in SPLIT_WORDS
-            (contents.split_folders if is_split else contents.folders).append(entry)
+            (contents.split_folders if _split_of(entry) else contents.folders).append(entry)
         elif entry.name == _SETTINGS or entry.name.endswith(f".{_SETTINGS}"):
             contents.settings.append(entry)
         elif reason := _why_not_data(entry, names):
@@ -164,6 +181,8 @@ def _why_not_data(path: Path, names: set[str]) -> str:
     """Return why a file is not read, in brackets, or " " if its name says it; "" if it is data or not worth a word."""
     if path.name.startswith("~$") or (path.name.startswith(".~lock") and path.name.endswith("#")):
         return " (a lock file)"
+    if path.exists() and not path.is_file():
+        return " (not a file)"  # a pipe, of which reading would never end
     if path.name in _DESCRIPTIONS or _DOCUMENTS.fullmatch(path.name):
         return ""
     if path.name.endswith(".predictions.parquet"):
@@ -188,9 +207,10 @@ def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None =
     for path in contents.data:
         prefix, split = _read_name(_stem(path))
         groups.setdefault(prefix, []).append((path, split))
+    _pair_names(groups)
     for inner in contents.split_folders:
         inside = _look_into(inner)
-        split = SPLIT_WORDS[inner.name.lower()]
+        split = _split_of(inner)
         groups.setdefault("", []).extend((path, split) for path in inside.data)
         unread = [*inside.left_out, *(f"{deeper.name}/" for deeper in (*inside.folders, *inside.split_folders))]
         contents.left_out += [f"{inner.name}/{what}" for what in unread]
@@ -201,6 +221,8 @@ def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None =
         groups[_stem(alone[0][0])] = groups.pop("")
         groups[_stem(alone[0][0])][0] = (alone[0][0], "")
     _refuse_unclear(groups)
+    _refuse_lonely(groups, contents)
+    contents.left_out += _missing_shards([path for files in groups.values() for path, _ in files])
     sources = []
     for prefix, files in groups.items():
         splits = {split for _, split in files} - {""}
@@ -234,8 +256,85 @@ def _read_name(stem: str) -> tuple[str, str]:
     match = _SPLIT_NAME.fullmatch(stem)
     if match is not None:
         return match["prefix"] or "", SPLIT_WORDS[match["word"].lower()]
+    if _PART_NAME.fullmatch(stem):
+        return "", ""
     shard = _SHARD_NAME.fullmatch(stem)
     return (shard["prefix"] if shard else stem), ""
+
+
+def _split_of(folder: Path) -> str:
+    """Return the split that a folder's name gives ("train", "test_set"), "" if none."""
+    return SPLIT_WORDS.get(re.sub(r"[-_ ]?(?:set|data|split)$", "", folder.name.lower()), "")
+
+
+def _pair_names(groups: dict[str, list[tuple[Path, str]]]) -> None:
+    """Put files whose names differ in a split's word alone into one group, such as train-v2.csv and dev-v2.csv.
+
+    groups: task's name -> its files, each with its split or ""; changed in place.
+    """
+    paired = {name for name, files in groups.items() if len({split for _, split in files} - {""}) > 1}
+    alone = [(name, path) for name, files in groups.items() if name not in paired for path, _ in files]
+    found: dict[str, dict[Path, tuple[str, str]]] = {}  # the name less the word -> file -> its split and old group
+    for name, path in alone:
+        stem = _stem(path)
+        for match in _ANY_WORD.finditer(stem):
+            split = SPLIT_WORDS.get(match[0].lower()) or {"trn": "train", "tst": "test"}[match[0].lower()]
+            found.setdefault(f"{stem[: match.start()]}\0{stem[match.end() :]}".lower(), {})[path] = (split, name)
+    for rest, files in found.items():
+        splits = {split for split, _ in files.values()}
+        if "train" not in splits or len(splits) < 2 or any(path not in (p for _, p in alone) for path in files):
+            continue
+        stem = _stem(next(iter(files)))  # in its own capitals
+        parts = [stem[: rest.index("\0")], stem[len(stem) - len(rest) + rest.index("\0") + 1 :]]
+        words = [word for word in (part.strip(_MARKS) for part in parts) if not _NO_NAME.fullmatch(word)]
+        key = "_".join(words) if words or "" not in groups else "".join(parts).strip(_MARKS)
+        for path, (split, old) in files.items():
+            groups[old] = [(other, what) for other, what in groups[old] if other != path]
+            if not groups[old]:
+                del groups[old]
+            groups.setdefault(key, []).append((path, split))
+        alone = [(name, path) for name, path in alone if path not in files]
+
+
+def _refuse_lonely(groups: Mapping[str, Sequence[tuple[Path, str]]], contents: _Contents) -> None:
+    """Refuse my_test.csv beside train.csv, and a folder heldout/ beside train/: whose rows are not to be trained on?"""
+    kinds = {name: {_kind_of(path, split) for path, split in files} for name, files in groups.items()}
+    is_open = any(kind == {"train"} for kind in kinds.values()) or "train" in kinds.get("", ())
+    if not is_open:
+        return
+    for name, files in groups.items():
+        if name and "train" not in kinds[name] and "other" in kinds[name]:
+            path = next(path for path, split in files if _kind_of(path, split) == "other")
+            raise UserError(
+                f"{path}: is not for training by its name, but of which task is it? Name the files of one task alike"
+                " (desk_train.csv and desk_test.csv), or rename it"
+            )
+    for folder in contents.folders:
+        if re.sub(r"[-_ ]", "", folder.name.lower()) in _UNCLEAR:
+            raise UserError(f"{folder}: holds a split by its name, but which? Call it validation or test, or rename it")
+
+
+def _kind_of(path: Path, split: str) -> str:
+    """Return "train" or "other" if a file holds a split by its name, whichever it is, else ""."""
+    stem = re.sub(r"(?i)(held|hold)[-_ ]?out", "heldout", _stem(path))
+    words = [split] if split else [match[0].lower() for match in _LONE_WORD.finditer(stem)]
+    if not words:
+        return ""
+    return "train" if all(word.startswith("train") for word in words) else "other"
+
+
+def _missing_shards(paths: Iterable[Path]) -> list[str]:
+    """Return what to tell of shards that are not there: of train-00000-of-00003 alone, two."""
+    there: dict[tuple[Path, str, str, int], set[int]] = {}
+    for path in paths:
+        if match := _SHARD_NAME.fullmatch(_stem(path)):
+            key = (path.parent, match["prefix"], data_suffix(path), int(match["count"]))
+            there.setdefault(key, set()).add(int(match["number"]))
+    return [
+        f"{count - len(numbers)} of the {count} shards of {prefix}{suffix} (not there)"
+        for (_, prefix, suffix, count), numbers in there.items()
+        if len(numbers) < count
+    ]
 
 
 def _is_shard(path: Path) -> bool:

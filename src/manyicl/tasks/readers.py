@@ -12,6 +12,8 @@ import csv
 import gzip
 import io
 import json
+import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import IO, Any
 from manyicl.errors import UserError
 from manyicl.tasks.columns import Columns
 from manyicl.tasks.faults import FaultLog, show
-from manyicl.tasks.json_text import decode_json
+from manyicl.tasks.json_text import RepeatedKeys, decode_json
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # A record that could not be read at all is None; its fault is in the log.
@@ -30,10 +32,22 @@ _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _HEAD = 65_536  # bytes or characters looked at to tell what a file is
 _FOREIGN = {
     b"PK\x03\x04": "is a zip file, as Excel's .xlsx is; save it as CSV UTF-8",
+    bytes.fromhex("d0cf11e0a1b11ae1"): "is an old Office file, as Excel's .xls is; save it as CSV UTF-8",
     b"PAR1": "is a Parquet file; call it .parquet",
+    b"ARROW1": "is an Arrow file; write it as Parquet",
     b"\x1f\x8b": "is compressed by gzip; add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it",
+    b"BZh": "is compressed by bzip2; unpack it",
+    b"\xfd7zXZ\0": "is compressed by xz; unpack it",
+    b"SQLite format 3\0": "is an SQLite database; export the table as CSV UTF-8",
+    b"%PDF-": "is a PDF; write its table as CSV UTF-8",
+    b"\x80\x04": "is a Python pickle; write it as JSON Lines",
+    b"\x80\x05": "is a Python pickle; write it as JSON Lines",
     b"version https://git-lfs": "is a Git LFS pointer, not the data; run git lfs pull",
+    codecs.BOM_UTF32_LE: "is text in UTF-32; save it as UTF-8",
+    codecs.BOM_UTF32_BE: "is text in UTF-32; save it as UTF-8",
 }
+_PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 
 
 def data_suffix(path: Path) -> str:
@@ -60,7 +74,12 @@ def read_records(path: Path, *, columns: Columns, log: FaultLog) -> Iterator[tup
     try:
         yield from reader(path, columns, log)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        log.add("damaged gzip", f"the gzip data are damaged ({error}); compress the file anew", path=path)
+        with path.open("rb") as file:
+            head = file.read(200)
+        what = f"the gzip data are damaged ({error}); compress the file anew"
+        if not head.startswith(b"\x1f\x8b"):
+            what = _tell_foreign(head) or "is not compressed by gzip; take .gz off its name"
+        log.add("damaged gzip", what, path=path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -94,6 +113,8 @@ def _open(path: Path) -> Any:
 
 def _tell_foreign(head: bytes) -> str:
     """Return what a file is if it is not text, "" if it may be."""
+    if _PAGE.match(_drop_marks(head)):
+        return "is a web page (HTML), not the data; download the file itself"
     return next((what for start, what in _FOREIGN.items() if head.startswith(start)), "")
 
 
@@ -101,7 +122,7 @@ def _utf16_of(head: bytes) -> str:
     """Return the codec of a text in UTF-16, "" if it is not in it: by its mark, or by a NUL in every second byte."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    start = head[:200]
+    start = head[:16]  # the first word of a header, or of JSON, is in ASCII even if the rest is not
     if len(start) >= 8 and not any(start[1::2]) and all(start[::2]):
         return "utf-16-le"
     if len(start) >= 8 and not any(start[::2]) and all(start[1::2]):
@@ -118,7 +139,7 @@ def _drop_marks(content: bytes) -> bytes:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path, _: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
+def _read_json(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
     with _open(path) as file:
         head = file.read(_HEAD)
         if what := _tell_foreign(head):
@@ -128,7 +149,7 @@ def _read_json(path: Path, _: Columns, log: FaultLog) -> Iterator[tuple[int, Rec
         codec = _utf16_of(head)
         start = _drop_marks(head).lstrip()[:1]
         if not codec and start != b"[" and data_suffix(path).startswith(".jsonl"):
-            yield from _read_lines(file, path, log)
+            yield from _read_lines(file, path, columns, log)
             return
         content = file.read()
         if codec:
@@ -147,10 +168,10 @@ def _read_json(path: Path, _: Columns, log: FaultLog) -> Iterator[tuple[int, Rec
         value = None
     rows = value if isinstance(value, list) else _list_rows(value) if isinstance(value, dict) else None
     if rows is None:
-        yield from _read_lines(io.BytesIO(content), path, log)
+        yield from _read_lines(io.BytesIO(content), path, columns, log)
         return
     for number, row in enumerate(rows, start=1):
-        yield number, _check_object(row, number, path, log)
+        yield number, _check_object(row, number, path, columns, log)
 
 
 def _is_line(content: bytes) -> bool:
@@ -172,6 +193,8 @@ def _list_rows(value: Mapping[str, Any]) -> Sequence[object] | None:
     if len(tables) == 1:
         return _flatten_squad(tables[0])
     columns = list(value.values())
+    if _are_rows(columns):
+        return columns
     if not all(isinstance(column, dict) for column in columns):
         if not columns or not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
             return None
@@ -179,6 +202,13 @@ def _list_rows(value: Mapping[str, Any]) -> Sequence[object] | None:
     if len(columns) < 2 or any(list(column) != list(columns[0]) for column in columns) or not columns[0]:
         return None
     return [dict(zip(value, cells, strict=True)) for cells in zip(*(c.values() for c in columns), strict=True)]
+
+
+def _are_rows(values: Sequence[object]) -> bool:
+    """Return whether the values of an object are its rows, as pandas writes them by index ({"0": {"input": ...}})."""
+    return len(values) > 1 and all(
+        isinstance(value, dict) and {"input", "answer"} <= {key.strip().lower() for key in value} for value in values
+    )
 
 
 def _flatten_squad(articles: Sequence[Any]) -> Sequence[object]:
@@ -194,15 +224,21 @@ def _flatten_squad(articles: Sequence[Any]) -> Sequence[object]:
         return articles
 
 
-def _read_lines(file: IO[bytes], path: Path, log: FaultLog) -> Iterator[tuple[int, Record]]:
+def _read_lines(file: IO[bytes], path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
     # Bytes, not text: a line ends at \n alone, and one broken line does not hide the others.
+    is_first = True
     for number, line in enumerate(file, start=1):
-        content = _drop_marks(line) if number == 1 else line
+        content = _drop_marks(line)  # in any line: files are put together with cat
         if not content.strip():
             continue
+        if is_first and content.strip() in (b"{", b"[{"):
+            what = "holds objects over several lines; write each on one line (jq -c . FILE does)"
+            log.add("object over several lines", what, path=path)
+            return
+        is_first = False
         record: Record = None
         try:
-            record = _check_object(decode_json(content.decode()), number, path, log)
+            record = _check_object(decode_json(content.decode()), number, path, columns, log)
         except UnicodeDecodeError as error:
             what = f"byte {error.start + 1:,} of the line is not UTF-8; save the file as UTF-8"
             log.add("broken UTF-8", what, row=number, path=path)
@@ -215,14 +251,28 @@ def _read_lines(file: IO[bytes], path: Path, log: FaultLog) -> Iterator[tuple[in
 def _tell_json_mistake(line: bytes, error: ValueError) -> tuple[str, str]:
     """Return the kind of a broken line, and what is wrong with it."""
     text = line.strip()
+    if not text.strip(b"\0"):
+        return (
+            "NUL bytes",
+            f"{len(text):,} NUL bytes, as after a crash or on a full disk; remove them, or copy the file anew",
+        )
     if text.endswith(b",") and _is_line(text[:-1]):
         return "comma after the object", "a comma after the object; remove it, each line must be one JSON object alone"
+    if str(error).startswith("Extra data") and text.startswith((b"{", b"[")):
+        return "several values on a line", "more than one value on the line; write each object on a line of its own"
+    if text[:1] not in b"{[" and any(mark in text for mark in (b",", b"\t", b";")):
+        kind = "not JSON"
+        return kind, f"{show(text[:40].decode(errors='replace'))} is not JSON; if the file is a table, call it .csv"
     if text.startswith((b"{'", b"{ '")):
         return "single quotes", "invalid JSON (single quotes); write double quotes around names and texts"
     return "invalid JSON", f"invalid JSON ({error}); each line must be one JSON object"
 
 
-def _check_object(value: object, number: int, path: Path, log: FaultLog) -> Record:
+def _check_object(value: object, number: int, path: Path, columns: Columns, log: FaultLog) -> Record:
+    if isinstance(value, RepeatedKeys) and any(map(columns.reads, value.repeated)):
+        name = next(name for name in value.repeated if columns.reads(name))
+        log.add("repeated key", f"the object names {show(name)} twice; remove one of them", row=number, path=path)
+        return None
     if isinstance(value, dict):
         return value
     what = f'{show(value)} is not an object; write {{"input": ..., "answer": ...}}'
@@ -241,7 +291,7 @@ def _read_table(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[i
         return
     codec = _utf16_of(content)
     try:
-        text = content.decode(codec or "utf-8").lstrip("\ufeff")
+        text = content.decode(codec or "utf-8").lstrip("\ufeff").rstrip("\x1a")  # the end of a file in DOS
     except UnicodeDecodeError as error:
         if codec:
             log.add("broken UTF-16", "looks like UTF-16, but is broken; save it as UTF-8", path=path)
@@ -253,6 +303,11 @@ def _read_table(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[i
             log.add("broken UTF-8", what, row=number if number > 0 else None, path=path)
         return
     del content
+    if text.endswith("\0") and text.strip("\0"):
+        count = len(text) - len(text.rstrip("\0"))
+        what = f"ends in {count:,} NUL bytes, as after a crash or on a full disk; remove them, or copy the file anew"
+        log.add("NUL bytes", what, path=path)
+        text = text.rstrip("\0")
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells over 131,072 characters
     try:
         yield from _read_cells(text, path, columns, log)
@@ -272,10 +327,14 @@ def _read_cells(text: str, path: Path, columns: Columns, log: FaultLog) -> Itera
     given, text = _split_off_separator(text)
     usual = "\t" if data_suffix(path).startswith(".tsv") else ","
     separator = given or _find_separator(text, columns, usual=usual)
+    first = next((cells for cells in _sample(text, separator) if any(cells)), [])
+    if columns.missing_from([name.strip() for name in first]) and (what := _tell_text(text, separator, columns)):
+        log.add("not the header", what, path=path)
+        return
     number = 0
     try:
         # strict: else an unclosed quote silently swallows the rest of the file
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True, **_dialect(text, separator))
         header = [name.strip() for name in next((cells for cells in lines if any(cells)), [])]
         repeated = sorted({name for name in header if name and header.count(name) > 1 and columns.reads(name)})
         if repeated:
@@ -305,11 +364,53 @@ def _check_cells(cells: list[str], header: list[str], separator: str, *, row: in
             log.add("wrong number of cells", what, row=row, path=path)
             return None
         cells = [*cells[: len(header)], *[""] * len(lacking)]
-    elif [cell.strip() for cell in cells] == header and any(header):
+    elif [cell.strip(" \t\r\n\ufeff") for cell in cells] == header and any(header):
         log.add("repeated header", "the row is the header again; remove it", row=row, path=path)
         return None
     # Of two columns with one name, which only columns that nobody reads may have, the first is kept.
     return dict(zip(reversed(header), reversed(cells), strict=True))
+
+
+def _dialect(text: str, separator: str) -> dict[str, Any]:
+    """Return how cells are quoted: as the standard says, after a blank, or, in a table with tabs, not at all."""
+    cells = [cell for row in _sample(text, separator) for cell in row]
+    if any(len(cell) > 2 and cell.startswith(" ") and cell.strip()[0] == cell.strip()[-1] == '"' for cell in cells):
+        return {"delimiter": separator, "skipinitialspace": True}
+    if (
+        separator != "\t"
+        or '"' not in text
+        or _is_even(csv.reader(io.StringIO(text, newline=""), "excel-tab", strict=True))
+    ):
+        return {"delimiter": separator}
+    plain: dict[str, Any] = {"delimiter": separator, "quoting": csv.QUOTE_NONE}
+    return plain if _is_even(csv.reader(io.StringIO(text, newline=""), **plain)) else {"delimiter": separator}
+
+
+def _is_even(lines: Iterator[list[str]]) -> bool:
+    """Return whether every row has as many cells as the first."""
+    try:
+        return len({len(cells) for cells in lines if cells}) == 1
+    except csv.Error:
+        return False
+
+
+def _tell_text(text: str, separator: str, columns: Columns) -> str:
+    """Return what a text is whose first row lacks our columns: JSON, or a table below other lines; "" if unknown."""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            decode_json(text.strip().split("\n", 1)[0])
+        except ValueError:
+            kind = ".json" if text.rstrip()[-1:] in ("}", "]") and text.lstrip()[:2].strip() in ("[", "{") else ""
+        else:
+            kind = ".jsonl"
+        if kind:
+            return f"holds JSON, not a table; call it {kind}"
+    for mark in dict.fromkeys((separator, *_SEPARATORS)):
+        rows = _sample(text, mark)
+        for place, cells in enumerate(rows[1:], start=2):
+            if not columns.missing_from([cell.strip() for cell in cells]):
+                return f"the header is row {place}; remove the {'row' if place == 2 else f'{place - 1} rows'} above it"
+    return ""
 
 
 def _split_off_separator(text: str) -> tuple[str, str]:
@@ -361,10 +462,22 @@ def _read_parquet(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple
     import pyarrow.parquet
 
     number = 0
+    with path.open("rb") as raw:
+        what = _tell_foreign(raw.read(200))
+    if what and "Parquet" not in what.partition(";")[0]:
+        log.add("not Parquet", what, path=path)
+        return
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             columns.note_names(names)
+            repeated = sorted({name for name in names if names.count(name) > 1 and columns.reads(name)})
+            if repeated:
+                log.add("repeated column", f"names {show(repeated[0])} twice; rename one of them", path=path)
+                return
+            short = {
+                n for n in names if pyarrow.types.is_floating(t := file.schema_arrow.field(n).type) and t.bit_width < 64
+            }
             wanted = [name for name in names if columns.reads(name)]
             wanted = wanted if not columns.missing_from(names) else names  # then a message shows what there is
             known = {n: labels for n, labels in _class_names(file.schema_arrow.metadata).items() if n in wanted}
@@ -374,6 +487,8 @@ def _read_parquet(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple
                     number += 1
                     for name, labels in known.items():
                         record[name] = _name_class(record.get(name), labels)
+                    for name in short.intersection(record):
+                        record[name] = _shorten(record[name])
                     yield number, record
     except UnicodeDecodeError:
         what = "a text in this row or one of the 4,096 after it is not UTF-8; write the file anew"
@@ -382,6 +497,11 @@ def _read_parquet(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple
         if isinstance(error, OSError) and error.errno is not None:
             raise
         log.add("invalid Parquet", f"invalid Parquet ({error}); write the file anew", path=path)
+
+
+def _shorten(value: object) -> object:
+    """Return a number of 32 bits as it is written (0.1), not with the digits that 64 bits add (0.10000000149)."""
+    return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ Every record is kept, is blank, or has a fault, and is counted as that. Row numb
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from manyicl.errors import suggest
-from manyicl.tasks.columns import COLUMNS, MISSING, Columns, nested_paths
+from manyicl.tasks.columns import COLUMNS, MISSING, Columns, nested_paths, tell_path
 from manyicl.tasks.faults import FaultLog, near_word, show
 from manyicl.tasks.json_text import JsonNumber, as_text, decode_json, is_missing, is_unicode
 from manyicl.tasks.readers import data_suffix, read_records
@@ -29,8 +30,15 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-# A column that nobody reads is taken for a split if all of this many first rows hold split words in it.
-_ROWS_LOOKED_AT = 200
+# Words of a column that nobody reads which make it a split, too, though not which one.
+_PARTS = SPLIT_WORDS | dict.fromkeys(("eval", "evaluation", "holdout", "heldout", "held-out", "unseen"), "other")
+# Columns of true and false that say which rows are not to be trained on.
+_FLAGS = re.compile(
+    r"(?:is|in)[-_ ]?(?:train|test|training|testing|valid|validation|val|dev|eval|heldout|holdout)", re.I
+)
+_TRUTHS = frozenset({"true", "false", "0", "1", "yes", "no", "0.0", "1.0"})
+# Not white space to Python, but nothing that is seen: at the ends of an answer they are no part of it.
+INVISIBLE = "\u200b\u2060\ufeff\u00ad"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +111,25 @@ def tidy_answer(text: str) -> str:
     """
     if text.isascii() and text == text.strip():
         return text
-    text = unicodedata.normalize("NFC", text.rstrip())
+    text = unicodedata.normalize("NFC", _strip_end(text))
+    while text[:1] and text[0] in INVISIBLE:
+        text = text[1:]
     return text.lstrip() if "\n" not in text.strip() else text.lstrip("\r\n")
+
+
+def _strip_end(text: str) -> str:
+    bare = text.rstrip()
+    while bare[-1:] and bare[-1] in INVISIBLE:
+        bare = bare.rstrip(INVISIBLE).rstrip()
+    return bare
+
+
+def is_empty(text: str) -> bool:
+    """Return whether a text holds nothing that is seen."""
+    return not text.strip() or (not text.isascii() and not text.translate(_UNSEEN).strip())
+
+
+_UNSEEN = dict.fromkeys(map(ord, INVISIBLE + "\u200c\u200d\u200e\u200f"))
 
 
 class _RowChecker:
@@ -117,7 +142,7 @@ class _RowChecker:
         self._is_table = data_suffix(found.path).startswith((".csv", ".tsv"))
         self._settings_name = settings_name
         self._log = log
-        self._num_looked_at = 0
+        self._has_looked = False
         self._split_words: dict[str, set[str]] = {}  # unread column -> what it holds, if these are split words alone
 
     def tell_other_shape(self, record: Mapping[str, object]) -> bool:
@@ -160,33 +185,43 @@ class _RowChecker:
                     f"no {name} column",
                     f'no row has the column {own} that "columns" in {self._settings_name} gives for {name!r}',
                 )
+        for name, own in self._columns.never_found():
+            if self._columns.has(name) and not self._found.num_faulty:
+                what = f'no row has the column {own!r} that "columns" in {self._settings_name} gives for {name!r}'
+                self._add(f"no {own} column", f"{what}; correct it")
         if self._columns.has("split") or "split" in self._columns.mapped or self._split:
             return
         # Passed over, its test rows would be trained on.
         for name, words in self._split_words.items():
             if "train" in words and len(words) > 1:
                 what = f'column {show(name)} holds splits, but is not read; name it "split"'
+                if "other" in words:
+                    what += ", with the words train, validation and test"
                 self._add("unread split", f'{what}, or write {{"columns": {{"split": "{name}"}}}}')
+            elif len(words - set(SPLIT_WORDS.values())) > 1:  # true and false
+                what = f"column {show(name)} says which rows are not to be trained on, but is not read"
+                self._add("unread split", f'{what}; write train or test into a column "split", or remove it')
 
     def _add(self, kind: str, what: str | Callable[[], str], row: int | None = None) -> None:
         self._log.add(kind, what, row=row, path=self._found.path)
 
     def _look_for_splits(self, record: Mapping[str, object]) -> None:
-        self._num_looked_at += 1
-        if self._num_looked_at > _ROWS_LOOKED_AT:
-            return
-        for name, value in record.items():
-            word = SPLIT_WORDS.get(value.strip().lower(), "") if isinstance(value, str) else ""
-            if self._num_looked_at == 1 and word and not self._columns.reads(name):
-                self._split_words[name] = {word}
-            elif name in self._split_words and word:
+        if not self._has_looked:
+            self._has_looked = True
+            self._split_words = {name: set() for name in record if not self._columns.reads(name)}
+        for name in list(self._split_words):
+            word = _read_word(name, record.get(name))
+            if word:
                 self._split_words[name].add(word)
             else:
-                self._split_words.pop(name, None)
+                del self._split_words[name]
 
     def _add_missing(self, name: str, number: int, record: Mapping[str, object]) -> None:
         has = ", ".join(show(column) for column in list(record)[:8]) or "nothing"
         own = self._columns.paths[name][0]
+        if lacks := tell_path(own, record):
+            self._add(f"no {name} column", f'{lacks}; add it, or correct "columns" in {self._settings_name}', number)
+            return
         if name in self._columns.mapped:
             fix = f'correct "columns" in {self._settings_name}'
         else:
@@ -251,7 +286,7 @@ class _RowChecker:
         self._add(f"wrong type of {name}", f"{name} {show(value)} is not {wanted}; {fix}", number)
 
     def _check_text(self, name: str, text: str, number: int, value: object) -> str | None:
-        if not text.strip():
+        if is_empty(text):
             fix = "fill it in or remove the row"
             if name == "input" and not self._columns.is_joined("input") and "instruction" in self._columns.unread():
                 joined = {"input": ["instruction", self._columns.paths["input"][0]]}
@@ -319,6 +354,15 @@ class _RowChecker:
             self._add("two splits", what, number)
             return None
         return split
+
+
+def _read_word(name: str, value: object) -> str:
+    """Return the split that a cell of an unread column seems to name, "" if it names none."""
+    text = as_text(value)
+    word = text.strip().lower() if text is not None and len(text) < 20 else ""
+    if word in _TRUTHS:
+        return word if _FLAGS.fullmatch(name.strip()) else ""
+    return _PARTS.get(word, "")
 
 
 def _tell_split(value: object) -> str:

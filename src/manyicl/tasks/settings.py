@@ -11,7 +11,7 @@ from pathlib import Path
 from manyicl.errors import UserError, suggest
 from manyicl.tasks.columns import COLUMNS
 from manyicl.tasks.faults import FaultLog, show
-from manyicl.tasks.json_text import as_text, decode_json
+from manyicl.tasks.json_text import RepeatedKeys, as_text, decode_json
 from manyicl.tasks.rows import tidy_answer
 
 FAMILIES = ("classification", "nli", "qa", "summarization", "math")
@@ -54,6 +54,9 @@ def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSetti
         json.dumps(raw, ensure_ascii=False).encode()  # refuses half of a surrogate pair
     except OSError as error:
         raise UserError(f"{settings_path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError:
+        log.add("bad task.json", "is not UTF-8; save it as UTF-8", path=settings_path)
+        return None
     except ValueError as error:
         log.add("bad task.json", f"invalid JSON ({error}); correct it", path=settings_path)
         return None
@@ -69,6 +72,9 @@ def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSetti
         "columns": _parse_columns,
         "answer_index": _parse_index,
     }
+    for key in raw.repeated if isinstance(raw, RepeatedKeys) else ():
+        if key in readers:
+            log.add(f"repeated {key}", f"names {show(key)} twice; remove one of them", path=settings_path)
     values: dict[str, object] = {}
     columns_known = True
     for key, value in raw.items():
