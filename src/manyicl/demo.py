@@ -180,7 +180,7 @@ def _helped(comparison: Comparison, *, console: Console) -> Iterator[None]:
     console.print(line, soft_wrap=True, highlight=False)
     environment = {**os.environ, "OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each)}
     silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    command = [sys.executable, "-m", __name__, str(comparison.folder)]
+    command = [sys.executable, "-m", __name__, str(comparison.folder), str(os.getpid())]
     helpers = [subprocess.Popen(command, env=environment, **silent) for _ in range(num_processes - 1)]
     torch.set_num_threads(each)
     try:
@@ -193,12 +193,12 @@ def _helped(comparison: Comparison, *, console: Console) -> Iterator[None]:
             helper.wait()
 
 
-def help_out(folder: Path) -> None:
-    """Do a share of the comparison in `folder`, until it is done or the process that started this one has ended.
+def help_out(folder: Path, *, parent: int) -> None:
+    """Do a share of the comparison in `folder`, until it is done or the process `parent`, which started this one, ends.
 
     It writes no report: the process that it helps does.
     """
-    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
     run_comparison(open_comparison(folder, None), console=make_console(quiet=True))
 
 
@@ -255,4 +255,4 @@ def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int
 
 
 if __name__ == "__main__":
-    help_out(Path(sys.argv[1]))
+    help_out(Path(sys.argv[1]), parent=int(sys.argv[2]))
