@@ -63,8 +63,8 @@ class Size:
 # tasks that of zero-shot fine-tuning has no lower end, as no training at all answers best behind shots.
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FULL = {
-    HEADLINE.name: Size(40, 2, RATES, 12, 12, 2, 16, dedicated_tasks=2),
-    CONTRAST.name: Size(20, 2, RATES[1:], 4, 8, 2, 12, analysis=False, dedicated_tasks=1),
+    HEADLINE.name: Size(40, 2, RATES, 12, 16, 2, 24, dedicated_tasks=2),
+    CONTRAST.name: Size(20, 2, RATES[1:], 4, 8, 2, 16, analysis=False, dedicated_tasks=1),
 }
 QUICK = {
     HEADLINE.name: Size(8, 2, RATES[2:4], 4, 4, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
@@ -105,7 +105,7 @@ def demo_config(
             warmup_steps=size.num_steps // 10,
             beta2=0.98,
             log_every_steps=2,
-            checkpoint_every_steps=max(2, size.num_steps // 6 // 2 * 2),
+            checkpoint_every_steps=max(2, size.num_steps // 4 // 2 * 2),
             validation_tokens=0,
             keep="last",
         ),
