@@ -216,7 +216,7 @@ def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tok
 
 
 def test_a_run_on_tasks_that_are_already_read_has_the_same_plan(world, tokenized):
-    """The demo's 29 runs read and checked its 128 files again each, which took a third of the time of a short run."""
+    """Each run of the demo used to read and check its 128 task files again, a quarter of a short run's time."""
     planner = make_planner(world, tokenized)
     config, _ = planner.plan_arm("few-shot", seed=0)
     alone, _ = planner.plan_dedicated("dedicated", config.tasks.names[0], seed=0)

@@ -176,7 +176,7 @@ def _helped(comparison: Comparison, *, console: Console) -> Iterator[None]:
         yield
         return
     each = threads // num_processes
-    line = f"{num_processes} processes share the work, so less time is left than one of them says"
+    line = f"{num_processes} processes share the work, so it ends sooner than the times below say"
     console.print(line, soft_wrap=True, highlight=False)
     environment = {**os.environ, "OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each)}
     silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
