@@ -34,7 +34,7 @@ from manyicl.world.seed import NEUTRAL_TEXT, TEMPLATE
 from manyicl.world.tasks import WorldTask, write_tasks
 
 TOKEN_BUDGET = 1280
-PACK_TOKENS = 1536
+PACK_TOKENS = 1280
 # Processes that share a demo's work at most. Each takes about 0.7 GB of memory.
 MOST_PROCESSES = 4
 ARMS_WITH_CEILING: tuple[ArmName, ...] = (
