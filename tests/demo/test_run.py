@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
@@ -87,6 +90,17 @@ def test_a_regime_is_a_pure_function_of_the_seed(tmp_path):
     a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*.jsonl")} for name in "abc")
     assert a == b
     assert a != c
+
+
+@pytest.mark.slow
+def test_a_helper_does_a_share_and_ends_without_the_process_that_it_helps(tiny, tmp_path):
+    comparison = open_demo(tmp_path / "demo", seeds=[0])[0]
+    command = [sys.executable, "-m", "manyicl.demo", str(comparison.folder)]
+    assert subprocess.run([*command, "0"], check=False).returncode == 1  # 0 is no parent of any process here
+    assert not all(map(comparison.is_done, comparison.cells()))
+    assert subprocess.run([*command, str(os.getpid())], check=False).returncode == 0
+    assert all(map(comparison.is_done, comparison.cells()))
+    assert not (comparison.folder / "report.html").exists()
 
 
 @pytest.mark.slow

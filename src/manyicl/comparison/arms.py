@@ -448,8 +448,11 @@ def _choose_checkpoints(arm: Arm, *, num_steps: int, shared: TrainSettings) -> d
     if arm.tuned:
         tokens, num_checkpoints = tokens or TUNED_VALIDATION_TOKENS, TUNED_CHECKPOINTS
     every = max(1, round(num_steps / num_checkpoints)) if tokens else shared.num_steps * 1000
+    # A checkpoint holds every line that was logged before it, and the steps of a tuned model are many and tiny.
+    log_every = max(1, every // 4) if arm.tuned else 1
+    every -= every % log_every
     return {
-        "log_every_steps": 1,
+        "log_every_steps": log_every,
         "checkpoint_every_steps": every,
         "validation_tokens": tokens,
         "keep": "best" if arm.tuned else shared.keep,

@@ -625,6 +625,7 @@ class _Worker:
             title=title,
             callbacks=drift,
             frame=comparison.frame,
+            tasks=comparison.planner.tasks,
         )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         if torch.cuda.is_available():

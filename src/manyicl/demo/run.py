@@ -7,11 +7,18 @@ Nothing is scripted: another seed draws other tasks, episodes, shots and queries
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 
 from manyicl.comparison import ArmName, CompareConfig, CompareSettings, Grid, open_comparison, run_comparison
@@ -25,7 +32,9 @@ from manyicl.report import finish_comparison
 from manyicl.training import TaskSettings, TrainSettings
 
 TOKEN_BUDGET = 1280
-PACK_TOKENS = 1536
+PACK_TOKENS = 1280
+# Processes that share a demo's work at most. Each takes about 0.7 GB of memory.
+MOST_PROCESSES = 4
 ARMS_WITH_CEILING: tuple[ArmName, ...] = (
     "base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned",
 )  # fmt: skip
@@ -52,8 +61,8 @@ class Size:
 # tasks that of zero-shot fine-tuning has no lower end, as no training at all answers best behind shots.
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FULL = {
-    HEADLINE.name: Size(40, 2, RATES, 12, 12, 2, 16, dedicated_tasks=2),
-    CONTRAST.name: Size(20, 2, RATES[1:], 4, 8, 2, 12, analysis=False, dedicated_tasks=1),
+    HEADLINE.name: Size(40, 2, RATES, 12, 16, 2, 24, dedicated_tasks=2),
+    CONTRAST.name: Size(20, 2, RATES[1:], 4, 8, 2, 16, analysis=False, dedicated_tasks=1),
 }
 QUICK = {
     HEADLINE.name: Size(8, 2, RATES[2:4], 4, 4, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
@@ -94,7 +103,7 @@ def demo_config(
             warmup_steps=size.num_steps // 10,
             beta2=0.98,
             log_every_steps=2,
-            checkpoint_every_steps=max(2, size.num_steps // 6 // 2 * 2),
+            checkpoint_every_steps=max(2, size.num_steps // 4 // 2 * 2),
             validation_tokens=0,
             keep="last",
         ),
@@ -107,10 +116,11 @@ def demo_config(
             dedicated_tasks=tuple(trained[: size.dedicated_tasks]),
             learning_rates=size.learning_rates,
             asked_tasks=size.asked_tasks,
-            shots=(0, 1, 4, 16, 64),
+            # 5 are those of the few-shot arm's training, which every arm is asked with in any case.
+            shots=(0, 1, 5, 16, 64),
             draws=size.draws,
             queries=size.queries,
-            validation_queries=4,
+            validation_queries=8,
             text_files=(str(NEUTRAL_TEXT),),
             text_windows=12,
             text_window_tokens=256,
@@ -124,8 +134,9 @@ def demo_config(
 def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console) -> list[Grid]:
     """Run both regimes into `out`, with training seeds from `seed` on; return their comparisons, the headline's first.
 
-    A killed demo goes on when called again with the same `out`. Other processes may take a share of the work, by
-    `manyicl compare --resume OUT/REGIME --seed N`.
+    It uses every core that torch would, at most `MOST_PROCESSES` of them, with a process on each. A killed demo goes on
+    when called again with the same `out`. More processes may take a share of the work, by `manyicl compare --resume
+    OUT/REGIME --seed N`.
 
     Raises:
         UserError: `out` holds something else.
@@ -134,7 +145,8 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = Fals
     comparisons = open_demo(out, seeds=range(seed, seed + num_seeds), quick=quick)
     for regime, comparison in zip((HEADLINE, CONTRAST), comparisons, strict=True):
         console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
-        run_comparison(comparison, console=make_console(stderr=True, quiet=console.quiet))
+        with _helped(comparison, console=console):
+            run_comparison(comparison, console=make_console(stderr=True, quiet=console.quiet))
         finish_comparison(comparison, console=console)
     minutes = (time.monotonic() - started) / 60
     headline = comparisons[0]
@@ -145,6 +157,52 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = Fals
     ]
     console.print("\n".join(told), soft_wrap=True, highlight=False)
     return comparisons
+
+
+@contextmanager
+def _helped(comparison: Grid, *, console: Console) -> Iterator[None]:
+    """During the block, have other processes do a share of a comparison's work, so that each core has one process.
+
+    The packaged model is so small that a process is hardly faster with two threads than with one.
+    """
+    threads = torch.get_num_threads()
+    missing = {cell.model for cell in comparison.cells() if not comparison.is_done(cell)}
+    num_processes = min(MOST_PROCESSES, threads, len(missing))
+    if num_processes < 2:
+        yield
+        return
+    each = threads // num_processes
+    line = f"{num_processes} processes share the work, so it ends sooner than the times below say"
+    console.print(line, soft_wrap=True, highlight=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each)}
+    silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    command = [sys.executable, "-m", __name__, str(comparison.folder), str(os.getpid())]
+    helpers = [subprocess.Popen(command, env=environment, **silent) for _ in range(num_processes - 1)]
+    torch.set_num_threads(each)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for helper in helpers:
+            helper.terminate()
+        for helper in helpers:
+            helper.wait()
+
+
+def help_out(folder: Path, *, parent: int) -> None:
+    """Do a share of the comparison in `folder`, until it is done or the process `parent`, which started this one, ends.
+
+    It writes no report: the process that it helps does.
+    """
+    threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
+    run_comparison(open_comparison(folder, None), console=make_console(quiet=True))
+
+
+def _end_without(parent: int) -> None:
+    """End this process as soon as `parent` is no longer its parent, which is when that has been killed."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def open_demo(out: Path, *, seeds: Sequence[int], quick: bool = False) -> list[Grid]:
@@ -190,3 +248,7 @@ def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int
         raise UserError(f"--out {place.parent}: is not empty; name a new folder")
     names = write_regime(place / "tasks", regime, size, seed=seeds[0])
     return open_comparison(place, demo_config(place / "tasks", size, names=names, seeds=seeds))
+
+
+if __name__ == "__main__":
+    help_out(Path(sys.argv[1]), parent=int(sys.argv[2]))

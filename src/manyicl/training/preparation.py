@@ -43,10 +43,14 @@ class Prepared:
     validation: tuple[BatchMaker, list[ValidationPack]]
 
 
-def prepare_run(config: RunConfig, *, frame: Frame | None = None) -> Prepared:
+def prepare_run(
+    config: RunConfig, *, frame: Frame | None = None, tasks: Mapping[str, TokenizedTask] | None = None
+) -> Prepared:
     """Read, check and tokenise the tasks, and plan every pack.
 
     frame: of the chat style, the text that a run was started with; None renders the chat template now.
+    tasks: the recipe's tasks by name, and perhaps others, as `tokenize_all` returned them for the same template and
+    frame; None reads their files.
 
     Raises:
         UserError: anything that would make the run useless or impossible.
@@ -54,8 +58,11 @@ def prepare_run(config: RunConfig, *, frame: Frame | None = None) -> Prepared:
     check_window(load_config(config.model), num_tokens=config.episodes.token_budget, what="episodes.token_budget")
     tokenizer = load_tokenizer(config.model)
     writer = TaskTokenizer(tokenizer, config.template, frame=frame)
-    tasks = tokenize_tasks(config, writer)
-    for name, task in tasks.items():
+    if tasks is None:
+        chosen = tokenize_tasks(config, writer)
+    else:
+        chosen = {name: tasks[name] for name in sorted(config.tasks.names or tasks)}
+    for name, task in chosen.items():
         check_vocabulary(load_config(config.model), path=config.model.path, num_tokens=task.num_ids)
         if not len(task.splits["train"]):
             raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
@@ -64,12 +71,12 @@ def prepare_run(config: RunConfig, *, frame: Frame | None = None) -> Prepared:
                 f"task '{name}': has one train row, and no other to stand before it; give it more, leave it out of"
                 " tasks.names, or train without shots (episodes.shots = 0)"
             )
-    packs = plan_packs(config, tasks)
-    validation_maker = BatchMaker(tasks, targets=config.episodes.targets, split="validation")
+    packs = plan_packs(config, chosen)
+    validation_maker = BatchMaker(chosen, targets=config.episodes.targets, split="validation")
     planned = plan_validation(
         validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
     )
-    return Prepared(config, tokenizer, writer.frame, tasks, packs=packs, validation=(validation_maker, planned))
+    return Prepared(config, tokenizer, writer.frame, chosen, packs=packs, validation=(validation_maker, planned))
 
 
 def plan_packs(config: RunConfig, tasks: Mapping[str, TokenizedTask]) -> PackDataset:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from manyicl.console import progress_bar
 from manyicl.distributed import SharedError, leave_at_exit
-from manyicl.episodes import Episode, Frame
+from manyicl.episodes import Episode, Frame, TokenizedTask
 from manyicl.errors import UserError
 from manyicl.files import default_folder, sync_tree, write_atomically
 from manyicl.locks import LOCK, sole_writer
@@ -97,6 +97,7 @@ def train(
     callbacks: Callable[[MetricsLog], Sequence[TrainerCallback]] = lambda metrics: (),
     on_prepared: Callable[[Prepared], None] = lambda prepared: None,
     frame: Frame | None = None,
+    tasks: Mapping[str, TokenizedTask] | None = None,
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
@@ -106,6 +107,7 @@ def train(
     on_prepared is called on the main process once the plan is made, before any weight is loaded.
     frame: of the chat style, the text around examples; None renders the chat template now. A run that is resumed keeps
     the one that it was started with, today's date of then included.
+    tasks: as `prepare_run` takes them, so that many runs on the same tasks read them once; None reads their files.
 
     Raises:
         UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`); with
@@ -130,6 +132,7 @@ def train(
             callbacks=callbacks,
             on_prepared=on_prepared,
             frame=(read_frame(folder) if resume else None) or frame,
+            tasks=tasks,
         )
 
 
@@ -160,13 +163,14 @@ def _train_in(
     callbacks: Callable[[MetricsLog], Sequence[TrainerCallback]],
     on_prepared: Callable[[Prepared], None],
     frame: Frame | None,
+    tasks: Mapping[str, TokenizedTask] | None,
 ) -> Run:
     """Do what `train` says in a folder that only this launch writes to."""
     check_launch(os.environ)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():
-        prepared = prepare_run(config, frame=frame)
+        prepared = prepare_run(config, frame=frame, tasks=tasks)
     args = training_arguments(
         config.train,
         folder=folder,

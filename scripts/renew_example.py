@@ -1,0 +1,189 @@
+"""Put a demo's results where the documents show them: docs/example and the block of output in the README.
+
+    manyicl demo --seeds 5 --out OUT
+    python scripts/renew_example.py OUT --pictures
+
+It writes both reports to docs/example (with --pictures, the six pictures of the headline's too, which needs what
+screenshot_report.py needs) and the README's block anew, and prints the tables of docs/results.md. Only
+comparison.json is read, so models may be missing from OUT. Sentences are for a person to look at again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from screenshot_report import VIEWS, set_view, start_chromium
+
+from manyicl.comparison.schema import Comparison, PairDifference, Scored, read_comparison
+from manyicl.report.document import write_report
+from manyicl.report.numbers import DASH, count_noun, is_known, tell_bits, tell_interval, tell_percent, tell_points
+from manyicl.report.tables import mean_costs
+from manyicl.report.terminal import comparison_plot
+from manyicl.report.verdict import tell_verdict
+
+ROOT = Path(__file__).parents[1]
+REGIMES = ("many_tasks", "few_tasks")
+# What the documents call the folder of a demo, wherever it was run.
+SHOWN_FOLDER = "runs/demo"
+BLOCK = re.compile(r"(<!-- demo-output -->\n```text\n).*?(```)", flags=re.DOTALL)
+
+
+def write_reports(out: Path, folder: Path) -> None:
+    """Write both regimes' reports into `folder` as pages and as text, without the paths of the machine of the run."""
+    for regime in REGIMES:
+        with tempfile.TemporaryDirectory() as place:
+            copy = Path(place)
+            content = (out / regime / "comparison.json").read_text(encoding="utf-8")
+            ran_in = re.search(r'folder = \\"([^"\\]+)/' + regime + "/tasks", content)
+            if ran_in is not None:
+                content = content.replace(ran_in[1], SHOWN_FOLDER)
+            (copy / "comparison.json").write_text(content, encoding="utf-8")
+            page = write_report(copy)
+            shutil.copyfile(page, folder / f"{regime}.html")
+            shutil.copyfile(page.with_suffix(".md"), folder / f"{regime}.md")
+
+
+def take_pictures(page: Path, folder: Path) -> None:
+    """Write the first screen and the whole page: light, dark, and as a phone shows it."""
+    with start_chromium() as browser:
+        for name in ("light", "dark", "phone"):
+            width, height, scale, scheme = VIEWS[name]
+            for whole in (False, True):
+                set_view(browser, width=width, height=height, scale=1 if whole else scale, scheme=scheme)
+                browser.get(page.absolute().as_uri())
+                shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": whole})
+                target = folder / f"{name}{'-whole' if whole else ''}.png"
+                target.write_bytes(base64.b64decode(shot["data"]))
+
+
+def tell_scored(scored: Scored | None) -> str:
+    """Return a score in % with its interval."""
+    if scored is None or not is_known(scored.score):
+        return DASH
+    return f"{tell_percent(scored.score)} {tell_interval(scored.low, scored.high)}"
+
+
+def tell_lost_text(comparison: Comparison, arm: str) -> str:
+    """Return the bits per byte that the arm lost on the first text."""
+    change = next((one for one in comparison.forgetting.text if one.arm == arm), None)
+    if change is None or not is_known(change.difference):
+        return DASH
+    return f"{tell_bits(change.difference, signed=True)} {tell_interval(change.low, change.high, unit='bits')}"
+
+
+def readme_block(comparison: Comparison) -> str:
+    """Return what the README shows: the verdict, the arms with most shots, and the plot of the held-out tasks."""
+    rows = [("arm", "trained, 64 shots", "held out, 64 shots", "forgetting, bits per byte")]
+    for arm in comparison.arms:
+        cells = [comparison.headline_cell(arm.arm, role, "most") for role in ("trained", "held-out")]
+        if cells[1] is not None:  # a model of one task has no held-out ones
+            rows.append((arm.title, *map(tell_scored, cells), tell_lost_text(comparison, arm.arm)))
+    widths = [max(len(row[place]) for row in rows) for place in range(4)]
+    table = [
+        "   ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(columns))
+        for columns in (tuple(zip(row, widths, strict=True)) for row in rows)
+    ]
+    console = Console(width=100, color_system=None)
+    with console.capture() as capture:
+        console.print(comparison_plot(comparison, width=74, colour=False))
+    plot, _, _ = capture.get().partition("trained tasks: mean score")
+    lines = [line.rstrip() for line in plot.rstrip().splitlines()]
+    key = "   ".join(capture.get().rstrip().splitlines()[-1].split("   "))
+    return "\n".join([tell_verdict(comparison), "", *table, "", *lines, key, ""])
+
+
+def pair_rows(comparison: Comparison, role: str) -> list[list[str]]:
+    """Return, for each other arm, ManyICL's difference from it at the chosen shots, at none and at the most."""
+    pairs: dict[str, dict[str, PairDifference]] = {}
+    for pair in comparison.differences:
+        if pair.role == role and pair.a == "manyicl" and pair.asked in ("chosen", "zero", "most"):
+            pairs.setdefault(pair.b, {})[pair.asked] = pair
+
+    def tell(pair: PairDifference | None) -> str:
+        if pair is None or not is_known(pair.difference):
+            return DASH
+        return f"{tell_points(pair.difference)} {tell_interval(pair.low, pair.high, unit='points')}"
+
+    return [
+        [
+            comparison.title_of(arm),
+            count_noun(max(one.tasks for one in asked.values()), f"{role} task"),
+            *(tell(asked.get(kind)) for kind in ("chosen", "zero", "most")),
+        ]
+        for arm, asked in pairs.items()
+    ]
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of docs/results.md."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def print_tables(comparison: Comparison) -> None:
+    """Print the tables of docs/results.md for one regime."""
+    asked = (("trained", "chosen"), ("trained", "zero"), ("trained", "most"))
+    asked += (("held-out", "most"), ("held-out", "zero"))
+    heads = ["arm", "trained, chosen k", "trained, 0 shots", "trained, most shots", "held out, most shots"]
+    heads += ["held out, 0 shots", "bits per byte lost"]
+    rows = [
+        [
+            arm.title,
+            *(tell_scored(comparison.headline_cell(arm.arm, *one)) for one in asked),
+            tell_lost_text(comparison, arm.arm),
+        ]
+        for arm in comparison.arms
+    ]
+    print(f"\n{comparison.name}\n\n{markdown_table(heads, rows)}")
+    heads = ["other arm", "tasks", "at each one's chosen k", "without shots", "with most shots"]
+    print(markdown_table(heads, [row for role in ("trained", "held-out") for row in pair_rows(comparison, role)]))
+    changes = [
+        [
+            change.kind,
+            str(change.asked),
+            str(len(change.tasks)),
+            comparison.title_of(change.arm),
+            f"{tell_points(change.difference)} {tell_interval(change.low, change.high, unit='points')}",
+        ]
+        for change in comparison.forgetting.tasks
+        if is_known(change.difference)
+    ]
+    print(markdown_table(["kind", "shots", "tasks", "arm", "less the base, points"], changes))
+    for arm, cells in mean_costs(comparison):
+        print(f"spent a seed, {arm.title}: {', '.join(cell.text for cell in cells)}")
+
+
+def main() -> None:
+    """Read the arguments, renew the documents."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the folder of a finished demo")
+    parser.add_argument("--pictures", action="store_true", help="take the pictures of the headline's report too")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository whose documents are renewed")
+    args = parser.parse_args()
+    example, readme = args.root / "docs" / "example", args.root / "README.md"
+    comparisons = [read_comparison(args.out / regime) for regime in REGIMES]
+    for regime, comparison in zip(REGIMES, comparisons, strict=True):
+        if not comparison.finished:
+            parser.error(f"{args.out / regime}: is not finished; go on: manyicl compare --resume {args.out / regime}")
+    write_reports(args.out, example)
+    block = readme_block(comparisons[0])
+    text, count = BLOCK.subn(lambda found: found[1] + block + found[2], readme.read_text(encoding="utf-8"))
+    if count != 1:
+        parser.error(f"{readme}: has {count} blocks after <!-- demo-output -->, not one")
+    readme.write_text(text, encoding="utf-8")
+    if args.pictures:
+        take_pictures(example / "many_tasks.html", example)
+    for comparison in comparisons:
+        print_tables(comparison)
+    print(f"\nrenewed {example} and the block of {readme}")
+
+
+if __name__ == "__main__":
+    main()
