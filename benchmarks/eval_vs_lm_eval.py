@@ -618,12 +618,22 @@ def try_batch(peer: Peer, cell: Cell, size: int) -> float:
     peer.lm.batch_size_per_gpu = size
     if not cell.known:
         return peer.run(cell, places=range(min(size, len(cell.queries))))[2] / size
-    whole = our_request_ids(cell, cell.queries[0])
-    start = len(whole[0]) - len(cell.known[0][1])
-    prompts = [whole[n % len(whole)] for n in range(size)]  # each option is a request
+    # The peer runs requests that differ in their last token only as one, so those are no batch of `size` prompts.
+    prompts: dict[tuple[int, ...], int] = {}  # ids -> where the answer starts
+    alike: set[tuple[int, ...]] = set()
+    per_query = 0
+    for query in cell.queries:
+        for ids, (_, answer) in zip(our_request_ids(cell, query), cell.known, strict=True):
+            if tuple(ids[:-1]) not in alike:
+                alike.add(tuple(ids[:-1]))
+                prompts[tuple(ids)] = len(ids) - len(answer)
+        per_query = per_query or len(prompts)
+        if len(prompts) >= size:
+            break
+    requests = [(("", ""), list(ids[:start]), list(ids[start:])) for ids, start in list(prompts.items())[:size]]
     started = time.perf_counter()
-    peer.lm._loglikelihood_tokens([(("", ""), ids[:start], ids[start:]) for ids in prompts], disable_tqdm=True)
-    return (time.perf_counter() - started) / size * len(whole)
+    peer.lm._loglikelihood_tokens(requests, disable_tqdm=True)
+    return (time.perf_counter() - started) / len(requests) * per_query
 
 
 # Rounds ----------------------------------------------------------------------------------------------------------
