@@ -617,8 +617,9 @@ def try_batch(peer: Peer, cell: Cell, size: int) -> float:
     """Return the peer's seconds per query of the cell's with one batch of `size` requests."""
     peer.lm.batch_size_per_gpu = size
     if not cell.known:
-        return peer.run(cell, places=range(min(size, len(cell.queries))))[2] / size
-    # The peer runs requests that differ in their last token only as one, so those are no batch of `size` prompts.
+        places = range(min(size, len(cell.queries)))
+        return peer.run(cell, places=places)[2] / len(places)
+    # The peer runs requests that differ only in their last token as one, so they would not fill a batch.
     prompts: dict[tuple[int, ...], int] = {}  # ids -> where the answer starts
     alike: set[tuple[int, ...]] = set()
     per_query = 0
