@@ -19,7 +19,11 @@ the predictions are compared among these options; the output says so. Rounds alt
 
 Every query that the peer has answered is compared, and each difference is printed with the margins of both sides. In
 bf16 two correct kernels differ, so the peer answers part of the queries again with another attention kernel ("eager"
-instead of "sdpa", not timed): its agreement with itself is what our agreement with it is judged by.
+instead of "sdpa", not timed): its agreement with itself is what our agreement with it is judged by. If `--report` is
+given the files of both precisions, it also counts how often each side gives its float32 answer in bf16.
+
+A batch of the peer's that fails, as when its logits of batch x tokens x vocabulary do not fit the memory, is halved
+until it runs. Only the run that succeeds is timed; the row names each size that failed and why.
 
 Each finished round is one JSON line of --out; the same call again goes on from there.
 
@@ -31,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import logging
 import os
@@ -39,7 +44,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,8 +80,6 @@ BATCH_SIZES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
 TIE_NATS = 1e-3
 # Task -> characters. Rows with a longer free answer are left out on both sides: one would set the limit of all.
 MOST_ANSWER_CHARACTERS = {"webquestions": 40}
-# How much slower the peer is taken to be with its eager attention, until that has been measured.
-EAGER_GUESS = 4.0
 # Prompts in one batch of its eager attention, which writes all weights of attention to memory.
 EAGER_BATCH = 8
 
@@ -125,6 +128,20 @@ class PeerAnswer:
 
     text: str
     likelihoods: list[float] | None
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """Queries that the peer has answered, with its samples. seconds: of the run that succeeded.
+
+    batch: requests per forward pass in it. failed: larger sizes that were tried, each with its error.
+    """
+
+    answers: list[PeerAnswer]
+    samples: list[Any]
+    seconds: float
+    batch: int
+    failed: dict[int, str]
 
 
 # What both are asked ---------------------------------------------------------------------------------------------
@@ -382,6 +399,23 @@ class Peer:
             raise SystemExit(f"{cell.name}: the peer asked other queries than those it was given")
         return [self._answer(cell, sample) for sample in samples], samples, self.seconds - before
 
+    def run_in_memory(self, cell: Cell, *, places: Sequence[int], batch: int) -> PeerRun:
+        """Run the queries at `places` with `batch` requests at a time, halved until a whole run succeeds.
+
+        Raises:
+            RuntimeError: one request at a time fails as well.
+        """
+        failed: dict[int, str] = {}
+        free_memory()  # what our side has cached is the peer's now
+        while True:
+            self.lm.batch_size_per_gpu = batch
+            done, fault = attempt(lambda: self.run(cell, places=places), last=batch == 1)
+            if done is not None:
+                return PeerRun(*done, batch=batch, failed=failed)
+            print(f"{cell.row}: lm-eval fails with {batch} requests at a time ({fault}); {batch // 2} are next")
+            failed[batch] = fault
+            batch //= 2
+
     def _timed(self, ask: Any) -> Any:
         def run(*args: Any, **options: Any) -> Any:
             started = time.perf_counter()
@@ -421,6 +455,34 @@ class Peer:
                     yield [*ids[0], *ids[1]]
                 else:
                     yield list(self.lm.tok_encode(context))
+
+
+def attempt(run: Callable[[], Any], *, last: bool) -> tuple[Any, str]:
+    """Return (what `run` returns, ''), or (None, its error) if it fails; the `last` attempt raises its error.
+
+    Every RuntimeError counts: memory that has run out is a torch.OutOfMemoryError on a GPU, but a plain RuntimeError on
+    a CPU and in CUDA's libraries.
+    """
+    try:
+        return run(), ""
+    except RuntimeError as error:
+        if last:
+            raise
+        fault = first_line(error)
+    free_memory()  # after the block: until then the error's traceback holds the tensors of the failed run
+    return None, fault
+
+
+def first_line(error: Exception) -> str:
+    """Return the error's first sentence."""
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+def free_memory() -> None:
+    """Give what nothing refers to any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Silence:
@@ -536,44 +598,57 @@ def choose_batch(peer: Peer, cell: Cell, *, seconds: float) -> tuple[int, float]
     seconds: a size is tried only if it should take no longer.
     """
     found: dict[int, float] = {}
-    whole = our_request_ids(cell, cell.queries[0])
-    start = len(whole[0]) - len(cell.known[0][1]) if cell.known else 0
     for size in BATCH_SIZES[peer.asked.model.device.type]:
         if found and min(found.values()) / cell.requests * size > seconds:
             break
-        peer.lm.batch_size_per_gpu = size
-        try:
-            for _ in range(1 + (not found)):  # the first one warms up
-                started = time.perf_counter()
-                if cell.known:  # each option is a request
-                    requests = [
-                        (("", ""), whole[n % len(whole)][:start], whole[n % len(whole)][start:]) for n in range(size)
-                    ]
-                    peer.lm._loglikelihood_tokens(requests, disable_tqdm=True)
-                    found[size] = (time.perf_counter() - started) / size * len(whole)
-                else:
-                    found[size] = peer.run(cell, places=range(min(size, len(cell.queries))))[2] / size
-        except torch.OutOfMemoryError:
-            found.pop(size, None)
-        if size not in found:  # outside the block, whose traceback holds the tensors
-            torch.cuda.empty_cache()
+        for _ in range(1 + (not found)):  # the first one warms up
+            took, fault = attempt(lambda size=size: try_batch(peer, cell, size), last=size == 1)
+        if fault:
+            print(f"{cell.row}: lm-eval fails with {size} requests at a time ({fault})")
             break
-        if min(found.values()) < found[size]:
+        found[size] = took
+        if min(found.values()) < took:
             break  # larger ones only pad more
-    if not found:
-        raise SystemExit(f"{cell.row}: one request of the peer does not fit the device's memory")
     best = min(found, key=found.__getitem__)
     return best, found[best]
+
+
+def try_batch(peer: Peer, cell: Cell, size: int) -> float:
+    """Return the peer's seconds per query of the cell's with one batch of `size` requests."""
+    peer.lm.batch_size_per_gpu = size
+    if not cell.known:
+        places = range(min(size, len(cell.queries)))
+        return peer.run(cell, places=places)[2] / len(places)
+    # The peer runs requests that differ only in their last token as one, so they would not fill a batch.
+    prompts: dict[tuple[int, ...], int] = {}  # ids -> where the answer starts
+    alike: set[tuple[int, ...]] = set()
+    per_query = 0
+    for query in cell.queries:
+        for ids, (_, answer) in zip(our_request_ids(cell, query), cell.known, strict=True):
+            if tuple(ids[:-1]) not in alike:
+                alike.add(tuple(ids[:-1]))
+                prompts[tuple(ids)] = len(ids) - len(answer)
+        per_query = per_query or len(prompts)
+        if len(prompts) >= size:
+            break
+    requests = [(("", ""), list(ids[:start]), list(ids[start:])) for ids, start in list(prompts.items())[:size]]
+    started = time.perf_counter()
+    peer.lm._loglikelihood_tokens(requests, disable_tqdm=True)
+    return (time.perf_counter() - started) / len(requests) * per_query
 
 
 # Rounds ----------------------------------------------------------------------------------------------------------
 
 
 class Rounds:
-    """The finished rounds, one JSON line each behind a line that says what was measured where."""
+    """The finished rounds, one JSON line each after a line that says what was measured where.
+
+    failed: rows that could not be run by this process, each with its error.
+    """
 
     def __init__(self, path: Path | None, setting: dict[str, Any]) -> None:
         self.path, self.lines = path, [setting]
+        self.failed: dict[str, str] = {}
         if path is None:
             return
         if path.exists():
@@ -599,10 +674,8 @@ def run_round(asked: AskedModel, peer: Peer, cell: Cell, rounds: Rounds, *, seco
     in_bf16 = asked.model.dtype == torch.bfloat16
     if before:
         batch, guess = before[-1]["batch"], before[-1]["peer_s"] / before[-1]["requests"] * cell.requests
-        eager_guess = before[-1]["eager_s"] or EAGER_GUESS * guess
     else:
         batch, guess = choose_batch(peer, cell, seconds=seconds / 2)
-        eager_guess = EAGER_GUESS * guess
         run_ours(asked, cell, queries=min(16, len(cell.queries)))  # both are warm now
     ours, our_s = run_ours(asked, cell)
     order = random.Random(cell.row).sample(range(len(cell.queries)), len(cell.queries))
@@ -613,18 +686,13 @@ def run_round(asked: AskedModel, peer: Peer, cell: Cell, rounds: Rounds, *, seco
     num = max(1, min(int(share / guess), len(order) - done or len(order)))
     start = done % len(order)
     places = sorted(order[start : start + num])
-    peer.lm.batch_size_per_gpu = batch
-    theirs, samples, peer_s = peer.run(part, places=places)
-    num_requests = check_tokens(part, peer, samples[:3], places=places[:3])
+    theirs = peer.run_in_memory(part, places=places, batch=batch)
+    num_requests = check_tokens(part, peer, theirs.samples[:3], places=places[:3])
     answers = [
         compare_answer(asked, part, place, ours=ours[place], theirs=answer)
-        for place, answer in zip(places, theirs, strict=True)
+        for place, answer in zip(places, theirs.answers, strict=True)
     ]
-    eager_s = None
-    if in_bf16:
-        again = max(1, min(len(places), int(share / (eager_guess * part.requests / cell.requests))))
-        eager_s = ask_again(peer, part, answers[:again], batch=min(batch, EAGER_BATCH)) / again
-        eager_s *= cell.requests / part.requests
+    eager = ask_again(peer, part, answers, batch=min(theirs.batch, EAGER_BATCH), seconds=share) if in_bf16 else {}
     requests = len(places) * part.requests
     line = {
         "row": cell.row,
@@ -635,12 +703,13 @@ def run_round(asked: AskedModel, peer: Peer, cell: Cell, rounds: Rounds, *, seco
         "options": cell.requests,
         "asked_options": part.requests,
         "our_s": our_s,
-        "peer_s": peer_s,
+        "peer_s": theirs.seconds,
         "num": len(places),
         "requests": requests,
-        "ratio": peer_s / requests / (our_s / (len(cell.queries) * cell.requests)),
-        "batch": batch,
-        "eager_s": eager_s,
+        "ratio": theirs.seconds / requests / (our_s / (len(cell.queries) * cell.requests)),
+        "batch": theirs.batch,
+        "failed": theirs.failed,
+        "eager": eager,
         "same_requests": num_requests,
         "answers": answers,
     }
@@ -656,14 +725,30 @@ def choose_part(cell: Cell, *, share: float, seed: int) -> Cell:
     return replace(cell, options=tuple(sorted(random.Random(seed).sample(range(cell.requests), num))))
 
 
-def ask_again(peer: Peer, cell: Cell, answers: Sequence[dict[str, Any]], *, batch: int) -> float:
-    """Note in each answer whether the peer gives it with eager attention as well; return the seconds."""
-    peer.lm.batch_size_per_gpu = batch
-    with peer.eager():
-        theirs, _, seconds = peer.run(cell, places=[answer["place"] for answer in answers])
-    for answer, again in zip(answers, theirs, strict=True):
-        answer["peer_equals_itself"] = answer["theirs"] == again.text
-    return seconds
+def ask_again(
+    peer: Peer, cell: Cell, answers: Sequence[dict[str, Any]], *, batch: int, seconds: float
+) -> dict[str, Any]:
+    """Note in as many answers as `seconds` allow whether the peer gives them with eager attention as well.
+
+    Return how many, their seconds, the batch, and the error that ended it (''): the round counts without them too.
+    """
+    num, took, fault = 0, 0.0, ""
+    size = min(1, len(answers))  # the first one tells how long the others take
+    while size > 0:
+        asked = answers[num : num + size]
+        try:
+            with peer.eager():
+                again = peer.run_in_memory(cell, places=[answer["place"] for answer in asked], batch=batch)
+        except RuntimeError as error:
+            fault = first_line(error)
+            break
+        for answer, one in zip(asked, again.answers, strict=True):
+            answer["peer_equals_itself"] = answer["theirs"] == one.text
+        num, took, batch = num + size, took + again.seconds, again.batch
+        size = min(len(answers) - num, int((seconds - took) * num / took))
+    if fault:
+        free_memory()
+    return {"num": num, "seconds": took, "batch": batch, "fault": fault}
 
 
 def tell_round(line: Mapping[str, Any]) -> str:
@@ -673,6 +758,8 @@ def tell_round(line: Mapping[str, Any]) -> str:
         asked += f" with {line['asked_options']} of {line['options']} options; per request"
     again = [a["peer_equals_itself"] for a in answers if "peer_equals_itself" in a]
     itself = f"; the peer equals itself on {sum(again)} of {len(again)}" if again else ""
+    if line["eager"].get("fault"):
+        itself += f"; its eager attention fails ({line['eager']['fault']})"
     return (
         f"{line['row']}: ours {line['our_s']:.2f} s for {line['queries']}, lm-eval {line['peer_s']:.1f} s for {asked}:"
         f" {line['ratio']:.0f} times; equal {sum(a['equal'] for a in answers)} of {len(answers)}{itself}"
@@ -682,17 +769,29 @@ def tell_round(line: Mapping[str, Any]) -> str:
 def run_rounds(
     asked: AskedModel, peer: Peer, cells: Sequence[Cell], rounds: Rounds, options: argparse.Namespace
 ) -> None:
-    """Run the rounds that --out does not hold yet, each row's first before any row's second."""
+    """Run the rounds that --out does not hold yet, each row's first before any row's second.
+
+    A row that fails even with one request at a time is left, and its error kept; the others go on.
+    """
     end = time.perf_counter() + 60 * options.minutes
     took: dict[str, float] = {}
     for number in range(options.repeats):
         for cell in cells:
             started = time.perf_counter()
             # Another round takes as long as the last; one that would not end in time is left to the next call.
-            if len(rounds.of(cell.row)) > number or started + took.get(cell.row, 0.0) > end:
+            if (
+                cell.row in rounds.failed
+                or len(rounds.of(cell.row)) > number
+                or started + took.get(cell.row, 0.0) > end
+            ):
                 continue
-            run_round(asked, peer, cell, rounds, seconds=60 * options.peer_minutes / options.repeats)
+            try:
+                run_round(asked, peer, cell, rounds, seconds=60 * options.peer_minutes / options.repeats)
+            except RuntimeError as error:
+                rounds.failed[cell.row] = first_line(error)
+                print(f"{cell.row}: no round ({first_line(error)})", flush=True)
             took[cell.row] = time.perf_counter() - started
+            free_memory()
 
 
 # Report ----------------------------------------------------------------------------------------------------------
@@ -715,6 +814,8 @@ def report(rounds: Rounds) -> tuple[int, int]:
             print(
                 f"  of {len(again)} of these, the peer equals itself with eager attention: {num_same}; ours: {num_ours}"
             )
+        for fault in {line["eager"]["fault"] for line in lines if line.get("eager")} - {""}:
+            print(f"  its eager attention fails: {fault}")
         errors = [answer["margin_error"] for answer in answers if "margin_error" in answer]
         if errors:
             print(f"  largest difference of a likelihood's margin: {max(errors):.1e} nats")
@@ -740,6 +841,8 @@ def report_times(name: str, lines: Sequence[Mapping[str, Any]]) -> None:
     print(
         f"  lm-eval: {mean:.3f}{spread} s per query, {num_asked} queries in {len(lines)} rounds, batch {first['batch']}"
     )
+    for size, fault in {size: fault for line in lines for size, fault in line.get("failed", {}).items()}.items():
+        print(f"  lm-eval fails with {size} requests at a time: {fault}")
     parts = sorted({line["asked_options"] for line in lines})
     if parts[0] < first["options"]:
         print(
@@ -748,6 +851,24 @@ def report_times(name: str, lines: Sequence[Mapping[str, Any]]) -> None:
         )
     print(f"  lm-eval for {num_queries} queries: {mean * num_queries:,.0f} s (a query's mean times their number)")
     print(f"  ratio: {statistics.median(ratios):.0f} times ({ratios[0]:.0f} to {ratios[-1]:.0f} by round)")
+
+
+def report_precisions(files: Sequence[Rounds]) -> None:
+    """Print how often each side gives, in bf16, the answer that it gives in float32, for rows of both precisions.
+
+    Only queries that were asked with all of their options count.
+    """
+    said: dict[str, dict[tuple[str, str, int], Any]] = {"fp32": {}, "bf16": {}}
+    for rounds in files:
+        for line in rounds.lines[1:]:
+            if line["asked_options"] == line["options"]:
+                for answer in line["answers"]:
+                    said[rounds.lines[0]["precision"]][rounds.lines[0]["model"], line["row"], answer["place"]] = answer
+    both = said["fp32"].keys() & said["bf16"].keys()
+    for name in sorted({row for _, row, _ in both}):
+        pairs = [(said["fp32"][key], said["bf16"][key]) for key in both if key[1] == name]
+        ours, theirs = (sum(exact[side] == half[side] for exact, half in pairs) for side in ("ours", "theirs"))
+        print(f"{name}: of {len(pairs)} answers, bf16 keeps float32's in {ours} of ours and {theirs} of lm-eval's")
 
 
 def tell_difference(answer: Mapping[str, Any]) -> str:
@@ -822,15 +943,19 @@ def run(options: argparse.Namespace) -> Rounds:
 
 
 def main() -> None:
-    """Run rounds and report; exit 1 if fewer than 99.9 % of the predictions are equal in fp32."""
+    """Run rounds and report; exit 1 if a row fails, or fewer than 99.9 % of the predictions are equal in fp32."""
     options = parse_options()
+    files = list(map(read_rounds, options.report)) if options.report else [run(options)]
     failed = False
-    for rounds in map(read_rounds, options.report) if options.report else [run(options)]:
+    for rounds in files:
         equal, compared = report(rounds)
+        for row, fault in rounds.failed.items():
+            print(f"\n{row} could not be run: {fault}")
         if not compared:
             raise SystemExit("no round has ended; give more --minutes")
         print(f"\nequal predictions: {equal} of {compared} ({equal / compared:.2%})")
-        failed |= rounds.lines[0]["precision"] == "fp32" and equal < 0.999 * compared
+        failed |= bool(rounds.failed) or (rounds.lines[0]["precision"] == "fp32" and equal < 0.999 * compared)
+    report_precisions(files)
     raise SystemExit(int(failed))
 
 

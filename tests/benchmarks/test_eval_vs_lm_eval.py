@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
+import torch
 from benchmarks.eval_vs_lm_eval import (
     Cell,
     Peer,
@@ -14,7 +16,9 @@ from benchmarks.eval_vs_lm_eval import (
     load_both,
     our_request_ids,
     report,
+    report_precisions,
     run_ours,
+    run_rounds,
     write_task,
 )
 
@@ -91,3 +95,76 @@ def test_lm_eval_is_asked_the_engines_tokens_and_says_the_same(tmp_path, monkeyp
         for place, answer in zip(places, theirs, strict=True):
             found = compare_answer(asked, cell, place, ours=ours[place], theirs=answer)
             assert found["equal"], found
+
+
+def test_answers_in_bf16_are_counted_against_those_in_float32(capsys):
+    exact = [{"place": place, "ours": "owl", "theirs": "owl"} for place in range(3)]
+    half = [exact[0], exact[1] | {"theirs": "fox"}, exact[2] | {"ours": "fox", "theirs": "fox"}]
+    files = []
+    for precision, answers in (("fp32", exact), ("bf16", half)):
+        rounds = Rounds(None, {"model": "seed", "precision": precision})
+        rounds.add({"row": "animals:3", "options": 4, "asked_options": 4, "answers": answers})
+        rounds.add({"row": "birds:3", "options": 4, "asked_options": 2, "answers": answers})  # other options each time
+        files.append(rounds)
+    report_precisions(files)
+    told = capsys.readouterr().out
+    assert told == "animals:3: of 3 answers, bf16 keeps float32's in 2 of ours and 1 of lm-eval's\n"
+
+
+@pytest.mark.slow
+@needs_shared
+@pytest.mark.real_data
+def test_a_batch_that_does_not_fit_is_halved_and_no_failure_ends_the_other_rows(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    asked = load_both(str(SHARED / "models" / "stories260K"), precision="bf16")
+    room = {"sdpa": 3, "eager": 1}
+
+    def refuse(module, args, options):
+        """Stand for a device with room for so many prompts at a time."""
+        ids = args[0] if args else options["input_ids"]
+        if len(ids) > room[module.config._attn_implementation]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 35.16 GiB. GPU 0 is full")
+
+    # Ours attends by segments, and is never refused here.
+    room["manyicl_segments"] = 10**6
+    asked.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    cells = []
+    for task in load_tasks(SHARED / "data" / "tasks", names=["pros_cons", "mawps"]):
+        sweep = Sweep((4,), num_draws=1, num_queries=4, max_tokens=asked.max_tokens)
+        plan = TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep)
+        cells.append(Cell(task, plan, 4, [int(q) for q in plan.queries], "4"))
+    peer = Peer(asked, tmp_path)
+    for cell in cells:
+        halved = peer.run_in_memory(cell, places=range(4), batch=8)
+        assert halved.batch == 2
+        # Four queries are eight requests with two options each, and four that generate.
+        assert halved.failed == dict.fromkeys((8, 4), "CUDA out of memory")
+        peer.lm.batch_size_per_gpu = 2
+        answers, _, _ = peer.run(cell, places=range(4))
+        assert halved.answers == answers
+    options = argparse.Namespace(minutes=5.0, repeats=1, peer_minutes=1.0)
+
+    def run_once(name: str) -> Rounds:
+        rounds = Rounds(tmp_path / name, {"model": "m", "precision": "bf16"})
+        run_rounds(asked, peer, cells, rounds, options)
+        return rounds
+
+    rounds = run_once("eager_fits_one.jsonl")
+    # The peer's trial of its batch sizes (1, 4, 16) has found that 4 prompts do not fit.
+    assert {line["row"]: line["batch"] for line in rounds.lines[1:]} == {"pros_cons:4": 1, "mawps:4": 1}
+    assert all(line["failed"] == {} for line in rounds.lines[1:])
+    for line in rounds.lines[1:]:
+        assert line["eager"] | {"seconds": 0} == {"num": 4, "seconds": 0, "batch": 1, "fault": ""}
+        assert all("peer_equals_itself" in answer for answer in line["answers"])
+
+    room["eager"] = 0  # the row stands without it
+    rounds = run_once("eager_fits_none.jsonl")
+    for line in rounds.lines[1:]:
+        assert (line["num"], line["eager"]["num"], line["eager"]["fault"]) == (4, 0, "CUDA out of memory")
+    assert report(rounds)[1] == 8
+
+    room["sdpa"] = 0
+    rounds = run_once("none_fits.jsonl")
+    assert rounds.lines[1:] == []
+    assert rounds.failed == dict.fromkeys(("pros_cons:4", "mawps:4"), "CUDA out of memory")
