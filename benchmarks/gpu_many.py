@@ -16,9 +16,9 @@ everything is ended, and the jobs that were not done are named.
 Jobs of a launch:
     ceiling      a bf16 product on each GPU, for a tenth of a second and held for six (as in gpu_7b.py)
     same         a small model in float32, six steps: the losses of any number of GPUs
-    row:TOKENS   tokens/s, peak memory; with LoRA the seconds of a checkpoint and of a resume (from the start of training
-                 to the first step, with a model on the GPU)
-    save:TOKENS  the same, with a checkpoint and a resume of full fine-tuning too
+    row:TOKENS   tokens/s, peak memory
+    save:TOKENS  the same, then the seconds of a checkpoint and of a resume (from the start of training to the first
+                 step, with a model on the GPU already); of full fine-tuning only with --save-full, which writes 87 GB
     mixed:TOKENS rows of mixed lengths, each timed alone: the share of the ranks' time that goes into waiting for the
                  slowest, as the library hands rows out, and in the plan's order
     eval:TOKENS  draws shared out over the ranks as `manyicl eval` does: queries/s, encoding the shots included
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print what a folder holds, and nothing else")
     options = parser.parse_args()
     if options.table:
-        from many_table import print_table  # needs the library, which the driver does without
+        from many_table import print_table  # it needs the library, which this process does without
 
         print_table(options.table)
         return
@@ -100,23 +100,18 @@ def plan(options):
     modes, models = options.mode.split(","), options.models.split(",")
     most, first = gpus[-1], models[0]
     rows = tuple(f"row:{t}" for t in tokens)
+    saved = (f"save:{tokens[0]}", *rows[1:])
+    asked = f"eval:{tokens[0] // 2}"
     launches = []
     if "lora-ddp" in modes:
-        few, many = (), ()
-        for n in gpus:
-            jobs = ("ceiling", "same") if n == gpus[0] else ("same",)
-            if n < most:  # side by side with others, so each length for itself
-                asked = (f"eval:{tokens[0] // 2}",) if n == 1 else ()
-                few += (Launch("lora-ddp", first, n, (*jobs, rows[0], *asked)),)
-                few += tuple(Launch("lora-ddp", first, n, (row,)) for row in rows[1:] if n == 1)
-            else:
-                more = (f"eval:{tokens[0] // 2}", f"mixed:{tokens[-1]}")
-                many += (Launch("lora-ddp", first, n, (*jobs, *rows, "stop", *more)),)
-        launches += [*sorted(few, key=lambda launch: -launch.gpus), *many]
+        for n in reversed(gpus[:-1]):  # side by side, so each length for itself
+            launches += [Launch("lora-ddp", first, n, ("same", saved[0], *([asked] if n == 1 else [])))]
+            launches += [Launch("lora-ddp", first, n, (row,)) for row in rows[1:] if n == 1]
+        launches += [Launch("lora-ddp", first, most, ("ceiling", "same", *saved, "stop", asked, f"mixed:{tokens[-1]}"))]
     if "full-fsdp2" in modes:
         launches += [Launch("full-fsdp2", first, most, ("same", *rows, "stop"))]
-    if most > 1:
-        launches += [Launch(mode, first, most // 2, (f"resume:{most}",)) for mode in modes]
+    # A checkpoint of FSDP2's is read by FSDP2 alone, so not by one process.
+    launches += [Launch(m, first, most // 2, (f"resume:{most}",)) for m in modes if most // 2 > (m == "full-fsdp2")]
     launches += [Launch(mode, model, most, rows) for model in models[1:] for mode in modes]
     if options.save_full and "full-fsdp2" in modes:
         launches += [Launch("full-fsdp2", first, most, (f"save:{tokens[0]}",))]

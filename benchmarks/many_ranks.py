@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--small-shape", required=True, choices=sorted(SHAPES))
     parser.add_argument("--layers", type=int)
     parser.add_argument("--jobs", required=True, help="NAME or NAME:TOKENS, with commas")
-    parser.add_argument("--packs", type=int, required=True, help="an optimizer step, over all ranks, of the shortest row")
+    parser.add_argument(
+        "--packs", type=int, required=True, help="an optimizer step, over all ranks, of the shortest row"
+    )
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps that are timed")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
@@ -83,7 +85,8 @@ def _call_cpus_gpus() -> None:
 
     def init(self, *arguments, **options):
         original(self, *arguments, **options)
-        self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
     PartialState.__init__ = init
 
@@ -138,8 +141,8 @@ class Bench:
         return {"brief": self.gather(brief), "held": self.gather(held)}
 
     def job_row(self, tokens):
-        """Time filled rows; with LoRA a checkpoint and a resume too."""
-        return self.time_row(tokens, saves=self.lora is not None)
+        """Time filled rows."""
+        return self.time_row(tokens, saves=False)
 
     def job_save(self, tokens):
         """Time filled rows, a checkpoint and a resume."""
@@ -192,9 +195,7 @@ class Bench:
             vocab_size=self.config.vocab_size,
         )
         begun = Begun()
-        trainer = self.make_trainer(
-            longer, folder=folder, num_steps=num_steps + 1, precision="bf16", callbacks=[begun]
-        )
+        trainer = self.make_trainer(longer, folder=folder, num_steps=num_steps + 1, precision="bf16", callbacks=[begun])
         checkpoint = list_checkpoints(folder / "checkpoints")[-1][1]
         try:
             self.train(
@@ -340,7 +341,12 @@ class Bench:
         seconds = time.perf_counter() - started
         del model
         self.empty()
-        return {"tokens": tokens, "draws": DRAWS, "queries": DRAWS * QUERIES, "queries_per_s": DRAWS * QUERIES / seconds}
+        return {
+            "tokens": tokens,
+            "draws": DRAWS,
+            "queries": DRAWS * QUERIES,
+            "queries_per_s": DRAWS * QUERIES / seconds,
+        }
 
     def packs_of(self, tokens):
         """Return the packs of a step: half as many of rows that are longer than 8k, but one a rank at least."""
@@ -389,9 +395,7 @@ class Bench:
             validation_tokens=0,
         )
 
-    def train(
-        self, trainer, *, num_steps, per_step, tokens, compiled, checkpoint=None, learning_rate=1e-4
-    ) -> None:
+    def train(self, trainer, *, num_steps, per_step, tokens, compiled, checkpoint=None, learning_rate=1e-4) -> None:
         """Run the library's training loop."""
         settings = self.settings(
             num_steps=num_steps, per_step=per_step, tokens=tokens, compiled=compiled, learning_rate=learning_rate
@@ -522,7 +526,9 @@ def waiting_share(seconds, *, ranks, per_step):
 
 def losses_of(folder):
     """Return [step, loss] of each step that was logged."""
-    return [[record["step"], record["loss"]] for record in MetricsLog(folder / "metrics.jsonl").read() if "loss" in record]
+    return [
+        [record["step"], record["loss"]] for record in MetricsLog(folder / "metrics.jsonl").read() if "loss" in record
+    ]
 
 
 def size_of(folder):
