@@ -62,6 +62,7 @@ MODULES = (
     "heads",  # logits in float32
     "loss",
     "isolation",  # does a model keep the episodes of a row apart?
+    "lean_layers",  # norms and rotary positions in fewer kernels
     "joined_adapters",  # of one input, in what torch.compile makes of a layer
     "layers",  # which are recomputed, and whether they are compiled
     "footprint",  # memory of a training step, predicted

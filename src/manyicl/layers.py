@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from manyicl.config_shapes import head_dims, layer_values
 from manyicl.errors import UserError
 from manyicl.isolation import row_attention
 from manyicl.joined_adapters import Backend, join_before
+from manyicl.lean_layers import lean_pieces
 from manyicl.loss import MOST_LOGITS, target_logits
 from manyicl.tokenized import TokenizedEpisode
 
@@ -293,6 +294,7 @@ def prepared_layers(
 ) -> Iterator[AttentionChoice]:
     """Recompute layers in training, and run all of them compiled for the shapes they meet, in the block.
 
+    Layers that are not compiled run their norms and rotary positions in fewer kernels (`lean_layers`).
     Yields whether recomputed layers keep their attention's output, as it turns out. backend: of torch.compile; before
     it, adapters that read one input are joined. What was compiled is forgotten behind the block, so that a process may
     have many runs: torch counts what it compiles of one function, and stops compiling at a limit without a word.
@@ -308,7 +310,7 @@ def prepared_layers(
             if compiled or number in chosen:
                 how = choice if number in chosen else None
                 layer.forward = _prepare(layer, recomputed=how, backend=joining)
-        with _compiling() if compiled else nullcontext():
+        with _compiling() if compiled else lean_pieces(model):
             yield choice
     finally:
         for layer, forward in zip(layers, before, strict=True):
