@@ -6,9 +6,9 @@
 
 Random weights, made on the GPUs. lora-ddp: LoRA of rank 16 on all projections, a frozen base in bf16, DDP. full-fsdp2:
 all weights in float32, AdamW, FSDP2. Both by the library's own trainer (manyicl.training) in the processes that
-`accelerate launch` would start, layers compiled (--no-compile: not), "auto" or all layers recomputed. A step has --packs
-rows of up to 8,192 tokens, or half as many longer ones, over all GPUs, so the same rows are trained on any number of
-them; each row is one filled episode. After one step that is not counted, --steps are timed, from the end of one to the
+`accelerate launch` would start, layers compiled (--no-compile: not), "auto" or all layers recomputed. A step has
+--packs rows of up to 8,192 tokens, or half as many longer ones, over all GPUs, so the same rows are trained on any number
+of them; each row is one filled episode. After one step that is not counted, --steps are timed, from the end of one to the
 end of the next. The most important rows come first, and launches that do not share a GPU run side by side. Each result
 is a line of DIR/rows.jsonl as soon as it is known, so that a run that is cut keeps what it has; at the end of --minutes
 everything is ended, and the jobs that were not done are named.

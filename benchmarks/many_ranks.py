@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,7 @@ class Bench:
         begun = Begun()
         trainer = self.make_trainer(longer, folder=folder, num_steps=num_steps + 1, precision="bf16", callbacks=[begun])
         checkpoint = list_checkpoints(folder / "checkpoints")[-1][1]
-        try:
+        with suppress(HasBegunError):
             self.train(
                 trainer,
                 num_steps=num_steps + 1,
@@ -206,8 +207,6 @@ class Bench:
                 compiled=False,
                 checkpoint=checkpoint,
             )
-        except HasBegunError:
-            pass
         seconds = begun.at - trainer.started_at
         self.let_go(trainer)
         self.remove(folder)
@@ -289,7 +288,7 @@ class Bench:
                 loss.backward()
                 synchronize(self.device)
                 own[packs.order[place]] = time.perf_counter() - started
-        del model, loss
+        del model, loss, batch
         self.empty()
         seconds = {pack: s for part in self.gather(own) for pack, s in part.items()}
         orders = {"balanced": packs.order, "in_plan_order": range(len(packs))}
@@ -324,7 +323,7 @@ class Bench:
         model = make_model(self.config, device=self.device, dtype=torch.bfloat16).eval()
         ranks = Ranks(number=self.rank, count=self.world)
 
-        def ask(draw):
+        def ask(draw, model=model):
             rng = np.random.default_rng(draw)
             shots = rng.integers(8, self.config.vocab_size, tokens).astype(np.int32)
             queries = list(rng.integers(8, self.config.vocab_size, (QUERIES, QUERY_TOKENS)).astype(np.int32))
@@ -559,13 +558,13 @@ class StepClock(TrainerCallback):
     def __init__(self, device) -> None:
         self.device, self.seconds, self.last, self.flash = device, [], None, None
 
-    def on_step_begin(self, args, state, control, **_) -> None:
+    def on_step_begin(self, *_, **__) -> None:
         if self.last is None:
             synchronize(self.device)
             self.last = time.perf_counter()
             self.flash = flash_attention.in_place()
 
-    def on_step_end(self, args, state, control, **_) -> None:
+    def on_step_end(self, *_, **__) -> None:
         synchronize(self.device)
         now = time.perf_counter()
         self.seconds.append(now - self.last)
@@ -585,7 +584,7 @@ class StopAt(TrainerCallback):
     def __init__(self, step) -> None:
         self.step = step
 
-    def on_step_end(self, args, state, control, **_) -> None:
+    def on_step_end(self, _, state, control, **__) -> None:
         if state.global_step == self.step:
             control.should_save = control.should_training_stop = True
 
@@ -599,7 +598,7 @@ class Begun(TrainerCallback):
 
     at = 0.0
 
-    def on_step_begin(self, args, state, control, **_) -> None:
+    def on_step_begin(self, *_, **__) -> None:
         self.at = time.perf_counter()
         raise HasBegunError
 

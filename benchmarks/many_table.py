@@ -23,7 +23,8 @@ def print_table(folder) -> None:
     held = statistics.mean(ceilings[0]["held"]) if ceilings else None
     if held:
         print(
-            f"ceiling, held: {held / 1e12:.0f} TFLOP/s a GPU ({', '.join(f'{x / 1e12:.0f}' for x in ceilings[0]['held'])})"
+            f"ceiling, held: {held / 1e12:.0f} TFLOP/s a GPU"
+            f" ({', '.join(f'{x / 1e12:.0f}' for x in ceilings[0]['held'])})"
         )
     timed = [row for row in rows if "step_s" in row]
     for row in timed:
@@ -46,8 +47,8 @@ def describe_row(row, timed, *, held):
     key = ("mode", "shape", "tokens")
     alone = [other for other in timed if other["gpus"] == 1 and all(other[k] == row[k] for k in key)]
     line = (
-        f"{row['mode']:10} {row['shape']:10} {row['gpus']} GPUs {row['tokens']:>7,} tokens, {row['packs_per_step']} rows a"
-        f" step, {row['checkpointed']} of {row['layers']} layers recomputed: {row['tokens_per_s']:,.0f} tokens/s"
+        f"{row['mode']:10} {row['shape']:10} {row['gpus']} GPUs {row['tokens']:>7,} tokens,"
+        f" {row['packs_per_step']} rows a step, {row['checkpointed']} of {row['layers']} layers recomputed: {row['tokens_per_s']:,.0f} tokens/s"
         f" ({row['step_s']['min']:.2f} to {row['step_s']['max']:.2f} s a step)"
     )
     if alone:
@@ -105,7 +106,8 @@ def print_same(rows) -> None:
         key = ("mode", "shape", "tokens", "packs_per_step")
         for other in timed:
             if other["gpus"] < row["gpus"] and all(other[k] == row[k] for k in key):
-                name = f"{row['mode']} {row['shape']} {row['tokens']:,} tokens, bf16, {row['gpus']} and {other['gpus']} GPUs"
+                name = f"{row['mode']} {row['shape']} {row['tokens']:,} tokens, bf16,"
+                name += f" {row['gpus']} and {other['gpus']} GPUs"
                 print(f"losses of {name}: at most {differ(row['losses'], other['losses']):.1e} (relative) apart")
 
 
