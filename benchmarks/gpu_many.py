@@ -7,11 +7,11 @@
 Random weights, made on the GPUs. lora-ddp: LoRA of rank 16 on all projections, a frozen base in bf16, DDP. full-fsdp2:
 all weights in float32, AdamW, FSDP2. Both by the library's own trainer (manyicl.training) in the processes that
 `accelerate launch` would start, layers compiled (--no-compile: not), "auto" or all layers recomputed. A step has
---packs rows of up to 8,192 tokens, or half as many longer ones, over all GPUs, so the same rows are trained on any number
-of them; each row is one filled episode. After one step that is not counted, --steps are timed, from the end of one to the
-end of the next. The most important rows come first, and launches that do not share a GPU run side by side. Each result
-is a line of DIR/rows.jsonl as soon as it is known, so that a run that is cut keeps what it has; at the end of --minutes
-everything is ended, and the jobs that were not done are named.
+--packs rows of up to 8,192 tokens, or half as many longer ones, over all GPUs, so that any number of GPUs trains the
+same rows; each row is one filled episode. After one step that is not counted, --steps are timed, from the end of one to
+the end of the next. The most important rows come first, and launches that do not share a GPU run side by side. Each
+result is a line of DIR/rows.jsonl as soon as it is known, so that a run that is cut keeps what it has; at the end of
+--minutes everything is ended, and the jobs that were not done are named.
 
 Jobs of a launch:
     ceiling      a bf16 product on each GPU, for a tenth of a second and held for six (as in gpu_7b.py)
@@ -107,7 +107,7 @@ def plan(options):
         for n in reversed(gpus[:-1]):  # side by side, so each length for itself
             launches += [Launch("lora-ddp", first, n, ("same", saved[0], *([asked] if n == 1 else [])))]
             launches += [Launch("lora-ddp", first, n, (row,)) for row in rows[1:] if n == 1]
-        launches += [Launch("lora-ddp", first, most, ("ceiling", "same", *saved, "stop", asked, f"mixed:{tokens[-1]}"))]
+        launches += [Launch("lora-ddp", first, most, ("ceiling", "same", *saved, "stop", asked, f"mixed:{tokens[-1] // 2}"))]
     if "full-fsdp2" in modes:
         launches += [Launch("full-fsdp2", first, most, ("same", *rows, "stop"))]
     # A checkpoint of FSDP2's is read by FSDP2 alone, so not by one process.
@@ -177,12 +177,12 @@ def start(launch, number, options, *, deadline) -> None:
 def say_launch(launch, rank, *, port):
     """Return the variables that `accelerate launch` would set; FSDP2's as recipes/accelerate/fsdp2.yaml says."""
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    variables = {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": str(launch.devices[rank])}
-    variables |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "TOKENIZERS_PARALLELISM": "false"}
-    variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")}
+    variables = {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ",".join(map(str, launch.devices))}
+    variables |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    variables |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")}
     if launch.gpus > 1:
-        variables |= {"RANK": str(rank), "WORLD_SIZE": str(launch.gpus), "LOCAL_RANK": "0"}
-        variables |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        variables |= {"RANK": str(rank), "WORLD_SIZE": str(launch.gpus), "LOCAL_RANK": str(rank)}
+        variables |= {"LOCAL_WORLD_SIZE": str(launch.gpus), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if launch.mode == "full-fsdp2" and launch.gpus > 1:
         variables["ACCELERATE_USE_FSDP"] = "true"
         for line in RECIPE.read_text().splitlines():

@@ -97,7 +97,7 @@ class Bench:
 
     def __init__(self, options, *, rank, world) -> None:
         self.options, self.rank, self.world = options, rank, world
-        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
         self.config = SHAPES[options.shape]()
         if options.layers:
             self.config.num_hidden_layers = options.layers

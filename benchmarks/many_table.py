@@ -48,8 +48,8 @@ def describe_row(row, timed, *, held):
     alone = [other for other in timed if other["gpus"] == 1 and all(other[k] == row[k] for k in key)]
     line = (
         f"{row['mode']:10} {row['shape']:10} {row['gpus']} GPUs {row['tokens']:>7,} tokens,"
-        f" {row['packs_per_step']} rows a step, {row['checkpointed']} of {row['layers']} layers recomputed: {row['tokens_per_s']:,.0f} tokens/s"
-        f" ({row['step_s']['min']:.2f} to {row['step_s']['max']:.2f} s a step)"
+        f" {row['packs_per_step']} rows a step, {row['checkpointed']} of {row['layers']} layers recomputed:"
+        f" {row['tokens_per_s']:,.0f} tokens/s ({row['step_s']['min']:.2f} to {row['step_s']['max']:.2f} s a step)"
     )
     if alone:
         line += f", {row['tokens_per_s'] / row['gpus'] / alone[0]['tokens_per_s']:.1%} of one GPU's per GPU"
