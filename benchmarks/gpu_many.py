@@ -107,7 +107,8 @@ def plan(options):
         for n in reversed(gpus[:-1]):  # side by side, so each length for itself
             launches += [Launch("lora-ddp", first, n, ("same", saved[0], *([asked] if n == 1 else [])))]
             launches += [Launch("lora-ddp", first, n, (row,)) for row in rows[1:] if n == 1]
-        launches += [Launch("lora-ddp", first, most, ("ceiling", "same", *saved, "stop", asked, f"mixed:{tokens[-1] // 2}"))]
+        more = ("stop", asked, f"mixed:{tokens[-1] // 2}")
+        launches += [Launch("lora-ddp", first, most, ("ceiling", "same", *saved, *more))]
     if "full-fsdp2" in modes:
         launches += [Launch("full-fsdp2", first, most, ("same", *rows, "stop"))]
     # A checkpoint of FSDP2's is read by FSDP2 alone, so not by one process.
