@@ -43,7 +43,7 @@ def lean_pieces(model: nn.Module) -> Iterator[None]:
     modeling: Any = sys.modules.get(type(inner).__module__)
     with ExitStack() as stack:
         for norm in norms:
-            norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
+            norm.forward = partial(_normed, norm)
             stack.callback(vars(norm).pop, "forward")
         if modeling in MODELINGS:
             stack.callback(setattr, modeling, "apply_rotary_pos_emb", modeling.apply_rotary_pos_emb)
@@ -80,7 +80,7 @@ class _Norm(torch.autograd.Function):
         return out.to(dtype)  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and weight."""
         x, weight, rstd = ctx.saved_tensors
@@ -130,7 +130,7 @@ class _Rotary(torch.autograd.Function):
         return _turn_both(q, k, cos, signed, dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_q: Tensor, of_k: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of queries and keys: turned back."""
         cos, turned = ctx.saved_tensors
