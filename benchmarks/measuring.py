@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,28 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_in_turn(
-    sides: Mapping[str, Callable[[], Any]], *, repeats: int, device: torch.device, warmups: int = 1
-) -> dict[str, list[float]]:
-    """Return the seconds of each side's runs; the sides take turns, so that a busy machine burdens all."""
+    sides: Mapping[Any, Callable[[], Any]],
+    *,
+    repeats: int,
+    device: torch.device,
+    warmups: int = 1,
+    around: Mapping[Any, Callable[[], AbstractContextManager[Any]]] | None = None,
+) -> dict[Any, list[float]]:
+    """Return the seconds of each side's runs; the sides take turns, so that a busy machine burdens all.
+
+    around: contexts that a side's run stands in, entered before its time begins.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warmups + repeats):
         for name, run in sides.items():
-            synchronize(device)
-            started = time.perf_counter()
-            run()
-            synchronize(device)
+            with around[name]() if around and name in around else nullcontext():
+                synchronize(device)
+                started = time.perf_counter()
+                run()
+                synchronize(device)
+                ended = time.perf_counter()
             if number >= warmups:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(ended - started)
     return seconds
 
 

@@ -3,12 +3,15 @@
     pip install ".[bench]"
     python benchmarks/train_vs_trl.py [--shape small] [--tokens 512,4096] [--episode-tokens 512] [--recompute]
                                       [--whole] [--no-flash] [--json OUT]
-    python benchmarks/train_vs_trl.py --model FOLDER [--tokens 4096] [--episodes 1,8,100] [--repeats 30] [--json OUT]
+    python benchmarks/train_vs_trl.py --model FOLDER [--tokens 4096] [--episodes 1,8,100] [--repeats 30] [--compile]
+                                      [--json OUT]
 
 With --model: full fine-tuning of a real model, float32 weights, on a GPU under bfloat16 autocast. Rows of --tokens hold
 1, 8 and 100 episodes. Each is given to TRL in both ways that its users have, and TRL's time is the faster one's:
 "packed" (padding-free, what `packing=True` gives) and "padded" (the episodes as rows of one batch; these episodes are
-of one length, so that hardly anything is padded). All sides take turns in each round.
+of one length, so that hardly anything is padded). All sides take turns in each round. What `manyicl train` puts in
+place once a run (attention, layers) is there before a time begins. --compile: both sides compiled, ours layer by layer
+(`train.compile`), TRL's as a whole (`torch_compile`); the losses are compared before that.
 
 Without --model:
 Filled: one episode a row. Packed: episodes of --episode-tokens in one row. A step is forward and backward of one row,
@@ -33,7 +36,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--repeats", type=int, default=7, help="an interval needs six")
     parser.add_argument("--recompute", action="store_true", help="all layers on both sides")
+    parser.add_argument("--compile", action="store_true", help="with --model: both sides, each in its own way")
     parser.add_argument("--whole", action="store_true", help="--recompute, and ours recompute their attention too")
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3, also where it is installed")
     parser.add_argument("--no-memory", action="store_true")
@@ -104,7 +108,13 @@ def compare_real(options, *, device):
     made = {number: make_real(number, num_tokens, options, vocab_size=config.vocab_size) for number in counts}
     for number, episodes in made.items():
         ours = OurSide(
-            model, episodes, device=device, recompute=options.recompute, whole=options.whole, autocast=autocast
+            model,
+            episodes,
+            device=device,
+            recompute=options.recompute,
+            whole=options.whole,
+            autocast=autocast,
+            compiled=options.compile,
         )
         packed = PeerSide(peer_model, episodes, recompute=options.recompute, autocast=autocast)
         ways[number] = {"ours": ours, "packed": packed}
@@ -117,8 +127,10 @@ def compare_real(options, *, device):
             del sides["packed"]
         check_losses(number, sides, autocast=autocast)
     steps = {(number, name): side.step for number, sides in ways.items() for name, side in sides.items()}
+    around = {(number, "ours"): sides["ours"].prepared for number, sides in ways.items()}
     ceiling = measure_ceiling(device, seconds=3.0)
-    seconds = time_in_turn(steps, repeats=options.repeats, device=device, warmups=3)
+    with compiled_layers(model, peer_model, checkpointed=ours.checkpointed) if options.compile else nullcontext():
+        seconds = time_in_turn(steps, repeats=options.repeats, device=device, warmups=3, around=around)
     for number, episodes in made.items():
         own = {name: values for (count, name), values in seconds.items() if count == number}
         peers = {name: values for name, values in own.items() if name != "ours"}
@@ -131,6 +143,7 @@ def compare_real(options, *, device):
             "tokens": num_tokens,
             "episodes": number,
             "autocast": autocast,
+            "compiled": options.compile,
             "kernels": ways[number]["ours"].kernels,
             "peer_attention": ways[number][best].attention,
             "peer_packs_isolated": isolates[number],
@@ -155,6 +168,14 @@ def make_real(number, num_tokens, options, *, vocab_size):
         for length in lengths
         for episode in make_episodes(length, episode_tokens=length, target_share=options.share, vocab_size=vocab_size)
     ]
+
+
+@contextmanager
+def compiled_layers(model, peer_model, *, checkpointed):
+    """Compile our layers as `train.compile` does, and TRL's model as the Trainer's `torch_compile` does."""
+    peer_model.compile()
+    with prepared_layers(model, checkpointed, compiled=True):
+        yield
 
 
 def check_losses(number, sides, *, autocast):
@@ -275,29 +296,38 @@ def count_runs(side):
 class OurSide:
     """One row through ours."""
 
-    def __init__(self, model, episodes, *, device, recompute, whole, autocast=False) -> None:
+    def __init__(self, model, episodes, *, device, recompute, whole, autocast=False, compiled=False) -> None:
         self.model, self.flash, self.kernels = model, None, {}
+        self.is_prepared, self.compiled = False, compiled
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=autocast)
         self.checkpointed = Checkpointed(len(decoder_layers(model)) if recompute else 0, keeps_attention=not whole)
         row = make_row(episodes)
-        multiple = row_multiple(row.num_tokens, device=device, compiled=False)
+        multiple = row_multiple(row.num_tokens, device=device, compiled=compiled)
         self.batch = (pad_row(row, multiple=multiple) if multiple > 1 else row).to(device)
         self.sums = StepSums(device)
 
     def step(self) -> float:
-        self.model.zero_grad(set_to_none=True)
-        with (
-            segment_attention(self.model, row_tokens=self.batch.input_ids_1T.shape[1]),
-            prepared_layers(self.model, self.checkpointed, compiled=False),
-        ):
-            self.flash = flash.flash_implementation()
-            forget_kernels()
+        with self.prepared() if not self.is_prepared else nullcontext():
+            self.model.zero_grad(set_to_none=True)
             with self.autocast:
                 scored = row_loss(self.model, self.batch)
                 self.sums.add(self.batch, scored)
             scored.loss.backward()
-            self.kernels = kernels_taken()
-        return float(scored.loss.detach())
+            return float(scored.loss.detach())
+
+    @contextmanager
+    def prepared(self):
+        """Put attention and layers in place, as `manyicl train` does once a run."""
+        with (
+            segment_attention(self.model, row_tokens=self.batch.input_ids_1T.shape[1]),
+            nullcontext() if self.compiled else prepared_layers(self.model, self.checkpointed, compiled=False),
+        ):
+            self.flash = flash.flash_implementation()
+            forget_kernels()
+            self.is_prepared = True
+            yield
+            self.is_prepared = False
+            self.kernels = kernels_taken() or self.kernels
 
     def exact_loss(self) -> float:
         """Return the loss in float32."""

@@ -6,6 +6,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,3 +105,56 @@ def test_what_augmentation_changes_is_told_less_the_run_without(tmp_path, monkey
     rows = [line for line in told.splitlines() if line.startswith("| stratified |")]
     assert len(rows) > 2
     assert all("(" in line for line in rows[:-1])  # less the run without
+
+
+def test_launches_of_several_gpus_stand_side_by_side_the_most_important_first(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_many
+
+    options = SimpleNamespace(
+        gpus="1,2,4", tokens="8192,32768", mode="lora-ddp,full-fsdp2", models="mistral-7b,gemma-7b", save_full=False
+    )
+    launches = gpu_many.plan(options)
+    gpu_many.place(launches)
+    assert [(launch.mode, launch.shape, launch.devices) for launch in launches] == [
+        ("lora-ddp", "mistral-7b", (0, 1)),
+        ("lora-ddp", "mistral-7b", (2,)),
+        ("lora-ddp", "mistral-7b", (3,)),
+        ("lora-ddp", "mistral-7b", (0, 1, 2, 3)),
+        ("full-fsdp2", "mistral-7b", (0, 1, 2, 3)),
+        ("lora-ddp", "mistral-7b", (0, 1)),  # goes on with what four have begun
+        ("full-fsdp2", "mistral-7b", (2, 3)),
+        ("lora-ddp", "gemma-7b", (0, 1, 2, 3)),
+        ("full-fsdp2", "gemma-7b", (0, 1, 2, 3)),
+    ]
+
+
+def test_time_spent_waiting_is_that_of_the_ranks_that_are_not_the_slowest(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from many_ranks import waiting_share
+
+    # Rank 0 has 1 + 1 s, rank 1 has 3 + 1 s: of 8 s in all, 2 are spent waiting.
+    assert waiting_share([1.0, 3.0, 1.0, 1.0], ranks=2, per_step=4) == pytest.approx(0.25)
+
+
+@pytest.mark.slow
+def test_gpu_many_on_two_processes_keeps_a_line_of_each_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_many
+
+    options = ["--gpus", "1,2", "--models", "tiny", "--small-shape", "tiny", "--tokens", "64", "--mode", "lora-ddp"]
+    monkeypatch.setattr(sys, "argv", ["gpu_many.py", "--out", str(tmp_path), *options, "--no-compile"])
+    gpu_many.main()
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    done = {(row["gpus"], row["job"]) for row in rows}
+    assert len(rows) == len(done)
+    assert done == {
+        *((1, job) for job in ("same", "save", "eval", "resume")),
+        *((2, job) for job in ("ceiling", "same", "save", "stop", "eval", "mixed")),
+    }
+    losses = {(row["gpus"], row["job"]): row["losses"] for row in rows if "losses" in row}
+    for other in ((2, "same"), (1, "resume")):
+        assert losses[other] == [[step, pytest.approx(loss, rel=1e-5)] for step, loss in losses[1, "same"]]
+    monkeypatch.setattr(sys, "argv", ["gpu_many.py", "--table", str(tmp_path)])
+    gpu_many.main()
+    assert "float32, stopped on 2, resumed on 1" in capsys.readouterr().out

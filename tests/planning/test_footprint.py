@@ -89,7 +89,11 @@ def test_a_layer_keeps_the_tensors_that_autograd_saves(name, lora):
         return tensor
 
     batch = row_of(400, num_answers=20)
-    with segment_attention(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        segment_attention(model),
+        prepared_layers(model, Checkpointed(0), compiled=False),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         answer_loss(target_logits(model, batch), batch)
     footprint = measure_footprint(config, Row(400, 80, "fp32"), lora=lora)
     num_saved = sum(size for size, _ in saved.values())

@@ -169,10 +169,10 @@ def test_activations_are_what_one_layer_keeps_for_a_token():
     cost = measure_activations(model)
     assert cost.input_bytes == 32 * 4  # hidden size, float32
     assert cost.attention_bytes == 4 * (8 * 4 + 4)  # 4 heads of 8 numbers and a sum
-    # Counted by hand, in floats a token: two norms keep their input, its scale and their output (32 + 1 + 32 each) and
-    # a product of them (32 each); attention its rotated queries (32), keys (16), values (16), output (32) and a sum
+    # Counted by hand, in floats a token: two norms keep their input, its scale and their output (32 + 1 + 32 each);
+    # attention its rotated queries (32), keys (16), values (16), output (32) and a sum
     # for each of 4 heads; the feed-forward its gate, activation, up (64 each) and their product (64).
-    by_hand = 4 * (2 * (32 + 1 + 32 + 32) + 32 + 16 + 16 + 32 + 4 + 4 * 64)
+    by_hand = 4 * (2 * (32 + 1 + 32) + 32 + 16 + 16 + 32 + 4 + 4 * 64)
     assert by_hand * 0.7 < cost.layer_bytes < by_hand * 1.3
     assert not model.training
 

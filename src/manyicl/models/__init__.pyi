@@ -15,6 +15,7 @@ from .compiled_pieces import fused_pieces
 from .costs import ModelShape, WeightCounts, count_flops, count_weights, shape_model
 from .heads import float32_head
 from .isolation import TRIAL_TOKENS, isolation_fault, own_attention, refuse_unusable, row_attention
+from .lean_layers import lean_pieces
 from .loading import (
     MODEL_FILES,
     LoraSettings,
@@ -76,6 +77,7 @@ __all__ = [
     "kernels_taken",
     "key_heads",
     "layer_values",
+    "lean_pieces",
     "load_config",
     "load_end_ids",
     "load_model",

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from manyicl.models import (
     head_dims,
     inner_model,
     layer_values,
+    lean_pieces,
     row_attention,
     target_logits,
 )
@@ -296,6 +297,8 @@ def prepared_layers(
 ) -> Iterator[AttentionChoice]:
     """Recompute layers in training, and run all of them compiled for the shapes they meet, in the block.
 
+    Layers that are not compiled run their norms and rotary positions in fewer kernels (`lean_layers`).
+
     Yields whether recomputed layers keep their attention's output, as it turns out. backend: of torch.compile. What was
     compiled is dropped after the block, so that a process may have many runs: torch counts how often it compiles one
     function, and stops compiling at a limit without a warning.
@@ -310,7 +313,7 @@ def prepared_layers(
             if compiled or number in chosen:
                 how = choice if number in chosen else None
                 layer.forward = _prepare(layer, recomputed=how, backend=backend if compiled else None)
-        with _compiling() if compiled else nullcontext():
+        with _compiling() if compiled else lean_pieces(model):
             yield choice
     finally:
         for layer, forward in zip(layers, before, strict=True):

@@ -1,0 +1,144 @@
+"""Norms and rotary positions of a model in fewer kernels, for training without torch.compile.
+
+A small model on a GPU does not wait for the GPU but for Python, which starts each kernel: a step of a model with 30
+layers starts about 4,000, and more than half of them in norms, rotary positions and the casts of autocast around them.
+A norm written in torch operations starts 6 kernels forward and about 14 backward, and under autocast each projection
+that reads its output casts it anew. Here the norm is torch's own kernel, its output is cast once, and queries and keys
+are turned together. The formulas are the models' own; in bfloat16 fewer results in between are rounded.
+
+Shapes: T tokens, H query heads, G key-value heads, D head dimension, F features.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
+
+from manyicl.models.attention.dispatch import inner_model
+
+# The norms whose formula is that of `_Norm`, and the modules whose rotary positions are those of `_Rotary`.
+NORMS = (modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_qwen2.Qwen2RMSNorm)
+MODELINGS = (modeling_llama, modeling_mistral, modeling_qwen2)
+
+
+@contextmanager
+def lean_pieces(model: nn.Module) -> Iterator[None]:
+    """Run the norms and the rotary positions of `model` in fewer kernels, in the block; backward passes belong into it.
+
+    A model of a class that is not known here is left as it is. The rotary function of the model's module is replaced,
+    so other models of its class are run alike in the block.
+    """
+    norms = [part for part in model.modules() if type(part) in NORMS and "forward" not in vars(part)]
+    inner = inner_model(model)
+    modeling: Any = sys.modules.get(type(inner).__module__)
+    with ExitStack() as stack:
+        for norm in norms:
+            norm.forward = partial(_normed, norm)
+            stack.callback(vars(norm).pop, "forward")
+        if modeling in MODELINGS:
+            stack.callback(setattr, modeling, "apply_rotary_pos_emb", modeling.apply_rotary_pos_emb)
+            modeling.apply_rotary_pos_emb = _Turn(modeling.apply_rotary_pos_emb)
+        yield
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the type that autocast gives to the products on the tensor's device, None if it is off."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _normed(norm: Any, x_1TF: Tensor) -> Tensor:
+    """Take the place of a norm's forward. What reads its output are projections, which autocast would cast it for."""
+    if x_1TF.dtype != norm.weight.dtype:
+        out: Tensor = type(norm).forward(norm, x_1TF)
+        return out
+    out = _Norm.apply(x_1TF, norm.weight, norm.variance_epsilon, _autocast_dtype(x_1TF) or x_1TF.dtype)
+    return out
+
+
+class _Norm(torch.autograd.Function):
+    """Root mean square norm, x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    apply: Any
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """Return the norm in `dtype`."""
+        with torch.autocast(x.device.type, enabled=False):
+            out, rstd = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return out.to(dtype)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x and weight."""
+        x, weight, rstd = ctx.saved_tensors
+        gradient, needed = gradient.to(x.dtype), list(ctx.needs_input_grad[:2])
+        if x.is_cuda:
+            own = torch.ops.aten._fused_rms_norm_backward(gradient, x, [x.shape[-1]], rstd, weight, needed)
+            return *(part if need else None for part, need in zip(own, needed, strict=True)), None, None
+        normed = x.float() * rstd
+        gradient = gradient.float()
+        of_weight = (gradient * normed).flatten(0, -2).sum(dim=0).to(weight.dtype) if needed[1] else None
+        gradient = gradient * weight
+        mean = (gradient * normed).mean(dim=-1, keepdim=True)
+        return (rstd * (gradient - normed * mean)).to(x.dtype), of_weight, None, None
+
+
+class _Turn:
+    """Takes the place of a modeling module's `apply_rotary_pos_emb`; `own` is that."""
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+        # Of the last forward pass: its sine, that with the sign it counts with, and that turned round for the gradient.
+        self.sines: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
+        if unsqueeze_dim != 1 or q.ndim != 4 or q.dtype != k.dtype or cos.shape[-1] != q.shape[-1]:
+            return self.own(q, k, cos, sin, unsqueeze_dim)
+        if self.sines is None or self.sines[0] is not sin:  # every layer is given the same
+            half = sin.shape[-1] // 2
+            signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(2)
+            self.sines = (sin, signed, signed.roll(half, dims=-1))
+        dtype = _autocast_dtype(q) or torch.result_type(q, cos)
+        return _Rotary.apply(q, k, cos.unsqueeze(2), *self.sines[1:], dtype)
+
+
+class _Rotary(torch.autograd.Function):
+    """Queries (1, H, T, D) and keys (1, G, T, D), each turned by its position: x * cos + rotate_half(x) * sin."""
+
+    apply: Any
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, cos: Tensor, signed: Tensor, turned: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Return both in `dtype`, as views of one tensor (1, T, H + G, D)."""
+        ctx.save_for_backward(cos, turned)
+        ctx.num_heads, ctx.dtype = q.shape[1], q.dtype
+        return _turn_both(q, k, cos, signed, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_q: Tensor, of_k: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of queries and keys: turned back."""
+        cos, turned = ctx.saved_tensors
+        return *_turn_both(of_q, of_k, cos, turned, ctx.dtype), None, None, None, None
+
+
+def _turn_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    both = torch.cat([q.transpose(1, 2), k.transpose(1, 2)], dim=2)
+    rolled = both.roll(both.shape[-1] // 2, dims=-1)
+    both = torch.addcmul(both * cos, rolled, sin).to(dtype).transpose(1, 2)
+    return both[:, : q.shape[1]], both[:, q.shape[1] :]

@@ -1,0 +1,95 @@
+"""Norms and rotary positions in fewer kernels: the same losses and gradients, and fewer operations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from manyicl.models.lean_layers import lean_pieces
+from manyicl.training.recompute import Checkpointed, prepared_layers
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is not a mere view."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def make_model(kind, config, device="cpu"):
+    torch.manual_seed(0)
+    model = kind(config(**SHAPE)).to(device)
+    for name, weight in model.named_parameters():
+        if "norm" in name:  # ones would hide a weight that is left out
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    return model.train()
+
+
+def loss_and_gradients(model, *, autocast=False):
+    ids = torch.arange(40, device=model.device)[None] % 61
+    model.zero_grad()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+        loss = model(ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("autocast", "most"), [(False, 1e-5), (True, 0.05)], ids=["fp32", "autocast"])
+def test_losses_and_gradients_are_the_models_own(device, autocast, most):
+    model = make_model(LlamaForCausalLM, LlamaConfig, device)
+    expected_loss, expected = loss_and_gradients(model)
+    own = loss_and_gradients(model, autocast=autocast)[1]
+    with lean_pieces(model):
+        loss, gradients = loss_and_gradients(model, autocast=autocast)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=most)
+    for name, gradient in gradients.items():
+        distance = (gradient - expected[name]).norm() / expected[name].norm()
+        assert distance <= most, name
+        # In bfloat16 it is no further from float32 than the model's own code is, but for chance.
+        if autocast:
+            assert distance <= 1.5 * (own[name] - expected[name]).norm() / expected[name].norm(), name
+
+
+def test_a_layer_that_is_recomputed_gives_the_same_gradients():
+    model = make_model(LlamaForCausalLM, LlamaConfig)
+    expected_loss, expected = loss_and_gradients(model)
+    with prepared_layers(model, Checkpointed(2), compiled=False):
+        loss, gradients = loss_and_gradients(model)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_there_are_fewer_operations_and_the_model_is_left_as_it_was():
+    model = make_model(LlamaForCausalLM, LlamaConfig)
+    with Operations() as own:
+        before = loss_and_gradients(model, autocast=True)[0]
+    with lean_pieces(model), Operations() as lean:
+        loss_and_gradients(model, autocast=True)
+    # On a CPU the norm is still made of single operations.
+    assert lean.number < 0.85 * own.number
+    assert loss_and_gradients(model, autocast=True)[0] == before
+
+
+def test_a_model_that_is_not_known_is_left_as_it_is():
+    model = make_model(Qwen3ForCausalLM, Qwen3Config)
+    own = loss_and_gradients(model)[0]
+    with lean_pieces(model):
+        assert loss_and_gradients(model)[0] == own
