@@ -9,8 +9,10 @@ from .tasks.task import Example, Task, load_tasks
 from .training.recipe import RunConfig, TaskSettings, TrainSettings, load_recipe
 from .training.run import train
 from .training.run_folder import Run
+from .verbs import Check, check, compare, diff, export, merge, plan, run_demo, show, write_report, write_world
 
 __all__ = [
+    "Check",
     "EpisodeSettings",
     "Evaluation",
     "Example",
@@ -24,11 +26,21 @@ __all__ = [
     "TrainSettings",
     "UserError",
     "ask_inputs",
+    "check",
+    "compare",
+    "diff",
     "draw_episode",
     "evaluate",
+    "export",
     "load_asked_model",
     "load_recipe",
     "load_tasks",
+    "merge",
     "one_pass_curve",
+    "plan",
+    "run_demo",
+    "show",
     "train",
+    "write_report",
+    "write_world",
 ]

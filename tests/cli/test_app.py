@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from manyicl.cli import app, evaluate
+from manyicl.cli.options import in_flags
 from manyicl.errors import UserError
 from manyicl.evaluation.loop import load_asked_model, one_pass_curve
 from manyicl.evaluation.points import PREDICTION_SCHEMA, read_predictions
@@ -716,3 +717,15 @@ def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
     make_recipe(tmp_path, write_world(tmp_path))
     code, _, err = run_manyicl(capfd, "compare", tmp_path / "recipe.toml", "--out", tmp_path / "c", "--seed", "0")
     assert (code, err) == (130, f"stopped; go on with: manyicl compare --resume {tmp_path / 'c'} --seed 0\n")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("held_out=: no task 'x'", "--held-out: no task 'x'"),
+        ("shots=-1: shots count from 0", "--shots -1: shots count from 0"),
+        ("train.seed=x: is no number", "train.seed=x: is no number"),
+    ],
+)
+def test_a_parameter_that_the_library_names_is_shown_as_the_option(message, shown):
+    assert in_flags(message) == shown

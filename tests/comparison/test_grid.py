@@ -250,7 +250,7 @@ def test_a_missing_cell_is_absent_and_never_zero(copied):
     whole = read_json(copied / "comparison.json")
     text = StringIO()
     assert finish_comparison(open_comparison(copied, None), console=Console(file=text)) is False
-    assert "not finished; go on: manyicl compare --resume" in text.getvalue().replace("\n", " ")
+    assert "not finished; resume it: manyicl compare --resume" in text.getvalue().replace("\n", " ")
     content = read_json(copied / "comparison.json")
     assert content["finished"] is False
     read_comparison(copied)

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from manyicl.cli import compare, data, evaluate, train
-from manyicl.cli.options import is_main
+from manyicl.cli.options import in_flags, is_main
 from manyicl.distributed import SharedError
 from manyicl.errors import UserError, find_refusal
 
@@ -40,7 +40,7 @@ def main() -> None:
     except UserError as error:
         if isinstance(error, SharedError) and not is_main():
             sys.exit(0)  # the main process tells it; a failure here would end that one before it could
-        fault = str(error)
+        fault = in_flags(str(error))
     except Exception as error:
         refused = find_refusal(error)
         if refused is None:

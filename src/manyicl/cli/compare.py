@@ -69,9 +69,9 @@ def report(
     ] = None,
 ) -> None:
     """Write a comparison's report.html and report.md anew, from its comparison.json alone."""
-    from manyicl.report import write_report
+    from manyicl import verbs
 
-    page = write_report(folder, others=others or ())
+    page = verbs.write_report(folder, others=others or ())
     typer.echo(f"wrote {page} and {page.with_suffix('.md').name}")
 
 
@@ -87,11 +87,11 @@ def demo(
     On the packaged seed model and tasks of the embedded world, in two regimes: many tasks with few examples, and few
     tasks with many. Killed, it goes on when called again with the same --out.
     """
+    from manyicl import verbs
     from manyicl.console import make_console
-    from manyicl.demo import run_demo
     from manyicl.files import default_folder
 
     folder = out or default_folder("demo")
     options = ["--seed", str(seed), "--seeds", str(seeds), *(["--quick"] if quick else [])]
     with stoppable("demo", "--out", str(folder), *options, kept=folder, recipe=folder / "REGIME" / "recipe.toml"):
-        run_demo(out=folder, seed=seed, num_seeds=seeds, quick=quick, console=make_console())
+        verbs.run_demo(folder, seed=seed, num_seeds=seeds, quick=quick, console=make_console())

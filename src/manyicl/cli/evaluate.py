@@ -196,11 +196,11 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with a sentence a cell.")] = False,
 ) -> None:
     """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
+    from manyicl import verbs
     from manyicl.cli.result_tables import difference_table
     from manyicl.console import make_console
-    from manyicl.evaluation import compare_results, read_result
 
-    difference = compare_results(read_result(a), read_result(b))
+    difference = verbs.diff(a, b)
     if as_json:
         typer.echo(json.dumps(difference.to_json(), ensure_ascii=False))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,19 @@ Recipe = Annotated[
         "--recipe", help="Write examples as this recipe's \\[template] says; as the model was trained unless said."
     ),
 ]
+# Parameters that the library names in its messages and the command line has as options. A recipe's own keys, such as
+# train.seed=1, stay as they are.
+_PARAMETER = re.compile(
+    r"(?<![\w.])(held_out|shots|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|length_normalized|precision"
+    r"|compile|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume)=(.)"
+)
+
+
+def in_flags(message: str) -> str:
+    """Return a message of the library in the words of the command line: `held_out=x` becomes `--held-out x`."""
+    return _PARAMETER.sub(
+        lambda match: f"--{match[1].replace('_', '-')}{'' if match[2] == ':' else ' '}{match[2]}", message
+    )
 
 
 def is_main() -> bool:

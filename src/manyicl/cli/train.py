@@ -75,6 +75,6 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="A new folder for the whole model.")],
 ) -> None:
     """Fold a run's adapter into its base, into a plain Hugging Face folder."""
-    from manyicl.models import merge_adapter
+    from manyicl import verbs
 
-    typer.echo(f"wrote {merge_adapter(model, out)}")
+    typer.echo(f"wrote {verbs.merge(model, out)}")

@@ -4,12 +4,13 @@ from .fit import fits, predict_recipe
 from .footprint import MemoryPrediction, measure_footprint
 from .forecast import SHOT_EDGES, Forecast, find_blockers, forecast_run, forecast_tasks, largest_row, name_bucket
 from .overlap import Overlap, find_overlaps, tell_overlap, tell_overlaps
-from .preview import draw_episode, preview_recipe, render_episode
+from .preview import DrawnEpisode, draw_episode, preview_recipe, render_episode
 
 __all__ = [
     "ASSUMED_UTILIZATION",
     "SHOT_EDGES",
     "Device",
+    "DrawnEpisode",
     "Forecast",
     "MemoryPrediction",
     "Overlap",

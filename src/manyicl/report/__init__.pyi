@@ -1,4 +1,4 @@
-from .document import finish_comparison, write_report
+from .document import finish_comparison, write_outcome, write_report
 from .numbers import count_noun, tell_plain_path
 from .terminal import grid_table
 
@@ -7,5 +7,6 @@ __all__ = [
     "finish_comparison",
     "grid_table",
     "tell_plain_path",
+    "write_outcome",
     "write_report",
 ]

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from manyicl.comparison import Grid, read_comparison, write_findings
+from manyicl.comparison import Comparison, Grid, read_comparison, write_findings
 from manyicl.files import write_atomically
 from manyicl.report.markdown import render_markdown
 from manyicl.report.matchings import check_matchings
 from manyicl.report.model_card import write_model_card
 from manyicl.report.page import render_page
 from manyicl.report.terminal import comparison_plot, comparison_table
+
+# The report's file in a comparison's folder.
+PAGE = "report.html"
 
 
 def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
@@ -28,23 +31,29 @@ def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
     beside = [read_comparison(other) for other in others]
     if beside:
         check_matchings([comparison, *beside], [str(one) for one in (folder, *others)])
-    page = folder / "report.html"
+    page = folder / PAGE
     write_atomically(page, render_page(comparison, beside=beside))
     write_atomically(folder / "report.md", render_markdown(comparison, beside=beside))
     return page
 
 
-def finish_comparison(comparison: Grid, *, console: Console) -> bool:
-    """Write and print what is found; return whether every cell is done."""
-    finished: bool = write_findings(comparison)["finished"]
-    page = write_report(comparison.folder)
-    found = read_comparison(comparison.folder)
-    for cell in comparison.cells():
-        if cell.what == "train" and cell.rate is None and comparison.is_done(cell):
-            write_model_card(comparison.place(cell), found, cell.arm, cell.seed)
+def write_outcome(grid: Grid) -> Comparison:
+    """Write comparison.json, the report and a card beside each finished model; return what comparison.json holds."""
+    write_findings(grid)
+    write_report(grid.folder)
+    found = read_comparison(grid.folder)
+    for item in grid.cells():
+        if item.what == "train" and item.rate is None and grid.is_done(item):
+            write_model_card(grid.place(item), found, item.arm, item.seed)
+    return found
+
+
+def finish_comparison(grid: Grid, *, console: Console) -> bool:
+    """Write and print the outcome; return whether all work is done."""
+    found = write_outcome(grid)
     console.print(comparison_table(found))
     console.print(comparison_plot(found, width=min(78, console.width), colour=console.is_terminal))
-    console.print(f"report: {page}", soft_wrap=True)
-    if not finished:
-        console.print(f"not finished; go on: manyicl compare --resume {comparison.folder}", soft_wrap=True)
-    return finished
+    console.print(f"report: {grid.folder / PAGE}", soft_wrap=True)
+    if not found.finished:
+        console.print(f"not finished; resume it: manyicl compare --resume {grid.folder}", soft_wrap=True)
+    return found.finished

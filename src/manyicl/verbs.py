@@ -1,0 +1,257 @@
+"""A function for each verb of the command line that is not one of a package: check, show, plan, compare and so on.
+
+`manyicl train`, `eval`, `curve` and `ask` are `train`, `evaluate`, `one_pass_curve` and `ask` of those packages. The
+command line calls these functions and prints what they return. Libraries that take seconds to load are imported inside
+them, so that `check` and `diff` answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from manyicl.console import make_console
+from manyicl.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from manyicl.comparison import Comparison, ComparisonForecast
+    from manyicl.evaluation import Difference
+    from manyicl.planning import DrawnEpisode, Forecast, Overlap, TaskAudit
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What `check` found in a folder of task files."""
+
+    audits: tuple[TaskAudit, ...]
+    """One per task, in the order of their names."""
+    overlaps: Mapping[str, Overlap]
+    """Held-out task -> its rows that are also rows of trained tasks; empty if no task was named as held out."""
+    has_window: bool = True
+    """False if the model does not say how long a sequence may be, so that rows too long for it are not counted."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether every task can be trained on or evaluated."""
+        return all(audit.usable for audit in self.audits)
+
+
+def check(
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    held_out: Sequence[str] = (),
+    recipe: str | Path | None = None,
+) -> Check:
+    """Audit a folder of task files: rows, drops by reason, labels, lengths, and a verdict for each task.
+
+    model: counts tokens with its tokenizer. Default: lengths in characters.
+    held_out: tasks whose rows are looked for in all others, exactly and nearly.
+    recipe: a comparison's recipe (TOML), which says which tasks are trained on and which are held out.
+
+    Raises:
+        UserError: there is no such folder, it holds no task, or no task has the name.
+    """
+    from manyicl.planning import audit_task, find_overlaps
+    from manyicl.tasks import load_task, name_sources
+
+    sources = name_sources(Path(folder))
+    roles = _choose_roles(list(sources), held_out, Path(recipe) if recipe is not None else None)
+    tokenizer, max_tokens = None, None
+    if model:  # only then is torch needed, which takes seconds to import
+        from manyicl.episodes import TaskTokenizer, TemplateSettings
+        from manyicl.models import ModelSettings, find_max_tokens, load_tokenizer
+
+        tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=model)), TemplateSettings())
+        max_tokens = find_max_tokens(model)
+    audits = tuple(audit_task(source, tokenizer=tokenizer, max_tokens=max_tokens) for source in sources.values())
+    overlaps: Mapping[str, Overlap] = {}
+    if roles:
+        unread = {audit.path for audit in audits if audit.faults}
+        read = {name: load_task(sources[name]) for name in roles if sources[name].path not in unread}
+        overlaps = find_overlaps(read, trained=[name for name in read if roles[name] == "trained"])
+    return Check(audits, overlaps, has_window=model is None or max_tokens is not None)
+
+
+def _choose_roles(names: Sequence[str], held_out: Sequence[str], recipe: Path | None) -> dict[str, str]:
+    """Return task -> "trained" or "held-out", for tasks whose rows are to be compared; {} if none are.
+
+    A recipe that names no held-out tasks, or has no [compare] section, holds out all that it does not train on.
+    """
+    trained = [name for name in names if name not in held_out] if held_out else []
+    others, source = list(held_out), "held_out="
+    if recipe is not None:
+        from manyicl.comparison import CompareConfig, choose_tasks
+        from manyicl.training import load_recipe
+
+        config = load_recipe(recipe, kind=CompareConfig)
+        trained = choose_tasks(config, names)
+        named = [*config.compare.held_out_tasks, *config.compare.familiar_tasks]
+        others = list(held_out) or named or [name for name in names if name not in trained]
+        trained, source = [name for name in trained if name not in others], f"recipe={recipe}"
+    for name in (*trained, *others):
+        if name not in names:
+            raise UserError(f"{source}: no task '{name}' in the folder{suggest(name, names)}")
+    if (held_out or recipe) and not (trained and others):
+        raise UserError(f"{source}: leaves no task to train on, or none that is held out; name some tasks, but not all")
+    return dict.fromkeys(trained, "trained") | dict.fromkeys(others, "held-out")
+
+
+def show(recipe: str | Path, *, overrides: Sequence[str] = (), episode: int = 0) -> DrawnEpisode:
+    """Return one episode as training will see it.
+
+    recipe: a file (TOML). overrides: changes to it, such as `tasks.folder=my-tasks`. episode: its number in the plan.
+
+    Raises:
+        UserError: the recipe is wrong, its tasks cannot be read, or the plan has no such episode.
+    """
+    from manyicl.planning import preview_recipe
+    from manyicl.training import load_recipe
+
+    return preview_recipe(load_recipe(Path(recipe), overrides=overrides), number=episode)
+
+
+def plan(
+    recipe: str | Path, *, overrides: Sequence[str] = (), device: str | None = None, num_devices: int = 1
+) -> Forecast | ComparisonForecast:
+    """Return what a recipe would train, whether it is sound, its memory and hours; nothing is trained.
+
+    For a comparison's recipe, which has a section [compare]: what every arm, its trials and its evaluation take.
+
+    device: a GPU by name, such as h100 or a100-40. Default: no memory or hours of a device.
+    num_devices: how many of them, each with all weights.
+
+    Raises:
+        UserError: the recipe is wrong, its tasks cannot be read, or no device has the name.
+    """
+    from manyicl.comparison import CompareConfig, Grid, forecast_comparison
+    from manyicl.planning import find_device, forecast_run
+    from manyicl.training import has_section, load_recipe
+
+    path = Path(recipe)
+    chosen = find_device(device) if device else None
+    if has_section(path, "compare"):
+        compared = load_recipe(path, overrides=overrides, kind=CompareConfig)
+        return forecast_comparison(Grid(path.parent, compared), device=chosen, num_devices=num_devices)
+    return forecast_run(load_recipe(path, overrides=overrides), device=chosen, num_devices=num_devices)
+
+
+def export(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    rows: Literal["episodes", "packs"] = "episodes",
+) -> dict[str, int]:
+    """Write the episodes that a recipe trains on as Parquet for TRL's SFTTrainer; return split -> number of rows.
+
+    out: a new folder. rows: what a row holds; packs need flash attention in the other trainer.
+
+    Raises:
+        UserError: the recipe is wrong, or `out` is there already.
+    """
+    from manyicl.training import export_trl, load_recipe, prepare_run
+
+    return export_trl(prepare_run(load_recipe(Path(recipe), overrides=overrides)), Path(out), rows=rows)
+
+
+def diff(a: str | Path, b: str | Path) -> Difference:
+    """Return the paired differences of two results of `evaluate(..., out=FILE.json)`, B minus A, with intervals.
+
+    Raises:
+        UserError: a file is no result, or the two have no task, draw and query in common.
+    """
+    from manyicl.evaluation import compare_results, read_result
+
+    return compare_results(read_result(Path(a)), read_result(Path(b)))
+
+
+def compare(
+    recipe: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    console: Console | None = None,
+) -> Comparison:
+    """Train and evaluate the arms of a comparison, write its report, and return what its comparison.json holds.
+
+    recipe: a file (TOML) with a section [compare], or None with `resume`.
+    out: a new folder. Default: runs/RECIPE-TIME.
+    resume: the folder of a comparison that was stopped.
+    seeds: only these of its training seeds, one GPU each for instance. Default: all.
+    console: where progress is printed. Default: nowhere.
+
+    Raises:
+        UserError: the recipe is wrong, or both or neither of `recipe` and `resume` are given.
+    """
+    from manyicl.comparison import CompareConfig, check_seeds, open_comparison, read_comparison, run_comparison
+    from manyicl.files import default_folder
+    from manyicl.report import write_outcome
+    from manyicl.training import load_recipe
+
+    if (recipe is None) == (resume is None):
+        raise UserError("compare: give either a recipe (*.toml) or resume=FOLDER of a comparison that was stopped")
+    config = load_recipe(Path(recipe), overrides=overrides, kind=CompareConfig) if recipe is not None else None
+    folder = Path(resume or out or default_folder(Path(recipe or "").stem))
+    grid = open_comparison(folder, config)
+    check_seeds(grid, seeds)
+    run_comparison(grid, seeds=seeds, console=console or make_console(quiet=True))
+    write_outcome(grid)
+    return read_comparison(folder)
+
+
+def write_report(folder: str | Path, *, others: Sequence[str | Path] = ()) -> Path:
+    """Write report.html and report.md from a comparison's comparison.json alone; return the page's path.
+
+    others: folders of the same comparison under other matchings, whose differences stand beside its own.
+
+    Raises:
+        UserError: comparison.json is missing or broken, or the folders cannot stand side by side.
+    """
+    from manyicl import report
+
+    return report.write_report(Path(folder), others=[Path(other) for other in others])
+
+
+def merge(model: str, out: str | Path) -> Path:
+    """Fold a run's adapter into its base; return the new folder, which plain Hugging Face code loads.
+
+    Raises:
+        UserError: there is no adapter, or `out` is there already.
+    """
+    from manyicl.models import merge_adapter
+
+    return Path(merge_adapter(model, Path(out)))
+
+
+def write_world(
+    folder: str | Path, *, num_tasks: int = 40, num_train: int = 72, num_test: int = 20, seed: int = 0
+) -> None:
+    """Write generated tasks, whose rules only their examples tell, to try things on.
+
+    Raises:
+        UserError: `folder` is there already.
+    """
+    from manyicl.demo import export_tasks
+
+    export_tasks(Path(folder), num_tasks=num_tasks, num_train=num_train, num_test=num_test, seed=seed)
+
+
+def run_demo(
+    out: str | Path, *, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console | None = None
+) -> None:
+    """Run the paper's comparison on the packaged 1.3M-parameter model, in minutes on two cores; resumes in `out`.
+
+    console: where tables and progress are printed. Default: nowhere.
+    """
+    from manyicl import demo
+
+    demo.run_demo(
+        out=Path(out), seed=seed, num_seeds=num_seeds, quick=quick, console=console or make_console(quiet=True)
+    )

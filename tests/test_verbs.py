@@ -1,0 +1,48 @@
+"""Every verb of the command line is a function, in the words of parameters."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.main import get_command
+
+import manyicl
+from manyicl.cli.app import app
+from tests.trajectory.setting import write_setting
+
+# Where the names differ: Python has an `eval` of its own, and `report` and `demo` are packages.
+FUNCTIONS = {
+    "eval": "evaluate",
+    "curve": "one_pass_curve",
+    "ask": "ask_inputs",
+    "report": "write_report",
+    "world": "write_world",
+    "demo": "run_demo",
+}
+
+
+def test_every_verb_has_a_function():
+    verbs = get_command(app).commands
+    assert len(verbs) == 14
+    assert {FUNCTIONS.get(verb, verb) for verb in verbs} <= set(manyicl.__all__)
+
+
+def test_a_folder_is_checked_and_its_held_out_rows_are_found_in_other_tasks(tmp_path):
+    rows = [{"input": f"row {number}", "answer": "yes" if number % 2 else "no"} for number in range(40)]
+    for name, kept in {"old": rows, "new": [*rows[:10], {"input": "another", "answer": "no"}]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    found = manyicl.check(tmp_path, held_out=["new"])
+    assert [audit.name for audit in found.audits] == ["new", "old"]
+    assert found.usable
+    assert found.overlaps["new"].count > 0
+    with pytest.raises(manyicl.UserError, match="held_out=: no task 'nwe' in the folder; did you mean 'new'"):
+        manyicl.check(tmp_path, held_out=["nwe"])
+
+
+def test_a_recipe_is_shown_planned_and_exported(tmp_path):
+    write_setting(tmp_path, num_steps=2)
+    recipe = tmp_path / "recipe.toml"
+    assert manyicl.show(recipe).num_targets > 0
+    assert manyicl.plan(recipe).blockers == ()
+    assert sum(manyicl.export(recipe, tmp_path / "rows").values()) > 0
