@@ -2,7 +2,7 @@
 
     python scripts/fuzz.py [--inputs 100000] [--workers 2] [--seconds 0]
 
-Each process runs tests/test_fuzz_readers.py with a seed of its own and its share of the inputs. With --seconds, every
+Each process runs tests/tasks/test_fuzz_readers.py with a seed of its own and its share of the inputs. With --seconds, every
 process starts again with a new seed until the time is over, and --inputs is what one start of all processes gives.
 Exits 1 if a test failed; its process's output is printed.
 """
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent / "tests" / "test_fuzz_readers.py"
+TESTS = Path(__file__).parent.parent / "tests" / "tasks" / "test_fuzz_readers.py"
 
 
 def start(folder: Path, *, seed: int, share: int) -> subprocess.Popen[bytes]:
