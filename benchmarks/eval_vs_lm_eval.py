@@ -63,9 +63,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from manyicl.episodes.tokenized import join_examples, query_ids
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.evaluation.loop import AskedModel, evaluate, load_asked_model, tokenize_for
+from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.model import InferenceModel, load_for_inference, tokenize_for
 from manyicl.intervals import t_interval
 from manyicl.models.loading import ModelSettings, load_config, load_model
 from manyicl.models.precision import Precision
@@ -147,13 +148,13 @@ class PeerRun:
 # What both are asked ---------------------------------------------------------------------------------------------
 
 
-def load_both(path: str, *, device: str = "cpu", precision: Precision = "fp32") -> AskedModel:
+def load_both(path: str, *, device: str = "cpu", precision: Precision = "fp32") -> InferenceModel:
     """Return the model, its positions extended to MAX_TOKENS by linear RoPE if it knows fewer."""
     if path.startswith("random:"):
-        plain = load_asked_model("seed", weights=False)
+        plain = load_for_inference("seed", weights=False)
         model = random_llama(path.removeprefix("random:"), vocab_size=len(plain.tokenizer.tokenizer))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return AskedModel(path, model.to(device, dtype), plain.tokenizer, max_tokens=MAX_TOKENS, trained_shots={})
+        return InferenceModel(path, model.to(device, dtype), plain.tokenizer, max_tokens=MAX_TOKENS, trained_shots={})
     settings = ModelSettings(path=path, precision=precision)
     known = load_config(settings).max_position_embeddings
     if known < MAX_TOKENS:
@@ -161,10 +162,10 @@ def load_both(path: str, *, device: str = "cpu", precision: Precision = "fp32") 
         changes = {"max_position_embeddings": MAX_TOKENS, "rope_parameters": rope}
         settings = settings.model_copy(update={"config": changes})
         print(f"{path}: {known} positions, extended to {MAX_TOKENS} by linear RoPE")
-    plain = load_asked_model(path, weights=False)
+    plain = load_for_inference(path, weights=False)
     model = load_model(settings).to(device).eval()
     tokenizer = split_at_terminators(plain.tokenizer)
-    return AskedModel(path, model, tokenizer, max_tokens=MAX_TOKENS, trained_shots={})
+    return InferenceModel(path, model, tokenizer, max_tokens=MAX_TOKENS, trained_shots={})
 
 
 def split_at_terminators(tokenizer: TaskTokenizer) -> TaskTokenizer:
@@ -206,7 +207,7 @@ def random_llama(shape: str, *, vocab_size: int) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def load_rows(asked: AskedModel, options: argparse.Namespace) -> list[Cell]:
+def load_rows(asked: InferenceModel, options: argparse.Namespace) -> list[Cell]:
     """Return the chosen rows in their order."""
     named = [row.partition(":")[::2] for row in options.rows.split(",")]
     if not options.tasks.is_dir():
@@ -232,7 +233,7 @@ def shorten(task: Task) -> Task:
     return replace(task, **parts, sha256=f"{task.sha256}-{most}")
 
 
-def make_cell(asked: AskedModel, task: Task, label: str, *, num_queries: int) -> Cell:
+def make_cell(asked: InferenceModel, task: Task, label: str, *, num_queries: int) -> Cell:
     """Return the task after so many shots, or after the most that leave room for every query."""
     tokenized = tokenize_for(task, asked)
 
@@ -347,7 +348,7 @@ def write_task(cell: Cell, folder: Path) -> None:
 class Peer:
     """lm-evaluation-harness on the model that we ask."""
 
-    def __init__(self, asked: AskedModel, folder: Path) -> None:
+    def __init__(self, asked: InferenceModel, folder: Path) -> None:
         try:
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
@@ -523,7 +524,7 @@ def check_tokens(cell: Cell, peer: Peer, samples: Sequence[Any], *, places: Sequ
     return len(ours)
 
 
-def run_ours(asked: AskedModel, cell: Cell, *, queries: int = 0) -> tuple[list[Prediction], float]:
+def run_ours(asked: InferenceModel, cell: Cell, *, queries: int = 0) -> tuple[list[Prediction], float]:
     """Return the engine's predictions in the order of the cell's queries, and the seconds of the whole evaluation.
 
     queries: 0 means all of the cell's.
@@ -540,7 +541,7 @@ def join_ids(cell: Cell) -> Any:
 
 
 def compare_answer(
-    asked: AskedModel, cell: Cell, place: int, *, ours: Prediction, theirs: PeerAnswer
+    asked: InferenceModel, cell: Cell, place: int, *, ours: Prediction, theirs: PeerAnswer
 ) -> dict[str, Any]:
     """Return what both said of one query; where they differ, by how much each prefers its own answer.
 
@@ -574,7 +575,7 @@ def compare_answer(
 
 
 @torch.inference_mode()
-def plain_answer(asked: AskedModel, cell: Cell, place: int) -> dict[str, Any]:
+def plain_answer(asked: InferenceModel, cell: Cell, place: int) -> dict[str, Any]:
     """Return transformers' own greedy answer to the prompt alone, and the smallest lead of a token in it, in nats."""
     (ids,) = our_request_ids(cell, cell.queries[place])
     prompt = torch.tensor([ids], device=asked.model.device)
@@ -668,7 +669,7 @@ class Rounds:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def run_round(asked: AskedModel, peer: Peer, cell: Cell, rounds: Rounds, *, seconds: float) -> None:
+def run_round(asked: InferenceModel, peer: Peer, cell: Cell, rounds: Rounds, *, seconds: float) -> None:
     """Run ours once and the peer on further random queries, as many as fit `seconds`; add the round's line."""
     before = rounds.of(cell.row)
     in_bf16 = asked.model.dtype == torch.bfloat16
@@ -767,7 +768,7 @@ def tell_round(line: Mapping[str, Any]) -> str:
 
 
 def run_rounds(
-    asked: AskedModel, peer: Peer, cells: Sequence[Cell], rounds: Rounds, options: argparse.Namespace
+    asked: InferenceModel, peer: Peer, cells: Sequence[Cell], rounds: Rounds, options: argparse.Namespace
 ) -> None:
     """Run the rounds that --out does not hold yet, each row's first before any row's second.
 
@@ -910,7 +911,7 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def describe(options: argparse.Namespace, asked: AskedModel) -> dict[str, Any]:
+def describe(options: argparse.Namespace, asked: InferenceModel) -> dict[str, Any]:
     """Return what is measured where: rounds of two settings are never mixed."""
     on_gpu = options.device == "cuda"
     return {

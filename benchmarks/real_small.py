@@ -23,8 +23,10 @@ from manyicl.episodes.packing import Pack
 from manyicl.episodes.plan import EpisodeSettings, plan_episode
 from manyicl.episodes.tokenized import join_examples, query_ids
 from manyicl.evaluation.curves import score_episode
-from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model, tokenize_for
+from manyicl.evaluation.loop import evaluate
+from manyicl.inference.model import load_for_inference, tokenize_for
 from manyicl.inference.prefix import encode_prefix, score_answers
+from manyicl.inference.questions import ask
 from manyicl.tasks.task import Task, load_tasks
 from manyicl.training.run_folder import read_run_config
 
@@ -52,7 +54,7 @@ def train_killed_once(out: Path, *, kill_after_s: float, overrides: list[str]) -
 
 def check_agreement(out: Path, task: Task) -> float:
     """Return the largest relative difference in nats between one pass, engine, ask and transformers' own forward."""
-    asked = load_asked_model(str(out), precision="fp32")
+    asked = load_for_inference(str(out), precision="fp32")
     tokenized = tokenize_for(task, asked)
     worst = 0.0
     episode = plan_episode(lengths_of(tokenized, split="test"), settings=EpisodeSettings(token_budget=asked.max_tokens))
@@ -69,7 +71,7 @@ def check_agreement(out: Path, task: Task) -> float:
         plain = plain_nll(asked.model, [*before, *query, *answer], num_answer=len(answer))
         worst = max(worst, relative(engine[0], one_pass[shots]), relative(plain, one_pass[shots]))
     text = task.test[int(test.rows[0])].input
-    told = ask_inputs(asked, task, [text], shots=2)[0]
+    told = ask(asked, task, [text], shots=2)[0]
     order = np.random.default_rng([0, 0]).permutation(len(tokenized.splits["train"]))[:2].astype(np.int32)
     before = join_examples(tokenized, split="train", indices=order).ids
     answer = asked.tokenizer.encode_answers([told.answer])[0]

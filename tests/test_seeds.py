@@ -13,7 +13,8 @@ from manyicl.episodes.plan import EpisodeSettings, iter_episodes
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.evaluation.sweep import Sweep, TaskSweep, draw_shots
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.drawing import draw_shots
 from manyicl.seeds import AskPurpose, PlanPurpose, Purpose, make_seed, make_stream
 from tests.conftest import make_task
 

@@ -15,7 +15,6 @@ from tests.trajectory.setting import write_setting
 FUNCTIONS = {
     "eval": "evaluate",
     "curve": "one_pass_curve",
-    "ask": "ask_inputs",
     "report": "write_report",
     "world": "write_world",
     "demo": "run_demo",

@@ -1,8 +1,10 @@
 from .episodes.plan import EpisodeSettings
 from .episodes.template import TemplateSettings
 from .errors import UserError
-from .evaluation.loop import ask_inputs, evaluate, load_asked_model, one_pass_curve
+from .evaluation.loop import evaluate, one_pass_curve
 from .evaluation.results import Evaluation
+from .inference.model import InferenceModel, load_for_inference
+from .inference.questions import ask
 from .models.loading import LoraSettings, ModelSettings
 from .planning.preview import draw_episode
 from .tasks.task import Example, Task, load_tasks
@@ -16,6 +18,7 @@ __all__ = [
     "EpisodeSettings",
     "Evaluation",
     "Example",
+    "InferenceModel",
     "LoraSettings",
     "ModelSettings",
     "Run",
@@ -25,14 +28,14 @@ __all__ = [
     "TemplateSettings",
     "TrainSettings",
     "UserError",
-    "ask_inputs",
+    "ask",
     "check",
     "compare",
     "diff",
     "draw_episode",
     "evaluate",
     "export",
-    "load_asked_model",
+    "load_for_inference",
     "load_recipe",
     "load_tasks",
     "merge",

@@ -25,8 +25,8 @@ from benchmarks.eval_vs_lm_eval import (
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.evaluation.loop import tokenize_for
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.model import tokenize_for
 from manyicl.tasks.task import load_tasks
 from tests.conftest import SHARED, make_task, needs_shared
 

@@ -20,9 +20,10 @@ import torch
 from manyicl.cli import app, evaluate
 from manyicl.cli.options import in_flags
 from manyicl.errors import UserError
-from manyicl.evaluation.loop import load_asked_model, one_pass_curve
+from manyicl.evaluation.loop import one_pass_curve
 from manyicl.evaluation.points import PREDICTION_SCHEMA, read_predictions
 from manyicl.evaluation.scoring import score_answer
+from manyicl.inference.model import load_for_inference
 from manyicl.models.loading import MODEL_NOTE, ModelNote
 from manyicl.tasks.task import load_tasks
 from manyicl.training import run as runs
@@ -368,7 +369,7 @@ def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
     assert (result["schema"], result["kind"], result["max_tokens"]) == (2, "one-pass", 200)
     assert "predictions" not in result
     tasks = load_tasks(folder / "tasks")
-    asked = load_asked_model(str(folder / "model"), max_tokens=200)
+    asked = load_for_inference(str(folder / "model"), max_tokens=200)
     expected = one_pass_curve(asked, tasks, episodes=2)
     assert result == {**expected.to_json(), "tasks": result["tasks"]}
     for told, curve in zip(result["tasks"], expected.curves, strict=True):
@@ -473,7 +474,7 @@ def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
         capfd, "ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", *file
     )
     assert code == 0
-    assert re.fullmatch(r"behind \d+ of 40 train rows as shots\n", err)
+    assert re.fullmatch(r"shots: \d+ of 40 train rows\n", err)
     assert len(out.splitlines()) == 3
     assert set(out.splitlines()) <= {"fox", "owl", "cat", "dog"}
 

@@ -15,8 +15,8 @@ from manyicl.comparison.forecast import Work, count_sweep, forecast_comparison
 from manyicl.comparison.grid import Grid, WorkItem, open_comparison, run_comparison
 from manyicl.comparison.summary import collect_findings
 from manyicl.evaluation.curves import ask_draw
-from manyicl.evaluation.loop import load_asked_model, tokenize_for
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.model import load_for_inference, tokenize_for
 from manyicl.planning.devices import find_device
 from manyicl.tasks.task import Task
 from tests.support.comparison_setting import make_recipe, write_world
@@ -81,7 +81,7 @@ def test_the_tokens_behind_a_shared_prefix_are_those_that_go_through_the_model(w
     """Of known answers exactly; an open answer is taken to be as long as its reference."""
     comparison = Grid(tmp_path, small(world))
     cell = WorkItem("manyicl", 1, what)
-    asked = load_asked_model("seed", precision="fp32", max_tokens=192, template=comparison.config.template)
+    asked = load_for_inference("seed", precision="fp32", max_tokens=192, template=comparison.config.template)
     tasks, options = comparison.sweep_of(cell)
     chosen = next(task for task in tasks if task.labels)
     plan = sweep_plan(chosen, asked, options)

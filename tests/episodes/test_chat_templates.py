@@ -18,7 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import join_examples, query_ids, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model
+from manyicl.evaluation.loop import evaluate
+from manyicl.inference.model import load_for_inference
+from manyicl.inference.questions import ask
 from manyicl.models.loading import ModelNote
 from manyicl.models.saving import save_model
 from manyicl.tasks.task import Example, Task, load_tasks
@@ -207,9 +209,9 @@ def recipe(folder: Path, *, num_steps: int = 2) -> RunConfig:
 def test_b3_a_run_is_asked_and_resumed_on_another_day_in_the_text_it_was_trained_in(chat_run, tmp_path):
     folder = chat_run / "run"
     with tomorrow():
-        today = load_asked_model(str(chat_run / "model"), template=CHAT).tokenizer
-        asked = load_asked_model(str(folder)).tokenizer
-        named = load_asked_model(str(folder), template=CHAT).tokenizer
+        today = load_for_inference(str(chat_run / "model"), template=CHAT).tokenizer
+        asked = load_for_inference(str(folder)).tokenizer
+        named = load_for_inference(str(folder), template=CHAT).tokenizer
     kept = json.loads((folder / "run.json").read_text())["frame"]
     assert kept["opening"] == asked.frame.opening == named.frame.opening != today.frame.opening
     # A run that a kill left after its plan was made goes on with that plan's text.
@@ -219,7 +221,7 @@ def test_b3_a_run_is_asked_and_resumed_on_another_day_in_the_text_it_was_trained
     shutil.rmtree(killed / "checkpoints")
     with tomorrow():
         train(recipe(chat_run), out=killed, resume=True)
-        assert load_asked_model(str(killed)).tokenizer.fingerprint() == asked.fingerprint()
+        assert load_for_inference(str(killed)).tokenizer.fingerprint() == asked.fingerprint()
 
 
 def test_b3_an_unfinished_evaluation_of_a_base_model_goes_on_the_next_day(chat_run, tmp_path):
@@ -231,12 +233,12 @@ def test_b3_an_unfinished_evaluation_of_a_base_model_goes_on_the_next_day(chat_r
             raise KeyboardInterrupt
 
     with yesterday():
-        asked = load_asked_model(str(chat_run / "model"), template=CHAT)
+        asked = load_for_inference(str(chat_run / "model"), template=CHAT)
         whole = evaluate(asked, tasks, **{**sweep, "out": None})
         with pytest.raises(KeyboardInterrupt):
             evaluate(asked, tasks, **sweep, report=stop)
     with tomorrow():
-        again = evaluate(load_asked_model(str(chat_run / "model"), template=CHAT), tasks, **sweep)
+        again = evaluate(load_for_inference(str(chat_run / "model"), template=CHAT), tasks, **sweep)
     assert again.curves[0].predictions == whole.curves[0].predictions
 
 
@@ -249,10 +251,10 @@ def test_b4_every_end_token_of_the_generation_config_ends_an_answer(tmp_path):
     model = reciting_model([query[-1], *word, end], vocab_size=len(tokenizer))
     model.generation_config.eos_token_id = [2, end]
     save_model(model, tokenizer, tmp_path / "m", note=ModelNote())
-    asked = load_asked_model(str(tmp_path / "m"), precision="fp32")
+    asked = load_for_inference(str(tmp_path / "m"), precision="fp32")
     assert set(asked.tokenizer.end_ids) == {2, end}
     task = chat_task([("a", "b")])
-    (answer,) = ask_inputs(asked, task, ["x"], shots=0)
+    (answer,) = ask(asked, task, ["x"], shots=0)
     assert (answer.answer, answer.cut) == ("owl", False)
     (curve,) = evaluate(
         asked, [replace(task, test=(Example("x", "owl"),), sha256="asked")], shots=(0,), draws=1, queries=1

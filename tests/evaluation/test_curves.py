@@ -14,8 +14,10 @@ from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.curves import ask_draw, evaluate_task, make_curve, score_one_pass
-from manyicl.evaluation.loop import AskedModel, evaluate, one_pass_curve
-from manyicl.evaluation.sweep import Sweep, TaskSweep, write_answers
+from manyicl.evaluation.loop import evaluate, one_pass_curve
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.drawing import write_answers
+from manyicl.inference.model import InferenceModel
 from manyicl.tasks.task import Example, flip_labels, flip_map
 from tests.conftest import make_task, tiny_model
 
@@ -82,7 +84,7 @@ def test_one_pass_counts_the_episodes_that_reach_each_k_and_uses_no_row_twice(to
 
 
 def test_a_new_task_asked_beyond_any_trained_number_of_shots_is_marked(tokenizer):
-    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={"other": 1})
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={"other": 1})
     sweep = evaluate(asked, [make_task("animals")], shots=(1, 2), draws=1, queries=3)
     one_pass = one_pass_curve(asked, [make_task("animals")], episodes=1)
     for result in (sweep, one_pass):
@@ -94,20 +96,20 @@ def test_a_model_that_gives_no_finite_likelihood_is_an_error_not_a_score(tokeniz
     model = tiny_model("llama")
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    asked = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=400, trained_shots={})
+    asked = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=400, trained_shots={})
     with pytest.raises(UserError, match="no finite likelihood"):
         evaluate(asked, [make_task("animals")], shots=(1,), draws=1, queries=3)
 
 
 @pytest.mark.parametrize("wrong", [{"shots": ()}, {"shots": (-1,)}, {"draws": 0}, {"queries": 0}])
 def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
-    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match="--shots"):
         evaluate(asked, [make_task("animals")], **wrong)
 
 
 def test_the_same_shots_in_other_orders_are_told_apart_by_order_alone(tokenizer):
-    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
     options = {"shots": (0, 6), "draws": 3, "queries": 4}
     task = make_task("animals")
     fixed, plain = (evaluate(asked, [task], **options, fixed_shots=fixed) for fixed in (6, None))
@@ -124,13 +126,13 @@ def test_the_same_shots_in_other_orders_are_told_apart_by_order_alone(tokenizer)
 
 @pytest.mark.parametrize(("fixed", "draws"), [(1, 2), (3, 2), (0, 2), (4, 1)])
 def test_fixed_shots_that_no_orders_can_be_compared_at_are_refused(tokenizer, fixed, draws):
-    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match=rf"fixed_shots = {fixed}: needs one of the shot counts \[1, 4\] from 2"):
         evaluate(asked, [make_task("animals")], shots=(4, 1), draws=draws, fixed_shots=fixed)
 
 
 def test_a_flipped_task_is_asked_the_same_behind_the_same_shots_and_mapped_back(tokenizer):
-    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
     task, flipped = make_task("animals"), flip_labels(make_task("animals"), seed=1)
     plans = [
         TaskSweep(tokenize_task(t, tokenizer=tokenizer), tokenizer=tokenizer, sweep=Sweep()) for t in (task, flipped)
@@ -149,13 +151,13 @@ def test_a_flipped_task_is_asked_the_same_behind_the_same_shots_and_mapped_back(
 
 
 def test_two_tasks_of_one_name_are_refused(tokenizer):
-    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match="tasks animals, animals: two have one name"):
         evaluate(asked, [make_task("animals"), make_task("animals", answer="colour")])
 
 
 def test_an_evaluation_says_which_kind_it_is(tokenizer):
-    asked = AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     assert one_pass_curve(asked, [make_task("animals")], episodes=1).to_json()["kind"] == "one-pass"
 
 

@@ -13,10 +13,13 @@ from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.difference import compare_results, tell_difference
-from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model
+from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.results import read_result
 from manyicl.evaluation.shots import FILL, sort_shots
-from manyicl.evaluation.sweep import Sweep, TaskSweep, prefix_lengths
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.drawing import prefix_lengths
+from manyicl.inference.model import load_for_inference
+from manyicl.inference.questions import ask
 from tests.conftest import make_task
 
 
@@ -63,7 +66,7 @@ def test_the_same_shots_in_other_orders_may_fill(tokenizers):
 
 
 def test_an_evaluation_writes_fill_as_a_cell_of_its_own_and_two_are_compared_by_it(tmp_path):
-    asked = load_asked_model("seed", max_tokens=300)
+    asked = load_for_inference("seed", max_tokens=300)
     tasks = [make_task("animals"), replace(make_task("few", num_examples=12), sha256="few")]  # 40 and 8 train rows
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file in files:
@@ -81,12 +84,12 @@ def test_an_evaluation_writes_fill_as_a_cell_of_its_own_and_two_are_compared_by_
 
 
 def test_ask_is_filled_as_an_evaluation_is():
-    asked = load_asked_model("seed", max_tokens=300)
+    asked = load_for_inference("seed", max_tokens=300)
     task = make_task("animals")
     plan = TaskSweep(
         tokenize_task(task, tokenizer=asked.tokenizer), tokenizer=asked.tokenizer,
         sweep=Sweep(shots=(FILL,), num_draws=1, num_queries=50, max_tokens=300),
     )  # fmt: skip
     longest = max(plan.queries, key=lambda q: plan.tokenized.splits["test"].lengths[q])
-    (answer,) = ask_inputs(asked, task, [task.test[longest].input])
+    (answer,) = ask(asked, task, [task.test[longest].input])
     assert answer.shots - plan.num_filling[0] in (0, 1)  # what ask needs is counted to the token

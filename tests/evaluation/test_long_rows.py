@@ -16,15 +16,18 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model, one_pass_curve
-from manyicl.evaluation.sweep import LONG_TEST, LONG_TRAIN, Sweep, TaskSweep, refuse_empty, tokens_kept_for_query
+from manyicl.evaluation.loop import evaluate, one_pass_curve
+from manyicl.evaluation.sweep import LONG_TEST, Sweep, TaskSweep, refuse_empty, tokens_kept_for_query
+from manyicl.inference.drawing import LONG_TRAIN
+from manyicl.inference.model import load_for_inference
+from manyicl.inference.questions import ask
 from manyicl.tasks.task import Example, Task
 from tests.conftest import make_task
 
 
 @pytest.fixture(scope="module")
 def asked():
-    return load_asked_model("seed", max_tokens=512)
+    return load_for_inference("seed", max_tokens=512)
 
 
 def stretch(task: Task, *, train: tuple[int, ...] = (), test: tuple[int, ...] = (), times: int = 400) -> Task:
@@ -144,13 +147,13 @@ def test_ask_uses_every_row_that_fits_with_every_seed_and_says_how_many(asked):
     """A6: as many as 61 and as few as 3 shots, by the seed, where all others would fit."""
     task = stretch(make_task("animals", num_examples=30), train=(2, 9))  # 20 train rows, 18 of them short
     for seed in range(5):
-        (answer,) = ask_inputs(asked, task, ["the red fox 7"], seed=seed)
+        (answer,) = ask(asked, task, ["the red fox 7"], seed=seed)
         assert (answer.shots, answer.left_out) == (18, {LONG_TRAIN: 2})
 
 
 def test_ask_with_more_shots_than_there_are_train_rows_says_so(asked):
     with pytest.raises(UserError, match="--shots 64: task 'animals' has only 20 train rows; lower --shots"):
-        ask_inputs(asked, make_task("animals", num_examples=30), ["the red fox 7"], shots=64)
+        ask(asked, make_task("animals", num_examples=30), ["the red fox 7"], shots=64)
 
 
 def test_a_one_pass_curve_counts_the_rows_it_leaves_out(asked):
@@ -173,7 +176,7 @@ def test_check_and_ask_tell_of_long_rows_on_the_command_line(tmp_path):
     command = ["ask", "seed", "--tasks", str(tmp_path), "--task", "lamps"]
     answered = runner.invoke(app.app, command, input="the lamp is bent\n")
     assert answered.stderr.startswith("behind ")
-    assert answered.stderr.endswith("train rows as shots; 1 train rows too long to be shots\n")
+    assert answered.stderr.endswith("train rows; 1 train rows too long to be shots\n")
     assert len(answered.stdout.splitlines()) == 1
     told = json.loads(runner.invoke(app.app, [*command, "--json"], input="the lamp is bent\n").stdout)
     assert told["left_out"] == {LONG_TRAIN: 1}

@@ -9,16 +9,8 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import join_examples, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.sweep import (
-    Sweep,
-    TaskSweep,
-    draw_shots,
-    most_answer_tokens,
-    prefix_lengths,
-    refuse_empty,
-    reorder_shots,
-    write_answers,
-)
+from manyicl.evaluation.sweep import Sweep, TaskSweep, refuse_empty
+from manyicl.inference.drawing import draw_shots, most_answer_tokens, prefix_lengths, reorder_shots, write_answers
 from tests.conftest import make_task
 
 

@@ -11,9 +11,10 @@ import pytest
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.loop import AskedModel, evaluate
+from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.unfinished import HEADER, Parts
+from manyicl.inference.model import InferenceModel
 from tests.conftest import make_task, tiny_model
 from tests.trajectory.setting import start_process, write_setting
 
@@ -27,7 +28,7 @@ NUM_CELLS = 6
 @pytest.fixture(scope="module")
 def asked(tokenizers):
     tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
-    return AskedModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    return InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
 
 
 class StopError(Exception):
@@ -140,12 +141,12 @@ def test_another_model_or_task_is_refused_and_the_same_elsewhere_is_not(asked, t
     out = tmp_path / "c.json"
     with pytest.raises(StopError):
         evaluate(asked, TASKS, **SIZES, out=out, report=stop_after(1))
-    other = AskedModel("tiny", tiny_model("llama", seed=1), asked.tokenizer, max_tokens=200, trained_shots={})
+    other = InferenceModel("tiny", tiny_model("llama", seed=1), asked.tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match=r"model\.weights was"):
         evaluate(other, TASKS, **SIZES, out=out)
     with pytest.raises(UserError, match=r"tasks\.colours was colours-colour-60 and is None"):
         evaluate(asked, TASKS[:1], **SIZES, out=out)
-    twin = AskedModel("moved", tiny_model("llama"), asked.tokenizer, max_tokens=200, trained_shots={})
+    twin = InferenceModel("moved", tiny_model("llama"), asked.tokenizer, max_tokens=200, trained_shots={})
     assert evaluate(twin, TASKS, **SIZES, out=out).model == "moved"
 
 

@@ -27,11 +27,12 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.endpoint_sweep import AnswerLog, answer_log_path, evaluate_at_endpoint, make_questions
-from manyicl.evaluation.loop import AskedModel, evaluate, load_asked_model, tokenize_for
+from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.points import read_predictions
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.endpoint import KEY_VARIABLE, Endpoint, EndpointSettings, base_url, text_of_ids
 from manyicl.inference.generation import generate_answers
+from manyicl.inference.model import InferenceModel, load_for_inference, tokenize_for
 from manyicl.models.loading import ModelNote
 from manyicl.models.saving import save_model
 from manyicl.tasks.task import load_tasks
@@ -58,14 +59,14 @@ def plain_model(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory) -> AskedModel:
+def asked(tmp_path_factory) -> InferenceModel:
     """A saved checkpoint, loaded: the local engine that servers are compared with."""
     folder = tmp_path_factory.mktemp("endpoint") / "model"
     tokenizer = train_tokenizer("bpe")
     # A byte-level tokenizer splits '\n\nInput' between the line breaks, but a single one stays itself.
     note = ModelNote(template=TemplateSettings(terminator="\n"))
     save_model(plain_model(tokenizer), tokenizer, folder, note=note)
-    return load_asked_model(str(folder), precision="fp32")
+    return load_for_inference(str(folder), precision="fp32")
 
 
 # A real server -----------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def test_transformers_serve_answers_as_the_engine_does(asked, tmp_path):
 def test_transformers_serve_answers_as_the_engine_does_on_a_real_checkpoint():
     model = str(SHARED / "models" / "stories260K")
     tasks = load_tasks(SHARED / "data" / "tasks", names=["webquestions", "mawps"])
-    asked = load_asked_model(model, precision="fp32")
+    asked = load_for_inference(model, precision="fp32")
     options = {"shots": (0, 2), "draws": 2, "queries": 3}
     local = evaluate(asked, tasks, **options)
     with transformers_serve(model) as url:
@@ -151,7 +152,9 @@ class ModelServer:
     negative: no end.
     """
 
-    def __init__(self, asked: AskedModel, *, takes_ids: bool = True, window: int = 512, key: str | None = None) -> None:
+    def __init__(
+        self, asked: InferenceModel, *, takes_ids: bool = True, window: int = 512, key: str | None = None
+    ) -> None:
         self.asked, self.takes_ids, self.window, self.key = asked, takes_ids, window, key
         self.faults: list[tuple[int, str]] = []
         self.refused: set[tuple[int, ...]] = set()
@@ -238,7 +241,7 @@ class ModelServer:
         self.http.server_close()
 
 
-def ask(server: ModelServer, asked: AskedModel, *, out: Path | None = None, attempts: int = 4):
+def ask(server: ModelServer, asked: InferenceModel, *, out: Path | None = None, attempts: int = 4):
     """Evaluate the open task at a server, with short waits."""
     settings = EndpointSettings(server.url, model="tiny", concurrency=3, num_attempts=attempts, first_wait_s=0.001)
     return evaluate_at_endpoint(asked, [open_task()], endpoint=settings, out=out, **SWEEP)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.evaluation.loop import load_asked_model
-from manyicl.inference.prefix_trial import PREFIX_TOKENS, in_float32, try_prefix
-from manyicl.inference.sharing import sharing_fault
+from manyicl.inference.model import load_for_inference
+from manyicl.inference.sharing import PREFIX_TOKENS, in_float32, sharing_fault, try_prefix
 from tests.conftest import tiny_model
 
 
@@ -35,7 +34,7 @@ def test_a_window_that_the_prefix_path_does_not_know_is_found(dtype):
 
 @pytest.mark.real_model
 def test_a_real_model_shares_its_prefix_also_by_a_trial_on_control_tokens(smollm2):
-    asked = load_asked_model(str(smollm2), precision="fp32")
+    asked = load_for_inference(str(smollm2), precision="fp32")
     assert sharing_fault(asked.model) == ""
     # Ids 1 to 12 of this vocabulary are control tokens, on which bfloat16 itself is mostly rounding.
     assert try_prefix(asked.model, np.arange(1, 13, dtype=np.int32)) == ""

@@ -27,9 +27,10 @@ from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.curves import Sweep, ask_draw, evaluate_task
-from manyicl.evaluation.loop import AskedModel, evaluate, load_asked_model
+from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.sweep import TaskSweep
 from manyicl.inference.generation import generate_behind
+from manyicl.inference.model import InferenceModel, load_for_inference
 from manyicl.inference.prefix import EngineCount, encode_prefix, score_answers, score_choices
 from manyicl.inference.sharing import can_share_prefix, sharing_fault
 from tests.conftest import COMMON, CONFIGS, make_task, tiny_model
@@ -121,7 +122,7 @@ def test_a_sweep_of_a_model_that_cannot_share_is_whole_and_counts_no_tokens_as_e
 
 
 def asked_model(model, tokenizer):
-    return AskedModel("tiny", model, tokenizer, max_tokens=200, trained_shots={})
+    return InferenceModel("tiny", model, tokenizer, max_tokens=200, trained_shots={})
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -180,5 +181,5 @@ def test_a_model_whose_tokens_see_those_after_them_is_refused_when_it_is_loaded_
         pytest.warns(UserWarning, match="plain path"),
         pytest.raises(UserError, match="a token of this bert model sees the tokens after it") as raised,
     ):
-        load_asked_model(str(tmp_path), precision="fp32")
+        load_for_inference(str(tmp_path), precision="fp32")
     assert "\n" not in str(raised.value)

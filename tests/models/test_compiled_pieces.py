@@ -16,8 +16,9 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation import loop
-from manyicl.evaluation.loop import AskedModel, ask_inputs, load_asked_model
+from manyicl.inference.model import InferenceModel, load_for_inference
 from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.inference.questions import ask
 from manyicl.models.attention import dispatch
 from manyicl.models.compiled_pieces import PIECES, fused_pieces
 from tests.conftest import make_task, tiny_model
@@ -137,17 +138,17 @@ def test_another_activation_leaves_the_gate_alone(uncompiled):
 def test_without_a_gpu_it_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"^--compile: makes asking faster on a GPU only.*; leave it out$"):
-        load_asked_model("seed", compiled=True)
+        load_for_inference("seed", compiled=True)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_only_a_model_that_is_to_be_compiled_is_asked_so(compiled, tokenizers, uncompiled, tmp_path):
     tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
-    asked = AskedModel("here", tiny_model("llama"), tokenizer, 400, trained_shots={}, compiled=compiled)
+    asked = InferenceModel("here", tiny_model("llama"), tokenizer, 400, trained_shots={}, compiled=compiled)
     task = make_task("animals")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        answers = ask_inputs(asked, task, ["the red fox 3"], shots=2)
+        answers = ask(asked, task, ["the red fox 3"], shots=2)
         loop.evaluate(asked, [task], shots=(0, 2), draws=1, queries=2)
         loop.one_pass_curve(asked, [task], episodes=1, token_budget=100)
     assert len(answers) == 1

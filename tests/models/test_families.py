@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from manyicl.evaluation.loop import ask_inputs, evaluate, load_asked_model, one_pass_curve
+from manyicl.evaluation.loop import evaluate, one_pass_curve
+from manyicl.inference.model import load_for_inference
+from manyicl.inference.questions import ask
 from manyicl.tasks.task import load_tasks
 from manyicl.training.recipe import make_config
 from manyicl.training.run import train
@@ -20,12 +22,12 @@ def test_a_family_trains_and_is_asked(tmp_path, name):
     config = make_config(config.model_dump() | {"held_out": {"episodes": 1}}, source="test")
     run = train(config, out=tmp_path / "run")
     assert all(row.after < row.before for row in run.held_out)
-    asked = load_asked_model(str(run.folder))
+    asked = load_for_inference(str(run.folder))
     tasks = load_tasks(tmp_path / "tasks", names=["animals"])
     sweep = evaluate(asked, tasks, shots=(0, 2), draws=2, queries=4)
     assert [cell.num_scored for cell in sweep.curves[0].cells] == [4, 8]
     assert one_pass_curve(asked, tasks, episodes=2).curves[0].cells[0].num_scored == 2
-    assert ask_inputs(asked, tasks[0], ["the red cat 77"])[0].answer in tasks[0].labels
+    assert ask(asked, tasks[0], ["the red cat 77"])[0].answer in tasks[0].labels
 
 
 @pytest.mark.slow

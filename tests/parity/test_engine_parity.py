@@ -16,10 +16,13 @@ from manyicl.episodes.tokenized import join_examples, query_ids, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.curves import ask_draw, evaluate_task
-from manyicl.evaluation.loop import AskedModel, ask_inputs, one_pass_curve
-from manyicl.evaluation.sweep import Sweep, TaskSweep, draw_shots
+from manyicl.evaluation.loop import one_pass_curve
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.drawing import draw_shots
 from manyicl.inference.generation import generate_answers, generate_behind
+from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
+from manyicl.inference.questions import ask
 from tests.conftest import CONFIGS, make_task, tiny_model
 
 CLASSES = sorted(CONFIGS)
@@ -64,7 +67,7 @@ def test_scores_behind_a_nested_prefix_equal_a_plain_forward(name, asked):
 @pytest.mark.parametrize("name", CLASSES)
 def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
     model, (tokenizer, task) = tiny_model(name), asked
-    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
+    loaded = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
     curve = one_pass_curve(loaded, [task.task], episodes=1, token_budget=200).curves[0]
     # The same episode, asked again and again behind its own first k examples.
     from manyicl.episodes.batch import lengths_of
@@ -173,8 +176,8 @@ def test_a_checkpoints_own_generation_settings_do_not_change_a_greedy_answer(ask
 
 def test_ask_gives_the_likeliest_label_and_its_nats(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
-    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
-    answers = ask_inputs(loaded, task.task, ["the red cat 77", "the blue owl 78"], shots=3)
+    loaded = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
+    answers = ask(loaded, task.task, ["the red cat 77", "the blue owl 78"], shots=3)
     order = draw_shots(task, seed=0, draw=0)[:3]
     before = join_examples(task, split="train", indices=order.astype(np.int32)).ids
     for answer in answers:
@@ -190,14 +193,14 @@ def test_ask_gives_the_likeliest_label_and_its_nats(asked):
 
 def test_ask_answers_behind_the_first_draw_of_a_sweep_with_the_same_seed(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
-    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
+    loaded = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
     sweep = Sweep(shots=(3,), num_draws=2, num_queries=6, seed=5, max_tokens=256)
     told = [p for p in evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep).predictions if p.draw == 0]
     inputs = {example.id: example.input for example in task.task.test}
-    answers = ask_inputs(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=5)
+    answers = ask(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=5)
     assert [a.answer for a in answers] == [p.prediction for p in told]
     assert [a.nll for a in answers] == pytest.approx([min(p.choice_nll.values()) for p in told], abs=1e-5)
-    other = ask_inputs(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=6)
+    other = ask(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=6)
     assert [a.nll for a in other] != pytest.approx([a.nll for a in answers], abs=1e-3)
 
 
@@ -206,20 +209,20 @@ def test_ask_fits_exactly_as_many_shots_as_a_sweep_would(asked):
     queries = [query_ids(task, split="test", index=index, after_shots=True) for index in range(len(task.task.test))]
     text = task.task.test[max(range(len(queries)), key=lambda index: len(queries[index]))].input
     for max_tokens in range(100, 140, 3):
-        loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=max_tokens, trained_shots={})
-        fitting = ask_inputs(loaded, task.task, [text])[0].shots
+        loaded = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=max_tokens, trained_shots={})
+        fitting = ask(loaded, task.task, [text])[0].shots
         sweep = Sweep(shots=tuple(range(41)), num_draws=1, num_queries=99, max_tokens=max_tokens)
         assert fitting <= max(TaskSweep(task, tokenizer=tokenizer, sweep=sweep).asked_shots) <= fitting + 1
         with pytest.raises(UserError, match=f"leaves room for {fitting} shots in {max_tokens} tokens, not"):
-            ask_inputs(loaded, task.task, [text], shots=fitting + 1)
+            ask(loaded, task.task, [text], shots=fitting + 1)
 
 
 def test_ask_uses_as_many_shots_as_fit(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
-    loaded = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=128, trained_shots={})
-    few = ask_inputs(loaded, task.task, ["the red cat 77"])[0].shots
-    wide = AskedModel("tiny", model, tokenizer=tokenizer, max_tokens=512, trained_shots={})
-    many = ask_inputs(wide, task.task, ["the red cat 77"])[0].shots
+    loaded = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=128, trained_shots={})
+    few = ask(loaded, task.task, ["the red cat 77"])[0].shots
+    wide = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=512, trained_shots={})
+    many = ask(wide, task.task, ["the red cat 77"])[0].shots
     assert 0 < few < many <= len(task.splits["train"])
 
 

@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from manyicl.errors import UserError
-from manyicl.evaluation.loop import evaluate, load_asked_model
+from manyicl.evaluation.loop import evaluate
+from manyicl.inference.model import load_for_inference
 from manyicl.models.loading import ModelSettings, fingerprint_weights, load_config, load_model
 from manyicl.tasks.task import load_tasks
 from manyicl.training.run import train
@@ -47,7 +48,7 @@ def test_another_base_of_the_same_name_is_not_taken(moved):
     old, new = moved
     tiny_model("llama", seed=1).save_pretrained(new / "start")
     with pytest.raises(UserError, match=rf"its base {old / 'start'} is not there any more; put it back, or correct"):
-        load_asked_model(str(new / "run"), precision="fp32")
+        load_for_inference(str(new / "run"), precision="fp32")
 
 
 def test_a_moved_run_goes_on_with_new_paths_where_the_same_files_lie(moved):

@@ -30,7 +30,8 @@ commands = typer.Typer()
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manyicl.evaluation import AskedModel, Evaluation
+    from manyicl.evaluation import Evaluation
+    from manyicl.inference import InferenceModel
     from manyicl.tasks import Task
 
 
@@ -133,7 +134,9 @@ def _check_endpoint(
         raise UserError(f"{wrong}; leave it out")
 
 
-def _ask_endpoint(asked: AskedModel, tasks: Sequence[Task], server: tuple[str, str, int], **options: Any) -> Evaluation:
+def _ask_endpoint(
+    asked: InferenceModel, tasks: Sequence[Task], server: tuple[str, str, int], **options: Any
+) -> Evaluation:
     """Return what a server (URL, model's name there, concurrency) answers."""
     try:
         from manyicl.evaluation import evaluate_at_endpoint
@@ -207,8 +210,8 @@ def diff(
         make_console().print(difference_table(difference))
 
 
-@commands.command()
-def ask(
+@commands.command("ask")
+def ask_(
     model: ModelPath,
     tasks: TaskFolder,
     task: Annotated[str, typer.Option("--task", help="The task to answer.")],
@@ -226,15 +229,15 @@ def ask(
     """Answer one input a line behind the shots that fit; standard error says how many these are."""
     from dataclasses import asdict
 
-    from manyicl.evaluation import ask_inputs, read_inputs, tell_shots
+    from manyicl.inference import ask, describe_answers, read_inputs
     from manyicl.tasks import load_tasks
 
     inputs = read_inputs(file)
     chosen = load_tasks(tasks, names=[task])[0]
     asked = _load_asked(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
-    answers = ask_inputs(asked, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
+    answers = ask(asked, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
     if not as_json:
-        typer.echo(tell_shots(answers, num_train=len(chosen.train)), err=True)
+        typer.echo(describe_answers(answers, num_train=len(chosen.train)), err=True)
     for answer in answers:
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
 
@@ -248,12 +251,12 @@ def _load_asked(
     trust_remote_code: bool,
     weights: bool = True,
     compiled: bool = False,
-) -> AskedModel:
+) -> InferenceModel:
     """Return the model that a verb asks, in the template of a recipe where one is named."""
-    from manyicl.evaluation import load_asked_model
+    from manyicl.inference import load_for_inference
     from manyicl.training import load_recipe
 
-    return load_asked_model(
+    return load_for_inference(
         model,
         precision=precision,
         max_tokens=max_tokens,

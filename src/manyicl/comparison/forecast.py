@@ -19,8 +19,8 @@ from manyicl.comparison.arms import Arm, ArmName
 from manyicl.comparison.grid import Grid, What, WorkItem
 from manyicl.episodes import BatchMaker, TaskTokenizer, default_cache_dir, query_ids, tokenize_task
 from manyicl.errors import UserError
-from manyicl.evaluation import Sweep, TaskSweep, prefix_lengths
-from manyicl.inference import build_trie
+from manyicl.evaluation import Sweep, TaskSweep
+from manyicl.inference import build_trie, prefix_lengths
 from manyicl.models import check_window, count_flops, load_config, resolve_precision
 from manyicl.planning import (
     ASSUMED_UTILIZATION,

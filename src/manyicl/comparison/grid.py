@@ -26,19 +26,18 @@ from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.episodes import Frame, TaskTokenizer, TokenizedTask
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import (
-    AskedModel,
     Shots,
     TextWindows,
     cap_shots,
     drift_every,
     evaluate,
-    load_asked_model,
     read_windows,
     shots_order,
     sort_shots,
     window_bits,
 )
 from manyicl.files import write_atomically
+from manyicl.inference import InferenceModel, load_for_inference
 from manyicl.locks import LOCK, claiming, sole_writer
 from manyicl.models import check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import Overlap, find_overlaps, tell_overlaps
@@ -552,7 +551,7 @@ class _Worker:
     def __init__(self, comparison: Grid, console: Console) -> None:
         self.comparison, self.console = comparison, console
         self.pace = Pace()
-        self._asked: tuple[tuple[Any, ...], AskedModel] | None = None
+        self._asked: tuple[tuple[Any, ...], InferenceModel] | None = None
 
     def do_timed(self, cell: WorkItem, titles: Mapping[WorkItem, str]) -> None:
         """Do one cell, and print how long it took and how long the missing ones of `titles` will take."""
@@ -586,14 +585,14 @@ class _Worker:
             # A cell may be empty: of validation rows, say, none of which fits.
             evaluate(asked, tasks, seed=cell.seed, out=out, report=report, allow_empty=True, **options)
 
-    def _ask_model(self, cell: WorkItem) -> AskedModel:
+    def _ask_model(self, cell: WorkItem) -> InferenceModel:
         """Return the model of a cell, in the comparison's template and length."""
         if self._asked is None or self._asked[0] != cell.model:
             self._asked = None
             config = self.comparison.config
             trained = WorkItem(cell.arm, cell.seed, "train", cell.task, cell.rate)
             is_base = not ARMS[cell.arm].trained
-            asked = load_asked_model(
+            asked = load_for_inference(
                 config.model if is_base else str(self.comparison.place(trained)),
                 precision=config.model.precision,
                 max_tokens=self.comparison.max_tokens,

@@ -1,17 +1,16 @@
 from .difference import CellDifference, Difference, MeanDifference, MetricDifference, compare_results, tell_difference
 from .endpoint_sweep import evaluate_at_endpoint
-from .loop import AskedModel, ask_inputs, evaluate, load_asked_model, one_pass_curve, read_inputs, tell_shots
+from .loop import evaluate, one_pass_curve
 from .points import Cell, PlainPath, Prediction, ShotCurve, sum_plain_paths
 from .results import Evaluation, check_out, predictions_path, read_result, refuse_other_result
 from .scoring import chance_score
 from .shots import FILL, Shots, cap_shots, shots_order, sort_shots, tell_asked_with, tell_shot_count
-from .sweep import Sweep, TaskSweep, prefix_lengths
+from .sweep import Sweep, TaskSweep
 from .text_loss import TextWindows, drift_every, read_windows, window_bits, window_table
 from .unfinished import package_versions
 
 __all__ = [
     "FILL",
-    "AskedModel",
     "Cell",
     "CellDifference",
     "Difference",
@@ -25,7 +24,6 @@ __all__ = [
     "Sweep",
     "TaskSweep",
     "TextWindows",
-    "ask_inputs",
     "cap_shots",
     "chance_score",
     "check_out",
@@ -33,12 +31,9 @@ __all__ = [
     "drift_every",
     "evaluate",
     "evaluate_at_endpoint",
-    "load_asked_model",
     "one_pass_curve",
     "package_versions",
     "predictions_path",
-    "prefix_lengths",
-    "read_inputs",
     "read_result",
     "read_windows",
     "refuse_other_result",
@@ -48,7 +43,6 @@ __all__ = [
     "tell_asked_with",
     "tell_difference",
     "tell_shot_count",
-    "tell_shots",
     "window_bits",
     "window_table",
 ]

@@ -33,13 +33,14 @@ from manyicl.evaluation.scoring import (
     score_others,
 )
 from manyicl.evaluation.shots import FILL, Shots, shots_order, sort_shots
-from manyicl.evaluation.sweep import Sweep, TaskSweep, prefix_lengths
+from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference import (
     can_share_prefix,
     choose_option,
     device_of,
     encode_prefix,
     generate_and_score,
+    prefix_lengths,
     score_choices,
 )
 from manyicl.intervals import Table, score_interval

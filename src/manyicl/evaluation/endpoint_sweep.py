@@ -20,7 +20,7 @@ import numpy as np
 from manyicl.episodes import join_examples, query_ids
 from manyicl.errors import UserError
 from manyicl.evaluation.curves import Report, chance_of, make_curve
-from manyicl.evaluation.loop import AskedModel, make_sweep, shift_report, tokenize_for, trained_shots_of
+from manyicl.evaluation.loop import make_sweep, shift_report
 from manyicl.evaluation.points import Cell, Prediction, ShotCurve
 from manyicl.evaluation.results import Evaluation, refuse_other_result
 from manyicl.evaluation.scoring import best_score, majority_score, score_others
@@ -28,7 +28,15 @@ from manyicl.evaluation.shots import FILL, Shots
 from manyicl.evaluation.sweep import DEFAULT_SHOTS, TaskSweep, refuse_empty
 from manyicl.evaluation.unfinished import sole_writer_of_out
 from manyicl.files import sync_folder
-from manyicl.inference import Endpoint, EndpointSettings, Generated, UnansweredError
+from manyicl.inference import (
+    Endpoint,
+    EndpointSettings,
+    Generated,
+    InferenceModel,
+    UnansweredError,
+    tokenize_for,
+    trained_shots_of,
+)
 from manyicl.seeds import STREAMS
 from manyicl.tasks import Task
 
@@ -115,7 +123,7 @@ def answer_log_path(out: Path) -> Path:
 
 @sole_writer_of_out
 def evaluate_at_endpoint(
-    asked: AskedModel,
+    asked: InferenceModel,
     tasks: Sequence[Task],
     *,
     endpoint: EndpointSettings,

@@ -1,167 +1,37 @@
-"""Ask a model: shot curves of many tasks with the files they leave, one-pass curves, and plain answers."""
+"""The loop that evaluates a model: shot curves of many tasks with the files they leave, and one-pass curves."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
 from manyicl.distributed import ALONE, Ranks
-from manyicl.episodes import (
-    Frame,
-    TaskTokenizer,
-    TemplateSettings,
-    TokenizedTask,
-    check_lost_answers,
-    default_cache_dir,
-    join_examples,
-    tokenize_task,
-)
+from manyicl.episodes import Frame, TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.curves import Report, ask_draw, make_curve, score_one_pass
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.results import Evaluation, refuse_other_result
 from manyicl.evaluation.shots import FILL, Shots, sort_shots
-from manyicl.evaluation.sweep import (
-    DEFAULT_SHOTS,
-    LONG_TRAIN,
-    Sweep,
-    TaskSweep,
-    draw_shots,
-    most_answer_tokens,
-    prefix_lengths,
-    refuse_empty,
-    write_answers,
-)
+from manyicl.evaluation.sweep import DEFAULT_SHOTS, Sweep, TaskSweep, refuse_empty
 from manyicl.evaluation.unfinished import Parts, package_versions, read_header, sole_writer_of_out
 from manyicl.inference import (
-    TRIAL_TOKENS,
-    choose_option,
+    InferenceModel,
     device_of,
-    encode_prefix,
-    generate_behind,
-    score_answers,
-    score_choices,
+    load_for_inference,
     sharing_fault,
+    tokenize_for,
+    trained_shots_of,
 )
-from manyicl.models import (
-    ModelSettings,
-    PrecisionChoice,
-    check_vocabulary,
-    check_window,
-    hash_weights,
-    load_config,
-    load_end_ids,
-    load_model,
-    load_tokenizer,
-    max_tokens_of,
-    read_note,
-    refuse_unusable,
-    resolve_precision,
-    trial_ids,
-)
+from manyicl.models import hash_weights, read_note
 from manyicl.seeds import STREAMS, AskPurpose
 from manyicl.tasks import Task
-from manyicl.training import check_compiler
-
-
-@dataclass(frozen=True, slots=True)
-class AskedModel:
-    """A model ready to be asked, with its tokenizer in the template that it was trained with.
-
-    model: None where a server has the weights. max_tokens: longest sequence it may see. trained_shots: task -> most
-    shots trained; empty for a plain checkpoint. compiled: pieces of it are, while it is asked (`fused`).
-    """
-
-    path: str
-    model: Any
-    tokenizer: TaskTokenizer
-    max_tokens: int
-    trained_shots: dict[str, int]
-    compiled: bool = False
-
-    def asking(self) -> AbstractContextManager[None]:
-        """Return the context in which its model is asked."""
-        if not self.compiled:
-            return nullcontext()
-        from manyicl.models import fused_pieces
-
-        return fused_pieces(self.model)
-
-
-def load_asked_model(
-    model: str | ModelSettings,
-    *,
-    precision: PrecisionChoice = "auto",
-    max_tokens: int | None = None,
-    template: TemplateSettings | None = None,
-    trust_remote_code: bool = False,
-    weights: bool = True,
-    compiled: bool = False,
-    frame: Frame | None = None,
-) -> AskedModel:
-    """Load a checkpoint, adapter or run to be asked, on the GPU where there is one.
-
-    model: its path, or the settings of a base that is to be asked as a recipe changes it (config, revision).
-    precision: "auto" is bf16 if the device multiplies it in hardware, else fp32.
-    template: None means the one that the model was trained with.
-    max_tokens: longest sequence; unless said, of a trained model the budget of its training, else all it can see.
-    weights: False where a server has them, and only tokenizer, template and limits are wanted.
-    compiled: ask it with compiled pieces, on a GPU; worth their minute where many are asked behind long prefixes.
-    frame: the text around examples in the chat style; unless given, the one that the model was trained with, or else
-    what its chat template writes today.
-
-    Raises:
-        UserError: it cannot be loaded or compiled, its tokens see those after them, or `max_tokens` is more than it can
-            see.
-    """
-    on_gpu = torch.cuda.is_available()
-    if compiled and not on_gpu:
-        raise UserError("--compile: makes asking faster on a GPU only, and there is none here; leave it out")
-    if compiled:
-        check_compiler("--compile")
-    given = ModelSettings(path=model) if isinstance(model, str) else model
-    settings = given.model_copy(
-        update={
-            "precision": resolve_precision(precision),
-            "lora": None,
-            "trust_remote_code": trust_remote_code or given.trust_remote_code,
-        }
-    )
-    path = settings.path
-    config = load_config(settings)
-    if max_tokens is not None:
-        check_window(config, num_tokens=max_tokens, what="--max-tokens")
-    note = read_note(path)
-    if frame is None and template in (None, note.template):
-        frame = note.frame
-    tokenizer = TaskTokenizer(
-        load_tokenizer(settings), template or note.template, frame=frame, end_ids=load_end_ids(settings)
-    )
-    loaded = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
-    if loaded is not None:
-        text = np.asarray(trial_ids(tokenizer.tokenizer, TRIAL_TOKENS), dtype=np.int32)
-        if sharing_fault(loaded, text):
-            refuse_unusable(loaded, text)  # its whole prompts would be no better
-    return AskedModel(
-        path=path,
-        model=loaded,
-        tokenizer=tokenizer,
-        max_tokens=max_tokens or min(max_tokens_of(config), note.token_budget or max_tokens_of(config)),
-        trained_shots=note.trained_shots,
-        compiled=compiled,
-    )
 
 
 @sole_writer_of_out
 def evaluate(
-    model: str | AskedModel,
+    model: str | InferenceModel,
     tasks: Sequence[Task],
     *,
     shots: Sequence[Shots] = DEFAULT_SHOTS,
@@ -196,7 +66,7 @@ def evaluate(
         UserError: a task has no test rows, its answers cannot be written by the tokenizer, nothing can be asked, or
             `out` holds another evaluation, or waits for cells of one.
     """
-    asked = load_asked_model(model) if isinstance(model, str) else model
+    asked = load_for_inference(model) if isinstance(model, str) else model
     if out is not None:
         asked = _with_kept_frame(asked, Path(out))
     sweep = make_sweep(
@@ -249,7 +119,7 @@ def evaluate(
 
 
 def make_sweep(
-    asked: AskedModel,
+    asked: InferenceModel,
     *,
     shots: Sequence[Shots],
     draws: int,
@@ -316,7 +186,7 @@ def _ask_cells(
     return answered
 
 
-def _with_kept_frame(asked: AskedModel, out: Path) -> AskedModel:
+def _with_kept_frame(asked: InferenceModel, out: Path) -> InferenceModel:
     """Return the model with the text around examples that an unfinished evaluation at `out` began with.
 
     A base model's chat template may write today's date, and an evaluation that goes on tomorrow must ask the same.
@@ -329,7 +199,7 @@ def _with_kept_frame(asked: AskedModel, out: Path) -> AskedModel:
     return replace(asked, tokenizer=again)
 
 
-def _identify(asked: AskedModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[str, Any]:
+def _identify(asked: InferenceModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[str, Any]:
     """Return everything that decides what an evaluation finds, for `Parts`."""
     return {
         "versions": package_versions(),
@@ -343,7 +213,7 @@ def _identify(asked: AskedModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[st
 
 
 def one_pass_curve(
-    model: str | AskedModel,
+    model: str | InferenceModel,
     tasks: Sequence[Task],
     *,
     episodes: int = 20,
@@ -355,7 +225,7 @@ def one_pass_curve(
 
     token_budget: length of an episode; as much as the model can see unless said.
     """
-    asked = load_asked_model(model, max_tokens=token_budget) if isinstance(model, str) else model
+    asked = load_for_inference(model, max_tokens=token_budget) if isinstance(model, str) else model
     with asked.asking():
         curves = [
             score_one_pass(
@@ -372,166 +242,6 @@ def one_pass_curve(
     return Evaluation(
         asked.path, "one-pass", seed=seed, max_tokens=token_budget or asked.max_tokens, curves=tuple(curves)
     )
-
-
-def trained_shots_of(asked: AskedModel, task: Task) -> int | None:
-    """Return the most shots the model was trained with, of a new task those of any; None for a plain checkpoint."""
-    return (
-        asked.trained_shots.get(task.name, max(asked.trained_shots.values(), default=0))
-        if asked.trained_shots
-        else None
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What `ask` says of one input.
-
-    nll: nats of the answer with its terminator, None where it was cut. shots: how many stood before the input.
-    left_out: reason -> train rows that could not be shots.
-    """
-
-    input: str
-    answer: str
-    nll: float | None
-    shots: int
-    cut: bool
-    left_out: Mapping[str, int] = field(default_factory=dict)
-
-
-def ask_inputs(
-    asked: AskedModel,
-    task: Task,
-    inputs: Sequence[str],
-    *,
-    shots: int | None = None,
-    seed: int = 0,
-    max_new_tokens: int | None = None,
-) -> list[Answer]:
-    """Answer each input behind the shots of one draw that fit, or behind `shots` of them.
-
-    Train rows that leave no room for the longest input are no shots: they are passed over, and counted in `left_out`.
-    max_new_tokens: as in `evaluate`; an answer that was cut there says so.
-
-    Raises:
-        UserError: an empty input, fewer train rows than `shots`, or an input that does not fit behind the shots.
-    """
-    if shots is not None and shots < 0:
-        raise UserError(f"--shots {shots}: shots count from 0")
-    for number, text in enumerate(inputs, start=1):
-        if not text.strip():
-            raise UserError(f"line {number}: is empty; give one input a line")
-    tokenized = tokenize_for(task, asked)
-    written = write_answers(asked.tokenizer, task.labels)
-    longest = most_answer_tokens(tokenized, written if task.labels else None, limit=max_new_tokens)
-    between, after = asked.tokenizer.between_ids, asked.tokenizer.before_answer_ids
-    queries = [np.asarray(between + ids + after, dtype=np.int32) for ids in asked.tokenizer.encode_inputs(inputs)]
-    room = asked.max_tokens - longest - max(len(q) for q in queries)
-    order = draw_shots(tokenized, seed=seed, draw=0, most_tokens=room - len(tokenized.head_ids))
-    num_long = len(tokenized.splits["train"]) - len(order)
-    fitting = int(np.searchsorted(prefix_lengths(tokenized, order), room, side="right")) - 1
-    if fitting < (shots or 0):  # without any shots there is -1 where not even the head fits
-        place = int(np.argmax([len(q) for q in queries])) + 1
-        raise UserError(
-            _tell_no_room(tokenized, num_fitting=fitting, shots=shots, line=place, max_tokens=asked.max_tokens)
-        )
-    num_shots = fitting if shots is None else shots
-    before = join_examples(tokenized, split="train", indices=order[:num_shots].astype(np.int32)).ids
-    if not num_shots:
-        queries = [query[tokenized.num_between :] for query in queries]
-    with asked.asking():
-        answers = _answer_queries(
-            asked, task, list(inputs), queries=queries, before=before, num_shots=num_shots, longest=longest
-        )
-    return [replace(answer, left_out={LONG_TRAIN: num_long} if num_long else {}) for answer in answers]
-
-
-def _tell_no_room(tokenized: TokenizedTask, *, num_fitting: int, shots: int | None, line: int, max_tokens: int) -> str:
-    """Return why an input cannot be asked behind so many shots, and what to do."""
-    num_train = len(tokenized.splits["train"])
-    if shots is not None and shots > num_train:
-        return f"--shots {shots}: task '{tokenized.task.name}' has only {num_train} train rows; lower --shots"
-    wanted = f", not {shots}" if shots is not None else ""
-    return (
-        f"line {line}: the longest input leaves room for {max(num_fitting, 0)} shots in {max_tokens} tokens{wanted};"
-        " shorten it, or lower --shots"
-    )
-
-
-def tell_shots(answers: Sequence[Answer], *, num_train: int) -> str:
-    """Return how many shots stood before the inputs, which train rows could be none, and how many answers were cut."""
-    told = f"behind {answers[0].shots:,} of {num_train:,} train rows as shots"
-    left_out = "".join(f"; {count:,} {reason}" for reason, count in answers[0].left_out.items())
-    num_cut = sum(answer.cut for answer in answers)
-    cut = f"; {num_cut:,} of {len(answers):,} answers cut at the token limit (--max-new-tokens raises it)"
-    return f"{told}{left_out}{cut if num_cut else ''}"
-
-
-def _answer_queries(
-    asked: AskedModel,
-    task: Task,
-    inputs: Sequence[str],
-    *,
-    queries: Sequence[Any],
-    before: Any,
-    num_shots: int,
-    longest: int,
-) -> list[Answer]:
-    prefix = encode_prefix(asked.model, before)
-    if task.labels:
-        pairs = write_answers(asked.tokenizer, task.labels)
-        options = [ids for _, ids in pairs]
-        nats = score_choices(asked.model, prefix, queries, [options] * len(queries))
-        best = [choose_option(nats_O, options) for nats_O in nats]
-        return [
-            Answer(text, pairs[place][0], nll=float(nats_O[place]), shots=num_shots, cut=False)
-            for text, place, nats_O in zip(inputs, best, nats, strict=True)
-        ]
-    generated = generate_behind(asked.model, asked.tokenizer, prefix, queries, max_new_tokens=longest)
-    told = asked.tokenizer.encode_answers([g.text for g in generated])
-    # An answer that was cut, or whose text has no ids that give it back, has no likelihood as a whole answer.
-    whole = [n for n, g in enumerate(generated) if not g.cut and not isinstance(told[n], str)]
-    nll, _ = score_answers(asked.model, prefix, [(queries[n], told[n]) for n in whole])  # type: ignore[misc]
-    costs = dict(zip(whole, nll.tolist(), strict=True))
-    return [
-        Answer(text, g.text, nll=costs.get(n), shots=num_shots, cut=g.cut)
-        for n, (text, g) in enumerate(zip(inputs, generated, strict=True))
-    ]
-
-
-def read_inputs(file: str) -> list[str]:
-    """Return the lines of a file, or of standard input for '-', without a byte order mark and carriage returns at ends.
-
-    Raises:
-        UserError: the file cannot be read, or holds nothing.
-    """
-    try:
-        if file == "-" and sys.stdin is None:
-            raise UserError("standard input: is closed; give a file, or pipe one input a line")
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give a UTF-8 text file with one input a line") from error
-    text = text.lstrip("\ufeff")
-    # Not splitlines: an input may hold other separators.
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    if not text:
-        raise UserError(f"{'standard input' if file == '-' else file}: is empty; give one input a line")
-    return lines
-
-
-def tokenize_for(task: Task, asked: AskedModel) -> TokenizedTask:
-    """Return `task` in the model's ids.
-
-    Raises:
-        UserError: too many of its answers cannot be used.
-    """
-    tokenized = tokenize_task(task, tokenizer=asked.tokenizer, cache_dir=default_cache_dir())
-    fault = check_lost_answers(tokenized)
-    if fault:
-        raise UserError(fault)
-    if asked.model is not None:
-        check_vocabulary(asked.model.config, path=asked.path, num_tokens=tokenized.num_ids)
-    return tokenized
 
 
 def shift_report(report: Report, number: int, total: int) -> Report:

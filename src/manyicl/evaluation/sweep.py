@@ -22,7 +22,16 @@ from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples, query_
 from manyicl.errors import UserError
 from manyicl.evaluation.points import PlainPath
 from manyicl.evaluation.shots import FILL, Shots, shots_order, sort_shots
-from manyicl.inference import EngineCount, build_trie
+from manyicl.inference import (
+    LONG_TRAIN,
+    EngineCount,
+    build_trie,
+    draw_shots,
+    most_answer_tokens,
+    prefix_lengths,
+    reorder_shots,
+    write_answers,
+)
 from manyicl.seeds import AskPurpose, make_stream
 
 DEFAULT_SHOTS: tuple[Shots, ...] = (0, 1, 4, 16, 64)
@@ -30,11 +39,7 @@ DEFAULT_SHOTS: tuple[Shots, ...] = (0, 1, 4, 16, 64)
 MIN_FIT_SHARE = 0.9
 # Room is kept for the longest query; but not for the longest tenth if they need more than this share of the sequence.
 MAX_QUERY_SHARE = 0.25
-LONG_TRAIN = "train rows too long to be shots"
 LONG_TEST = "test rows too long to be asked"
-# Unless `Sweep.max_new_tokens` says otherwise, a generated answer may take as many tokens as the task's longest train
-# answer has, and at most this many.
-MAX_ANSWER_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Sweep:
     of shots that a task can be asked with, only the largest is asked. purpose: what the answers are for; numbers of
     shots and learning rates are chosen behind other draws than those that are reported, or the choice would know their
     luck.
-    max_new_tokens: most tokens of a generated answer; None: the longest train answer's, at most `MAX_ANSWER_TOKENS`.
+    max_new_tokens: most tokens of a generated answer; None: the longest train answer's, at most 256.
     """
 
     shots: tuple[Shots, ...] = DEFAULT_SHOTS
@@ -62,23 +67,6 @@ class Sweep:
     max_new_tokens: int | None = None
 
 
-def draw_shots(
-    tokenized: TokenizedTask,
-    *,
-    seed: int,
-    draw: int,
-    purpose: AskPurpose = "evaluation",
-    most_tokens: int | None = None,
-) -> NDArray[np.int64]:
-    """Return one draw: the train examples in a random order, of which any first k are its k shots.
-
-    most_tokens: examples longer than this are left out, which changes nothing in the order of the others.
-    """
-    rng = make_stream(purpose, seed, "shots", tokenized.task.name, draw)
-    order = rng.permutation(len(tokenized.splits["train"]))
-    return order if most_tokens is None else order[tokenized.splits["train"].lengths[order] <= most_tokens]
-
-
 def tokens_kept_for_query(needs: NDArray[np.int64], *, max_tokens: int) -> int:
     """Return the tokens that shots leave free for a query and its answer; 0 if there are no queries.
 
@@ -89,38 +77,6 @@ def tokens_kept_for_query(needs: NDArray[np.int64], *, max_tokens: int) -> int:
         return 0
     usual = np.quantile(needs, MIN_FIT_SHARE, method="inverted_cdf")
     return int(needs[needs <= max(usual, MAX_QUERY_SHARE * max_tokens)].max())
-
-
-def reorder_shots(first: NDArray[np.int64], *, num_fixed: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return draw 0 with its first `num_fixed` shots in another random order; the rest stays as it is."""
-    return np.concatenate([rng.permutation(first[:num_fixed]), first[num_fixed:]])
-
-
-def prefix_lengths(tokenized: TokenizedTask, draw: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the tokens of the head and the first k shots of a draw, for k = 0 to all of them."""
-    lengths = tokenized.splits["train"].lengths[draw]
-    return len(tokenized.head_ids) + np.concatenate([[0], np.cumsum(lengths)])
-
-
-def most_answer_tokens(
-    tokenized: TokenizedTask, written: Sequence[tuple[str, Sequence[int]]] | None, *, limit: int | None = None
-) -> int:
-    """Return the most tokens an answer may take: the longest to choose from, or the limit if it is generated.
-
-    written: the known answers in ids, None for an open answer. limit: as in `Sweep.max_new_tokens`.
-    """
-    if written is not None:
-        return max((len(ids) for _, ids in written), default=0)
-    if limit is not None:
-        return limit
-    lengths = tokenized.splits["train"].answer_lengths
-    return min(MAX_ANSWER_TOKENS, int(lengths.max())) if len(lengths) else MAX_ANSWER_TOKENS
-
-
-def write_answers(tokenizer: TaskTokenizer, known: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """Return the ids of known answers, in their order; one that cannot be written is left out."""
-    encoded = zip(known, tokenizer.encode_answers(known), strict=True)
-    return [(text, ids) for text, ids in encoded if not isinstance(ids, str)]
 
 
 def refuse_empty(plans: Sequence[TaskSweep]) -> None:

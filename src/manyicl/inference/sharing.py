@@ -1,22 +1,53 @@
-"""Can queries share a model's keys and values? And the plain path of one that cannot: every prompt as a whole."""
+"""Can queries share a model's encoded shots? Its config may rule it out; else a trial on ordinary text decides.
+
+Does the model give the same logits after an encoded prefix as by its own forward? The trial asks two questions, because
+low precision hides errors and shows rounding. In float32, where rounding is 1e-6: is it the same function? In the
+model's own precision: does it round no worse than the model's own kernels? Both look at a short prefix, and at one
+longer than the model's window or chunk. The second question is not answered by a fixed fraction of the logits' size: on
+some tokens bfloat16 itself is mostly rounding, for every kernel. It is skipped on a CPU that only emulates bfloat16,
+where it would take minutes.
+"""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from manyicl.inference.budget import MemoryPlan, plan_memory, run_rows
-from manyicl.inference.prefix_trial import try_prefix
-from manyicl.inference.query_rows import edge_logprobs
-from manyicl.models import float32_head, inner_model
+from manyicl.inference.query_rows import edge_logprobs, lay_out_row, run_row, write_keys
+from manyicl.models import (
+    Prefix,
+    PrefixStore,
+    float32_head,
+    inner_model,
+    logit_difference,
+    longest_boundary,
+    multiplies_bf16,
+    own_attention,
+    segment_attention,
+)
+
+# Tokens of the short prefix, of the two queries behind it, and of the long prefix beyond the window.
+PREFIX_TOKENS, QUERY_TOKENS, BEYOND_TOKENS = 48, (12, 9), 32
+# A longer prefix is not tried: the model's own forward would need gigabytes for its scores.
+LONGEST_PREFIX = 9000
+# Text that the trial of a model needs; less is repeated.
+TRIAL_TOKENS = PREFIX_TOKENS + sum(QUERY_TOKENS) + 1024
+# Mean differences, in standard deviations of the logits. In float32 real models differ by 1e-6 to 1e-4.
+MOST_IN_FLOAT32 = 2e-3
+# In low precision the error may be so many times that of the model's own kernels, and rounding up to this is no error.
+SPREADS, ROUNDING = 3.0, 0.05
+# A CPU's free memory is not asked for: larger models than this are not copied to float32 there.
+MOST_CPU_WEIGHTS = 2_000_000_000
 
 _faults: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # '' where there is none
 
@@ -29,7 +60,7 @@ def can_share_prefix(model: nn.Module) -> bool:
 def sharing_fault(model: nn.Module, text: NDArray[np.int32] | None = None) -> str:
     """Return why queries cannot share a prefix of `model`, '' if they can. Each model is tried once, with one warning.
 
-    text: `prefix_trial.TRIAL_TOKENS` tokens of ordinary text, which the trial of a real model should have.
+    text: `TRIAL_TOKENS` tokens of ordinary text, which the trial of a real model should have.
     """
     inner = inner_model(model)
     if inner is None:
@@ -109,3 +140,123 @@ def _score_batch(
     logprobs, best = edge_logprobs(logits, torch.arange(len(targets), device=targets.device), targets)
     shape = (len(ids), num_answer)
     return logprobs.double().cpu().numpy().reshape(shape), best.cpu().numpy().reshape(shape)
+
+
+def try_prefix(model: nn.Module, text: NDArray[np.int32] | None) -> str:
+    """Return what is wrong behind a prefix of `model`, '' if nothing is.
+
+    text: ordinary text in the model's own tokens; None: ids drawn from the whole vocabulary.
+
+    Raises:
+        torch.OutOfMemoryError: even the trial does not fit the device.
+    """
+    inner = inner_model(model)
+    vocab_size = int(inner.config.get_text_config().vocab_size)
+    # A tokenizer may know ids that the model has not; they are refused where they would be asked.
+    text = None if text is None else text[text < vocab_size]
+    if text is None or not len(text):
+        text = np.random.default_rng(0).integers(0, vocab_size, TRIAL_TOKENS).astype(np.int32)
+    lengths = [PREFIX_TOKENS]
+    boundary = longest_boundary(inner.config) + BEYOND_TOKENS
+    positions = getattr(inner.config.get_text_config(), "max_position_embeddings", None) or LONGEST_PREFIX
+    if BEYOND_TOKENS < boundary <= min(LONGEST_PREFIX, int(positions) - sum(QUERY_TOKENS)):
+        lengths.append(boundary)
+    try:
+        for length in lengths:
+            fault = _try_length(model, inner, np.resize(text, length + sum(QUERY_TOKENS)))
+            if fault:
+                return fault
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a class does with keyword arguments that it does not expect
+        return f"fails behind a prefix ({' '.join(str(error).split())[:120]})"
+    return ""
+
+
+@torch.inference_mode()
+def _try_length(model: nn.Module, inner: Any, ids: NDArray[np.int32]) -> str:
+    """Return the fault behind one prefix: all of `ids` but for the queries at its end."""
+    before = ids[: -sum(QUERY_TOKENS)]
+    queries = [part.copy() for part in np.split(ids[len(before) :], [QUERY_TOKENS[0]])]
+    weight = next(model.parameters())
+    truth_NV = None
+    if weight.dtype == torch.float32 or _has_room_for_float32(model):
+        with in_float32(model):
+            # The eager attention is the one that knows caps and sinks.
+            truth_NV = _own_logits(model, before, queries, attention="eager")
+            fault = _tell(_mean(_shared_logits(model, before, queries), truth_NV), most=MOST_IN_FLOAT32)
+        if fault or weight.dtype == torch.float32 or not multiplies_bf16(weight.device):
+            return fault
+    shared_NV = _shared_logits(model, before, queries)
+    own_NV = _own_logits(model, before, queries, attention="eager")
+    others = [own_NV]
+    if getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is None:  # only the eager one caps
+        with suppress(ValueError, ImportError):  # a class may have no other
+            others.append(_own_logits(model, before, queries, attention="sdpa"))
+    if truth_NV is not None:
+        spread = max(_mean(other_NV, truth_NV) for other_NV in others)
+        return _tell(_mean(shared_NV, truth_NV), most=SPREADS * spread + ROUNDING, spread=spread)
+    spread = _mean(others[-1], own_NV)
+    return _tell(_mean(shared_NV, own_NV), most=SPREADS * spread + ROUNDING, spread=spread)
+
+
+def _mean(logits_NV: Tensor, reference_NV: Tensor) -> float:
+    return float(logit_difference(logits_NV, reference_NV).mean())
+
+
+def _tell(difference: float, *, most: float, spread: float | None = None) -> str:
+    # Not finite logits of the model's own are reported where they are met; the difference is 0 then.
+    if difference <= most:
+        return ""
+    rounding = "" if spread is None else f", by its own kernels {spread:.2g}"
+    moved = f"its logits move by {difference:.2g} of their size{rounding}"
+    return f"gives other likelihoods behind a shared prefix ({moved})"
+
+
+def _shared_logits(model: nn.Module, before: NDArray[np.int32], queries: Sequence[NDArray[np.int32]]) -> Tensor:
+    """Return the logits of the queries' tokens behind the encoded prefix `before`, (N, V)."""
+    device = next(model.parameters()).device
+    with segment_attention(model):
+        store = PrefixStore(len(before))
+        write_keys(model, before, after=Prefix(before[:0], store))
+        store.num_tokens = len(before)
+        row = lay_out_row([(query, None) for query in queries], prefix=Prefix(before, store), device=device)
+        ids, positions = (torch.from_numpy(x).to(device) for x in row[:2])
+        return run_row(model, ids, positions, layout=row[2], keep=len(row[0]))
+
+
+def _own_logits(
+    model: nn.Module, before: NDArray[np.int32], queries: Sequence[NDArray[np.int32]], *, attention: str
+) -> Tensor:
+    """Return the same logits by the model's own forward of each whole prompt."""
+    device = next(model.parameters()).device
+    logits = []
+    with own_attention(model, attention):
+        for query in queries:
+            ids = torch.from_numpy(np.concatenate([before, query]).astype(np.int64))[None].to(device)
+            output: Any = model(input_ids=ids, use_cache=False, logits_to_keep=len(query))
+            logits.append(output.logits[0, -len(query) :])
+    return torch.cat(logits)
+
+
+def _has_room_for_float32(model: nn.Module) -> bool:
+    """Return whether a float32 copy of the weights fits beside them."""
+    num_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return num_bytes < 0.7 * torch.cuda.mem_get_info(device)[0]
+    return num_bytes < 4 * MOST_CPU_WEIGHTS
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Let `model` compute in float32 in the block; its own weights return afterwards, to the bit."""
+    tensors = [*model.parameters(), *model.buffers()]
+    kept = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in (torch.bfloat16, torch.float16)]
+    try:
+        for tensor, data in kept:
+            tensor.data = data.float()
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data

@@ -11,7 +11,7 @@ from .attention.dispatch import (
 )
 from .attention.flash import flash_implementation
 from .attention.segments import forget_kernels, kernels_taken
-from .compiled_pieces import fused_pieces
+from .compiled_pieces import check_compiler, fused_pieces
 from .costs import ModelShape, WeightCounts, count_flops, count_weights, shape_model
 from .heads import float32_head
 from .isolation import TRIAL_TOKENS, isolation_fault, own_attention, refuse_unusable, row_attention
@@ -59,6 +59,7 @@ __all__ = [
     "WeightCounts",
     "add_adapter",
     "attend_segments",
+    "check_compiler",
     "check_vocabulary",
     "check_window",
     "count_flops",

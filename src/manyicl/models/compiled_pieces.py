@@ -7,6 +7,8 @@ in bfloat16 the last digits may differ, because fewer results in between are rou
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen3 import modeling_qwen3
 
+from manyicl.errors import UserError
 from manyicl.models.attention import dispatch
 from manyicl.models.attention.dispatch import inner_model
 from manyicl.models.attention.partial import Part
@@ -117,3 +120,14 @@ def _replaced(owner: Any, attribute: str, function: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, attribute, before)
+
+
+def check_compiler(asked_by: str = "train.compile = true") -> None:
+    """Refuse to compile without a C++ compiler. asked_by: the option, for the error.
+
+    Raises:
+        UserError: saying what to install.
+    """
+    named = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ((named,) if named else ("g++", "clang++"))):
+        raise UserError(f"{asked_by}: needs a C++ compiler, and there is no g++ or clang++; install one")

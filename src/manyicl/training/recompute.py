@@ -9,8 +9,6 @@ spread; where all of them are not enough, their attention is recomputed too.
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -268,17 +266,6 @@ def activation_room(model: nn.Module, *, free_bytes: int, num_shards: int = 1) -
         units = [*decoder_layers(model), inner.get_input_embeddings(), inner.get_output_embeddings()]
         room -= GATHERED_UNITS * max(sum(p.nbytes for p in unit.parameters()) for unit in units if unit is not None)
     return max(0.0, FREE_SHARE * room)
-
-
-def check_compiler(asked_by: str = "train.compile = true") -> None:
-    """Refuse to compile where there is no C++ compiler. asked_by: the option, for the error.
-
-    Raises:
-        UserError: saying what to install.
-    """
-    named = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ((named,) if named else ("g++", "clang++"))):
-        raise UserError(f"{asked_by}: needs a C++ compiler, and there is no g++ or clang++; install one")
 
 
 def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextManager[None]:

@@ -34,7 +34,6 @@ from manyicl.training.recipe import TrainSettings
 from manyicl.training.recompute import (
     AttentionChoice,
     Checkpointed,
-    check_compiler,
     choose_checkpointed,
     decoder_layers,
     prepared_layers,
@@ -356,6 +355,8 @@ def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: 
             is not enough.
     """
     if settings.compile:
+        from manyicl.models import check_compiler
+
         check_compiler()
     try:
         _train_prepared(trainer, settings=settings, row_tokens=row_tokens, checkpoint=checkpoint)

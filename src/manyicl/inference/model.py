@@ -1,0 +1,157 @@
+"""A model loaded for inference, with its tokenizer, template and limits."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyicl.episodes import (
+    Frame,
+    TaskTokenizer,
+    TemplateSettings,
+    TokenizedTask,
+    check_lost_answers,
+    default_cache_dir,
+    tokenize_task,
+)
+from manyicl.errors import UserError
+from manyicl.inference.sharing import TRIAL_TOKENS, sharing_fault
+from manyicl.models import (
+    ModelSettings,
+    PrecisionChoice,
+    check_vocabulary,
+    check_window,
+    load_config,
+    load_end_ids,
+    load_model,
+    load_tokenizer,
+    max_tokens_of,
+    read_note,
+    refuse_unusable,
+    resolve_precision,
+    trial_ids,
+)
+from manyicl.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceModel:
+    """A model ready to answer, with its tokenizer in the template that it was trained with."""
+
+    path: str
+    """The checkpoint, adapter, run or hub name that it was loaded from."""
+    model: Any
+    """The weights, in eval mode on their device; None if a server has them."""
+    tokenizer: TaskTokenizer
+    """Writes tasks in the model's ids."""
+    max_tokens: int
+    """The longest sequence it may see."""
+    trained_shots: dict[str, int]
+    """Task name -> most shots that one of its answers was trained after; empty for a plain checkpoint."""
+    compiled: bool = False
+    """Whether pieces of it run compiled while it answers (`models.fused_pieces`)."""
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Return the context in which the model answers: with its compiled pieces, if any."""
+        if not self.compiled:
+            return nullcontext()
+        from manyicl.models import fused_pieces
+
+        return fused_pieces(self.model)
+
+
+def load_for_inference(
+    model: str | ModelSettings,
+    *,
+    precision: PrecisionChoice = "auto",
+    max_tokens: int | None = None,
+    template: TemplateSettings | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
+    compiled: bool = False,
+    frame: Frame | None = None,
+) -> InferenceModel:
+    """Load a checkpoint, adapter or run, onto the GPU if there is one.
+
+    model: its path, or the settings of a base whose config or revision a recipe changes.
+    precision: "auto" is bf16 if the device multiplies it in hardware, else fp32.
+    max_tokens: longest sequence. Default: the token budget it was trained with; of other models all they can see.
+    template: default: the one that the model was trained with.
+    weights: False if a server has them, and only tokenizer, template and limits are needed.
+    compiled: compile pieces of the model, on a GPU; takes a minute, and pays if many queries follow long prefixes.
+    frame: the text around examples in the chat style. Default: the one that the model was trained with, or else what
+        its chat template writes today.
+
+    Raises:
+        UserError: it cannot be loaded or compiled, its tokens see those after them, or `max_tokens` is more than it can
+            see.
+    """
+    on_gpu = torch.cuda.is_available()
+    if compiled:
+        _check_compiled(on_gpu=on_gpu)
+    given = ModelSettings(path=model) if isinstance(model, str) else model
+    settings = given.model_copy(
+        update={
+            "precision": resolve_precision(precision),
+            "lora": None,
+            "trust_remote_code": trust_remote_code or given.trust_remote_code,
+        }
+    )
+    path = settings.path
+    config = load_config(settings)
+    if max_tokens is not None:
+        check_window(config, num_tokens=max_tokens, what="--max-tokens")
+    note = read_note(path)
+    if frame is None and template in (None, note.template):
+        frame = note.frame
+    tokenizer = TaskTokenizer(
+        load_tokenizer(settings), template or note.template, frame=frame, end_ids=load_end_ids(settings)
+    )
+    loaded = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
+    if loaded is not None:
+        text = np.asarray(trial_ids(tokenizer.tokenizer, TRIAL_TOKENS), dtype=np.int32)
+        if sharing_fault(loaded, text):
+            refuse_unusable(loaded, text)  # processing every prompt as a whole would not help such a model
+    return InferenceModel(
+        path=path,
+        model=loaded,
+        tokenizer=tokenizer,
+        max_tokens=max_tokens or min(max_tokens_of(config), note.token_budget or max_tokens_of(config)),
+        trained_shots=note.trained_shots,
+        compiled=compiled,
+    )
+
+
+def _check_compiled(*, on_gpu: bool) -> None:
+    """Refuse to compile without a GPU or a compiler."""
+    if not on_gpu:
+        raise UserError("--compile: makes asking faster on a GPU only, and there is none here; leave it out")
+    from manyicl.models import check_compiler
+
+    check_compiler("--compile")
+
+
+def tokenize_for(task: Task, model: InferenceModel) -> TokenizedTask:
+    """Return `task` in the model's ids.
+
+    Raises:
+        UserError: too many of its answers cannot be used.
+    """
+    tokenized = tokenize_task(task, tokenizer=model.tokenizer, cache_dir=default_cache_dir())
+    fault = check_lost_answers(tokenized)
+    if fault:
+        raise UserError(fault)
+    if model.model is not None:
+        check_vocabulary(model.model.config, path=model.path, num_tokens=tokenized.num_ids)
+    return tokenized
+
+
+def trained_shots_of(model: InferenceModel, task: Task) -> int | None:
+    """Return the most shots the model was trained with on `task`, of a new task those of any; None if it was not."""
+    if not model.trained_shots:
+        return None
+    return model.trained_shots.get(task.name, max(model.trained_shots.values()))
