@@ -111,7 +111,7 @@ def main() -> None:
         if difference > TOLERANCE:
             raise SystemExit(1)
     result = evaluate(str(options.out), [t for t in tasks if t.labels][:2], shots=(0, 4, 16), draws=2, queries=40)
-    print([(c.task, [cell.score for cell in c.cells]) for c in result.curves])
+    print([(c.task, [cell.score for cell in c.points]) for c in result.curves])
 
 
 if __name__ == "__main__":

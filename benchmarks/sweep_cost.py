@@ -24,8 +24,10 @@ from manyicl.demo.run import write_model, write_tasks
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import query_ids, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.evaluation.curves import ask_draw
+from manyicl.evaluation.answering import answer_draw
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.engine import choose_engine
+from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.tasks.task import load_tasks
 
@@ -91,12 +93,13 @@ def make_model(vocab_size):
 
 
 def run_sweep(model, task, tokenizer, sweep):
-    """Ask a whole sweep; return it, with its count of what was encoded."""
+    """Ask a whole sweep; return the engine, with its count of encoded tokens."""
+    engine = choose_engine(InferenceModel("made here", model, tokenizer, sweep.max_tokens, trained_shots={}))
     plan = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
     for draw in range(sweep.num_draws):
-        for _ in ask_draw(model, plan, draw=draw):
+        for _ in answer_draw(engine, plan, draw=draw):
             pass
-    return plan
+    return engine
 
 
 def time_apart(model, plan, device):

@@ -37,7 +37,7 @@ def test_alone_it_does_everything_itself(monkeypatch):
     with joined_ranks() as ranks:
         assert ranks is ALONE
         assert ranks.is_main
-        assert ranks.share([1, 2, 3]) == [1, 2, 3]
+        assert ranks.shard([1, 2, 3]) == [1, 2, 3]
         ranks.check()
         assert ranks.gather(lambda: "all") == ["all"]
     with pytest.raises(UserError, match=r"^as it is$"), joined_ranks() as ranks:
@@ -45,7 +45,7 @@ def test_alone_it_does_everything_itself(monkeypatch):
 
 
 def test_every_item_goes_to_exactly_one_rank():
-    parts = [Ranks(number=number, count=3).share(range(8)) for number in range(3)]
+    parts = [Ranks(number=number, count=3).shard(range(8)) for number in range(3)]
     assert [list(part) for part in parts] == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 

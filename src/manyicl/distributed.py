@@ -40,7 +40,7 @@ class Ranks:
         """Whether this process writes and prints."""
         return self.number == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
         """Return this rank's part of what all ranks hold alike."""
         return items[self.number :: self.count]
 

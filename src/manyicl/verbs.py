@@ -163,11 +163,11 @@ def diff(a: str | Path, b: str | Path) -> Difference:
     """Return the paired differences of two results of `evaluate(..., out=FILE.json)`, B minus A, with intervals.
 
     Raises:
-        UserError: a file is no result, or the two have no task, draw and query in common.
+        UserError: a file is not a result, or the two have no task, draw and query in common.
     """
-    from manyicl.evaluation import compare_results, read_result
+    from manyicl.evaluation import Evaluation, compare_results
 
-    return compare_results(read_result(Path(a)), read_result(Path(b)))
+    return compare_results(Evaluation.load(a), Evaluation.load(b))
 
 
 def compare(

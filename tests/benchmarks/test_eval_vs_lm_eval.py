@@ -37,7 +37,7 @@ def test_the_task_file_and_its_rows_spell_what_the_engine_feeds(tokenizers, kind
     task = make_task("animals")
     sweep = Sweep((3,), num_draws=1, num_queries=2, max_tokens=512)
     plan = TaskSweep(tokenize_task(task, tokenizer=tokenizer), tokenizer=tokenizer, sweep=sweep)
-    cell = Cell(task, plan, 3, [int(q) for q in plan.queries], str(plan.sweep.shots[0]))
+    cell = Cell(task, plan, 3, [int(q) for q in plan.queries], str(plan.settings.shots[0]))
     write_task(cell, tmp_path)
     config = json.loads((tmp_path / "animals_3.yaml").read_text())
     shots, queries = (
@@ -86,7 +86,7 @@ def test_lm_eval_is_asked_the_engines_tokens_and_says_the_same(tmp_path, monkeyp
     for task in load_tasks(SHARED / "data" / "tasks", names=["pros_cons", "mawps"]):
         sweep = Sweep((4,), num_draws=1, num_queries=3, max_tokens=asked.max_tokens)
         plan = TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep)
-        cell = Cell(task, plan, 4, [int(q) for q in plan.queries], str(plan.sweep.shots[0]))
+        cell = Cell(task, plan, 4, [int(q) for q in plan.queries], str(plan.settings.shots[0]))
         write_task(cell, tmp_path)
         peer, places = Peer(asked, tmp_path), [0, 2]
         theirs, samples, _ = peer.run(cell, places=places)

@@ -246,6 +246,13 @@ def test_shot_counts_are_numbers_between_commas(text, counts):
     assert evaluate.parse_shots(text) == counts
 
 
+def test_a_parameter_that_an_error_of_the_library_names_is_a_flag_here(folder, capfd):
+    told = refusal(capfd, "eval", folder / "model", "--tasks", folder / "tasks", "--max-new-tokens", 99999)
+    assert told.startswith("--max-new-tokens 99999: an answer needs at least 1 token")
+    told = in_flags("`endpoint.model` is not `manyicl`; lower `shots`, or leave `compiled` out")
+    assert told == "--endpoint-model is not `manyicl`; lower --shots, or leave --compile out"
+
+
 @pytest.mark.parametrize("text", ["", "1,", "a", "1;2", "1.5", "-1", "0,-4"])
 def test_other_shot_counts_are_refused(text, folder, capfd):
     with pytest.raises(UserError, match="--shots"):
@@ -375,7 +382,7 @@ def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
     for told, curve in zip(result["tasks"], expected.curves, strict=True):
         assert [cell["shots"] for cell in told["curve"]] == list(range(len(told["curve"])))
         assert all(set(cell) >= CELL for cell in told["curve"])
-        assert [cell["nll"] for cell in told["curve"]] == [cell.nll for cell in curve.cells]
+        assert [cell["nll"] for cell in told["curve"]] == [cell.nll for cell in curve.points]
     assert "greedy exact match in % by number of shots" in printed
 
 

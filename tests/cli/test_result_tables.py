@@ -20,8 +20,8 @@ from manyicl.cli.result_tables import (
     show_shots,
 )
 from manyicl.console import Pace, make_console, progress_bar, reporting
-from manyicl.evaluation.difference import CellDifference, Difference, MeanDifference
-from manyicl.evaluation.points import Cell, DrawCell, ShotCurve
+from manyicl.evaluation.difference import Difference, MeanDifference, PointDifference
+from manyicl.evaluation.points import DrawPoint, ShotCurve, ShotPoint
 from manyicl.evaluation.results import Evaluation
 from manyicl.planning.audit import Quantiles, TaskAudit
 from manyicl.tasks.task import Fault
@@ -31,16 +31,16 @@ from tests.support.rendering import cells_of, render, render_terminal
 NAN = math.nan
 
 
-def cell(shots: int, score: float | None = None, **changes) -> Cell:
+def cell(shots: int, score: float | None = None, **changes) -> ShotPoint:
     if score is None:
-        return Cell(shots, None, None, None, None, 0, 20, None, **changes)
+        return ShotPoint(shots, None, None, None, None, 0, 20, None, **changes)
     values = {"low": score - 0.1, "high": score + 0.1, "nll": 1.0, "num_scored": 100, "num_unfit": 0}
-    return Cell(**{"shots": shots, "score": score, "majority_score": 0.25, **values, **changes})
+    return ShotPoint(**{"shots": shots, "score": score, "majority_score": 0.25, **values, **changes})
 
 
-def evaluation(*curves: tuple[Cell, ...], kind="sweep") -> Evaluation:
+def evaluation(*curves: tuple[ShotPoint, ...], kind="sweep") -> Evaluation:
     made = tuple(
-        ShotCurve(f"task{n}", "qa", "exact_match", num_queries=20, num_draws=5, cells=cells)
+        ShotCurve(f"task{n}", "qa", "exact_match", num_queries=20, num_draws=5, points=cells)
         for n, cells in enumerate(curves)
     )
     return Evaluation("some/model", kind, seed=0, max_tokens=512, curves=made)
@@ -84,9 +84,9 @@ def test_what_was_left_out_or_cut_is_said_below():
     assert "task0: 7 generated answers reached the token limit before their end" in text
 
 
-def draw(number: int, score: float, **changes) -> DrawCell:
+def draw(number: int, score: float, **changes) -> DrawPoint:
     values = {"num_copies": 0, "num_near_copies": 0, "top_label_share": None, "num_missing_labels": None, "num_cut": 0}
-    return DrawCell(draw=number, score=score, shots_sha256="", **{**values, **changes})
+    return DrawPoint(draw=number, score=score, shots_sha256="", **{**values, **changes})
 
 
 def test_the_worst_draw_at_the_most_shots_stands_in_one_column():
@@ -114,9 +114,9 @@ def test_copies_and_missing_labels_are_told_below_only_where_there_are_any():
 
 def difference(**changes) -> Difference:
     cells = (
-        CellDifference("t", 4, 5, 20, a=0.5, b=0.541, difference=0.041, low=0.012, high=0.07),
-        CellDifference("u", 4, 5, 20, a=0.5, b=0.45, difference=-0.05, low=-0.08, high=-0.02),
-        CellDifference("u", 16, 5, 20, a=0.5, b=0.5, difference=0.0, low=-0.1, high=0.1),
+        PointDifference("t", 4, 5, 20, a=0.5, b=0.541, difference=0.041, low=0.012, high=0.07),
+        PointDifference("u", 4, 5, 20, a=0.5, b=0.45, difference=-0.05, low=-0.08, high=-0.02),
+        PointDifference("u", 16, 5, 20, a=0.5, b=0.5, difference=0.0, low=-0.1, high=0.1),
     )
     means = (MeanDifference(4, ("t", "u"), -0.005, -0.02, 0.011), MeanDifference(16, ("u",), 0.0, -0.1, 0.1))
     values = {"num_rows": 1200, "unjoined": {"the draw is in A alone": 40}, "cells": cells, "means": means}
@@ -138,7 +138,7 @@ def test_a_difference_is_a_table_a_sentence_for_each_mean_and_what_did_not_join(
 
 
 def test_a_difference_of_one_task_has_no_mean_and_a_lone_value_no_interval():
-    lone = CellDifference("t", 4, 1, 1, a=0.0, b=1.0, difference=1.0, low=None, high=None)
+    lone = PointDifference("t", 4, 1, 1, a=0.0, b=1.0, difference=1.0, low=None, high=None)
     shown = difference(cells=(lone,), means=(MeanDifference(4, ("t",), 1.0, None, None),), unjoined={})
     text = render(difference_table(shown))
     assert cells_of(text, "t") == ["t", "+100.0"]

@@ -14,8 +14,9 @@ from manyicl.cli.comparison_tables import comparison_forecast_table
 from manyicl.comparison.forecast import Work, count_sweep, forecast_comparison
 from manyicl.comparison.grid import Grid, WorkItem, open_comparison, run_comparison
 from manyicl.comparison.summary import collect_findings
-from manyicl.evaluation.curves import ask_draw
+from manyicl.evaluation.answering import answer_draw
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.engine import choose_engine
 from manyicl.inference.model import load_for_inference, tokenize_for
 from manyicl.planning.devices import find_device
 from manyicl.tasks.task import Task
@@ -86,11 +87,12 @@ def test_the_tokens_behind_a_shared_prefix_are_those_that_go_through_the_model(w
     chosen = next(task for task in tasks if task.labels)
     plan = sweep_plan(chosen, asked, options)
     counted = count_sweep(plan, forward=lambda lengths, **_: 0)
-    for draw in range(plan.sweep.num_draws):
-        for _ in ask_draw(asked.model, plan, draw=draw):
+    engine = choose_engine(asked)
+    for draw in range(plan.settings.num_draws):
+        for _ in answer_draw(engine, plan, draw=draw):
             pass
-    assert counted.tokens == plan.count.num_prefix_tokens + plan.count.num_query_tokens > 0
-    prefixes = [sum(len(plan.prefix_ids(d, start=0, stop=plan.num_shots(d, k))) for d, k in plan.cells)]
+    assert counted.tokens == engine.count.num_prefix_tokens + engine.count.num_query_tokens > 0
+    prefixes = [sum(len(plan.prefix_ids(d, start=0, stop=plan.num_shots(d, k))) for d, k in plan.points)]
     assert counted.plain_tokens > sum(prefixes) * len(plan.queries)
 
 

@@ -236,7 +236,7 @@ def test_b3_an_unfinished_evaluation_of_a_base_model_goes_on_the_next_day(chat_r
         asked = load_for_inference(str(chat_run / "model"), template=CHAT)
         whole = evaluate(asked, tasks, **{**sweep, "out": None})
         with pytest.raises(KeyboardInterrupt):
-            evaluate(asked, tasks, **sweep, report=stop)
+            evaluate(asked, tasks, **sweep, on_progress=stop)
     with tomorrow():
         again = evaluate(load_for_inference(str(chat_run / "model"), template=CHAT), tasks, **sweep)
     assert again.curves[0].predictions == whole.curves[0].predictions

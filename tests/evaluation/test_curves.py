@@ -13,13 +13,15 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.curves import ask_draw, evaluate_task, make_curve, score_one_pass
+from manyicl.evaluation.answering import answer_draw
+from manyicl.evaluation.curves import make_curve, score_one_pass
 from manyicl.evaluation.loop import evaluate, one_pass_curve
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.drawing import write_answers
 from manyicl.inference.model import InferenceModel
 from manyicl.tasks.task import Example, flip_labels, flip_map
 from tests.conftest import make_task, tiny_model
+from tests.support.answers import curve_of, engine_of
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +40,17 @@ def test_queries_that_do_not_fit_behind_the_most_shots_are_left_out_at_every_k_a
     task = tokenize_task(open_task(), tokenizer=tokenizer)
     room = len(task.head_ids) + int(task.splits["test"].lengths.max()) + 10  # for the long one, and no two shots
     sweep = Sweep(shots=(0, 2), num_draws=2, num_queries=50, max_tokens=room)
-    curve = evaluate_task(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
+    curve = curve_of(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
     assert curve.num_queries == 10
-    assert [(cell.num_scored, cell.num_unfit) for cell in curve.cells] == [(10, 1), (20, 1)]
-    assert all(0 <= cell.num_cut <= cell.num_scored for cell in curve.cells)
+    assert [(cell.num_scored, cell.num_unfit) for cell in curve.points] == [(10, 1), (20, 1)]
+    assert all(0 <= cell.num_cut <= cell.num_scored for cell in curve.points)
 
 
 def test_a_shot_count_that_does_not_fit_is_null_never_zero(tokenizer):
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
     sweep = Sweep(shots=(0, 30, 4000), num_draws=2, num_queries=5, max_tokens=200)
-    curve = evaluate_task(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
-    zero, thirty, thousands = curve.cells
+    curve = curve_of(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
+    zero, thirty, thousands = curve.points
     assert zero.score is not None
     for cell in (thirty, thousands):
         assert (cell.score, cell.low, cell.high, cell.nll, cell.majority_score) == (None, None, None, None, None)
@@ -60,15 +62,15 @@ def test_the_majority_stands_beside_each_score(tokenizer):
     lopsided = replace(task, train=tuple(replace(e, answer="owl") for e in task.train), sha256="lopsided")
     tokenized = tokenize_task(lopsided, tokenizer=tokenizer)
     sweep = Sweep(shots=(1,), num_draws=1, num_queries=10, max_tokens=200)
-    cell = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep).cells[0]
+    cell = curve_of(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep).points[0]
     assert cell.majority_score == sum(e.answer == "owl" for e in task.test) / 10
     assert cell.chance_score == pytest.approx(1 / len(task.labels))
 
 
 def test_a_task_without_test_rows_is_null_in_a_sweep_and_an_error_in_one_pass(tokenizer):
     task = tokenize_task(replace(make_task("animals"), test=(), sha256="no-test"), tokenizer=tokenizer)
-    curve = evaluate_task(tiny_model("llama"), task, tokenizer=tokenizer, sweep=Sweep(shots=(0, 1), max_tokens=200))
-    assert [cell.score for cell in curve.cells] == [None, None]
+    curve = curve_of(tiny_model("llama"), task, tokenizer=tokenizer, sweep=Sweep(shots=(0, 1), max_tokens=200))
+    assert [cell.score for cell in curve.points] == [None, None]
     with pytest.raises(UserError, match="has no test rows"):
         score_one_pass(tiny_model("llama"), task, num_episodes=2, token_budget=100)
 
@@ -76,11 +78,11 @@ def test_a_task_without_test_rows_is_null_in_a_sweep_and_an_error_in_one_pass(to
 def test_one_pass_counts_the_episodes_that_reach_each_k_and_uses_no_row_twice(tokenizer):
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
     curve = score_one_pass(tiny_model("llama"), task, num_episodes=4, token_budget=100)
-    counts = [cell.num_scored for cell in curve.cells]
+    counts = [cell.num_scored for cell in curve.points]
     assert counts[0] == curve.num_queries == 3  # four were asked for, and ten rows make three
     assert sum(counts) == 10
     assert counts == sorted(counts, reverse=True)
-    assert all(cell.nll is not None and cell.nll > 0 for cell in curve.cells)
+    assert all(cell.nll is not None and cell.nll > 0 for cell in curve.points)
 
 
 def test_a_new_task_asked_beyond_any_trained_number_of_shots_is_marked(tokenizer):
@@ -88,7 +90,7 @@ def test_a_new_task_asked_beyond_any_trained_number_of_shots_is_marked(tokenizer
     sweep = evaluate(asked, [make_task("animals")], shots=(1, 2), draws=1, queries=3)
     one_pass = one_pass_curve(asked, [make_task("animals")], episodes=1)
     for result in (sweep, one_pass):
-        marks = {cell.shots: cell.extrapolated for cell in result.curves[0].cells}
+        marks = {cell.shots: cell.extrapolated for cell in result.curves[0].points}
         assert (marks[1], marks[2]) == (False, True)
 
 
@@ -104,7 +106,7 @@ def test_a_model_that_gives_no_finite_likelihood_is_an_error_not_a_score(tokeniz
 @pytest.mark.parametrize("wrong", [{"shots": ()}, {"shots": (-1,)}, {"draws": 0}, {"queries": 0}])
 def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
-    with pytest.raises(UserError, match="--shots"):
+    with pytest.raises(UserError, match=r"^shots=.*, draws=.*, queries=.*: need shots from 0, and at least 1$"):
         evaluate(asked, [make_task("animals")], **wrong)
 
 
@@ -113,7 +115,7 @@ def test_the_same_shots_in_other_orders_are_told_apart_by_order_alone(tokenizer)
     options = {"shots": (0, 6), "draws": 3, "queries": 4}
     task = make_task("animals")
     fixed, plain = (evaluate(asked, [task], **options, fixed_shots=fixed) for fixed in (6, None))
-    last, same = (result.curves[0].cells[-1] for result in (fixed, plain))
+    last, same = (result.curves[0].points[-1] for result in (fixed, plain))
     assert len({one.shots_sha256 for one in last.draws}) == 3
     assert len({one.top_label_share for one in last.draws}) == 1
     assert last.draws[0] == same.draws[0]
@@ -167,8 +169,8 @@ def test_an_evaluation_says_which_kind_it_is(tokenizer):
 def test_a_cell_says_what_its_draws_scored_and_what_they_held(tokenizer):
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
     sweep = Sweep(shots=(0, 2), num_draws=3, num_queries=10, max_tokens=200)
-    curve = evaluate_task(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
-    zero, two = curve.cells
+    curve = curve_of(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
+    zero, two = curve.points
     assert (zero.spread, zero.worst_draw, zero.best_draw) == (None, None, None)
     assert [(one.draw, one.top_label_share, one.num_missing_labels) for one in zero.draws] == [(0, None, None)]
     scores = [[p.score for p in curve.predictions if (p.shots, p.draw) == (2, draw)] for draw in range(3)]
@@ -190,7 +192,7 @@ def test_every_choice_has_its_likelihood_and_a_generated_answer_says_if_it_was_c
     sweep = Sweep(shots=(1,), num_draws=2, num_queries=12, max_tokens=200)
     for task in (make_task("animals"), open_task()):
         tokenized = tokenize_task(task, tokenizer=tokenizer)
-        curve = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
+        curve = curve_of(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
         for p in curve.predictions:
             if task.labels:
                 assert list(p.choice_nll) == list(task.labels)
@@ -198,7 +200,7 @@ def test_every_choice_has_its_likelihood_and_a_generated_answer_says_if_it_was_c
                 assert (p.nll, p.cut) == (p.choice_nll[p.answer], False)
             else:
                 assert p.choice_nll is None
-        (cell,) = curve.cells
+        (cell,) = curve.points
         assert cell.num_cut == sum(p.cut for p in curve.predictions) == sum(one.num_cut for one in cell.draws)
     assert cell.num_cut > 0  # a random model does not end its answers
 
@@ -219,9 +221,9 @@ def test_copies_among_the_shots_are_counted_from_the_k_that_shows_them(tokenizer
     train[first], train[third] = copied, Example(input=long.upper() + "!", answer="owl")
     tokenized = tokenize_task(replace(task, train=tuple(train), test=test, sha256="copies-1"), tokenizer=tokenizer)
     sweep = Sweep(shots=(0, 1, 4), num_draws=2, num_queries=10, max_tokens=500)
-    curve = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
+    curve = curve_of(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
     found = {
-        (cell.shots, one.draw): (one.num_copies, one.num_near_copies) for cell in curve.cells for one in cell.draws
+        (cell.shots, one.draw): (one.num_copies, one.num_near_copies) for cell in curve.points for one in cell.draws
     }
     second = [i in plan.draws[1][:4] for i in (first, third)]
     assert found[0, 0] == (0, 0)
@@ -233,11 +235,11 @@ def test_copies_among_the_shots_are_counted_from_the_k_that_shows_them(tokenizer
 def test_a_draw_gone_on_with_gives_the_same_to_the_bit(tokenizer):
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
     plan = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(shots=(0, 1, 4, 7), num_queries=5, max_tokens=400))
-    model = tiny_model("gemma3")
-    whole = dict(ask_draw(model, plan, draw=0))
+    engine = engine_of(tiny_model("gemma3"), tokenizer)
+    whole = dict(answer_draw(engine, plan, draw=0))
     assert sorted(whole) == [0, 1, 4, 7]
     for finished in ((), (0,), (0, 1, 4), (1, 7), (0, 1, 4, 7)):
-        rest = dict(ask_draw(model, plan, draw=0, finished=finished))
+        rest = dict(answer_draw(engine, plan, draw=0, finished=finished))
         assert rest == {shots: rows for shots, rows in whole.items() if shots not in finished}
 
 
@@ -245,8 +247,8 @@ def test_a_missing_cell_is_null_never_zero(tokenizer):
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
     sweep = Sweep(shots=(0, 1), num_draws=2, num_queries=5, max_tokens=400)
     plan = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
-    rows = dict(ask_draw(tiny_model("llama"), plan, draw=0))
-    zero, one = make_curve(plan, {(0, 0): rows[0]}).cells
+    rows = dict(answer_draw(engine_of(tiny_model("llama"), tokenizer), plan, draw=0))
+    zero, one = make_curve(plan, {(0, 0): rows[0]}).points
     assert zero.num_scored == 5
     assert (one.score, one.worst_draw, one.num_scored, one.draws) == (None, None, 0, ())
 
@@ -257,8 +259,8 @@ def test_length_normalised_choice_takes_the_best_mean_of_a_tokens_nats(tokenizer
     lengths = {label: len(ids) for label, ids in write_answers(tokenizer, task.task.labels)}
     assert len(set(lengths.values())) > 1
     sweep = Sweep(shots=(2,), num_draws=1, num_queries=12, max_tokens=300)
-    summed = evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep).predictions
-    mean = evaluate_task(model, task, tokenizer=tokenizer, sweep=replace(sweep, by="mean")).predictions
+    summed = curve_of(model, task, tokenizer=tokenizer, sweep=sweep).predictions
+    mean = curve_of(model, task, tokenizer=tokenizer, sweep=replace(sweep, by="mean")).predictions
     assert [p.choice_nll for p in mean] == [p.choice_nll for p in summed]
     assert [p.prediction for p in summed] == [min(p.choice_nll, key=p.choice_nll.__getitem__) for p in summed]
     best = [min(p.choice_nll, key=lambda label, p=p: p.choice_nll[label] / lengths[label]) for p in mean]
@@ -272,5 +274,5 @@ def test_every_right_answer_counts_in_the_score_the_majority_and_the_metric_besi
     test = tuple(replace(e, also_right=tuple(label for label in every if label != e.answer)) for e in task.test)
     tokenized = tokenize_task(replace(task, test=test, metric="exact_match", sha256="several"), tokenizer=tokenizer)
     sweep = Sweep(shots=(0, 1), num_draws=2, num_queries=10, max_tokens=200)
-    curve = evaluate_task(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
-    assert [(cell.score, cell.majority_score) for cell in curve.cells] == [(1.0, 1.0), (1.0, 1.0)]
+    curve = curve_of(tiny_model("llama"), tokenized, tokenizer=tokenizer, sweep=sweep)
+    assert [(cell.score, cell.majority_score) for cell in curve.points] == [(1.0, 1.0), (1.0, 1.0)]

@@ -10,16 +10,16 @@ import pytest
 
 from manyicl.cli.result_tables import difference_table
 from manyicl.errors import UserError
-from manyicl.evaluation.difference import CellDifference, MeanDifference, compare_results, tell_difference
-from manyicl.evaluation.points import Cell, DrawCell, Prediction, ShotCurve
-from manyicl.evaluation.results import Evaluation, Result
+from manyicl.evaluation.difference import MeanDifference, PointDifference, compare_results, tell_difference
+from manyicl.evaluation.points import DrawPoint, Prediction, ShotCurve, ShotPoint
+from manyicl.evaluation.results import Evaluation
 from manyicl.intervals import Table, difference_interval
 from tests.support.rendering import render
 
 Scores = dict[tuple[int, int], dict[str, float]]  # (shots, draw) -> query -> score
 
 
-def result(name: str, tasks: dict[str, Scores], *, metric: str = "accuracy", shots: str = "same") -> Result:
+def result(name: str, tasks: dict[str, Scores], *, metric: str = "accuracy", shots: str = "same") -> Evaluation:
     """Return a result whose draws have shots that are named `shots`."""
     curves = []
     for task, scores in tasks.items():
@@ -29,15 +29,14 @@ def result(name: str, tasks: dict[str, Scores], *, metric: str = "accuracy", sho
             for query, score in by_query.items()
         )
         cells = tuple(
-            Cell(k, 0.5, None, None, 1.0, 1, 0, None, draws=tuple(
-                DrawCell(draw, 0.5, f"{shots if k else 'none'}-{draw}", 0, 0, None, None, 0)
+            ShotPoint(k, 0.5, None, None, 1.0, 1, 0, None, draws=tuple(
+                DrawPoint(draw, 0.5, f"{shots if k else 'none'}-{draw}", 0, 0, None, None, 0)
                 for asked, draw in scores if asked == k
             ))
             for k in sorted({k for k, _ in scores})
         )  # fmt: skip
-        curves.append(ShotCurve(task, "qa", metric, num_queries=1, num_draws=1, cells=cells, predictions=rows))
-    evaluation = Evaluation(name, "sweep", seed=0, max_tokens=9, curves=tuple(curves))
-    return Result(Path(f"{name}.json"), evaluation.to_json(), [p for curve in curves for p in curve.predictions])
+        curves.append(ShotCurve(task, "qa", metric, num_queries=1, num_draws=1, points=cells, predictions=rows))
+    return Evaluation(name, "sweep", seed=0, max_tokens=9, curves=tuple(curves), path=Path(f"{name}.json"))
 
 
 def table(scores_DQ: np.ndarray, *, shots: int = 4) -> Scores:
@@ -85,7 +84,7 @@ def test_what_does_not_join_is_counted_by_reason():
         "B has no score at 8 shots": 100,
         "A has no score at 1 shot": 20,
         "the draw is in A alone": 40,
-        "the query was asked in one alone (another --queries or --max-tokens, other seed, or other data)": 3,
+        "the query was asked in one alone (other numbers of queries or tokens, another seed, or other data)": 3,
     }
     assert found.num_rows == 57
     assert 2 * found.num_rows + sum(found.unjoined.values()) == 200 + 20 + 57 + 20
@@ -104,7 +103,7 @@ def test_other_shots_do_not_join_but_none_are_always_the_same():
     assert [cell.shots for cell in found.cells] == [0]
     assert list(found.unjoined.values()) == [200]
     assert "other shots were drawn" in next(iter(found.unjoined))
-    with pytest.raises(UserError, match=r"nothing to compare \(200 rows: other shots were drawn.*--seed"):
+    with pytest.raises(UserError, match=r"nothing to compare \(200 rows: other shots were drawn.*`seed`"):
         compare_results(result("a", {"t": table(A)}), result("b", {"t": table(B)}, shots="another seed's"))
 
 
@@ -151,21 +150,20 @@ def test_a_difference_is_told_plainly(difference, low, high, expected):
 
 
 def test_a_cell_names_its_task():
-    cell = CellDifference("banking77", 1, 5, 200, 0.5, 0.6, 0.1, 0.05, 0.15)
+    cell = PointDifference("banking77", 1, 5, 200, 0.5, 0.6, 0.1, 0.05, 0.15)
     assert tell_difference(cell) == "B is better by 10.0 points [5.0, 15.0] at 1 shot, banking77"
 
 
-def answered(name: str, answers: dict[str, tuple[str, str, float, float]]) -> Result:
+def answered(name: str, answers: dict[str, tuple[str, str, float, float]]) -> Evaluation:
     """Return a result of one draw at 4 shots: query -> prediction, answer, exact match, token F1."""
     rows = tuple(
         Prediction("t", 0, 4, query, given, wanted, score, 1.0, other_scores={"token_f1": f1})
         for query, (given, wanted, score, f1) in answers.items()
     )
-    draws = (DrawCell(0, 0.5, "same", 0, 0, None, None, 0),)
-    cell = Cell(4, 0.5, None, None, 1.0, len(rows), 0, None, other_scores={"macro_f1": 0.5}, draws=draws)
-    curve = ShotCurve("t", "qa", "exact_match", num_queries=1, num_draws=1, cells=(cell,), predictions=rows)
-    evaluation = Evaluation(name, "sweep", seed=0, max_tokens=9, curves=(curve,))
-    return Result(Path(f"{name}.json"), evaluation.to_json(), rows)
+    draws = (DrawPoint(0, 0.5, "same", 0, 0, None, None, 0),)
+    cell = ShotPoint(4, 0.5, None, None, 1.0, len(rows), 0, None, other_scores={"macro_f1": 0.5}, draws=draws)
+    curve = ShotCurve("t", "qa", "exact_match", num_queries=1, num_draws=1, points=(cell,), predictions=rows)
+    return Evaluation(name, "sweep", seed=0, max_tokens=9, curves=(curve,), path=Path(f"{name}.json"))
 
 
 def test_metrics_beside_the_main_one_are_compared_on_the_same_answers():

@@ -14,7 +14,7 @@ from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.difference import compare_results, tell_difference
 from manyicl.evaluation.loop import evaluate
-from manyicl.evaluation.results import read_result
+from manyicl.evaluation.results import Evaluation
 from manyicl.evaluation.shots import FILL, sort_shots
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.drawing import prefix_lengths
@@ -44,7 +44,7 @@ def test_each_draw_is_filled_as_far_as_it_fits_and_no_further(tokenizers):
         ends = prefix_lengths(plan.tokenized, plan.draws[draw])
         assert 4 < num_shots < 40
         assert ends[num_shots] + longest <= 300 < ends[num_shots + 1] + longest
-    assert plan.cells[:3] == [(0, 0), (0, 4), (0, FILL)]
+    assert plan.points[:3] == [(0, 0), (0, 4), (0, FILL)]
     assert plan.num_unfit == 0
 
 
@@ -76,9 +76,9 @@ def test_an_evaluation_writes_fill_as_a_cell_of_its_own_and_two_are_compared_by_
     assert few["curve"][-1]["mean_shots"] == 8
     filled = animals["curve"][-1]
     assert filled["mean_shots"] == sum(draw["num_shots"] for draw in filled["draws"]) / 2 > 8
-    result = read_result(files[0])
+    result = Evaluation.load(files[0])
     assert {(p.task, p.shots) for p in result.predictions if p.asked == FILL and p.task == "few"} == {("few", 8)}
-    difference = compare_results(result, read_result(files[1]))
+    difference = compare_results(result, Evaluation.load(files[1]))
     assert [mean.shots for mean in difference.means] == [0, 4, FILL]
     assert "with as many shots as fit, mean of 2 tasks" in tell_difference(difference.means[-1])
 

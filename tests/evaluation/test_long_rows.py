@@ -152,7 +152,7 @@ def test_ask_uses_every_row_that_fits_with_every_seed_and_says_how_many(asked):
 
 
 def test_ask_with_more_shots_than_there_are_train_rows_says_so(asked):
-    with pytest.raises(UserError, match="--shots 64: task 'animals' has only 20 train rows; lower --shots"):
+    with pytest.raises(UserError, match="shots=64: task 'animals' has only 20 train rows; lower `shots`"):
         ask(asked, make_task("animals", num_examples=30), ["the red fox 7"], shots=64)
 
 
@@ -175,7 +175,7 @@ def test_check_and_ask_tell_of_long_rows_on_the_command_line(tmp_path):
     assert "usable, but 1 train rows too long to be shots (longest sequence: 4,096 tokens)" in checked.stdout
     command = ["ask", "seed", "--tasks", str(tmp_path), "--task", "lamps"]
     answered = runner.invoke(app.app, command, input="the lamp is bent\n")
-    assert answered.stderr.startswith("behind ")
+    assert answered.stderr.startswith("shots: ")
     assert answered.stderr.endswith("train rows; 1 train rows too long to be shots\n")
     assert len(answered.stdout.splitlines()) == 1
     told = json.loads(runner.invoke(app.app, [*command, "--json"], input="the lamp is bent\n").stdout)

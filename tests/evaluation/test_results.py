@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from manyicl.errors import UserError
-from manyicl.evaluation.points import Cell, Prediction, ShotCurve
-from manyicl.evaluation.results import Evaluation, predictions_path, read_result, refuse_other_result
+from manyicl.evaluation.points import Prediction, ShotCurve, ShotPoint
+from manyicl.evaluation.results import Evaluation, predictions_path, refuse_other_result
 
 ROWS = (Prediction("t", 0, 4, "q", "owl", "owl", 1.0, 0.5, choice_nll={"owl": 0.5, "fox": 1.0}),)
-CELL = Cell(4, 1.0, None, None, 0.5, 1, 0, None)
-CURVE = ShotCurve("t", "qa", "exact_match", num_queries=1, num_draws=1, cells=(CELL,), predictions=ROWS, sha256="abc")
+CELL = ShotPoint(4, 1.0, None, None, 0.5, 1, 0, None)
+CURVE = ShotCurve("t", "qa", "exact_match", num_queries=1, num_draws=1, points=(CELL,), predictions=ROWS, sha256="abc")
 
 
 def save(path, kind="sweep"):
@@ -24,33 +24,50 @@ def save(path, kind="sweep"):
 def test_a_result_comes_back(tmp_path):
     path = save(tmp_path / "a.json")
     assert predictions_path(path) == tmp_path / "a.predictions.parquet"
-    result = read_result(path)
-    assert tuple(result.predictions) == ROWS
-    assert (result.content["schema"], result.content["tasks"][0]["sha256"]) == (2, "abc")
-    assert result.content["tasks"][0]["curve"][0]["draws"] == []
+    result = Evaluation.load(path)
+    assert result == Evaluation("some/model", "sweep", seed=3, max_tokens=512, curves=(CURVE,))
+    assert (result.path, result.predictions) == (path, ROWS)
+    written = json.loads(path.read_text())
+    assert written.pop("predictions")["file"] == "a.predictions.parquet"
+    assert json.loads(json.dumps(result.to_json())) == written
+
+
+def test_a_result_of_an_earlier_version_comes_back(tmp_path):
+    """It lacks what was added since, and may hold what is no longer read."""
+    path = save(tmp_path / "a.json")
+    content = json.loads(path.read_text())
+    (task,) = content["tasks"]
+    (point,) = task["curve"]
+    for entry, keys in ((content, ["by"]), (task, ["left_out"]), (point, ["mean_shots", "why_not", "other_scores"])):
+        for key in keys:
+            del entry[key]
+    path.write_text(json.dumps({**content, "told": 3}))
+    result = Evaluation.load(path)
+    assert result.curves[0].points[0] == CELL
+    assert result == Evaluation("some/model", "sweep", seed=3, max_tokens=512, curves=(CURVE,))
 
 
 def test_shots_that_were_the_same_in_all_draws_are_told_and_others_are_not(tmp_path):
     plain = Evaluation("some/model", "sweep", seed=3, max_tokens=512, curves=(CURVE,))
     assert "fixed_shots" not in plain.to_json()
     replace(plain, fixed_shots=4).save(tmp_path / "a.json")
-    assert read_result(tmp_path / "a.json").content["fixed_shots"] == 4
+    assert Evaluation.load(tmp_path / "a.json").fixed_shots == 4
 
 
 def test_what_is_no_result_is_refused_in_one_line(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(UserError, match=r"a\.json: cannot be read \(No such file or directory\)"):
-        read_result(path)
+        Evaluation.load(path)
     for text in ("", "[]", "{}", "\x00", '{"schema": 2}'):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"a\.json: is no result of manyicl eval --out"):
-            read_result(path)
+        with pytest.raises(UserError, match=r"a\.json: is not a result of manyicl eval --out"):
+            Evaluation.load(path)
     with pytest.raises(UserError, match="is a one-pass curve, which keeps no predictions"):
-        read_result(save(path, kind="one-pass"))
+        Evaluation.load(save(path, kind="one-pass"))
     save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
     with pytest.raises(UserError, match="has schema 1, not 2; evaluate again"):
-        read_result(path)
+        Evaluation.load(path)
 
 
 def test_predictions_that_are_not_its_own_are_refused(tmp_path):
@@ -58,14 +75,14 @@ def test_predictions_that_are_not_its_own_are_refused(tmp_path):
     beside = predictions_path(path)
     beside.write_bytes(beside.read_bytes() + b" ")
     with pytest.raises(UserError, match=r"a\.predictions\.parquet: is not the predictions file that .* was written"):
-        read_result(path)
+        Evaluation.load(path)
     beside.unlink()
     with pytest.raises(UserError, match=r"a\.predictions\.parquet: cannot be read .* it belongs beside"):
-        read_result(path)
+        Evaluation.load(path)
 
 
 def test_a_finished_result_is_replaced_by_one_of_the_same_settings_only(tmp_path):
-    settings = {"model": "some/model", "kind": "sweep", "seed": 3, "max_tokens": 512}
+    settings = Evaluation("some/model", "sweep", seed=3, max_tokens=512, curves=())
     task = {"task": "t", "sha256": "abc", "shots": [4], "num_queries": 1, "num_draws": 1}
     refuse_other_result(tmp_path / "a.json", settings, [task])  # there is none yet
     path = save(tmp_path / "a.json")
@@ -77,14 +94,12 @@ def test_a_finished_result_is_replaced_by_one_of_the_same_settings_only(tmp_path
         ({}, [task, task | {"task": "u"}], "tasks"),
         ({"kind": "one-pass"}, [], "kind, tasks"),
     ):
-        with pytest.raises(
-            UserError, match=rf"--out .*a\.json: holds a finished result with other {told}; name another"
-        ):
-            refuse_other_result(path, settings | changed, tasks)
+        with pytest.raises(UserError, match=rf"out=.*a\.json: holds a finished result with other {told}; name another"):
+            refuse_other_result(path, replace(settings, **changed), tasks)
 
 
 @pytest.mark.parametrize("text", ["", "thesis", "[]", "{}", '{"tasks": [3]}', '{"tasks": {"t": 1}}'])
 def test_a_file_that_is_no_result_is_not_written_over(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match=r"a\.json: exists, and is no result of manyicl; name another file"):
-        refuse_other_result(tmp_path / "a.json", {"seed": 0}, [{"task": "t"}])
+    with pytest.raises(UserError, match=r"a\.json: exists, and is not a result of manyicl; name another file"):
+        refuse_other_result(tmp_path / "a.json", Evaluation("m", "sweep", 0, 9, curves=()), [{"task": "t"}])

@@ -42,7 +42,7 @@ def test_without_shots_all_draws_are_one(tokenizer, task):
     plan = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(shots=(4, 0, 1, 1), num_draws=3, max_tokens=400))
     assert plan.shots_of(0) == (0, 1, 4)
     assert plan.shots_of(2) == (1, 4)
-    assert plan.cells == [(0, 0), (0, 1), (0, 4), (1, 1), (1, 4), (2, 1), (2, 4)]
+    assert plan.points == [(0, 0), (0, 1), (0, 4), (1, 1), (1, 4), (2, 1), (2, 4)]
 
 
 def test_the_queries_are_named_by_their_examples(tokenizer, task):

@@ -13,16 +13,16 @@ from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.points import Prediction
-from manyicl.evaluation.unfinished import HEADER, Parts
+from manyicl.evaluation.unfinished import HEADER, Unfinished
 from manyicl.inference.model import InferenceModel
 from tests.conftest import make_task, tiny_model
 from tests.trajectory.setting import start_process, write_setting
 
 KILLED = str(Path(__file__).parents[1] / "trajectory" / "killed_evaluation.py")
 TASKS = [make_task("animals"), make_task("colours", answer="colour")]
-# Two tasks, two draws, 0 and 2 shots: six cells, as at 0 shots all draws are one.
+# Two tasks, two draws, 0 and 2 shots: six points of four answers each, as at 0 shots all draws are one.
 SIZES = {"shots": (0, 2), "draws": 2, "queries": 4}
-NUM_CELLS = 6
+NUM_ANSWERS = 6 * 4
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +35,25 @@ class StopError(Exception):
     """Stands for whatever ends a process."""
 
 
-def stop_after(num_cells: int):
-    def report(what: str, done: int, total: int) -> None:
-        assert total == NUM_CELLS
-        if done == num_cells:
+def stop_after(num_points: int):
+    def on_progress(what: str, done: int, total: int) -> None:
+        assert total == NUM_ANSWERS
+        if done == 4 * num_points:
             raise StopError
 
-    return report
+    return on_progress
 
 
 def test_it_goes_on_where_it_stopped_and_leaves_nothing_behind(asked, tmp_path):
     whole = evaluate(asked, TASKS, **SIZES)
     out = tmp_path / "new" / "c.json"
     with pytest.raises(StopError):
-        evaluate(asked, TASKS, **SIZES, out=out, report=stop_after(4))
+        evaluate(asked, TASKS, **SIZES, out=out, on_progress=stop_after(4))
     assert not out.exists()
     assert len(list(out.with_name("c.json.parts").glob("*.parquet"))) == 4
     told = []
-    result = evaluate(asked, TASKS, **SIZES, out=out, report=lambda *line: told.append(line))
-    assert told == [("finished before", 4, 6), ("colours, 2 shots", 5, 6), ("colours, 2 shots", 6, 6)]
+    result = evaluate(asked, TASKS, **SIZES, out=out, on_progress=lambda *line: told.append(line))
+    assert told == [("finished before", 16, 24), ("colours, 2 shots", 20, 24), ("colours, 2 shots", 24, 24)]
     assert result == whole
     assert {path.name for path in out.parent.iterdir()} == {"c.json", "c.predictions.parquet"}
     whole.save(tmp_path / "c.json")
@@ -64,13 +64,13 @@ def test_it_goes_on_where_it_stopped_and_leaves_nothing_behind(asked, tmp_path):
 def test_a_damaged_or_foreign_part_is_asked_again(asked, tmp_path):
     out = tmp_path / "c.json"
     with pytest.raises(StopError):
-        evaluate(asked, TASKS, **SIZES, out=out, report=stop_after(3))
+        evaluate(asked, TASKS, **SIZES, out=out, on_progress=stop_after(3))
     parts = sorted((tmp_path / "c.json.parts").glob("*.parquet"))
     parts[0].write_bytes(parts[0].read_bytes()[:-20])
     parts[2].write_bytes(parts[1].read_bytes())
     told = []
-    result = evaluate(asked, TASKS, **SIZES, out=out, report=lambda *line: told.append(line))
-    assert told[0] == ("finished before", 1, 6)
+    result = evaluate(asked, TASKS, **SIZES, out=out, on_progress=lambda *line: told.append(line))
+    assert told[0] == ("finished before", 4, 24)
     assert result == evaluate(asked, TASKS, **SIZES)
 
 
@@ -86,11 +86,11 @@ def test_a_damaged_or_foreign_part_is_asked_again(asked, tmp_path):
 def test_other_arguments_are_refused_in_one_line(asked, tmp_path, changes, told):
     out = tmp_path / "c.json"
     with pytest.raises(StopError):
-        evaluate(asked, TASKS, **SIZES, out=out, report=stop_after(2))
+        evaluate(asked, TASKS, **SIZES, out=out, on_progress=stop_after(2))
     before = sorted((tmp_path / "c.json.parts").iterdir())
     with pytest.raises(UserError) as refused:
         evaluate(asked, TASKS, **{**SIZES, **changes}, out=out)
-    assert f"holds cells of an unfinished evaluation that differs: {told};" in str(refused.value)
+    assert f"holds points of an unfinished evaluation that differs: {told};" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert sorted((tmp_path / "c.json.parts").iterdir()) == before
 
@@ -101,7 +101,7 @@ def test_a_finished_result_of_other_settings_is_refused_before_anything_is_asked
     before = out.read_bytes()
     for changes, told in (({"shots": (0, 1)}, "shots"), ({"seed": 1}, "seed"), ({"by": "mean"}, "by")):
         with pytest.raises(UserError, match=f"holds a finished result with other {told};"):
-            evaluate(asked, TASKS, **{**SIZES, **changes}, out=out, report=stop_after(0))
+            evaluate(asked, TASKS, **{**SIZES, **changes}, out=out, on_progress=stop_after(0))
     assert out.read_bytes() == before
     assert evaluate(asked, TASKS, **SIZES, out=out) == first
 
@@ -110,14 +110,14 @@ def test_what_an_earlier_version_began_behind_other_shots_is_refused_in_one_line
     """A2: results and headers from before purposes were in the seeds say nothing of their streams."""
     unfinished, finished = tmp_path / "a.json", tmp_path / "b.json"
     with pytest.raises(StopError):
-        evaluate(asked, TASKS, **SIZES, out=unfinished, report=stop_after(1))
+        evaluate(asked, TASKS, **SIZES, out=unfinished, on_progress=stop_after(1))
     evaluate(asked, TASKS, **SIZES, out=finished)
     header = tmp_path / "a.json.parts" / "evaluation.json"
     for file in (header, finished):
         content = json.loads(file.read_text(encoding="utf-8"))
         assert content.pop("streams") == 2
         file.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match="cells of an unfinished evaluation that differs: streams was None and is 2;"):
+    with pytest.raises(UserError, match="points of an unfinished evaluation that differs: streams was None and is 2;"):
         evaluate(asked, TASKS, **SIZES, out=unfinished)
     with pytest.raises(UserError, match="holds a finished result with other streams; name another file"):
         evaluate(asked, TASKS, **SIZES, out=finished)
@@ -126,7 +126,7 @@ def test_what_an_earlier_version_began_behind_other_shots_is_refused_in_one_line
 def test_the_same_call_is_taken_again_where_a_number_of_shots_could_not_be_asked(asked, tmp_path):
     sizes = {**SIZES, "shots": (2, 500)}  # no task has so many rows
     first = evaluate(asked, TASKS, **sizes, out=tmp_path / "c.json")
-    assert [cell.num_scored for cell in first.curves[0].cells] == [8, 0]
+    assert [cell.num_scored for cell in first.curves[0].points] == [8, 0]
     assert evaluate(asked, TASKS, **sizes, out=tmp_path / "c.json") == first
 
 
@@ -134,13 +134,13 @@ def test_nothing_to_ask_is_an_error_unless_it_is_allowed(asked):
     sizes = {**SIZES, "shots": (500,)}
     with pytest.raises(UserError, match="nothing can be asked: task 'animals' at 500 shots: it has only 40 train rows"):
         evaluate(asked, TASKS, **sizes)
-    assert evaluate(asked, TASKS, **sizes, allow_empty=True).curves[0].cells[0].score is None
+    assert evaluate(asked, TASKS, **sizes, allow_empty=True).curves[0].points[0].score is None
 
 
 def test_another_model_or_task_is_refused_and_the_same_elsewhere_is_not(asked, tmp_path):
     out = tmp_path / "c.json"
     with pytest.raises(StopError):
-        evaluate(asked, TASKS, **SIZES, out=out, report=stop_after(1))
+        evaluate(asked, TASKS, **SIZES, out=out, on_progress=stop_after(1))
     other = InferenceModel("tiny", tiny_model("llama", seed=1), asked.tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match=r"model\.weights was"):
         evaluate(other, TASKS, **SIZES, out=out)
@@ -154,16 +154,16 @@ def test_a_folder_that_is_none_of_ours_is_left_alone(tmp_path):
     (tmp_path / "c.json.parts").mkdir()
     (tmp_path / "c.json.parts" / "thesis.txt").write_text("dear")
     with pytest.raises(UserError, match=r"c\.json\.parts stands in its way"):
-        Parts(tmp_path / "c.json", {"tasks": {}})
+        Unfinished(tmp_path / "c.json", {"tasks": {}})
     assert (tmp_path / "c.json.parts" / "thesis.txt").read_text() == "dear"
 
 
 def test_what_a_kill_in_a_write_or_a_removal_leaves_is_no_hindrance(tmp_path):
     identity = {"tasks": {"a/b": "x"}}
-    parts = Parts(tmp_path / "c.json", identity)
+    parts = Unfinished(tmp_path / "c.json", identity)
     parts.write([Prediction("a/b", 1, 4, "q", "owl", "owl", 1.0, 0.5)])
     (parts.folder / ".task0-draw1-shots8.parquet.1-ab.partial").write_bytes(b"half")
-    again = Parts(tmp_path / "c.json", identity)
+    again = Unfinished(tmp_path / "c.json", identity)
     assert again.read("a/b", draw=1, shots=8, queries=["q"]) is None
     assert again.read("a/b", draw=1, shots=4, queries=["q"])[0].score == 1.0
     assert again.read("a/b", draw=1, shots=4, queries=["p"]) is None

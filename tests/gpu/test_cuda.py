@@ -19,7 +19,7 @@ from manyicl.episodes.segments import bounds_of, make_segments
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.inference.generation import generate_behind
+from manyicl.inference.generation import generate_after
 from manyicl.inference.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
 from manyicl.inference.sharing import sharing_fault
 from manyicl.models.attention import partial
@@ -288,7 +288,7 @@ def test_generation_behind_a_prefix_equals_the_cpus(name, tokenizers):
         model.to(device)
         for length in (0, 30):
             prefix = encode_prefix(model, random_ids(length, seed=0)) if length else EMPTY_PREFIX
-            answers[device, length] = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=10)
+            answers[device, length] = generate_after(model, tokenizer, prefix, queries, max_new_tokens=10)
     assert answers["cuda", 0] == answers["cpu", 0]
     assert answers["cuda", 30] == answers["cpu", 30]
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from manyicl.errors import UserError
-from manyicl.inference.budget import plan_memory, run_chunks, run_rows
+from manyicl.inference.budget import row_budget, run_chunks, run_rows
 from tests.conftest import tiny_model
 
 
 def test_rows_are_filled_in_order_and_a_large_item_stands_alone():
     rows = []
-    run_rows([0.5, 0.5, 0.25, 3.0, 0.75], share=lambda size: size, run=rows.append)
+    run_rows([0.5, 0.5, 0.25, 3.0, 0.75], fraction=lambda size: size, run=rows.append)
     assert rows == [[0.5, 0.5], [0.25], [3.0], [0.75]]
 
 
@@ -25,7 +25,7 @@ def test_out_of_memory_halves_the_row_and_goes_on():
             raise torch.OutOfMemoryError("CUDA out of memory")
         done.extend(row)
 
-    run_rows(range(8), share=lambda _: 0.125, run=run)
+    run_rows(range(8), fraction=lambda _: 0.125, run=run)
     assert tried == [8, 4, 2, 2, 2, 2]
     assert done == list(range(8))
 
@@ -35,7 +35,7 @@ def test_one_query_that_is_too_much_is_one_line():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(UserError, match="out of memory with one query at a time; shorten it"):
-        run_rows([1, 2], share=lambda _: 0.5, run=run)
+        run_rows([1, 2], fraction=lambda _: 0.5, run=run)
     with pytest.raises(UserError, match="out of memory at 0 tokens of shots; use fewer"):
         run_chunks(0, 100, most=64, run=lambda start, stop: run([]))
 
@@ -54,12 +54,12 @@ def test_chunks_cover_every_token_once_also_where_memory_runs_out():
 
 def test_another_error_is_no_lack_of_memory():
     with pytest.raises(RuntimeError, match="shape"):
-        run_rows([1], share=lambda _: 1.0, run=lambda row: (_ for _ in ()).throw(RuntimeError("shape")))
+        run_rows([1], fraction=lambda _: 1.0, run=lambda row: (_ for _ in ()).throw(RuntimeError("shape")))
 
 
 def test_a_large_vocabulary_makes_rows_of_many_logits_shorter():
-    small, large = (plan_memory(tiny_model("llama", vocab_size=size)) for size in (400, 200_000))
-    assert small.share(num_tokens=100, num_logits=100) == pytest.approx(100 / small.row_tokens)
-    assert large.share(num_tokens=100, num_logits=100) > 9 * small.share(num_tokens=100, num_logits=100)
+    small, large = (row_budget(tiny_model("llama", vocab_size=size)) for size in (400, 200_000))
+    assert small.fraction(num_tokens=100, num_logits=100) == pytest.approx(100 / small.row_tokens)
+    assert large.fraction(num_tokens=100, num_logits=100) > 9 * small.fraction(num_tokens=100, num_logits=100)
     assert large.logit_bytes == 200_000 * 12
     assert large.key_bytes == 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, head size, bytes

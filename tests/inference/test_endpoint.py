@@ -23,15 +23,17 @@ import numpy as np
 import pytest
 import torch
 
+from manyicl import inference
+from manyicl.distributed import Ranks
 from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import query_ids
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.endpoint_sweep import AnswerLog, answer_log_path, evaluate_at_endpoint, make_questions
 from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.points import read_predictions
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.evaluation.unfinished import AnswerLog, answer_log_path
 from manyicl.inference.endpoint import KEY_VARIABLE, Endpoint, EndpointSettings, base_url, text_of_ids
-from manyicl.inference.generation import generate_answers
 from manyicl.inference.model import InferenceModel, load_for_inference, tokenize_for
 from manyicl.models.loading import ModelNote
 from manyicl.models.saving import save_model
@@ -39,6 +41,7 @@ from manyicl.tasks.task import load_tasks
 from tests.cli.test_app import run_manyicl
 from tests.conftest import SHARED, make_task, needs_shared, tiny_model, train_tokenizer
 from tests.episodes.test_template import CHATML, chat_tokenizer
+from tests.support.answers import answer_prompts
 from tests.trajectory.setting import ROOT
 
 SWEEP = {"shots": (0, 2, 5), "draws": 2, "queries": 4}
@@ -107,16 +110,16 @@ def test_transformers_serve_answers_as_the_engine_does(asked, tmp_path):
     local = evaluate(asked, [task], **SWEEP)
     with transformers_serve(asked.path) as url:
         settings = EndpointSettings(url, model=asked.path, concurrency=2)
-        remote = evaluate_at_endpoint(asked, [task], endpoint=settings, out=tmp_path / "r.json", **SWEEP)
+        remote = evaluate(asked, [task], endpoint=settings, out=tmp_path / "r.json", **SWEEP)
     (one,), (other,) = local.curves, remote.curves
     assert len(one.predictions) == 4 + 2 * 4 + 2 * 4
     order = [(p.draw, p.shots, p.query) for p in one.predictions]
     assert [(p.draw, p.shots, p.query) for p in other.predictions] == order
     assert [p.prediction for p in other.predictions] == [p.prediction for p in one.predictions]
     assert len({p.prediction for p in one.predictions}) > 5
-    assert [(c.score, c.num_cut) for c in other.cells] == [(c.score, c.num_cut) for c in one.cells]
-    assert 0 < sum(c.num_cut for c in other.cells) < len(order)
-    assert {c.nll for c in other.cells} == {None}
+    assert [(c.score, c.num_cut) for c in other.points] == [(c.score, c.num_cut) for c in one.points]
+    assert 0 < sum(c.num_cut for c in other.points) < len(order)
+    assert {c.nll for c in other.points} == {None}
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["engine"] == "endpoint"
     assert content["endpoint"] == {"url": f"{url}/v1", "model": asked.path, "prompts": "text"}
@@ -132,7 +135,7 @@ def test_transformers_serve_answers_as_the_engine_does_on_a_real_checkpoint():
     options = {"shots": (0, 2), "draws": 2, "queries": 3}
     local = evaluate(asked, tasks, **options)
     with transformers_serve(model) as url:
-        remote = evaluate_at_endpoint(asked, tasks, endpoint=EndpointSettings(url, model=model), **options)
+        remote = evaluate(asked, tasks, endpoint=EndpointSettings(url, model=model), **options)
     for one, other in zip(local.curves, remote.curves, strict=True):
         assert len(other.predictions) == len(one.predictions) == 3 + 2 * 3
         # This checkpoint's generation_config.json says that <s> ends a text, and the server stops there.
@@ -225,7 +228,7 @@ class ModelServer:
         if not self.num_left:
             self.faults = [(403, "no more")] * 100
         limit = body["max_tokens"]
-        (told,) = generate_answers(
+        (told,) = answer_prompts(
             self.asked.model, self.asked.tokenizer, [np.asarray(ids, dtype=np.int32)], max_new_tokens=limit
         )
         choice = {"text": told.text, "finish_reason": "length" if told.cut else "stop"}
@@ -244,7 +247,7 @@ class ModelServer:
 def ask(server: ModelServer, asked: InferenceModel, *, out: Path | None = None, attempts: int = 4):
     """Evaluate the open task at a server, with short waits."""
     settings = EndpointSettings(server.url, model="tiny", concurrency=3, num_attempts=attempts, first_wait_s=0.001)
-    return evaluate_at_endpoint(asked, [open_task()], endpoint=settings, out=out, **SWEEP)
+    return evaluate(asked, [open_task()], endpoint=settings, out=out, **SWEEP)
 
 
 @pytest.mark.parametrize("takes_ids", [True, False])
@@ -273,11 +276,11 @@ def test_known_answers_are_generated_and_count_where_they_are_written_exactly(as
     task = make_task("animals")
     with ModelServer(asked) as server:
         settings = EndpointSettings(server.url, model="tiny")
-        remote = evaluate_at_endpoint(asked, [task], endpoint=settings, shots=(2,), draws=1, queries=6)
+        remote = evaluate(asked, [task], endpoint=settings, shots=(2,), draws=1, queries=6)
     plan = TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=Sweep((2,), 1, 6, max_tokens=512))
     longest = max(len(ids) for ids in asked.tokenizer.encode_answers(task.labels))
     questions = [np.asarray(ids, dtype=np.int32) for ids in server.prompts]
-    local = generate_answers(asked.model, asked.tokenizer, questions, max_new_tokens=longest)
+    local = answer_prompts(asked.model, asked.tokenizer, questions, max_new_tokens=longest)
     assert len(questions) == len(plan.queries) == 6
     assert sorted(p.prediction for p in remote.curves[0].predictions) == sorted(g.text for g in local)
     assert [p.score for p in remote.curves[0].predictions] == [
@@ -290,14 +293,12 @@ def test_what_is_sent_is_what_the_engine_would_feed(asked):
         ask(server, asked)
         sweep = Sweep(SWEEP["shots"], SWEEP["draws"], SWEEP["queries"], max_tokens=asked.max_tokens)
         plan = TaskSweep(tokenize_for(open_task(), asked), tokenizer=asked.tokenizer, sweep=sweep)
-        with Endpoint(EndpointSettings(server.url, model="tiny"), asked.tokenizer) as endpoint:
-            cell = list(make_questions(plan, draw=1, shots=5, endpoint=endpoint))
     before = plan.prefix_ids(1, start=0, stop=5)
     shared = (*plan.tokenized.head_ids.tolist(), *before.tolist())
-    assert all(question.ids[: len(shared)] == shared for question in cell)
-    # Cell after cell, each one's first query alone before the others, so that the shots are in the server's cache.
-    assert set(server.prompts[-4:]) == {question.ids for question in cell}
-    assert server.prompts[-4] == cell[0].ids
+    ids = [query_ids(plan.tokenized, split="test", index=q, after_shots=True).tolist() for q in plan.queries.tolist()]
+    # Point after point, each one's first query alone before the others, so that the shots are in the server's cache.
+    assert set(server.prompts[-4:]) == {(*shared, *query) for query in ids}
+    assert server.prompts[-4] == (*shared, *ids[0])
 
 
 def test_what_may_pass_is_asked_again(asked):
@@ -319,7 +320,7 @@ def test_a_query_without_an_answer_makes_its_cell_incomplete_and_is_all_that_is_
         server.prompts.clear()
         first = ask(server, asked, out=out)
         assert not first.complete
-        zero, two, five = first.curves[0].cells
+        zero, two, five = first.curves[0].points
         assert (two.score, two.low, two.nll, two.num_scored) == (None, None, None, 7)
         assert two.unanswered == {"status 500": 1}
         assert zero.score is not None
@@ -340,7 +341,9 @@ def test_a_run_that_ends_early_keeps_its_answers_and_goes_on(asked, tmp_path):
         whole = ask(server, asked)
         server.prompts.clear()
         server.num_left = 9  # two of them are probes
-        with pytest.raises(UserError, match=r"403: no more.*answers are kept in .*r\.answers\.jsonl: give the same"):
+        with pytest.raises(
+            UserError, match=r"403: no more.*answers are kept in .*r\.answers\.jsonl; repeat the evaluation"
+        ):
             ask(server, asked, out=out)
         kept = answer_log_path(out).read_bytes()
         num_kept = kept.count(b"\n")
@@ -356,13 +359,42 @@ def test_a_run_that_ends_early_keeps_its_answers_and_goes_on(asked, tmp_path):
 def test_only_a_torn_last_line_is_forgiven(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('nonsense\n{"key": "k", "text": "t", "cut": false}\n')
-    with pytest.raises(UserError, match=r"a\.jsonl line 1: is no kept answer; remove the file"):
+    with pytest.raises(UserError, match=r"a\.jsonl line 1: is not a kept answer; remove the file"):
         AnswerLog(path)
     path.write_text('{"key": "k", "text": "t\\n\\u2028", "cut": false}\n{"key": "l"')
     log = AnswerLog(path)
-    assert {key: answer.text for key, answer in log.answers.items()} == {"k": "t\n\u2028"}
+    assert {key: answer.text for key, answer in log.items()} == {"k": "t\n\u2028"}
     log.close()
     assert path.read_text().count("\n") == 1
+
+
+def test_what_a_server_cannot_do_is_refused_before_it_is_reached(asked):
+    settings = EndpointSettings("http://localhost:1", model="tiny")
+    with pytest.raises(UserError, match="by=mean: a server reports no likelihoods"):
+        evaluate(asked, [open_task()], endpoint=settings, by="mean")
+    with pytest.raises(UserError, match="`endpoint`: 2 processes; let one process ask"):
+        evaluate(asked, [open_task()], endpoint=settings, ranks=Ranks(number=0, count=2))
+
+
+def test_orders_of_the_same_shots_can_be_asked_of_a_server_too(asked):
+    options = {**SWEEP, "fixed_shots": 5}
+    with ModelServer(asked) as server:
+        settings = EndpointSettings(server.url, model="tiny")
+        remote = evaluate(asked, [open_task()], endpoint=settings, **options)
+    local = evaluate(asked, [open_task()], **options)
+    assert [p.prediction for p in remote.curves[0].predictions] == [p.prediction for p in local.curves[0].predictions]
+    assert (remote.fixed_shots, remote.by, remote.complete) == (5, None, True)
+
+
+def test_progress_counts_each_answer_of_a_server(asked, tmp_path):
+    """As answers come: the first of a point alone, then the others."""
+    seen = []
+    with ModelServer(asked) as server:
+        settings = EndpointSettings(server.url, model="tiny")
+        evaluate(asked, [open_task()], endpoint=settings, on_progress=lambda *line: seen.append(line), **SWEEP)
+    assert [done for _, done, _ in seen] == list(range(1, 21))
+    assert {total for *_, total in seen} == {20}
+    assert [what for what, *_ in seen][3:5] == ["open, 0 shots", "open, 2 shots"]
 
 
 def test_a_server_that_fails_every_query_is_given_up(asked):
@@ -390,8 +422,8 @@ def test_a_prompt_that_no_text_gives_back_is_never_sent(asked):
     with ModelServer(replace(asked, tokenizer=tokenizer), takes_ids=False) as server:
         other = replace(asked, tokenizer=tokenizer)
         settings = EndpointSettings(server.url, model="tiny")
-        result = evaluate_at_endpoint(other, [make_task("animals")], endpoint=settings, shots=(2,), draws=1, queries=3)
-    (cell,) = result.curves[0].cells
+        result = evaluate(other, [make_task("animals")], endpoint=settings, shots=(2,), draws=1, queries=3)
+    (cell,) = result.curves[0].points
     assert (cell.score, cell.num_scored) == (None, 0)
     assert cell.unanswered == {
         "written as text it has other ids, and this server takes no ids as vLLM and SGLang do": 3
@@ -416,7 +448,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(asked, tmp_pat
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("localhost:8000", "is no URL; write it as http://host:8000"),
+        ("localhost:8000", "is not a URL; write it as http://host:8000"),
         ("http://me:secret@host:8000", f"carries a key or a query.*{KEY_VARIABLE}"),
         ("http://host:8000/v1?key=secret", "carries a key or a query"),
     ],
@@ -435,14 +467,14 @@ def test_a_url_may_end_where_people_copy_it(end):
 def test_what_no_attempt_will_change_is_one_line_with_the_fix(asked):
     with ModelServer(asked, window=40) as server:
         with pytest.raises(
-            UserError, match=r"too long for it .maximum context length is 40 tokens.; lower --max-tokens"
+            UserError, match=r"too long for it .maximum context length is 40 tokens.; lower `max_tokens`"
         ):
             ask(server, asked)
         settings = EndpointSettings(server.url, model="other", num_attempts=1)
-        with pytest.raises(UserError, match=r"knows no model 'other'.*it serves tiny: choose with --endpoint-model"):
-            Endpoint(settings, asked.tokenizer)
+        with pytest.raises(UserError, match=r"knows no model 'other'.*it serves tiny: choose with `endpoint.model`"):
+            Endpoint(settings, asked.tokenizer).__enter__()
     with pytest.raises(UserError, match=r"cannot be reached \(.*refused.*\); start it, or correct the URL"):
-        Endpoint(replace(settings, url=server.url), asked.tokenizer)
+        Endpoint(replace(settings, url=server.url), asked.tokenizer).__enter__()
 
 
 def test_a_server_that_is_not_there_is_told_at_once_trial_86(asked):
@@ -451,16 +483,17 @@ def test_a_server_that_is_not_there_is_told_at_once_trial_86(asked):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"  # bound, but nobody listens
         began = time.monotonic()
         with pytest.raises(UserError, match=r"cannot be reached \(.*\); start it, or correct the URL"):
-            Endpoint(EndpointSettings(url, model="tiny"), asked.tokenizer)
+            Endpoint(EndpointSettings(url, model="tiny"), asked.tokenizer).__enter__()
     assert time.monotonic() - began < 5
 
 
 def test_a_server_that_is_not_ready_yet_is_waited_for_and_that_is_told(asked, caplog):
     with ModelServer(asked) as server:
         server.num_not_ready = 2
-        Endpoint(EndpointSettings(server.url, model="tiny", first_wait_s=0.001), asked.tokenizer)
+        with Endpoint(EndpointSettings(server.url, model="tiny", first_wait_s=0.001), asked.tokenizer):
+            pass
         told = [record.getMessage() for record in caplog.records if record.name == "manyicl"]
-        assert told == [f"--endpoint {server.url}: waiting for it (status 503)"]
+        assert told == [f"endpoint {server.url}: waiting for it (status 503)"]
 
 
 def test_the_install_command_names_what_the_extra_holds_trial_87():
@@ -471,7 +504,7 @@ def test_the_install_command_names_what_the_extra_holds_trial_87():
 def test_another_tokenizer_is_noticed_by_its_count(asked):
     with ModelServer(asked, takes_ids=False) as server:
         server.extra_tokens = 1
-        with pytest.raises(UserError, match=r"prompt tokens where .* were sent, so its tokenizer is another one"):
+        with pytest.raises(UserError, match=r"prompt tokens, but .* were sent: its tokenizer is another one"):
             ask(server, asked)
 
 
@@ -498,7 +531,7 @@ def test_the_command_line_asks_a_server(asked, tmp_path, capfd):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tenacity", None)
         patch.delitem(sys.modules, "manyicl.inference.endpoint")
-        patch.delitem(sys.modules, "manyicl.evaluation.endpoint_sweep")
+        patch.delitem(vars(inference), "EndpointSettings")  # the package keeps what was imported once
         code, _, err = run_manyicl(capfd, "eval", asked.path, *options, "--endpoint", "http://localhost:1")
         assert (code, err) == (2, "error: --endpoint: tenacity is not installed; pip install httpx2 tenacity\n")
     code, _, err = run_manyicl(capfd, "eval", asked.path, *options, *here, "--length-normalized")

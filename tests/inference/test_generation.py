@@ -11,10 +11,11 @@ import torch
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.inference.generation import Generated, generate_and_score, generate_answers, generate_behind
+from manyicl.inference.generation import Generated, generate_after, generate_and_score
 from manyicl.inference.prefix import EMPTY_PREFIX, EngineCount, encode_prefix, score_answers
 from tests.conftest import CONFIGS, tiny_model
 from tests.inference.test_prefix import run_out_of_memory, some_ids
+from tests.support.answers import engine_of
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,12 @@ def test_an_answer_ends_at_the_terminator_the_end_of_text_or_the_limit(tokenizer
     ):
         model = reciting_model([390, *word, *ending])
         limit = len(word) + len(ending)
-        (answer,) = generate_behind(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=limit)
+        (answer,) = generate_after(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=limit)
         assert answer == (expected or Generated("owl7", cut=True))
     # One token less than the terminator needs: cut.
     model = reciting_model([390, *word, *terminator])
     limit = len(word) + len(terminator) - 1
-    assert generate_behind(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=limit)[0].cut
+    assert generate_after(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=limit)[0].cut
 
 
 def test_a_terminator_merged_into_another_token_ends_an_answer(tokenizer):
@@ -65,14 +66,14 @@ def test_a_terminator_merged_into_another_token_ends_an_answer(tokenizer):
     assert [newline, newline] != tokenizer.terminator_ids
     model = reciting_model([390, *word, newline, newline])
     query = np.array([390], dtype=np.int32)
-    assert generate_behind(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=9) == [Generated("fox", cut=False)]
+    assert generate_after(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=9) == [Generated("fox", cut=False)]
 
 
 def test_rows_that_ended_are_dropped_and_the_others_go_on_unchanged(tokenizer, monkeypatch):
     model = tiny_model("llama", seed=3)
     prefix = encode_prefix(model, some_ids(30))
     queries = [some_ids(3 + n, seed=n) for n in range(8)]
-    alone = [generate_behind(model, tokenizer, prefix, [q], max_new_tokens=15)[0] for q in queries]
+    alone = [generate_after(model, tokenizer, prefix, [q], max_new_tokens=15)[0] for q in queries]
     assert len({len(a.text) for a in alone}) > 1
     # End each row after as many steps as its number, and see the batch shrink.
     rows = []
@@ -80,43 +81,48 @@ def test_rows_that_ended_are_dropped_and_the_others_go_on_unchanged(tokenizer, m
     steps = iter(range(1000))
     judged = tokenizer.has_ended
     monkeypatch.setattr(tokenizer, "has_ended", lambda ids: next(steps) % 5 == 4 or judged(ids))
-    generate_behind(model, tokenizer, prefix, queries, max_new_tokens=15)
+    generate_after(model, tokenizer, prefix, queries, max_new_tokens=15)
     assert rows[0] == sum(len(q) for q in queries)
     assert rows[1] <= 8
     assert rows[1:] == sorted(rows[1:], reverse=True)
     assert rows[-1] < 8
     monkeypatch.undo()
-    assert generate_behind(model, tokenizer, prefix, queries, max_new_tokens=15) == alone
+    assert generate_after(model, tokenizer, prefix, queries, max_new_tokens=15) == alone
 
 
 def test_out_of_memory_halves_the_batch_and_changes_no_answer(tokenizer):
     model = tiny_model("llama", seed=3)
     prefix = encode_prefix(model, some_ids(30))
     queries = [some_ids(4, seed=n) for n in range(8)]
-    expected = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=6)
+    expected = generate_after(model, tokenizer, prefix, queries, max_new_tokens=6)
     rows = run_out_of_memory(model, above=16)
     count = EngineCount()
-    assert generate_behind(model, tokenizer, prefix, queries, max_new_tokens=6, count=count) == expected
+    assert generate_after(model, tokenizer, prefix, queries, max_new_tokens=6, count=count) == expected
     assert rows[0] == 32
     assert max(rows[1:]) == 16
     assert count.num_prefix_tokens == 0
     assert 8 * 4 <= count.num_query_tokens <= 8 * (4 + 5)
 
 
-def test_what_prompts_share_is_encoded_once(tokenizer):
+def test_no_queries_have_no_answers(tokenizer):
+    assert generate_after(tiny_model("llama"), tokenizer, EMPTY_PREFIX, [], max_new_tokens=4) == []
+
+
+@pytest.mark.parametrize("references", [None, [[5, 6], [5], [7, 8, 9]]])
+def test_each_query_has_its_own_limit(tokenizer, references):
     model = tiny_model("llama", seed=3)
-    shared = some_ids(40)
-    prompts = [np.concatenate([shared, some_ids(3, seed=n)]) for n in (1, 2, 3)]
-    rows = []
-    handle = model.register_forward_pre_hook(
-        lambda m, args, kw: rows.append(kw["input_ids"].shape[1]), with_kwargs=True
-    )
-    together = generate_answers(model, tokenizer, prompts, max_new_tokens=4)
-    handle.remove()
-    assert [n for n in rows if n > 12][-1] == 40  # the shots; before them the trial of a few tokens
-    assert [generate_answers(model, tokenizer, [p], max_new_tokens=4)[0] for p in prompts] == together
-    assert generate_answers(model, tokenizer, [], max_new_tokens=4) == []
-    assert generate_behind(model, tokenizer, EMPTY_PREFIX, [], max_new_tokens=4) == []
+    engine = engine_of(model, tokenizer)
+    prefix, queries = engine.encode(some_ids(30)), [some_ids(4 + n, seed=n) for n in range(3)]
+    answers = engine.generate(prefix, queries, limits=[2, 9, 2], references=references)
+    alone = [
+        engine.generate(prefix, [query], limits=[limit], references=None if references is None else [references[n]])[0]
+        for n, (query, limit) in enumerate(zip(queries, (2, 9, 2), strict=True))
+    ]
+    assert [(a.text, a.cut) for a in answers] == [(a.text, a.cut) for a in alone]
+    if references is None:
+        assert [a.reference_nll for a in answers] == [None] * 3
+    else:
+        assert [a.reference_nll for a in answers] == pytest.approx([a.reference_nll for a in alone], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -126,7 +132,7 @@ def test_an_answer_and_its_references_nats_are_those_of_each_alone(tokenizer, na
     # References shorter and longer than what is generated: new tokens are written over them.
     asked = [(some_ids(3 + 4 * n, seed=n), some_ids(length, seed=9).tolist()) for n, length in enumerate((1, 4, 25))]
     answers, nats = generate_and_score(model, tokenizer, prefix, asked, max_new_tokens=6)
-    assert answers == generate_behind(model, tokenizer, prefix, [query for query, _ in asked], max_new_tokens=6)
+    assert answers == generate_after(model, tokenizer, prefix, [query for query, _ in asked], max_new_tokens=6)
     assert nats == pytest.approx(score_answers(model, prefix, asked)[0], abs=1e-4)
 
 
@@ -178,7 +184,7 @@ def test_drafts_of_any_length_change_no_answer(tokenizer, name):
     model = tiny_model(name, seed=3)
     prefix = encode_prefix(model, some_ids(30))
     queries = [some_ids(3 + n, seed=n) for n in range(9)]
-    alone = [generate_behind(model, tokenizer, prefix, [query], max_new_tokens=12)[0] for query in queries]
+    alone = [generate_after(model, tokenizer, prefix, [query], max_new_tokens=12)[0] for query in queries]
     greedy = [greedy_ids(model, [*prefix.ids, *query], num=12) for query in queries]
     # The first n tokens of the greedy answer, then others: each query is drafted to another place.
     asked = [(query, [*ids[:n], 5, 6, 7]) for n, (query, ids) in enumerate(zip(queries, greedy, strict=True))]

@@ -77,7 +77,7 @@ def test_a_file_that_is_no_prefix_is_one_line(tmp_path):
         load_prefix(path, model=model, ids=ids)
     header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
-    with pytest.raises(UserError, match="is no saved prefix"):
+    with pytest.raises(UserError, match="is not a saved prefix"):
         load_prefix(path, model=model, ids=ids)
     with pytest.raises(ValueError, match="cannot be saved"):
         save_prefix(path, EMPTY_PREFIX, model=model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from dataclasses import asdict, replace
 
@@ -26,15 +27,15 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.curves import Sweep, ask_draw, evaluate_task
+from manyicl.evaluation.answering import answer_draw
 from manyicl.evaluation.loop import evaluate
-from manyicl.evaluation.sweep import TaskSweep
-from manyicl.inference.generation import generate_behind
+from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.engine import SharedPrefix, WholePrompts, choose_engine
 from manyicl.inference.model import InferenceModel, load_for_inference
-from manyicl.inference.prefix import EngineCount, encode_prefix, score_answers, score_choices
-from manyicl.inference.sharing import can_share_prefix, sharing_fault
+from manyicl.inference.sharing import sharing_fault
 from tests.conftest import COMMON, CONFIGS, make_task, tiny_model
 from tests.parity.test_engine_parity import plain_nll, their_ids
+from tests.support.answers import curve_of, engine_of
 
 HYBRID = {**COMMON, "num_hidden_layers": 4}
 ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "long_factor": [1.0] * 4, "short_factor": [1.0] * 4}
@@ -79,29 +80,31 @@ def test_a_model_that_cannot_share_says_why_and_only_once(name):
     model = unshared_model(name)
     own = model.config._attn_implementation
     with pytest.warns(UserWarning, match=f"{type(model).__name__} .*{WHY[name]}.*plain path"):
-        assert not can_share_prefix(model)
+        assert re.search(WHY[name], sharing_fault(model))
     assert model.config._attn_implementation == own
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not can_share_prefix(model)
+        assert isinstance(choose_engine(asked_model(model, None)), WholePrompts)
 
 
 @pytest.mark.parametrize("name", ["lfm2", "mamba2"])
 def test_the_plain_path_scores_and_generates_as_transformers_does(name, tokenizers):
-    model, rng, count = unshared_model(name), np.random.default_rng(0), EngineCount()
+    model, rng = unshared_model(name), np.random.default_rng(0)
     tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
     with pytest.warns(UserWarning, match="plain path"):
-        prefix = encode_prefix(model, rng.integers(3, 390, 20).astype(np.int32), count=count)
-    assert (prefix.num_tokens, count.num_prefix_tokens) == (20, 0)
+        engine = engine_of(model, tokenizer)
+    prefix = engine.encode(rng.integers(3, 390, 20).astype(np.int32))
+    assert (prefix.num_tokens, engine.count.num_prefix_tokens) == (20, 0)
     queries = [rng.integers(3, 390, n).astype(np.int32) for n in (3, 7, 7)]
     options = [[[5, 6], [5], [8, 9, 7]]] * 3
-    nats = score_choices(model, prefix, queries, options, count=count)
+    nats = engine.score(prefix, queries, options)
     for query, nats_O in zip(queries, nats, strict=True):
         plain = [plain_nll(model, [*prefix.ids, *query, *o], num_answer=len(o)) for o in options[0]]
         assert nats_O == pytest.approx(plain, abs=1e-4)
-    assert count.num_prefix_tokens == 9 * 20  # the shots of every option of every query
-    assert score_answers(model, prefix, [(queries[0], [5, 6])])[0][0] == pytest.approx(nats[0][0], abs=1e-5)
-    answers = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=8)
+    assert engine.count.num_prefix_tokens == 9 * 20  # the shots of every option of every query
+    answers = engine.generate(prefix, queries, limits=[8, 8, 8], references=[[5, 6]] * 3)
+    assert [a.reference_nll for a in answers] == pytest.approx([nats_O[0] for nats_O in nats], abs=1e-5)
+    assert [a.text for a in engine.generate(prefix, queries[1:], limits=[3, 8])][1] == answers[2].text
     for query, answer in zip(queries, answers, strict=True):
         text = tokenizer.decode(their_ids(model, np.concatenate([prefix.ids, query]), max_new_tokens=8))
         assert text.startswith(answer.text)
@@ -113,9 +116,9 @@ def test_a_sweep_of_a_model_that_cannot_share_is_whole_and_counts_no_tokens_as_e
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
     sweep = Sweep(shots=(0, 2), num_draws=1, num_queries=3, max_tokens=200)
     with pytest.warns(UserWarning, match="plain path"):
-        plain = evaluate_task(unshared_model("lfm2"), task, tokenizer=tokenizer, sweep=sweep)
-    shared = evaluate_task(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
-    assert [cell.num_scored for cell in plain.cells] == [3, 3]
+        plain = curve_of(unshared_model("lfm2"), task, tokenizer=tokenizer, sweep=sweep)
+    shared = curve_of(tiny_model("llama"), task, tokenizer=tokenizer, sweep=sweep)
+    assert [cell.num_scored for cell in plain.points] == [3, 3]
     assert plain.num_encoded_tokens is None
     assert shared.num_encoded_tokens > len(task.head_ids)
     assert shared.plain_path is None
@@ -133,14 +136,16 @@ def test_the_plain_path_tells_how_many_times_as_many_tokens_it_processes(tokeniz
         make_task("animals") if labels else replace(make_task("animals"), family="qa", metric="exact_match", labels=())
     )
     sweep = Sweep(shots=(0, 2), num_draws=2, num_queries=3, max_tokens=200)
-    plans = {}
+    plans, counts = {}, {}
     for name, model in (("shared", tiny_model("llama")), ("plain", unshared_model("bloom"))):
         plans[name] = TaskSweep(tokenize_task(task, tokenizer=tokenizer), tokenizer=tokenizer, sweep=sweep)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            engine = engine_of(model, tokenizer)
             for draw in range(2):
-                list(ask_draw(model, plans[name], draw=draw))
-    counts = {name: plan.count.num_prefix_tokens + plan.count.num_query_tokens for name, plan in plans.items()}
+                list(answer_draw(engine, plans[name], draw=draw))
+        assert isinstance(engine, {"shared": SharedPrefix, "plain": WholePrompts}[name])
+        counts[name] = engine.count.num_prefix_tokens + engine.count.num_query_tokens
     path = plans["plain"].plain_path()
     assert path.processed_tokens == counts["plain"]
     # The engine also counts what it generates, which is in neither number: 3 cells of 3 queries.

@@ -137,7 +137,7 @@ def test_another_activation_leaves_the_gate_alone(uncompiled):
 
 def test_without_a_gpu_it_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"^--compile: makes asking faster on a GPU only.*; leave it out$"):
+    with pytest.raises(UserError, match=r"^`compiled`: works on a GPU only.*; leave it out$"):
         load_for_inference("seed", compiled=True)
 
 

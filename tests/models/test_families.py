@@ -25,8 +25,8 @@ def test_a_family_trains_and_is_asked(tmp_path, name):
     asked = load_for_inference(str(run.folder))
     tasks = load_tasks(tmp_path / "tasks", names=["animals"])
     sweep = evaluate(asked, tasks, shots=(0, 2), draws=2, queries=4)
-    assert [cell.num_scored for cell in sweep.curves[0].cells] == [4, 8]
-    assert one_pass_curve(asked, tasks, episodes=2).curves[0].cells[0].num_scored == 2
+    assert [cell.num_scored for cell in sweep.curves[0].points] == [4, 8]
+    assert one_pass_curve(asked, tasks, episodes=2).curves[0].points[0].num_scored == 2
     assert ask(asked, tasks[0], ["the red cat 77"])[0].answer in tasks[0].labels
 
 

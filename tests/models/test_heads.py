@@ -11,7 +11,7 @@ from manyicl.episodes.batch import join_row
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.inference.generation import generate_and_score, generate_behind
+from manyicl.inference.generation import generate_after, generate_and_score
 from manyicl.inference.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
 from manyicl.models.heads import float32_head
 from manyicl.models.isolation import row_attention
@@ -68,7 +68,7 @@ def test_options_that_tie_in_bfloat16_are_told_apart(name):
 def test_greedy_answers_begin_with_the_likelier_of_two_that_tie_in_bfloat16(name, tokenizer):
     model = tying_model(name)
     prefix = encode_prefix(model, SHOTS)
-    (answer,) = generate_behind(model, tokenizer, prefix, [QUERY], max_new_tokens=1)
+    (answer,) = generate_after(model, tokenizer, prefix, [QUERY], max_new_tokens=1)
     assert answer.text == tokenizer.cut_answer([BEST])[0] != tokenizer.cut_answer([CLOSE])[0]
     answers, _ = generate_and_score(model, tokenizer, prefix, [(QUERY, [CLOSE, 5])], max_new_tokens=1)
     assert answers == [answer]

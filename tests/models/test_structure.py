@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from manyicl.inference.budget import plan_memory
+from manyicl.inference.budget import row_budget
 from manyicl.inference.sharing import sharing_fault
 from manyicl.models.costs import layer_windows, shape_model
 from manyicl.models.isolation import isolation_fault
@@ -50,7 +50,7 @@ def test_gemma_4s_layers_have_their_own_heads_and_windows(gemma4):
     assert (boundaries(config), common_window(config)) == ([16], None)
     assert shape_model(config).head_dims == (8, 16)
     # Keys and values of one token, in float32: 2 heads of 8 and 2 heads of 16.
-    assert plan_memory(gemma4).key_bytes == 4 * 2 * (2 * 8 + 2 * 16)
+    assert row_budget(gemma4).key_bytes == 4 * 2 * (2 * 8 + 2 * 16)
 
 
 def test_gemma_4_trains_packed_and_is_asked_behind_a_prefix(gemma4):

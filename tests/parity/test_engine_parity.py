@@ -15,15 +15,16 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import join_examples, query_ids, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.curves import ask_draw, evaluate_task
+from manyicl.evaluation.answering import answer_draw
 from manyicl.evaluation.loop import one_pass_curve
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.drawing import draw_shots
-from manyicl.inference.generation import generate_answers, generate_behind
+from manyicl.inference.generation import generate_after
 from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
 from manyicl.inference.questions import ask
 from tests.conftest import CONFIGS, make_task, tiny_model
+from tests.support.answers import answer_prompts, curve_of, engine_of
 
 CLASSES = sorted(CONFIGS)
 
@@ -78,7 +79,7 @@ def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
         iter_episodes([lengths], settings=EpisodeSettings(token_budget=200), seed=0, purpose="one-pass curve")
     )
     test = task.splits["test"]
-    for cell, example in zip(curve.cells, episode.examples.tolist(), strict=True):
+    for cell, example in zip(curve.points, episode.examples.tolist(), strict=True):
         before = join_examples(task, split="test", indices=episode.examples[: cell.shots]).ids
         answer = test.ids[test.answer_starts[example] : test.starts[example + 1]].tolist()
         ids = query_ids(task, split="test", index=example, after_shots=cell.shots > 0)
@@ -126,7 +127,7 @@ def test_generation_of_any_shape_equals_transformers(name, tokenizers, steps, le
     for length in steps:
         prefix = encode_prefix(model, rng.integers(3, 390, length).astype(np.int32), after=prefix)
     queries = [rng.integers(3, 390, length).astype(np.int32) for length in lengths]
-    answers = generate_behind(model, tokenizer, prefix, queries, max_new_tokens=10)
+    answers = generate_after(model, tokenizer, prefix, queries, max_new_tokens=10)
     for query, answer in zip(queries, answers, strict=True):
         text = tokenizer.decode(their_ids(model, np.concatenate([prefix.ids, query]), max_new_tokens=10))
         ends = [place for place in (text.find("\n\n"), text.find("</s>")) if place >= 0]
@@ -156,8 +157,8 @@ def test_batched_generation_equals_generation_alone(name, asked):
         )
         for query in range(5)
     ]
-    together = generate_answers(model, tokenizer, prompts, max_new_tokens=12)
-    alone = [generate_answers(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+    together = answer_prompts(model, tokenizer, prompts, max_new_tokens=12)
+    alone = [answer_prompts(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in prompts]
     assert together == alone
     for prompt, answer in zip(prompts, together, strict=True):
         text = tokenizer.decode(their_ids(model, prompt, max_new_tokens=12))
@@ -167,10 +168,10 @@ def test_batched_generation_equals_generation_alone(name, asked):
 def test_a_checkpoints_own_generation_settings_do_not_change_a_greedy_answer(asked):
     model, (tokenizer, task) = tiny_model("llama", seed=3), asked
     prompt = join_examples(task, split="train", indices=range(3)).ids
-    before = generate_answers(model, tokenizer, [prompt], max_new_tokens=12)
+    before = answer_prompts(model, tokenizer, [prompt], max_new_tokens=12)
     model.generation_config.repetition_penalty = 50.0
     settings = model.generation_config
-    assert generate_answers(model, tokenizer, [prompt], max_new_tokens=12) == before
+    assert answer_prompts(model, tokenizer, [prompt], max_new_tokens=12) == before
     assert model.generation_config is settings
 
 
@@ -195,7 +196,7 @@ def test_ask_answers_behind_the_first_draw_of_a_sweep_with_the_same_seed(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
     loaded = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
     sweep = Sweep(shots=(3,), num_draws=2, num_queries=6, seed=5, max_tokens=256)
-    told = [p for p in evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep).predictions if p.draw == 0]
+    told = [p for p in curve_of(model, task, tokenizer=tokenizer, sweep=sweep).predictions if p.draw == 0]
     inputs = {example.id: example.input for example in task.task.test}
     answers = ask(loaded, task.task, [inputs[p.query] for p in told], shots=3, seed=5)
     assert [a.answer for a in answers] == [p.prediction for p in told]
@@ -229,19 +230,20 @@ def test_ask_uses_as_many_shots_as_fit(asked):
 def test_a_sweep_asks_the_same_queries_behind_nested_shots(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
     sweep = Sweep(shots=(0, 1, 4), num_draws=3, num_queries=6, seed=1, max_tokens=400)
-    curve = evaluate_task(model, task, tokenizer=tokenizer, sweep=sweep, trained_shots=1)
+    curve = curve_of(model, task, tokenizer=tokenizer, sweep=sweep, trained_shots=1)
     plan = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
     whole = plan.prefix_ids(2, start=0, stop=4)
     assert plan.prefix_ids(2, start=1, stop=4).tolist() == whole[-len(plan.prefix_ids(2, start=1, stop=4)) :].tolist()
     # Each draw encodes its head and its four shots once, for all shot counts together.
     once = [len(task.head_ids) + len(plan.prefix_ids(draw, start=0, stop=4)) for draw in range(3)]
     assert curve.num_encoded_tokens == plan.num_encoded_tokens == sum(once)
+    engine = engine_of(model, tokenizer)
     for draw in range(3):
-        list(ask_draw(model, plan, draw=draw))
-    assert plan.count.num_prefix_tokens == sum(once)
-    assert [cell.shots for cell in curve.cells] == [0, 1, 4]
-    assert [cell.num_scored for cell in curve.cells] == [6, 18, 18]  # without shots all draws are one
-    assert [cell.extrapolated for cell in curve.cells] == [False, False, True]
+        list(answer_draw(engine, plan, draw=draw))
+    assert engine.count.num_prefix_tokens == sum(once)
+    assert [cell.shots for cell in curve.points] == [0, 1, 4]
+    assert [cell.num_scored for cell in curve.points] == [6, 18, 18]  # without shots all draws are one
+    assert [cell.extrapolated for cell in curve.points] == [False, False, True]
     asked_queries = {(p.shots, p.draw): [] for p in curve.predictions}
     for p in curve.predictions:
         asked_queries[p.shots, p.draw].append(p.query)

@@ -10,7 +10,7 @@ import torch
 
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.inference.generation import generate_behind
+from manyicl.inference.generation import generate_after
 from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.models.loading import ModelSettings, load_model, load_tokenizer
 from manyicl.models.trials import trial_ids
@@ -99,7 +99,7 @@ def test_behind_a_prefix_equals_whole_prompts_and_generate(request, name, prose)
     assert min(whole) < 5  # it knows what is asked: these are likelihoods of ordinary text
 
     free = ids_of(tokenizer, "Input: The kitchen was")
-    (ours,) = generate_behind(model, tokenizer, encode_prefix(model, before), [free], max_new_tokens=6)
+    (ours,) = generate_after(model, tokenizer, encode_prefix(model, before), [free], max_new_tokens=6)
     prompt = torch.from_numpy(np.concatenate([before, free]).astype(np.int64))[None]
     theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=6)
     assert ours.text == tokenizer.decode(theirs[0, prompt.shape[1] :].tolist())

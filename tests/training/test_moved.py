@@ -41,7 +41,7 @@ def test_a_moved_run_is_asked_on_the_base_that_was_moved_with_it(moved):
     _, new = moved
     tasks = load_tasks(new / "tasks", names=["animals"])
     result = evaluate(str(new / "run"), tasks, shots=(0,), draws=1, queries=4)
-    assert result.curves[0].cells[0].score is not None
+    assert result.curves[0].points[0].score is not None
 
 
 def test_another_base_of_the_same_name_is_not_taken(moved):

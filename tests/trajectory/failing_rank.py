@@ -17,9 +17,9 @@ asked = 0
 
 
 def fail_on(rank: str) -> None:
-    original = loop.ask_draw
+    original = loop.answer_draw
 
-    def ask_draw(*arguments, **options):
+    def answer_draw(*arguments, **options):
         global asked  # noqa: PLW0603
         for cell in original(*arguments, **options):
             if os.environ["RANK"] == rank:
@@ -28,7 +28,7 @@ def fail_on(rank: str) -> None:
             time.sleep(1)  # so that the other has failed when this one looks
             yield cell
 
-    loop.ask_draw = ask_draw
+    loop.answer_draw = answer_draw
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from manyicl.evaluation.loop import evaluate
-from manyicl.evaluation.unfinished import Parts
+from manyicl.evaluation.unfinished import Unfinished
 from manyicl.tasks.task import load_tasks
 
 asked = 0
@@ -23,7 +23,7 @@ def die(*_: object) -> None:
 
 
 def count_cells(kind: str, number: int) -> None:
-    original = Parts.write
+    original = Unfinished.write
 
     def write(self, predictions):
         global asked  # noqa: PLW0603
@@ -34,7 +34,7 @@ def count_cells(kind: str, number: int) -> None:
         if asked == number and kind == "kept":
             die()
 
-    Parts.write = write
+    Unfinished.write = write
 
 
 def die_in_removal(number: int) -> None:

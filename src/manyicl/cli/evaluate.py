@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,11 +28,7 @@ from manyicl.evaluation import FILL, Shots
 commands = typer.Typer()
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from manyicl.evaluation import Evaluation
-    from manyicl.inference import InferenceModel
-    from manyicl.tasks import Task
+    from manyicl.inference import EndpointSettings, InferenceModel
 
 
 @commands.command("eval")
@@ -80,11 +76,11 @@ def eval_(
 
     by: Literal["sum", "mean"] = "mean" if length_normalized else "sum"
     with joined_ranks() as ranks, stoppable(*sys.argv[1:], kept=out.parent if out else None):
-        options: dict[str, Any] = {"shots": parse_shots(shots), "draws": draws, "queries": queries, "seed": seed}
+        counts = parse_shots(shots)
         check_out(out)
         _check_endpoint(endpoint, endpoint_model, precision, by=by, compiled=compiled, num_ranks=ranks.count)
         chosen = load_tasks(tasks, names=task)
-        asked = _load_asked(
+        loaded = _load(
             model,
             max_tokens,
             recipe,
@@ -93,12 +89,22 @@ def eval_(
             weights=endpoint is None,
             compiled=compiled,
         )
-        with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as report:
-            options |= {"max_new_tokens": max_new_tokens, "out": out, "report": report}
-            if endpoint is None:
-                result = evaluate(asked, chosen, **options, by=by, ranks=ranks)
-            else:
-                result = _ask_endpoint(asked, chosen, (endpoint, endpoint_model or model, concurrency), **options)
+        server = _endpoint_settings(endpoint, endpoint_model or model, concurrency)
+        with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as on_progress:
+            result = evaluate(
+                loaded,
+                chosen,
+                endpoint=server,
+                shots=counts,
+                draws=draws,
+                queries=queries,
+                seed=seed,
+                by=by,
+                max_new_tokens=max_new_tokens,
+                out=out,
+                ranks=ranks,
+                on_progress=on_progress,
+            )
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
@@ -134,20 +140,16 @@ def _check_endpoint(
         raise UserError(f"{wrong}; leave it out")
 
 
-def _ask_endpoint(
-    asked: InferenceModel, tasks: Sequence[Task], server: tuple[str, str, int], **options: Any
-) -> Evaluation:
-    """Return what a server (URL, model's name there, concurrency) answers."""
+def _endpoint_settings(url: str | None, model: str, concurrency: int) -> EndpointSettings | None:
+    """Return which server answers; None if none does."""
+    if url is None:
+        return None
     try:
-        from manyicl.evaluation import evaluate_at_endpoint
         from manyicl.inference import EndpointSettings
     except ModuleNotFoundError as error:
-        # Not the extra, which pip finds only where the package is on an index.
+        # Not the extra, which pip finds only if the package is on an index.
         raise UserError(f"--endpoint: {error.name} is not installed; pip install httpx2 tenacity") from error
-
-    url, name, concurrency = server
-    settings = EndpointSettings(url, model=name, concurrency=concurrency)
-    return evaluate_at_endpoint(asked, tasks, endpoint=settings, **options)
+    return EndpointSettings(url, model=model, concurrency=concurrency)
 
 
 @commands.command()
@@ -166,17 +168,17 @@ def curve(
     """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
     from manyicl.cli.result_tables import curve_plot, evaluation_table
     from manyicl.console import make_console, reporting
-    from manyicl.evaluation import check_out, one_pass_curve, refuse_other_result
+    from manyicl.evaluation import Evaluation, check_out, one_pass_curve, refuse_other_result
     from manyicl.tasks import load_tasks
 
     check_out(out)
     chosen = load_tasks(tasks, names=task)
-    asked = _load_asked(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
+    loaded = _load(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
     if out is not None:
-        settings = {"model": asked.path, "kind": "one-pass", "seed": seed, "max_tokens": asked.max_tokens}
-        refuse_other_result(out, settings, [{"task": t.name, "sha256": t.sha256} for t in chosen])
-    with reporting(make_console(stderr=True)) as report:
-        result = one_pass_curve(asked, chosen, episodes=episodes, seed=seed, report=report)
+        planned = Evaluation(loaded.path, "one-pass", seed=seed, max_tokens=loaded.max_tokens, curves=())
+        refuse_other_result(out, planned, [{"task": t.name, "sha256": t.sha256} for t in chosen])
+    with reporting(make_console(stderr=True)) as on_progress:
+        result = one_pass_curve(loaded, chosen, episodes=episodes, seed=seed, on_progress=on_progress)
     fault = None
     if out is not None:  # first, so that a reader who stops reading loses nothing
         try:
@@ -229,20 +231,21 @@ def ask_(
     """Answer one input a line behind the shots that fit; standard error says how many these are."""
     from dataclasses import asdict
 
-    from manyicl.inference import ask, describe_answers, read_inputs
+    from manyicl.cli.inputs import describe_answers, read_inputs
+    from manyicl.inference import ask
     from manyicl.tasks import load_tasks
 
     inputs = read_inputs(file)
     chosen = load_tasks(tasks, names=[task])[0]
-    asked = _load_asked(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
-    answers = ask(asked, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
+    loaded = _load(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
+    answers = ask(loaded, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
     if not as_json:
         typer.echo(describe_answers(answers, num_train=len(chosen.train)), err=True)
     for answer in answers:
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
 
 
-def _load_asked(
+def _load(
     model: str,
     max_tokens: int | None,
     recipe: Path | None,
@@ -252,7 +255,7 @@ def _load_asked(
     weights: bool = True,
     compiled: bool = False,
 ) -> InferenceModel:
-    """Return the model that a verb asks, in the template of a recipe where one is named."""
+    """Return the model of a verb, in the template of a recipe if one is named."""
     from manyicl.inference import load_for_inference
     from manyicl.training import load_recipe
 

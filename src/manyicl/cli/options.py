@@ -52,17 +52,26 @@ Recipe = Annotated[
 ]
 # Parameters that the library names in its messages and the command line has as options. A recipe's own keys, such as
 # train.seed=1, stay as they are.
-_PARAMETER = re.compile(
-    r"(?<![\w.])(held_out|shots|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|length_normalized|precision"
-    r"|compile|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume)=(.)"
+_NAMES = (
+    "held_out|shots|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|length_normalized|precision|compile"
+    "|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
 )
+_GIVEN = re.compile(rf"(?<![\w.])({_NAMES})=(.)")
+_NAMED = re.compile(rf"`({_NAMES}|compiled|endpoint\.model)`")
 
 
 def in_flags(message: str) -> str:
-    """Return a message of the library in the words of the command line: `held_out=x` becomes `--held-out x`."""
-    return _PARAMETER.sub(
-        lambda match: f"--{match[1].replace('_', '-')}{'' if match[2] == ':' else ' '}{match[2]}", message
-    )
+    """Return a message of the library in the words of the command line.
+
+    >>> in_flags("max_tokens=9: is too small; lower `shots`")
+    '--max-tokens 9: is too small; lower --shots'
+    """
+    given = _GIVEN.sub(lambda found: f"{_flag(found[1])}{'' if found[2] == ':' else ' '}{found[2]}", message)
+    return _NAMED.sub(lambda found: _flag(found[1]), given)
+
+
+def _flag(name: str) -> str:
+    return "--compile" if name == "compiled" else f"--{name.replace('_', '-').replace('.', '-')}"
 
 
 def is_main() -> bool:

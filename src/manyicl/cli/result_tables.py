@@ -16,13 +16,13 @@ from rich.text import Text
 from manyicl.console import Table
 from manyicl.evaluation import (
     FILL,
-    Cell,
-    CellDifference,
     Difference,
     Evaluation,
     MeanDifference,
     MetricDifference,
+    PointDifference,
     ShotCurve,
+    ShotPoint,
     Shots,
     sort_shots,
     tell_asked_with,
@@ -34,7 +34,7 @@ from manyicl.report import tell_plain_path
 
 def show_shots(curves: Sequence[ShotCurve]) -> list[Shots]:
     """Return the shot counts a table shows: all of them, or powers of two where there are more than ten."""
-    every = sort_shots(cell.shots for curve in curves for cell in curve.cells)
+    every = sort_shots(cell.shots for curve in curves for cell in curve.points)
     if len(every) <= 10:
         return every
     return [k for k in every if isinstance(k, str) or k & (k - 1) == 0 or k == every[-1]]
@@ -63,9 +63,9 @@ def evaluation_table(evaluation: Evaluation) -> Group:
     if has_draws:
         table.add_column("worst draw", justify="right")
     for curve in evaluation.curves:
-        cells = {cell.shots: cell for cell in curve.cells}
-        majority = next((c.majority_score for c in curve.cells if c.majority_score is not None), None)
-        chance = next((c.chance_score for c in curve.cells if c.chance_score is not None), None)
+        cells = {cell.shots: cell for cell in curve.points}
+        majority = next((c.majority_score for c in curve.points if c.majority_score is not None), None)
+        chance = next((c.chance_score for c in curve.points if c.chance_score is not None), None)
         table.add_row(
             curve.task,
             curve.metric,
@@ -76,7 +76,7 @@ def evaluation_table(evaluation: Evaluation) -> Group:
         )
     note = "worst draw: at the most shots that were scored; \u00b1: standard deviation over draws, in points"
     told = [
-        (c.task, {cell.shots: {m: f"{100 * x:.1f}" for m, x in cell.other_scores.items()} for cell in c.cells})
+        (c.task, {cell.shots: {m: f"{100 * x:.1f}" for m, x in cell.other_scores.items()} for cell in c.points})
         for c in evaluation.curves
     ]
     others = _other_metrics(told, shots, unit="%")
@@ -101,17 +101,17 @@ def _other_metrics(
     return [table] if table.row_count else []
 
 
-def _last_scored(curve: ShotCurve) -> Cell | None:
-    return next((cell for cell in reversed(curve.cells) if cell.score is not None), None)
+def _last_scored(curve: ShotCurve) -> ShotPoint | None:
+    return next((cell for cell in reversed(curve.points) if cell.score is not None), None)
 
 
-def _worst_text(cell: Cell | None) -> str:
+def _worst_text(cell: ShotPoint | None) -> str:
     if cell is None or cell.worst_draw is None or cell.spread is None:
         return "-"
     return f"{100 * cell.worst_draw:.1f} \u00b1{100 * cell.spread:.1f}"
 
 
-def _cell_text(cell: Cell | None) -> str:
+def _cell_text(cell: ShotPoint | None) -> str:
     if cell is not None and cell.unanswered:
         return "incomplete"
     if cell is None or cell.score is None:
@@ -124,29 +124,29 @@ def _cell_text(cell: Cell | None) -> str:
 
 def _notes(evaluation: Evaluation) -> list[Text]:
     notes = []
-    cells = [cell for curve in evaluation.curves for cell in curve.cells]
+    cells = [cell for curve in evaluation.curves for cell in curve.points]
     if evaluation.plain_path is not None:
         path = evaluation.plain_path
         notes.append(tell_plain_path(**asdict(path), fault=evaluation.sharing_fault))
     if any(cell.extrapolated and cell.num_scored for cell in cells):
         notes.append("* more shots than this task was trained with")
     for curve in evaluation.curves:
-        unfit = max((cell.num_unfit for cell in curve.cells if cell.num_scored), default=0)
+        unfit = max((cell.num_unfit for cell in curve.points if cell.num_scored), default=0)
         if unfit:
             notes.append(f"{curve.task}: {unfit} queries do not fit behind its most shots and were left out at every k")
         notes += [f"{curve.task}: {count:,} {reason}" for reason, count in curve.left_out.items()]
-        filled = [draw.num_shots for cell in curve.cells if cell.shots == FILL for draw in cell.draws]
+        filled = [draw.num_shots for cell in curve.points if cell.shots == FILL for draw in cell.draws]
         if filled:
             notes.append(f"{curve.task}: fill is {_range(filled)} shots")
-        for reason in dict.fromkeys(cell.why_not for cell in curve.cells if cell.why_not):
-            counts = ", ".join(str(cell.shots) for cell in curve.cells if cell.why_not == reason)
+        for reason in dict.fromkeys(cell.why_not for cell in curve.points if cell.why_not):
+            counts = ", ".join(str(cell.shots) for cell in curve.points if cell.why_not == reason)
             notes.append(f"{curve.task}: not asked at {counts} shots: {reason}")
         notes += [
             f"{curve.task}: {count} queries {tell_asked_with(cell.shots)} have no answer ({reason})"
-            for cell in curve.cells
+            for cell in curve.points
             for reason, count in cell.unanswered.items()
         ]
-        cut = sum(cell.num_cut for cell in curve.cells)
+        cut = sum(cell.num_cut for cell in curve.points)
         if cut:
             told = f"{cut} generated answers reached the token limit before their end"
             notes.append(f"{curve.task}: {told}; --max-new-tokens raises it")
@@ -211,7 +211,7 @@ def difference_table(difference: Difference) -> Group:
     return Group(*names, table, *told, *beside, *(Text(note, style="dim") for note in notes))
 
 
-def _points(item: CellDifference | MeanDifference | MetricDifference | None) -> Text:
+def _points(item: PointDifference | MeanDifference | MetricDifference | None) -> Text:
     if item is None:
         return Text("-")
     points = 100 * item.difference
@@ -245,13 +245,13 @@ def _mean_shots(evaluation: Evaluation, shots: Shots) -> float:
     """Return where a number of shots stands on the axis: `fill` at the mean over tasks."""
     if shots != FILL:
         return shots
-    known = [cell.mean_shots or 0.0 for curve in evaluation.curves for cell in curve.cells if cell.shots == FILL]
+    known = [cell.mean_shots or 0.0 for curve in evaluation.curves for cell in curve.points if cell.shots == FILL]
     return sum(known) / len(known)
 
 
 def _mean_score(evaluation: Evaluation, shots: Shots) -> float | None:
     """Return the mean over tasks at one k, None unless every task was scored there: else the tasks would differ."""
-    scores = [cell.score for curve in evaluation.curves for cell in curve.cells if cell.shots == shots]
+    scores = [cell.score for curve in evaluation.curves for cell in curve.points if cell.shots == shots]
     known = [score for score in scores if score is not None]
     return 100 * sum(known) / len(known) if known and len(known) == len(evaluation.curves) else None
 

@@ -14,7 +14,7 @@ import numpy as np
 from manyicl.comparison.arms import ARMS, Arm, ArmName
 from manyicl.comparison.grid import Grid, Scores, What, WorkItem, judge_shots, plan_file, validation_scores
 from manyicl.comparison.pooling import Pooled, pool_differences, pool_means, tabulate
-from manyicl.evaluation import FILL, Prediction, Shots, cap_shots, read_result, sort_shots
+from manyicl.evaluation import FILL, Evaluation, Prediction, Shots, cap_shots, sort_shots
 from manyicl.intervals import Run, Table
 from manyicl.training import MetricsLog
 
@@ -72,9 +72,9 @@ class Findings:
         cells = [WorkItem(arm.name, seed, what, task) for task in self.comparison.models_of(arm)]
         if not all(self.comparison.is_done(cell) for cell in cells):
             return None
-        results = [read_result(self.comparison.place(cell)) for cell in cells]
+        results = [Evaluation.load(self.comparison.place(cell)) for cell in cells]
         predictions = [p for result in results for p in result.predictions]
-        entries = {task["task"]: task for result in results for task in result.content["tasks"]}
+        entries = {task["task"]: task for result in results for task in result.to_json()["tasks"]}
         return Asked(entries, predictions, tabulate(predictions))
 
     def tasks_of(self, arm: ArmName, role: str) -> list[str]:

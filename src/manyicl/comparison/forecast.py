@@ -326,7 +326,7 @@ def count_sweep(plan: TaskSweep, *, forward: Callable[..., int]) -> Work:
     A free answer is taken to be as long as its reference. forward: model FLOPs of rows behind a prefix.
     """
     total, behind = Work(), {shown: _query_tokens(plan, after_shots=shown) for shown in (False, True)}
-    for draw in range(plan.sweep.num_draws):
+    for draw in range(plan.settings.num_draws):
         ends = prefix_lengths(plan.tokenized, plan.draws[draw])
         if not plan.shots_of(draw):
             continue

@@ -583,7 +583,7 @@ class _Worker:
         tasks, options = comparison.sweep_of(cell)
         with _titled(self.console, title) as report:
             # A cell may be empty: of validation rows, say, none of which fits.
-            evaluate(asked, tasks, seed=cell.seed, out=out, report=report, allow_empty=True, **options)
+            evaluate(asked, tasks, seed=cell.seed, out=out, on_progress=report, allow_empty=True, **options)
 
     def _ask_model(self, cell: WorkItem) -> InferenceModel:
         """Return the model of a cell, in the comparison's template and length."""

@@ -1,4 +1,4 @@
-"""Score against number of shots: sweeps, results, differences, what was forgotten."""
+"""Score against number of shots: sweeps, results and their differences, and what a model forgot."""
 
 import lazy_loader
 

@@ -1,8 +1,7 @@
-from .difference import CellDifference, Difference, MeanDifference, MetricDifference, compare_results, tell_difference
-from .endpoint_sweep import evaluate_at_endpoint
+from .difference import Difference, MeanDifference, MetricDifference, PointDifference, compare_results, tell_difference
 from .loop import evaluate, one_pass_curve
-from .points import Cell, PlainPath, Prediction, ShotCurve, sum_plain_paths
-from .results import Evaluation, check_out, predictions_path, read_result, refuse_other_result
+from .points import DrawPoint, PlainPath, Prediction, ShotCurve, ShotPoint, sum_plain_paths
+from .results import Evaluation, check_out, predictions_path, refuse_other_result
 from .scoring import chance_score
 from .shots import FILL, Shots, cap_shots, shots_order, sort_shots, tell_asked_with, tell_shot_count
 from .sweep import Sweep, TaskSweep
@@ -11,15 +10,16 @@ from .unfinished import package_versions
 
 __all__ = [
     "FILL",
-    "Cell",
-    "CellDifference",
     "Difference",
+    "DrawPoint",
     "Evaluation",
     "MeanDifference",
     "MetricDifference",
     "PlainPath",
+    "PointDifference",
     "Prediction",
     "ShotCurve",
+    "ShotPoint",
     "Shots",
     "Sweep",
     "TaskSweep",
@@ -30,11 +30,9 @@ __all__ = [
     "compare_results",
     "drift_every",
     "evaluate",
-    "evaluate_at_endpoint",
     "one_pass_curve",
     "package_versions",
     "predictions_path",
-    "read_result",
     "read_windows",
     "refuse_other_result",
     "shots_order",

@@ -1,4 +1,4 @@
-"""Two sweeps compared: paired differences on what both were asked alike, with intervals and plain sentences."""
+"""Compare two sweeps: paired differences on the answers that they have in common, with intervals and sentences."""
 
 from __future__ import annotations
 
@@ -11,74 +11,94 @@ import numpy as np
 
 from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction
-from manyicl.evaluation.results import Result
+from manyicl.evaluation.results import Evaluation
 from manyicl.evaluation.scoring import MACRO_F1, macro_f1
 from manyicl.evaluation.shots import Shots, shots_order, sort_shots, tell_asked_with
 from manyicl.intervals import Table, difference_interval
 
-_CellKey = tuple[str, Shots]  # task, shots
+_PointKey = tuple[str, Shots]  # task, shots
 _DrawKey = tuple[str, Shots, int]  # task, shots, draw
 _Answers = dict[str, Prediction]  # query -> answer
-_Drawn = tuple[_Answers, _Answers]  # of a and of b, behind one draw
+_Drawn = tuple[_Answers, _Answers]  # of a and of b, in one draw
 _Pair = tuple[Table, Table]
 
 
 @dataclass(frozen=True, slots=True)
 class MetricDifference:
-    """b - a by a metric that stands beside the task's own, on the same answers.
-
-    low, high: ends of the 95 % interval; None for macro-F1, which has no value of one answer.
-    """
+    """b - a by a metric beside the task's own, on the same answers."""
 
     metric: str
+    """Name of the metric."""
     a: float
+    """Mean score of a."""
     b: float
+    """Mean score of b."""
     difference: float
+    """b - a."""
     low: float | None
+    """Lower end of the 95 % interval; None for macro-F1, which single answers do not have."""
     high: float | None
+    """Upper end of the interval."""
 
 
 @dataclass(frozen=True, slots=True)
-class CellDifference:
-    """One task at one number of shots: b - a with its 95 % interval, on the draws and queries that both were asked.
-
-    Scores are 0 to 1; low and high are None where a lone value gives none. others: by the metrics that stand beside the
-    task's own, as far as both results have them.
-    """
+class PointDifference:
+    """One task at one number of shots: b - a, on the draws and queries that both were asked. Scores are 0 to 1."""
 
     task: str
+    """Name of the task."""
     shots: Shots
+    """Number of shots, or `fill`."""
     num_draws: int
+    """Draws that both have."""
     num_queries: int
+    """Queries that all these draws have."""
     a: float
+    """Mean score of a."""
     b: float
+    """Mean score of b."""
     difference: float
+    """b - a."""
     low: float | None
+    """Lower end of the 95 % interval; None if a single answer gives none."""
     high: float | None
+    """Upper end of the interval."""
     others: tuple[MetricDifference, ...] = ()
+    """By the metrics that both results have beside the task's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeanDifference:
-    """The mean of the tasks' differences at one number of shots, for these tasks: only draws and queries vary."""
+    """The mean of the tasks' differences at one number of shots. The tasks are fixed: only draws and queries vary."""
 
     shots: Shots
+    """Number of shots, or `fill`."""
     tasks: tuple[str, ...]
+    """The tasks that the mean is over."""
     difference: float
+    """Mean of b - a."""
     low: float | None
+    """Lower end of the 95 % interval; None if single answers give none."""
     high: float | None
+    """Upper end of the interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What two results say of each other. num_rows: pairs of answers. unjoined: reason -> rows of either left out."""
+    """How two results differ."""
 
     a: str
+    """Model and file of the first."""
     b: str
+    """Model and file of the second."""
     num_rows: int
+    """Pairs of answers that were compared."""
     unjoined: Mapping[str, int]
-    cells: tuple[CellDifference, ...]
+    """Reason -> answers of either that were left out."""
+    cells: tuple[PointDifference, ...]
+    """By task and number of shots."""
     means: tuple[MeanDifference, ...]
+    """Over tasks, by number of shots."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, each difference with its sentence."""
@@ -88,11 +108,11 @@ class Difference:
         return content
 
 
-def compare_results(a: Result, b: Result) -> Difference:
+def compare_results(a: Evaluation, b: Evaluation) -> Difference:
     """Return b - a, joined by task, draw, shots and query.
 
-    Only cells with the very same shots, scored by the same metric, are joined: a draw that another seed, other data
-    or another tokenizer's drops made is another draw. A cell that was not scored is left out, never taken for 0.
+    Only draws of the very same shots, scored by the same metric, are joined: with another seed, other data, or a
+    tokenizer that drops other rows it is another draw. A point without a score is left out, never taken for 0.
 
     Raises:
         UserError: nothing joins.
@@ -101,11 +121,11 @@ def compare_results(a: Result, b: Result) -> Difference:
     rows_a, rows_b = _group_rows(a.predictions), _group_rows(b.predictions)
     shots_a, shots_b = _shots_of(a), _shots_of(b)
     metrics_a, metrics_b = _metrics_of(a), _metrics_of(b)
-    draws: dict[_CellKey, list[_Drawn]] = {}
+    draws: dict[_PointKey, list[_Drawn]] = {}
     for key in sorted({*rows_a, *rows_b}, key=lambda key: (key[0], shots_order(key[1]), key[2])):
         task, shots, _ = key
         one, other = rows_a.get(key, {}), rows_b.get(key, {})
-        reason = _refuse_cell(key, (rows_a, rows_b), metrics=(metrics_a, metrics_b))
+        reason = _refuse_draw(key, (rows_a, rows_b), metrics=(metrics_a, metrics_b))
         if reason is None and shots_a[key] != shots_b[key]:
             reason = "other shots were drawn (another seed, other task data, or a tokenizer that drops other rows)"
         if reason is None:
@@ -115,11 +135,13 @@ def compare_results(a: Result, b: Result) -> Difference:
     paired = {key: _share_queries(pairs, unjoined) for key, pairs in draws.items()}
     tables = {key: _pair_tables(pairs) for key, pairs in paired.items() if pairs}
     if not tables:
-        told = "; ".join(f"{count:,} rows: {reason}" for reason, count in unjoined.most_common())
-        raise UserError(f"{a.path} and {b.path}: nothing to compare ({told}); ask both with the same tasks and --seed")
+        reasons = "; ".join(f"{count:,} rows: {reason}" for reason, count in unjoined.most_common())
+        raise UserError(
+            f"{_place(a)} and {_place(b)}: nothing to compare ({reasons}); ask both with the same tasks and `seed`"
+        )
     with_macro = _tasks_with_macro_f1(a)
     cells = [
-        replace(_compare_cell(*key, *pair), others=_compare_others(paired[key], macro=key[0] in with_macro))
+        replace(_compare_point(*key, *pair), others=_compare_others(paired[key], macro=key[0] in with_macro))
         for key, pair in tables.items()
     ]
     means = [_compare_mean(shots, tables) for shots in sort_shots(shots for _, shots in tables)]
@@ -127,10 +149,10 @@ def compare_results(a: Result, b: Result) -> Difference:
     return Difference(_name(a), _name(b), num_rows, dict(unjoined), cells=tuple(cells), means=tuple(means))
 
 
-def tell_difference(item: CellDifference | MeanDifference) -> str:
+def tell_difference(item: PointDifference | MeanDifference) -> str:
     """Return the difference as a plain sentence, in points of a hundred."""
     where = tell_asked_with(item.shots)
-    if isinstance(item, CellDifference):
+    if isinstance(item, PointDifference):
         what = item.task
     else:
         what = item.tasks[0] if len(item.tasks) == 1 else f"mean of {len(item.tasks)} tasks"
@@ -142,13 +164,17 @@ def tell_difference(item: CellDifference | MeanDifference) -> str:
     interval = f"[{sign * ends[0]:.1f}, {sign * ends[1]:.1f}]"
     better = "B" if item.difference > 0 else "A"
     if item.low <= 0 <= item.high:
-        told = "A and B are equal" if item.difference == 0 else f"{better} is ahead by {points}"
-        return f"no difference can be told {where}, {what}: {told} {interval}"
+        lead = "A and B are equal" if item.difference == 0 else f"{better} is ahead by {points}"
+        return f"no difference can be told {where}, {what}: {lead} {interval}"
     return f"{better} is better by {points} {interval} {where}, {what}"
 
 
-def _name(result: Result) -> str:
-    return f"{result.content['model']} ({result.path})"
+def _name(result: Evaluation) -> str:
+    return result.model if result.path is None else f"{result.model} ({result.path})"
+
+
+def _place(result: Evaluation) -> str:
+    return result.model if result.path is None else str(result.path)
 
 
 def _group_rows(predictions: Sequence[Prediction]) -> dict[_DrawKey, _Answers]:
@@ -159,31 +185,30 @@ def _group_rows(predictions: Sequence[Prediction]) -> dict[_DrawKey, _Answers]:
     return grouped
 
 
-def _shots_of(result: Result) -> dict[_DrawKey, str]:
+def _shots_of(result: Evaluation) -> dict[_DrawKey, str]:
     return {
-        (task["task"], cell["shots"], draw["draw"]): draw["shots_sha256"]
-        for task in result.content["tasks"]
-        for cell in task["curve"]
-        for draw in cell["draws"]
+        (curve.task, point.shots, draw.draw): draw.shots_sha256
+        for curve in result.curves
+        for point in curve.points
+        for draw in point.draws
     }
 
 
-def _metrics_of(result: Result) -> dict[str, str]:
-    return {task["task"]: task["metric"] for task in result.content["tasks"]}
+def _metrics_of(result: Evaluation) -> dict[str, str]:
+    return {curve.task: curve.metric for curve in result.curves}
 
 
-def _tasks_with_macro_f1(result: Result) -> set[str]:
-    cells = [(task["task"], cell) for task in result.content["tasks"] for cell in task["curve"]]
-    return {task for task, cell in cells if MACRO_F1 in cell.get("other_scores", {})}
+def _tasks_with_macro_f1(result: Evaluation) -> set[str]:
+    return {curve.task for curve in result.curves if any(MACRO_F1 in point.other_scores for point in curve.points)}
 
 
-def _refuse_cell(
+def _refuse_draw(
     key: _DrawKey,
     rows: tuple[Mapping[_DrawKey, _Answers], Mapping[_DrawKey, _Answers]],
     *,
     metrics: tuple[Mapping[str, str], Mapping[str, str]],
 ) -> str | None:
-    """Return why a draw of a cell cannot be paired, as far as the keys tell; None where it can."""
+    """Return why a draw cannot be paired, as far as its key says; None if it can."""
     task, shots, _ = key
     for name, other, ours, theirs in (("A", "B", 0, 1), ("B", "A", 1, 0)):
         if task not in metrics[theirs]:
@@ -197,13 +222,13 @@ def _refuse_cell(
 
 
 def _share_queries(pairs: Sequence[_Drawn], unjoined: Counter[str]) -> list[_Drawn]:
-    """Return both sides' answers to the queries that all draws of both have, and count the others; [] if none is."""
+    """Return both sides' answers to the queries that all draws of both have, and count the others; [] without any."""
     shared = set(pairs[0][0]).intersection(*(answers for pair in pairs for answers in pair))
     left_out = sum(len(answers) - len(shared) for pair in pairs for answers in pair)
     if left_out:
-        unjoined["the query was asked in one alone (another --queries or --max-tokens, other seed, or other data)"] += (
-            left_out
-        )
+        unjoined[
+            "the query was asked in one alone (other numbers of queries or tokens, another seed, or other data)"
+        ] += left_out
     queries = [query for query in pairs[0][0] if query in shared]
     return [({q: one[q] for q in queries}, {q: other[q] for q in queries}) for one, other in pairs if queries]
 
@@ -243,15 +268,15 @@ def _macro_f1(answers: Sequence[Prediction]) -> float:
     return macro_f1([p.prediction for p in answers], answers=[p.answer for p in answers])
 
 
-def _compare_cell(task: str, shots: Shots, a: Table, b: Table) -> CellDifference:
+def _compare_point(task: str, shots: Shots, a: Table, b: Table) -> PointDifference:
     interval = difference_interval([{task: Table(b.scores - a.scores, a.queries)}])
     num_draws, num_queries = a.scores.shape
     low, high = interval.ends
     means = float(a.scores.mean()), float(b.scores.mean())
-    return CellDifference(task, shots, num_draws, num_queries, *means, interval.mean, low=low, high=high)
+    return PointDifference(task, shots, num_draws, num_queries, *means, interval.mean, low=low, high=high)
 
 
-def _compare_mean(shots: Shots, tables: Mapping[_CellKey, _Pair]) -> MeanDifference:
+def _compare_mean(shots: Shots, tables: Mapping[_PointKey, _Pair]) -> MeanDifference:
     chosen = {task: pair for (task, k), pair in tables.items() if k == shots}
     interval = difference_interval([{task: Table(b.scores - a.scores, a.queries) for task, (a, b) in chosen.items()}])
     low, high = interval.ends

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from manyicl.distributed import ALONE, Ranks
 from manyicl.episodes import Frame, TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.curves import Report, ask_draw, make_curve, score_one_pass
-from manyicl.evaluation.points import Prediction
+from manyicl.evaluation.answering import PointAnswers, answer_draw
+from manyicl.evaluation.curves import OnProgress, make_curve, score_one_pass
+from manyicl.evaluation.points import ShotCurve
 from manyicl.evaluation.results import Evaluation, refuse_other_result
 from manyicl.evaluation.shots import FILL, Shots, sort_shots
 from manyicl.evaluation.sweep import DEFAULT_SHOTS, Sweep, TaskSweep, refuse_empty
-from manyicl.evaluation.unfinished import Parts, package_versions, read_header, sole_writer_of_out
+from manyicl.evaluation.unfinished import (
+    Unfinished,
+    answer_log_path,
+    package_versions,
+    read_header,
+    sole_writer_of_out,
+)
 from manyicl.inference import (
+    Engine,
     InferenceModel,
+    choose_engine,
     device_of,
     load_for_inference,
-    sharing_fault,
     tokenize_for,
     trained_shots_of,
 )
@@ -28,12 +37,18 @@ from manyicl.models import hash_weights, read_note
 from manyicl.seeds import STREAMS, AskPurpose
 from manyicl.tasks import Task
 
+if TYPE_CHECKING:  # it needs packages that only those who use a server install
+    from manyicl.inference import EndpointSettings
+
+_Point = tuple[str, int, Shots]  # task, draw, number of shots
+
 
 @sole_writer_of_out
 def evaluate(
     model: str | InferenceModel,
     tasks: Sequence[Task],
     *,
+    endpoint: EndpointSettings | None = None,
     shots: Sequence[Shots] = DEFAULT_SHOTS,
     draws: int = 5,
     queries: int = 200,
@@ -46,80 +61,119 @@ def evaluate(
     allow_empty: bool = False,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
-    report: Report = lambda what, done, total: None,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> Evaluation:
-    """Return the shot curve of every task: `queries` test rows behind `draws` draws of 0 ... k train shots.
+    """Return the shot curve of every task: `queries` test rows after `draws` draws of 0 ... k train shots.
 
-    shots: numbers of shots, and "fill" for as many as fit in each draw. most_only: ask each task only with the largest
-    number that it can be asked with.
+    endpoint: a server that answers instead of the model's own weights. It reports no likelihoods, so every answer is
+        generated, and a known answer counts if it is written exactly.
+    shots: numbers of shots, and "fill" for as many as fit in each draw.
+    most_only: ask each task only with the largest number of shots that it can be asked with.
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
-    max_new_tokens: a generated answer is cut there (counted as `num_cut`); by default at as many tokens as the task's
-    longest train answer has, and at most at 256.
-    fixed_shots: one of `shots`; all draws hold the same shots up to it, each in another order, so that the spread at
-    that number is the order's alone; "most": each task's own most shots. purpose: "choice of settings" draws other
-    shots and queries than those that are reported. allow_empty: a sweep of which no task has room for a query is no
-    error, and its cells are empty.
-    out: FILE.json to write. Finished cells are kept in FILE.json.parts until it is whole, and the same call goes on
-    from them. ranks: among which the draws of all tasks are shared out; all of them return the same.
+    max_new_tokens: limit of a generated answer; one that reaches it is counted as cut. Default: as many tokens as the
+        task's longest train answer has, at most 256.
+    fixed_shots: one of `shots`: all draws hold the same shots up to that number, each in another order, so that the
+        spread at that number is due to the order alone. "most": each task's own largest number.
+    purpose: "choice of settings" draws other shots and queries than those that are reported.
+    allow_empty: return empty points, instead of an error, if no task has room for a query.
+    out: FILE.json to write. What is finished is kept beside it until the result is complete (`unfinished`); the same
+        call resumes from there.
+    ranks: processes among which the draws of all tasks are divided; all of them return the same.
+    on_progress: called with what is under way, how many queries are answered, and how many there are in all.
 
     Raises:
-        UserError: a task has no test rows, its answers cannot be written by the tokenizer, nothing can be asked, or
-            `out` holds another evaluation, or waits for cells of one.
+        UserError: a task has no test rows, its answers cannot be written by the tokenizer, nothing can be asked, the
+            server refuses, or `out` holds another evaluation, finished or not.
     """
-    asked = load_for_inference(model) if isinstance(model, str) else model
-    if out is not None:
-        asked = _with_kept_frame(asked, Path(out))
-    sweep = make_sweep(
-        asked, shots=shots, draws=draws, queries=queries, seed=seed, by=by, max_new_tokens=max_new_tokens
-    )
-    sweep = replace(sweep, purpose=purpose, most_only=most_only)
-    if fixed_shots is not None:
-        sweep = fix_shots(sweep, fixed_shots)
-    names = [task.name for task in tasks]
-    if len(set(names)) < len(names):
-        raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
-    plans = [TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep) for task in tasks]
-    if not allow_empty:
-        refuse_empty(plans)
+    if endpoint is not None:
+        _check_server_can(by=by, ranks=ranks)
+    loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str) else model
     path = None if out is None else Path(out)
-    if path is not None:
-        settings = {"model": asked.path, "kind": "sweep", "by": by, "engine": "local", "seed": seed}
-        settings |= {"max_tokens": asked.max_tokens, "fixed_shots": fixed_shots, "streams": STREAMS}
-        settings["max_new_tokens"] = max_new_tokens
-        refuse_other_result(path, settings, [plan.about for plan in plans])
-    parts = Parts(path, _identify(asked, sweep, tasks)) if path is not None else None
-    with asked.asking():
-        gathered = ranks.gather(lambda: _ask_cells(asked.model, plans, parts=parts, ranks=ranks, report=report))
-        fault = sharing_fault(asked.model)
-    answered = {cell: rows for cells in gathered for cell, rows in cells.items()}
-    curves = [
-        make_curve(
-            plan,
-            {(draw, k): answered[plan.task.name, draw, k] for draw, k in plan.cells},
-            trained_shots=trained_shots_of(asked, plan.task),
-            shared=not fault,
-        )
-        for plan in plans
-    ]
+    if path is not None and endpoint is None:
+        loaded = _with_kept_frame(loaded, path)
+    settings = make_sweep(
+        loaded, shots=shots, draws=draws, queries=queries, seed=seed, by=by, max_new_tokens=max_new_tokens
+    )
+    settings = replace(settings, purpose=purpose, most_only=most_only)
+    if fixed_shots is not None:
+        settings = fix_shots(settings, fixed_shots)
+    sweeps = _plan_sweeps(loaded, tasks, settings)
+    if not allow_empty:
+        refuse_empty(sweeps)
     result = Evaluation(
-        asked.path,
+        loaded.path,
         "sweep",
         seed=seed,
-        max_tokens=asked.max_tokens,
-        curves=tuple(curves),
-        by=by,
+        max_tokens=loaded.max_tokens,
+        curves=(),
+        by=by if endpoint is None else None,
+        engine="local" if endpoint is None else "endpoint",
         fixed_shots=fixed_shots,
-        sharing_fault=fault,
         max_new_tokens=max_new_tokens,
     )
-    if path is not None and parts is not None and ranks.is_main:
+    if path is not None:
+        server_model = None if endpoint is None else endpoint.model
+        refuse_other_result(path, result, [sweep.about for sweep in sweeps], endpoint_model=server_model)
+    unfinished = Unfinished(path, _identify(loaded, settings, tasks) if path is not None and endpoint is None else None)
+    try:
+        with choose_engine(loaded, endpoint=endpoint, kept=unfinished.answers) as engine:
+            work = partial(_answer_points, engine, sweeps, unfinished=unfinished, ranks=ranks, on_progress=on_progress)
+            answers = {point: one for part in ranks.gather(work) for point, one in part.items()}
+    except UserError as error:
+        if path is None or not unfinished.answers:
+            raise
+        kept = f"{len(unfinished.answers)} answers are kept in {answer_log_path(path)}; repeat the evaluation to go on"
+        raise UserError(f"{error}; {kept}") from error
+    finally:
+        unfinished.close()
+    result = replace(
+        result,
+        curves=tuple(_make_curves(loaded, engine, sweeps, answers)),
+        endpoint=engine.server,
+        sharing_fault=engine.sharing_fault or "",
+    )
+    if path is not None and ranks.is_main:
         result.save(path)
-        parts.remove()
+        if result.complete:
+            unfinished.remove()
     return result
 
 
+def _check_server_can(*, by: str, ranks: Ranks) -> None:
+    """Refuse what a server cannot do."""
+    if by != "sum":
+        raise UserError(f"by={by}: a server reports no likelihoods to choose by; leave it out")
+    if ranks.count > 1:
+        raise UserError(f"`endpoint`: {ranks.count} processes; let one process ask the server, several queries at once")
+
+
+def _plan_sweeps(model: InferenceModel, tasks: Sequence[Task], settings: Sweep) -> list[TaskSweep]:
+    """Return what is asked of each task.
+
+    Raises:
+        UserError: two tasks have one name, or the answers of one cannot be used.
+    """
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
+    return [TaskSweep(tokenize_for(task, model), tokenizer=model.tokenizer, sweep=settings) for task in tasks]
+
+
+def _make_curves(
+    model: InferenceModel, engine: Engine, sweeps: Sequence[TaskSweep], answers: Mapping[_Point, PointAnswers]
+) -> Iterator[ShotCurve]:
+    """Yield the curve of each task from the answers at all points."""
+    for sweep in sweeps:
+        yield make_curve(
+            sweep,
+            {(draw, shots): answers[sweep.task.name, draw, shots] for draw, shots in sweep.points},
+            trained_shots=trained_shots_of(model, sweep.task),
+            shared=None if engine.sharing_fault is None else not engine.sharing_fault,
+        )
+
+
 def make_sweep(
-    asked: InferenceModel,
+    model: InferenceModel,
     *,
     shots: Sequence[Shots],
     draws: int,
@@ -133,15 +187,15 @@ def make_sweep(
     Raises:
         UserError: nothing would be asked.
     """
-    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=asked.max_tokens, by=by)
+    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=model.max_tokens, by=by)
     sweep = replace(sweep, max_new_tokens=max_new_tokens)
-    if max_new_tokens is not None and not 1 <= max_new_tokens < asked.max_tokens:
+    if max_new_tokens is not None and not 1 <= max_new_tokens < model.max_tokens:
         raise UserError(
-            f"--max-new-tokens {max_new_tokens}: an answer needs at least 1 token, and must leave room for its input in"
-            f" {asked.max_tokens:,} tokens"
+            f"max_new_tokens={max_new_tokens}: an answer needs at least 1 token, and must leave room for its input in"
+            f" {model.max_tokens:,} tokens"
         )
     if not sweep.shots or any(k != FILL and k < 0 for k in sweep.shots) or draws < 1 or queries < 1:
-        raise UserError(f"--shots {list(shots)} --draws {draws} --queries {queries}: need shots from 0, and at least 1")
+        raise UserError(f"shots={list(shots)}, draws={draws}, queries={queries}: need shots from 0, and at least 1")
     return sweep
 
 
@@ -160,52 +214,69 @@ def fix_shots(sweep: Sweep, fixed_shots: int | Literal["most"]) -> Sweep:
     return replace(sweep, fixed_shots=fixed_shots)
 
 
-def _ask_cells(
-    model: Any, plans: Sequence[TaskSweep], *, parts: Parts | None, ranks: Ranks, report: Report
-) -> dict[tuple[str, int, Shots], Sequence[Prediction]]:
-    """Return this rank's cells by (task, draw, shots): those that were finished before, and the others asked now."""
-    mine = ranks.share([(plan, draw) for plan in plans for draw in range(plan.sweep.num_draws)])
-    total = sum(len(plan.shots_of(draw)) for plan, draw in mine)
-    answered: dict[tuple[str, int, Shots], Sequence[Prediction]] = {}
-    if parts is not None:
-        for plan, draw in mine:
-            for shots in plan.shots_of(draw):
-                rows = parts.read(plan.task.name, draw=draw, shots=shots, queries=plan.query_ids)
-                answered |= {} if rows is None else {(plan.task.name, draw, shots): rows}
-    if answered:
-        report("finished before", len(answered), total)
-    for plan, draw in mine:
-        name = plan.task.name
-        finished = [shots for shots in plan.shots_of(draw) if (name, draw, shots) in answered]
-        for shots, predictions in ask_draw(model, plan, draw=draw, finished=finished):
-            if parts is not None:
-                parts.write(predictions)
-            answered[name, draw, shots] = predictions
-            report(f"{name}, {shots} shots", len(answered), total)
+def _answer_points(
+    engine: Engine,
+    sweeps: Sequence[TaskSweep],
+    *,
+    unfinished: Unfinished,
+    ranks: Ranks,
+    on_progress: OnProgress,
+) -> dict[_Point, PointAnswers]:
+    """Return this rank's answers by point: those that were finished before, and the others asked now."""
+    mine = ranks.shard([(sweep, draw) for sweep in sweeps for draw in range(sweep.settings.num_draws)])
+    total = sum(len(sweep.shots_of(draw)) * len(sweep.queries) for sweep, draw in mine)
+    answers: dict[_Point, PointAnswers] = {}
+    done = 0  # answers, of `total`
+    for sweep, draw in mine:
+        for shots in sweep.shots_of(draw):
+            rows = unfinished.read(sweep.task.name, draw=draw, shots=shots, queries=sweep.query_ids)
+            if rows is not None:
+                answers[sweep.task.name, draw, shots] = PointAnswers(rows)
+                done += len(rows)
+    if answers:
+        on_progress("finished before", done, total)
+
+    reached = done  # answers of the points that are kept
+    for sweep, draw in mine:
+        name = sweep.task.name
+
+        def count(shots: Shots, number: int, name: str = name) -> None:
+            nonlocal done
+            done += number
+            on_progress(f"{name}, {shots} shots", done, total)
+
+        finished = [shots for shots in sweep.shots_of(draw) if (name, draw, shots) in answers]
+        for shots, one in answer_draw(engine, sweep, draw=draw, finished=finished, on_answer=count):
+            if not one.unanswered:
+                unfinished.write(one.predictions)
+            answers[name, draw, shots] = one
+            reached += len(sweep.queries)
+            if done < reached:  # a server's answers were counted as they came
+                count(shots, reached - done)
             ranks.check()
-    return answered
+    return answers
 
 
-def _with_kept_frame(asked: InferenceModel, out: Path) -> InferenceModel:
+def _with_kept_frame(model: InferenceModel, out: Path) -> InferenceModel:
     """Return the model with the text around examples that an unfinished evaluation at `out` began with.
 
     A base model's chat template may write today's date, and an evaluation that goes on tomorrow must ask the same.
     """
-    tokenizer, kept = asked.tokenizer, read_header(out).get("frame")
-    if kept is None or tokenizer.settings.style == "plain" or read_note(asked.path).frame is not None:
-        return asked
+    tokenizer, kept = model.tokenizer, read_header(out).get("frame")
+    if kept is None or tokenizer.settings.style == "plain" or read_note(model.path).frame is not None:
+        return model
     frame = Frame(**kept)
     again = TaskTokenizer(tokenizer.tokenizer, tokenizer.settings, frame=frame, end_ids=tokenizer.end_ids)
-    return replace(asked, tokenizer=again)
+    return replace(model, tokenizer=again)
 
 
-def _identify(asked: InferenceModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[str, Any]:
-    """Return everything that decides what an evaluation finds, for `Parts`."""
+def _identify(model: InferenceModel, sweep: Sweep, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return everything that decides what an evaluation finds, for `Unfinished`."""
     return {
         "versions": package_versions(),
-        "model": {"weights": hash_weights(asked.model), "tokenizer": asked.tokenizer.fingerprint()},
-        **({"frame": asdict(asked.tokenizer.frame)} if asked.tokenizer.settings.style == "chat" else {}),
-        "device": device_of(asked.model).type + (", compiled" if asked.compiled else ""),
+        "model": {"weights": hash_weights(model.model), "tokenizer": model.tokenizer.fingerprint()},
+        **({"frame": asdict(model.tokenizer.frame)} if model.tokenizer.settings.style == "chat" else {}),
+        "device": device_of(model.model).type + (", compiled" if model.compiled else ""),
         "sweep": {**asdict(sweep), "shots": sort_shots(sweep.shots)},
         "streams": STREAMS,
         "tasks": {task.name: task.sha256 for task in tasks},
@@ -219,31 +290,31 @@ def one_pass_curve(
     episodes: int = 20,
     token_budget: int | None = None,
     seed: int = 0,
-    report: Report = lambda what, done, total: None,
+    on_progress: OnProgress = lambda what, done, total: None,
 ) -> Evaluation:
     """Return loss and greedy exact match at every k from one forward pass over each episode of test rows.
 
-    token_budget: length of an episode; as much as the model can see unless said.
+    token_budget: length of an episode. Default: as much as the model can see.
     """
-    asked = load_for_inference(model, max_tokens=token_budget) if isinstance(model, str) else model
-    with asked.asking():
+    loaded = load_for_inference(model, max_tokens=token_budget) if isinstance(model, str) else model
+    with loaded.answering():
         curves = [
             score_one_pass(
-                asked.model,
-                tokenize_for(task, asked),
+                loaded.model,
+                tokenize_for(task, loaded),
                 num_episodes=episodes,
-                token_budget=token_budget or asked.max_tokens,
+                token_budget=token_budget or loaded.max_tokens,
                 seed=seed,
-                trained_shots=trained_shots_of(asked, task),
-                report=shift_report(report, number, len(tasks)),
+                trained_shots=trained_shots_of(loaded, task),
+                on_progress=shift_progress(on_progress, number, len(tasks)),
             )
             for number, task in enumerate(tasks)
         ]
     return Evaluation(
-        asked.path, "one-pass", seed=seed, max_tokens=token_budget or asked.max_tokens, curves=tuple(curves)
+        loaded.path, "one-pass", seed=seed, max_tokens=token_budget or loaded.max_tokens, curves=tuple(curves)
     )
 
 
-def shift_report(report: Report, number: int, total: int) -> Report:
-    """Report progress over all tasks, in hundredths of one."""
-    return lambda what, done, of: report(what, number * 100 + done * 100 // of, total * 100)
+def shift_progress(on_progress: OnProgress, number: int, total: int) -> OnProgress:
+    """Return what reports progress in task `number` as progress over all tasks, in hundredths of one."""
+    return lambda what, done, of: on_progress(what, number * 100 + done * 100 // of, total * 100)

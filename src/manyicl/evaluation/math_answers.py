@@ -14,7 +14,7 @@ from decimal import Context, Decimal
 # The thread's own decimal context must not decide whether two answers are equal.
 _DECIMALS = Context(prec=60)
 _PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
-# A hyphen is a sign only where it does not join two things: "5-3" ends in 3, "= -3" in -3.
+# A hyphen is a sign only if it does not join two things: "5-3" ends in 3, "= -3" in -3.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w).}])[-\u2212])?[$\u20ac\u00a3]?(?P<inner_sign>(?<=[$\u20ac\u00a3])[-\u2212])?"
     rf"(?:(?P<whole>[0-9]+)?\\frac\{{(?P<top_sign>-)?(?P<top>{_PLAIN})\}}\{{(?P<bottom>{_PLAIN})\}}"
@@ -75,11 +75,11 @@ def is_same_answer(prediction: str, *, answer: str) -> bool:
 
 
 def final_number(text: str) -> Decimal | None:
-    """Return the number that `text` arrives at, or None where it has none or arrives at something else.
+    """Return the number that `text` arrives at, or None if it has none or arrives at something else.
 
     After the last `####` (how GSM8K marks its answers) it is the first number, None if none follows; without a mark it
     is the last number of the text. Commas between thousands, a currency sign and a percent sign are dropped: `$1,234.5`
-    is 1234.5 and `50%` is 50. A fraction is its quotient, exact where decimals can be (`1/2` is 0.5), else rounded to
+    is 1234.5 and `50%` is 50. A fraction is its quotient, exact if decimals can be (`1/2` is 0.5), else rounded to
     60 digits: `1/3` equals `2/6`, not `0.33`. A division by zero is None.
     """
     value = final_value(text)

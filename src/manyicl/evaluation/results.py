@@ -1,4 +1,4 @@
-"""Evaluations and their files, a JSON of curves and the predictions behind it (docs/results-format.md)."""
+"""Evaluations and their files: a JSON of curves, and the predictions that it was made from (docs/results-format.md)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from manyicl.evaluation.points import (
     PlainPath,
     Prediction,
     ShotCurve,
+    curve_from_json,
+    known_fields,
     predictions_bytes,
     read_predictions,
     sum_plain_paths,
@@ -29,26 +31,55 @@ RESULT_SCHEMA = 2
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Shot curves of one model: what `manyicl eval` and `manyicl curve` print and write.
-
-    by: how a known answer was chosen (sweep.Sweep); None where none was. engine: who answered; by 'endpoint' every
-    answer is generated and no likelihood is known. endpoint: that server's url and model, and whether prompts were sent
-    as ids or as text. fixed_shots: where all draws hold the same shots (sweep.Sweep). sharing_fault: why the queries
-    could not share the encoded shots, so that every prompt was processed as a whole; '' if they did.
-    max_new_tokens: limit of generated answers, None for each task's own.
-    """
+    """Shot curves of one model: what `evaluate` and `one_pass_curve` return, and `manyicl eval` and `curve` write."""
 
     model: str
+    """The checkpoint, adapter, run or hub name that was evaluated."""
     kind: Literal["sweep", "one-pass"]
+    """A sweep over numbers of shots, or one forward pass over each episode."""
     seed: int
+    """Decides shots, queries and episodes."""
     max_tokens: int
+    """The longest sequence."""
     curves: tuple[ShotCurve, ...]
+    """One per task."""
     by: Literal["sum", "mean"] | None = None
+    """How a known answer was chosen (`Sweep.by`); None if none was."""
     engine: Literal["local", "endpoint"] = "local"
+    """Who answered: the model on this machine, or a server, which generates every answer and knows no likelihoods."""
     endpoint: Mapping[str, str] | None = None
+    """The server's URL and model, and whether prompts were sent as ids or as text; None without a server."""
     fixed_shots: int | Literal["most"] | None = None
+    """Up to which number all draws hold the same shots (`Sweep.fixed_shots`)."""
     sharing_fault: str = ""
+    """Why every prompt was processed as a whole, instead of sharing the encoded shots; "" if they were shared."""
     max_new_tokens: int | None = None
+    """Limit of generated answers; None for each task's own."""
+    path: Path | None = field(default=None, compare=False)
+    """The file that it was loaded from."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Return the sweep that was written at `path`, with the predictions beside it.
+
+        Raises:
+            UserError: it is not such a file, or its predictions are missing or another's.
+        """
+        path = Path(path)
+        content = _read_sweep(path)
+        predictions: dict[str, list[Prediction]] = {}
+        for prediction in _read_beside(path, content["predictions"]):
+            predictions.setdefault(prediction.task, []).append(prediction)
+        try:
+            curves = [curve_from_json(entry, predictions.get(entry["task"], ())) for entry in content["tasks"]]
+            return cls(**known_fields(cls, content) | {"curves": tuple(curves), "path": path})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: is not a result of manyicl eval --out; give its FILE.json") from error
+
+    @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        """The predictions of all curves."""
+        return tuple(prediction for curve in self.curves for prediction in curve.predictions)
 
     @property
     def plain_path(self) -> PlainPath | None:
@@ -57,8 +88,14 @@ class Evaluation:
 
     @property
     def complete(self) -> bool:
-        """Whether every query that was asked got its answer."""
-        return not any(cell.unanswered for curve in self.curves for cell in curve.cells)
+        """Whether every query got its answer."""
+        return not any(point.unanswered for curve in self.curves for point in curve.points)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the result beside its tasks, under the keys of the result file."""
+        keys = ("model", "kind", "by", "engine", "fixed_shots", "max_new_tokens", "seed", "max_tokens")
+        return {key: getattr(self, key) for key in keys} | {"streams": STREAMS}
 
     def to_json(self) -> dict[str, Any]:
         """Return the result file's content (docs/results-format.md), without the predictions' hash."""
@@ -68,7 +105,7 @@ class Evaluation:
             entry = {key: getattr(curve, key) for key in keys} | {"left_out": dict(curve.left_out)}
             if curve.plain_path is not None:
                 entry["plain_path"] = asdict(curve.plain_path)
-            tasks.append({**entry, "curve": [asdict(cell) for cell in curve.cells]})
+            tasks.append({**entry, "curve": [asdict(point) for point in curve.points]})
         return {
             "schema": RESULT_SCHEMA,
             "model": self.model,
@@ -90,20 +127,11 @@ class Evaluation:
         content = self.to_json()
         predictions = predictions_path(path) if self.kind == "sweep" else None
         if predictions is not None:
-            data = predictions_bytes([p for curve in self.curves for p in curve.predictions])
+            data = predictions_bytes(self.predictions)
             write_atomically(predictions, data)
             content["predictions"] = {"file": predictions.name, "sha256": hashlib.sha256(data).hexdigest()}
         write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
         return predictions
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A sweep read back from its files. content: the JSON. predictions: the rows of the file beside it."""
-
-    path: Path
-    content: Mapping[str, Any]
-    predictions: Sequence[Prediction]
 
 
 def predictions_path(path: Path) -> Path:
@@ -111,24 +139,28 @@ def predictions_path(path: Path) -> Path:
     return path.with_name(f"{path.name.removesuffix('.json')}.predictions.parquet")
 
 
-def refuse_other_result(path: Path, settings: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to write over a finished result of other settings, or over a file that is none: it may be all there is.
+def refuse_other_result(
+    path: Path, planned: Evaluation, tasks: Sequence[Mapping[str, Any]], *, endpoint_model: str | None = None
+) -> None:
+    """Refuse to write over a finished result of other settings, or over another kind of file: it may be all there is.
 
-    settings: those of `Evaluation` that are known before it is asked, and `endpoint_model`. tasks: of each, what its
-    entry in the file must have, and the shot counts by the name `shots`.
+    planned: the evaluation before anything is asked.
+    tasks: for each task what its entry in the file must have, and the shot counts by the name `shots`.
+    endpoint_model: the server's name for the model, if one answers.
 
     Raises:
         UserError: naming what differs.
     """
     if not path.exists():
         return
+    settings = planned.settings | {"endpoint_model": endpoint_model}
     try:
         content = json.loads(path.read_bytes())
         content["endpoint_model"] = (content.get("endpoint") or {}).get("model")
         found = {key: content.get(key) for key in settings}
-        kept = {e["task"]: {**e, "shots": [cell["shots"] for cell in e["curve"]]} for e in content["tasks"]}
+        kept = {e["task"]: {**e, "shots": [point["shots"] for point in e["curve"]]} for e in content["tasks"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--out {path}: exists, and is no result of manyicl; name another file") from error
+        raise UserError(f"out={path}: exists, and is not a result of manyicl; name another file") from error
     differs = [key for key, value in settings.items() if found[key] != value]
     if kept.keys() != {task["task"] for task in tasks}:
         differs.append("tasks")
@@ -136,32 +168,33 @@ def refuse_other_result(path: Path, settings: Mapping[str, Any], tasks: Sequence
         differs += [key for key in tasks[0] if any(kept[t["task"]].get(key) != t[key] for t in tasks)]
     if differs:
         raise UserError(
-            f"--out {path}: holds a finished result with other {', '.join(differs)}; name another file, or remove it"
+            f"out={path}: holds a finished result with other {', '.join(differs)}; name another file, or remove it"
         )
 
 
-def read_result(path: Path) -> Result:
-    """Return the sweep that `manyicl eval --out PATH` wrote.
-
-    Raises:
-        UserError: it is no such file, or the predictions beside it are missing or not its own.
-    """
+def _read_sweep(path: Path) -> dict[str, Any]:
+    """Return the JSON of a sweep of this schema."""
     try:
-        content = json.loads(path.read_bytes())
+        content: dict[str, Any] = json.loads(path.read_bytes())
         schema, kind = content["schema"], content["kind"]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a result of manyicl eval --out") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no result of manyicl eval --out; give its FILE.json") from error
+        raise UserError(f"{path}: is not a result of manyicl eval --out; give its FILE.json") from error
     if schema != RESULT_SCHEMA:
         raise UserError(f"{path}: has schema {schema}, not {RESULT_SCHEMA}; evaluate again with this version")
     if kind != "sweep":
         raise UserError(f"{path}: is a {kind} curve, which keeps no predictions; give a result of manyicl eval")
-    beside = path.with_name(content["predictions"]["file"])
+    return content
+
+
+def _read_beside(path: Path, entry: Mapping[str, str]) -> list[Prediction]:
+    """Return the predictions of the result at `path`, checked against the hash in its entry."""
+    beside = path.with_name(entry["file"])
     try:
-        if hashlib.sha256(beside.read_bytes()).hexdigest() != content["predictions"]["sha256"]:
+        if hashlib.sha256(beside.read_bytes()).hexdigest() != entry["sha256"]:
             raise UserError(f"{beside}: is not the predictions file that {path} was written with; evaluate again")
-        return Result(path, content, read_predictions(beside))
+        return read_predictions(beside)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{beside}: cannot be read ({error}); it belongs beside {path}") from error
 
@@ -175,7 +208,7 @@ def check_out(path: Path | None) -> None:
     if path is None:
         return
     if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; name a file in it, such as {path / 'curve.json'}")
+        raise UserError(f"out={path}: is a folder; name a file in it, such as {path / 'curve.json'}")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out {path}: cannot be written below {above}; name another place")
+        raise UserError(f"out={path}: cannot be written below {above}; name another place")

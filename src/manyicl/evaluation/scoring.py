@@ -1,6 +1,6 @@
 """Was this answer right: one score in [0, 1] for each answer, and what the majority answer would have scored.
 
-`METRICS` is the one list of metrics: a task names its main one, and `other_metrics` says which stand beside it.
+`METRICS` is the one list of metrics: a task names its main one, and `other_metrics` says which are reported beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from manyicl.errors import UserError, suggest
 from manyicl.evaluation.math_answers import is_same_answer
 from manyicl.tasks import METRICS
 
-# A metric of all answers together, which stands beside accuracy where labels are fixed.
+# A metric of all answers together, reported beside accuracy if labels are fixed.
 MACRO_F1 = "macro_f1"
 
 _ROUGE_TYPES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
@@ -55,7 +55,7 @@ _KEPT_BACK = {there: mark for mark, there in _KEPT.items()}
 
 
 def score_answer(prediction: str, *, answer: str, metric: str) -> float:
-    """Return the score in [0, 1] of `prediction` where `answer` is wanted.
+    """Return the score in [0, 1] of `prediction` if `answer` is right.
 
     accuracy          the texts are equal, white space at their ends aside
     exact_match       the texts are equal after `normalize_answer`
@@ -153,7 +153,7 @@ def macro_f1(predictions: Sequence[str], *, answers: Sequence[str]) -> float:
     """Return the unweighted mean over classes of the F1 of each, in [0, 1].
 
     The classes are those present in `answers` or in `predictions`, white space at their ends aside, so that an answer
-    that is no label at all costs too. A class whose F1 is 0 / 0 counts 0 (scikit-learn's `zero_division=0`).
+    that is not a label costs too. A class whose F1 is 0 / 0 counts 0 (scikit-learn's `zero_division=0`).
 
     Raises:
         ValueError: no answers, or not one prediction for each.
@@ -178,7 +178,7 @@ def macro_f1(predictions: Sequence[str], *, answers: Sequence[str]) -> float:
 
 
 def majority_answer(train_answers: Sequence[str]) -> str | None:
-    """Return the most common answer, the first in the alphabet among equals; None where there are none."""
+    """Return the most common answer, the first in the alphabet among equals; None if there are none."""
     counts = Counter(train_answers)
     return min(counts, key=lambda answer: (-counts[answer], answer)) if counts else None
 
@@ -188,7 +188,7 @@ def majority_score(test_answers: Sequence[Sequence[str]], *, train_answers: Sequ
 
     test_answers: the right answers of each row (`Example.answers`); the best of them counts.
 
-    None where either split is empty: a score that was not measured is never 0.
+    None if either split is empty: a score that was not measured is never 0.
 
     Raises:
         UserError: `metric` is unknown.

@@ -19,9 +19,9 @@ def shots_order(shots: Shots) -> float:
     return float("inf") if shots == FILL else shots
 
 
-def cap_shots(shots: Shots, asked: Iterable[Shots]) -> Shots:
-    """Return the largest of the numbers in `asked` that is not above `shots`; the smallest of them if all are above."""
-    ordered = sort_shots(asked)
+def cap_shots(shots: Shots, known: Iterable[Shots]) -> Shots:
+    """Return the largest of the `known` numbers that is not above `shots`; the smallest of them if all are above."""
+    ordered = sort_shots(known)
     return max((k for k in ordered if shots_order(k) <= shots_order(shots)), key=shots_order, default=ordered[0])
 
 

@@ -1,4 +1,4 @@
-"""What a sweep asks: its shot counts, draws and queries, fixed before anything is asked.
+"""A sweep: which numbers of shots, draws and queries are asked of a task, fixed before anything is asked.
 
 Shots come from a task's train split, queries from its test split. In one draw the shots for k are the first k of the
 shots for any larger k, so a sweep encodes its shots once. One set of queries serves every k and every draw.
@@ -6,7 +6,7 @@ shots for any larger k, so a sweep encodes its shots once. One set of queries se
 Rows that are too long take no part: a test row that does not fit even without shots is never a query, and a train row
 that leaves no room for the queries is never a shot, as training leaves out rows that fit no episode. Both are counted.
 
-The number of shots `fill` is as many as fit, in each draw as many as fit there.
+The number of shots `fill` is as many as fit; it may differ between draws.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from manyicl.evaluation.points import PlainPath
 from manyicl.evaluation.shots import FILL, Shots, shots_order, sort_shots
 from manyicl.inference import (
     LONG_TRAIN,
-    EngineCount,
     build_trie,
     draw_shots,
     most_answer_tokens,
@@ -35,74 +34,82 @@ from manyicl.inference import (
 from manyicl.seeds import AskPurpose, make_stream
 
 DEFAULT_SHOTS: tuple[Shots, ...] = (0, 1, 4, 16, 64)
-# A k is asked only where at least this share of the queries fits behind it; else it would be scored on short ones.
-MIN_FIT_SHARE = 0.9
-# Room is kept for the longest query; but not for the longest tenth if they need more than this share of the sequence.
-MAX_QUERY_SHARE = 0.25
+# A k is asked only if at least this fraction of the queries fits after it; else it would be scored on short ones.
+MIN_FIT_FRACTION = 0.9
+# Room is kept for the longest query, but not for the longest tenth if they need more than this part of the sequence.
+MAX_QUERY_FRACTION = 0.25
 LONG_TEST = "test rows too long to be asked"
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is asked of every task: shot counts, draws of shots, queries, the seed, and the longest sequence.
-
-    by: a known answer is chosen by the sum of its tokens' nats, or by their mean. fixed_shots: all draws hold the same
-    first so many shots, those of draw 0, each in an order of its own, and behind them the rest as draw 0 has it; from
-    that number of shots on, only order tells the draws apart; "most" is each task's own most. most_only: of the numbers
-    of shots that a task can be asked with, only the largest is asked. purpose: what the answers are for; numbers of
-    shots and learning rates are chosen behind other draws than those that are reported, or the choice would know their
-    luck.
-    max_new_tokens: most tokens of a generated answer; None: the longest train answer's, at most 256.
-    """
+    """What is asked of every task."""
 
     shots: tuple[Shots, ...] = DEFAULT_SHOTS
+    """Numbers of shots, and `fill` for as many as fit."""
     num_draws: int = 5
+    """Random draws of shots."""
     num_queries: int = 200
+    """Test rows, the same at every number of shots and in every draw."""
     seed: int = 0
+    """Decides which shots and queries are drawn."""
     max_tokens: int = 2048
+    """The longest sequence."""
     by: Literal["sum", "mean"] = "sum"
+    """A known answer is chosen by the sum of its tokens' nats, or by their mean."""
     fixed_shots: int | Literal["most"] | None = None
+    """All draws hold the same first so many shots, those of draw 0, each in an order of its own, and after them the
+    rest as draw 0 has it: from that number on, draws differ in order alone. "most": each task's own largest number."""
     most_only: bool = False
+    """Only the largest number of shots that a task can be asked with is asked."""
     purpose: AskPurpose = "evaluation"
+    """What the answers are for. Settings such as learning rates are chosen with other draws than those that are
+    reported; otherwise the choice would profit from their luck."""
     max_new_tokens: int | None = None
+    """Limit of a generated answer. Default: the longest train answer, at most 256 tokens."""
 
 
 def tokens_kept_for_query(needs: NDArray[np.int64], *, max_tokens: int) -> int:
     """Return the tokens that shots leave free for a query and its answer; 0 if there are no queries.
 
-    The longest of the queries decides. But the longest tenth are not waited for if they need more than
-    `MAX_QUERY_SHARE` of the sequence: one long query must not cost all others their shots.
+    The longest of the queries decides, except that the longest tenth are ignored if they need more than
+    `MAX_QUERY_FRACTION` of the sequence: one long query must not cost all others their shots.
     """
     if not len(needs):
         return 0
-    usual = np.quantile(needs, MIN_FIT_SHARE, method="inverted_cdf")
-    return int(needs[needs <= max(usual, MAX_QUERY_SHARE * max_tokens)].max())
+    usual = np.quantile(needs, MIN_FIT_FRACTION, method="inverted_cdf")
+    return int(needs[needs <= max(usual, MAX_QUERY_FRACTION * max_tokens)].max())
 
 
-def refuse_empty(plans: Sequence[TaskSweep]) -> None:
-    """Refuse a sweep that asks nothing of any task.
+def refuse_empty(sweeps: Sequence[TaskSweep]) -> None:
+    """Refuse to ask nothing of any task.
 
     Raises:
-        UserError: with the reason of each task, at the fewest shots that were to be asked.
+        UserError: with the reason for each task, at the smallest number of shots.
     """
-    if plans and not any(plan.cells for plan in plans):
-        fewest = sort_shots(plans[0].sweep.shots)[0]
-        told = [f"task '{plan.task.name}' at {fewest} shots: {plan.why_not(fewest)}" for plan in plans[:3]]
-        more = f"; and {len(plans) - 3} more tasks" if len(plans) > 3 else ""
+    if sweeps and not any(sweep.points for sweep in sweeps):
+        fewest = sort_shots(sweeps[0].settings.shots)[0]
+        reasons = [f"task '{sweep.task.name}' at {fewest} shots: {sweep.why_not(fewest)}" for sweep in sweeps[:3]]
+        more = f"; and {len(sweeps) - 3} more tasks" if len(sweeps) > 3 else ""
         raise UserError(
-            f"nothing can be asked: {'; '.join(told)}{more}; add rows that fit, lower --shots, or raise --max-tokens"
+            f"nothing can be asked: {'; '.join(reasons)}{more}; add rows that fit, lower `shots`, or raise `max_tokens`"
         )
 
 
 class TaskSweep:
     """One task's sweep: which queries and shots, fixed before anything is asked.
 
-    num_filling: for each draw how many shots `fill` is; empty if it is not wanted. count: what this process has put
-    through the model for it.
+    settings: the sweep, which is the same for all tasks.
+    queries: indices into the test split, the same at every point.
+    draws: for each draw, indices into the train split in the order of the shots.
+    asked_shots: the numbers of shots that can be asked, ascending.
+    num_filling: for each draw how many shots `fill` is; empty if it is not wanted.
+    candidates: query -> its known answers; empty if it is open.
+    written: known answers -> those that the tokenizer can write, with their ids.
     """
 
     def __init__(self, tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, sweep: Sweep) -> None:
-        self.tokenized, self.tokenizer, self.sweep = tokenized, tokenizer, sweep
+        self.tokenized, self.tokenizer, self.settings = tokenized, tokenizer, sweep
         self.task = tokenized.task
         self.candidates: dict[int, tuple[str, ...]] = {}
         self.written: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
@@ -120,17 +127,16 @@ class TaskSweep:
             num_fixed = self.most_shots(0)
             self.draws = [self._reorder(first, draw=d, num_fixed=num_fixed) for d, first in enumerate(self.draws)]
         self.num_unfit = len(self.wanted) - len(self.queries)
-        self.count = EngineCount()
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a result's entry of the task says of it before any answer is known."""
+        """What a result's entry of the task holds before any answer is known."""
         return {
             "task": self.task.name,
             "sha256": self.task.sha256,
-            "shots": sort_shots(self.sweep.shots),
+            "shots": sort_shots(self.settings.shots),
             "num_queries": len(self.queries),
-            "num_draws": self.sweep.num_draws,
+            "num_draws": self.settings.num_draws,
         }
 
     @property
@@ -142,14 +148,16 @@ class TaskSweep:
     def why_not(self, shots: Shots) -> str:
         """Return why the task is not asked with so many shots; "" if it is."""
         num_test, num_train = (len(self.tokenized.splits[split]) for split in ("test", "train"))
-        within = f"{self.sweep.max_tokens:,} tokens"
+        within = f"{self.settings.max_tokens:,} tokens"
         if shots in self.asked_shots:
             return ""
         if not num_test:
             return "it has no test rows"
         if not len(self.wanted):
             return f"none of its {num_test:,} test rows fits {within}"
-        if self.sweep.most_only and shots_order(shots) < shots_order(max(self.asked_shots, key=shots_order, default=0)):
+        if self.settings.most_only and shots_order(shots) < shots_order(
+            max(self.asked_shots, key=shots_order, default=0)
+        ):
             return "only the most shots that fit are asked"
         if shots == FILL:
             return (
@@ -171,16 +179,16 @@ class TaskSweep:
         return [self.task.test[rows[q]].id for q in self.queries]
 
     @property
-    def cells(self) -> list[tuple[int, Shots]]:
-        """(draw, shots) of every cell that is asked; without shots all draws are one, the first."""
-        return [(draw, shots) for draw in range(self.sweep.num_draws) for shots in self.shots_of(draw)]
+    def points(self) -> list[tuple[int, Shots]]:
+        """(draw, shots) of every point that is asked; at 0 shots only the first draw, as all are alike."""
+        return [(draw, shots) for draw in range(self.settings.num_draws) for shots in self.shots_of(draw)]
 
     def shots_of(self, draw: int) -> tuple[Shots, ...]:
         """Return the shot counts that are asked in one draw, ascending."""
         return tuple(shots for shots in self.asked_shots if shots or draw == 0)
 
     def num_shots(self, draw: int, shots: Shots) -> int:
-        """Return how many shots a draw has where `shots` are asked."""
+        """Return how many shots a draw has at the point `shots`."""
         return self.num_filling[draw] if shots == FILL else shots
 
     def most_shots(self, draw: int) -> int:
@@ -191,9 +199,9 @@ class TaskSweep:
     def num_encoded_tokens(self) -> int:
         """The tokens of heads and shots that the whole sweep encodes, each draw once up to its largest k.
 
-        Of the plan, not of `count`: neither a resumed sweep nor one shared out over ranks changes it.
+        As planned: the same for a resumed sweep, and for one that several processes divide.
         """
-        asked = [draw for draw in range(self.sweep.num_draws) if self.shots_of(draw)]
+        asked = [draw for draw in range(self.settings.num_draws) if self.shots_of(draw)]
         return sum(int(prefix_lengths(self.tokenized, self.draws[draw])[self.most_shots(draw)]) for draw in asked)
 
     def plain_path(self) -> PlainPath:
@@ -203,35 +211,35 @@ class TaskSweep:
             after: [self._query_sizes(query, after_shots=after) for query in self.queries.tolist()]
             for after in (False, True)
         }
-        for draw, shots in self.cells:
+        for draw, shots in self.points:
             num_shots = self.num_shots(draw, shots)
             before = int(prefix_lengths(self.tokenized, self.draws[draw])[num_shots])
-            for num_prompts, plain, behind in sizes[num_shots > 0]:
-                processed += num_prompts * before + plain
-                shared += behind
+            for num_prompts, num_whole, num_own in sizes[num_shots > 0]:
+                processed += num_prompts * before + num_whole
+                shared += num_own
         return PlainPath(processed, shared)
 
     def _query_sizes(self, query: int, *, after_shots: bool) -> tuple[int, int, int]:
-        """Return how many whole prompts a query needs, and its own tokens in all of them and behind a shared prefix."""
+        """Return how many whole prompts a query needs, its tokens in all of them, and those after a shared prefix."""
         num_asked = len(query_ids(self.tokenized, split="test", index=query, after_shots=after_shots))
         options = [ids for _, ids in self.written[self.candidates[query]]]
         if options:
             num_own = len(options) * num_asked + sum(map(len, options))
             return len(options), num_own, num_asked + len(build_trie(options).tokens_N)
         num_answer = int(self.tokenized.splits["test"].answer_lengths[query])
-        # One prompt is generated from, another has the reference at its end.
+        # One prompt to generate from, and another with the reference at its end.
         return 2, 2 * num_asked + num_answer, num_asked + len(build_trie([[0] * num_answer]).tokens_N)
 
     def _draw(self, draw: int, *, most_tokens: int) -> NDArray[np.int64]:
-        fixed, seed, purpose = self.sweep.fixed_shots, self.sweep.seed, self.sweep.purpose
+        fixed, seed, purpose = self.settings.fixed_shots, self.settings.seed, self.settings.purpose
         place = draw if fixed is None else 0
         first = draw_shots(self.tokenized, seed=seed, draw=place, purpose=purpose, most_tokens=most_tokens)
-        if fixed is None or fixed == "most" or draw == 0:  # how many the most are is known once the draws are
+        if fixed is None or fixed == "most" or draw == 0:  # "most" is known only after all draws
             return first
         return self._reorder(first, draw=draw, num_fixed=fixed)
 
     def _reorder(self, first: NDArray[np.int64], *, draw: int, num_fixed: int) -> NDArray[np.int64]:
-        rng = make_stream(self.sweep.purpose, self.sweep.seed, "order of shots", self.task.name, draw)
+        rng = make_stream(self.settings.purpose, self.settings.seed, "order of shots", self.task.name, draw)
         return reorder_shots(first, num_fixed=num_fixed, rng=rng) if draw else first
 
     def _choose_queries(self, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -240,13 +248,13 @@ class TaskSweep:
         A row that does not fit with its own answer is counted wherever it stands; one that has no room for the longest
         answer it may be given only if it comes before the last query.
         """
-        test, room = self.tokenized.splits["test"], self.sweep.max_tokens - len(self.tokenized.head_ids)
+        test, room = self.tokenized.splits["test"], self.settings.max_tokens - len(self.tokenized.head_ids)
         fits = test.lengths[order] <= room
         num_long = int((~fits).sum())
         queries: list[int] = []
         needs: list[int] = []
         for query in order[fits].tolist():
-            if len(queries) == self.sweep.num_queries:
+            if len(queries) == self.settings.num_queries:
                 break
             need = self._num_query_tokens(query)
             if need <= room:
@@ -267,17 +275,17 @@ class TaskSweep:
         longest = np.max(lengths, axis=0)
         asked: list[Shots] = []
         fits = np.ones(len(needs), dtype=bool)
-        for shots in self.sweep.shots if len(needs) else ():
+        for shots in self.settings.shots if len(needs) else ():
             if shots == FILL or shots >= len(longest):
                 continue
-            fitting = needs + longest[shots] <= self.sweep.max_tokens
-            if fitting.mean() >= MIN_FIT_SHARE:
+            fitting = needs + longest[shots] <= self.settings.max_tokens
+            if fitting.mean() >= MIN_FIT_FRACTION:
                 asked.append(shots)
                 fits &= fitting
         filling: list[int] = []
-        if FILL in self.sweep.shots and len(needs):
-            kept = min(int(needs[fits].max()), tokens_kept_for_query(needs, max_tokens=self.sweep.max_tokens))
-            room = self.sweep.max_tokens - kept
+        if FILL in self.settings.shots and len(needs):
+            kept = min(int(needs[fits].max()), tokens_kept_for_query(needs, max_tokens=self.settings.max_tokens))
+            room = self.settings.max_tokens - kept
             filling = [int(np.searchsorted(ends, room, side="right")) - 1 for ends in lengths]
             if any(filling):
                 asked.append(FILL)

@@ -1,10 +1,10 @@
-"""What a model lost: bits per byte of neutral text, before and after, and on the way.
+"""How much a model forgets: bits per byte of neutral text before, during and after training.
 
-A text file holds documents that are ended by a line `<|endoftext|>`; without such a line it is one document. Each is
+A text file holds documents, separated by lines `<|endoftext|>`; without such a line it is one document. Each is
 tokenised without special tokens (a `</s>` that it happens to contain stays text) and cut into windows of a fixed number
-of tokens that do not overlap; what is left at a document's end is a window too, if it is at least half as long. Each
-window has a BOS if the tokenizer has one, and nothing else before it; its tokens are the targets, all but the first if
-there is no BOS.
+of tokens that do not overlap; the rest at a document's end is a window too, if it is at least half as long. Each window
+follows a BOS if the tokenizer has one, and nothing else. Its tokens are the targets, except the first if there is no
+BOS.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ ROW_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class TextWindows:
-    """Windows of one text file, evenly spread over it.
-
-    ids: one array of token ids a window, BOS included where there is one. num_bytes_W: UTF-8 bytes of each window's
-    targets, (W,). num_unknown: target tokens that stand for text the tokenizer cannot write.
-    """
+    """Windows of one text file, evenly spread over it."""
 
     file: str
+    """Name of the file."""
     ids: tuple[NDArray[np.int32], ...]
+    """One array of token ids per window, with its BOS if there is one."""
     num_bytes_W: NDArray[np.int64]
+    """UTF-8 bytes of each window's targets, (W,)."""
     has_bos: bool
+    """Whether windows begin with a BOS."""
     num_unknown: int
+    """Target tokens that stand for text the tokenizer cannot write."""
 
 
 def read_windows(path: Path, tokenizer: Any, *, window_tokens: int, num_windows: int) -> TextWindows:
@@ -82,7 +83,7 @@ def read_windows(path: Path, tokenizer: Any, *, window_tokens: int, num_windows:
 
 
 def _cut_document(text: str, tokenizer: Any, *, window_tokens: int) -> list[tuple[list[int], list[int]]]:
-    """Return each window's ids, and where its tokens begin in UTF-8 bytes, the end of the last one included."""
+    """Return each window's ids, and the UTF-8 bytes at which its tokens begin, with the end of the last one."""
     ids, firsts = _encode_text(text, tokenizer)
     num_bytes = np.concatenate([[0], np.cumsum([len(character.encode()) for character in text])])
     starts = [int(num_bytes[first]) for first in firsts] + [int(num_bytes[-1])]
@@ -92,7 +93,7 @@ def _cut_document(text: str, tokenizer: Any, *, window_tokens: int) -> list[tupl
 
 
 def _encode_text(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the ids of a document and where in it each one begins; no special token is recognised in it."""
+    """Return the ids of a document and where in it each begins; special tokens are read as text."""
     specials = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     names = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
 
@@ -121,14 +122,14 @@ def window_bits(model: Any, windows: TextWindows) -> NDArray[np.float64]:
     bits: list[float] = []
     text, longest = np.concatenate(windows.ids), max(map(len, windows.ids))
     with row_attention(model, text, longest=longest), float32_head(model):
-        for row in _share_out(windows):
+        for row in _fill_rows(windows):
             batch = _text_row(row).to(device_of(model))
             nll_A: Tensor = row_loss(model, batch).nll_A
             bits += (nll_A.double() / math.log(2)).tolist()
     return np.asarray(bits)
 
 
-def _share_out(windows: TextWindows) -> list[list[NDArray[np.int32]]]:
+def _fill_rows(windows: TextWindows) -> list[list[NDArray[np.int32]]]:
     rows: list[list[NDArray[np.int32]]] = [[]]
     for ids in windows.ids:
         if rows[-1] and sum(map(len, rows[-1])) + len(ids) > ROW_TOKENS:
@@ -152,8 +153,8 @@ def bits_per_byte(bits_W: NDArray[np.float64], windows: TextWindows) -> float:
 def window_table(bits_W: NDArray[np.float64], num_bytes_W: NDArray[np.int64]) -> Table:
     """Return bits per byte as the mean of a table with a column per window, for intervals; of a paired difference too.
 
-    A ratio of sums (Cochran 1977, Sampling Techniques, ch. 6): the mean is all bits over all bytes, and a window's
-    value departs from it by what its bits are off that ratio, on average bytes.
+    A ratio of sums (Cochran 1977, Sampling Techniques, ch. 6): the mean is all bits over all bytes, and each window's
+    value is off the mean by its bits beyond that ratio, over the average number of bytes.
     """
     ratio = float(bits_W.sum() / num_bytes_W.sum())
     values_W = ratio + (bits_W - ratio * num_bytes_W) / float(num_bytes_W.mean())
@@ -167,7 +168,7 @@ class DriftCallback(TrainerCallback):
         self.texts, self.steps, self.metrics = texts, steps, metrics
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
-        """Measure where it is due."""
+        """Measure after every `steps` steps, and after the last."""
         if state.global_step % self.steps and state.global_step < state.max_steps:
             return
         if not state.is_world_process_zero:
@@ -181,5 +182,5 @@ class DriftCallback(TrainerCallback):
 
 
 def drift_every(texts: Sequence[TextWindows], *, steps: int) -> Callable[[MetricsLog], Sequence[TrainerCallback]]:
-    """Return what makes a run's callbacks: one that measures drift, or none where there is no text."""
+    """Return a function that makes a run's callbacks: one that measures drift, or none without a text."""
     return lambda metrics: [DriftCallback(texts, steps=steps, metrics=metrics)] if texts else []

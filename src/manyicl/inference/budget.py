@@ -1,4 +1,4 @@
-"""How much goes through the model at once: planned from free memory, halved where that was too much."""
+"""How much goes through the model at once: estimated from free memory, and halved if that was too much."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ T = TypeVar("T")
 
 # Most tokens of a row, however much memory is free: longer rows are no faster.
 ROW_TOKENS = {"cuda": 16384, "cpu": 4096}
-# What is planned with on a CPU, where free memory is not asked for: rows must not depend on who else is running.
+# Bytes for a row on a CPU. Its free memory is not used: rows must not depend on what else is running.
 CPU_BYTES = 1 << 30
-FREE_SHARE = 0.5
+FREE_FRACTION = 0.5
 FEWEST_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """What a token costs in a forward pass, estimated from the config, and what may be spent on a row.
-
-    token_bytes: activations. logit_bytes: one position's float32 logits and their copies. key_bytes: keys and values.
-    """
+class RowBudget:
+    """What a row may spend, and what a token costs in a forward pass, estimated from the config."""
 
     row_tokens: int
+    """Most tokens of a row."""
     row_bytes: int
+    """Most bytes of a row."""
     token_bytes: int
+    """Activations of one token."""
     logit_bytes: int
+    """One position's float32 logits and their copies."""
     key_bytes: int
+    """Keys and values of one token, in all layers."""
 
-    def share(self, *, num_tokens: int, num_logits: int, num_keys: int = 0) -> float:
-        """Return the share of a row that these tokens, logits and kept keys take up."""
+    def fraction(self, *, num_tokens: int, num_logits: int, num_keys: int = 0) -> float:
+        """Return the part of a row that these tokens, logits and kept keys take up."""
         num_bytes = num_tokens * self.token_bytes + num_logits * self.logit_bytes + num_keys * self.key_bytes
         return max(num_bytes / self.row_bytes, num_tokens / self.row_tokens)
 
 
-def plan_memory(model: nn.Module) -> MemoryPlan:
-    """Return the plan for `model` on its device, from what is free there now."""
+def row_budget(model: nn.Module) -> RowBudget:
+    """Return the budget of `model` on its device, from what is free there now."""
     weight = next(model.parameters())
     inner = inner_model(model)
     config = inner.config.get_text_config()
@@ -56,8 +58,8 @@ def plan_memory(model: nn.Module) -> MemoryPlan:
     row_bytes = CPU_BYTES
     if kind == "cuda":
         reusable = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
-        row_bytes = int(FREE_SHARE * (torch.cuda.mem_get_info(weight.device)[0] + reusable))
-    return MemoryPlan(
+        row_bytes = int(FREE_FRACTION * (torch.cuda.mem_get_info(weight.device)[0] + reusable))
+    return RowBudget(
         row_tokens=ROW_TOKENS[kind],
         row_bytes=max(1, row_bytes),
         # Residuals, queries, keys, values and the feed-forward in the model's dtype; the merged parts in float32.
@@ -67,8 +69,8 @@ def plan_memory(model: nn.Module) -> MemoryPlan:
     )
 
 
-def run_rows(items: Iterable[T], *, share: Callable[[T], float], run: Callable[[list[T]], None]) -> None:
-    """Run all items, in order, in rows whose shares add up to at most 1, or one item where it alone has more.
+def run_rows(items: Iterable[T], *, fraction: Callable[[T], float], run: Callable[[list[T]], None]) -> None:
+    """Run all items, in order, in rows whose fractions add up to at most 1; an item with more has a row of its own.
 
     A row that runs out of memory is halved, and so are those after it.
 
@@ -78,22 +80,22 @@ def run_rows(items: Iterable[T], *, share: Callable[[T], float], run: Callable[[
     todo, most = deque(items), 1.0
     while todo:
         row, filled = [todo.popleft()], 0.0
-        filled = share(row[0])
-        while todo and filled + share(todo[0]) <= most:
-            filled += share(todo[0])
+        filled = fraction(row[0])
+        while todo and filled + fraction(todo[0]) <= most:
+            filled += fraction(todo[0])
             row.append(todo.popleft())
         if _fits(lambda row=row: run(row)):  # type: ignore[misc]
             continue
         if len(row) == 1:
             raise UserError(
-                "out of memory with one query at a time; shorten it, or use fewer shots or --precision bf16"
+                "out of memory with one query at a time; shorten it, or use fewer shots or `precision` bf16"
             )
         todo.extendleft(reversed(row))
         most = filled / 2
 
 
 def run_chunks(start: int, end: int, *, most: int, run: Callable[[int, int], None]) -> None:
-    """Run the tokens [start, end) in chunks of at most `most`, halved where memory runs out.
+    """Run the tokens [start, end) in chunks of at most `most`, halved if memory runs out.
 
     Raises:
         UserError: a chunk of `FEWEST_TOKENS` runs out of memory.
@@ -103,7 +105,7 @@ def run_chunks(start: int, end: int, *, most: int, run: Callable[[int, int], Non
         if _fits(lambda start=start, stop=stop: run(start, stop)):  # type: ignore[misc]
             start = stop
         elif stop - start <= FEWEST_TOKENS:
-            raise UserError(f"out of memory at {start:,} tokens of shots; use fewer, or --precision bf16")
+            raise UserError(f"out of memory at {start:,} tokens of shots; use fewer, or `precision` bf16")
         else:
             most = (stop - start) // 2
 
@@ -112,7 +114,7 @@ def _fits(run: Callable[[], None]) -> bool:
     try:
         run()
     except torch.OutOfMemoryError:
-        pass  # only behind this block does the error, and with it every tensor of the failed pass, go
+        pass  # the error holds every tensor of the failed pass until this block is left
     else:
         return True
     if torch.cuda.is_available():

@@ -1,32 +1,41 @@
-"""A server with OpenAI's completions API: exact prompts in, greedy text out, asked again where that can help.
+"""The engine of a server with OpenAI's completions API: exact prompts in, greedy text out, with retries.
 
-vLLM, SGLang and `transformers serve` all have `/v1/completions`. The first two take token ids, so what they see is what
-the engine would see, to the token; `transformers serve` takes text alone, which is sent only where the model's own
-tokenizer makes the very same ids of it. The number of prompt tokens that a server reports is checked in both cases.
+vLLM, SGLang and `transformers serve` all have `/v1/completions`. The first two take token ids, so they see the same
+tokens as a local model. `transformers serve` takes text alone, which is sent only if the model's own tokenizer makes
+the very same ids of it. The number of prompt tokens that a server reports is checked in both cases.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Never, Self
 from urllib.parse import urlsplit
 
 import httpx2
+import numpy as np
 import tenacity
+from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference.generation import Generated
+from manyicl.inference.prefix import EngineCount
+from manyicl.models import EMPTY_PREFIX, Prefix
 
 # The one place that a key comes from. Not OPENAI_API_KEY: that one must not travel to any URL a user types.
 KEY_VARIABLE = "MANYICL_API_KEY"
 NOT_THE_SAME_IDS = "written as text it has other ids, and this server takes no ids as vLLM and SGLang do"
 CONNECT_TIMEOUT_S = 10.0
+# After so many failed queries in a row the server is taken to be down.
+MAX_FAILED_IN_A_ROW = 20
 MAX_WAIT_S = 60.0
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
 _TOO_LONG = re.compile(r"context.?(length|window)|too long|too large|max(imum)?.{0,20}(length|tokens|context)", re.I)
@@ -34,19 +43,34 @@ _TOO_LONG = re.compile(r"context.?(length|window)|too long|too large|max(imum)?.
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
-    """Which server is asked, and how patiently.
-
-    url: with or without `/v1`. model: the name that the server knows it by. concurrency: queries under way at once.
-    num_attempts: of one query, the first included, with waits of `first_wait_s`, twice that, ... and some chance.
-    timeout_s: how long one answer may take.
-    """
+    """Which server answers, and how patiently it is asked."""
 
     url: str
+    """With or without `/v1`."""
     model: str
+    """The server's name for the model."""
     concurrency: int = 8
+    """Queries under way at once."""
     num_attempts: int = 8
+    """Attempts per query, the first included."""
     first_wait_s: float = 0.5
+    """Wait after the first failed attempt; it doubles each time, with some chance added."""
     timeout_s: float = 600.0
+    """How long one answer may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One query as it is sent."""
+
+    place: int
+    """Its index among the queries."""
+    ids: tuple[int, ...]
+    """Prefix and query."""
+    limit: int
+    """Most tokens of the answer."""
+    key: str
+    """A hash of all that decides the answer: what it is kept under."""
 
 
 class UnansweredError(Exception):
@@ -54,7 +78,7 @@ class UnansweredError(Exception):
 
 
 class _TryAgainError(Exception):
-    """An attempt that failed in a way that may pass. wait_s: how long the server asks to be left alone."""
+    """An attempt that failed in a way that may pass. wait_s: how long the server wants to be left alone."""
 
     def __init__(self, reason: str, *, wait_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -62,16 +86,33 @@ class _TryAgainError(Exception):
 
 
 class Endpoint:
-    """A server that was reached, knows the model, and says whether it takes token ids ('ids') or text ('text').
+    """The engine of a server, which is reached when it is entered as a context.
+
+    It generates every answer; a server reports no likelihood of a given one.
+
+    kept: answers that were given before, by key; those that are given now are added.
+    prompts: whether the server takes token ids ('ids') or text ('text'); known once it was reached.
 
     Raises:
-        UserError: a wrong URL, a server that is not reached, refuses the key, or does not know the model.
+        UserError: a wrong URL; when entered, a server that is not reached, refuses the key, or does not know the model.
     """
 
-    def __init__(self, settings: EndpointSettings, tokenizer: TaskTokenizer) -> None:
+    has_likelihoods = False
+    sharing_fault = None
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        tokenizer: TaskTokenizer,
+        *,
+        kept: MutableMapping[str, Generated] | None = None,
+    ) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.base_url = base_url(settings.url)
-        self.num_failed_in_a_row = 0
+        self.kept: MutableMapping[str, Generated] = {} if kept is None else kept
+        self.count = EngineCount()
+        self.prompts: Literal["ids", "text"] = "text"
+        self._num_failed_in_a_row = 0
         self._is_reached = False
         # An end of turn that is a special token is left out of the text by default, so `stop` would never see it. vLLM
         # and SGLang take these two; `transformers serve` refuses what OpenAI's API does not name.
@@ -85,13 +126,13 @@ class Endpoint:
             timeout=httpx2.Timeout(settings.timeout_s, connect=CONNECT_TIMEOUT_S),
             limits=httpx2.Limits(max_connections=settings.concurrency + 1),
         )
+
+    def __enter__(self) -> Self:
         try:
-            self.prompts: Literal["ids", "text"] = self._find_prompts()
+            self.prompts = self._find_prompts()
         except BaseException:
             self._client.close()
             raise
-
-    def __enter__(self) -> Endpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,17 +140,100 @@ class Endpoint:
         self._client.close()
 
     def stop(self) -> None:
-        """Let every attempt under way be the last of its query."""
+        """Make every attempt under way the last of its query."""
         self._stopped.set()
 
     def write_prompt(self, ids: Sequence[int]) -> list[int] | str | None:
-        """Return `ids` as the server takes them; None where it takes text and no text of these ids gives them back."""
+        """Return `ids` as the server takes them; None if it takes text and no text gives these ids back."""
         if self.prompts == "ids":
             return [int(i) for i in ids]
         return text_of_ids(self.tokenizer, ids)
 
-    def generate(self, ids: Sequence[int], *, max_new_tokens: int) -> Generated:
-        """Return the greedy answer behind `ids`, to the terminator.
+    @property
+    def server(self) -> Mapping[str, str]:
+        """URL, model and form of the prompts, as results keep them."""
+        return {"url": self.base_url, "model": self.settings.model, "prompts": self.prompts}
+
+    def encode(self, ids: NDArray[np.int32], *, after: Prefix = EMPTY_PREFIX, room: int = 0) -> Prefix:  # noqa: ARG002
+        """Return the prefix `after` extended by `ids`; the server encodes it."""
+        return Prefix(ids=np.concatenate([after.ids, ids]).astype(np.int32))
+
+    def score(
+        self,
+        prefix: Prefix,
+        queries: Sequence[NDArray[np.int32]],
+        options: Sequence[Sequence[Sequence[int]]],
+    ) -> Never:
+        """A server cannot do this: it reports no likelihood of a given answer."""
+        raise NotImplementedError
+
+    def generate(
+        self,
+        prefix: Prefix,
+        queries: Sequence[NDArray[np.int32]],
+        *,
+        limits: Sequence[int],
+        references: Sequence[Sequence[int]] | None = None,  # noqa: ARG002
+        on_answer: Callable[[int], None] = lambda _: None,
+    ) -> list[Generated]:
+        """Return each query's answer, or why it has none; only queries without a kept answer are sent.
+
+        The first is sent alone, so that the server has the prefix in its cache before the others come at once.
+
+        Raises:
+            UserError: the server refuses, or has failed too many queries in a row.
+        """
+        requests = [
+            self._make_request(place, prefix, query, limit)
+            for place, (query, limit) in enumerate(zip(queries, limits, strict=True))
+        ]
+        answers = {r.place: self.kept[r.key] for r in requests if r.key in self.kept}
+        if answers:
+            on_answer(len(answers))
+        missing = [r for r in requests if r.place not in answers]
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+            for group in (missing[:1], missing[1:]):
+                futures = {pool.submit(self.complete, r.ids, max_new_tokens=r.limit): r for r in group}
+                try:
+                    for future in as_completed(futures):
+                        answers[futures[future].place] = self._take_answer(future, futures[future])
+                        on_answer(1)
+                except BaseException:  # also Ctrl-C: nothing more is sent, and what is under way is not tried again
+                    self.stop()
+                    pool.shutdown(cancel_futures=True)
+                    for future, request in futures.items():
+                        if not (future.cancelled() or future.exception() or request.place in answers):
+                            self.kept[request.key] = future.result()
+                    raise
+        return [answers[place] for place in range(len(queries))]
+
+    def _make_request(self, place: int, prefix: Prefix, query: NDArray[np.int32], limit: int) -> _Request:
+        ids = (*prefix.ids.tolist(), *query.tolist())
+        decisive = [self.base_url, self.settings.model, self.tokenizer.terminator, limit, ids]
+        return _Request(place, ids, limit, hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32])
+
+    def _take_answer(self, future: Future[Generated], request: _Request) -> Generated:
+        """Return an answer, and keep it; or the reason why there is none.
+
+        Raises:
+            UserError: the server refuses, or has failed too many queries in a row.
+        """
+        try:
+            answer = future.result()
+        except UnansweredError as error:
+            self._num_failed_in_a_row += 1
+            if self._num_failed_in_a_row == MAX_FAILED_IN_A_ROW:
+                raise UserError(
+                    f"endpoint={self.settings.url}: {MAX_FAILED_IN_A_ROW} queries in a row got no answer ({error});"
+                    " look at the server's log"
+                ) from None
+            return Generated(text="", cut=False, fault=str(error))
+        self._num_failed_in_a_row = 0
+        self.kept[request.key] = answer
+        return answer
+
+    def complete(self, ids: Sequence[int], *, max_new_tokens: int) -> Generated:
+        """Return the greedy answer after `ids`, up to the terminator.
 
         Raises:
             UnansweredError: all attempts failed, or the prompt cannot be sent exactly.
@@ -119,10 +243,10 @@ class Endpoint:
         if prompt is None:
             raise UnansweredError(NOT_THE_SAME_IDS)
         content = self._attempt(prompt, max_new_tokens=max_new_tokens)
-        told = _prompt_tokens(content)
-        if told not in (None, len(ids)):
+        counted = _prompt_tokens(content)
+        if counted not in (None, len(ids)):
             raise UserError(
-                f"--endpoint {self.settings.url}: counts {told} prompt tokens where {len(ids)} were sent, so its"
+                f"endpoint={self.settings.url}: counts {counted} prompt tokens, but {len(ids)} were sent: its"
                 f" tokenizer is another one; name the model that it serves as MODEL"
             )
         choice = content["choices"][0]
@@ -131,7 +255,7 @@ class Endpoint:
         return Generated(text=text, cut=not ended and choice.get("finish_reason") == "length")
 
     def _find_prompts(self) -> Literal["ids", "text"]:
-        """Ask for one token behind a letter, which any server can do, and then behind ids."""
+        """Ask for one token after a letter, which any server can do, and then after ids."""
         if self.extra_fields:
             try:
                 self._attempt("a", max_new_tokens=1)
@@ -140,7 +264,7 @@ class Endpoint:
         try:
             self._attempt("a", max_new_tokens=1)
         except UnansweredError as error:
-            raise UserError(f"--endpoint {self.settings.url}: no answer ({error}); look at the server's log") from None
+            raise UserError(f"endpoint={self.settings.url}: no answer ({error}); look at the server's log") from None
         probe = [*self.tokenizer.bos_ids, *self.tokenizer.encode_texts(["a"])[0]]
         try:
             content = self._attempt(probe, max_new_tokens=1)
@@ -152,9 +276,9 @@ class Endpoint:
         return self._retry(lambda: self._read(self._post(prompt, max_new_tokens=max_new_tokens)))
 
     def _retry(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what `ask` gives, after waits that double where it fails in a way that may pass.
+        """Return what `ask` returns, after waits that double each time it fails in a way that may pass.
 
-        A server that was never reached is not waited for; one that is reached and not ready is, and that is logged.
+        A server that was never reached is not waited for; one that was reached and is not ready is, which is logged.
         """
         settings = self.settings
         first = settings.first_wait_s
@@ -166,7 +290,7 @@ class Endpoint:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._may_pass),
-            before_sleep=self._tell_waiting,
+            before_sleep=self._log_waiting,
             stop=tenacity.stop_any(
                 tenacity.stop_after_attempt(settings.num_attempts), tenacity.stop_when_event_set(self._stopped)
             ),
@@ -180,17 +304,17 @@ class Endpoint:
             raise UnansweredError(str(error)) from None
         except httpx2.TransportError as error:
             raise UserError(
-                f"--endpoint {settings.url}: cannot be reached ({one_line(error)}); start it, or correct the URL"
+                f"endpoint={settings.url}: cannot be reached ({one_line(error)}); start it, or correct the URL"
             ) from None
 
     def _may_pass(self, error: BaseException) -> bool:
         return isinstance(error, _TryAgainError) or (self._is_reached and isinstance(error, httpx2.NetworkError))
 
-    def _tell_waiting(self, state: tenacity.RetryCallState) -> None:
-        """Log once, before the first answer, that the server is waited for; later progress shows it."""
+    def _log_waiting(self, state: tenacity.RetryCallState) -> None:
+        """Log once, before the first answer, that the server is waited for; later, progress shows it."""
         if not self._is_reached and state.attempt_number == 1 and state.outcome is not None:
             error = state.outcome.exception()
-            logging.getLogger("manyicl").warning("--endpoint %s: waiting for it (%s)", self.settings.url, error)
+            logging.getLogger("manyicl").warning("endpoint %s: waiting for it (%s)", self.settings.url, error)
 
     def _post(self, prompt: list[int] | str, *, max_new_tokens: int) -> httpx2.Response:
         """Send one query; raise what may pass, return everything else."""
@@ -219,7 +343,7 @@ class Endpoint:
         """Return a completion's content.
 
         Raises:
-            UserError: the server refuses. What is no completion may pass, and is asked again.
+            UserError: the server refuses. A reply that is not a completion is asked for again.
         """
         if reply.status_code != 200:
             raise self._refusal(reply)
@@ -230,11 +354,11 @@ class Endpoint:
                 return content
         except (ValueError, LookupError, TypeError):
             pass
-        raise _TryAgainError("an answer that is no completion")
+        raise _TryAgainError("an answer that is not a completion")
 
     def _refusal(self, reply: httpx2.Response) -> UserError:
         """Return the one line for a status that no attempt will change."""
-        where, words = f"--endpoint {self.settings.url}", _server_words(reply)
+        where, words = f"endpoint={self.settings.url}", _server_words(reply)
         if reply.status_code in (401, 403):
             known = "another key" if KEY_VARIABLE in os.environ else "the key"
             return UserError(f"{where}: refuses ({reply.status_code}: {words}); put {known} into {KEY_VARIABLE}")
@@ -245,10 +369,10 @@ class Endpoint:
             )
         if reply.status_code in (400, 413, 422) and _TOO_LONG.search(words):
             return UserError(
-                f"{where}: a query is too long for it ({words}); lower --max-tokens or --shots, or start it with a"
+                f"{where}: a query is too long for it ({words}); lower `max_tokens` or `shots`, or start it with a"
                 " longer window"
             )
-        return UserError(f"{where}: refuses ({reply.status_code}: {words}); name its model with --endpoint-model")
+        return UserError(f"{where}: refuses ({reply.status_code}: {words}); name its model with `endpoint.model`")
 
     def _served_models(self) -> str:
         """Return which models the server names, as the fix of a wrong one."""
@@ -256,21 +380,21 @@ class Endpoint:
             names = [str(entry["id"]) for entry in self._client.get(f"{self.base_url}/models").json()["data"]]
         except (httpx2.HTTPError, ValueError, LookupError, TypeError):
             names = []
-        return f"it serves {', '.join(names[:5])}: choose with --endpoint-model" if names else "set --endpoint-model"
+        return f"it serves {', '.join(names[:5])}: choose with `endpoint.model`" if names else "set `endpoint.model`"
 
 
 def base_url(url: str) -> str:
     """Return `url` up to and with `/v1`.
 
     Raises:
-        UserError: no http(s) URL, or one that carries a key or a query.
+        UserError: it is not an http(s) URL, or carries a key or a query.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--endpoint {url}: is no URL; write it as http://host:8000")
+        raise UserError(f"endpoint={url}: is not a URL; write it as http://host:8000")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
-            f"--endpoint {parts.scheme}://{parts.hostname}: carries a key or a query, and results name the URL; put the"
+            f"endpoint={parts.scheme}://{parts.hostname}: carries a key or a query, and results name the URL; put the"
             f" key into {KEY_VARIABLE}"
         )
     bare = url.rstrip("/").removesuffix("/completions").removesuffix("/v1")
@@ -278,9 +402,9 @@ def base_url(url: str) -> str:
 
 
 def text_of_ids(tokenizer: TaskTokenizer, ids: Sequence[int]) -> str | None:
-    """Return the text that a server's tokenizer, left to itself, turns into exactly `ids`; None where there is none.
+    """Return the text that a server's tokenizer, left to itself, turns into exactly `ids`; None if there is none.
 
-    With BOS written out where the tokenizer adds none of its own, and without it where it does.
+    With BOS written out if the tokenizer adds none of its own, and without it if it does.
     """
     wanted = [int(i) for i in ids]
     num_bos = len(tokenizer.bos_ids)
@@ -310,10 +434,10 @@ def _server_words(reply: httpx2.Response) -> str:
 
 
 def _prompt_tokens(content: dict[str, Any]) -> int | None:
-    """Return how many tokens the server says the prompt had; None where it does not say."""
+    """Return how many tokens the server says the prompt had; None if it does not say."""
     usage = content.get("usage")
-    told = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return told if isinstance(told, int) else None
+    counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return counted if isinstance(counted, int) else None
 
 
 def _wait_s(reply: httpx2.Response) -> float:

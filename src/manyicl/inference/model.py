@@ -55,7 +55,7 @@ class InferenceModel:
     compiled: bool = False
     """Whether pieces of it run compiled while it answers (`models.fused_pieces`)."""
 
-    def asking(self) -> AbstractContextManager[None]:
+    def answering(self) -> AbstractContextManager[None]:
         """Return the context in which the model answers: with its compiled pieces, if any."""
         if not self.compiled:
             return nullcontext()
@@ -104,7 +104,7 @@ def load_for_inference(
     path = settings.path
     config = load_config(settings)
     if max_tokens is not None:
-        check_window(config, num_tokens=max_tokens, what="--max-tokens")
+        check_window(config, num_tokens=max_tokens, what="`max_tokens`")
     note = read_note(path)
     if frame is None and template in (None, note.template):
         frame = note.frame
@@ -129,10 +129,10 @@ def load_for_inference(
 def _check_compiled(*, on_gpu: bool) -> None:
     """Refuse to compile without a GPU or a compiler."""
     if not on_gpu:
-        raise UserError("--compile: makes asking faster on a GPU only, and there is none here; leave it out")
+        raise UserError("`compiled`: works on a GPU only, and there is none here; leave it out")
     from manyicl.models import check_compiler
 
-    check_compiler("--compile")
+    check_compiler("`compiled`")
 
 
 def tokenize_for(task: Task, model: InferenceModel) -> TokenizedTask:

@@ -1,8 +1,8 @@
-"""Encode shots once, score many queries behind them.
+"""Encode shots once, and score many queries after them.
 
-The prefix's keys and values are read-only tensors of ours (no Hugging Face cache, which copies itself at each update);
-queries are segments of one row that see the prefix and themselves, at positions that continue from it. The options of a
-query stand behind it as a token trie.
+The keys and values of a prefix are read-only tensors of ours (a Hugging Face cache copies itself at each update).
+Queries are segments of one row that see the prefix and themselves, at positions that continue from it. The options of a
+query follow it as a token trie.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from manyicl.errors import UserError
-from manyicl.inference.budget import plan_memory, run_chunks, run_rows
-from manyicl.inference.query_rows import kept_tokens, lay_out_row, read_edges, run_row, write_keys
-from manyicl.inference.sharing import can_share_prefix, score_whole_prompts
+from manyicl.inference.budget import row_budget, run_chunks, run_rows
+from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row, write_keys
 from manyicl.inference.tries import AnswerTrie, build_trie
 from manyicl.models import EMPTY_PREFIX, Prefix, PrefixStore, segment_attention
 
@@ -29,10 +28,12 @@ CHUNK_TOKENS = 4096
 
 @dataclass(slots=True)
 class EngineCount:
-    """What went through the model: tokens of prefixes, each time they were encoded, and of queries with options."""
+    """The tokens that went through the model."""
 
     num_prefix_tokens: int = 0
+    """Of prefixes, each time they were encoded."""
     num_query_tokens: int = 0
+    """Of queries, their options and answers."""
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -51,8 +52,10 @@ def encode_prefix(
 ) -> Prefix:
     """Return the prefix `after` followed by `ids`, encoding only `ids`; no ids give `after` itself.
 
-    The longest prefix of a line of extensions shares its tensors with those before it; one that is extended a second
-    time is copied first. room: tokens that the whole line will have, so that the tensors are made once.
+    The longest of several prefixes that extend each other shares its tensors with the others; one that is extended a
+    second time is copied first.
+
+    room: tokens of the longest prefix to come, so that the tensors are made once.
 
     Raises:
         UserError: memory runs out.
@@ -60,8 +63,6 @@ def encode_prefix(
     if not len(ids):
         return after
     whole = np.concatenate([after.ids, ids]).astype(np.int32)
-    if not can_share_prefix(model):
-        return Prefix(ids=whole)
     store = after.store
     if store is None or store.num_tokens > after.num_tokens:
         store = _copy_store(after, room=max(room, len(whole)))
@@ -73,7 +74,7 @@ def encode_prefix(
             count.num_prefix_tokens += stop - start
 
     with segment_attention(model):
-        run_chunks(after.num_tokens, len(whole), most=min(CHUNK_TOKENS, plan_memory(model).row_tokens), run=encode)
+        run_chunks(after.num_tokens, len(whole), most=min(CHUNK_TOKENS, row_budget(model).row_tokens), run=encode)
     return Prefix(ids=whole, store=store)
 
 
@@ -95,10 +96,11 @@ def score_choices(
     *,
     count: EngineCount | None = None,
 ) -> list[NDArray[np.float64]]:
-    """Return the nats of every option of every query behind `prefix`: one array (O,) a query.
+    """Return the nats of every option of every query after `prefix`: one array (O,) per query.
 
-    options: of each query, the ids of its options, terminators included; the same object for many queries is read once.
-    Options that are alike have the same nats to the bit. `choose_option` picks one.
+    Equal options have the same nats to the bit. `choose_option` picks one.
+
+    options: for each query the ids of its options, terminators included; an object shared by queries is read once.
 
     Raises:
         UserError: a likelihood that is not finite, or memory runs out.
@@ -119,11 +121,11 @@ def choose_option(
 def score_answers(
     model: nn.Module,
     prefix: Prefix,
-    asked: Sequence[tuple[NDArray[np.int32], Sequence[int]]],
+    pairs: Sequence[tuple[NDArray[np.int32], Sequence[int]]],
     *,
     count: EngineCount | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return, for each (query ids, answer ids) behind `prefix`, the answer's nats and whether it is the greedy one.
+    """Return for each (query ids, answer ids) after `prefix` the answer's nats, and whether it is the greedy one.
 
     Query ids must not be empty: the first token of an answer is predicted from the last of its query. Answers to equal
     queries are options of one.
@@ -133,13 +135,13 @@ def score_answers(
         ValueError: a query or an answer without ids.
     """
     groups: dict[bytes, list[int]] = {}
-    for place, (query, _) in enumerate(asked):
+    for place, (query, _) in enumerate(pairs):
         groups.setdefault(np.asarray(query, dtype=np.int32).tobytes(), []).append(place)
     members = list(groups.values())
-    queries = [np.asarray(asked[places[0]][0], dtype=np.int32) for places in members]
-    options = [[asked[place][1] for place in places] for places in members]
+    queries = [np.asarray(pairs[places[0]][0], dtype=np.int32) for places in members]
+    options = [[pairs[place][1] for place in places] for places in members]
     nats, greedy = _score_options(model, prefix, queries, options, count=count)
-    whole, hits = np.zeros(len(asked)), np.zeros(len(asked), dtype=bool)
+    whole, hits = np.zeros(len(pairs)), np.zeros(len(pairs), dtype=bool)
     for places, nat, hit in zip(members, nats, greedy, strict=True):
         whole[places], hits[places] = nat, hit
     return whole, hits
@@ -153,23 +155,15 @@ def _score_options(
     *,
     count: EngineCount | None,
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
-    """Return nats and greedy hits (O,) of every query, by rows where the prefix can be shared."""
+    """Return nats and greedy hits (O,) of every query."""
     if not all(len(query) for query in queries):
         raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
     tries: dict[int, AnswerTrie] = {}
     for group in options:
         if id(group) not in tries:
             tries[id(group)] = build_trie(group)
-    if can_share_prefix(model):
-        asked = [(np.asarray(q, np.int32), tries[id(group)]) for q, group in zip(queries, options, strict=True)]
-        nats, greedy = _score_rows(model, prefix, asked, count=count)
-    else:
-        nats, greedy = score_whole_prompts(model, prefix.ids, queries, options)
-        if count is not None:
-            count.num_prefix_tokens += prefix.num_tokens * sum(len(group) for group in options)
-            count.num_query_tokens += sum(
-                len(q) + len(option) for q, group in zip(queries, options, strict=True) for option in group
-            )
+    laid_out = [Query(np.asarray(q, np.int32), tries[id(group)]) for q, group in zip(queries, options, strict=True)]
+    nats, greedy = _score_rows(model, prefix, laid_out, count=count)
     check_finite(nats)
     return nats, greedy
 
@@ -178,50 +172,51 @@ def _score_options(
 def _score_rows(
     model: nn.Module,
     prefix: Prefix,
-    asked: Sequence[tuple[NDArray[np.int32], AnswerTrie]],
+    queries: Sequence[Query],
     *,
     count: EngineCount | None,
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
-    nats: list[NDArray[np.float64]] = [np.zeros(0)] * len(asked)
-    greedy: list[NDArray[np.bool_]] = [np.zeros(0, dtype=bool)] * len(asked)
-    plan = plan_memory(model)
+    nats: list[NDArray[np.float64]] = [np.zeros(0)] * len(queries)
+    greedy: list[NDArray[np.bool_]] = [np.zeros(0, dtype=bool)] * len(queries)
+    budget = row_budget(model)
+    tries = [trie for _, trie in queries if trie is not None]  # every query has one
+    lengths = [len(ids) + len(trie.tokens_N) for (ids, _), trie in zip(queries, tries, strict=True)]
 
-    def share(place: int) -> float:
-        query, trie = asked[place]
-        num_nodes = len(trie.tokens_N)
-        return plan.share(num_tokens=len(query) + num_nodes, num_logits=1 + num_nodes)
+    def fraction(place: int) -> float:
+        return budget.fraction(num_tokens=lengths[place], num_logits=1 + len(tries[place].tokens_N))
 
     def run(row: list[int]) -> None:
-        scored = _score_row(model, prefix, [asked[place] for place in row])
+        scored = _score_row(model, prefix, [queries[place] for place in row])
         for place, (logprobs_E, hits_E) in zip(row, scored, strict=True):
-            trie = asked[place][1]
-            nats[place] = -trie.sum_paths(logprobs_E)
-            greedy[place] = trie.sum_paths((~hits_E).astype(np.float64)) == 0
+            nats[place] = -tries[place].sum_paths(logprobs_E)
+            greedy[place] = tries[place].sum_paths((~hits_E).astype(np.float64)) == 0
             if count is not None:
-                count.num_query_tokens += len(asked[place][0]) + len(trie.tokens_N)
+                count.num_query_tokens += lengths[place]
 
     # Neighbours of one length, so that little is padded.
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]) + len(asked[i][1].tokens_N))
+    order = sorted(range(len(queries)), key=lengths.__getitem__)
     with segment_attention(model):
-        run_rows(order, share=share, run=run)
+        run_rows(order, fraction=fraction, run=run)
     return nats, greedy
 
 
 def _score_row(
-    model: nn.Module, prefix: Prefix, asked: Sequence[tuple[NDArray[np.int32], AnswerTrie]]
+    model: nn.Module, prefix: Prefix, queries: Sequence[Query]
 ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Return log-probabilities and greedy hits of every edge (E,) of the row's tries."""
     device = device_of(model)
-    *row, layout = lay_out_row(asked, prefix=prefix, device=device)
-    ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(asked)))
-    return read_edges(run_row(model, ids, positions, layout=layout, keep=kept), [trie for _, trie in asked])
+    *row, layout = lay_out_row(queries, prefix=prefix, device=device)
+    ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(queries)))
+    return read_edges(
+        run_row(model, ids, positions, layout=layout, keep=kept), [trie for _, trie in queries if trie is not None]
+    )
 
 
 def check_finite(nats: Sequence[NDArray[np.float64]]) -> None:
-    """Raise a UserError where a likelihood is not finite."""
+    """Raise a UserError if a likelihood is not finite."""
     whole = np.concatenate([np.zeros(0), *nats])
     if not np.isfinite(whole).all():
         raise UserError(
             f"the model gives {int((~np.isfinite(whole)).sum())} of {len(whole)} answers no finite likelihood; it is"
-            " broken, or needs --precision fp32"
+            " broken, or needs `precision` fp32"
         )

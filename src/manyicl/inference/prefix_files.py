@@ -1,4 +1,4 @@
-"""Encoded prefixes on disk: safetensors files that know what they were encoded with."""
+"""Encoded prefixes on disk: safetensors files that record what they were encoded with."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def load_prefix(path: Path, *, model: nn.Module, ids: NDArray[np.int32]) -> Pref
             found = file.metadata() or {}
             missing = [part.name for part in fields(PrefixKey) if part.name not in found]
             if missing:
-                raise UserError(f"{path}: is no saved prefix (it does not say its {missing[0]}); encode it anew")
+                raise UserError(f"{path}: is not a saved prefix (it does not say its {missing[0]}); encode it anew")
             other = [name for name in wanted if found[name] != wanted[name]]
             if other:
                 raise UserError(f"{path}: was encoded with other {_and(other)} than asked for; encode it anew")

@@ -1,9 +1,9 @@
-"""Queries laid out in one row behind a prefix, each with the trie of its options, and the model run on such a row."""
+"""Lay out queries in one row after a prefix, each with the trie of its options, and run the model on such a row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,39 +13,46 @@ from torch import Tensor, nn
 from manyicl.inference.tries import AnswerTrie
 from manyicl.models import KeySink, Prefix, RowLayout, float32_head
 
-# A query's ids, and the trie that follows them; none: only its own tokens are run.
-Asked = tuple[NDArray[np.int32], AnswerTrie | None]
-# Logits that are in float32 at once: little enough memory on a GPU, and on a CPU what its cache holds (twice as fast).
+# Most logits that are in float32 at once: little memory on a GPU; on a CPU what its cache holds (twice as fast).
 MOST_FLOATS = {"cuda": 1 << 24, "cpu": 1 << 19}
 
 
+class Query(NamedTuple):
+    """One query as it is laid out in a row."""
+
+    ids: NDArray[np.int32]
+    """Its tokens, at least one."""
+    trie: AnswerTrie | None
+    """Its options, which follow the tokens; None: only the tokens are run."""
+
+
 def lay_out_row(
-    asked: Sequence[Asked], *, prefix: Prefix, device: torch.device, sink: KeySink | None = None
+    queries: Sequence[Query], *, prefix: Prefix, device: torch.device, sink: KeySink | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], RowLayout]:
     """Return ids (T,), positions (T,) and the layout of a row: each query, then the nodes of its trie."""
     ids, offsets = [], []
-    for query, trie in asked:
+    for query, trie in queries:
         ids.append(query if trie is None else np.concatenate([query, trie.tokens_N]))
         own = np.arange(len(query))
         offsets.append(own if trie is None else np.concatenate([own, len(query) - 1 + trie.depths_N]))
     lengths = np.array([len(part) for part in ids])
     longest = int(lengths.max())
-    offsets_SL = np.zeros((len(asked), longest), dtype=np.int64)
-    cells = np.arange(longest)[None] < lengths[:, None]
-    offsets_SL[cells] = np.concatenate(offsets)
+    offsets_SL = np.zeros((len(queries), longest), dtype=np.int64)
+    filled_SL = np.arange(longest)[None] < lengths[:, None]
+    offsets_SL[filled_SL] = np.concatenate(offsets)
     places = None
-    if not cells.all():
-        places_SL = np.where(cells, np.cumsum(cells).reshape(cells.shape) - 1, 0)
+    if not filled_SL.all():
+        places_SL = np.where(filled_SL, np.cumsum(filled_SL).reshape(filled_SL.shape) - 1, 0)
         places = (
             torch.from_numpy(places_SL.ravel()).to(device),
-            torch.from_numpy(np.flatnonzero(cells)).to(device),
+            torch.from_numpy(np.flatnonzero(filled_SL)).to(device),
         )
     seen = None
-    if not all(trie is None or trie.is_chain for _, trie in asked):
-        seen = torch.from_numpy(_seen_in_tries(asked, longest)).to(device)
+    if not all(trie is None or trie.is_chain for _, trie in queries):
+        seen = torch.from_numpy(_seen_in_tries(queries, longest)).to(device)
     offsets_T = np.concatenate(offsets).astype(np.int64)
-    # Padding stands behind its segment, so that no token sees it.
-    offsets_SL[~cells] = np.broadcast_to(np.arange(longest), cells.shape)[~cells]
+    # Padding comes after its segment, so that no token sees it.
+    offsets_SL[~filled_SL] = np.broadcast_to(np.arange(longest), filled_SL.shape)[~filled_SL]
     placed = torch.from_numpy(offsets_SL).to(device)
     layout = RowLayout(
         prefix=prefix,
@@ -59,21 +66,21 @@ def lay_out_row(
     return np.concatenate(ids).astype(np.int64), offsets_T + prefix.num_tokens, layout
 
 
-def _seen_in_tries(asked: Sequence[Asked], longest: int) -> NDArray[np.bool_]:
-    """Return (S, L, L): a token sees its query up to itself, a node the whole query and its own way from there."""
-    seen = np.zeros((len(asked), longest, longest), dtype=bool)
+def _seen_in_tries(queries: Sequence[Query], longest: int) -> NDArray[np.bool_]:
+    """Return (S, L, L): a token sees its query up to itself; a node sees the whole query and its own ancestors."""
+    seen = np.zeros((len(queries), longest, longest), dtype=bool)
     seen[:] = np.eye(longest, dtype=bool)
     triangle = np.tri(longest, dtype=bool)
-    ways: dict[int, NDArray[np.bool_]] = {}
-    for block, (query, trie) in zip(seen, asked, strict=True):
+    ancestors: dict[int, NDArray[np.bool_]] = {}
+    for block, (query, trie) in zip(seen, queries, strict=True):
         start = len(query)
         block[:start, :start] = triangle[:start, :start]
         if trie is not None:
             stop = start + len(trie.tokens_N)
-            if id(trie) not in ways:
-                ways[id(trie)] = trie.ancestors()
+            if id(trie) not in ancestors:
+                ancestors[id(trie)] = trie.ancestors()
             block[start:stop, :start] = True
-            block[start:stop, start:stop] = ways[id(trie)]
+            block[start:stop, start:stop] = ancestors[id(trie)]
     return seen
 
 
@@ -91,16 +98,16 @@ def run_row(model: nn.Module, ids: Tensor, positions: Tensor, *, layout: RowLayo
 
 
 def write_keys(model: nn.Module, ids: NDArray[np.int32], *, after: Prefix) -> None:
-    """Write the keys and values of `ids`, which stand behind `after`, into its store."""
+    """Write the keys and values of `ids`, which follow `after`, into its store."""
     device = next(model.parameters()).device
-    row = lay_out_row([(ids, None)], prefix=after, device=device, sink=after.store)
+    row = lay_out_row([Query(ids, None)], prefix=after, device=device, sink=after.store)
     run_row(model, *(torch.from_numpy(x).to(device) for x in row[:2]), layout=row[2], keep=1)
 
 
-def kept_tokens(asked: Sequence[Asked]) -> NDArray[np.int64]:
+def kept_tokens(queries: Sequence[Query]) -> NDArray[np.int64]:
     """Return which tokens of a row's layout need logits: each query's last, the root of its trie, then its nodes."""
     kept, start = [], 0
-    for query, trie in asked:
+    for query, trie in queries:
         num_nodes = 0 if trie is None else len(trie.tokens_N)
         kept.append(start + len(query) - 1 + np.arange(1 + num_nodes))
         start += len(query) + num_nodes

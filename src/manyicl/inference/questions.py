@@ -1,21 +1,19 @@
-"""Answer single inputs of a task: `ask`, and the lines that it reads and reports."""
+"""Answer single inputs of a task after shots of its own."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.episodes import TokenizedTask, join_examples
+from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples
 from manyicl.errors import UserError
 from manyicl.inference.drawing import LONG_TRAIN, draw_shots, most_answer_tokens, prefix_lengths, write_answers
-from manyicl.inference.generation import generate_behind
+from manyicl.inference.engine import Engine, choose_engine
 from manyicl.inference.model import InferenceModel, tokenize_for
-from manyicl.inference.prefix import choose_option, encode_prefix, score_answers, score_choices
+from manyicl.inference.prefix import choose_option
 from manyicl.tasks import Task
 
 
@@ -57,7 +55,7 @@ def ask(
         UserError: an empty input, fewer train rows than `shots`, or an input that does not fit after the shots.
     """
     if shots is not None and shots < 0:
-        raise UserError(f"--shots {shots}: shots count from 0")
+        raise UserError(f"shots={shots}: shots count from 0")
     for number, text in enumerate(inputs, start=1):
         if not text.strip():
             raise UserError(f"line {number}: is empty; give one input a line")
@@ -79,11 +77,12 @@ def ask(
     before = join_examples(tokenized, split="train", indices=order[:num_shots].astype(np.int32)).ids
     if not num_shots:
         queries = [query[tokenized.num_between :] for query in queries]
-    with model.asking():
+    with choose_engine(model) as engine:
         answers = _answer_queries(
-            model, task, list(inputs), queries=queries, before=before, num_shots=num_shots, longest=longest
+            engine, model.tokenizer, task, list(inputs), queries=queries, before=before, limit=longest
         )
-    return [replace(answer, left_out={LONG_TRAIN: num_long} if num_long else {}) for answer in answers]
+    left_out = {LONG_TRAIN: num_long} if num_long else {}
+    return [replace(answer, shots=num_shots, left_out=left_out) for answer in answers]
 
 
 def _describe_no_room(
@@ -92,73 +91,42 @@ def _describe_no_room(
     """Return why an input does not fit after so many shots, and what to do."""
     num_train = len(tokenized.splits["train"])
     if shots is not None and shots > num_train:
-        return f"--shots {shots}: task '{tokenized.task.name}' has only {num_train} train rows; lower --shots"
+        return f"shots={shots}: task '{tokenized.task.name}' has only {num_train} train rows; lower `shots`"
     wanted = f", not {shots}" if shots is not None else ""
     return (
         f"line {line}: the longest input leaves room for {max(num_fitting, 0)} shots in {max_tokens} tokens{wanted};"
-        " shorten it, or lower --shots"
+        " shorten it, or lower `shots`"
     )
 
 
 def _answer_queries(
-    model: InferenceModel,
+    engine: Engine,
+    tokenizer: TaskTokenizer,
     task: Task,
     inputs: Sequence[str],
     *,
     queries: Sequence[NDArray[np.int32]],
     before: NDArray[np.int32],
-    num_shots: int,
-    longest: int,
+    limit: int,
 ) -> list[Answer]:
-    prefix = encode_prefix(model.model, before)
+    """Return the answers after the prefix `before`: the likeliest of the task's labels, or generated ones."""
+    prefix = engine.encode(before)
     if task.labels:
-        pairs = write_answers(model.tokenizer, task.labels)
+        pairs = write_answers(tokenizer, task.labels)
         options = [ids for _, ids in pairs]
-        nats = score_choices(model.model, prefix, queries, [options] * len(queries))
+        nats = engine.score(prefix, queries, [options] * len(queries))
         best = [choose_option(nats_O, options) for nats_O in nats]
         return [
-            Answer(text, pairs[place][0], nll=float(nats_O[place]), shots=num_shots, cut=False)
+            Answer(text, pairs[place][0], nll=float(nats_O[place]), shots=0, cut=False)
             for text, place, nats_O in zip(inputs, best, nats, strict=True)
         ]
-    generated = generate_behind(model.model, model.tokenizer, prefix, queries, max_new_tokens=longest)
-    encoded = model.tokenizer.encode_answers([g.text for g in generated])
+    generated = engine.generate(prefix, queries, limits=[limit] * len(queries))
+    encoded = tokenizer.encode_answers([g.text for g in generated])
     # An answer that was cut, or whose text no ids give back, has no likelihood as a whole answer.
-    whole = [n for n, g in enumerate(generated) if not g.cut and not isinstance(encoded[n], str)]
-    nll, _ = score_answers(model.model, prefix, [(queries[n], encoded[n]) for n in whole])  # type: ignore[misc]
-    costs = dict(zip(whole, nll.tolist(), strict=True))
+    whole = {n: ids for n, ids in enumerate(encoded) if not generated[n].cut and not isinstance(ids, str)}
+    nats = engine.score(prefix, [queries[n] for n in whole], [[ids] for ids in whole.values()])
+    nll = {n: float(nats_O[0]) for n, nats_O in zip(whole, nats, strict=True)}
     return [
-        Answer(text, g.text, nll=costs.get(n), shots=num_shots, cut=g.cut)
-        for n, (text, g) in enumerate(zip(inputs, generated, strict=True))
+        Answer(text, one.text, nll=nll.get(n), shots=0, cut=one.cut)
+        for n, (text, one) in enumerate(zip(inputs, generated, strict=True))
     ]
-
-
-def describe_answers(answers: Sequence[Answer], *, num_train: int) -> str:
-    """Return how many shots stood before the inputs, how many rows could not be shots, and how many answers were cut.
-
-    num_train: train rows of the task.
-    """
-    shots = f"shots: {answers[0].shots:,} of {num_train:,} train rows"
-    left_out = "".join(f"; {count:,} {reason}" for reason, count in answers[0].left_out.items())
-    num_cut = sum(answer.cut for answer in answers)
-    cut = f"; {num_cut:,} of {len(answers):,} answers cut at the token limit (--max-new-tokens raises it)"
-    return f"{shots}{left_out}{cut if num_cut else ''}"
-
-
-def read_inputs(file: str) -> list[str]:
-    """Return the lines of a file, or of standard input for '-', without byte order mark and final carriage returns.
-
-    Raises:
-        UserError: the file cannot be read, or is empty.
-    """
-    try:
-        if file == "-" and sys.stdin is None:
-            raise UserError("standard input: is closed; give a file, or pipe one input a line")
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give a UTF-8 text file with one input a line") from error
-    text = text.lstrip("\ufeff")
-    # Not splitlines: an input may hold other separators.
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    if not text:
-        raise UserError(f"{'standard input' if file == '-' else file}: is empty; give one input a line")
-    return lines

@@ -10,7 +10,6 @@ where it would take minutes.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,12 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from manyicl.inference.budget import MemoryPlan, plan_memory, run_rows
-from manyicl.inference.query_rows import edge_logprobs, lay_out_row, run_row, write_keys
+from manyicl.inference.query_rows import Query, lay_out_row, run_row, write_keys
 from manyicl.models import (
     Prefix,
     PrefixStore,
-    float32_head,
     inner_model,
     logit_difference,
     longest_boundary,
@@ -46,25 +43,20 @@ TRIAL_TOKENS = PREFIX_TOKENS + sum(QUERY_TOKENS) + 1024
 MOST_IN_FLOAT32 = 2e-3
 # In low precision the error may be so many times that of the model's own kernels, and rounding up to this is no error.
 SPREADS, ROUNDING = 3.0, 0.05
-# A CPU's free memory is not asked for: larger models than this are not copied to float32 there.
+# On a CPU, whose free memory is not used, larger models than this are not copied to float32.
 MOST_CPU_WEIGHTS = 2_000_000_000
 
-_faults: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # '' where there is none
-
-
-def can_share_prefix(model: nn.Module) -> bool:
-    """Return whether queries can be asked behind one encoded prefix of `model`; if not, the plain path is taken."""
-    return not sharing_fault(model)
+_faults: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # '' if there is none
 
 
 def sharing_fault(model: nn.Module, text: NDArray[np.int32] | None = None) -> str:
-    """Return why queries cannot share a prefix of `model`, '' if they can. Each model is tried once, with one warning.
+    """Return why queries cannot share a prefix of `model`; "" if they can. Each model is tried once, with one warning.
 
     text: `TRIAL_TOKENS` tokens of ordinary text, which the trial of a real model should have.
     """
     inner = inner_model(model)
     if inner is None:
-        return "is no model of transformers"
+        return "is not a model of transformers"
     if inner not in _faults:
         _faults[inner] = _config_fault(inner) or try_prefix(model, text)
         if _faults[inner]:
@@ -76,7 +68,7 @@ def sharing_fault(model: nn.Module, text: NDArray[np.int32] | None = None) -> st
 
 
 def _config_fault(inner: Any) -> str:
-    """Return what the class and its config say against sharing."""
+    """Return why the class or its config rules sharing out; "" if they do not."""
     if getattr(inner, "_is_stateful", False):
         return "keeps a state besides keys and values"
     if not inner._can_set_attn_implementation():
@@ -89,61 +81,8 @@ def _config_fault(inner: Any) -> str:
     return ""
 
 
-def score_whole_prompts(
-    model: nn.Module,
-    before: NDArray[np.int32],
-    queries: Sequence[NDArray[np.int32]],
-    options: Sequence[Sequence[Sequence[int]]],
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
-    """Return, for each query, the nats of each option and whether it is the greedy one, by one prompt an option.
-
-    Prompts of one length share a forward pass, so that nothing is padded.
-    """
-    plan = plan_memory(model)
-    nats = [np.zeros(len(group)) for group in options]
-    greedy = [np.zeros(len(group), dtype=bool) for group in options]
-    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for q, group in enumerate(options):
-        for o, option in enumerate(group):
-            places.setdefault((len(before) + len(queries[q]) + len(option), len(option)), []).append((q, o))
-
-    for (length, num_answer), members in places.items():
-
-        def run(row: list[tuple[int, int]], num_answer: int = num_answer) -> None:
-            ids = np.stack([np.concatenate([before, queries[q], options[q][o]]) for q, o in row])
-            logprobs, best = _score_batch(model, ids, num_answer=num_answer)
-            for place, (q, o) in enumerate(row):
-                nats[q][o], greedy[q][o] = -logprobs[place].sum(), best[place].all()
-
-        size = _prompt_share(plan, length)
-        run_rows(members, share=lambda _, size=size: size, run=run)  # type: ignore[misc]
-    return nats, greedy
-
-
-def _prompt_share(plan: MemoryPlan, length: int) -> float:
-    return plan.share(num_tokens=length, num_logits=length)
-
-
-@torch.inference_mode()
-def _score_batch(
-    model: nn.Module, ids: NDArray[np.int32], *, num_answer: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return (B, A) each: log-probability of the last `num_answer` ids of each row, and whether it is the likeliest."""
-    ids_BT = torch.from_numpy(ids.astype(np.int64)).to(next(model.parameters()).device)
-    scored = num_answer + 1  # the token before the answer, and all of the answer but for its last
-    known = inspect.signature(inner_model(model).forward).parameters
-    keep = {"logits_to_keep": scored} if "logits_to_keep" in known else {}
-    with float32_head(model):
-        output: Any = model(input_ids=ids_BT, use_cache=False, **keep)
-    logits = output.logits[:, -scored:-1].flatten(0, 1)
-    targets = ids_BT[:, -num_answer:].flatten()
-    logprobs, best = edge_logprobs(logits, torch.arange(len(targets), device=targets.device), targets)
-    shape = (len(ids), num_answer)
-    return logprobs.double().cpu().numpy().reshape(shape), best.cpu().numpy().reshape(shape)
-
-
 def try_prefix(model: nn.Module, text: NDArray[np.int32] | None) -> str:
-    """Return what is wrong behind a prefix of `model`, '' if nothing is.
+    """Return what goes wrong after a shared prefix of `model`; "" if nothing does.
 
     text: ordinary text in the model's own tokens; None: ids drawn from the whole vocabulary.
 
@@ -152,7 +91,7 @@ def try_prefix(model: nn.Module, text: NDArray[np.int32] | None) -> str:
     """
     inner = inner_model(model)
     vocab_size = int(inner.config.get_text_config().vocab_size)
-    # A tokenizer may know ids that the model has not; they are refused where they would be asked.
+    # A tokenizer may know ids that the model does not; they are refused when they would be used.
     text = None if text is None else text[text < vocab_size]
     if text is None or not len(text):
         text = np.random.default_rng(0).integers(0, vocab_size, TRIAL_TOKENS).astype(np.int32)
@@ -175,7 +114,7 @@ def try_prefix(model: nn.Module, text: NDArray[np.int32] | None) -> str:
 
 @torch.inference_mode()
 def _try_length(model: nn.Module, inner: Any, ids: NDArray[np.int32]) -> str:
-    """Return the fault behind one prefix: all of `ids` but for the queries at its end."""
+    """Return the fault after one prefix: all of `ids` except the queries at its end."""
     before = ids[: -sum(QUERY_TOKENS)]
     queries = [part.copy() for part in np.split(ids[len(before) :], [QUERY_TOKENS[0]])]
     weight = next(model.parameters())
@@ -184,7 +123,7 @@ def _try_length(model: nn.Module, inner: Any, ids: NDArray[np.int32]) -> str:
         with in_float32(model):
             # The eager attention is the one that knows caps and sinks.
             truth_NV = _own_logits(model, before, queries, attention="eager")
-            fault = _tell(_mean(_shared_logits(model, before, queries), truth_NV), most=MOST_IN_FLOAT32)
+            fault = _describe(_mean(_shared_logits(model, before, queries), truth_NV), most=MOST_IN_FLOAT32)
         if fault or weight.dtype == torch.float32 or not multiplies_bf16(weight.device):
             return fault
     shared_NV = _shared_logits(model, before, queries)
@@ -195,17 +134,17 @@ def _try_length(model: nn.Module, inner: Any, ids: NDArray[np.int32]) -> str:
             others.append(_own_logits(model, before, queries, attention="sdpa"))
     if truth_NV is not None:
         spread = max(_mean(other_NV, truth_NV) for other_NV in others)
-        return _tell(_mean(shared_NV, truth_NV), most=SPREADS * spread + ROUNDING, spread=spread)
+        return _describe(_mean(shared_NV, truth_NV), most=SPREADS * spread + ROUNDING, spread=spread)
     spread = _mean(others[-1], own_NV)
-    return _tell(_mean(shared_NV, own_NV), most=SPREADS * spread + ROUNDING, spread=spread)
+    return _describe(_mean(shared_NV, own_NV), most=SPREADS * spread + ROUNDING, spread=spread)
 
 
 def _mean(logits_NV: Tensor, reference_NV: Tensor) -> float:
     return float(logit_difference(logits_NV, reference_NV).mean())
 
 
-def _tell(difference: float, *, most: float, spread: float | None = None) -> str:
-    # Not finite logits of the model's own are reported where they are met; the difference is 0 then.
+def _describe(difference: float, *, most: float, spread: float | None = None) -> str:
+    # If the model's own logits are not finite the difference is 0; they are reported when they are used.
     if difference <= most:
         return ""
     rounding = "" if spread is None else f", by its own kernels {spread:.2g}"
@@ -214,13 +153,13 @@ def _tell(difference: float, *, most: float, spread: float | None = None) -> str
 
 
 def _shared_logits(model: nn.Module, before: NDArray[np.int32], queries: Sequence[NDArray[np.int32]]) -> Tensor:
-    """Return the logits of the queries' tokens behind the encoded prefix `before`, (N, V)."""
+    """Return the logits (N, V) of the queries' tokens after the encoded prefix `before`."""
     device = next(model.parameters()).device
     with segment_attention(model):
         store = PrefixStore(len(before))
         write_keys(model, before, after=Prefix(before[:0], store))
         store.num_tokens = len(before)
-        row = lay_out_row([(query, None) for query in queries], prefix=Prefix(before, store), device=device)
+        row = lay_out_row([Query(query, None) for query in queries], prefix=Prefix(before, store), device=device)
         ids, positions = (torch.from_numpy(x).to(device) for x in row[:2])
         return run_row(model, ids, positions, layout=row[2], keep=len(row[0]))
 

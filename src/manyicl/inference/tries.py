@@ -1,4 +1,4 @@
-"""Known answers as a token trie: what they share is computed once, and their last tokens never go through the model."""
+"""Known answers as a token trie: common beginnings are computed once, and last tokens never go through the model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class AnswerTrie:
     """The options of one query. Shapes: N nodes, E edges, O options.
 
     A node is a beginning of some option that another token follows; the root, the query's last token, is none of them.
-    tokens_N, parents_N (-1: the root), depths_N (1: behind the root): parents stand before their children.
-    edge_parents_E, edge_tokens_E: every (beginning, next token) whose probability is asked.
+    tokens_N, parents_N (-1: the root), depths_N (1: next to the root): parents stand before their children.
+    edge_parents_E, edge_tokens_E: every (beginning, next token) whose probability is needed.
     path_edges, path_starts: the edges of option o are path_edges[path_starts[o]:path_starts[o + 1]].
     """
 
@@ -33,12 +33,12 @@ class AnswerTrie:
         return bool((self.parents_N == np.arange(-1, len(self.parents_N) - 1)).all())
 
     def ancestors(self) -> NDArray[np.bool_]:
-        """Return (N, N): whether the second node lies on the first one's way from the root, itself included."""
-        on_way = np.eye(len(self.tokens_N), dtype=bool)
+        """Return (N, N): whether the second node is the first one or an ancestor of it."""
+        above = np.eye(len(self.tokens_N), dtype=bool)
         for node, parent in enumerate(self.parents_N.tolist()):
             if parent >= 0:
-                on_way[node] |= on_way[parent]
-        return on_way
+                above[node] |= above[parent]
+        return above
 
     def sum_paths(self, values_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sum of `values_E` along each option, (O,)."""

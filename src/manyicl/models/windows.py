@@ -54,7 +54,7 @@ def max_tokens_of(config: Any) -> int:
     limits = [getattr(config, "max_position_embeddings", None), common_window(config)]
     known = [int(limit) for limit in limits if limit]
     if not known:
-        raise UserError(f"--max-tokens: a {config.model_type} model does not say how long a sequence may be; say it")
+        raise UserError(f"`max_tokens`: a {config.model_type} model does not say how long a sequence may be; say it")
     return min(known)
 
 

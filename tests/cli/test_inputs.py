@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from manyicl.cli.inputs import read_inputs
 from manyicl.errors import UserError
-from manyicl.inference.questions import read_inputs
 
 
 def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_an_input(

@@ -1,0 +1,168 @@
+"""Put a sweep's queries to an engine, draw by draw, and score the answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from manyicl.episodes import query_ids
+from manyicl.evaluation.points import Prediction
+from manyicl.evaluation.scoring import best_score, score_others
+from manyicl.evaluation.shots import FILL, Shots, shots_order
+from manyicl.evaluation.sweep import TaskSweep
+from manyicl.inference import Engine, choose_option, prefix_lengths
+from manyicl.models import Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class PointAnswers:
+    """The answers to all queries at one number of shots, in one draw."""
+
+    predictions: Sequence[Prediction]
+    """One per query that got an answer, in the order of the queries."""
+    unanswered: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> queries that a server gave no answer to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What the engine says to one query; the fields are those of `Prediction`."""
+
+    text: str
+    nll: float | None
+    cut: bool = False
+    choice_nll: Mapping[str, float] | None = None
+    fault: str = ""
+
+
+def answer_draw(
+    engine: Engine,
+    sweep: TaskSweep,
+    *,
+    draw: int,
+    finished: Container[Shots] = (),
+    on_answer: Callable[[Shots, int], None] = lambda shots, number: None,
+) -> Iterator[tuple[Shots, PointAnswers]]:
+    """Yield (shots, answers) for each number of shots of one draw that is not finished, ascending.
+
+    The shots before a finished point are encoded in the steps of an uninterrupted sweep, so that rounding is the same.
+
+    on_answer: called with the number of shots and how many more queries have their answer, by an engine whose answers
+        come one by one.
+    """
+    wanted = [shots for shots in sweep.shots_of(draw) if shots not in finished]
+    if not wanted:
+        return
+    # Room for the whole draw, even if less of it is wanted: the tensors are made once.
+    room = int(prefix_lengths(sweep.tokenized, sweep.draws[draw])[sweep.most_shots(draw)])
+    prefix = engine.encode(sweep.tokenized.head_ids, room=room)
+    encoded = 0
+    for shots in (shots for shots in sweep.shots_of(draw) if shots_order(shots) <= shots_order(wanted[-1])):
+        num_shots = sweep.num_shots(draw, shots)
+        ids = sweep.prefix_ids(draw, start=encoded, stop=num_shots)
+        prefix = engine.encode(ids, after=prefix, room=room)
+        encoded = num_shots
+        if shots in wanted:
+            yield shots, _answer_point(engine, sweep, prefix, draw=draw, shots=shots, on_answer=on_answer)
+
+
+def _answer_point(
+    engine: Engine,
+    sweep: TaskSweep,
+    prefix: Prefix,
+    *,
+    draw: int,
+    shots: Shots,
+    on_answer: Callable[[Shots, int], None],
+) -> PointAnswers:
+    """Put every query to the engine after one prefix; known answers are scored, or generated without likelihoods."""
+    num_shots = sweep.num_shots(draw, shots)
+    queries = sweep.queries.tolist()
+    known = [query for query in queries if sweep.candidates[query] and engine.has_likelihoods]
+    replies = _choose(engine, sweep, prefix, after_shots=num_shots > 0, queries=known)
+    replies |= _generate(
+        engine,
+        sweep,
+        prefix,
+        after_shots=num_shots > 0,
+        queries=[query for query in queries if query not in replies],
+        on_answer=lambda number: on_answer(shots, number),
+    )
+    return PointAnswers(
+        predictions=[_predict(sweep, draw, shots, q, replies[q]) for q in queries if not replies[q].fault],
+        unanswered=Counter(replies[q].fault for q in queries if replies[q].fault),
+    )
+
+
+def _choose(
+    engine: Engine, sweep: TaskSweep, prefix: Prefix, *, after_shots: bool, queries: Sequence[int]
+) -> dict[int, _Reply]:
+    """Return for each query the candidate that is likeliest as `Sweep.by` says, and the nats of its reference.
+
+    A tie goes to the candidate that comes first. A candidate that the tokenizer cannot write is never chosen.
+    """
+    ids = [query_ids(sweep.tokenized, split="test", index=query, after_shots=after_shots) for query in queries]
+    written = [sweep.written[sweep.candidates[query]] for query in queries]
+    options = {id(pairs): [answer for _, answer in pairs] for pairs in written}
+    nats = engine.score(prefix, ids, [options[id(pairs)] for pairs in written]) if queries else []
+    rows = sweep.tokenized.splits["test"].rows
+    replies = {}
+    for query, pairs, nats_O in zip(queries, written, nats, strict=True):
+        choice_nll = dict(zip((text for text, _ in pairs), nats_O.tolist(), strict=True))
+        text, _ = pairs[choose_option(nats_O, options[id(pairs)], by=sweep.settings.by)]
+        replies[query] = _Reply(text, choice_nll[sweep.task.test[rows[query]].answer], choice_nll=choice_nll)
+    return replies
+
+
+def _generate(
+    engine: Engine,
+    sweep: TaskSweep,
+    prefix: Prefix,
+    *,
+    after_shots: bool,
+    queries: Sequence[int],
+    on_answer: Callable[[int], None],
+) -> dict[int, _Reply]:
+    """Return each query's greedy answer, and the nats of its reference if the engine knows them.
+
+    A query with known answers gets as many tokens as the longest of them.
+    """
+    if not queries:
+        return {}
+    test = sweep.tokenized.splits["test"]
+    limits = []
+    for query in queries:
+        known = [len(ids) for _, ids in sweep.written.get(sweep.candidates[query], ())]
+        limits.append(max(known) if known else sweep.max_new_tokens)
+    answers = engine.generate(
+        prefix,
+        [query_ids(sweep.tokenized, split="test", index=query, after_shots=after_shots) for query in queries],
+        limits=limits,
+        references=[test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in queries],
+        on_answer=on_answer,
+    )
+    return {
+        query: _Reply(answer.text, answer.reference_nll, cut=answer.cut, fault=answer.fault)
+        for query, answer in zip(queries, answers, strict=True)
+    }
+
+
+def _predict(sweep: TaskSweep, draw: int, shots: Shots, query: int, reply: _Reply) -> Prediction:
+    """Return the scored answer to one query."""
+    task = sweep.task
+    example = task.test[sweep.tokenized.splits["test"].rows[query]]
+    return Prediction(
+        task.name,
+        draw,
+        sweep.num_shots(draw, shots),
+        example.id,
+        reply.text,
+        example.answer,
+        score=best_score(reply.text, answers=example.answers, metric=task.metric),
+        nll=reply.nll,
+        cut=reply.cut,
+        choice_nll=reply.choice_nll,
+        fill=shots == FILL,
+        other_scores=score_others(reply.text, answers=example.answers, metric=task.metric, family=task.family),
+    )

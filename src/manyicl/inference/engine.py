@@ -1,0 +1,333 @@
+"""Engines answer queries after a prefix: a model that encodes it once, a model that cannot, or a server."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from manyicl.episodes import TaskTokenizer
+from manyicl.inference.budget import row_budget, run_rows
+from manyicl.inference.generation import Generated, generate_after, generate_and_score, read_answer
+from manyicl.inference.model import InferenceModel
+from manyicl.inference.prefix import EngineCount, check_finite, device_of, encode_prefix, score_choices
+from manyicl.inference.query_rows import edge_logprobs
+from manyicl.inference.sharing import sharing_fault
+from manyicl.models import EMPTY_PREFIX, Prefix, float32_head, inner_model
+
+if TYPE_CHECKING:  # it needs packages that only those who use a server install
+    from manyicl.inference.endpoint import EndpointSettings
+
+# Tokens of prompts that transformers' generate() takes at once; a small model's batch fits any machine.
+BATCH_TOKENS = 16384
+
+Ids = NDArray[np.int32]
+OnAnswer = Callable[[int], None]  # how many more queries have their answer
+
+
+class Engine(Protocol):
+    """Answers queries after a prefix. `choose_engine` makes one; it is entered as a context while it answers."""
+
+    @property
+    def has_likelihoods(self) -> bool:
+        """Whether `score` and references work; a server only generates."""
+
+    @property
+    def sharing_fault(self) -> str | None:
+        """Why queries cannot share an encoded prefix; "" if they do, None if nobody knows (a server)."""
+
+    @property
+    def server(self) -> Mapping[str, str] | None:
+        """URL, model and form of the prompts of a server; None if the model is here."""
+
+    @property
+    def count(self) -> EngineCount:
+        """The tokens that went through the model so far; a server's are not counted."""
+
+    def __enter__(self) -> Self:
+        """Get ready: compile, or connect."""
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the model as it was, or disconnect."""
+
+    def encode(self, ids: Ids, *, after: Prefix = EMPTY_PREFIX, room: int = 0) -> Prefix:
+        """Return the prefix `after` extended by `ids`. room: tokens of the longest prefix that will extend it."""
+
+    def score(
+        self, prefix: Prefix, queries: Sequence[Ids], options: Sequence[Sequence[Sequence[int]]]
+    ) -> list[NDArray[np.float64]]:
+        """Return the nats of every option of every query after `prefix`: one array (O,) per query.
+
+        options: for each query the ids of its options, terminators included.
+
+        Raises:
+            UserError: a likelihood that is not finite, or memory runs out.
+            ValueError: a query without ids or options, or an option without ids.
+        """
+
+    def generate(
+        self,
+        prefix: Prefix,
+        queries: Sequence[Ids],
+        *,
+        limits: Sequence[int],
+        references: Sequence[Sequence[int]] | None = None,
+        on_answer: OnAnswer = lambda _: None,
+    ) -> list[Generated]:
+        """Return the greedy answer of each query after `prefix`, up to where it ends or its limit.
+
+        limits: most tokens of each answer.
+        references: ids of an answer to each query, whose nats are wanted too; ignored without likelihoods.
+        on_answer: called as answers come, if they come one by one.
+
+        Raises:
+            UserError: memory runs out, or the server refuses.
+        """
+
+
+def choose_engine(
+    model: InferenceModel,
+    *,
+    endpoint: EndpointSettings | None = None,
+    kept: MutableMapping[str, Generated] | None = None,
+) -> Engine:
+    """Return the engine that answers for `model`: a server if there is an `endpoint`, else the model's own.
+
+    kept: answers that the server gave before, by key; those that it gives are added. Ignored without a server.
+    """
+    if endpoint is not None:
+        from manyicl.inference.endpoint import Endpoint
+
+        return Endpoint(endpoint, model.tokenizer, kept=kept)
+    fault = sharing_fault(model.model)
+    return WholePrompts(model, fault) if fault else SharedPrefix(model)
+
+
+class _LocalEngine:
+    """What both engines have in common whose model is on this machine."""
+
+    has_likelihoods = True
+    server = None
+
+    def __init__(self, model: InferenceModel) -> None:
+        self.model, self.tokenizer, self.answering = model.model, model.tokenizer, model.answering
+        self.count = EngineCount()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self.answering())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class SharedPrefix(_LocalEngine):
+    """Encodes a prefix once; many queries then share its keys and values (`prefix`, `generation`)."""
+
+    sharing_fault: ClassVar[str] = ""
+
+    def encode(self, ids: Ids, *, after: Prefix = EMPTY_PREFIX, room: int = 0) -> Prefix:
+        """Return the prefix `after` extended by `ids`, encoding only `ids`."""
+        return encode_prefix(self.model, ids, after=after, room=room, count=self.count)
+
+    def score(
+        self, prefix: Prefix, queries: Sequence[Ids], options: Sequence[Sequence[Sequence[int]]]
+    ) -> list[NDArray[np.float64]]:
+        """Return the nats (O,) of each query's options."""
+        return score_choices(self.model, prefix, queries, options, count=self.count)
+
+    def generate(
+        self,
+        prefix: Prefix,
+        queries: Sequence[Ids],
+        *,
+        limits: Sequence[int],
+        references: Sequence[Sequence[int]] | None = None,
+        on_answer: OnAnswer = lambda _: None,  # noqa: ARG002
+    ) -> list[Generated]:
+        """Return each query's greedy answer, and the nats of its reference from the same pass."""
+        answers: dict[int, Generated] = {}
+        for limit, places in _places_by_limit(limits).items():
+            chosen = [queries[place] for place in places]
+            if references is None:
+                given = generate_after(
+                    self.model, self.tokenizer, prefix, chosen, max_new_tokens=limit, count=self.count
+                )
+            else:
+                pairs = [(queries[place], references[place]) for place in places]
+                texts, nats = generate_and_score(
+                    self.model, self.tokenizer, prefix, pairs, max_new_tokens=limit, count=self.count
+                )
+                given = [one.with_reference(nll) for one, nll in zip(texts, nats.tolist(), strict=True)]
+            answers.update(zip(places, given, strict=True))
+        return [answers[place] for place in range(len(queries))]
+
+
+class WholePrompts(_LocalEngine):
+    """Processes every prompt as a whole, for models whose queries cannot share a prefix."""
+
+    def __init__(self, model: InferenceModel, fault: str) -> None:
+        super().__init__(model)
+        self.sharing_fault = fault
+
+    def encode(self, ids: Ids, *, after: Prefix = EMPTY_PREFIX, room: int = 0) -> Prefix:  # noqa: ARG002
+        """Return the prefix `after` extended by `ids`; nothing is encoded yet."""
+        return Prefix(ids=np.concatenate([after.ids, ids]).astype(np.int32))
+
+    def score(
+        self, prefix: Prefix, queries: Sequence[Ids], options: Sequence[Sequence[Sequence[int]]]
+    ) -> list[NDArray[np.float64]]:
+        """Return the nats (O,) of each query's options, from one prompt per option."""
+        if not all(len(query) for query in queries):
+            raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
+        if not all(len(group) and all(len(option) for option in group) for group in options):
+            raise ValueError("a query needs at least one option, and every option at least one token")
+        nats = score_whole_prompts(self.model, prefix.ids, queries, options)
+        self.count.num_prefix_tokens += prefix.num_tokens * sum(len(group) for group in options)
+        self.count.num_query_tokens += sum(
+            len(query) + len(option) for query, group in zip(queries, options, strict=True) for option in group
+        )
+        check_finite(nats)
+        return nats
+
+    def generate(
+        self,
+        prefix: Prefix,
+        queries: Sequence[Ids],
+        *,
+        limits: Sequence[int],
+        references: Sequence[Sequence[int]] | None = None,
+        on_answer: OnAnswer = lambda _: None,  # noqa: ARG002
+    ) -> list[Generated]:
+        """Return each query's greedy answer, by transformers' own generate()."""
+        answers: dict[int, Generated] = {}
+        for limit, places in _places_by_limit(limits).items():
+            chosen = [queries[place] for place in places]
+            given = generate_whole_prompts(self.model, self.tokenizer, prefix.ids, chosen, max_new_tokens=limit)
+            answers.update(zip(places, given, strict=True))
+        self.count.num_prefix_tokens += prefix.num_tokens * len(queries)
+        self.count.num_query_tokens += sum(len(query) for query in queries)
+        if references is not None:
+            nats = self.score(prefix, queries, [[reference] for reference in references])
+            answers = {place: answers[place].with_reference(float(nats_O[0])) for place, nats_O in enumerate(nats)}
+        return [answers[place] for place in range(len(queries))]
+
+
+def _places_by_limit(limits: Sequence[int]) -> dict[int, list[int]]:
+    """Return limit -> the queries that have it."""
+    places: dict[int, list[int]] = {}
+    for place, limit in enumerate(limits):
+        places.setdefault(limit, []).append(place)
+    return places
+
+
+def score_whole_prompts(
+    model: nn.Module, before: Ids, queries: Sequence[Ids], options: Sequence[Sequence[Sequence[int]]]
+) -> list[NDArray[np.float64]]:
+    """Return the nats (O,) of each query's options, from one prompt per option.
+
+    Prompts of one length share a forward pass, so that nothing is padded.
+    """
+    budget = row_budget(model)
+    nats = [np.zeros(len(group)) for group in options]
+    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for q, group in enumerate(options):
+        for o, option in enumerate(group):
+            places.setdefault((len(before) + len(queries[q]) + len(option), len(option)), []).append((q, o))
+
+    for (length, num_answer), members in places.items():
+
+        def run(row: list[tuple[int, int]], num_answer: int = num_answer) -> None:
+            ids = np.stack([np.concatenate([before, queries[q], options[q][o]]) for q, o in row])
+            logprobs = _score_batch(model, ids, num_answer=num_answer)
+            for place, (q, o) in enumerate(row):
+                nats[q][o] = -logprobs[place].sum()
+
+        size = budget.fraction(num_tokens=length, num_logits=length)
+        run_rows(members, fraction=lambda _, size=size: size, run=run)  # type: ignore[misc]
+    return nats
+
+
+@torch.inference_mode()
+def _score_batch(model: nn.Module, ids: Ids, *, num_answer: int) -> NDArray[np.float64]:
+    """Return the log-probability (B, A) of the last `num_answer` ids of each row."""
+    ids_BT = torch.from_numpy(ids.astype(np.int64)).to(next(model.parameters()).device)
+    scored = num_answer + 1  # the token before the answer, and all of the answer but for its last
+    known = inspect.signature(inner_model(model).forward).parameters
+    keep = {"logits_to_keep": scored} if "logits_to_keep" in known else {}
+    with float32_head(model):
+        output: Any = model(input_ids=ids_BT, use_cache=False, **keep)
+    logits = output.logits[:, -scored:-1].flatten(0, 1)
+    targets = ids_BT[:, -num_answer:].flatten()
+    logprobs, _ = edge_logprobs(logits, torch.arange(len(targets), device=targets.device), targets)
+    return logprobs.double().cpu().numpy().reshape(len(ids), num_answer)
+
+
+def generate_whole_prompts(
+    model: Any, tokenizer: TaskTokenizer, before: Ids, queries: Sequence[Ids], *, max_new_tokens: int
+) -> list[Generated]:
+    """Return the greedy answer of each query by transformers' own generate(); queries of one length share a batch.
+
+    Equal lengths, because not every model that keeps a state of its own knows what padding is.
+    """
+    answers: dict[int, Generated] = {}
+    by_length: dict[int, list[int]] = {}
+    for place, query in enumerate(queries):
+        by_length.setdefault(len(query), []).append(place)
+
+    def run(row: list[int]) -> None:
+        ids = np.stack([np.concatenate([before, queries[place]]) for place in row]).astype(np.int64)
+        output = _generate_batch(model, tokenizer, torch.from_numpy(ids), max_new_tokens=max_new_tokens)
+        answers.update(zip(row, (read_answer(tokenizer, new_ids) for new_ids in output), strict=True))
+
+    for length, places in by_length.items():
+        size = (len(before) + length + max_new_tokens) / BATCH_TOKENS
+        run_rows(places, fraction=lambda _, size=size: size, run=run)  # type: ignore[misc]
+    return [answers[place] for place in range(len(queries))]
+
+
+@torch.inference_mode()
+def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_new_tokens: int) -> list[list[int]]:
+    """Return the new ids of each row."""
+    ids = ids.to(device_of(model))
+    inner = inner_model(model)
+    # transformers fills what we leave open from the checkpoint's own settings, and a repetition penalty among them
+    # would forbid the very answers that the shots show.
+    before, inner.generation_config = inner.generation_config, GenerationConfig()
+    try:
+        with float32_head(model):
+            output: Tensor = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=list(tokenizer.end_ids) or None,
+                    pad_token_id=tokenizer.end_ids[0] if tokenizer.end_ids else 0,
+                ),
+                stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, ids.shape[1])]),
+            )
+    finally:
+        inner.generation_config = before
+    new_ids: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    return new_ids
+
+
+class _TerminatorSeen(StoppingCriteria):
+    """Stops each row on its decoded text, so that a terminator merged into another token stops it too."""
+
+    def __init__(self, tokenizer: TaskTokenizer, prompt_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.prompt_tokens = prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        rows = input_ids[:, self.prompt_tokens :].tolist()
+        return torch.tensor([self.tokenizer.cut_answer(row)[1] for row in rows], device=input_ids.device)
