@@ -333,7 +333,7 @@ class Bench:
         synchronize(self.device)
         self.gather(None)
         started = time.perf_counter()
-        for draw in ranks.share(range(DRAWS)):
+        for draw in ranks.shard(range(DRAWS)):
             ask(draw)
         synchronize(self.device)
         self.gather(None)
