@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from typer.main import get_command
 
 from manyicl.cli import app, evaluate
 from manyicl.cli.options import in_flags
@@ -115,8 +116,7 @@ def test_help_names_every_verb(capfd):
     listed = {line.split()[1] for line in out.splitlines() if line.startswith("│ ") and line.split()[1].isalpha()}
     assert listed >= set(VERBS)
     assert "Start with manyicl demo" in out
-    commands = {command.name or command.callback.__name__ for command in app.app.registered_commands}
-    assert commands == set(VERBS)
+    assert set(get_command(app.app).commands) == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -421,7 +421,7 @@ def test_an_unfinished_evaluation_of_other_arguments_is_refused(folder, tmp_path
     parts.mkdir()
     (parts / "evaluation.json").write_text('{"sweep": {"seed": 5}}')
     line = refusal(capfd, *evaluate, "--shots", "0")
-    assert line.startswith(f"--out {out}: {parts} holds cells of an unfinished evaluation that differs: ")
+    assert line.startswith(f"--out {out}: {parts} holds points of an unfinished evaluation that differs: ")
     (parts / "evaluation.json").unlink()
     assert run_manyicl(capfd, *evaluate, "--shots", "0", "--queries", 2)[0] == 0
     assert not parts.exists()
@@ -702,7 +702,7 @@ def stop(*_: object, **__: object) -> None:
 
 
 def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("manyicl.evaluation.loop.evaluate", stop)
+    monkeypatch.setattr("manyicl.evaluation.evaluate", stop)
     command = ["eval", str(folder / "model"), "--tasks", str(folder / "tasks"), "--shots", "0"]
     code, _, err = run_manyicl(capfd, *command)
     assert (code, err) == (130, "stopped, nothing is kept\n")
@@ -712,7 +712,7 @@ def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeyp
 
 
 def test_a_stopped_demo_says_how_to_go_on(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("manyicl.demo.run.run_demo", stop)
+    monkeypatch.setattr("manyicl.demo.run_demo", stop)
     options = ["--seed", "1", "--seeds", "2", "--quick"]
     code, _, err = run_manyicl(capfd, "demo", "--out", tmp_path, *options)
     assert (code, err) == (130, f"stopped; go on with: manyicl demo --out {tmp_path} {' '.join(options)}\n")
@@ -721,7 +721,7 @@ def test_a_stopped_demo_says_how_to_go_on(tmp_path, capfd, monkeypatch):
 
 
 def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("manyicl.comparison.grid.run_comparison", stop)
+    monkeypatch.setattr("manyicl.comparison.run_comparison", stop)
     make_recipe(tmp_path, write_world(tmp_path))
     code, _, err = run_manyicl(capfd, "compare", tmp_path / "recipe.toml", "--out", tmp_path / "c", "--seed", "0")
     assert (code, err) == (130, f"stopped; go on with: manyicl compare --resume {tmp_path / 'c'} --seed 0\n")
