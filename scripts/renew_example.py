@@ -17,14 +17,16 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from rich.console import Console
 from screenshot_report import VIEWS, set_view, start_chromium
 
 from manyicl.comparison.schema import Comparison, PairDifference, Scored, read_comparison
+from manyicl.models.seed import NEUTRAL_TEXT
 from manyicl.report.document import write_report
 from manyicl.report.numbers import DASH, count_noun, is_known, tell_bits, tell_interval, tell_percent, tell_points
-from manyicl.report.tables import mean_costs
+from manyicl.report.tables import COST_COLUMNS, mean_costs
 from manyicl.report.terminal import comparison_plot
 from manyicl.report.verdict import tell_verdict
 
@@ -44,6 +46,7 @@ def write_reports(out: Path, folder: Path) -> None:
             ran_in = re.search(r'folder = \\"([^"\\]+)/' + regime + "/tasks", content)
             if ran_in is not None:
                 content = content.replace(ran_in[1], SHOWN_FOLDER)
+            content = re.sub(r'[^"\\]*/' + re.escape(NEUTRAL_TEXT.name), NEUTRAL_TEXT.name, content)
             (copy / "comparison.json").write_text(content, encoding="utf-8")
             page = write_report(copy)
             shutil.copyfile(page, folder / f"{regime}.html")
@@ -80,7 +83,9 @@ def tell_lost_text(comparison: Comparison, arm: str) -> str:
 
 def readme_block(comparison: Comparison) -> str:
     """Return what the README shows: the verdict, the arms with most shots, and the plot of the held-out tasks."""
-    rows = [("arm", "trained, 64 shots", "held out, 64 shots", "forgetting, bits per byte")]
+    most = comparison.headline_cell("manyicl", "held-out", "most")
+    shots = "most" if most is None else most.shots
+    rows = [("arm", f"trained, {shots} shots", f"held out, {shots} shots", "forgetting, bits per byte")]
     for arm in comparison.arms:
         cells = [comparison.headline_cell(arm.arm, role, "most") for role in ("trained", "held-out")]
         if cells[1] is not None:  # a model of one task has no held-out ones
@@ -90,13 +95,14 @@ def readme_block(comparison: Comparison) -> str:
         "   ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(columns))
         for columns in (tuple(zip(row, widths, strict=True)) for row in rows)
     ]
-    console = Console(width=100, color_system=None)
+    console = Console(width=200, color_system=None)
     with console.capture() as capture:
         console.print(comparison_plot(comparison, width=74, colour=False))
     plot, _, _ = capture.get().partition("trained tasks: mean score")
     lines = [line.rstrip() for line in plot.rstrip().splitlines()]
-    key = "   ".join(capture.get().rstrip().splitlines()[-1].split("   "))
-    return "\n".join([tell_verdict(comparison), "", *table, "", *lines, key, ""])
+    marks = capture.get().rstrip().splitlines()[-1].split("   ")
+    key = "   ".join(mark for mark in marks if mark[2:] in [row[0] for row in rows])
+    return "\n".join([fill(tell_verdict(comparison), 100), "", *table, "", *lines, "", key, ""])
 
 
 def pair_rows(comparison: Comparison, role: str) -> list[list[str]]:
@@ -156,8 +162,8 @@ def print_tables(comparison: Comparison) -> None:
         if is_known(change.difference)
     ]
     print(markdown_table(["kind", "shots", "tasks", "arm", "less the base, points"], changes))
-    for arm, cells in mean_costs(comparison):
-        print(f"spent a seed, {arm.title}: {', '.join(cell.text for cell in cells)}")
+    costs = [[arm.title, *(cell.text for cell in cells)] for arm, cells in mean_costs(comparison)]
+    print(markdown_table(["spent a seed", *(head for _, head, _ in COST_COLUMNS)], costs))
 
 
 def main() -> None:
