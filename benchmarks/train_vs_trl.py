@@ -325,8 +325,10 @@ class OurSide:
             self.flash = flash.flash_implementation()
             forget_kernels()
             self.is_prepared = True
-            yield
-            self.is_prepared = False
+            try:
+                yield
+            finally:
+                self.is_prepared = False
             self.kernels = kernels_taken() or self.kernels
 
     def exact_loss(self) -> float:

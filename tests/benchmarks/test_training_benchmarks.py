@@ -142,7 +142,7 @@ def test_gpu_many_on_two_processes_keeps_a_line_of_each_result(tmp_path, monkeyp
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_many
 
-    options = ["--gpus", "1,2", "--models", "tiny", "--small-shape", "tiny", "--tokens", "64", "--mode", "lora-ddp"]
+    options = ["--gpus", "1,2", "--models", "tiny", "--small-shape", "tiny", "--tokens", "256", "--mode", "lora-ddp"]
     monkeypatch.setattr(sys, "argv", ["gpu_many.py", "--out", str(tmp_path), *options, "--no-compile"])
     gpu_many.main()
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
