@@ -56,7 +56,7 @@ NEEDS_HOPPER = pytest.mark.skipif(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_perturbed_token_moves_no_logit_of_its_neighbours(name, dtype, training):
-    model = tiny_model(name).to("cuda", dtype).train(trainer)
+    model = tiny_model(name).to("cuda", dtype).train(training)
     episodes = [random_episode(EPISODE, seed=seed) for seed in (4, 5, 6)]
     middle = episodes[1]
     changed = TokenizedEpisode(ids=np.where(np.arange(len(middle.ids)) == 2, 7, middle.ids), spans=middle.spans)

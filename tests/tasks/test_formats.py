@@ -403,3 +403,9 @@ def test_labels_that_are_two_are_not_told_to_be_one(tmp_path: Path, labels: str)
     task, faults = read(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert task is not None, faults
     assert task.warnings == ()
+
+
+def test_cells_of_blanks_in_a_table_are_no_quoted_cells(tmp_path):
+    """Found by the fuzz test: three blanks begin with a blank, as a quoted cell after a separator may."""
+    found = examples_of(tmp_path, "t.csv", "input,answer,note\none,a,   \ntwo,b, \n")
+    assert [(example.input, example.answer) for example in found] == [("one", "a"), ("two", "b")]

@@ -374,7 +374,7 @@ def _check_cells(cells: list[str], header: list[str], separator: str, *, row: in
 def _dialect(text: str, separator: str) -> dict[str, Any]:
     """Return how cells are quoted: as the standard says, after a blank, or, in a table with tabs, not at all."""
     cells = [cell for row in _sample(text, separator) for cell in row]
-    if any(len(cell) > 2 and cell.startswith(" ") and cell.strip()[0] == cell.strip()[-1] == '"' for cell in cells):
+    if any(len(cell) > 2 and cell.startswith(" ") and cell.strip()[:1] == cell.strip()[-1:] == '"' for cell in cells):
         return {"delimiter": separator, "skipinitialspace": True}
     if (
         separator != "\t"
