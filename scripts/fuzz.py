@@ -3,7 +3,7 @@
     python scripts/fuzz.py [--inputs 100000] [--workers 2] [--seconds 0]
 
 Each process runs tests/tasks/test_fuzz_readers.py with a seed of its own and its share of the inputs. With --seconds,
-every process starts again with a new seed until the time is over, and --inputs is what one start of all processes gives.
+every process begins again with a new seed until the time is over; --inputs is then what all processes give once.
 Exits 1 if a test failed; its process's output is printed.
 """
 
