@@ -29,7 +29,7 @@ def test_the_python_example_runs_and_is_eight_lines(tmp_path, monkeypatch, capsy
     assert "40 examples" in printed[0]
     assert "trained: 40 answers" in printed[0]
     assert printed[1].startswith("[(0, ")
-    assert printed[2].startswith("Cell(shots=")
+    assert printed[2].startswith("ShotPoint(shots=")
 
 
 def test_the_commands_exist_with_the_options_that_are_shown():

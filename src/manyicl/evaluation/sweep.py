@@ -201,8 +201,8 @@ class TaskSweep:
 
         As planned: the same for a resumed sweep, and for one that several processes divide.
         """
-        asked = [draw for draw in range(self.settings.num_draws) if self.shots_of(draw)]
-        return sum(int(prefix_lengths(self.tokenized, self.draws[draw])[self.most_shots(draw)]) for draw in asked)
+        draws = [draw for draw in range(self.settings.num_draws) if self.shots_of(draw)]
+        return sum(int(prefix_lengths(self.tokenized, self.draws[draw])[self.most_shots(draw)]) for draw in draws)
 
     def plain_path(self) -> PlainPath:
         """Return the tokens of the whole sweep on whole prompts, and with a shared prefix; see `PlainPath`."""
@@ -273,14 +273,14 @@ class TaskSweep:
         """
         lengths = [prefix_lengths(self.tokenized, draw) for draw in self.draws]
         longest = np.max(lengths, axis=0)
-        asked: list[Shots] = []
+        fitting_shots: list[Shots] = []
         fits = np.ones(len(needs), dtype=bool)
         for shots in self.settings.shots if len(needs) else ():
             if shots == FILL or shots >= len(longest):
                 continue
             fitting = needs + longest[shots] <= self.settings.max_tokens
             if fitting.mean() >= MIN_FIT_FRACTION:
-                asked.append(shots)
+                fitting_shots.append(shots)
                 fits &= fitting
         filling: list[int] = []
         if FILL in self.settings.shots and len(needs):
@@ -288,9 +288,10 @@ class TaskSweep:
             room = self.settings.max_tokens - kept
             filling = [int(np.searchsorted(ends, room, side="right")) - 1 for ends in lengths]
             if any(filling):
-                asked.append(FILL)
+                fitting_shots.append(FILL)
                 fits &= needs <= kept
-        return tuple(sort_shots(asked)), self.wanted[fits] if asked else self.wanted[:0], filling
+        queries = self.wanted[fits] if fitting_shots else self.wanted[:0]
+        return tuple(sort_shots(fitting_shots)), queries, filling
 
     def _num_query_tokens(self, query: int) -> int:
         """Return the tokens of a query's input and of the longest answer that it may get or that is its own."""

@@ -358,21 +358,21 @@ class Endpoint:
 
     def _refusal(self, reply: httpx2.Response) -> UserError:
         """Return the one line for a status that no attempt will change."""
-        where, words = f"endpoint={self.settings.url}", _server_words(reply)
+        server, words = f"endpoint={self.settings.url}", _server_words(reply)
         if reply.status_code in (401, 403):
             known = "another key" if KEY_VARIABLE in os.environ else "the key"
-            return UserError(f"{where}: refuses ({reply.status_code}: {words}); put {known} into {KEY_VARIABLE}")
+            return UserError(f"{server}: refuses ({reply.status_code}: {words}); put {known} into {KEY_VARIABLE}")
         if reply.status_code in (404, 405):
             return UserError(
-                f"{where}: knows no model '{self.settings.model}', or has no /v1/completions ({reply.status_code}:"
+                f"{server}: knows no model '{self.settings.model}', or has no /v1/completions ({reply.status_code}:"
                 f" {words}); {self._served_models()}"
             )
         if reply.status_code in (400, 413, 422) and _TOO_LONG.search(words):
             return UserError(
-                f"{where}: a query is too long for it ({words}); lower `max_tokens` or `shots`, or start it with a"
+                f"{server}: a query is too long for it ({words}); lower `max_tokens` or `shots`, or start it with a"
                 " longer window"
             )
-        return UserError(f"{where}: refuses ({reply.status_code}: {words}); name its model with `endpoint.model`")
+        return UserError(f"{server}: refuses ({reply.status_code}: {words}); name its model with `endpoint.model`")
 
     def _served_models(self) -> str:
         """Return which models the server names, as the fix of a wrong one."""

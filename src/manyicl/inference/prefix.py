@@ -20,7 +20,7 @@ from manyicl.errors import UserError
 from manyicl.inference.budget import row_budget, run_chunks, run_rows
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row, write_keys
 from manyicl.inference.tries import AnswerTrie, build_trie
-from manyicl.models import EMPTY_PREFIX, Prefix, PrefixStore, segment_attention
+from manyicl.models import EMPTY_PREFIX, KeyValueBuffer, Prefix, segment_attention
 
 # A long prefix is encoded so many tokens at a time: no slower, and sliding windows need a mask of a chunk only.
 CHUNK_TOKENS = 4096
@@ -78,9 +78,9 @@ def encode_prefix(
     return Prefix(ids=whole, store=store)
 
 
-def _copy_store(prefix: Prefix, *, room: int) -> PrefixStore:
+def _copy_store(prefix: Prefix, *, room: int) -> KeyValueBuffer:
     """Return a store with room for more that starts with `prefix`."""
-    store = PrefixStore(room)
+    store = KeyValueBuffer(room)
     if prefix.store is not None:
         for layer in prefix.store.buffers:
             store.write(layer, *prefix.layer(layer))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from manyicl.errors import UserError
 from manyicl.files import writing_atomically
 from manyicl.inference.prefix import device_of
-from manyicl.models import Prefix, PrefixStore, hash_weights, inner_model
+from manyicl.models import KeyValueBuffer, Prefix, hash_weights, inner_model
 
 # Entries of a config that say where it came from, not what it computes.
 _ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
@@ -95,7 +95,7 @@ def load_prefix(path: Path, *, model: nn.Module, ids: NDArray[np.int32]) -> Pref
 
 
 def _read_prefix(file: Any, ids: NDArray[np.int32], *, device: torch.device) -> Prefix:
-    store = PrefixStore(len(ids))
+    store = KeyValueBuffer(len(ids))
     names = set(file.keys()) - {"token_ids"}
     layers = sorted({int(name.split(".")[0]) for name in names})
     for layer in layers:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from manyicl.inference.query_rows import Query, lay_out_row, run_row, write_keys
 from manyicl.models import (
+    KeyValueBuffer,
     Prefix,
-    PrefixStore,
     inner_model,
     logit_difference,
     longest_boundary,
@@ -156,7 +156,7 @@ def _shared_logits(model: nn.Module, before: NDArray[np.int32], queries: Sequenc
     """Return the logits (N, V) of the queries' tokens after the encoded prefix `before`."""
     device = next(model.parameters()).device
     with segment_attention(model):
-        store = PrefixStore(len(before))
+        store = KeyValueBuffer(len(before))
         write_keys(model, before, after=Prefix(before[:0], store))
         store.num_tokens = len(before)
         row = lay_out_row([Query(query, None) for query in queries], prefix=Prefix(before, store), device=device)

@@ -32,7 +32,7 @@ from manyicl.models.attention.segments import attend_row_segments, kernel_order
 IMPLEMENTATION = "manyicl_segments"
 
 
-class PrefixStore:
+class KeyValueBuffer:
     """Keys and values of encoded tokens by layer, rotary positions applied; each token's are written once.
 
     num_tokens: tokens that are written in every layer. A buffer that is full is replaced by one twice as long.
@@ -65,7 +65,7 @@ class Prefix:
     """
 
     ids: NDArray[np.int32]
-    store: PrefixStore | None = None
+    store: KeyValueBuffer | None = None
 
     @property
     def num_tokens(self) -> int:
