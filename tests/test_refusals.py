@@ -63,7 +63,7 @@ def test_a_full_disk_is_one_line_that_says_what_is_kept_and_how_to_go_on(tmp_pat
     monkeypatch.setattr(runs, "save_beside_weights", write_to_full_disk)
     code, _, err = run_manyicl(capfd, "train", tmp_path / "recipe.toml", "--out", run)
     command = f"manyicl train --resume {run}"
-    told = f"error: the disk is full; free some space; what was saved is kept; go on with: {command}"
+    told = f"error: the disk is full; free some space; what was saved is kept; resume with: {command}"
     assert (code, err.splitlines()[-1]) == (2, told)
     monkeypatch.setattr(runs, "save_beside_weights", original)
     assert [step for step, _ in list_checkpoints(run / "checkpoints")][-1] == config.train.num_steps

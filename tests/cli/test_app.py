@@ -198,7 +198,7 @@ def test_a_wrong_recipe_is_one_line(verb, tmp_path, capfd):
 
 
 def test_wrong_uses_of_train_are_one_line(tmp_path, capfd):
-    assert refusal(capfd, "train") == "name a recipe (*.toml), or a run to go on with: --resume DIR"
+    assert refusal(capfd, "train") == "name a recipe (*.toml), or a run to resume: --resume DIR"
     assert (
         refusal(capfd, "train", "--resume", tmp_path)
         == f"{tmp_path}: is not a run (no config.toml); name the folder of a run"
@@ -600,7 +600,7 @@ def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, c
     monkeypatch.setattr(trainer, "row_loss", row_loss)
     line = last_line(recipe, "--out", run)
     assert line.startswith("error: step 1: the GPU is out of memory, with rows of up to 320 tokens and 0 of 3 layers ")
-    assert line.endswith(f"; go on with: manyicl train --resume '{run}' train.checkpointed_layers=all")
+    assert line.endswith(f"; resume with: manyicl train --resume '{run}' train.checkpointed_layers=all")
     is_short.update(training=False, validation=True)
     line = last_line("--resume", run)
     assert line.startswith("error: step 3: the GPU is out of memory, with a validation row; start a new run")
@@ -708,14 +708,14 @@ def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeyp
     assert (code, err) == (130, "stopped, nothing is kept\n")
     command += ["--out", str(tmp_path / "a b.json")]
     code, _, err = run_manyicl(capfd, *command)
-    assert (code, err) == (130, f"stopped; go on with: manyicl {shlex.join(command)}\n")
+    assert (code, err) == (130, f"stopped; resume with: manyicl {shlex.join(command)}\n")
 
 
 def test_a_stopped_demo_says_how_to_go_on(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("manyicl.demo.run_demo", stop)
     options = ["--seed", "1", "--seeds", "2", "--quick"]
     code, _, err = run_manyicl(capfd, "demo", "--out", tmp_path, *options)
-    assert (code, err) == (130, f"stopped; go on with: manyicl demo --out {tmp_path} {' '.join(options)}\n")
+    assert (code, err) == (130, f"stopped; resume with: manyicl demo --out {tmp_path} {' '.join(options)}\n")
     code, _, err = run_manyicl(capfd, "demo", "--out", tmp_path / "no")
     assert (code, err) == (130, "stopped, nothing is kept\n")
 
@@ -724,7 +724,7 @@ def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("manyicl.comparison.run_comparison", stop)
     make_recipe(tmp_path, write_world(tmp_path))
     code, _, err = run_manyicl(capfd, "compare", tmp_path / "recipe.toml", "--out", tmp_path / "c", "--seed", "0")
-    assert (code, err) == (130, f"stopped; go on with: manyicl compare --resume {tmp_path / 'c'} --seed 0\n")
+    assert (code, err) == (130, f"stopped; resume with: manyicl compare --resume {tmp_path / 'c'} --seed 0\n")
 
 
 @pytest.mark.parametrize(

@@ -367,7 +367,7 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
     text = f'compare.text_files=["{world[0]}/neutral.txt"]'
     told = refusal(base_recipe, text, "compare.text_window_tokens=9999", "--out", out)
     assert told.startswith("compare.text_window_tokens = 9999: the model knows ")
-    assert refusal().startswith("name a recipe (*.toml), or a comparison to go on with")
+    assert refusal().startswith("name a recipe (*.toml), or a comparison to resume")
     assert "leave RECIPE and --out out" in refusal(base_recipe, "--resume", out)
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = refusal(base_recipe, "--out", out)

@@ -183,7 +183,7 @@ def test_a_run_that_the_user_stops_says_how_to_go_on_and_does(tmp_path):
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     command = f"manyicl train --resume '{run}'"
-    assert told.splitlines()[-1] == f"stopped; go on with: {command}"
+    assert told.splitlines()[-1] == f"stopped; resume with: {command}"
     going_on = start_process(["-m", *shlex.split(command)])
     assert going_on.returncode == 0, going_on.stderr
     assert "missing" not in going_on.stderr

@@ -22,17 +22,20 @@ def compare(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as compare.draws=10.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="A new folder; runs/RECIPE-TIME unless said.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the comparison in this folder.")] = None,
-    status: Annotated[Path | None, typer.Option("--status", help="Show what is done of this one, and stop.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new folder. Default: runs/RECIPE-TIME.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the comparison in this folder.")] = None,
+    status: Annotated[
+        Path | None, typer.Option("--status", help="Show how far the comparison in this folder is, and exit.")
+    ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", help="Do this seed only (repeat for several): one GPU a seed.")
+        list[int] | None,
+        typer.Option("--seed", help="Do only this training seed; repeat for more. For one GPU per seed."),
     ] = None,
 ) -> None:
-    """Train the arms of the paper from one recipe, matched, ask them alike, and write a report.
+    """Train the arms of the paper from one recipe, matched by tokens, evaluate them alike, and write a report.
 
-    The arms: base, zero-shot and few-shot fine-tuning, ManyICL, and a dedicated model a task. A killed comparison goes
-    on with --resume. To share one out over GPUs, start it once a GPU with --resume DIR --seed N.
+    The arms: base, zero-shot and few-shot fine-tuning, ManyICL, and a dedicated model per task. Resume a killed
+    comparison with --resume DIR. To use several GPUs, start it once per GPU with --resume DIR --seed N.
     """
     from manyicl.comparison import CompareConfig, check_seeds, open_comparison, refuse_ranks, run_comparison
     from manyicl.console import make_console
@@ -46,9 +49,9 @@ def compare(
         return
     refuse_ranks()
     if resume is not None and (recipe is not None or out is not None):
-        raise UserError(f"--resume {resume}: goes on with its own recipe and folder; leave RECIPE and --out out")
+        raise UserError(f"--resume {resume}: keeps its own recipe and folder; omit RECIPE and --out")
     if recipe is None and resume is None:
-        raise UserError("name a recipe (*.toml), or a comparison to go on with: --resume DIR")
+        raise UserError("name a recipe (*.toml), or a comparison to resume: --resume DIR")
     config = load_recipe(recipe, overrides=overrides or (), kind=CompareConfig) if recipe else None
     folder = resume or out or default_folder(recipe.stem if recipe else "")
     comparison = open_comparison(folder, config)
@@ -77,15 +80,18 @@ def report(
 
 @commands.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="Its folder; runs/demo-TIME unless said.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Its folder. Default: runs/demo-TIME.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides tasks, episodes, shots and queries.")] = 0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on; 5 for intervals.")] = 1,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", min=1, help="Number of training seeds, from --seed on; 5 for intervals over seeds."),
+    ] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="In 90 seconds, with wider intervals.")] = False,
 ) -> None:
     """The paper's comparison in minutes on two cores: base, zero-shot, few-shot, ManyICL and dedicated fine-tuning.
 
     On the packaged seed model and tasks of the embedded world, in two regimes: many tasks with few examples, and few
-    tasks with many. Killed, it goes on when called again with the same --out.
+    tasks with many. If it was killed, call it again with the same --out.
     """
     from manyicl import verbs
     from manyicl.console import make_console

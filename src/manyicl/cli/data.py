@@ -76,9 +76,9 @@ def plan(
     devices: Annotated[int, typer.Option("--devices", min=1, help="How many of them, each with all weights.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What a recipe would train, whether it is sound, its memory and hours. Exits 1 if it would be in vain.
+    """What a recipe would train, whether it is sound, its memory and hours. Exits 1 if training would be pointless.
 
-    Of a comparison's recipe, which has a section \\[compare]: what every arm takes, its trials and all that is asked.
+    For a comparison's recipe, which has a section \\[compare]: what all arms, their trials and their evaluation take.
     """
     from manyicl import verbs
     from manyicl.cli.comparison_tables import comparison_forecast_table
@@ -116,8 +116,8 @@ def export(
 def world(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the task files.")],
     tasks: Annotated[int, typer.Option("--tasks", min=1, help="How many tasks; their kinds take turns.")] = 40,
-    train: Annotated[int, typer.Option("--train", min=1, help="Train rows a task.")] = 72,
-    test: Annotated[int, typer.Option("--test", min=1, help="Test rows a task.")] = 20,
+    train: Annotated[int, typer.Option("--train", min=1, help="Train rows per task.")] = 72,
+    test: Annotated[int, typer.Option("--test", min=1, help="Test rows per task.")] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides the tasks and their rows.")] = 0,
 ) -> None:
     """Write tasks of the embedded world, to try things on; `manyicl eval` knows its seed model by the name `seed`."""

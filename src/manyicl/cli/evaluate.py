@@ -41,7 +41,7 @@ def eval_(
     ] = "0,1,4,16,64",
     draws: Annotated[int, typer.Option("--draws", min=1, help="Random draws of shots; 10 for a headline.")] = 5,
     queries: Annotated[
-        int, typer.Option("--queries", min=1, help="Test rows asked, the same at every k and draw.")
+        int, typer.Option("--queries", min=1, help="Test rows to answer, the same for every number of shots and draw.")
     ] = 200,
     seed: Seed = 0,
     length_normalized: Annotated[
@@ -54,19 +54,19 @@ def eval_(
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile pieces of the model: faster on a GPU behind many shots.")
+        bool, typer.Option("--compile", help="Compile parts of the model: faster on a GPU after many shots.")
     ] = False,
     endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="Ask this OpenAI-compatible server to generate.")
+        str | None, typer.Option("--endpoint", metavar="URL", help="Generate on this OpenAI-compatible server.")
     ] = None,
     endpoint_model: Annotated[
-        str | None, typer.Option("--endpoint-model", help="The server's name for it; MODEL_OR_RUN unless said.")
+        str | None, typer.Option("--endpoint-model", help="The server's name for the model. Default: MODEL_OR_RUN.")
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Queries under way at the server.")] = 8,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Queries in flight at the server.")] = 8,
 ) -> None:
     """Score against number of shots, by task, with 95 % intervals over draws and queries.
 
-    With --out, a killed evaluation goes on when called again. Several GPUs: accelerate launch -m manyicl eval ...
+    With --out, call a killed evaluation again to resume it. Several GPUs: accelerate launch -m manyicl eval ...
     """
     from manyicl.cli.result_tables import curve_plot, evaluation_table
     from manyicl.console import make_console, reporting
@@ -111,7 +111,7 @@ def eval_(
     if out is not None:
         console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
     if not result.complete:
-        console.print("incomplete: give the same command again to ask what has no answer", soft_wrap=True)
+        console.print("incomplete: run the same command again for the queries without an answer", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -157,7 +157,7 @@ def curve(
     model: ModelPath,
     tasks: TaskFolder,
     task: TaskNames = None,
-    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes of test rows a task.")] = 20,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes of test rows per task.")] = 20,
     seed: Seed = 0,
     out: Out = None,
     max_tokens: MaxTokens = None,
@@ -197,7 +197,7 @@ def curve(
 @commands.command()
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A.json", help="A result of manyicl eval --out.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another, asked with the same tasks and seed.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another result, with the same tasks and seed.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with a sentence a cell.")] = False,
 ) -> None:
     """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
@@ -218,7 +218,9 @@ def ask_(
     tasks: TaskFolder,
     task: Annotated[str, typer.Option("--task", help="The task to answer.")],
     file: Annotated[str, typer.Argument(metavar="[FILE | -]", help="Inputs, one a line; - is standard input.")] = "-",
-    shots: Annotated[int | None, typer.Option("--shots", min=0, help="As many as fit unless said.")] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, help="Number of examples in the context. Default: as many as fit.")
+    ] = None,
     seed: Seed = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut, left_out.")
@@ -228,7 +230,7 @@ def ask_(
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Answer one input a line behind the shots that fit; standard error says how many these are."""
+    """Answer one input per line, after as many examples as fit; standard error says how many that are."""
     from dataclasses import asdict
 
     from manyicl.cli.inputs import describe_answers, read_inputs

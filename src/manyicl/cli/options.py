@@ -18,14 +18,14 @@ TaskFolder = Annotated[
     Path, typer.Option("--tasks", help="Folder of task files (*.jsonl, *.json, *.csv, *.tsv, *.parquet).")
 ]
 TaskNames = Annotated[
-    list[str] | None, typer.Option("--task", help="A task of the folder; repeat for more. All unless said.")
+    list[str] | None, typer.Option("--task", help="A task of the folder; repeat for more. Default: all.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write the result (FILE.json).")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides which shots, queries and episodes are drawn.")]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-tokens", min=1, help="Longest sequence; the budget it was trained on unless said, or all it can see."
+        "--max-tokens", min=1, help="Longest sequence. Default: the budget of its training, or else all it can see."
     ),
 ]
 MaxNewTokens = Annotated[
@@ -47,7 +47,7 @@ Precision = Annotated[
 Recipe = Annotated[
     Path | None,
     typer.Option(
-        "--recipe", help="Write examples as this recipe's \\[template] says; as the model was trained unless said."
+        "--recipe", help="Write examples as this recipe's \\[template] says. Default: as the model was trained."
     ),
 ]
 # Parameters that the library names in its messages and the command line has as options. A recipe's own keys, such as
@@ -75,16 +75,16 @@ def _flag(name: str) -> str:
 
 
 def is_main() -> bool:
-    """Return whether this process tells what all of its launch meet; known before torch is there to ask."""
+    """Return whether this process reports for its launch; torch may not be loaded yet, so the environment decides."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> Iterator[None]:
-    """Say on one line how to go on if the user stops it (Ctrl-C, exit code 130), or memory or the system fail it.
+    """Say in one line how to resume if the user stops the block (Ctrl-C, exit code 130), or memory or the system fail.
 
-    command: what goes on, behind `manyicl`. kept: exists once there is something to go on with. recipe: where a setting
-    is to be changed that takes less memory; the command takes it unless said.
+    command: resumes it, after `manyicl`. kept: exists once there is something to resume. recipe: the file in which to
+    change the setting that takes less memory. Default: the command takes the setting.
     """
     try:
         yield
@@ -93,17 +93,17 @@ def stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> I
             raise
         setting, where = ([], f"write it into {recipe}, and ") if recipe else ([error.setting], "")
         command_line = shlex.join(["manyicl", *command, *setting])
-        raise UserError(f"{error}; {where}go on with: {command_line}") from error
+        raise UserError(f"{error}; {where}resume with: {command_line}") from error
     except UserError:
         raise
     except Exception as error:
         refused = find_refusal(error)
         if refused is None:
             raise
-        on = f"what was saved is kept; go on with: {shlex.join(['manyicl', *command])}"
+        on = f"what was saved is kept; resume with: {shlex.join(['manyicl', *command])}"
         raise UserError(f"{refused}; {on if kept and kept.exists() else 'nothing is kept'}") from error
     except KeyboardInterrupt:
-        on = f"; go on with: {shlex.join(['manyicl', *command])}" if kept and kept.exists() else ", nothing is kept"
+        on = f"; resume with: {shlex.join(['manyicl', *command])}" if kept and kept.exists() else ", nothing is kept"
         if is_main():
             typer.secho(f"stopped{on}", err=True, fg=typer.colors.YELLOW)
         raise typer.Exit(130) from None

@@ -23,8 +23,8 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.num_steps=20.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/RECIPE-TIME unless said.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder. Default: runs/RECIPE-TIME.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the run in this folder.")] = None,
 ) -> None:
     """Fine-tune as a recipe says, into a run directory that holds everything.
 
@@ -40,7 +40,7 @@ def train(
         make_console().print(plan_table(prepared))
 
     if resume is not None and out is not None:
-        raise UserError(f"--out {out}: a run goes on in its own folder; leave --out out")
+        raise UserError(f"--out {out}: a run is resumed in its own folder; omit --out")
     if resume is not None:
         if recipe is not None and "=" in recipe.name and not recipe.exists():
             recipe, overrides = None, [str(recipe), *(overrides or ())]
@@ -53,7 +53,7 @@ def train(
         if was_finished and run.is_main_process:
             typer.echo(f"{resume}: was finished before; nothing was left to train", err=True)
     elif recipe is None:
-        raise UserError("name a recipe (*.toml), or a run to go on with: --resume DIR")
+        raise UserError("name a recipe (*.toml), or a run to resume: --resume DIR")
     else:
         folder = out or default_folder(recipe.stem)
         with stoppable("train", "--resume", str(folder), kept=folder / "config.toml"):
