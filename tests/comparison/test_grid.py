@@ -368,7 +368,7 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
     told = refusal(base_recipe, text, "compare.text_window_tokens=9999", "--out", out)
     assert told.startswith("compare.text_window_tokens = 9999: the model knows ")
     assert refusal().startswith("name a recipe (*.toml), or a comparison to resume")
-    assert "leave RECIPE and --out out" in refusal(base_recipe, "--resume", out)
+    assert "omit RECIPE and --out" in refusal(base_recipe, "--resume", out)
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = refusal(base_recipe, "--out", out)
     assert told.startswith(
