@@ -25,12 +25,11 @@ from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import load_model
 from manyicl.models.loss import row_loss
 from manyicl.training.metrics import MetricsLog
-from manyicl.training.preparation import prepare_run
+from manyicl.training.preparation import plan_validation, prepare_run
 from manyicl.training.recipe import make_config
 from manyicl.training.recompute import Checkpointed, prepared_layers
 from manyicl.training.throughput import share_out
 from manyicl.training.trainer import AnswerTrainer, LastStepCallback, train_packs, training_arguments
-from manyicl.training.validation import plan_validation
 
 META_ICL_EXAMPLES = 17
 

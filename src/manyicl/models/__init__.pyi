@@ -18,6 +18,8 @@ from .isolation import TRIAL_TOKENS, isolation_fault, own_attention, refuse_unus
 from .lean_layers import lean_pieces
 from .loading import (
     MODEL_FILES,
+    RUN_MODEL,
+    RUN_STATE,
     LoraSettings,
     ModelNote,
     ModelSettings,
@@ -43,6 +45,8 @@ __all__ = [
     "MODEL_FILES",
     "MOST_LOGITS",
     "NEUTRAL_TEXT",
+    "RUN_MODEL",
+    "RUN_STATE",
     "TEMPLATE",
     "TRIAL_TOKENS",
     "AnswerLoss",

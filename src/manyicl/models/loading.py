@@ -28,6 +28,8 @@ from manyicl.models.seed import SEED_MODEL
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
 MODEL_NOTE = "manyicl.json"
+# What a run's folder is known by, and the folder of its model; `training.RunFolder` owns the rest of it.
+RUN_STATE, RUN_MODEL = "run.json", "model"
 # What save_pretrained writes of a model or an adapter beside its weights.
 MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json")
 # Of which nearly every tokenizer has one.
@@ -85,10 +87,10 @@ class ModelNote(BaseModel):
 def locate_model(path: str) -> str:
     """Return the model folder of a run, that of the packaged seed model for `seed`, or `path` itself."""
     folder = Path(path).expanduser()
-    if (folder / "run.json").is_file():
-        if not (folder / "model").is_dir():
+    if (folder / RUN_STATE).is_file():
+        if not (folder / RUN_MODEL).is_dir():
             raise UserError(f"{path}: this run has not finished, so it has no model; go on with --resume {path}")
-        return str((folder / "model").absolute())
+        return str((folder / RUN_MODEL).absolute())
     if folder.is_dir():
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
     if path == "seed":
@@ -268,7 +270,7 @@ def _locate_base(adapter: Path, base: str) -> str:
         return str(beside[0].resolve()) if beside else locate_model(base)
     if path.is_dir():
         return str(path)
-    run = adapter.parent / "run.json"
+    run = adapter.parent / RUN_STATE
     expected = json.loads(run.read_bytes()).get("weights") if run.is_file() else None
     places = [place.joinpath(*path.parts[-depth:]) for place in adapter.parents for depth in (3, 2, 1)]
     for place in places if expected else []:
