@@ -25,6 +25,7 @@ from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models.precision import PrecisionChoice, resolve_precision
 from manyicl.models.seed import SEED_MODEL
+from manyicl.models.structure import max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
 MODEL_NOTE = "manyicl.json"
@@ -117,6 +118,15 @@ def read_note(path: str) -> ModelNote:
         raise UserError(
             f"{file}: {where}: {fault['msg']}; correct it, or remove it to ask in the default template"
         ) from error
+
+
+def find_max_tokens(path: str) -> int | None:
+    """Return the longest sequence that the model at `path` is asked with by default; None if it does not say."""
+    try:
+        most = max_tokens_of(load_config(ModelSettings(path=path)))
+    except UserError:
+        return None
+    return min(most, read_note(path).token_budget or most)
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:

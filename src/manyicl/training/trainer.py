@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from manyicl.episodes import Batch, BatchMaker, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.files import sync_tree
-from manyicl.models import isolation_fault, row_attention, row_loss
+from manyicl.models import decoder_layers, isolation_fault, row_attention, row_loss
 from manyicl.training.fsdp import end_prefetch_at_first_unit
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name
 from manyicl.training.preparation import ROW_LENGTHS, ValidationPack, share_rows
@@ -35,7 +35,6 @@ from manyicl.training.recompute import (
     AttentionChoice,
     Checkpointed,
     choose_checkpointed,
-    decoder_layers,
     prepared_layers,
     unwidened_inputs,
 )
