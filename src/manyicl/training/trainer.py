@@ -272,6 +272,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return transformers' arguments for `settings` on `num_ranks` ranks.
 
+    folder: where checkpoints go.
+
     Raises:
         UserError: the packs of a step cannot be shared out evenly.
     """
