@@ -35,8 +35,9 @@ from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import row_loss
+from manyicl.models.structure import decoder_layers
 from manyicl.planning.footprint import Row, measure_footprint, predict_memory
-from manyicl.training.recompute import choose_checkpointed, decoder_layers, prepared_layers, unwidened_inputs
+from manyicl.training.recompute import choose_checkpointed, prepared_layers, unwidened_inputs
 from manyicl.training.throughput import measure_ceiling
 
 GIB = 1 << 30

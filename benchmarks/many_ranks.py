@@ -36,11 +36,13 @@ from manyicl.models.attention import flash
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loss import row_loss
+from manyicl.models.structure import decoder_layers
 from manyicl.training.metrics import MetricsLog
 from manyicl.training.recipe import TrainSettings
-from manyicl.training.recompute import Checkpointed, decoder_layers, prepared_layers, unwidened_inputs
+from manyicl.training.recompute import Checkpointed, prepared_layers, unwidened_inputs
+from manyicl.training.run_folder import RunFolder
 from manyicl.training.throughput import balance_packs, measure_ceiling, share_out
-from manyicl.training.trainer import AnswerTrainer, list_checkpoints, row_multiple, train_packs, training_arguments
+from manyicl.training.trainer import AnswerTrainer, row_multiple, train_packs, training_arguments
 
 GIB = 1 << 30
 HELD_SECONDS = 6.0  # as in gpu_7b.py
@@ -182,7 +184,7 @@ class Bench:
             "reserved_gib": self.gather(clock.peak_gib(reserved=True)),
         }
         if saves:
-            found |= {"checkpoint_s": trainer.save_s, "checkpoint_bytes": size_of(folder / "checkpoints")}
+            found |= {"checkpoint_s": trainer.save_s, "checkpoint_bytes": size_of(RunFolder(folder).checkpoints.path)}
         self.let_go(trainer)
         if saves:
             found["resume_s"] = self.time_resume(folder, packs, num_steps=num_steps, tokens=tokens)
@@ -197,7 +199,7 @@ class Bench:
         )
         begun = Begun()
         trainer = self.make_trainer(longer, folder=folder, num_steps=num_steps + 1, precision="bf16", callbacks=[begun])
-        checkpoint = list_checkpoints(folder / "checkpoints")[-1][1]
+        checkpoint = RunFolder(folder).checkpoints.all()[-1][1]
         with suppress(HasBegunError):
             self.train(
                 trainer,
@@ -249,7 +251,7 @@ class Bench:
             learning_rate=1e-3,
         )
         trainer.saves = stop is not None
-        checkpoint = list_checkpoints(folder / "checkpoints")[-1] if resumed else (0, None)
+        checkpoint = RunFolder(folder).checkpoints.all()[-1] if resumed else (0, None)
         trainer.step_0 = checkpoint[0]
         self.train(
             trainer,
@@ -368,7 +370,12 @@ class Bench:
         GradientState._reset_state()
         settings = self.settings(num_steps=num_steps, per_step=packs.packs_per_step, learning_rate=learning_rate)
         args = training_arguments(
-            settings, folder=folder, precision=precision, seed=0, validated=False, num_ranks=self.world
+            settings,
+            folder=RunFolder(folder).checkpoints.path,
+            precision=precision,
+            seed=0,
+            validated=False,
+            num_ranks=self.world,
         )
         return TimedTrainer(
             model if model is not None else self.make_model(),

@@ -25,12 +25,12 @@ from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import load_model
 from manyicl.models.loss import row_loss
 from manyicl.training.metrics import MetricsLog
-from manyicl.training.preparation import prepare_run
+from manyicl.training.preparation import plan_validation, prepare_run
 from manyicl.training.recipe import make_config
 from manyicl.training.recompute import Checkpointed, prepared_layers
+from manyicl.training.run_folder import RunFolder
 from manyicl.training.throughput import share_out
 from manyicl.training.trainer import AnswerTrainer, LastStepCallback, train_packs, training_arguments
-from manyicl.training.validation import plan_validation
 
 META_ICL_EXAMPLES = 17
 
@@ -125,7 +125,12 @@ def train_by(targets, folder, options, *, seed):
     maker = BatchMaker(prepared.tasks, targets="all", split="validation")
     planned = plan_validation(maker, settings=config.episodes, num_tokens=options.budget, seed=seed)
     arguments = training_arguments(
-        config.train, folder=folder / targets, precision="fp32", seed=seed, validated=True, num_ranks=1
+        config.train,
+        folder=RunFolder(folder / targets).checkpoints.path,
+        precision="fp32",
+        seed=seed,
+        validated=True,
+        num_ranks=1,
     )
     share_out(prepared.packs, shape=None, num_ranks=1, packs_per_batch=2)
     torch.manual_seed(seed)

@@ -28,7 +28,7 @@ from manyicl.inference.model import load_for_inference, tokenize_for
 from manyicl.inference.prefix import encode_prefix, score_answers
 from manyicl.inference.questions import ask
 from manyicl.tasks.task import Task, load_tasks
-from manyicl.training.run_folder import read_run_config
+from manyicl.training.run_folder import RunFolder
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "real-small.toml"
 TOLERANCE = 1e-5
@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     seconds = train_killed_once(options.out, kill_after_s=options.kill_after, overrides=options.overrides)
     print(f"trained in {seconds / 60:.1f} minutes, killed and resumed once")
-    config = read_run_config(options.out)
+    config = RunFolder(options.out).read_config()
     tasks = load_tasks(config.tasks.folder, names=config.tasks.names)
     for task in (tasks[0], next(t for t in tasks if t.labels)):
         difference = check_agreement(options.out, task)

@@ -52,8 +52,9 @@ from manyicl.models.attention.segments import forget_kernels, kernels_taken
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import ModelSettings, load_model
 from manyicl.models.loss import row_loss
+from manyicl.models.structure import decoder_layers
 from manyicl.training.metrics import StepSums
-from manyicl.training.recompute import Checkpointed, decoder_layers, prepared_layers
+from manyicl.training.recompute import Checkpointed, prepared_layers
 from manyicl.training.throughput import PeakMemory, measure_ceiling
 from manyicl.training.trainer import row_multiple
 

@@ -17,7 +17,7 @@ from manyicl.comparison.arms import CompareConfig
 from manyicl.errors import UserError
 from manyicl.models.loading import ModelSettings, load_config, load_model
 from manyicl.models.saving import merge_adapter
-from manyicl.models.windows import check_window
+from manyicl.models.structure import check_window
 from manyicl.training.fsdp import check_launch
 from manyicl.training.recipe import dump_config, load_recipe, make_config
 from manyicl.training.run import train

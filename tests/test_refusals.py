@@ -18,7 +18,7 @@ from manyicl.cli import app
 from manyicl.errors import UserError, find_refusal
 from manyicl.training import run as runs
 from manyicl.training.run import train
-from manyicl.training.trainer import list_checkpoints
+from manyicl.training.run_folder import RunFolder
 from tests.cli.test_app import refusal, run_manyicl
 from tests.trajectory.setting import python_process, write_setting
 
@@ -66,7 +66,7 @@ def test_a_full_disk_is_one_line_that_says_what_is_kept_and_how_to_go_on(tmp_pat
     told = f"error: the disk is full; free some space; what was saved is kept; resume with: {command}"
     assert (code, err.splitlines()[-1]) == (2, told)
     monkeypatch.setattr(runs, "save_beside_weights", original)
-    assert [step for step, _ in list_checkpoints(run / "checkpoints")][-1] == config.train.num_steps
+    assert [step for step, _ in RunFolder(run).checkpoints.all()][-1] == config.train.num_steps
     code, out, _ = run_manyicl(capfd, *command.split()[1:])
     assert (code, f"model: {run / 'model'}" in out) == (0, True)
 
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_named_with_how_to_go_on_without_it(tmp_path, na
     state = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(state | {"finished": False}))
     (run / "model").rename(tmp_path / "model")
-    _, checkpoint = list_checkpoints(run / "checkpoints")[-1]
+    _, checkpoint = RunFolder(run).checkpoints.all()[-1]
     checkpoint = checkpoint.rename(checkpoint.with_name("checkpoint-3"))  # as if it had not come to the end
     damaged = checkpoint / name
     damaged.write_bytes(damaged.read_bytes()[:-40])

@@ -24,7 +24,7 @@ from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import load_config
 from manyicl.report.document import finish_comparison
 from manyicl.training.preparation import prepare_run
-from manyicl.training.run_folder import read_run_config
+from manyicl.training.run_folder import RunFolder
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.trajectory.setting import ROOT, run_command
 
@@ -145,7 +145,7 @@ def test_the_costs_it_states_are_those_counted_from_the_runs(finished):
             counted["steps"] += len(logged)
             counted["tokens"] += sum(record["tokens"] for record in logged)
             counted["answers"] += sum(record["answers"] for record in logged)
-            packs = prepare_run(read_run_config(run)).packs
+            packs = prepare_run(RunFolder(run).read_config()).packs
             for number in range(len(packs)):
                 row = packs.collate([packs[number]])
                 counted["packs"] += 1
@@ -340,7 +340,7 @@ def test_learning_rates_are_tried_for_every_arm_and_one_is_chosen(world, tmp_pat
         used = next(one["learning_rate"] for one in content["arms"] if one["arm"] == arm)
         assert used == best["learning_rate"]
         run = next((out / "seed-0" / arm).glob("**/config.toml"))
-        assert read_run_config(run.parent).train.learning_rate == used
+        assert RunFolder(run.parent).read_config().train.learning_rate == used
 
 
 def test_a_folder_that_holds_something_else_is_refused(base_recipe, tmp_path):

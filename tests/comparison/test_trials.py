@@ -20,7 +20,7 @@ from manyicl.errors import UserError
 from manyicl.report.markdown import render_markdown
 from manyicl.report.verdict import tell_rates
 from manyicl.training.metrics import MetricsLog
-from manyicl.training.run_folder import read_run_config
+from manyicl.training.run_folder import RunFolder
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.test_claims import other_process
 from tests.trajectory.setting import ROOT
@@ -152,7 +152,7 @@ def test_a_tuned_dedicated_model_has_the_rate_and_the_steps_that_its_own_task_ch
         assert tuned.chosen_rate("dedicated-tuned", task) == best
         for seed in (0, 1):
             folder = tuned.place(WorkItem("dedicated-tuned", seed, "train", task))
-            assert read_run_config(folder).train.learning_rate == best
+            assert RunFolder(folder).read_config().train.learning_rate == best
             records = MetricsLog(folder / "metrics.jsonl").read()
             losses = {r["step"]: r["eval_loss"] for r in records if "eval_loss" in r}
             assert len(losses) > 4

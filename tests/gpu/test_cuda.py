@@ -32,7 +32,7 @@ from manyicl.models.loss import answer_loss, row_loss, target_logits
 from manyicl.training import trainer
 from manyicl.training.recompute import Checkpointed, choose_checkpointed, measure_activations, prepared_layers
 from manyicl.training.run import train
-from manyicl.training.run_folder import read_run_config
+from manyicl.training.run_folder import RunFolder
 from tests.conftest import CONFIGS, tiny_model
 from tests.models.test_attention_segments import attend_densely
 from tests.parity.test_engine_parity import plain_nll
@@ -412,7 +412,7 @@ def test_a_run_that_is_out_of_memory_goes_on_with_the_setting_that_it_names(tmp_
         with pytest.raises(UserError, match=r"of memory.* 0 of 4 layers recomputed; train\.checkpointed_layers=all"):
             train(recipe, out=run)
         limit_memory(1.5e9)
-        going_on = read_run_config(run, overrides=["train.checkpointed_layers=all"])
+        going_on = RunFolder(run).read_config(overrides=["train.checkpointed_layers=all"])
         assert train(going_on, out=run, resume=True).held_out
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

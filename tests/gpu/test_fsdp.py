@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from manyicl.models.loading import ModelSettings, load_model
-from manyicl.training.trainer import list_checkpoints
+from manyicl.training.run_folder import RunFolder
 from tests.trajectory.setting import ROOT, TIMED, read_weights, write_setting
 
 pytestmark = [
@@ -78,7 +78,7 @@ def test_two_gpus_under_fsdp2_do_the_run_of_one_and_go_on_from_a_checkpoint(tmp_
     # Two micro-batches a step and rank, a checkpoint every two steps: killed in step 6, it goes on behind step 4.
     killed = tmp_path / "killed"
     assert launch(KILLED, str(killed), recipe, "batch", "11", devices="0,1").returncode != 0
-    assert [step for step, _ in list_checkpoints(killed / "checkpoints")][-1] == 4
+    assert [step for step, _ in RunFolder(killed).checkpoints.all()][-1] == 4
     train_on("0,1", "--resume", str(killed))
     for record, expected in zip(course(killed), course(two), strict=True):
         assert record == pytest.approx(expected, rel=2e-3)

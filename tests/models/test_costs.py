@@ -14,9 +14,10 @@ from manyicl.episodes.batch import join_row
 from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention
-from manyicl.models.costs import _chosen_experts, count_flops, count_pairs, count_weights, layer_windows, shape_model
+from manyicl.models.costs import count_flops, count_pairs, count_weights, shape_model
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import answer_loss, target_logits
+from manyicl.models.structure import experts_per_token, layer_windows
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)
@@ -71,7 +72,7 @@ def test_an_adapter_of_the_head_is_counted_apart():
     assert (weights.adapter, weights.adapter_head) == (3 * 4 * (32 + 32), 4 * (32 + 400))
 
 
-def test_a_token_meets_its_chosen_experts_only():
+def test_a_token_meets_itsexperts_per_token_only():
     config = MixtralConfig(**{**COMMON, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None})
     weights = count_weights(config)
     attention, router, expert = 2 * 32 * 32 + 2 * 32 * 16, 8 * 32, 3 * 32 * 64
@@ -180,7 +181,7 @@ def test_windows_by_layer():
 
 def test_experts_without_a_number_to_choose_are_an_error_not_a_guess():
     with pytest.raises(UserError, match="num_experts_per_tok"):
-        _chosen_experts(PretrainedConfig(model_type="mixture"))
+        experts_per_token(PretrainedConfig(model_type="mixture"))
 
 
 def test_counting_leaves_the_default_device_alone():

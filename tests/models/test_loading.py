@@ -42,8 +42,7 @@ from manyicl.models.loading import (
     read_note,
 )
 from manyicl.models.saving import hash_weights, merge_adapter, save_model
-from manyicl.models.structure import common_window
-from manyicl.models.windows import check_window, max_tokens_of
+from manyicl.models.structure import check_window, common_window, max_tokens_of
 from tests.conftest import CONFIGS, tiny_model, train_tokenizer
 
 IDS = torch.arange(3, 60)[None]

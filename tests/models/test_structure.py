@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from manyicl.inference.budget import row_budget
 from manyicl.inference.sharing import sharing_fault
-from manyicl.models.costs import layer_windows, shape_model
+from manyicl.models.costs import shape_model
 from manyicl.models.isolation import isolation_fault
-from manyicl.models.structure import boundaries, common_window, head_dims, key_heads
+from manyicl.models.structure import boundaries, common_window, head_dims, key_heads, layer_windows
 
 
 @pytest.fixture

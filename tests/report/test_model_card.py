@@ -19,7 +19,7 @@ from manyicl.models.loading import load_tokenizer
 from manyicl.report.model_card import write_model_card
 from manyicl.tasks.task import load_tasks
 from manyicl.training.run import train
-from manyicl.training.run_folder import read_run_config
+from manyicl.training.run_folder import RunFolder
 from tests.support.comparison_data import make_comparison
 from tests.trajectory.setting import write_setting
 
@@ -56,9 +56,9 @@ def test_the_metadata_is_what_hugging_face_knows_and_claims_no_license(run, comp
 
 def test_an_adapter_is_named_as_one_with_its_base_on_the_hub(tmp_path, comparison, monkeypatch):
     folder = train(write_setting(tmp_path, lora=True, num_steps=2), out=tmp_path / "run").folder
-    config = read_run_config(folder)
+    config = RunFolder(folder).read_config()
     named = config.model_copy(update={"model": config.model.model_copy(update={"path": "some-org/some-base"})})
-    monkeypatch.setattr("manyicl.report.model_card.read_run_config", lambda path: named)
+    monkeypatch.setattr(RunFolder, "read_config", lambda folder: named)
     found = metadata(write_model_card(folder, comparison, "few-shot", 1))
     assert found["library_name"] == "peft"
     assert found["base_model"] == "some-org/some-base"
@@ -81,7 +81,7 @@ def test_the_curve_is_this_seeds_own_as_a_table_and_as_a_picture(run, comparison
 def test_the_code_on_the_card_runs_and_asks_with_the_ids_of_training(run, comparison):
     text = write_model_card(run, comparison, "manyicl", 0).read_text(encoding="utf-8")
     task = load_tasks(run.parent / "tasks", names=["animals"])[0]
-    config = read_run_config(run)
+    config = RunFolder(run).read_config()
     tokenizer = TaskTokenizer(load_tokenizer(config.model), config.template)
     tokenized = tokenize_task(task, tokenizer=tokenizer)
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

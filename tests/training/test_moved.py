@@ -18,7 +18,7 @@ from manyicl.inference.model import load_for_inference
 from manyicl.models.loading import ModelSettings, fingerprint_weights, load_config, load_model
 from manyicl.tasks.task import load_tasks
 from manyicl.training.run import train
-from manyicl.training.run_folder import read_run_config
+from manyicl.training.run_folder import RunFolder
 from tests.conftest import tiny_model, train_tokenizer
 from tests.trajectory.setting import write_setting
 
@@ -57,14 +57,14 @@ def test_a_moved_run_goes_on_with_new_paths_where_the_same_files_lie(moved):
     state = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(state | {"finished": False}))
     with pytest.raises(UserError) as told:
-        train(read_run_config(run), out=run, resume=True)
+        train(RunFolder(run).read_config(), out=run, resume=True)
     assert str(told.value) == (
         f"--resume {run}: tasks.folder = {old / 'tasks'} and model.path = {old / 'start'} is not there any more; if it"
         f" was moved, say where it is now: manyicl train --resume {run} tasks.folder=PATH model.path=PATH"
     )
     overrides = [f"tasks.folder={new / 'tasks'}", f"model.path={new / 'start'}"]
-    assert train(read_run_config(run, overrides=overrides), out=run, resume=True).held_out
-    kept = read_run_config(run)
+    assert train(RunFolder(run).read_config(overrides=overrides), out=run, resume=True).held_out
+    kept = RunFolder(run).read_config()
     assert (kept.tasks.folder, kept.model.path) == (str(new / "tasks"), str(new / "start"))
     assert json.loads((run / "run.json").read_text())["finished"]
 
@@ -76,12 +76,12 @@ def test_a_run_does_not_go_on_with_other_weights_or_tasks_in_the_new_place(moved
     train_tokenizer("bpe").save_pretrained(new / "other")
     overrides = [f"tasks.folder={new / 'tasks'}", f"model.path={new / 'other'}"]
     with pytest.raises(UserError, match=rf"model\.path = {new / 'other'} holds other weights than the run was started"):
-        train(read_run_config(run, overrides=overrides), out=run, resume=True)
+        train(RunFolder(run).read_config(overrides=overrides), out=run, resume=True)
     overrides[1] = f"model.path={new / 'start'}"
     with (new / "tasks" / "animals.jsonl").open("a") as file:
         file.write('{"input": "one more fox", "answer": "fox", "split": "train"}\n')
     with pytest.raises(UserError, match="task 'animals' is not what it was"):
-        train(read_run_config(run, overrides=overrides), out=run, resume=True)
+        train(RunFolder(run).read_config(overrides=overrides), out=run, resume=True)
 
 
 def test_a_run_of_an_earlier_version_that_knows_no_fingerprint_goes_on(tmp_path):

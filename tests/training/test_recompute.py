@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from manyicl.episodes.batch import pad_row
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
+from manyicl.models.structure import decoder_layers
 from manyicl.training import recompute
 from manyicl.training.recompute import (
     ActivationCost,
@@ -24,7 +25,6 @@ from manyicl.training.recompute import (
     activation_room,
     cast_bytes,
     choose_checkpointed,
-    decoder_layers,
     fewest_checkpointed,
     measure_activations,
     prepared_layers,

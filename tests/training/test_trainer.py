@@ -15,11 +15,12 @@ from manyicl.errors import UserError
 from manyicl.training import trainer
 from manyicl.training.fsdp import check_launch
 from manyicl.training.metrics import MetricsLog, bucket_name
+from manyicl.training.preparation import ValidationPack, share_rows
 from manyicl.training.recipe import TrainSettings
 from manyicl.training.recompute import Checkpointed
 from manyicl.training.run import train
-from manyicl.training.trainer import agree_on, list_checkpoints, refuse_data_parallel, row_multiple
-from manyicl.training.validation import ValidationPack, share_rows
+from manyicl.training.run_folder import Checkpoints, RunFolder
+from manyicl.training.trainer import agree_on, refuse_data_parallel, row_multiple
 from tests.trajectory.setting import read_metrics, write_setting
 
 
@@ -55,7 +56,7 @@ def test_metrics_are_cut_back_to_a_step_and_a_half_written_line_is_left_out(tmp_
 def test_checkpoints_are_listed_oldest_first_and_only_whole_ones(tmp_path):
     for name in ("checkpoint-10", "checkpoint-9", ".saving-11"):
         (tmp_path / name).mkdir()
-    assert [step for step, _ in list_checkpoints(tmp_path)] == [9, 10]
+    assert [step for step, _ in Checkpoints(tmp_path).all()] == [9, 10]
 
 
 def test_several_gpus_without_a_launcher_are_refused_with_the_command_to_use():
@@ -147,7 +148,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_episode(tmp_pat
         train(config, out=tmp_path / "run")
     assert f"episodes {bad} have a non-finite loss" in str(caught.value)
     # What was saved before is whole, and the run goes on from there once the cause is gone.
-    assert [step for step, _ in list_checkpoints(tmp_path / "run" / "checkpoints")] == [2]
+    assert [step for step, _ in RunFolder(tmp_path / "run").checkpoints.all()] == [2]
     monkeypatch.setattr(trainer, "row_loss", original)
     train(config, out=tmp_path / "run", resume=True)
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4
@@ -231,7 +232,7 @@ def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_p
     plain, *recomputed = ([r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in names)
     assert recomputed == [pytest.approx(plain, rel=1e-5)] * 2
     said = [json.loads((tmp_path / name / "run.json").read_text()) for name in names]
-    used = [(about["checkpointed_layers"], about["attention_recomputed"]) for about in said]
+    used = [(about["recomputed_layers"], about["attention_recomputed"]) for about in said]
     assert used == [(0, False), (3, False), (3, True)]
     assert {about["flash_attention"] for about in said} == {None}
     lines = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]

@@ -18,8 +18,7 @@ from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.training import trainer
 from manyicl.training.recipe import dump_config, load_recipe, make_config
 from manyicl.training.run import train
-from manyicl.training.run_folder import read_run_config
-from manyicl.training.trainer import list_checkpoints
+from manyicl.training.run_folder import RunFolder
 from tests.trajectory.killed import STAGES
 from tests.trajectory.setting import (
     python_process,
@@ -138,7 +137,7 @@ def test_two_ranks_under_accelerates_fsdp2_do_the_run_of_one_and_go_on_from_a_ch
     assert_same_course(tmp_path / "one", tmp_path / "two", rel=1e-4)
     # Two micro-batches a step and rank, a checkpoint every two steps: killed in step 6, it goes on behind step 4.
     assert launch("killed", "batch", "11").returncode != 0
-    assert [step for step, _ in list_checkpoints(tmp_path / "killed" / "checkpoints")][-1] == 4
+    assert [step for step, _ in RunFolder(tmp_path / "killed").checkpoints.all()][-1] == 4
     process = launch("killed", "never", "0")
     assert process.returncode == 0, process.stderr
     assert_same_course(tmp_path / "two", tmp_path / "killed", rel=1e-6)
@@ -176,7 +175,7 @@ def test_a_run_that_the_user_stops_says_how_to_go_on_and_does(tmp_path):
     arguments = ["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(run)]
     with subprocess.Popen(**python_process(arguments)) as process:
         signal.signal(signal.SIGINT, before)
-        while not list_checkpoints(run / "checkpoints"):
+        while not RunFolder(run).checkpoints.all():
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -207,7 +206,7 @@ def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(
     told = start_process(["-m", "manyicl", "train", "--resume", str(folder), "train.packs_per_batch=1"])
     assert told.returncode == 0, told.stderr
     assert_same_course(tmp_path / "whole", folder, rel=1e-4)
-    settings = read_run_config(folder).train
+    settings = RunFolder(folder).read_config().train
     assert (settings.checkpointed_layers, settings.packs_per_batch) == ("whole", 1)
     assert json.loads((folder / "run.json").read_text())["changes"] == [
         {"after_step": 2, "train.checkpointed_layers": "all"},
@@ -261,11 +260,11 @@ def test_a_run_named_by_relative_paths_goes_on_from_anywhere_but_not_on_other_da
     overrides = ["tasks.folder=../tasks", "model.path=../start"]
     train(tmp_path / "recipe.toml", out=tmp_path / "run", overrides=overrides)
     monkeypatch.chdir(tmp_path)
-    assert train(read_run_config(tmp_path / "run"), out=tmp_path / "run", resume=True).held_out
+    assert train(RunFolder(tmp_path / "run").read_config(), out=tmp_path / "run", resume=True).held_out
     with (tmp_path / "tasks" / "animals.jsonl").open("a") as file:
         file.write('{"input": "one more fox", "answer": "fox", "split": "train"}\n')
     with pytest.raises(UserError, match="task 'animals' is not what it was"):
-        train(read_run_config(tmp_path / "run"), out=tmp_path / "run", resume=True)
+        train(RunFolder(tmp_path / "run").read_config(), out=tmp_path / "run", resume=True)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def train(
     from manyicl.cli.run_tables import held_out_table, plan_table
     from manyicl.console import make_console
     from manyicl.files import default_folder
-    from manyicl.training import Prepared, is_finished, load_recipe, read_run_config
+    from manyicl.training import Prepared, RunFolder, load_recipe
     from manyicl.training import train as train_run
 
     def show_plan(prepared: Prepared) -> None:
@@ -44,10 +44,10 @@ def train(
     if resume is not None:
         if recipe is not None and "=" in recipe.name and not recipe.exists():
             recipe, overrides = None, [str(recipe), *(overrides or ())]
-        config = read_run_config(resume, overrides=overrides or ())
+        config = RunFolder(resume).read_config(overrides=overrides or ())
         if recipe is not None:
             config = load_recipe(recipe, overrides=overrides or ())
-        was_finished = is_finished(resume)
+        was_finished = RunFolder(resume).is_finished
         with stoppable("train", "--resume", str(resume), kept=resume):
             run = train_run(config, out=resume, resume=True, on_prepared=show_plan)
         if was_finished and run.is_main_process:
@@ -56,14 +56,14 @@ def train(
         raise UserError("name a recipe (*.toml), or a run to resume: --resume DIR")
     else:
         folder = out or default_folder(recipe.stem)
-        with stoppable("train", "--resume", str(folder), kept=folder / "config.toml"):
+        with stoppable("train", "--resume", str(folder), kept=RunFolder(folder).config_file):
             run = train_run(recipe, out=folder, overrides=overrides or (), on_prepared=show_plan)
     if not run.is_main_process:
         return
     console = make_console()
     if run.held_out:
         console.print(held_out_table(run.held_out))
-    config = read_run_config(run.folder)
+    config = RunFolder(run.folder).read_config()
     asked = (*config.tasks.names, *(row.task for row in run.held_out), "NAME")[0]
     command = shlex.join(["manyicl", "ask", str(run.folder), "--tasks", config.tasks.folder, "--task", asked])
     console.print(f"model: {run.model}\nask it: {command}", soft_wrap=True)

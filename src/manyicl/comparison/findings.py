@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,8 @@ from manyicl.comparison.grid import Grid, Scores, What, WorkItem, judge_shots, p
 from manyicl.comparison.pooling import Pooled, pool_differences, pool_means, tabulate
 from manyicl.evaluation import FILL, Evaluation, Prediction, Shots, cap_shots, sort_shots
 from manyicl.intervals import Run, Table
-from manyicl.training import MetricsLog
+from manyicl.models import read_note
+from manyicl.training import RunFolder, RunState
 
 ROLES = ("trained", "held-out")
 AskedAs = Literal["chosen", "zero", "fewest", "most"]
@@ -141,9 +141,9 @@ class Findings:
             return self.settings.few_shot_shots
         if not arm.trained or arm.per_task:
             return None
-        notes = [self.comparison.place(WorkItem(arm.name, s, "train")) / "model" / "manyicl.json" for s in self.seeds]
-        known = [json.loads(note.read_bytes())["trained_shots"] for note in notes if note.is_file()]
-        return max((max(shots.values()) for shots in known), default=None)
+        runs = [RunFolder(self.comparison.place(WorkItem(arm.name, s, "train"))) for s in self.seeds]
+        known = [read_note(str(run.model)).trained_shots for run in runs if run.model.is_dir()]
+        return max((max(shots.values()) for shots in known if shots), default=None)
 
     @cached_property
     def asked_by_task(self) -> dict[str, list[Shots]]:
@@ -205,15 +205,16 @@ def one_number(shots: Iterable[Shots]) -> Shots | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def runs_of(comparison: Grid, arm: Arm) -> Iterator[tuple[int, Path, dict[str, Any], dict[str, Any]]]:
-    """Yield (seed, folder, what its plan spends, its run.json) of every finished run of an arm."""
+def runs_of(comparison: Grid, arm: Arm) -> Iterator[tuple[int, RunFolder, dict[str, Any], RunState]]:
+    """Yield (seed, run, what its plan spends, its state) of every finished run of an arm."""
     for seed in comparison.settings.seeds:
         for task in comparison.models_of(arm) if arm.trained else []:
             cell = WorkItem(arm.name, seed, "train", task)
             if comparison.is_done(cell):
                 folder = comparison.place(cell)
                 plan = json.loads(plan_file(folder).read_bytes())
-                yield seed, folder, plan, json.loads((folder / "run.json").read_bytes())
+                run = RunFolder(folder)
+                yield seed, run, plan, run.read_state()
 
 
 def pooled_json(pooled: Pooled, *, mean: str = "score") -> dict[str, Any]:
@@ -233,8 +234,8 @@ def mean_known(values: Sequence[float | None]) -> float | None:
 def metrics_of(comparison: Grid) -> Iterator[tuple[ArmName, int, dict[str, Any]]]:
     """Yield (arm, seed, record) of the shared arms' metrics.jsonl, each record with the tokens processed until then."""
     for arm in [arm for arm in comparison.arms if not arm.per_task]:
-        for seed, folder, _, _ in runs_of(comparison, arm):
-            records = MetricsLog(folder / "metrics.jsonl").read()
+        for seed, run, _, _ in runs_of(comparison, arm):
+            records = run.metrics.read()
             steps = np.array([record["step"] for record in records])
             order = np.argsort(steps, kind="stable")
             totals = np.cumsum([records[place].get("tokens", 0) for place in order])

@@ -45,10 +45,10 @@ from manyicl.seeds import STREAMS
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
 from manyicl.training import (
     RunConfig,
+    RunFolder,
     absolute_paths,
     dump_config,
     find_changes,
-    is_finished,
     load_recipe,
     tokenize_all,
     train,
@@ -301,7 +301,7 @@ class Grid:
     def is_done(self, cell: WorkItem) -> bool:
         """Return whether a cell is finished."""
         place = self.place(cell)
-        return is_finished(place) if cell.what == "train" else place.is_file()
+        return RunFolder(place).is_finished if cell.what == "train" else place.is_file()
 
     def plan_run(self, cell: WorkItem) -> tuple[RunConfig, Spent]:
         """Return the recipe of the run that a cell's model comes from, and what it spends."""
@@ -613,7 +613,8 @@ class _Worker:
         if self._take_trial(cell, config):
             return
         drift = drift_every(comparison.texts if cell.task is None else [], steps=config.train.checkpoint_every_steps)
-        resume = (folder / "config.toml").is_file()
+        run = RunFolder(folder)
+        resume = run.is_started
         if folder.exists() and not resume:
             shutil.rmtree(folder)  # a kill before the run began leaves nothing of worth
         train(
@@ -626,7 +627,7 @@ class _Worker:
             frame=comparison.frame,
             tasks=comparison.planner.tasks,
         )
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        run.checkpoints.remove()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -637,13 +638,13 @@ class _Worker:
         if cell.rate is not None or cell.seed != first or rate not in comparison.rates_of(cell.arm):
             return False
         trial = comparison.place(replace(cell, rate=rate))
-        if folder.exists() or not is_finished(trial):
+        if folder.exists() or not RunFolder(trial).is_finished:
             return False
-        if find_changes(load_recipe(trial / "config.toml"), absolute_paths(config)):
+        if find_changes(RunFolder(trial).read_config(), absolute_paths(config)):
             return False
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(trial, partial, ignore=shutil.ignore_patterns("checkpoints"))
+        shutil.copytree(trial, partial, ignore=shutil.ignore_patterns(RunFolder(trial).checkpoints.path.name))
         partial.rename(folder)
         return True
 

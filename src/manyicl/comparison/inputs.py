@@ -16,8 +16,10 @@ from pathlib import Path
 
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
+from manyicl.models import RUN_STATE
 from manyicl.planning import Overlap
 from manyicl.tasks import Task, name_sources
+from manyicl.training import RunFolder
 
 INPUTS_FILE = "inputs.json"
 
@@ -96,9 +98,9 @@ def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str) -> None:
 
 def _hashes_of_cells(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield (task, sha256) of every run and every test result in a comparison's folder."""
-    for file in sorted(folder.glob("seed-*/**/run.json")):
-        tasks = json.loads(file.read_bytes())["tasks"]
-        yield from ((name, entry["sha256"]) for name, entry in tasks.items())
+    for file in sorted(folder.glob(f"seed-*/**/{RUN_STATE}")):
+        tasks = RunFolder(file.parent).read_state().tasks
+        yield from ((name, task.sha256) for name, task in tasks.items())
     for file in sorted(folder.glob("seed-*/**/*.test.json")):
         yield from ((entry["task"], entry["sha256"]) for entry in json.loads(file.read_bytes())["tasks"])
 

@@ -125,8 +125,8 @@ def _costs(comparison: Grid) -> Iterator[dict[str, Any]]:
             mine = [(plan, run) for run_seed, _, plan, run in runs if run_seed == seed]
             if len(mine) < len(comparison.models_of(arm)) and arm.trained:
                 continue
-            walls: list[float | None] = [run.get("wall_s") for _, run in mine]
-            peaks: list[int] = [run["peak_bytes"] for _, run in mine if run.get("peak_bytes")]
+            walls: list[float | None] = [run.wall_s for _, run in mine]
+            peaks: list[int] = [run.peak_bytes for _, run in mine if run.peak_bytes]
             yield {
                 "arm": arm.name,
                 "seed": seed,
@@ -180,9 +180,9 @@ def _tuned(comparison: Grid) -> Iterator[dict[str, Any]]:
         for seed, folder, plan, run in runs_of(comparison, arm):
             yield {
                 "arm": arm.name,
-                "task": folder.name,
+                "task": folder.path.name,
                 "seed": seed,
                 "learning_rate": plan["learning_rate"],
-                "step": run["model_step"],
+                "step": run.model_step,
                 "steps": plan["steps"],
             }

@@ -24,9 +24,8 @@ from manyicl.evaluation.scoring import (
 )
 from manyicl.evaluation.shots import FILL, Shots, sort_shots
 from manyicl.evaluation.sweep import LONG_TEST, TaskSweep
-from manyicl.inference import device_of
 from manyicl.intervals import Table, score_interval
-from manyicl.models import float32_head, row_attention, row_loss
+from manyicl.models import device_of, float32_head, row_attention, row_loss
 from manyicl.tasks import Example, Task, find_copies
 
 OnProgress = Callable[[str, int, int], None]  # (what is under way, done, total)

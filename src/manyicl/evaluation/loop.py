@@ -28,12 +28,11 @@ from manyicl.inference import (
     Engine,
     InferenceModel,
     choose_engine,
-    device_of,
     load_for_inference,
     tokenize_for,
     trained_shots_of,
 )
-from manyicl.models import hash_weights, read_note
+from manyicl.models import device_of, hash_weights, read_note
 from manyicl.seeds import STREAMS, AskPurpose
 from manyicl.tasks import Task
 

@@ -25,9 +25,8 @@ from transformers import TrainerCallback
 
 from manyicl.episodes import Batch, TokenizedEpisode, join_row
 from manyicl.errors import UserError
-from manyicl.inference import device_of
 from manyicl.intervals import Table
-from manyicl.models import float32_head, row_attention, row_loss
+from manyicl.models import device_of, float32_head, row_attention, row_loss
 from manyicl.training import MetricsLog
 
 DOCUMENT_END = "<|endoftext|>"

@@ -3,7 +3,7 @@ from .endpoint import Endpoint, EndpointSettings
 from .engine import Engine, choose_engine
 from .generation import Generated
 from .model import InferenceModel, load_for_inference, tokenize_for, trained_shots_of
-from .prefix import choose_option, device_of
+from .prefix import choose_option
 from .questions import Answer, ask
 from .tries import build_trie
 
@@ -19,7 +19,6 @@ __all__ = [
     "build_trie",
     "choose_engine",
     "choose_option",
-    "device_of",
     "draw_shots",
     "load_for_inference",
     "most_answer_tokens",

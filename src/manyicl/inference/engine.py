@@ -17,10 +17,10 @@ from manyicl.episodes import TaskTokenizer
 from manyicl.inference.budget import row_budget, run_rows
 from manyicl.inference.generation import Generated, generate_after, generate_and_score, read_answer
 from manyicl.inference.model import InferenceModel
-from manyicl.inference.prefix import EngineCount, check_finite, device_of, encode_prefix, score_choices
+from manyicl.inference.prefix import EngineCount, check_finite, encode_prefix, score_choices
 from manyicl.inference.query_rows import edge_logprobs
 from manyicl.inference.sharing import sharing_fault
-from manyicl.models import EMPTY_PREFIX, Prefix, float32_head, inner_model
+from manyicl.models import EMPTY_PREFIX, Prefix, device_of, float32_head, inner_model
 
 if TYPE_CHECKING:  # it needs packages that only those who use a server install
     from manyicl.inference.endpoint import EndpointSettings

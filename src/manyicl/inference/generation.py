@@ -13,10 +13,10 @@ from torch import Tensor
 
 from manyicl.episodes import TaskTokenizer
 from manyicl.inference.budget import row_budget, run_rows
-from manyicl.inference.prefix import EngineCount, check_finite, device_of
+from manyicl.inference.prefix import EngineCount, check_finite
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row
 from manyicl.inference.tries import build_trie
-from manyicl.models import Prefix, RowLayout, segment_attention
+from manyicl.models import Prefix, RowLayout, device_of, segment_attention
 
 # Ended rows are dropped once they are this fraction of a batch, because dropping copies the keys of the others.
 ENDED_FRACTION = 0.1

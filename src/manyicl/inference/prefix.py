@@ -20,7 +20,7 @@ from manyicl.errors import UserError
 from manyicl.inference.budget import row_budget, run_chunks, run_rows
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row, write_keys
 from manyicl.inference.tries import AnswerTrie, build_trie
-from manyicl.models import EMPTY_PREFIX, KeyValueBuffer, Prefix, segment_attention
+from manyicl.models import EMPTY_PREFIX, KeyValueBuffer, Prefix, device_of, segment_attention
 
 # A long prefix is encoded so many tokens at a time: no slower, and sliding windows need a mask of a chunk only.
 CHUNK_TOKENS = 4096
@@ -34,11 +34,6 @@ class EngineCount:
     """Of prefixes, each time they were encoded."""
     num_query_tokens: int = 0
     """Of queries, their options and answers."""
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's weights."""
-    return next(model.parameters()).device
 
 
 @torch.inference_mode()

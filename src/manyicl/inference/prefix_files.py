@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from manyicl.errors import UserError
 from manyicl.files import writing_atomically
-from manyicl.inference.prefix import device_of
-from manyicl.models import KeyValueBuffer, Prefix, hash_weights, inner_model
+from manyicl.models import KeyValueBuffer, Prefix, device_of, hash_weights, inner_model
 
 # Entries of a config that say where it came from, not what it computes.
 _ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")

@@ -25,6 +25,7 @@ from manyicl.inference.query_rows import Query, lay_out_row, run_row, write_keys
 from manyicl.models import (
     KeyValueBuffer,
     Prefix,
+    caps_scores,
     inner_model,
     logit_difference,
     longest_boundary,
@@ -129,7 +130,7 @@ def _try_length(model: nn.Module, inner: Any, ids: NDArray[np.int32]) -> str:
     shared_NV = _shared_logits(model, before, queries)
     own_NV = _own_logits(model, before, queries, attention="eager")
     others = [own_NV]
-    if getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is None:  # only the eager one caps
+    if not caps_scores(inner.config):
         with suppress(ValueError, ImportError):  # a class may have no other
             others.append(_own_logits(model, before, queries, attention="sdpa"))
     if truth_NV is not None:

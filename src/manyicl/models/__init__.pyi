@@ -5,8 +5,6 @@ from .attention.dispatch import (
     Prefix,
     RowLayout,
     attend_segments,
-    drops_attention,
-    inner_model,
     segment_attention,
 )
 from .attention.flash import flash_implementation
@@ -18,10 +16,13 @@ from .isolation import TRIAL_TOKENS, isolation_fault, own_attention, refuse_unus
 from .lean_layers import lean_pieces
 from .loading import (
     MODEL_FILES,
+    RUN_MODEL,
+    RUN_STATE,
     LoraSettings,
     ModelNote,
     ModelSettings,
     add_adapter,
+    find_max_tokens,
     fingerprint_weights,
     load_config,
     load_end_ids,
@@ -34,15 +35,29 @@ from .loss import MOST_LOGITS, AnswerLoss, row_loss, target_logits
 from .precision import Precision, PrecisionChoice, multiplies_bf16, resolve_precision
 from .saving import hash_weights, merge_adapter, save_beside_weights
 from .seed import NEUTRAL_TEXT, TEMPLATE
-from .structure import head_dims, key_heads, layer_values, longest_boundary
+from .structure import (
+    caps_scores,
+    check_vocabulary,
+    check_window,
+    decoder_layers,
+    device_of,
+    drops_attention,
+    head_dims,
+    inner_model,
+    key_heads,
+    layer_values,
+    longest_boundary,
+    max_tokens_of,
+)
 from .trials import logit_difference, trial_ids
-from .windows import check_vocabulary, check_window, find_max_tokens, max_tokens_of
 
 __all__ = [
     "EMPTY_PREFIX",
     "MODEL_FILES",
     "MOST_LOGITS",
     "NEUTRAL_TEXT",
+    "RUN_MODEL",
+    "RUN_STATE",
     "TEMPLATE",
     "TRIAL_TOKENS",
     "AnswerLoss",
@@ -59,11 +74,14 @@ __all__ = [
     "WeightCounts",
     "add_adapter",
     "attend_segments",
+    "caps_scores",
     "check_compiler",
     "check_vocabulary",
     "check_window",
     "count_flops",
     "count_weights",
+    "decoder_layers",
+    "device_of",
     "drops_attention",
     "find_max_tokens",
     "fingerprint_weights",

@@ -24,8 +24,8 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from manyicl.errors import UserError
 from manyicl.models.attention import dispatch
-from manyicl.models.attention.dispatch import inner_model
 from manyicl.models.attention.partial import Part
+from manyicl.models.structure import inner_model
 
 # Modules of transformers whose norm, gate and rotary positions are those below -> how its classes' names begin.
 FAMILIES = {modeling_llama: "Llama", modeling_mistral: "Mistral", modeling_qwen3: "Qwen3"}

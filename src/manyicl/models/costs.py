@@ -18,9 +18,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from manyicl.errors import UserError
 from manyicl.models.loading import LoraSettings, add_adapter
-from manyicl.models.structure import head_dims
+from manyicl.models.structure import experts_per_token, head_dims, layer_windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +80,12 @@ def shape_model(config: Any, *, lora: LoraSettings | None = None, trust_remote_c
     Raises:
         UserError: layers whose attention is not known here; modules to adapt that the model does not have.
     """
-    text = config.get_text_config()
-    num_heads = int(text.num_attention_heads)
+    num_heads = int(config.get_text_config().num_attention_heads)
     return ModelShape(
         weights=count_weights(config, lora=lora, trust_remote_code=trust_remote_code),
         num_heads=num_heads,
         head_dims=head_dims(config),
-        windows=layer_windows(text),
+        windows=layer_windows(config),
     )
 
 
@@ -111,7 +109,7 @@ def count_weights(config: Any, *, lora: LoraSettings | None = None, trust_remote
             else:
                 matrices += size
                 # All experts of a layer stand in one tensor of three dimensions.
-                active += size if parameter.ndim == 2 else size * _chosen_experts(config) // len(parameter)
+                active += size if parameter.ndim == 2 else size * experts_per_token(config) // len(parameter)
         looked_up = sum(p.numel() for p in model.parameters() if id(p) in lookups)
         tied = head.weight is embedding.weight
         num_head = int(head.weight.numel())
@@ -170,41 +168,7 @@ def count_pairs(windows: Sequence[int | None], segment_lengths: Sequence[int], *
     )
 
 
-def layer_windows(config: Any) -> tuple[int | None, ...]:
-    """Return how many tokens (itself included) one sees in each layer; None: all before it.
-
-    A chunk is counted as a window of its length, which is too many pairs beyond the first chunk, by up to two times.
-
-    Raises:
-        UserError: a layer that does something else.
-    """
-    window = getattr(config, "sliding_window", None) or None
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return (window,) * int(config.num_hidden_layers)
-    chunk = getattr(config, "attention_chunk_size", None) or None
-    known = {"full_attention": None, "sliding_attention": window, "chunked_attention": chunk}
-    for kind in kinds:
-        if kind not in known:
-            raise UserError(
-                f"{config.model_type}: what a layer of kind '{kind}' costs is not known here; use a model"
-                f" whose layers are all of {', '.join(known)}"
-            )
-    return tuple(known[kind] for kind in kinds)
-
-
 def _seen(num_tokens: int, window: int | None) -> int:
     """Return how many tokens the first `num_tokens` of a sequence see, in sum."""
     full = num_tokens if window is None else min(num_tokens, window)
     return full * (full + 1) // 2 + (num_tokens - full) * full
-
-
-def _chosen_experts(config: Any) -> int:
-    text = config.get_text_config()
-    chosen = getattr(text, "num_experts_per_tok", None)
-    if chosen is None:
-        raise UserError(
-            f"{text.model_type}: does not say how many experts a token meets (num_experts_per_tok), so its"
-            " cost is not known; use another model"
-        )
-    return int(chosen)

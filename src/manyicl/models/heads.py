@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyicl.models.attention.dispatch import inner_model
+from manyicl.models.structure import inner_model
 
 # Weights that are in float32 at once, on devices that cannot multiply two bfloat16 matrices into a float32 one.
 MOST_WEIGHTS = 1 << 24

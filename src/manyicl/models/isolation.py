@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from manyicl.episodes import Batch, TokenizedEpisode, join_row
 from manyicl.errors import UserError
-from manyicl.models.attention.dispatch import inner_model, segment_attention, takes_segments
+from manyicl.models.attention.dispatch import segment_attention, takes_segments
 from manyicl.models.loss import target_logits
-from manyicl.models.structure import longest_boundary
+from manyicl.models.structure import caps_scores, inner_model, longest_boundary
 from manyicl.models.trials import logit_difference
 
 # Tokens of the two short episodes of the trial, and of the long one if the model has no window, chunk or the like.
@@ -111,7 +111,7 @@ def own_attention(model: nn.Module, name: str = "") -> Iterator[None]:
     """
     inner = inner_model(model)
     before = inner.config._attn_implementation
-    if not name and getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+    if not name and caps_scores(inner.config):
         name = "eager"
     if not name or name == before or not inner._can_set_attn_implementation():
         yield
@@ -188,7 +188,7 @@ def _most_difference(model: nn.Module, row: Batch, own_NV: Tensor) -> float:
         return most
     inner = inner_model(model)
     other = "sdpa" if inner.config._attn_implementation == "eager" else "eager"
-    if getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+    if caps_scores(inner.config):
         return most  # only one of its kernels is right
     try:
         with own_attention(model, other):

@@ -24,7 +24,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 
-from manyicl.models.attention.dispatch import inner_model
+from manyicl.models.structure import inner_model
 
 # The norms whose formula is that of `_Norm`, and the modules whose rotary positions are those of `_Rotary`.
 NORMS = (modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_qwen2.Qwen2RMSNorm)

@@ -25,9 +25,12 @@ from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models.precision import PrecisionChoice, resolve_precision
 from manyicl.models.seed import SEED_MODEL
+from manyicl.models.structure import max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
 MODEL_NOTE = "manyicl.json"
+# What a run's folder is known by, and the folder of its model; `training.RunFolder` owns the rest of it.
+RUN_STATE, RUN_MODEL = "run.json", "model"
 # What save_pretrained writes of a model or an adapter beside its weights.
 MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json")
 # Of which nearly every tokenizer has one.
@@ -85,10 +88,10 @@ class ModelNote(BaseModel):
 def locate_model(path: str) -> str:
     """Return the model folder of a run, that of the packaged seed model for `seed`, or `path` itself."""
     folder = Path(path).expanduser()
-    if (folder / "run.json").is_file():
-        if not (folder / "model").is_dir():
+    if (folder / RUN_STATE).is_file():
+        if not (folder / RUN_MODEL).is_dir():
             raise UserError(f"{path}: this run has not finished, so it has no model; go on with --resume {path}")
-        return str((folder / "model").absolute())
+        return str((folder / RUN_MODEL).absolute())
     if folder.is_dir():
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
     if path == "seed":
@@ -115,6 +118,15 @@ def read_note(path: str) -> ModelNote:
         raise UserError(
             f"{file}: {where}: {fault['msg']}; correct it, or remove it to ask in the default template"
         ) from error
+
+
+def find_max_tokens(path: str) -> int | None:
+    """Return the longest sequence that the model at `path` is asked with by default; None if it does not say."""
+    try:
+        most = max_tokens_of(load_config(ModelSettings(path=path)))
+    except UserError:
+        return None
+    return min(most, read_note(path).token_budget or most)
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -268,7 +280,7 @@ def _locate_base(adapter: Path, base: str) -> str:
         return str(beside[0].resolve()) if beside else locate_model(base)
     if path.is_dir():
         return str(path)
-    run = adapter.parent / "run.json"
+    run = adapter.parent / RUN_STATE
     expected = json.loads(run.read_bytes()).get("weights") if run.is_file() else None
     places = [place.joinpath(*path.parts[-depth:]) for place in adapter.parents for depth in (3, 2, 1)]
     for place in places if expected else []:

@@ -23,7 +23,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from manyicl.episodes import Batch, split_row
-from manyicl.models.attention.dispatch import inner_model, takes_segments
+from manyicl.models.attention.dispatch import takes_segments
+from manyicl.models.structure import inner_model
 
 # Shape suffixes: N targets, A answers, V vocabulary, H hidden size.
 

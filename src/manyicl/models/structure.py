@@ -1,11 +1,19 @@
-"""What a model's config says of its layers: head dimensions, windows and chunks, for every config class.
+"""What a model is made of, read from its config and its modules: the one place that does.
 
-The one place that reads them. Some classes give each layer its own value, and refuse to be asked for a common one.
+Configs: head dimensions, windows and chunks, how many tokens fit, for every config class. Some classes give each layer
+its own value, and refuse to be asked for a common one. Modules: the model inside its wrappers, its decoder layers.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from manyicl.errors import UserError
 
 # Under which names the classes of transformers keep the length of a window or a chunk.
 BOUNDARIES = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
@@ -69,3 +77,119 @@ def common_window(config: Any) -> int | None:
     if not window or (kinds and set(kinds) - {"sliding_attention"}):
         return None
     return int(window)
+
+
+def layer_windows(config: Any) -> tuple[int | None, ...]:
+    """Return how many tokens (itself included) one sees in each layer; None: all before it.
+
+    A chunk counts as a window of its length, which is too many pairs beyond the first chunk, by up to two times.
+
+    Raises:
+        UserError: a layer that does something else.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None) or None
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:
+        return (window,) * int(text.num_hidden_layers)
+    chunk = getattr(text, "attention_chunk_size", None) or None
+    known = {"full_attention": None, "sliding_attention": window, "chunked_attention": chunk}
+    for kind in kinds:
+        if kind not in known:
+            raise UserError(
+                f"{text.model_type}: what a layer of kind '{kind}' costs is not known here; use a model whose layers"
+                f" are all of {', '.join(known)}"
+            )
+    return tuple(known[kind] for kind in kinds)
+
+
+def experts_per_token(config: Any) -> int:
+    """Return how many experts of a layer one token goes through.
+
+    Raises:
+        UserError: the config does not say.
+    """
+    text = config.get_text_config()
+    chosen = getattr(text, "num_experts_per_tok", None)
+    if chosen is None:
+        raise UserError(
+            f"{text.model_type}: does not say how many experts a token meets (num_experts_per_tok), so its"
+            " cost is not known; use another model"
+        )
+    return int(chosen)
+
+
+def caps_scores(config: Any) -> bool:
+    """Return whether attention's scores are capped, which only the eager attention of transformers does."""
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+
+
+def check_window(config: Any, *, num_tokens: int, what: str) -> None:
+    """Refuse sequences longer than the model can use.
+
+    Raises:
+        UserError: `num_tokens` exceeds the maximum positions, or the window where every layer's attention slides.
+    """
+    config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and num_tokens > limit:
+        raise UserError(
+            f"{what} = {num_tokens}: the model knows {limit} positions (max_position_embeddings); lower it, or extend"
+            " the positions on purpose with model.config.max_position_embeddings and model.config.rope_parameters"
+        )
+    window = common_window(config)
+    if window is not None and num_tokens > window:
+        raise UserError(
+            f"{what} = {num_tokens}: every layer of the model sees only the last {window} tokens (sliding_window), and"
+            f" such models collapse beyond it; set it to at most {window}, or model.config.sliding_window = 'none'"
+        )
+
+
+def check_vocabulary(config: Any, *, path: str, num_tokens: int) -> None:
+    """Refuse ids that the model has no embedding for, which would end deep inside of it.
+
+    Raises:
+        UserError: `num_tokens`, one more than the largest id in use, exceeds the rows of the embedding.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None and num_tokens > rows:
+        raise UserError(
+            f"{path}: its tokenizer writes token {num_tokens - 1:,}, but the model has only {rows:,}; use the tokenizer"
+            " that belongs to it, or give the model more rows (resize_token_embeddings) and save it"
+        )
+
+
+def max_tokens_of(config: Any) -> int:
+    """Return the longest sequence that the model can use.
+
+    Raises:
+        UserError: its config does not say.
+    """
+    config = config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None), common_window(config)]
+    known = [int(limit) for limit in limits if limit]
+    if not known:
+        raise UserError(f"`max_tokens`: a {config.model_type} model does not say how long a sequence may be; say it")
+    return min(known)
+
+
+def inner_model(model: nn.Module) -> Any:
+    """Return transformers' model inside whatever wraps it (peft, DDP, FSDP), or itself; None if there is none."""
+    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's weights."""
+    return next(model.parameters()).device
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model in order: the longest list of modules in it that transformers can recompute."""
+    lists = [list(part) for part in model.modules() if isinstance(part, nn.ModuleList)]
+    known = [found for found in lists if found and all(isinstance(x, GradientCheckpointingLayer) for x in found)]
+    return max(known, key=len, default=[])
+
+
+def drops_attention(model: nn.Module) -> bool:
+    """Return whether attention drops weights in training."""
+    return bool(getattr(inner_model(model).config.get_text_config(), "attention_dropout", 0.0))

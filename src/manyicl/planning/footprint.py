@@ -40,6 +40,7 @@ from manyicl.models import (
     add_adapter,
     attend_segments,
     count_weights,
+    decoder_layers,
     row_loss,
 )
 from manyicl.training import (
@@ -47,7 +48,6 @@ from manyicl.training import (
     WHOLE_WORK_COMPILED,
     Checkpointed,
     cast_bytes,
-    decoder_layers,
     measure_activations,
     prepared_layers,
     spread,

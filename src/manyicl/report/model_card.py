@@ -19,7 +19,7 @@ from manyicl.report import numbers
 from manyicl.report.markdown import escape
 from manyicl.report.plots import Axis, Line, draw_lines, plotting, shot_places, shots_axis
 from manyicl.report.svg import Plots, read_part
-from manyicl.training import RunConfig, read_run_config
+from manyicl.training import RunConfig, RunFolder, RunState
 
 CURVE_NAME = "shot-curve.svg"
 
@@ -35,15 +35,11 @@ def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: i
     """
     if arm not in comparison.place or seed not in comparison.seeds:
         raise UserError(f"arm '{arm}', seed {seed}: is not in the comparison {comparison.name}")
-    config = read_run_config(run_folder)
-    model = run_folder / "model"
-    try:
-        run = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run_folder}: has no run.json that can be read ({error}); train it anew") from error
+    folder = RunFolder(run_folder)
+    config, run, model = folder.read_config(), folder.read_state(), folder.model
     if not model.is_dir():
         raise UserError(f"{run_folder}: has no model yet; go on with manyicl train --resume {run_folder}")
-    curve = _seed_curve(comparison, arm, seed, trained=list(run["tasks"]))
+    curve = _seed_curve(comparison, arm, seed, trained=list(run.tasks))
     content = _describe(model, config, run) | _describe_curve(curve)
     title = f"{comparison.title_of(arm)}, {comparison.name}, seed {seed}"
     about = comparison.arms[comparison.place[arm]].about
@@ -78,7 +74,7 @@ def _seed_curve(
     return {role: scores for role, scores in kept.items() if any(score is not None for score in scores.values())}
 
 
-def _describe(model: Path, config: RunConfig, run: dict[str, Any]) -> dict[str, Any]:
+def _describe(model: Path, config: RunConfig, run: RunState) -> dict[str, Any]:
     """Return what the card says of the model itself."""
     base = config.model.path
     # A folder's path is nobody's business, and no name that the hub knows.
@@ -92,8 +88,8 @@ def _describe(model: Path, config: RunConfig, run: dict[str, Any]) -> dict[str, 
         "is_adapter": is_adapter,
         "base_model": base if is_hub_name else None,
         "base_name": base if is_hub_name else Path(base).name,
-        "tasks": list(run["tasks"]),
-        "plan": run["plan"],
+        "tasks": list(run.tasks),
+        "plan": run.plan,
         "targets": config.episodes.targets,
         "most_shots": max(note.trained_shots.values(), default=0) if note else 0,
         "token_budget": config.episodes.token_budget,

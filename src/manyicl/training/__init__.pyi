@@ -7,6 +7,7 @@ from .preparation import (
     count_plan,
     count_too_long,
     plan_packs,
+    plan_validation,
     prepare_run,
     tokenize_all,
     tokenize_tasks,
@@ -27,15 +28,13 @@ from .recompute import (
     WHOLE_WORK_COMPILED,
     Checkpointed,
     cast_bytes,
-    decoder_layers,
     measure_activations,
     prepared_layers,
     spread,
     unwidened_inputs,
 )
 from .run import train
-from .run_folder import Run, find_changes, git_commit, is_finished, read_run_config
-from .validation import plan_validation
+from .run_folder import Run, RunFolder, RunState, find_changes, git_commit
 
 __all__ = [
     "RECOMPUTED_WORK_COMPILED",
@@ -46,6 +45,8 @@ __all__ = [
     "Prepared",
     "Run",
     "RunConfig",
+    "RunFolder",
+    "RunState",
     "TaskSettings",
     "TrainSettings",
     "absolute_paths",
@@ -53,13 +54,11 @@ __all__ = [
     "count_dropped",
     "count_plan",
     "count_too_long",
-    "decoder_layers",
     "dump_config",
     "export_trl",
     "find_changes",
     "git_commit",
     "has_section",
-    "is_finished",
     "load_recipe",
     "make_config",
     "mean_of_tasks",
@@ -68,7 +67,6 @@ __all__ = [
     "plan_validation",
     "prepare_run",
     "prepared_layers",
-    "read_run_config",
     "spread",
     "tokenize_all",
     "tokenize_tasks",

@@ -23,9 +23,8 @@ from manyicl.episodes import (
     iter_episodes,
     lengths_of,
 )
-from manyicl.inference import device_of
 from manyicl.intervals import Interval, t_interval
-from manyicl.models import float32_head, row_attention, row_loss
+from manyicl.models import device_of, float32_head, row_attention, row_loss
 
 Losses = dict[str, list[float]]  # task -> mean nats per answer of each episode
 

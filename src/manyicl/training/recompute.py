@@ -20,12 +20,13 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from manyicl.episodes import TokenizedEpisode, join_row
 from manyicl.errors import UserError
 from manyicl.models import (
     MOST_LOGITS,
+    caps_scores,
+    decoder_layers,
     drops_attention,
     head_dims,
     inner_model,
@@ -85,13 +86,6 @@ class Checkpointed:
     keeps_attention: bool = True
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model in order: the longest list of modules in it that transformers can recompute."""
-    lists = [list(part) for part in model.modules() if isinstance(part, nn.ModuleList)]
-    known = [found for found in lists if found and all(isinstance(x, GradientCheckpointingLayer) for x in found)]
-    return max(known, key=len, default=[])
-
-
 def spread(count: int, *, among: int) -> frozenset[int]:
     """Return `count` places among so many, evenly spread.
 
@@ -129,7 +123,7 @@ def _attention_bytes(model: nn.Module, *, autocast: bool) -> float:
     Nothing is kept where its scores are capped (they have no kernel) or dropped.
     """
     config = inner_model(model).config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None) is not None or drops_attention(model):
+    if caps_scores(config) or drops_attention(model):
         return 0.0
     size = 2 if autocast else next(model.parameters()).element_size()
     heads, dims = layer_values(config, "num_attention_heads", default=1), head_dims(config)

@@ -1,46 +1,366 @@
-"""What lies in the folder of a run, and what may change when it is resumed."""
+"""The folder of a run: the one place that knows what lies in it, under which names, and how it is read and written.
+
+config.toml    every setting, resolved; a resumed run reads it, and writes what was changed of `CHANGEABLE`
+run.json       `RunState`: versions, git commit, hashes of data and plan, counts, the held-out table
+metrics.jsonl  one JSON object per line: training losses, losses by shot index, validation losses by task
+checkpoints/   whole checkpoints only: the last and the best
+model/         Hugging Face layout with tokenizer; loads without this package
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
 
 from manyicl.episodes import Frame
 from manyicl.errors import UserError
-from manyicl.models import fingerprint_weights, locate_model
-from manyicl.training.held_out import (
-    HeldOutRow,
-)
+from manyicl.files import sync_folder, sync_tree, write_atomically
+from manyicl.locks import LOCK
+from manyicl.models import RUN_MODEL, RUN_STATE, fingerprint_weights, locate_model, resolve_precision
+from manyicl.training.held_out import HeldOutRow, Losses
+from manyicl.training.metrics import MetricsLog
 from manyicl.training.preparation import Prepared, count_dropped, count_plan, hash_plan
-from manyicl.training.recipe import RunConfig, load_recipe
+from manyicl.training.recipe import RunConfig, dump_config, load_recipe, with_precision
 
 PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 RUN_SCHEMA = 1
-# Settings of train.* that decide a run's time and memory, not its course (but for what dropout draws in batches of
-# other packs): they may be others when it is resumed.
+# Settings of train.* that decide a run's time and memory but not its course (except what dropout draws in batches of
+# other packs), so they may change when it is resumed.
 CHANGEABLE = ("checkpointed_layers", "compile", "num_workers", "packs_per_batch")
 # Settings that say where things lie. They may change too, if the same tasks and weights lie in the new place.
 MOVABLE = ("tasks.folder", "model.path")
+# The Trainer's own record in a checkpoint.
+TRAINER_STATE = "trainer_state.json"
+
+
+class _Record(BaseModel):
+    """A part of run.json. What another version wrote beside these fields is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class TaskRecord(_Record):
+    """One task, as the run was started on it."""
+
+    sha256: str
+    """Of the task's rows and settings."""
+    dropped: dict[str, int] = Field(default_factory=dict)
+    """Reason -> rows of all splits that are not used."""
+
+
+class PlanRecord(_Record):
+    """The plan of packs in numbers, over the whole run."""
+
+    packs: int
+    episodes: int
+    answers: int
+    targets: int
+    """Tokens that the loss is taken on."""
+    tokens: int
+    tokens_by_task: dict[str, int]
+    fill: float
+    """Tokens divided by the capacity of the packs."""
+    renamed_episodes: int | None = None
+    """Episodes whose labels bear other names; absent if the recipe renames none."""
+    sha256: str
+    """Of the packs in their order: a run goes on only with the plan that it was started with."""
+
+
+class RowsRecord(_Record):
+    """Whether a row may hold several episodes."""
+
+    episodes: Literal["together", "alone"]
+    reason: str
+    """Why each episode goes through the model alone; '' if they go together."""
+
+
+class RunState(_Record):
+    """What run.json says: of the start, of what training took so far, and of the end."""
+
+    version: int = Field(RUN_SCHEMA, validation_alias="schema", serialization_alias="schema")
+    """Of this file's shape."""
+    finished: bool
+    """Whether the run has its model and its closing table."""
+    python: str = ""
+    packages: dict[str, str] = Field(default_factory=dict)
+    """Package -> version, when the run was started."""
+    git_commit: str | None = None
+    """Of the folder that the run was started in, '+' if it had changes; None outside git."""
+    model: str = ""
+    """The folder or name of the model that the run was started on."""
+    weights: str | None = None
+    """Its fingerprint; None if it is on the hub, and absent from runs of early versions."""
+    frame: Frame | None = None
+    """Chat style only: the text around examples, today's date of then included."""
+    tasks: dict[str, TaskRecord]
+    plan: PlanRecord
+    changes: list[dict[str, Any]] = Field(default_factory=list)
+    """Settings that were changed when the run was resumed: {"after_step": 20, "train.recompute": "full"}."""
+    rows: RowsRecord | None = None
+    wall_s: float | None = None
+    """Seconds of training over all processes of the run, validation and checkpoints included."""
+    peak_bytes: int | None = None
+    """The most memory that a process of the run held; None if it is not known."""
+    recomputed_layers: int | None = Field(
+        None, validation_alias=AliasChoices("recomputed_layers", "checkpointed_layers")
+    )
+    """Layers that the last process computed again in the backward pass; was called checkpointed_layers."""
+    attention_recomputed: bool | None = None
+    """Whether their attention was computed again too."""
+    flash_attention: str | None = None
+    """What stood in for torch's own flash attention, such as 'FA3'."""
+    attention_kernels: dict[str, int] = Field(default_factory=dict)
+    """Attention kernel -> how often it was taken."""
+    model_step: int | None = None
+    """The step whose checkpoint became the model."""
+    last_process_s: float | None = None
+    """Seconds of the last process, from the start of its training."""
+    held_out: list[dict[str, Any]] = Field(default_factory=list)
+    """The rows of the held-out table (`HeldOutRow`), null instead of NaN."""
+
+    def to_json(self) -> str:
+        """Return the text of run.json: what was set, not what is only a default."""
+        return _to_json(self.model_dump(by_alias=True, exclude_unset=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run.
-
-    model: the folder to load or ask. held_out: the closing table, empty where none was asked for, and on all ranks
-    but the main process, which alone writes and prints.
-    """
+    """A finished run."""
 
     folder: Path
     model: Path
+    """The folder to load or ask."""
     held_out: tuple[HeldOutRow, ...]
+    """The closing table; empty if the recipe wants none, and on all ranks but the main process, which alone writes."""
     is_main_process: bool = True
+
+
+class RunFolder:
+    """The folder of a run, which need not exist yet."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.toml"
+        self.state_file = self.path / RUN_STATE
+        self.metrics = MetricsLog(self.path / "metrics.jsonl")
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
+        self.model = self.path / RUN_MODEL
+        self._losses_before_file = self.path / "held_out_before.json"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a run was started here, so that it can be resumed."""
+        return self.config_file.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run lies here that has its model and its closing table."""
+        return self.state_file.is_file() and self.read_state().finished
+
+    def read_config(self, *, overrides: Sequence[str] = ()) -> RunConfig:
+        """Return the resolved config, with `key=value` overrides applied.
+
+        Raises:
+            UserError: the folder is not a run, or an override has no such key or value.
+        """
+        if not self.is_started:
+            raise UserError(f"{self}: is not a run (no {self.config_file.name}); name the folder of a run")
+        return load_recipe(self.config_file, overrides=overrides)
+
+    def read_state(self) -> RunState:
+        """Return what run.json says.
+
+        Raises:
+            UserError: it is not there, or is not what a run writes.
+        """
+        try:
+            return RunState.model_validate_json(self.state_file.read_bytes())
+        except (OSError, ValueError) as error:  # pydantic's is a ValueError
+            told = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.path}: has no {RUN_STATE} that can be read ({told}); train it anew") from error
+
+    def update_state(self, **changes: Any) -> None:
+        """Write fields of `RunState` to run.json, and leave the others as they are."""
+        unknown = changes.keys() - RunState.model_fields.keys()
+        assert not unknown, unknown
+        content = self.read_state().model_dump(by_alias=True, exclude_unset=True)
+        write_atomically(self.state_file, RunState.model_validate(content | changes).to_json())
+
+    def take_losses_before(self, measure: Callable[[], Losses]) -> Losses:
+        """Return the untrained model's held-out losses, measured once per run: a resumed run has no untrained model."""
+        if not self._losses_before_file.exists():
+            write_atomically(self._losses_before_file, _to_json(measure()))
+        losses: Losses = json.loads(self._losses_before_file.read_bytes())
+        return losses
+
+    @contextmanager
+    def writing_model(self) -> Iterator[Path]:
+        """Give the block a folder of another name to write the model in; it becomes `model` once whole and durable."""
+        partial = self.path / f".{RUN_MODEL}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        partial.rename(self.model)
+
+    def start(self, prepared: Prepared) -> None:
+        """Write config.toml and run.json of a new run; of one that is resumed, what was changed."""
+        self.checkpoints.clear_unfinished()
+        if not self.is_started:
+            write_atomically(self.state_file, describe_run(prepared).to_json())
+            write_atomically(self.config_file, dump_config(prepared.config))
+            return
+        changes = find_changes(load_recipe(self.config_file), prepared.config)
+        if changes and not self.is_finished:
+            step = max((step for step, _ in self.checkpoints.all()), default=0)
+            self.update_state(changes=[*self.read_state().changes, {"after_step": step, **changes}])
+            write_atomically(self.config_file, dump_config(prepared.config))
+
+    def open(self, config: RunConfig, *, resume: bool) -> RunConfig:
+        """Return the config to train with: its precision resolved, on any machine the one that the run was started in.
+
+        Raises:
+            UserError: the folder is not empty; with `resume`, the config differs from the run's in a setting that must
+                not change, or the run's tasks or model have gone.
+        """
+        # Compared as settings, not as text: a run started before a setting was added has its default.
+        before: RunConfig | None = load_recipe(self.config_file) if resume else None
+        if config.model.precision == "auto":
+            config = with_precision(config, resolve_precision("auto" if before is None else before.model.precision))
+        if before is not None:
+            self._refuse_changes(find_changes(before, config))
+            self._refuse_moved(config)
+        elif any(path.name != LOCK for path in self.path.iterdir()):
+            fix = f"go on with --resume {self}, or name" if self.is_started else "name"
+            raise UserError(f"--out {self}: is not empty; {fix} another")
+        return config
+
+    def refuse_other_data(self, prepared: Prepared) -> None:
+        """Refuse to go on with tasks or weights that changed since the run was started: its packs would differ.
+
+        Raises:
+            UserError: naming the first task that differs.
+        """
+        before, now = self.read_state(), describe_run(prepared)
+        for name, task in now.tasks.items():
+            if name not in before.tasks or before.tasks[name].sha256 != task.sha256:
+                raise UserError(
+                    f"--resume {self}: task '{name}' is not what it was when the run was started; put its files back,"
+                    " or start a new run"
+                )
+        if "weights" in before.model_fields_set and before.weights != now.weights:
+            raise UserError(
+                f"--resume {self}: model.path = {now.model} holds other weights than the run was started on; put"
+                " them back, or name the folder that they were moved to"
+            )
+        if before.plan != now.plan:
+            raise UserError(
+                f"--resume {self}: was started with another tokenizer or version of manyicl, and its plan of packs"
+                " would be another now; go on with those, or start a new run"
+            )
+
+    def _refuse_changes(self, changes: dict[str, Any]) -> None:
+        others = [key for key in changes if key.removeprefix("train.") not in CHANGEABLE and key not in MOVABLE]
+        if others:
+            raise UserError(
+                f"--resume {self}: {', '.join(others)} would be another than in the run's {self.config_file.name}; "
+                f"leave it out to go on (only train.{', train.'.join(CHANGEABLE)} may change), or start a new run"
+            )
+
+    def _refuse_moved(self, config: RunConfig) -> None:
+        """Refuse to go on with a run whose tasks or base have gone, as they do when a project is moved."""
+        places = {"tasks.folder": Path(config.tasks.folder), "model.path": Path(config.model.path)}
+        gone = {key: path for key, path in places.items() if path.is_absolute() and not path.exists()}
+        if gone:
+            told = " and ".join(f"{key} = {path}" for key, path in gone.items())
+            raise UserError(
+                f"--resume {self}: {told} is not there any more; if it was moved, say where it is now: manyicl train"
+                f" --resume {self} {' '.join(f'{key}=PATH' for key in gone)}"
+            )
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints. One is written under another name, and whole once it bears its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def all(self) -> list[tuple[int, Path]]:
+        """Return (step, folder) of the whole checkpoints, oldest first."""
+        found = self.path.glob("checkpoint-*")
+        return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in found)
+
+    def at(self, step: int) -> Path:
+        """Return where the checkpoint of a step is, or goes once it is whole."""
+        return self.path / f"checkpoint-{step}"
+
+    def begin(self, step: int) -> Path:
+        """Return the folder that the checkpoint of a step is to be written in; the same on all ranks."""
+        partial = self.path / f".saving-{step}"
+        partial.mkdir(parents=True, exist_ok=True)
+        return partial
+
+    def complete(self, step: int, partial: Path, *, keep: Sequence[int]) -> None:
+        """Give a whole and durable checkpoint its name, then drop those of other steps than `keep` and this one."""
+        partial.rename(self.at(step))
+        sync_folder(self.path)
+        for other, path in self.all():
+            if other not in (step, *keep):
+                shutil.rmtree(path)
+
+    def clear_unfinished(self) -> None:
+        """Make the folder, without what a killed save left in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(".saving-*"):
+            shutil.rmtree(leftover)
+
+    def remove(self) -> None:
+        """Remove all of them: a finished run does not need them."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def read_best_step(checkpoint: Path) -> int | None:
+    """Return the step of the best checkpoint until this one; None if the run does not validate."""
+    step: int | None = json.loads((checkpoint / TRAINER_STATE).read_bytes())["best_global_step"]
+    return step or None
+
+
+def refuse_damaged(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which a file is cut short or empty, before anything is loaded from it.
+
+    Raises:
+        UserError: naming the file, and how to go on without the checkpoint.
+    """
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin"):
+                with zipfile.ZipFile(path):  # what torch.save writes; its directory stands at the end
+                    pass
+            elif path.suffix == ".json":
+                json.loads(path.read_bytes())
+        except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
+            raise UserError(
+                f"{path}: is damaged ({error}); remove {checkpoint} and go on from the checkpoint before it, or"
+                f" from the start: manyicl train --resume {checkpoint.parents[1]}"
+            ) from error
 
 
 def find_changes(before: RunConfig, now: RunConfig) -> dict[str, Any]:
@@ -56,34 +376,10 @@ def find_changes(before: RunConfig, now: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in new.items() if value != old[key]}
 
 
-def read_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the resolved config of a run, with `key=value` overrides applied.
-
-    Raises:
-        UserError: `folder` is not a run, or an override has no such key or value.
-    """
-    path = folder / "config.toml"
-    if not path.is_file():
-        raise UserError(f"{folder}: is not a run (no config.toml); name the folder of a run")
-    return load_recipe(path, overrides=overrides)
-
-
-def read_frame(folder: Path) -> Frame | None:
-    """Return the text around examples that a run in the chat style was started with; None if it keeps none."""
-    kept = read_json(folder / "run.json").get("frame")
-    return Frame(**kept) if kept else None
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether there is a run in `folder` that has its model and its closing table."""
-    state = folder / "run.json"
-    return state.is_file() and bool(read_json(state)["finished"])
-
-
-def describe_run(prepared: Prepared) -> dict[str, Any]:
+def describe_run(prepared: Prepared) -> RunState:
     """Return what run.json says from the start: versions, commit, hashes, and the plan's counts."""
     config = prepared.config
-    return {
+    content = {
         "schema": RUN_SCHEMA,
         "finished": False,
         "python": platform.python_version(),
@@ -97,10 +393,11 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         },
         "plan": {**count_plan(prepared.packs, pack_tokens=config.pack_tokens), "sha256": hash_plan(prepared.packs)},
     }
+    return RunState.model_validate(content)
 
 
 def git_commit() -> str | None:
-    """Return the commit of the folder that the caller stands in, '+' where it has changes; None outside git."""
+    """Return the commit of the folder that the caller stands in, '+' if it has changes; None outside git."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
@@ -109,11 +406,6 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def to_json(content: Any) -> str:
+def _to_json(content: Any) -> str:
     """Return JSON as the files of a run have it: indented, with a line end."""
     return json.dumps(content, indent=1) + "\n"

@@ -7,7 +7,6 @@ nor the number of ranks changes the gradient.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -26,21 +25,21 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from manyicl.episodes import Batch, BatchMaker, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError
-from manyicl.files import sync_folder, sync_tree
-from manyicl.models import isolation_fault, row_attention, row_loss
+from manyicl.files import sync_tree
+from manyicl.models import decoder_layers, isolation_fault, row_attention, row_loss
 from manyicl.training.fsdp import end_prefetch_at_first_unit
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name
+from manyicl.training.preparation import ROW_LENGTHS, ValidationPack, share_rows
 from manyicl.training.recipe import TrainSettings
 from manyicl.training.recompute import (
     AttentionChoice,
     Checkpointed,
     choose_checkpointed,
-    decoder_layers,
     prepared_layers,
     unwidened_inputs,
 )
+from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
 from manyicl.training.throughput import measure_ceiling
-from manyicl.training.validation import ROW_LENGTHS, ValidationPack, share_rows
 
 
 class AnswerTrainer(Trainer):
@@ -234,31 +233,19 @@ class AnswerTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place and rename it there whole; then drop the ones not needed any more."""
         del model, trial
-        folder = Path(str(self.args.output_dir))
-        partial = folder / f".saving-{self.state.global_step}"
+        checkpoints, step = Checkpoints(Path(str(self.args.output_dir))), self.state.global_step
         with self.accelerator.main_process_first():
-            partial.mkdir(parents=True, exist_ok=True)
+            partial = checkpoints.begin(step)
         self.save_model(str(partial), _internal_call=True)
         self._save_optimizer_and_scheduler(str(partial))
         self._save_rng_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            self.state.save_to_json(str(partial / "trainer_state.json"))
+            self.state.save_to_json(str(partial / TRAINER_STATE))
             (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
             sync_tree(partial)
-            partial.rename(folder / f"checkpoint-{self.state.global_step}")
-            sync_folder(folder)
-            keep = {self.state.global_step, self.state.best_global_step}
-            for step, path in list_checkpoints(folder):
-                if step not in keep:
-                    shutil.rmtree(path)
+            checkpoints.complete(step, partial, keep=[self.state.best_global_step or step])
         self.accelerator.wait_for_everyone()
-
-
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of the whole checkpoints, oldest first; one is whole once it bears its name."""
-    found = [(int(path.name.removeprefix("checkpoint-")), path) for path in folder.glob("checkpoint-*")]
-    return sorted(found)
 
 
 class PrefetchCallback(TrainerCallback):
@@ -285,6 +272,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return transformers' arguments for `settings` on `num_ranks` ranks.
 
+    folder: where checkpoints go.
+
     Raises:
         UserError: the packs of a step cannot be shared out evenly.
     """
@@ -296,7 +285,7 @@ def training_arguments(
         )
     on_cpu = not torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
+        output_dir=str(folder),
         max_steps=settings.num_steps,
         per_device_train_batch_size=settings.packs_per_batch,
         gradient_accumulation_steps=settings.packs_per_step // batch,

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manyicl.episodes import Segments
 from manyicl.models.attention.partial import Part, as_bias, attend_part, merge_parts, repeat_heads
 from manyicl.models.attention.segments import attend_row_segments, kernel_order
+from manyicl.models.structure import drops_attention, inner_model
 
 IMPLEMENTATION = "manyicl_segments"
 
@@ -209,20 +209,10 @@ def _in_one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-def inner_model(model: nn.Module) -> Any:
-    """Return transformers' model inside whatever wraps it (peft, DDP, FSDP), or itself; None where there is none."""
-    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
-
-
 def takes_segments(model: nn.Module) -> bool:
     """Return whether `model` attends by segments now, so that a row of several episodes can go through it."""
     inner = inner_model(model)
     return inner is not None and str(inner.config._attn_implementation).startswith("manyicl")
-
-
-def drops_attention(model: nn.Module) -> bool:
-    """Return whether attention drops weights in training."""
-    return bool(getattr(inner_model(model).config.get_text_config(), "attention_dropout", 0.0))
 
 
 @contextmanager
