@@ -1,11 +1,11 @@
-"""What renaming labels and stratified draws change: ManyICL trained with each, everything else the same.
+"""What renaming labels changes: ManyICL trained with and without, everything else the same.
 
     python benchmarks/augmentation.py --out DIR                         # the demo's many tasks, five seeds
     python benchmarks/augmentation.py --out DIR --recipe RECIPE.toml    # a comparison's recipe: its tasks, model, seeds
                                       [--variant words] [--seed N] [--report]
 
 Variants: off (as everywhere else), permuted (half of the episodes of tasks with fixed labels have them exchanged),
-words (three quarters have them renamed to random words), stratified (classes spread evenly over an epoch's episodes).
+words (three quarters have them renamed to random words).
 Each is an ordinary comparison of its own in DIR, so that a killed call goes on, and several processes may share out
 variants and seeds (--variant, --seed; start one with --prepare first). Scores are means over tasks and seeds: of tasks
 with fixed labels, which alone are changed, and of the others, on trained and held-out ones, and of the first kind
@@ -35,7 +35,6 @@ VARIANTS = {
     "off": {},
     "permuted": {"rename_share": 0.5, "rename_to": "permuted"},
     "words": {"rename_share": 0.75, "rename_to": "words"},
-    "stratified": {"stratified": True},
 }
 
 

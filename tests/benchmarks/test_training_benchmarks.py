@@ -99,10 +99,10 @@ def test_what_augmentation_changes_is_told_less_the_run_without(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["augmentation.py", *options])
     import_module("augmentation").main()
     told = capsys.readouterr().out
-    assert "seeds done: off 1, permuted 1, words 1, stratified 1" in told
+    assert "seeds done: off 1, permuted 1, words 1" in told
     assert "2 trained tasks, fixed labels" in told
     assert "1 trained tasks, open answers" in told
-    rows = [line for line in told.splitlines() if line.startswith("| stratified |")]
+    rows = [line for line in told.splitlines() if line.startswith("| words |")]
     assert len(rows) > 2
     assert all("(" in line for line in rows[:-1])  # less the run without
 

@@ -22,7 +22,6 @@ from manyicl.episodes.plan import (
     iter_episodes,
     plan_episode,
 )
-from manyicl.episodes.renaming import LabelLengths
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import join_examples, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
@@ -303,95 +302,6 @@ def test_tasks_of_one_size_do_not_always_come_in_the_same_order():
     tasks = [task_of(name, [10] * 30) for name in "abc"]
     begins = {"".join(e.task for e in first_episodes(tasks, 3, seed=s, token_budget=60)) for s in range(40)}
     assert begins == {"abc", "acb", "bac", "bca", "cab", "cba"}
-
-
-# --- classes spread evenly ---------------------------------------------------------------------------------------
-
-
-def classed_task(label_of: Sequence[int], *, lengths: Sequence[int] | None = None, name: str = "a") -> TaskLengths:
-    labels = LabelLengths(
-        np.array(label_of, np.int32), num_labels=max(label_of) + 1, name_tokens=np.ones(99, np.int64), num_head_tokens=0
-    )
-    return TaskLengths(name, 0, 0, lengths=np.array(lengths or [10] * len(label_of)), labels=labels)
-
-
-def classes_of(task: TaskLengths, episode: Episode) -> list[int]:
-    counts = Counter(task.labels.label_of[episode.examples].tolist())
-    return [counts[label] for label in range(task.labels.num_labels)]
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    num_classes=st.integers(2, 12),
-    num_each=st.integers(1, 12),
-    shots=st.sampled_from(["fill", 0, 1, 4, (0, 9)]),
-    budget=st.integers(20, 120),
-    data=st.data(),
-)
-def test_classes_of_one_size_are_at_most_one_apart_in_every_episode(num_classes, num_each, shots, budget, data):
-    number = num_classes * num_each
-    lengths = data.draw(st.lists(st.integers(1, 20), min_size=number, max_size=number))
-    task = classed_task([*range(num_classes)] * num_each, lengths=lengths)
-    episodes = one_epoch(task, seed=data.draw(st.integers(0, 99)), token_budget=budget, shots=shots, stratified=True)
-    assert sorted(n for e in episodes for n in e.examples.tolist()) == list(range(number))
-    for episode in episodes:
-        counts = classes_of(task, episode)
-        assert max(counts) - min(counts) <= 1
-        assert episode.num_tokens == task.lengths[episode.examples].sum() <= budget
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=8),
-    shots=st.sampled_from(["fill", 0, 4, (0, 9)]),
-    seed=st.integers(0, 2**40),
-)
-def test_any_stretch_of_episodes_has_each_class_in_its_share_to_within_two_examples(sizes, shots, seed):
-    task = classed_task([label for label, size in enumerate(sizes) for _ in range(size)])
-    episodes = one_epoch(task, seed=seed, token_budget=70, shots=shots, stratified=True)
-    assert sorted(n for e in episodes for n in e.examples.tolist()) == list(range(sum(sizes)))
-    share = np.array(sizes) / sum(sizes)
-    done = np.zeros(len(sizes))
-    for episode in episodes:
-        counts = np.array(classes_of(task, episode))
-        done += counts
-        assert (np.abs(counts - len(episode.examples) * share) < 2).all()
-        assert (np.abs(done - done.sum() * share) < 1 - 1e-9).all()
-
-
-def test_without_stratified_some_episode_is_lopsided():
-    task = classed_task([0, 1] * 500)
-    assert max(abs(a - b) for e in one_epoch(task, token_budget=100) for a, b in [classes_of(task, e)]) > 2
-
-
-def test_inside_a_stratified_episode_the_classes_stand_in_random_order():
-    task = classed_task([0, 1] * 300)
-    first, follows = 0, 0
-    episodes = [e for seed in range(5) for e in one_epoch(task, seed=seed, token_budget=100, stratified=True)]
-    assert len(episodes) == 300
-    for episode in episodes:
-        labels = task.labels.label_of[episode.examples]
-        first += int(labels[0])
-        follows += int((labels[1:] == labels[:-1]).sum())
-    # 5 of each class in 10 places: the next is of the same class in 4 of 9.
-    assert first / 300 == pytest.approx(0.5, abs=0.1)
-    assert follows / (300 * 9) == pytest.approx(4 / 9, abs=0.05)
-
-
-def test_stratified_episodes_have_new_companions_in_every_epoch_and_within_it():
-    task = classed_task([*range(12)] * 6)
-    episodes = first_episodes(task, 48, token_budget=30, stratified=True)
-    sets = [frozenset(task.labels.label_of[e.examples].tolist()) for e in episodes]
-    assert {len(classes) for classes in sets} == {3}
-    assert len(set(sets)) > 24  # not the same few neighbours of one fixed round of the classes
-
-
-def test_a_task_without_labels_is_drawn_as_ever_when_stratified():
-    task = task_of("a", range(1, 40), head=3)
-    options = {"token_budget": 80, "shots": (0, 6)}
-    assert written_out(first_episodes(task, 50, stratified=True, **options)) == written_out(
-        first_episodes(task, 50, **options)
-    )
 
 
 # --- what was planned before stays planned -----------------------------------------------------------------------

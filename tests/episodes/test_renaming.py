@@ -123,7 +123,7 @@ def test_tasks_without_classes_have_no_names_and_their_plan_is_as_without(change
     tokenized = named(task, tokenizer)
     assert tokenized.names is None
     plain = first_episodes(lengths_of(tokenized), 20, token_budget=200)
-    asked = first_episodes(lengths_of(tokenized), 20, token_budget=200, rename_share=1.0, stratified=True)
+    asked = first_episodes(lengths_of(tokenized), 20, token_budget=200, rename_share=1.0)
     assert [e.examples.tolist() for e in asked] == [e.examples.tolist() for e in plain]
     assert all(e.names is None for e in asked)
 
@@ -192,7 +192,6 @@ plans = {
     "budget": st.integers(41, 100),
     "share": st.sampled_from([0.0, 0.3, 1.0]),
     "to": st.sampled_from(["permuted", "words"]),
-    "stratified": st.booleans(),
     "shots": st.sampled_from(["fill", 0, 3, (0, 7)]),
     "seed": st.integers(0, 2**40),
 }
@@ -200,10 +199,8 @@ plans = {
 
 @settings(max_examples=200, deadline=None)
 @given(**plans)
-def test_renamed_or_not_each_epoch_uses_each_example_once_within_the_budget(
-    task, budget, share, to, stratified, shots, seed
-):
-    options = {"rename_share": share, "rename_to": to, "stratified": stratified, "shots": shots}
+def test_renamed_or_not_each_epoch_uses_each_example_once_within_the_budget(task, budget, share, to, shots, seed):
+    options = {"rename_share": share, "rename_to": to, "shots": shots}
     episodes = first_episodes(task, 60, seed=seed, token_budget=budget, **options)
     tokens = task.labels.name_tokens
     used: dict[int, list[int]] = {}
@@ -226,10 +223,8 @@ def test_renamed_or_not_each_epoch_uses_each_example_once_within_the_budget(
 
 @settings(max_examples=50, deadline=None)
 @given(**plans)
-def test_a_renaming_depends_on_nothing_that_was_drawn_before_or_beside_it(
-    task, budget, share, to, stratified, shots, seed
-):
-    options = {"rename_share": share, "rename_to": to, "stratified": stratified, "shots": shots, "token_budget": budget}
+def test_a_renaming_depends_on_nothing_that_was_drawn_before_or_beside_it(task, budget, share, to, shots, seed):
+    options = {"rename_share": share, "rename_to": to, "shots": shots, "token_budget": budget}
     plan = first_episodes(task, 30, seed=seed, **options)
     other = replace(task, name="other", lengths=task.lengths[::-1].copy(), labels=None)
     mixed = [e for e in first_episodes([other, task], 90, seed=seed, **options) if e.task == "task"]
@@ -399,7 +394,7 @@ def write_config(tmp_path, **episodes):
 
 def test_a_run_counts_what_it_renames_and_measures_nothing_renamed(tmp_path):
     plain = prepare_run(write_config(tmp_path))
-    renamed = prepare_run(write_config(tmp_path, rename_share=0.5, stratified=True))
+    renamed = prepare_run(write_config(tmp_path, rename_share=0.5))
     counts = count_plan(renamed.packs, pack_tokens=160)
     episodes = [e for pack in renamed.packs.packs for e in pack.episodes]
     assert counts["renamed_episodes"] == sum(e.names is not None for e in episodes) > 10
@@ -416,7 +411,7 @@ def test_a_run_counts_what_it_renames_and_measures_nothing_renamed(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_build_the_same_renamed_batches(num_workers, tokenizer):
     tasks = {"animals": named(make_task("animals"), tokenizer)}
-    options = EpisodeSettings(token_budget=200, rename_share=0.5, stratified=True)
+    options = EpisodeSettings(token_budget=200, rename_share=0.5)
     packs = PackDataset(BatchMaker(tasks), settings=options, pack_tokens=400, packs_per_step=2, num_steps=3, seed=0)
     loader = torch.utils.data.DataLoader(packs, batch_size=2, collate_fn=packs.collate, num_workers=num_workers)
     for place, batch in enumerate(loader):
@@ -474,7 +469,6 @@ def test_the_renamed_episodes_shown_are_those_trained(tmp_path):
         ("rename_share", -0.1, "episodes.rename_share = -0.1: input should be greater than or equal to 0"),
         ("rename_share", float("nan"), "episodes.rename_share = nan: input should be a finite number"),
         ("rename_to", "letters", "episodes.rename_to = 'letters': input should be 'permuted' or 'words'"),
-        ("stratified", "often", "episodes.stratified = 'often': input should be a valid boolean, unable to interpret"),
     ],
 )
 def test_settings_that_do_not_fit_are_told_in_one_line(name, value, told):
@@ -483,3 +477,14 @@ def test_settings_that_do_not_fit_are_told_in_one_line(name, value, told):
         make_config(values, source="recipe.toml")
     assert str(error.value).startswith(f"recipe.toml: {told}")
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_of_an_earlier_version_loads_and_a_warning_says_which_of_its_settings_is_gone():
+    values = {"tasks": {"folder": "t"}, "model": {"path": "m"}, "train": {"num_steps": 1}}
+    now = make_config(values, source="recipe.toml")
+    # Resolved recipes in the folders of old runs name every setting, those that were off too.
+    assert make_config({**values, "episodes": {"stratified": False}}, source="recipe.toml") == now
+    with pytest.warns(
+        UserWarning, match=r"^episodes\.stratified of earlier versions is gone and left out: classes are"
+    ):
+        assert make_config({**values, "episodes": {"stratified": True}}, source="recipe.toml") == now

@@ -243,7 +243,6 @@ def configs(draw) -> RunConfig:
             targets=draw(st.sampled_from(["all", "last"])),
             rename_share=draw(st.floats(0, 1)),
             rename_to=draw(st.sampled_from(["permuted", "words"])),
-            stratified=draw(st.booleans()),
         ),
         train=TrainSettings(
             num_steps=draw(COUNTS),

@@ -8,14 +8,15 @@ The mixture interleaves the tasks. Nothing here depends on the number of ranks, 
 from __future__ import annotations
 
 import heapq
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from manyicl.episodes.renaming import LabelLengths, RenameTo, check_names, draw_names
 from manyicl.errors import UserError
@@ -52,9 +53,19 @@ class EpisodeSettings(BaseModel):
     rename_to: RenameTo = Field(
         "words", description="what labels are renamed to: the task's own 'permuted', or random 'words'"
     )
-    stratified: bool = Field(
-        False, description="spread the classes of such tasks evenly over the episodes of an epoch; shuffled inside"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drops_gone_settings(cls, values: Any) -> Any:
+        """Take the recipes of earlier versions, whose resolved copies in run folders name every setting."""
+        if not isinstance(values, dict) or "stratified" not in values:
+            return values
+        if values["stratified"] is not False:
+            warnings.warn(
+                "episodes.stratified of earlier versions is gone and left out: classes are drawn at random",
+                stacklevel=2,
+            )
+        return {key: value for key, value in values.items() if key != "stratified"}
 
     @field_validator("shots")
     @classmethod
@@ -67,11 +78,11 @@ class EpisodeSettings(BaseModel):
     @property
     def needs_labels(self) -> bool:
         """Whether the plan has to know which label each example has."""
-        return self.stratified or self.rename_share > 0
+        return self.rename_share > 0
 
-    def without_augmentation(self) -> EpisodeSettings:
-        """Return the same draw with no label renamed and classes left to chance, as everything is measured."""
-        return self.model_copy(update={"rename_share": 0.0, "stratified": False})
+    def without_renaming(self) -> EpisodeSettings:
+        """Return the same draw with no label renamed, which is how everything is measured."""
+        return self.model_copy(update={"rename_share": 0.0})
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,26 +203,22 @@ def _iter_task_episodes(
 ) -> Iterator[Episode]:
     """Yield the episodes of one task, epoch after epoch, numbered in the epoch; the last of an epoch may be short."""
     most_fitting = _count_most_fitting(task, fitting, settings=settings)
-    stratified = settings.stratified and task.labels is not None
     epoch = 0
     while True:
         rng = make_stream(purpose, seed, "order", task.name, epoch)
         order = rng.permutation(fitting)
-        waiting = _SpreadOrder(order, task, rng=rng) if stratified else _PlainOrder(order)
-        number = 0
-        while len(waiting):
+        number = start = 0
+        while start < len(order):
             most = min(most_fitting, _draw_num_examples(settings.shots, rng))
             # A stream of its own: neither the order of examples nor any other episode depends on it.
             renaming = make_stream(purpose, seed, "renaming", task.name, epoch, number)
             names = _draw_renaming(task, settings=settings, rng=renaming)
-            nexts = waiting.peek(most)
+            nexts = order[start : start + most]
             episode = _cut_episode(task, nexts, names=names, epoch=epoch, token_budget=settings.token_budget)
             # Alone, an example has no shot that could tell its new name; and it may fit under its own label only.
             if episode.names is not None and len(episode.examples) < 2:
                 episode = _cut_episode(task, nexts, names=None, epoch=epoch, token_budget=settings.token_budget)
-            waiting.skip(len(episode.examples))
-            if stratified:
-                episode = replace(episode, examples=rng.permutation(episode.examples))
+            start += len(episode.examples)
             yield replace(episode, index=number)
             number += 1
         epoch += 1
@@ -254,80 +261,6 @@ def _draw_renaming(
     if task.labels is None or not settings.rename_share:
         return None
     return draw_names(task.labels, to=settings.rename_to, rng=rng) if rng.random() < settings.rename_share else None
-
-
-class _PlainOrder:
-    """The examples of an epoch that are still to come, in their order."""
-
-    def __init__(self, order: NDArray[np.int32]) -> None:
-        self.order, self.start = order, 0
-
-    def __len__(self) -> int:
-        return len(self.order) - self.start
-
-    def peek(self, most: int) -> NDArray[np.int32]:
-        """Return the next examples, at most `most`."""
-        return self.order[self.start : self.start + most]
-
-    def skip(self, num_examples: int) -> None:
-        """Leave the first of them behind."""
-        self.start += num_examples
-
-
-class _SpreadOrder:
-    """The examples of an epoch that are still to come, their classes spread evenly over it.
-
-    The j-th of the n examples of a class stands at place floor(j N / n) of the epoch's N or behind it, and before place
-    ceil((j + 1) N / n): earliest deadline first always finds such an order (it is a fair schedule of one machine), so
-    any stretch of the epoch has each class in its share to within two examples. Among equal deadlines the class that
-    the episode has fewest of comes first, then chance; so classes of equal size are at most one apart in an episode.
-    """
-
-    def __init__(self, order: NDArray[np.int32], task: TaskLengths, *, rng: np.random.Generator) -> None:
-        assert task.labels is not None
-        label_of = task.labels.label_of[order]
-        self.examples = [order[label_of == label] for label in np.unique(label_of)]
-        self.taken = np.zeros(len(self.examples), dtype=np.int64)
-        self.num_examples, self.rng = len(order), rng
-        self.classes: list[int] = []
-
-    def __len__(self) -> int:
-        return self.num_examples - int(self.taken.sum())
-
-    def peek(self, most: int) -> NDArray[np.int32]:
-        """Return the next examples, at most `most`, as those of one new episode."""
-        ranks = self.rng.permutation(len(self.examples)).tolist()
-        taken = self.taken.tolist()
-        released = int(sum(taken))
-        waiting = [(self._release(c, taken[c]), c) for c in range(len(taken)) if taken[c] < len(self.examples[c])]
-        heapq.heapify(waiting)
-        ready: list[tuple[int, int, int, int]] = []  # (deadline, how many the episode has, rank, class)
-        self.classes = []
-        for place in range(released, min(released + most, self.num_examples)):
-            while waiting and waiting[0][0] <= place:
-                c = heapq.heappop(waiting)[1]
-                heapq.heappush(ready, (self._deadline(c, taken[c]), taken[c] - int(self.taken[c]), ranks[c], c))
-            c = heapq.heappop(ready)[3]
-            self.classes.append(c)
-            taken[c] += 1
-            if taken[c] < len(self.examples[c]):
-                heapq.heappush(waiting, (self._release(c, taken[c]), c))
-        at = self.taken.tolist()
-        nexts = []
-        for c in self.classes:
-            nexts.append(self.examples[c][at[c]])
-            at[c] += 1
-        return np.asarray(nexts, dtype=np.int32)
-
-    def skip(self, num_examples: int) -> None:
-        """Leave the first of them behind."""
-        self.taken += np.bincount(self.classes[:num_examples], minlength=len(self.taken))
-
-    def _release(self, c: int, number: int) -> int:
-        return number * self.num_examples // len(self.examples[c])
-
-    def _deadline(self, c: int, number: int) -> int:
-        return -(-(number + 1) * self.num_examples // len(self.examples[c]))
 
 
 def _draw_num_examples(shots: Literal["fill"] | int | tuple[int, int], rng: np.random.Generator) -> int:

@@ -194,7 +194,7 @@ def plan_validation(
             continue
         spent = 0
         plan = iter_episodes(
-            [lengths], settings=settings.without_augmentation(), seed=seed, purpose="validation losses"
+            [lengths], settings=settings.without_renaming(), seed=seed, purpose="validation losses"
         )
         for episode in plan:
             if episode.epoch > 0 or spent >= num_tokens:
