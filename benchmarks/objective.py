@@ -29,8 +29,7 @@ from manyicl.training.preparation import plan_validation, prepare_run
 from manyicl.training.recipe import make_config
 from manyicl.training.recompute import Checkpointed, prepared_layers
 from manyicl.training.run_folder import RunFolder
-from manyicl.training.throughput import share_out
-from manyicl.training.trainer import AnswerTrainer, LastStepCallback, train_packs, training_arguments
+from manyicl.training.trainer import AnswerTrainer, LastStepCallback, row_multiple, train_packs, training_arguments
 
 META_ICL_EXAMPLES = 17
 
@@ -132,13 +131,14 @@ def train_by(targets, folder, options, *, seed):
         validated=True,
         num_ranks=1,
     )
-    share_out(prepared.packs, shape=None, num_ranks=1, packs_per_batch=2)
+    multiple = row_multiple(config.row_tokens, device=arguments.device, compiled=config.train.compile)
     torch.manual_seed(seed)
     metrics = MetricsLog(folder / targets / "metrics.jsonl")
     trainer = AnswerTrainer(
         load_model(config.model, trainable=True).to(arguments.device),
         args=arguments,
-        packs=prepared.packs,
+        packs=prepared.packs.arranged(order=range(len(prepared.packs)), row_multiple=multiple),
+        shape=None,
         validation=(maker, planned),
         metrics=metrics,
         callbacks=[LastStepCallback()],

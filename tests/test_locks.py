@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +18,10 @@ import pytest
 from manyicl.comparison.grid import open_comparison
 from manyicl.errors import UserError
 from manyicl.evaluation.loop import evaluate
-from manyicl.locks import LOCK, sole_writer
+from manyicl.locks import LOCK, claiming, sole_writer
 from manyicl.tasks.task import load_tasks
 from manyicl.training.run import train
+from tests.support.claims import other_process
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.trajectory.setting import write_setting
 
@@ -36,9 +41,11 @@ def test_a_second_writer_is_refused_with_the_process_that_is_at_work_and_the_fol
         with pytest.raises(UserError) as refused, sole_writer(run):
             pass
         told = str(refused.value)
-        assert told.startswith(f"{run}: another process is at work on it (process {os.getpid()} on ")
-        assert told.endswith("; wait until that ends, or stop it")
-        assert ", since 20" in told
+        assert re.fullmatch(
+            rf"{run}: process {os.getpid()} on \S+ \(since 20\d\d-[\d :-]+\) is at work on it;"
+            " wait until that ends, or stop it",
+            told,
+        )
     assert not (tmp_path / "runs").exists()  # nothing was written, so nothing is left
     with sole_writer(run):
         (run / "config.toml").touch()
@@ -72,15 +79,50 @@ def test_a_lock_is_not_inherited_by_a_worker_that_outlives_its_process(tmp_path)
         os.waitpid(child, 0)
 
 
+def test_another_process_is_told_who_holds_it(tmp_path):
+    path = tmp_path / "claims" / "a.lock"
+    with claiming(path) as holder:
+        assert holder is None
+        with other_process(path) as process:
+            assert process.stdout.readline().startswith(f"process {os.getpid()} on {platform.node()} (since 20")
+    assert not path.exists()
+    with claiming(path) as holder:
+        assert holder is None
+
+
+def test_the_claim_of_a_killed_process_is_free(tmp_path):
+    path = tmp_path / "a.lock"
+    with other_process(path) as process:
+        assert process.stdout.readline().strip() == "None"
+        with claiming(path) as holder:
+            assert holder.startswith(f"process {process.pid} on {platform.node()} (since 20")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with claiming(path) as holder:
+            assert holder is None
+
+
+def test_a_file_system_without_locks_gives_every_claim_with_a_warning(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.warns(UserWarning, match=f"{tmp_path}: no locks on this file system; start one process only"),
+        claiming(tmp_path / "a.lock") as holder,
+    ):
+        assert holder is None
+
+
 def test_training_and_going_on_are_refused_before_a_task_is_read_while_another_process_trains(tmp_path):
     config = write_setting(tmp_path, num_steps=1)
     run = tmp_path / "run"
     nothing = config.model_copy(update={"tasks": config.tasks.model_copy(update={"folder": str(tmp_path / "none")})})
-    with sole_writer(run), pytest.raises(UserError, match=rf"^{run}: another process is at work on it \(process"):
+    with sole_writer(run), pytest.raises(UserError, match=f"^{run}: process {os.getpid()} on"):
         train(nothing, out=run)
     (run).mkdir()
     (run / "config.toml").write_text((tmp_path / "recipe.toml").read_text())
-    with sole_writer(run), pytest.raises(UserError, match=rf"^{run}: another process is at work on it \(process"):
+    with sole_writer(run), pytest.raises(UserError, match=f"^{run}: process {os.getpid()} on"):
         train(nothing, out=run, resume=True)
 
 
@@ -96,7 +138,7 @@ def test_an_evaluation_of_a_result_that_another_process_writes_is_refused(tmp_pa
     config = write_setting(tmp_path)
     tasks = load_tasks(config.tasks.folder, names=["animals"])
     out = tmp_path / "r.json"
-    with sole_writer(out, is_file=True), pytest.raises(UserError, match=rf"^{out}: another process is at work on it"):
+    with sole_writer(out, is_file=True), pytest.raises(UserError, match=f"^{out}: process {os.getpid()} on"):
         evaluate(config.model.path, tasks, shots=(0,), draws=1, queries=2, out=out)
     evaluate(config.model.path, tasks, shots=(0,), draws=1, queries=2, out=out)
     names = {path.name for path in tmp_path.iterdir()}
@@ -106,7 +148,7 @@ def test_an_evaluation_of_a_result_that_another_process_writes_is_refused(tmp_pa
 def test_two_processes_do_not_start_a_comparison_in_one_folder(tmp_path):
     config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], flips=False, orders=False, text_files=[])
     out = tmp_path / "out"
-    with sole_writer(out), pytest.raises(UserError, match=f"^{out}: another process is at work on it"):
+    with sole_writer(out), pytest.raises(UserError, match=f"^{out}: process {os.getpid()} on"):
         open_comparison(out, config)
     assert not out.exists()
     assert open_comparison(out, config).cells()

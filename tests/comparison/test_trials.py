@@ -21,8 +21,8 @@ from manyicl.report.markdown import render_markdown
 from manyicl.report.verdict import tell_rates
 from manyicl.training.metrics import MetricsLog
 from manyicl.training.run_folder import RunFolder
+from tests.support.claims import other_process
 from tests.support.comparison_setting import make_recipe, write_world
-from tests.test_claims import other_process
 from tests.trajectory.setting import ROOT
 
 RATES = [1e-4, 1e-3]

@@ -359,8 +359,7 @@ class ArmPlanner:
         matched = whole.tokens_by_task[task]
         tokens = matched * (TUNED_FACTOR if ARMS[arm].tuned else 1)
         changes = episode_changes(arm, self.config.compare)
-        tokenized, shared = self.tasks[task], self.config.train
-        alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits["train"].lengths
+        shared, alone = self.config.train, lengths_of(self.tasks[task]).alone
         longest = int(alone[alone <= self.config.episodes.token_budget].max(initial=1))
         a_step = max(longest, matched // shared.num_steps)
         packs_per_step = -(-a_step // self.config.pack_tokens)

@@ -1,6 +1,6 @@
 from .batch import Batch, BatchMaker, Normalization, PackDataset, join_row, lengths_of, split_row, targets_of
 from .packing import Pack, pack_episodes
-from .plan import TOO_LONG, Episode, EpisodeSettings, fits_any, iter_episodes, plan_episode
+from .plan import TOO_LONG, Episode, EpisodeSettings, Targets, iter_episodes, plan_episode
 from .segments import Segments
 from .template import Frame, TemplateSettings
 from .tokenized import (
@@ -27,6 +27,7 @@ __all__ = [
     "Pack",
     "PackDataset",
     "Segments",
+    "Targets",
     "TaskTokenizer",
     "TemplateSettings",
     "TokenizedEpisode",
@@ -34,7 +35,6 @@ __all__ = [
     "answer_lengths_of",
     "check_lost_answers",
     "default_cache_dir",
-    "fits_any",
     "iter_episodes",
     "join_examples",
     "join_row",

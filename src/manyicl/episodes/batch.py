@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -15,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from manyicl.episodes.packing import Pack, iter_packs
-from manyicl.episodes.plan import EpisodeSettings, TaskLengths
+from manyicl.episodes.plan import EpisodeSettings, Targets, TaskLengths
 from manyicl.episodes.segments import Segments, bounds_of, make_segments, power_of_two
 from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples
 
@@ -85,13 +86,13 @@ class Divisors:
     num_answers_by_task: Mapping[str, int]
 
 
-def targets_of(num_examples: int, targets: Literal["all", "last"]) -> slice:
+def targets_of(num_examples: int, targets: Targets) -> slice:
     """Return which of an episode's answers are targets."""
     return slice(0 if targets == "all" else num_examples - 1, num_examples)
 
 
 def count_divisors(
-    packs: Sequence[Pack], *, tasks: Mapping[str, TokenizedTask], split: str, targets: Literal["all", "last"]
+    packs: Sequence[Pack], *, tasks: Mapping[str, TokenizedTask], split: str, targets: Targets
 ) -> Divisors:
     """Count the answers and targets of the packs of one optimizer step."""
     num_targets, by_task = 0, dict.fromkeys((e.task for pack in packs for e in pack.episodes), 0)
@@ -128,7 +129,7 @@ class BatchMaker:
         self,
         tasks: Mapping[str, TokenizedTask],
         *,
-        targets: Literal["all", "last"] = "all",
+        targets: Targets = "all",
         normalization: Normalization = "answer",
         split: str = "train",
     ) -> None:
@@ -163,7 +164,7 @@ class BatchMaker:
 def join_row(
     built: Sequence[TokenizedEpisode],
     *,
-    targets: Literal["all", "last"],
+    targets: Targets,
     weights: Sequence[NDArray[np.float64]],
     tasks: Sequence[int],
     episodes: tuple[int, ...],
@@ -307,20 +308,26 @@ class PackDataset(Dataset[tuple[Pack, Divisors]]):
         self.settings = settings
         self.packs_per_step = packs_per_step
         self.maker = maker
-        # How they are handed out: places of the plan in the order of the batches, and what rows are padded to.
-        self.order: Sequence[int] = range(len(self.packs))
-        self.row_multiple = 1
-        # Model FLOPs of each pack but for its logits, and of a target's; none where the model's are not known.
-        self.flops: Sequence[int] = ()
-        self.target_flops = 0
+        self._order: Sequence[int] = range(len(self.packs))
+        self._row_multiple = 1
+
+    def arranged(self, *, order: Sequence[int], row_multiple: int) -> PackDataset:
+        """Return the same packs as one training run serves them.
+
+        order: the index of each pack in the plan, in the order of the batches; packs stay in their optimizer step.
+        row_multiple: `collate` pads rows to a multiple of so many tokens.
+        """
+        other = copy.copy(self)
+        other._order, other._row_multiple = order, row_multiple
+        return other
 
     def __len__(self) -> int:
         return len(self.packs)
 
     def __getitem__(self, index: int) -> tuple[Pack, Divisors]:
-        return self.packs[self.order[index]], self.divisors[index // self.packs_per_step]
+        return self.packs[self._order[index]], self.divisors[index // self.packs_per_step]
 
     def collate(self, items: Sequence[tuple[Pack, Divisors]]) -> Batch:
         """Join the packs of one micro-batch, all of one optimizer step, into one row."""
         batch = self.maker.make_batch([pack for pack, _ in items], divisors=items[0][1])
-        return pad_row(batch, multiple=self.row_multiple) if self.row_multiple > 1 else batch
+        return pad_row(batch, multiple=self._row_multiple) if self._row_multiple > 1 else batch

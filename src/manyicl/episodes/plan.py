@@ -24,6 +24,10 @@ from manyicl.seeds import PlanPurpose, make_stream
 
 TOO_LONG = "longer than token_budget"
 
+EpisodeShots = Literal["fill"] | int | tuple[int, int]
+Targets = Literal["all", "last"]
+Mixture = Literal["proportional", "uniform"]
+
 
 class EpisodeSettings(BaseModel):
     """How episodes are drawn, and which of their answers are targets."""
@@ -31,15 +35,13 @@ class EpisodeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token_budget: Annotated[int, Field(gt=0)] = Field(2048, description="most tokens an episode may use")
-    shots: Literal["fill"] | int | tuple[int, int] = Field(
+    shots: EpisodeShots = Field(
         "fill",
         description="'fill' the budget, a number (0: one example a sequence), or a range [low, high] drawn"
         " log-uniformly; the query is not counted",
     )
-    targets: Literal["all", "last"] = Field(
-        "all", description="every answer is a target (ManyICL), or the last one alone (MetaICL)"
-    )
-    mixture: Literal["proportional", "uniform"] = Field(
+    targets: Targets = Field("all", description="every answer is a target (ManyICL), or the last one alone (MetaICL)")
+    mixture: Mixture = Field(
         "proportional", description="share of the tokens a task gets: by its size, or the same for every task"
     )
     rename_share: float = Field(
@@ -98,6 +100,11 @@ class TaskLengths:
     lengths: NDArray[np.int64]
     labels: LabelLengths | None = None
 
+    @property
+    def alone(self) -> NDArray[np.int64]:
+        """Tokens of an episode of one example, for each example, (N,)."""
+        return self.num_head_tokens - self.num_between + self.lengths
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
@@ -117,11 +124,6 @@ class Episode:
     names: NDArray[np.int32] | None = None
 
 
-def fits_any(task: TaskLengths, *, token_budget: int) -> bool:
-    """Return whether at least one example fits an episode of its own."""
-    return bool((task.num_head_tokens - task.num_between + task.lengths <= token_budget).any())
-
-
 def drop_long_examples(tasks: Sequence[TaskLengths], *, token_budget: int) -> dict[str, NDArray[np.int32]]:
     """Return, for each task, the indices of the examples that fit an episode of their own.
 
@@ -130,13 +132,11 @@ def drop_long_examples(tasks: Sequence[TaskLengths], *, token_budget: int) -> di
     """
     fitting = {}
     for task in tasks:
-        alone = task.num_head_tokens - task.num_between + task.lengths
-        fitting[task.name] = np.flatnonzero(alone <= token_budget).astype(np.int32)
+        fitting[task.name] = np.flatnonzero(task.alone <= token_budget).astype(np.int32)
         if not len(fitting[task.name]):
-            shortest = int(alone.min()) if len(alone) else 0
             raise UserError(
                 f"task '{task.name}': no train example fits episodes.token_budget = {token_budget}"
-                f" (the shortest needs {shortest}); raise the budget or leave the task out"
+                f" (the shortest needs {min(task.alone.tolist(), default=0)}); raise the budget or leave the task out"
             )
     return fitting
 
@@ -184,9 +184,7 @@ def plan_episode(task: TaskLengths, *, settings: EpisodeSettings, seed: int = 0,
     return next(episodes)
 
 
-def _measure_progress(
-    task: TaskLengths, fitting: NDArray[np.int32], *, mixture: Literal["proportional", "uniform"]
-) -> Callable[[Episode], float]:
+def _measure_progress(task: TaskLengths, fitting: NDArray[np.int32], *, mixture: Mixture) -> Callable[[Episode], float]:
     """Return how far an episode brings its task: in tokens if uniform, in epochs if proportional.
 
     An epoch is measured without the heads: they are written once an episode, and tasks differ in both, yet all are to
@@ -263,7 +261,7 @@ def _draw_renaming(
     return draw_names(task.labels, to=settings.rename_to, rng=rng) if rng.random() < settings.rename_share else None
 
 
-def _draw_num_examples(shots: Literal["fill"] | int | tuple[int, int], rng: np.random.Generator) -> int:
+def _draw_num_examples(shots: EpisodeShots, rng: np.random.Generator) -> int:
     if isinstance(shots, str):
         return 2**31
     if isinstance(shots, int):

@@ -243,12 +243,11 @@ def score_one_pass(
     if not len(tokenized.splits["test"]):
         raise UserError(f"task '{task.name}': has no test rows, so no one-pass curve; give some rows that split")
     lengths = lengths_of(tokenized, split="test")
-    alone = lengths.num_head_tokens - lengths.num_between + lengths.lengths
-    num_long = int((alone > token_budget).sum())
-    if num_long == len(alone):
+    num_long = int((lengths.alone > token_budget).sum())
+    if num_long == len(lengths.alone):
         raise UserError(
             f"task '{task.name}': none of its {num_long:,} test rows fits {token_budget:,} tokens (the shortest"
-            f" needs {int(alone.min()):,}); raise `max_tokens`, or leave the task out"
+            f" needs {int(lengths.alone.min()):,}); raise `max_tokens`, or leave the task out"
         )
     settings = EpisodeSettings(token_budget=token_budget)
     episodes = iter_episodes([lengths], settings=settings, seed=seed, purpose="one-pass curve")

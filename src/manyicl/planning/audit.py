@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.episodes import TaskTokenizer, TokenizedTask, check_lost_answers, default_cache_dir, tokenize_task
+from manyicl.episodes import (
+    TaskTokenizer,
+    TokenizedTask,
+    check_lost_answers,
+    default_cache_dir,
+    lengths_of,
+    tokenize_task,
+)
 from manyicl.evaluation import chance_score
 from manyicl.tasks import NO_SPLIT_NOTE, SPLITS, CopyIndex, Fault, Source, Task, inspect_task
 
@@ -183,7 +190,7 @@ def _blockers(task: Task, tokenized: TokenizedTask | None, *, kept: dict[str, in
     if task.labels and len({e.answer for e in task.train}) == 1:
         blockers.append("cannot be learnt: every train row has the same answer")
     if tokenized:
-        alone = len(tokenized.head_ids) + tokenized.splits["train"].lengths
+        alone = lengths_of(tokenized).alone
         if len(alone) and int(alone.min()) > budget:
             blockers.append(f"cannot be trained in {budget} tokens: its shortest example needs {int(alone.min())}")
     return blockers

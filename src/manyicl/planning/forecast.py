@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from manyicl.episodes import (
     Episode,
     Pack,
     PackDataset,
+    Targets,
     TaskTokenizer,
     TokenizedTask,
     answer_lengths_of,
@@ -230,7 +231,7 @@ def count_unterminated(task: TokenizedTask, *, tokenizer: TaskTokenizer) -> int:
     return len(train) - int((tails == ids).all(axis=1).sum())
 
 
-def count_targets(task: TokenizedTask, episode: Episode, *, targets: Literal["all", "last"]) -> int:
+def count_targets(task: TokenizedTask, episode: Episode, *, targets: Targets) -> int:
     """Return the tokens of an episode that the loss is taken on."""
     chosen = episode.examples[targets_of(len(episode.examples), targets)]
     return int(answer_lengths_of(task, split="train", indices=chosen, names=episode.names).sum())

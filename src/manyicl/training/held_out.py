@@ -19,7 +19,6 @@ from manyicl.episodes import (
     EpisodeSettings,
     Pack,
     TokenizedTask,
-    fits_any,
     iter_episodes,
     lengths_of,
 )
@@ -52,7 +51,7 @@ def draw_held_out(
     drawn = {}
     for name, task in tasks.items():
         lengths = lengths_of(task, split="test")
-        if fits_any(lengths, token_budget=token_budget):
+        if (lengths.alone <= token_budget).any():
             plan = iter_episodes([lengths], settings=settings, seed=seed, purpose="held-out table")
             drawn[name] = [episode for episode in islice(plan, num_episodes) if episode.epoch == 0]
     return drawn

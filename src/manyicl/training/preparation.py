@@ -19,7 +19,6 @@ from manyicl.episodes import (
     TokenizedTask,
     check_lost_answers,
     default_cache_dir,
-    fits_any,
     iter_episodes,
     lengths_of,
     tokenize_task,
@@ -156,8 +155,7 @@ def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]
 
 def count_too_long(tokenized: TokenizedTask, *, config: RunConfig, split: str) -> int:
     """Return how many rows of a split fit no episode."""
-    alone = len(tokenized.head_ids) - tokenized.num_between + tokenized.splits[split].lengths
-    return int((alone > config.episodes.token_budget).sum())
+    return int((lengths_of(tokenized, split=split).alone > config.episodes.token_budget).sum())
 
 
 def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
@@ -190,12 +188,10 @@ def plan_validation(
     planned = []
     for name in maker.task_names:
         lengths = lengths_of(maker.tasks[name], split=maker.split)
-        if not num_tokens or not fits_any(lengths, token_budget=settings.token_budget):
+        if not num_tokens or not (lengths.alone <= settings.token_budget).any():
             continue
         spent = 0
-        plan = iter_episodes(
-            [lengths], settings=settings.without_renaming(), seed=seed, purpose="validation losses"
-        )
+        plan = iter_episodes([lengths], settings=settings.without_renaming(), seed=seed, purpose="validation losses")
         for episode in plan:
             if episode.epoch > 0 or spent >= num_tokens:
                 break

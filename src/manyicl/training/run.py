@@ -54,11 +54,12 @@ from manyicl.training.metrics import BarCallback, MetricsLog
 from manyicl.training.preparation import Prepared, prepare_run
 from manyicl.training.recipe import RunConfig, absolute_paths, load_recipe
 from manyicl.training.run_folder import Run, RunFolder, RunState, read_best_step, refuse_damaged
-from manyicl.training.throughput import PeakMemory, share_out
+from manyicl.training.throughput import PeakMemory, balance_steps
 from manyicl.training.trainer import (
     AnswerTrainer,
     LastStepCallback,
     refuse_data_parallel,
+    row_multiple,
     train_packs,
     training_arguments,
 )
@@ -231,17 +232,19 @@ def _train_model(
         refuse_damaged(checkpoint)
     if PartialState().is_main_process:
         folder.metrics.cut_after(step)
-    config = prepared.config
-    share_out(
+    config, shape = prepared.config, _find_shape(prepared.config)
+    order = balance_steps(
         prepared.packs,
-        shape=_find_shape(config),
+        shape=shape,
         num_ranks=PartialState().num_processes,
         packs_per_batch=config.train.packs_per_batch,
     )
+    multiple = row_multiple(config.row_tokens, device=args.device, compiled=config.train.compile)
     trainer = AnswerTrainer(
         model,
         args=args,
-        packs=prepared.packs,
+        packs=prepared.packs.arranged(order=order, row_multiple=multiple),
+        shape=shape,
         validation=prepared.validation,
         metrics=folder.metrics,
         callbacks=[LastStepCallback(), *callbacks],

@@ -15,18 +15,15 @@ from manyicl.models import ModelShape, count_flops
 PRODUCT_SIDE, NUM_PRODUCTS = 8192, 20
 
 
-def share_out(packs: PackDataset, *, shape: ModelShape | None, num_ranks: int, packs_per_batch: int) -> None:
-    """Count the model FLOPs of the packs, and set the order in which those of a step go to the ranks.
+def balance_steps(packs: PackDataset, *, shape: ModelShape | None, num_ranks: int, packs_per_batch: int) -> list[int]:
+    """Return the order of the packs in which the ranks have alike to do in each optimizer step.
 
-    The step's packs, divisors and so its gradient stay what they are. shape: None where it is not known, and then the
-    cost of a pack is taken for the square of its episodes' lengths.
+    A step's packs, its divisors and so its gradient do not change. shape: if it is not known (None), the cost of a pack
+    is taken to be the sum of the squares of its episodes' lengths, since attention is what makes packs differ.
     """
     lengths = [[episode.num_tokens for episode in pack.episodes] for pack in packs.packs]
-    if shape is not None:
-        packs.flops = [count_flops(shape, row, num_targets=0) for row in lengths]
-        packs.target_flops = count_flops(shape, [], num_targets=1)
-    costs = packs.flops or [sum(n * n for n in row) for row in lengths]
-    packs.order = [
+    costs = [count_flops(shape, row, num_targets=0) if shape else sum(n * n for n in row) for row in lengths]
+    return [
         start + place
         for start in range(0, len(costs), packs.packs_per_step)
         for place in balance_packs(

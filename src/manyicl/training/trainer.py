@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from manyicl.episodes import Batch, BatchMaker, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.files import sync_tree
-from manyicl.models import decoder_layers, isolation_fault, row_attention, row_loss
+from manyicl.models import ModelShape, count_flops, decoder_layers, isolation_fault, row_attention, row_loss
 from manyicl.training.fsdp import end_prefetch_at_first_unit
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name
 from manyicl.training.preparation import ROW_LENGTHS, ValidationPack, share_rows
@@ -45,6 +45,8 @@ from manyicl.training.throughput import measure_ceiling
 class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
+    shape: what the model's FLOPs are counted from; None logs no FLOP/s.
+
     Raises:
         UserError: a non-finite gradient norm, before the update it would have spoilt; a transformers that is too old.
     """
@@ -55,6 +57,7 @@ class AnswerTrainer(Trainer):
         *,
         args: TrainingArguments,
         packs: PackDataset,
+        shape: ModelShape | None,
         validation: tuple[BatchMaker, Sequence[ValidationPack]],
         metrics: MetricsLog,
         callbacks: list[TrainerCallback],
@@ -73,7 +76,7 @@ class AnswerTrainer(Trainer):
         if not hasattr(Trainer, "loss_is_scaled_for_ga"):
             raise UserError(f"transformers {transformers.__version__}: divides gradients once more; install 5.23")
         self.loss_is_scaled_for_ga = True
-        self.packs = packs
+        self.packs, self.shape = packs, shape
         self.validation = validation
         self.metrics_log = metrics
         self.step_sums = StepSums(args.device)
@@ -82,7 +85,7 @@ class AnswerTrainer(Trainer):
         self.interval_started = time.perf_counter()
         self.compiled = self.validating = False
         self.checkpointed, self.attention = Checkpointed(0), AttentionChoice(keeps_attention=True)
-        self.ceiling = measure_ceiling(args.device) if packs.flops else None
+        self.ceiling = measure_ceiling(args.device) if shape is not None else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         """Take the packs in the order of the plan."""
@@ -171,12 +174,13 @@ class AnswerTrainer(Trainer):
 
     def _flops_logs(self, steps: range, *, seconds: float) -> dict[str, float]:
         """Return the model FLOP/s of all ranks, and their share of the measured ceiling, where they are known."""
-        packs = self.packs
-        if not packs.flops:
+        if self.shape is None:
             return {}
-        flops = sum(packs.flops[steps.start * packs.packs_per_step : steps.stop * packs.packs_per_step])
-        flops += packs.target_flops * sum(packs.divisors[step].num_targets for step in steps)
-        logs = {"model_flops_per_s": flops / seconds}
+        per_step = self.packs.packs_per_step
+        packs = self.packs.packs[steps.start * per_step : steps.stop * per_step]
+        lengths = [episode.num_tokens for pack in packs for episode in pack.episodes]
+        num_targets = sum(self.packs.divisors[step].num_targets for step in steps)
+        logs = {"model_flops_per_s": count_flops(self.shape, lengths, num_targets=num_targets) / seconds}
         if self.ceiling is not None:
             logs["mfu"] = logs["model_flops_per_s"] / (self.ceiling * self.accelerator.num_processes)
         return logs
@@ -371,7 +375,6 @@ def _train_prepared(
     )
     trainer.checkpointed = agree_on(chosen, accelerator=trainer.accelerator)
     trainer.compiled = settings.compile
-    trainer.packs.row_multiple = row_multiple(row_tokens, device=trainer.args.device, compiled=settings.compile)
     with (
         row_attention(model, text, longest=longest, row_tokens=row_tokens),
         prepared_layers(model, trainer.checkpointed, compiled=settings.compile) as trainer.attention,
