@@ -1,9 +1,9 @@
-"""What is printed for people: progress with pace and time left, and tables that can be read at any width.
+"""Output for people: progress with pace and time left, and tables that can be read at any width.
 
-Without a terminal a progress bar is a plain line now and then. A table has boxes if its cells fit the width. If not, a
-column of sentences goes below it, and if that is not enough, each row becomes a paragraph: nothing is cut and no column
-is squeezed to single letters. Piped, a table is lines of columns two blanks apart: no boxes, no colour, nothing folded,
-and a dash for an empty cell.
+If the output is not a terminal, progress is a plain line every few seconds. A table has boxes if its cells fit the
+width. If they don't, its column of sentences goes below it, and if that is not enough, each row becomes a paragraph:
+nothing is cut and no column is squeezed to single letters. In a pipe, a table is plain lines with two blanks between
+columns: no boxes, no colour, no folded lines, and a dash for an empty cell.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
 from rich.cells import cell_len
@@ -22,13 +23,13 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-# Seconds between two plain lines where there is no terminal.
+# Seconds between two plain lines of progress if the output is not a terminal.
 QUIET_S = 15.0
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Return a console that prints texts as they are, and folds nothing away where the output is no terminal."""
-    # Labels and paths are texts of the user's: "[/b]" is no markup, ":cat:" no picture.
+    """Return a console that prints text as it is, and does not fold lines unless the output is a terminal."""
+    # Labels and paths are the user's texts: "[/b]" in one is not markup, and ":cat:" not a picture.
     console = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 4096
@@ -36,12 +37,12 @@ def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 class Bar:
-    """One line of progress."""
+    """A progress bar, or on a console that is not a terminal a plain line now and then."""
 
     def __init__(self, console: Console, progress: Progress | None, total: int) -> None:
         self.console, self.progress, self.total = console, progress, total
         self.line = progress.add_task("", total=total, note="") if progress else None
-        self.told = self.started = time.monotonic()
+        self.printed = self.started = time.monotonic()
         self.first_done: int | None = None
         self.last_note = ""
 
@@ -52,57 +53,57 @@ class Bar:
             self.progress.update(self.line, total=total)
 
     def update(self, what: str, done: int, *, note: str = "") -> None:
-        """Show that `done` of the total are done."""
+        """Show that `done` of the total are done. what: the work. note: the newest result, such as a loss."""
         if self.progress is not None and self.line is not None:
             self.progress.update(self.line, description=what, completed=done, note=note)
-        elif time.monotonic() - self.told > QUIET_S or done == self.total:
-            self.told = time.monotonic()
-            # A note is the last line of a run's log: until there is a new one, it would only be repeated.
-            shown = [f"{what}: {done}/{self.total}", self._tell_pace(done), note if note != self.last_note else ""]
+        elif time.monotonic() - self.printed > QUIET_S or done == self.total:
+            self.printed = time.monotonic()
+            # A note is the last line of a run's log; it is printed once, not again with each line until the next one.
+            shown = [f"{what}: {done}/{self.total}", self._pace(done), note if note != self.last_note else ""]
             self.last_note = note
-            # Names of tasks are the user's: "[/b]" in one is no markup.
             line = ", ".join(part for part in shown if part)
+            # `what` holds names of tasks, which are the user's texts.
             self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        if self.first_done is None:  # what an earlier process did took no time of this one
+        if self.first_done is None:  # work of an earlier process, which says nothing about this one's pace
             self.first_done, self.started = done, time.monotonic()
 
-    def _tell_pace(self, done: int) -> str:
-        """Return how long one step takes and how long the rest will, '' if nothing was measured yet."""
+    def _pace(self, done: int) -> str:
+        """Return the time per step and the time left, '' if too little has been measured."""
         if self.first_done is None or done <= self.first_done:
             return ""
         elapsed = time.monotonic() - self.started
         if elapsed < 1:
-            return ""  # too short to tell anything
+            return ""
         each = elapsed / (done - self.first_done)
         left = f", {tell_seconds(each * (self.total - done))} left" if done < self.total else ""
         return f"{each:.2g} s each{left}"
 
 
 class Pace:
-    """How long pieces of work take, by kind, and so how long the rest of them will."""
+    """Measures how long pieces of work take, by kind, and predicts how long the remaining ones will."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
     def add(self, kind: str, seconds: float) -> None:
-        """Remember what one piece took."""
+        """Record the time of one piece."""
         self.seconds.setdefault(kind, []).append(seconds)
 
     def left(self, kinds: Iterable[str]) -> float | None:
-        """Return the seconds that pieces of these kinds will take, None if nothing was measured yet.
+        """Return the seconds that pieces of these kinds will take, None if nothing has been measured.
 
-        Each kind is taken at its own mean, one that was never measured at the mean of all.
+        Each piece counts as the mean of its kind; if its kind has not been measured, as the mean of all kinds.
 
         >>> pace = Pace()
         >>> pace.add("train", 100); pace.add("test", 10); pace.add("test", 20)
         >>> pace.left(["train", "test", "test"])
         130.0
         """
-        every = [second for some in self.seconds.values() for second in some]
-        if not every:
+        measured = [seconds for one_kind in self.seconds.values() for seconds in one_kind]
+        if not measured:
             return None
-        means = {kind: sum(some) / len(some) for kind, some in self.seconds.items()}
-        return float(sum(means.get(kind, sum(every) / len(every)) for kind in kinds))
+        means = {kind: fmean(seconds) for kind, seconds in self.seconds.items()}
+        return float(sum(means.get(kind, fmean(measured)) for kind in kinds))
 
 
 @contextmanager
@@ -125,7 +126,7 @@ def progress_bar(console: Console, *, total: int) -> Iterator[Bar]:
 
 @contextmanager
 def reporting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Return a function (what, done, total) that shows progress while the block runs."""
+    """Give the block a function (what, done, total) that shows progress."""
     with progress_bar(console, total=1) as bar:
 
         def report(what: str, done: int, total: int) -> None:
@@ -136,7 +137,7 @@ def reporting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def tell_seconds(value: float | None) -> str:
-    """Return a time with two units at most."""
+    """Return a duration as text, in two units at most: "12.3 s", "1 h 05 min"; a dash if it is not known."""
     if value is None or not is_known(value):
         return DASH
     if value < 60:
@@ -151,18 +152,18 @@ DASH = "\N{EN DASH}"
 
 
 def is_known(value: float | None) -> bool:
-    """Return whether there is a finite number to show."""
+    """Return whether `value` is a finite number."""
     return value is not None and math.isfinite(value)
 
 
-# Wider than any table, to measure how wide one is if nothing is folded.
+# Wider than any table: the width that a table takes within it is its width without folded lines.
 _ENDLESS = 1 << 16
 
 
 class Table(RichTable):
-    """A table whose cells are texts, whose first column names its rows, and whose title stands to the left.
+    """A table of texts whose first column names its rows, with its title at the left.
 
-    sentences: the head of its last column, if that holds sentences, which stand below it on a narrow terminal.
+    sentences: the head of the last column, if that holds sentences; on a narrow terminal they go below the table.
     """
 
     def __init__(self, *, title: str = "", sentences: str | None = None, show_lines: bool = False) -> None:
@@ -170,7 +171,7 @@ class Table(RichTable):
         self.heading, self.sentences = title, sentences
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Print it in the form that fits."""
+        """Render the table in the form that fits the console."""
         if self.heading:
             yield Text(self.heading, style="italic")
         if not console.is_terminal:
@@ -202,7 +203,7 @@ class Table(RichTable):
         return short
 
     def _paragraphs(self, width: int) -> Iterator[Any]:
-        """Yield each row as its name and, below it, its other cells with their heads; a sentence begins a line."""
+        """Yield each row as its name and, below it, its other cells with their heads; a sentence has its own line."""
         heads = [_one_line(column.header) for column in self.columns]
         for name, *cells in self._rows():
             yield Text.assemble(name, style="bold")
@@ -210,11 +211,11 @@ class Table(RichTable):
             for head, cell in zip(heads[1:], cells, strict=True):
                 if not cell.plain or head == self.sentences:
                     continue
-                told = Text.assemble(head, ": ", Text(" ").join(cell.split("\n")))
-                if line.plain and line.cell_len + 2 + told.cell_len > width - 2:
+                entry = Text.assemble(head, ": ", Text(" ").join(cell.split("\n")))
+                if line.plain and line.cell_len + 2 + entry.cell_len > width - 2:
                     yield _indented(line)
                     line = Text()
-                line = Text.assemble(line, "; " if line.plain else "", told)
+                line = Text.assemble(line, "; " if line.plain else "", entry)
             if line.plain:
                 yield _indented(line)
             if self.sentences:
@@ -222,7 +223,7 @@ class Table(RichTable):
 
 
 def _width(console: Console, table: RichTable, options: ConsoleOptions) -> int:
-    """Return how wide a table is if nothing is folded."""
+    """Return the width of a table without folded lines."""
     return table.__rich_measure__(console, options.update(max_width=_ENDLESS)).maximum
 
 

@@ -1,4 +1,4 @@
-"""The processes of one `accelerate launch`: who does what, and one error for all of them."""
+"""The processes of one `accelerate launch`: each takes its part of the work, and an error on one ends all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Never, TypeVar
 
 from manyicl.errors import UserError
 
-# Ranks wait this long for the slowest: the cells of an evaluation are shared out once and differ in size.
+# How long ranks wait for the slowest: the work of an evaluation is divided among them once, in parts of unequal size.
 WAIT = timedelta(hours=24)
 _FAILED = "failed"
 
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class SharedError(UserError):
-    """An error that every rank has, whichever met it; the main process alone tells it."""
+    """An error that is raised on every rank, whichever met it; only the main process prints it."""
 
 
 class _StoppedError(UserError):
-    """Another rank has failed, and tells why."""
+    """Another rank has failed, and its error says why."""
 
 
 class Ranks:
-    """This process among those of a launch; alone unless made by `joined_ranks`."""
+    """This process and its place among those of a launch; `joined_ranks` finds it, and `ALONE` is the default."""
 
     def __init__(self, *, number: int = 0, count: int = 1, store: Any = None) -> None:
         self.number, self.count, self._store = number, count, store
@@ -41,19 +41,19 @@ class Ranks:
         return self.number == 0
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this rank's part of what all ranks hold alike."""
+        """Return this rank's part of items that all ranks have."""
         return items[self.number :: self.count]
 
     def check(self) -> None:
-        """Stop a `gather` where another rank has failed, before more work is done for nothing."""
+        """Raise an error if another rank has failed. Work inside `gather` calls it often, to not go on for nothing."""
         if self._store is not None and self._store.check([_FAILED]):
             raise _StoppedError("another rank has failed")
 
     def gather(self, work: Callable[[], T]) -> list[T]:
-        """Return what `work` returns on each rank, to all ranks.
+        """Return, on every rank, the list of what `work` returns on each rank.
 
         Raises:
-            SharedError: a UserError on any of them.
+            SharedError: `work` raised a UserError on any rank.
         """
         if self.count == 1:
             return [work()]
@@ -68,11 +68,11 @@ class Ranks:
         except UserError as error:
             fault = str(error)
             self._store.set(_FAILED, "")
-        told = gather_object([(result, fault)])
-        faults = [fault for _, fault in told if fault]
+        gathered = gather_object([(result, fault)])
+        faults = [fault for _, fault in gathered if fault]
         if faults:
             raise SharedError(faults[0])
-        return [result for result, _ in told]
+        return [result for result, _ in gathered]
 
 
 ALONE = Ranks()
@@ -80,12 +80,12 @@ ALONE = Ranks()
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """Join the processes of the launch that this one belongs to, if any; a UserError of one ends all of them.
+    """Join the processes of the launch that this one belongs to, if any; a UserError on one rank ends all of them.
 
-    All ranks do the same `gather`s in the block. Only the main process goes on behind it; the others exit.
+    All ranks must call the same `gather`s in the block. After the block only the main process goes on; the others exit.
 
     Raises:
-        SharedError: a UserError on any of them.
+        SharedError: a UserError on any rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -93,7 +93,7 @@ def joined_ranks() -> Iterator[Ranks]:
     ranks, leave = _join()
     try:
         yield from _end_together(ranks)
-    except UserError:  # behind any other error the others may never answer
+    except UserError:  # only then: after any other error the ranks would wait for each other here
         leave()
         raise
     leave()
@@ -102,9 +102,10 @@ def joined_ranks() -> Iterator[Ranks]:
 
 
 def leave_at_exit() -> None:
-    """Have this process leave its launch when Python ends, and not before: more may be done together until then.
+    """Make this process leave its launch when Python exits, not earlier: the ranks may work together until then.
 
-    A thread of gloo that lets go of a tensor after that aborts the process (pytorch#179291), its work done; NCCL warns.
+    Without it, a gloo thread that frees a tensor during exit aborts the process (pytorch#179291) although its work is
+    done, and NCCL warns.
     """
     atexit.unregister(_leave)
     atexit.register(_leave)
@@ -115,9 +116,9 @@ def _leave() -> None:
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    if hasattr(sys, "last_value"):  # Python ends by an error: the others may be waiting, and never answer
+    if hasattr(sys, "last_value"):  # Python exits on an error: the other ranks may be busy, and leaving waits for them
         return
-    gc.collect()  # a trained model and its trainer hold each other, and the group
+    gc.collect()  # a trained model and its trainer refer to each other, and to the group
     distributed.destroy_process_group()
 
 
@@ -128,7 +129,7 @@ def _end_together(ranks: Ranks) -> Iterator[Ranks]:
         raise
     except UserError as error:
         ranks.gather(partial(_raise, error))
-    ranks.gather(lambda: None)  # an error behind the last `gather` of the block is met here by the others
+    ranks.gather(lambda: None)  # here the others learn of an error that came after the last `gather` of the block
 
 
 def _raise(error: UserError) -> Never:
@@ -136,13 +137,13 @@ def _raise(error: UserError) -> Never:
 
 
 def _join() -> tuple[Ranks, Callable[[], None]]:
-    """Return this rank, and what to call in the end."""
+    """Return this rank, and a function that leaves the launch."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported, but not in its list
 
-    # Told so, accelerate joins a CPU launch's processes too; else each would take itself for the only one.
+    # Without `cpu=`, accelerate ignores a launch on CPUs, and every process believes that it is alone.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     server = TCPStore(host, 0, is_master=True, wait_for_workers=False) if state.is_main_process else None

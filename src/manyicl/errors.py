@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and what the operating system refuses, each told in one line."""
+"""Errors that a user can cause, and refusals of the operating system, each in one line."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ _REASONS = {
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
     errno.ESTALE: "the network file system has lost it; try again",
 }
-
-
-# Libraries that write in another language keep the number in their text; torch says only that it failed.
+# Libraries in Rust and C++ raise errors of their own, with the system's number in the text.
 _NUMBER = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
-
-
+# torch.save gives no number: it says only that it could not write.
 _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+")
 
 
 class UserError(Exception):
-    """A mistake in the user's input, told in one line: where, what value, and the fix.
+    """A mistake in the user's input. The message is one line: the place, the value and the fix.
 
-    The command line prints it without a traceback and exits with code 2. Everything else that escapes is a bug of ours.
+    The command line prints it without a traceback and exits with code 2. Any other exception that escapes is a bug of
+    this library.
     """
 
 
 class OutOfMemoryError(UserError):
-    """A GPU that ran out of memory in training. setting: KEY=VALUE that takes less, None where none does."""
+    """A GPU ran out of memory in training.
+
+    setting: a setting that needs less memory, as KEY=VALUE; None if there is none.
+    """
 
     def __init__(self, why: str, setting: str | None) -> None:
         super().__init__(why if setting is None else f"{why}; {setting} takes less")
@@ -46,7 +47,7 @@ class OutOfMemoryError(UserError):
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?`, or the known words where none is near `word`.
+    """Return `; did you mean 'x'?`, or a list of the known words if none is similar to `word`.
 
     >>> suggest("clasification", ["classification", "nli"])
     "; did you mean 'classification'?"
@@ -59,7 +60,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def find_refusal(error: BaseException) -> str | None:
-    """Return what the system refused, with the path if it is known; None if `error` has another cause."""
+    """Return why the system refused an operation, with the path if it is known; None if `error` has another cause."""
     for cause in _causes(error):
         if isinstance(cause, MemoryError):
             return "this computer is out of memory; use a smaller model or fewer rows"
@@ -76,7 +77,7 @@ def find_refusal(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, and what it was raised from or while handling."""
+    """Yield the error, then the errors that led to it (`__cause__`, else `__context__`), each once."""
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and not any(cause is one for one in seen):

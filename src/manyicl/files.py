@@ -1,4 +1,4 @@
-"""Files that are whole or absent: nothing a killed run leaves behind is taken for a finished one."""
+"""Atomic writes: a file is whole or absent, so nothing that a killed run leaves behind passes for a finished file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, also after a power cut."""
+    """Write `content` to `path`. A reader sees the old file or the new one, even after a power cut."""
     with writing_atomically(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[Path]:
-    """Give the block a file of another name to write; it becomes `path` once it is whole and durable."""
+    """Give the block a temporary path to write to; the file moves to `path` once it is on disk.
+
+    If the block fails, `path` stays as it was and the temporary file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
@@ -32,12 +35,12 @@ def writing_atomically(path: Path) -> Iterator[Path]:
 
 
 def default_folder(name: str) -> Path:
-    """Return where a run of `name` that is started now goes unless the user says otherwise."""
+    """Return the default folder of a run of `name` that starts now."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a folder's own entries durable (a rename is one)."""
+    """Flush a folder's list of entries to disk: without it, a power cut can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,7 +49,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make every file under `folder`, and the folder itself, durable."""
+    """Flush every file and folder under `folder`, and the folder itself, to disk."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:

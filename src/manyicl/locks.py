@@ -1,4 +1,4 @@
-"""One writer per file or folder, and pieces of work that several processes share through a folder.
+"""Locks: one writer per file or folder, and pieces of work that several processes divide through a folder.
 
 Both are locks that the operating system holds for a process. They are free again as soon as the process ends, however
 it ends: a kill leaves none behind. The lock file names its holder, for those who wait.

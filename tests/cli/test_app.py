@@ -467,7 +467,7 @@ def test_a_cache_below_a_file_is_one_line(folder, tmp_path, capfd, monkeypatch):
         where = (folder / "tasks",) if verb == "check" else (folder / "model", "--tasks", folder / "tasks")
         line = refusal(capfd, verb, *where, *more)
         assert line.startswith(
-            f"{tmp_path / 'file' / 'cache'}: tokenised tasks cannot be kept there (Not a directory); "
+            f"{tmp_path / 'file' / 'cache'}: tokenised tasks cannot be cached there (Not a directory); "
         )
 
 

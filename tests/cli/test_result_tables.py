@@ -263,7 +263,7 @@ def test_progress_without_a_terminal_is_a_plain_line_at_the_end_and_now_and_then
     with progress_bar(Console(file=file, width=40), total=3) as bar:
         bar.update("[/b] train", 1)
         bar.update("[/b] train", 2)
-        bar.told -= 20
+        bar.printed -= 20
         bar.started -= 10
         bar.update("[/b] train", 2, note="loss 1.0")
         bar.started -= 10
@@ -279,7 +279,7 @@ def test_a_line_of_progress_repeats_no_old_note_and_an_earlier_process_took_none
     with progress_bar(Console(file=file), total=100) as bar:
         bar.update("train", 80)  # a resumed run: 80 steps were done before
         for done in (90, 95):
-            bar.told -= 20
+            bar.printed -= 20
             bar.started -= 60
             bar.update("train", done, note="loss 1.0")
     assert file.getvalue() == "train: 90/100, 6 s each, 1.0 min left, loss 1.0\ntrain: 95/100, 8 s each, 40.0 s left\n"

@@ -18,7 +18,7 @@ from manyicl.episodes.plan import (
     Episode,
     EpisodeSettings,
     TaskLengths,
-    drop_long_examples,
+    find_usable,
     iter_episodes,
     plan_episode,
 )
@@ -102,7 +102,7 @@ def test_fill_leaves_no_room_for_the_next_example():
 def test_an_example_that_fits_to_the_token_is_used_and_one_token_more_is_dropped():
     # Alone, an example costs the head (10) and its length, less the 3 tokens that only stand between two.
     task = task_of("a", [43, 44, 5], head=10, between=3)
-    assert drop_long_examples([task], token_budget=50)["a"].tolist() == [0, 2]
+    assert find_usable([task], token_budget=50)["a"].tolist() == [0, 2]
     assert {n for e in first_episodes(task, 20, token_budget=50) for n in e.examples.tolist()} == {0, 2}
     assert max(e.num_tokens for e in first_episodes(task, 20, token_budget=50)) == 50
 

@@ -161,7 +161,7 @@ def test_more_labels_than_words_are_refused_in_one_line():
     with pytest.raises(UserError) as error:
         check_names(label_lengths(5, 4), task="many", to="words")
     assert str(error.value) == (
-        "episodes.rename_to = 'words': task 'many' has 5 labels, but only 4 words can stand for them; set"
+        "episodes.rename_to = 'words': task 'many' has 5 labels, but only 4 words can replace them; set"
         " episodes.rename_to = 'permuted', or leave the task out"
     )
     lengths = TaskLengths("many", 0, 0, lengths=np.array([3]), labels=label_lengths(5, 4))

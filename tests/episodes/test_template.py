@@ -93,7 +93,7 @@ def test_the_input_segment_has_one_placeholder(text):
 
 
 def test_an_empty_terminator_is_refused():
-    with pytest.raises(ValidationError, match="an answer without an end is never stopped"):
+    with pytest.raises(ValidationError, match="generation would not know where an answer ends"):
         TemplateSettings(terminator="")
 
 

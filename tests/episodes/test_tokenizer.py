@@ -560,7 +560,7 @@ def test_a_write_that_fails_leaves_no_cache_file(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        with pytest.raises(UserError, match=r"cannot be kept there .No space left on device.; set MANYICL_CACHE"):
+        with pytest.raises(UserError, match=r"cannot be cached there .No space left on device.; set MANYICL_CACHE"):
             tokenize_task(TWO, tokenizer=task_tokenizer("bpe"), cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
     tokenize_task(TWO, tokenizer=task_tokenizer("bpe"), cache_dir=tmp_path)
@@ -674,7 +674,7 @@ def test_bos_is_told_once_if_the_tokenizer_is_set_to_write_none_trial_51(tmp_pat
     assert writer.bos_ids == [tokenizer.bos_token_id]
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(
-        f"{tmp_path / 'other'}: its tokenizer says add_bos_token = false, but '<s>' opens every sequence here"
+        f"{tmp_path / 'other'}: its tokenizer says add_bos_token = false, but here every sequence begins with '<s>'"
     )
 
 

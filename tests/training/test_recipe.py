@@ -130,7 +130,7 @@ def test_the_last_override_of_a_key_counts(tmp_path):
         ("episodes.shots=all", "episodes.shots = 'all': does not fit; 'fill' the budget, a number"),
         ("episodes.shots=[1]", "episodes.shots = [1]: does not fit; 'fill' the budget, a number"),
         ("episodes.shots=[9, 1]", "episodes.shots = [9, 1]: needs 'fill', a number from 0, or a range [low, high]"),
-        ("template.input=Q", "template.input = 'Q': needs {input} exactly once, has it 0 times"),
+        ("template.input=Q", "template.input = 'Q': needs {input} exactly once, but it occurs 0 times"),
         ("template.terminator=", "template.terminator = '': is empty"),
         ("seed=-1", "seed = -1: input should be greater than or equal to 0"),
         ("num_steps", "override 'num_steps': write key=value, such as train.num_steps=20"),

@@ -1,4 +1,4 @@
-"""Packs to tensors: one row a batch, every target with its weight, the same for any number of ranks."""
+"""Packs to tensors: one row per batch, each target with its weight, which does not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -27,48 +27,52 @@ Normalization = Literal["answer", "token", "task"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One row of whole episodes on its way through the model.
-
-    segment_ids_T is the only record of where an episode lies; position_ids_1T, segment_lengths and segment_bounds_S are
-    derived from it.
-    target_positions_N: where each target token stands in the row (its logits come from the position before).
-    target_weights_N: what its cross-entropy counts in the loss; the global divisors are already in it.
-    target_answers_N: which answer of the batch it belongs to. answer_shots_A: shots before that answer in its episode.
-    answer_tasks_A: index into the run's task names. episodes: the plan's indices of the row's episodes.
-    """
+    """One row of whole episodes, ready for the model. Each segment of it is one episode."""
 
     input_ids_1T: Tensor
+    """Token ids."""
     segment_ids_T: Tensor
+    """Number of the segment that each token is in: the only record of where an episode lies. The next three fields are
+    derived from it."""
     position_ids_1T: Tensor
+    """Positions, which start at 0 in each segment."""
     segment_lengths: tuple[int, ...]
+    """Tokens of each segment."""
     segment_bounds_S: Tensor
+    """int32: where each segment begins, then the end of the row."""
     target_positions_N: Tensor
+    """Position of each target token in the row. Its logits come from the position before."""
     target_weights_N: Tensor
+    """Weight of each target's cross-entropy in the loss; it contains the divisors of the whole optimizer step."""
     target_answers_N: Tensor
+    """Number of the answer, within the batch, that each target belongs to."""
     answer_shots_A: Tensor
+    """Shots before each answer in its episode."""
     answer_tasks_A: Tensor
+    """Task of each answer, as an index into the run's task names."""
     episodes: tuple[int, ...]
+    """Indices in the plan of the row's episodes."""
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     @property
     def num_tokens(self) -> int:
-        """The row's length: its processed tokens, and the padding where `pad_row` has added some."""
+        """Length of the row, with the padding that `pad_row` may have added."""
         return self.input_ids_1T.shape[1]
 
     @property
     def segments(self) -> Segments:
-        """Where its episodes lie, for attention."""
+        """The row's episodes in the form that attention takes."""
         return make_segments(self.segment_lengths, bounds_S=self.segment_bounds_S)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch with its tensors on `device` (the name and arguments that accelerate calls)."""
+        """Return the batch with its tensors on `device`. accelerate calls it: hence the name and arguments."""
         moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()}
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory (called by torch's DataLoader)."""
+        """Return the batch in page-locked memory. torch's DataLoader calls it."""
         pinned: dict[str, Any] = {k: v.pin_memory() for k, v in self._tensors().items()}
         return replace(self, **pinned)
 
@@ -79,15 +83,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Divisors:
-    """What the weights of one optimizer step are divided by; counted over all its packs, so over all ranks."""
+    """What the loss of one optimizer step is divided by, counted over all its packs, so over all ranks."""
 
     num_answers: int
+    """Answers that are targets."""
     num_targets: int
+    """Tokens of these answers, terminators included."""
     num_answers_by_task: Mapping[str, int]
+    """Answers that are targets, for each task in the step."""
 
 
 def targets_of(num_examples: int, targets: Targets) -> slice:
-    """Return which of an episode's answers are targets."""
+    """Return which of an episode's answers are targets, as a slice."""
     return slice(0 if targets == "all" else num_examples - 1, num_examples)
 
 
@@ -108,11 +115,11 @@ def count_divisors(
 def answer_weight(
     num_tokens: NDArray[np.int64], *, task: str, divisors: Divisors, normalization: Normalization
 ) -> NDArray[np.float64]:
-    """Return the weight of each target token of answers that are `num_tokens` long.
+    """Return the weight in the loss of each token of answers that are `num_tokens` long, by `normalization`.
 
-    answer: each answer's mean token loss counts once.      1 / (tokens of the answer * answers)
-    token:  each token counts once.                         1 / targets
-    task:   mean over the tasks of their `answer` loss.     1 / (tokens of the answer * answers of the task * tasks)
+    answer: each answer's mean token loss counts equally.     1 / (tokens of the answer * answers)
+    token:  each token counts equally.                        1 / targets
+    task:   the `answer` losses of tasks count equally.       1 / (tokens of the answer * answers of the task * tasks)
     """
     if normalization == "token":
         return np.full(len(num_tokens), 1.0 / divisors.num_targets)
@@ -123,7 +130,7 @@ def answer_weight(
 
 
 class BatchMaker:
-    """Turns packs into batches: what is fixed for a run is given once."""
+    """Turns packs into batches. It holds what is fixed for a run."""
 
     def __init__(
         self,
@@ -140,7 +147,10 @@ class BatchMaker:
         self.split = split
 
     def make_batch(self, packs: Sequence[Pack], *, divisors: Divisors | None = None) -> Batch:
-        """Return one row with all episodes of `packs`; without `divisors` the row is normalised by itself."""
+        """Return one row with all episodes of `packs`.
+
+        divisors: of the optimizer step that the packs belong to; default: of these packs alone.
+        """
         if divisors is None:
             divisors = count_divisors(packs, tasks=self.tasks, split=self.split, targets=self.targets)
         episodes = [episode for pack in packs for episode in pack.episodes]
@@ -169,7 +179,11 @@ def join_row(
     tasks: Sequence[int],
     episodes: tuple[int, ...],
 ) -> Batch:
-    """Lay tokenised episodes behind one another in a row, and mark their targets."""
+    """Join tokenised episodes into a row, and mark their targets.
+
+    weights: for each episode, the weight of each of its target answers' tokens. tasks: for each episode, the index of
+    its task. episodes: their indices in the plan.
+    """
     lengths = np.asarray([len(b.ids) for b in built], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     spans, shots = [], []
@@ -197,7 +211,7 @@ def join_row(
 
 
 def split_row(batch: Batch) -> list[Batch]:
-    """Return the episodes of a row, each as a row of its own: with the same targets, weights and tasks."""
+    """Return each episode of a row as a row of its own, with the same targets, weights and tasks."""
     if len(batch.segment_lengths) == 1:
         return [batch]
     stops = np.cumsum(batch.segment_lengths)
@@ -206,7 +220,7 @@ def split_row(batch: Batch) -> list[Batch]:
     rows = []
     for place, (stop, length) in enumerate(zip(stops.tolist(), batch.segment_lengths, strict=True)):
         tokens, chosen = slice(stop - length, stop), slice(*targets[place : place + 2].tolist())
-        # Every answer has a token, and the answers of an episode follow one another.
+        # An episode's answers are consecutive, and each has a token: so its first and last targets give the range.
         first, last = (int(answers_N[i]) for i in (chosen.start, chosen.stop - 1))
         answers = slice(first, last + 1)
         rows.append(
@@ -228,10 +242,10 @@ def split_row(batch: Batch) -> list[Batch]:
 
 
 def pad_row(batch: Batch, *, multiple: int) -> Batch:
-    """Return the row with padding at its end, up to a multiple of so many tokens: kernels are made for few lengths.
+    """Return the row padded at its end to a multiple of `multiple` tokens, so that kernels see few row lengths.
 
-    The padding goes on the last episode, so causal attention shows it to no target, and it is none itself. The number
-    of bounds becomes a power of two for the same reason.
+    The padding extends the last episode: with causal attention no target sees it, and it is not a target itself. For
+    the same reason the number of segment bounds is padded to a power of two.
     """
     num_padding = -batch.num_tokens % multiple
     *before, last = batch.segment_lengths
@@ -241,7 +255,7 @@ def pad_row(batch: Batch, *, multiple: int) -> Batch:
         batch,
         input_ids_1T=functional.pad(batch.input_ids_1T, (0, num_padding)),
         segment_ids_T=functional.pad(batch.segment_ids_T, (0, num_padding), value=len(lengths) - 1),
-        position_ids_1T=functional.pad(batch.position_ids_1T, (0, num_padding)),  # 0: one that every model knows
+        position_ids_1T=functional.pad(batch.position_ids_1T, (0, num_padding)),  # 0 is valid in every model
         segment_lengths=lengths,
         segment_bounds_S=torch.from_numpy(bounds),
     )
@@ -258,19 +272,19 @@ def positions_of(segment_ids_T: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def segment_lengths_of(segment_ids_T: NDArray[np.int64]) -> tuple[int, ...]:
-    """Return the tokens of each segment in order."""
+    """Return the tokens of each segment, in order."""
     return tuple(int(n) for n in np.bincount(segment_ids_T))
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return start, start + 1, ... for each start, joined."""
+    """Return start, start + 1, ..., as many as its length, for each start; joined."""
     before = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     ranges: NDArray[np.int64] = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
     return ranges
 
 
 def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths:
-    """Return what the plan of episodes needs to know of a tokenised task."""
+    """Return what the plan of episodes needs to know of one split of a tokenised task."""
     return TaskLengths(
         name=tokenized.task.name,
         num_head_tokens=len(tokenized.head_ids),
@@ -281,9 +295,9 @@ def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths
 
 
 class PackDataset(Dataset[tuple[Pack, Divisors]]):
-    """The packs of a whole run, in order, each with the divisors of the optimizer step that it belongs to.
+    """The packs of a whole run, in order, each with the divisors of its optimizer step.
 
-    packs_per_step counts over all ranks and micro-batches, so the run is the same for any world size.
+    packs_per_step: over all ranks and micro-batches, so the run is the same for any number of ranks.
     """
 
     def __init__(
@@ -312,10 +326,10 @@ class PackDataset(Dataset[tuple[Pack, Divisors]]):
         self._row_multiple = 1
 
     def arranged(self, *, order: Sequence[int], row_multiple: int) -> PackDataset:
-        """Return the same packs as one training run serves them.
+        """Return the same packs, in the order and with the padding in which a training run serves them.
 
-        order: the index of each pack in the plan, in the order of the batches; packs stay in their optimizer step.
-        row_multiple: `collate` pads rows to a multiple of so many tokens.
+        order: indices into the plan; it must only move packs within their optimizer step. row_multiple: `collate` pads
+        rows to a multiple of this many tokens.
         """
         other = copy.copy(self)
         other._order, other._row_multiple = order, row_multiple
@@ -328,6 +342,6 @@ class PackDataset(Dataset[tuple[Pack, Divisors]]):
         return self.packs[self._order[index]], self.divisors[index // self.packs_per_step]
 
     def collate(self, items: Sequence[tuple[Pack, Divisors]]) -> Batch:
-        """Join the packs of one micro-batch, all of one optimizer step, into one row."""
+        """Return the packs of one micro-batch, all of one optimizer step, as one row."""
         batch = self.maker.make_batch([pack for pack, _ in items], divisors=items[0][1])
         return pad_row(batch, multiple=self._row_multiple) if self._row_multiple > 1 else batch

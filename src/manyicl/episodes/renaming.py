@@ -1,12 +1,11 @@
-"""Label-symbol augmentation: the names that a task's labels may bear in a renamed episode, and the draw of them.
+"""Renamed labels (symbol tuning): the names that a task's labels can have in a renamed episode, and their draw.
 
-A renamed episode writes each of its task's labels by another name, the same throughout the episode, so that what a name
-means can only be read off the shots. The names are the task's own labels permuted, or words.
+In a renamed episode each of the task's labels has another name, the same throughout the episode, so that only the shots
+show what a name means. The names are the task's own labels permuted, or words.
 
-The words are a short list of common English nouns rather than words out of the task's inputs (which would tie a name to
-the examples it occurs in, and could be answered by copying) or coined ones (which most tokenizers spell in many
-pieces): every tokenizer of a language model writes them in few tokens, and one that cannot give a word back is never
-asked to, as that word is then left out.
+The words are common English nouns. Words from the task's inputs would tie a name to the examples that contain it, and
+a model could answer by copying them. Invented words would take many tokens; nouns take few with every tokenizer of a
+language model. A word that a tokenizer cannot decode exactly is left out.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from manyicl.errors import UserError
 from manyicl.tasks import Task
 
 RenameTo = Literal["permuted", "words"]
-# Families whose labels are names of classes; a label of another family may be a statement of its own.
+# Families whose labels are names of classes. In other families a label may be a statement with a meaning of its own.
 RENAMED_FAMILIES = ("classification", "nli")
 
-# Things, lower-case and in one spelling; no word that judges, counts, agrees or denies.
+# Things, in lower case and with one spelling; no word that judges, counts, agrees or denies.
 _WORDS = """
 acorn album alley anchor apple apron arrow attic autumn badge bagel ball bamboo banana banjo barn barrel basket beach
 bead beam bean bear beaver bed bee bell belt bench berry bird blanket board boat bone book boot bottle bowl box
@@ -58,36 +57,38 @@ WORDS = tuple(_WORDS.split())
 
 @dataclass(frozen=True, slots=True)
 class LabelLengths:
-    """What the plan knows of a task's labels and their names: lengths and places, no text.
-
-    label_of: int32 (N,), the label of each example. num_labels: of the names, the first so many are the labels.
-    name_tokens: int64 (num_labels + words,), each name with its terminator. num_head_tokens: of a renamed episode.
-    """
+    """What the plan needs to know of a task's labels and their names: no text, only lengths and indices."""
 
     label_of: NDArray[np.int32]
+    """(N,), the label of each example."""
     num_labels: int
+    """Number of labels: they are the first of the names."""
     name_tokens: NDArray[np.int64]
+    """(num_labels + words,), tokens of each name with its terminator."""
     num_head_tokens: int
+    """Tokens before the first example of a renamed episode."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelNames:
-    """A task's labels, and after them the words that may stand for them, as answers.
-
-    texts: those that the tokenizer can give back; no word is a label, whatever its case. ids: of each, terminator
-    included; name_tokens: int64, how many. label_of: split -> int32 (N,), the label of each tokenised example.
-    head_ids: int32, what opens a renamed episode: the task's own head, less an instruction that names a label.
-    """
+    """A task's labels, followed by the words that can replace them, as answers."""
 
     texts: tuple[str, ...]
+    """Those that the tokenizer decodes exactly. No word equals a label, in any case."""
     num_labels: int
+    """Number of labels: they come first."""
     ids: tuple[NDArray[np.int32], ...]
+    """Ids of each text, terminator included."""
     label_of: Mapping[str, NDArray[np.int32]]
+    """Split -> (N,), the label of each tokenised example."""
     head_ids: NDArray[np.int32]
+    """Ids before the first example of a renamed episode: the task's own head, without an instruction that names a
+    label."""
     name_tokens: NDArray[np.int64]
+    """Tokens of each text, terminator included."""
 
     def lengths(self, split: str) -> LabelLengths:
-        """Return what the plan of a split's episodes needs."""
+        """Return what the plan needs to know for the episodes of a split."""
         return LabelLengths(self.label_of[split], self.num_labels, self.name_tokens, len(self.head_ids))
 
 
@@ -98,9 +99,10 @@ def collect_names(
     encode_answers: Callable[[Sequence[str]], list[list[int] | str]],
     head_ids: NDArray[np.int32],
 ) -> LabelNames | None:
-    """Return the names of a task's labels, None where it has no fixed set of two labels or more to rename.
+    """Return the names for a task's labels; None if it does not have two or more fixed labels to rename.
 
-    rows: split -> which of its examples are kept. encode_answers: text to ids with terminator, or why it cannot be.
+    rows: split -> indices of the examples that are kept. encode_answers: gives for each text its ids with terminator,
+    or the reason why it cannot be used. head_ids: ids before the first example of a renamed episode.
     """
     if task.family not in RENAMED_FAMILIES:
         return None
@@ -126,7 +128,7 @@ def collect_names(
 
 
 def names_a_label(text: str, labels: Sequence[str]) -> bool:
-    """Return whether a text holds one of `labels` as a whole word or words, whatever its case.
+    """Return whether a text contains one of `labels` as a whole word or words, in any case.
 
     >>> names_a_label("Is the tweet Ironic?", ["ironic", "not ironic"]), names_a_label("Find irony.", ["iron"])
     (True, False)
@@ -135,7 +137,7 @@ def names_a_label(text: str, labels: Sequence[str]) -> bool:
 
 
 def draw_names(labels: LabelLengths, *, to: RenameTo, rng: np.random.Generator) -> NDArray[np.int32]:
-    """Return for each label the name that it bears, int32 (num_labels,): distinct, and never each label its own."""
+    """Return an index of a name for each label, int32 (num_labels,): distinct, and not all labels unchanged."""
     num_labels = labels.num_labels
     if to == "words":
         num_words = len(labels.name_tokens) - num_labels
@@ -147,14 +149,14 @@ def draw_names(labels: LabelLengths, *, to: RenameTo, rng: np.random.Generator) 
 
 
 def check_names(labels: LabelLengths, *, task: str, to: RenameTo) -> None:
-    """Refuse a task with more labels than there are words for.
+    """Check that there are enough words to rename the labels.
 
     Raises:
-        UserError: naming the task and the setting that helps.
+        UserError: the task has more labels than there are words.
     """
     num_words = len(labels.name_tokens) - labels.num_labels
     if to == "words" and num_words < labels.num_labels:
         raise UserError(
             f"episodes.rename_to = 'words': task '{task}' has {labels.num_labels} labels, but only {num_words} words"
-            " can stand for them; set episodes.rename_to = 'permuted', or leave the task out"
+            " can replace them; set episodes.rename_to = 'permuted', or leave the task out"
         )

@@ -1,4 +1,4 @@
-"""Where the episodes of a row lie, in the form that attention kernels want it."""
+"""Where the episodes of a row begin and end, in the form that attention kernels take."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segments:
-    """The segments of one row; made once a row, read by every layer.
-
-    A compiled layer may read all but `lengths`: those differ from row to row, and it would be compiled for each.
-
-    lengths: tokens of each segment, in order; they sum to the row's. bounds_S: where each begins, then the row's end
-    (it may be repeated); int32, on the row's device. longest: at least the tokens of the longest, a power of two.
-    is_one: whether a single segment fills the row.
-    """
+    """The segments of one row; made once per row, read by every layer."""
 
     lengths: tuple[int, ...]
+    """Tokens of each segment, in order; they add up to the row. A compiled layer must not read them: they differ from
+    row to row, and the layer would be compiled again for each."""
     bounds_S: Tensor
+    """int32 on the row's device: where each segment begins, then the end of the row, which may be repeated."""
     longest: int
+    """The tokens of the longest segment, rounded up to a power of two."""
     is_one: bool
+    """Whether a single segment fills the row."""
 
 
 def make_segments(lengths: tuple[int, ...], *, bounds_S: Tensor) -> Segments:
@@ -31,7 +29,7 @@ def make_segments(lengths: tuple[int, ...], *, bounds_S: Tensor) -> Segments:
 
 
 def bounds_of(lengths: tuple[int, ...], *, num_bounds: int | None = None) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """Return where each segment begins, and the row's end; that again until there are `num_bounds`.
+    """Return where each segment begins, then the end of the row, repeated until there are `num_bounds`.
 
     >>> bounds_of((3, 2), num_bounds=4).tolist()
     [0, 3, 5, 5]

@@ -1,7 +1,7 @@
 """How an example is written as text, and which part of it is the answer.
 
 The grammar of a sequence (docs/glossary.md) is `[BOS] [instruction] ([input segment][answer][terminator]) x K`. A
-Frame holds the fixed text of that grammar; tokens.py turns it into ids.
+Frame is the fixed text of that grammar; tokenizer.py turns it into ids.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from manyicl.episodes.renaming import names_a_label
 from manyicl.errors import UserError
@@ -24,63 +24,65 @@ FindGenerated = Callable[[Sequence[Message]], Sequence[tuple[int, int]]]
 
 
 class TemplateSettings(BaseModel):
-    """How examples are written; the same in training and in every question asked afterwards."""
+    """How examples are written, in training and in evaluation alike."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    style: Literal["plain", "chat"] = Field(
-        "plain", description="plain text, or the tokenizer's chat template with each shot a user and an assistant turn"
-    )
-    input: str = Field(
-        "Input: {input}\nAnswer:\n", description="the input segment of the plain style, separators included"
-    )
-    terminator: str = Field(
-        "\n\n", description="ends every answer in the plain style; trained, and what an answer is stopped on"
-    )
-    instruction: bool = Field(True, description="write the task's instruction once, before the first example")
-    labels: bool = Field(False, description="list the task's labels after the instruction")
+    style: Literal["plain", "chat"] = "plain"
+    """'plain' text, or 'chat': the tokenizer's chat template, with a user and an assistant turn per example."""
+    input: str = "Input: {input}\nAnswer:\n"
+    """Plain style: the input segment, separators included."""
+    terminator: str = "\n\n"
+    """Plain style: the text that ends every answer. It is trained, and generation stops on it."""
+    instruction: bool = True
+    """Write the task's instruction once, before the first example."""
+    labels: bool = False
+    """List the task's labels after the instruction."""
 
     @field_validator("input")
     @classmethod
     def _has_one_placeholder(cls, value: str) -> str:
         if value.count(PLACEHOLDER) != 1:
-            raise ValueError(f"needs {PLACEHOLDER} exactly once, has it {value.count(PLACEHOLDER)} times")
+            raise ValueError(f"needs {PLACEHOLDER} exactly once, but it occurs {value.count(PLACEHOLDER)} times")
         return value
 
     @field_validator("terminator")
     @classmethod
     def _is_not_empty(cls, value: str) -> str:
         if not value:
-            raise ValueError("is empty; an answer without an end is never stopped")
+            raise ValueError("is empty; generation would not know where an answer ends")
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The fixed text of a sequence, as four pieces; inputs and answers go between them.
+    """The fixed text of a sequence, as four pieces with inputs and answers between them.
 
     opening + instruction + input + before_answer + answer + terminator
             + between     + input + before_answer + answer + terminator ...
-
-    trims_inputs, trims_answers: whether the chat template strips white space from the ends of user and of assistant
-    contents, as Gemma's and Llama 3's do.
     """
 
     opening: str
+    """Before the instruction; in the chat style with BOS, if the template writes one."""
     between: str
+    """Between a terminator and the next input."""
     before_answer: str
+    """Between an input and its answer."""
     terminator: str
+    """Ends every answer."""
     trims_inputs: bool = False
+    """Whether the chat template strips white space from both ends of what a user says, as Gemma's and Llama 3's do."""
     trims_answers: bool = False
+    """Whether it strips white space from both ends of what the assistant says."""
 
 
 def plain_frame(settings: TemplateSettings) -> Frame:
-    """Return the frame of the plain style: everything but the terminator belongs to the input segment."""
+    """Return the frame of the plain style: all fixed text but the terminator is part of the input segment."""
     return Frame(opening="", between="", before_answer="", terminator=settings.terminator)
 
 
 def input_text(text: str, *, settings: TemplateSettings) -> str:
-    """Return the input segment's own text for an example's input."""
+    """Return an example's input as the input segment writes it."""
     if settings.style == "chat":
         return text
     before, after = settings.input.split(PLACEHOLDER)
@@ -88,7 +90,7 @@ def input_text(text: str, *, settings: TemplateSettings) -> str:
 
 
 def instruction_text(task: Task, *, settings: TemplateSettings) -> str:
-    """Return what stands once before the first example: instruction, labels where asked for, a blank line; or ''."""
+    """Return the text before the first example: instruction, labels if the settings list them, a blank line; or ''."""
     lines = [task.instruction] if settings.instruction and task.instruction else []
     if settings.labels and task.labels:
         lines.append("Answers: " + ", ".join(task.labels))
@@ -96,9 +98,9 @@ def instruction_text(task: Task, *, settings: TemplateSettings) -> str:
 
 
 def renamed_instruction_text(task: Task, *, settings: TemplateSettings) -> str:
-    """Return what stands before the first example of a renamed episode: the same, or '' where it names a label.
+    """Return the text before the first example of a renamed episode: the same, or '' if it names a label.
 
-    Beside shots that call the classes otherwise, an instruction that names them would be false.
+    Such an instruction would be false, since the shots use other names for the labels.
     """
     text = instruction_text(task, settings=settings)
     return "" if names_a_label(text, task.labels) else text
@@ -107,15 +109,17 @@ def renamed_instruction_text(task: Task, *, settings: TemplateSettings) -> str:
 def chat_frame(
     render: RenderChat, *, find_generated: FindGenerated, end_of_text: str = "", drops_thoughts: bool = False
 ) -> Frame:
-    """Read the frame off a chat template by rendering two turns with marked contents.
+    """Read the frame off a chat template by rendering two exchanges with marked contents.
 
-    Each rendering must extend the one before, or what inference feeds would not be a prefix of what training saw.
+    Each rendering must extend the one before; else a prompt at inference would not be a prefix of a training sequence.
     If the template marks what the assistant generates (`{% generation %}`), the terminator is the marked text after
-    the answer; else it is all that the template writes between the answer and the next turn.
+    the answer; else it is all text that the template writes between the answer and the next turn.
 
-    end_of_text: a token that the template may write after the last turn of a finished conversation (Phi-3); no prompt
-    for an answer contains it, so the frame does not either.
-    drops_thoughts: the template opens an answer with an empty thought and leaves that out of earlier turns (Qwen 3,
+    render: renders messages, with or without the generation prompt. find_generated: gives the character ranges that the
+    template marks as generated.
+    end_of_text: a token that the template may write after the last turn of a finished conversation (Phi-3). No prompt
+    contains it, so the frame does not either.
+    drops_thoughts: the template begins an answer with an empty thought, which it leaves out of earlier turns (Qwen 3,
     with thinking switched off). The frame keeps the thought in every turn, so that all answers are written alike.
 
     Raises:
@@ -124,26 +128,26 @@ def chat_frame(
     user = ("[[input-1]]", "[[input-2]]")
     assistant = ("[[answer-1]]", "[[answer-2]]")
     turns = _make_turns(user, assistant)
-    asked_1, told_1 = render(turns[:1], True), render(turns[:2], False)
-    asked_2, told_2 = render(turns[:3], True), render(turns, False)
-    if end_of_text and told_1.endswith(end_of_text) and not asked_2.startswith(told_1):
-        told_1, told_2 = told_1.removesuffix(end_of_text), told_2.removesuffix(end_of_text)
+    prompt_1, whole_1 = render(turns[:1], True), render(turns[:2], False)
+    prompt_2, whole_2 = render(turns[:3], True), render(turns, False)
+    if end_of_text and whole_1.endswith(end_of_text) and not prompt_2.startswith(whole_1):
+        whole_1, whole_2 = whole_1.removesuffix(end_of_text), whole_2.removesuffix(end_of_text)
     for content in (*user, *assistant):
-        if told_2.count(content) != 1:
+        if whole_2.count(content) != 1:
             raise UserError(
-                f"template.style = 'chat': the tokenizer's chat template writes a turn {told_2.count(content)} times;"
+                f"template.style = 'chat': the tokenizer's chat template writes a turn {whole_2.count(content)} times;"
                 " set template.style = 'plain', or give the tokenizer a template that writes each turn once"
             )
-    opening, before_1, after_answer, before_2, _ = _cut_at(told_2, [user[0], assistant[0], user[1], assistant[1]])
-    tail = told_1.partition(assistant[0])[2]
+    opening, before_1, after_answer, before_2, _ = _cut_at(whole_2, [user[0], assistant[0], user[1], assistant[1]])
+    tail = whole_1.partition(assistant[0])[2]
     first = opening + user[0] + before_2
     second = opening + user[0] + before_1 + assistant[0] + after_answer + user[1] + before_2
     only_appends = (
-        # Some templates (Mistral 7B's) write a space before an answer that their prompt for one does not end with.
-        first.startswith(asked_1)
-        and told_1 == first + assistant[0] + tail
-        and second.startswith(asked_2)
-        and told_2 == second + assistant[1] + tail
+        # A prefix, not equal: some templates (Mistral 7B's) write a space before an answer, but not into the prompt.
+        first.startswith(prompt_1)
+        and whole_1 == first + assistant[0] + tail
+        and second.startswith(prompt_2)
+        and whole_2 == second + assistant[1] + tail
         and after_answer.startswith(tail)
         and (before_1 == before_2 or (drops_thoughts and before_2.startswith(before_1)))
     )
@@ -152,7 +156,7 @@ def chat_frame(
             "template.style = 'chat': the tokenizer's chat template rewrites earlier turns, so shots could not be"
             " a prefix of a query; set template.style = 'plain', or give the tokenizer a template that only appends"
         )
-    terminator = _chat_terminator(told_2, find_generated(turns), answer=assistant[0], tail=tail)
+    terminator = _chat_terminator(whole_2, find_generated(turns), answer=assistant[0], tail=tail)
     trims_inputs, trims_answers = _find_trimming(render)
     return Frame(
         opening=opening,
@@ -173,7 +177,7 @@ def _make_turns(inputs: Sequence[str], answers: Sequence[str]) -> list[Message]:
 
 
 def _cut_at(text: str, marks: Sequence[str]) -> list[str]:
-    """Return the pieces of `text` before, between and after `marks`, each of which it holds once."""
+    """Return the pieces of `text` before, between and after `marks`, each of which occurs once."""
     pieces = []
     for mark in marks:
         piece, _, text = text.partition(mark)
@@ -182,7 +186,7 @@ def _cut_at(text: str, marks: Sequence[str]) -> list[str]:
 
 
 def _find_trimming(render: RenderChat) -> tuple[bool, bool]:
-    """Return whether the template strips white space from the ends of user and of assistant contents."""
+    """Return whether the template strips white space from the ends of user contents, and of assistant contents."""
     padded = ("  [[input]]  ", "  [[answer]]  ")
     text = render(_make_turns(padded[:1], padded[1:]), False)
     return padded[0] not in text, padded[1] not in text
@@ -196,7 +200,7 @@ def _chat_terminator(text: str, generated: Sequence[tuple[int, int]], *, answer:
             return text[stop:end]
     if not tail:
         raise UserError(
-            "template.style = 'chat': the tokenizer's chat template writes nothing after an answer, so no answer"
-            " would end; set template.style = 'plain'"
+            "template.style = 'chat': the tokenizer's chat template writes nothing after an answer, so answers"
+            " would never end; set template.style = 'plain'"
         )
     return tail

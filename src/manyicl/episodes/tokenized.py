@@ -1,4 +1,4 @@
-"""A task's rows as token ids: flat arrays, one cache file per task, and examples joined into episodes."""
+"""A task's rows as token ids: flat arrays, one cache file per task, and examples joined into sequences."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ from manyicl.errors import UserError
 from manyicl.files import write_atomically
 from manyicl.tasks import SPLITS, Task
 
-# A task that loses more of its rows than this to its answers is a different task from the one that was meant.
+# A task that loses more than this fraction of its rows, because of their answers, is not the task that was meant.
 MAX_LOST_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedTask:
-    """One task in ids.
-
-    head_ids: what opens every sequence of the task: BOS, the frame's opening, the instruction. int32.
-    num_between: tokens that stand before an input when another example precedes it (0 in the plain style).
-    dropped: split -> reason -> number of examples left out.
-    names: what its labels may be called in renamed episodes; None unless `with_names` gave them.
-    """
+    """One task in token ids."""
 
     task: Task
     head_ids: NDArray[np.int32]
+    """Ids before the first example of every sequence: BOS, the frame's opening, the instruction."""
     num_between: int
+    """Tokens before an input if another example precedes it; 0 in the plain style."""
     splits: Mapping[str, ExampleTokens]
     dropped: Mapping[str, Mapping[str, int]]
+    """Split -> reason -> number of examples left out."""
     names: LabelNames | None = None
+    """Names of its labels in renamed episodes; only `with_names` sets them."""
 
     @property
     def num_ids(self) -> int:
-        """One more than the largest id: how many rows an embedding needs at least."""
+        """One more than the largest id: the rows that an embedding needs at least."""
         return 1 + max(int(ids.max(initial=0)) for ids in (self.head_ids, *(s.ids for s in self.splits.values())))
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedEpisode:
-    """One training sequence: ids (T,) int32 and spans (K, 2) int64, the half-open range of each answer."""
+    """One training sequence in token ids."""
 
     ids: NDArray[np.int32]
+    """(T,)."""
     spans: NDArray[np.int64]
+    """(K, 2), the range [start, stop) of each answer, terminator included."""
 
 
 def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | None = None) -> TokenizedTask:
-    """Return `task` in ids, read from the cache where the same text was tokenised before.
+    """Return `task` in ids, from the cache if the same text has been tokenised before.
 
-    cache_dir: folder of the Arrow files; None keeps nothing.
+    cache_dir: folder of the cache's Arrow files; None uses no cache.
 
     Raises:
-        UserError: more than 1 % of the rows have an answer that cannot be used, or the cache cannot be written.
+        UserError: the cache cannot be written.
     """
     if cache_dir is None:
         return _tokenize_splits(task, tokenizer)
@@ -75,14 +75,14 @@ def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | Non
         _write_cache(path, tokenized)
     except OSError as error:
         raise UserError(
-            f"{cache_dir}: tokenised tasks cannot be kept there ({error.strerror or error}); set MANYICL_CACHE to a"
+            f"{cache_dir}: tokenised tasks cannot be cached there ({error.strerror or error}); set MANYICL_CACHE to a"
             " folder that can be written"
         ) from error
     return tokenized
 
 
 def with_names(tokenized: TokenizedTask, *, tokenizer: TaskTokenizer) -> TokenizedTask:
-    """Return the task with the names that its labels may bear; as it is where it has none to rename."""
+    """Return the task with names for its labels; without names if it has no labels to rename."""
     names = collect_names(
         tokenized.task,
         rows={split: tokens.rows for split, tokens in tokenized.splits.items()},
@@ -93,7 +93,7 @@ def with_names(tokenized: TokenizedTask, *, tokenizer: TaskTokenizer) -> Tokeniz
 
 
 def check_lost_answers(tokenized: TokenizedTask) -> str | None:
-    """Return one line that says why the task cannot be used, or None: too many answers are lost."""
+    """Return None, or if too many rows are lost because of their answers, one line that says so and how to fix it."""
     task = tokenized.task
     num_examples = sum(len(getattr(task, split)) for split in SPLITS)
     for reason in (TERMINATOR_INSIDE, NOT_GIVEN_BACK):
@@ -112,7 +112,7 @@ def check_lost_answers(tokenized: TokenizedTask) -> str | None:
 
 
 def default_cache_dir() -> Path:
-    """Return where tokenised tasks are kept: $MANYICL_CACHE, else the user's cache folder."""
+    """Return the folder where tokenised tasks are cached: $MANYICL_CACHE, else the user's cache folder."""
     root = os.environ.get("MANYICL_CACHE")
     if root:
         return Path(root)
@@ -126,9 +126,9 @@ def join_examples(
     indices: Iterable[int] | NDArray[np.int32],
     names: NDArray[np.int32] | None = None,
 ) -> TokenizedEpisode:
-    """Return the sequence of the examples `indices` (into the split's ExampleTokens), in their order.
+    """Return the sequence of the examples `indices` (into the split's ExampleTokens), in this order.
 
-    names: of a renamed episode, the name that each label bears (episodes.Episode).
+    names: in a renamed episode, the name of each label (`Episode.names`).
     """
     tokens = tokenized.splits[split]
     chosen = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices, dtype=np.int64)
@@ -164,7 +164,7 @@ def _join_renamed(
 def answer_lengths_of(
     tokenized: TokenizedTask, *, split: str, indices: NDArray[np.int32], names: NDArray[np.int32] | None
 ) -> NDArray[np.int64]:
-    """Return the tokens of the answers of some examples as `join_examples` writes them, terminators included."""
+    """Return the number of tokens of examples' answers as `join_examples` writes them, terminators included."""
     if names is None:
         return tokenized.splits[split].answer_lengths[indices]
     assert tokenized.names is not None, "only a task with names has renamed episodes"
@@ -172,7 +172,7 @@ def answer_lengths_of(
 
 
 def query_ids(tokenized: TokenizedTask, *, split: str, index: int, after_shots: bool) -> NDArray[np.int32]:
-    """Return the input segment of one example: what is fed after the shots (or after the head) to ask it."""
+    """Return the input segment of one example: what the model gets after the shots (or the head) to answer it."""
     tokens = tokenized.splits[split]
     start = int(tokens.starts[index]) + (0 if after_shots else tokenized.num_between)
     return tokens.ids[start : int(tokens.answer_starts[index])]
@@ -201,14 +201,14 @@ def _make_task(
 
 
 def _write_cache(path: Path, tokenized: TokenizedTask) -> None:
-    """Write one record batch a split; the reasons of dropped rows travel in the schema's metadata."""
+    """Write the arrays of all splits as an Arrow file, with the counts of dropped rows in the schema's metadata."""
     columns: dict[str, Any] = {}
     for split, tokens in tokenized.splits.items():
         columns[f"{split}.ids"] = tokens.ids
         columns[f"{split}.starts"] = tokens.starts
         columns[f"{split}.answer_starts"] = tokens.answer_starts
         columns[f"{split}.rows"] = tokens.rows
-    # The columns have different lengths, so each is one list cell of a single row.
+    # Columns must have one length, and the arrays have several: so the table has one row, each array a list in a cell.
     arrays = [pa.array([values], type=pa.large_list(pa.from_numpy_dtype(values.dtype))) for values in columns.values()]
     table = pa.table(arrays, names=list(columns)).replace_schema_metadata(
         {"dropped": json.dumps({split: dict(counts) for split, counts in tokenized.dropped.items()})}
@@ -220,7 +220,7 @@ def _write_cache(path: Path, tokenized: TokenizedTask) -> None:
 
 
 def _read_cache(path: Path, task: Task, tokenizer: TaskTokenizer) -> TokenizedTask:
-    """Read a cache file without copying: the arrays point into the mapped file."""
+    """Read a cache file without copying: the arrays point into the memory-mapped file."""
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     def column(name: str) -> NDArray[Any]:

@@ -1,7 +1,7 @@
-"""Text to ids, with the span of every answer known from building them. The only caller of the tokenizer.
+"""Text to token ids, with the span of each answer known by construction. The only caller of the tokenizer.
 
-Every segment is tokenised on its own, once, and cached; a sequence is nothing but a concatenation of slices of that
-cache. So the ids that a query is asked with are an exact prefix of ids that training could have seen.
+Every segment is tokenised separately, once, and cached; a sequence is a concatenation of slices of that cache. So the
+ids of a query at inference are an exact prefix of ids that training could have seen.
 """
 
 from __future__ import annotations
@@ -35,53 +35,53 @@ from manyicl.tasks import Example, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Part of every cache key; raised if the same text gives other ids than before.
 CACHE_VERSION = "3"
-# Why an example is not used; the words of every table of dropped rows.
+# Reasons to drop an example, as every table of dropped rows writes them.
 TERMINATOR_INSIDE = "terminator inside the answer"
 NOT_GIVEN_BACK = "answer the tokenizer cannot give back"
 
-# Tokenizers whose add_bos_token was looked at: it is told once.
-_told: set[str] = set()
+# Tokenizers whose add_bos_token has been checked, so that the warning is logged once.
+_checked: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleTokens:
-    """The kept examples of one split as flat ids; example i is `ids[starts[i]:starts[i + 1]]`.
-
-    ids: int32, all examples joined: [between][input segment][answer][terminator] each.
-    starts: int64, (N + 1,), where each example begins.
-    answer_starts: int64, (N,), where each answer begins; it ends with its example.
-    rows: int32, (N,), the example's index in the task's own split, to find its text again.
-    """
+    """The usable examples of one split as flat ids; example i is `ids[starts[i]:starts[i + 1]]`."""
 
     ids: NDArray[np.int32]
+    """All examples joined, each as [between][input segment][answer][terminator]."""
     starts: NDArray[np.int64]
+    """(N + 1,), where each example begins, then the end of the last."""
     answer_starts: NDArray[np.int64]
+    """(N,), where each answer begins; it ends with its example."""
     rows: NDArray[np.int32]
+    """(N,), each example's index in the task's split, where its text is."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each example, `between` included, (N,)."""
+        """(N,), tokens of each example, `between` included."""
         return np.diff(self.starts)
 
     @property
     def answer_lengths(self) -> NDArray[np.int64]:
-        """Tokens of each answer, terminator included, (N,)."""
+        """(N,), tokens of each answer, terminator included."""
         return self.starts[1:] - self.answer_starts
 
 
 class TaskTokenizer:
-    """A tokenizer together with the frame that examples are written in.
+    """A tokenizer with the frame in which examples are written.
 
-    frame: of the chat style, the one that a run was trained with; None renders the chat template now. A template may
-    write today's date, so a frame that is rendered again tomorrow can be another one.
-    end_ids: tokens besides the tokenizer's own end-of-text token that end an answer (`models.load_end_ids`).
+    frame: chat style: the frame that a run was trained with; default: rendered from the chat template now. A template
+    may write the date, so a frame rendered on another day can differ.
+    end_ids: tokens that end an answer, besides the tokenizer's own end-of-text token (`models.load_end_ids`).
 
     Raises:
-        UserError: no chat template, one that cannot be cut into turns, or a terminator that the tokenizer cannot write.
+        UserError: there is no chat template, it cannot be split into turns, or the tokenizer cannot write the
+            terminator.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class TaskTokenizer:
         frame: Frame | None = None,
         end_ids: Iterable[int] = (),
     ) -> None:
-        from transformers import TokenizersBackend  # loaded long since by whoever made the tokenizer
+        from transformers import TokenizersBackend  # already imported: the tokenizer came from transformers
 
         self.tokenizer = tokenizer
         self.settings = settings
-        # Answers are decoded at each of their tokens: by the Rust decoder itself, five times faster, where transformers
-        # would add nothing to it.
+        # Generation decodes an answer after each of its tokens. The Rust decoder alone is five times faster than
+        # transformers' decode; use it directly if transformers would do nothing else.
         kind: Any = type(tokenizer)
         plain = (kind.decode, getattr(kind, "_decode", None)) == (TokenizersBackend.decode, TokenizersBackend._decode)
         self._backend: Any = tokenizer.backend_tokenizer if plain else None
-        # Unknown characters become the unknown token, so it may stand for text; no other special token may.
+        # No special token may occur in user text, except the unknown token, which stands for unknown characters.
         added = tokenizer.added_tokens_decoder.items()
         self._specials = {token.content: i for i, token in added if token.special and i != tokenizer.unk_token_id}
         self._special_pattern = re.compile("|".join(map(re.escape, self._specials)) or r"(?!)")
@@ -111,7 +111,7 @@ class TaskTokenizer:
         self.between_ids = self._encode_frame(self.frame.between)
         self.before_answer_ids = self._encode_frame(self.frame.before_answer)
         if self.bos_ids and settings.style == "plain":
-            _tell_bos(tokenizer)
+            _warn_of_bos(tokenizer)
         self.terminator_ids = self._terminator_ids()
         self._end_of_turn = self._special_pattern.search(self.frame.terminator) if settings.style == "chat" else None
         own_ids = [] if self._end_of_turn is None else [self._specials[self._end_of_turn[0]]]
@@ -125,7 +125,7 @@ class TaskTokenizer:
         return self.frame.terminator
 
     def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
-        """Return the text of `ids`, special tokens included, nothing cleaned up."""
+        """Return the text of `ids`, special tokens included, without any clean-up."""
         listed = np.asarray(ids).tolist()
         if self._backend is not None:
             return str(self._backend.decode(listed, skip_special_tokens=False))
@@ -134,15 +134,15 @@ class TaskTokenizer:
         return text
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of user text: no special tokens added, and none recognised inside it.
+        """Return the ids of user text: without special tokens, added or recognised in it.
 
-        A `</s>` that a row happens to contain stays text; as a special token it would look like a document's end.
+        A `</s>` in a row stays text. As a special token it would look like the end of a document.
         """
         if not texts:
             return []
         encoded = list(self._encode_all(texts))
         for place, ids in enumerate(encoded):
-            # A Unigram vocabulary holds the special tokens as pieces: cut in two, their names are not found in it.
+            # A Unigram vocabulary has the special tokens as ordinary pieces too: cut their names in two to avoid them.
             names = list(self._special_pattern.finditer(texts[place]))
             if any(self._specials[name[0]] in ids for name in names):
                 cuts = [name.start() + 1 for name in names]
@@ -151,12 +151,12 @@ class TaskTokenizer:
         return encoded
 
     def encode_inputs(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each example's input as the frame writes it."""
+        """Return the ids of each input as the frame writes it."""
         written = [input_text(text, settings=self.settings) for text in texts]
         return self.encode_texts([text.strip() for text in written] if self.frame.trims_inputs else written)
 
     def encode_answers(self, texts: Sequence[str]) -> list[list[int] | str]:
-        """Return each answer's ids with its terminator, or the reason why it cannot be used."""
+        """Return the ids of each answer with its terminator, or the reason why it cannot be used."""
         if self.frame.trims_answers:
             texts = [text.strip() for text in texts]
         distinct = sorted(set(texts))
@@ -173,9 +173,9 @@ class TaskTokenizer:
 
     @property
     def end_text(self) -> str:
-        """The text that an answer is over with: the terminator, of a chat template up to its first special token.
+        """The text that ends an answer: the terminator; of a chat template's only up to its first special token.
 
-        Gemma's template ends a turn by `<end_of_turn>` and a line feed; a model need not write the line feed.
+        Gemma's template ends a turn with `<end_of_turn>` and a line feed, and a model may omit the line feed.
         """
         return self.terminator if self._end_of_turn is None else self.terminator[: self._end_of_turn.end()]
 
@@ -184,10 +184,10 @@ class TaskTokenizer:
         return ids[-1] in self.end_ids or self.end_text in self.decode(ids)
 
     def cut_answer(self, ids: Sequence[int]) -> tuple[str, bool]:
-        """Return generated ids as text up to where the answer ends, and whether it does.
+        """Return the text of generated ids up to the end of the answer, and whether the answer ends.
 
-        It ends at the first of `end_ids`, or at the terminator, which is judged on decoded text, so that a merged
-        `.\\n\\n` ends it too.
+        It ends at the first of `end_ids` or at the terminator. The terminator is searched in decoded text, so that a
+        merged token such as `.\\n\\n` ends the answer too.
         """
         place = next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))
         text, terminator, _ = self.decode(ids[:place]).partition(self.end_text)
@@ -196,16 +196,16 @@ class TaskTokenizer:
         return text, bool(terminator) or place < len(ids)
 
     def cut_text(self, text: str) -> tuple[str, bool]:
-        """Return an answer that came as text, without ids, up to where it ends, and whether it does."""
+        """Return an answer that came as text, not ids, up to its end, and whether it ends."""
         marks = [self.end_text, *(self.decode([token]) for token in self.end_ids)]
         places = [place for mark in marks if mark and (place := text.find(mark)) >= 0]
         return (text[: min(places)], True) if places else (text, False)
 
     def head_ids(self, task: Task, *, renamed: bool = False) -> NDArray[np.int32]:
-        """Return what opens every sequence of `task`, or every renamed one: opening and instruction, once each.
+        """Return the ids before the first example of every sequence of `task`: opening and instruction.
 
-        The opening of the plain style is BOS, if the tokenizer has one; of the chat style it is the template's own,
-        which holds BOS if the template writes it.
+        In the plain style the opening is BOS, if the tokenizer has one. In the chat style it is the template's, with
+        BOS if the template writes it. renamed: of renamed episodes, whose instruction must not name a label.
         """
         opening = self.bos_ids if self.settings.style == "plain" else self._encode_frame(self.frame.opening)
         text = (renamed_instruction_text if renamed else instruction_text)(task, settings=self.settings)
@@ -213,17 +213,17 @@ class TaskTokenizer:
         return np.asarray(opening + instruction, dtype=np.int32)
 
     def fingerprint(self) -> str:
-        """Return a hash of all that decides how text becomes ids."""
+        """Return a hash of everything that decides how text becomes ids."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
-        # Padding and truncation that some caller switched on are stored in the same text, and decide nothing here.
+        # Cut out padding and truncation, which a caller may have switched on: they don't matter here.
         vocabulary = re.sub(r'^\{(.*?)"added_tokens"', "{", vocabulary, count=1, flags=re.DOTALL)
         parts = [CACHE_VERSION, vocabulary, json.dumps(self.settings.model_dump(), sort_keys=True)]
         parts.append(json.dumps(asdict(self.frame), sort_keys=True))
         return hashlib.sha256("\0".join([*parts, repr(self.bos_ids)]).encode()).hexdigest()
 
     def tokenize_examples(self, examples: Sequence[Example]) -> tuple[ExampleTokens, dict[str, int]]:
-        """Return the ids of `examples`, and how many were left out for which reason."""
+        """Return the ids of `examples`, and the number of those left out, by reason."""
         inputs = self.encode_inputs([e.input for e in examples])
         answers = self.encode_answers([e.answer for e in examples])
         dropped: dict[str, int] = {}
@@ -253,18 +253,18 @@ class TaskTokenizer:
         return ids
 
     def _encode_frame(self, text: str) -> list[int]:
-        """Return the ids of the template's own text, whose special tokens are meant."""
+        """Return the ids of the frame's text, in which special tokens are recognised."""
         if not text:
             return []
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [int(i) for i in ids]
 
     def _terminator_ids(self) -> list[int]:
-        """Return ids that, appended to any answer, add the terminator's text and nothing else.
+        """Return ids that, appended to any answer, add exactly the terminator's text.
 
-        Made alone, they may carry a word-start mark ('▁' of SentencePiece) that would show as a space before the
-        blank line; then the ids that the tokenizer itself writes after a letter are taken, for each special token of
-        a chat template's end of turn and the text behind it apart.
+        Tokenised by itself, the terminator may get a mark of a word's start (SentencePiece's '▁'), which decodes to a
+        space. Then its ids after a letter are used, separately for each special token of a chat template's end of turn
+        and for the text between and after them.
         """
         text = self.frame.terminator
         probes = [(p, ids) for p in ("a", "yes", "9.", "b c") if self.decode(ids := self._encode_frame(p)) == p]
@@ -285,7 +285,7 @@ class TaskTokenizer:
         )
 
     def _encode_after_letter(self, text: str) -> list[int]:
-        """Return the ids that the tokenizer writes for `text` behind the letter a."""
+        """Return the ids of `text` after the letter a."""
         letter, both = self._encode_frame("a"), self._encode_frame("a" + text)
         return both[len(letter) :] if both[: len(letter)] == letter else self._encode_frame(text)
 
@@ -294,7 +294,7 @@ class TaskTokenizer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         template = self._chat_template()
-        # Templates that can write a model's thoughts are rendered without any: an answer follows at once.
+        # Templates of thinking models are rendered without a thought: the answer follows at once.
         options: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in template else {}
 
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -333,7 +333,7 @@ class TaskTokenizer:
         """Return the tokenizer's chat template.
 
         Raises:
-            UserError: it has none, or several of which none is called 'default'.
+            UserError: it has none, or several and none is called 'default'.
         """
         template = self.tokenizer.chat_template
         if not template:
@@ -349,19 +349,19 @@ class TaskTokenizer:
         )
 
 
-def _tell_bos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Log once, in the main process of a launch, that BOS is written although the tokenizer is set to write none."""
+def _warn_of_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn if sequences begin with BOS although the tokenizer's settings say not to write it; once, on rank 0."""
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     name = str(tokenizer.name_or_path)
-    if not name or name in _told or os.environ.get("RANK", "0") != "0":
+    if not name or name in _checked or os.environ.get("RANK", "0") != "0":
         return
-    _told.add(name)
-    # As written: the tokenizer itself says False also if nothing is set.
+    _checked.add(name)
+    # Read from the file: the tokenizer's attribute is False even if nothing is set.
     if get_tokenizer_config(name, local_files_only=True).get("add_bos_token") is False:
         logging.getLogger("manyicl").warning(
-            "%s: its tokenizer says add_bos_token = false, but %r opens every sequence here, in training and in"
-            " questions alike; if the model was trained without it, take bos_token out of tokenizer_config.json",
+            "%s: its tokenizer says add_bos_token = false, but here every sequence begins with %r, in training and in"
+            " evaluation; if the model was trained without it, remove bos_token from tokenizer_config.json",
             name,
             tokenizer.bos_token,
         )

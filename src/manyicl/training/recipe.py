@@ -230,7 +230,8 @@ def _tell_fault(error: dict[str, Any], values: dict[str, Any], *, kind: type[Run
     if section is not None and not isinstance(value, dict):
         return f"{name} = {value!r}: is a section; write [{name}], and below it {', '.join(section.model_fields)}"
     if parent is not None and any(not part.isdigit() for part in inside):
-        return f"{name} = {value!r}: does not fit; {parent.model_fields[key[-1]].description}"
+        use = " ".join(str(parent.model_fields[key[-1]].description).split())
+        return f"{name} = {value!r}: does not fit; {use.rstrip('.')}"
     message = str(error["msg"].removeprefix("Value error, "))
     if error["type"] == "tuple_type":
         message = 'needs a list, such as ["a", "b"]'
