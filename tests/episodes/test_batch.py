@@ -320,6 +320,17 @@ def test_another_number_of_packs_a_step_trains_the_same_packs(tasks):
     assert written_out(dataset_of(tasks, packs_per_step=4, num_steps=3).packs) == written_out(dataset_of(tasks).packs)
 
 
+def test_packs_are_served_in_the_order_and_with_the_padding_of_a_run_and_the_plan_stays(tasks):
+    plan = dataset_of(tasks)
+    served = plan.arranged(order=[2, 0, 1, *range(3, 12)], row_multiple=64)
+    assert [served[n][0] for n in range(4)] == [plan.packs[n] for n in (2, 0, 1, 3)]
+    assert [served[n][1] for n in range(12)] == [plan[n][1] for n in range(12)]  # packs stay in their step
+    padded, bare = served.collate([served[1]]), plan.collate([plan[0]])
+    assert padded.num_tokens % 64 == 0
+    assert torch.equal(padded.input_ids_1T[:, : bare.num_tokens], bare.input_ids_1T)
+    assert [plan[n][0] for n in range(12)] == plan.packs
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_build_the_same_batches(tasks, num_workers):
     dataset = dataset_of(tasks)

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from manyicl.episodes.batch import lengths_of
 from manyicl.episodes.plan import EpisodeSettings
 from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.planning.audit import audit_task
 from manyicl.planning.preview import draw_episode
 from manyicl.tasks.task import load_task
 from tests.cli.test_app import run_manyicl
 from tests.conftest import SHARED, needs_shared, tiny_model, train_tokenizer
+from tests.episodes.test_template import CHATML, chat_tokenizer
 
 COLOURS = ("red", "blue")
 
@@ -157,7 +160,7 @@ def test_a_good_folder_exits_0(tmp_path, capfd):
     lines = [line for line in out.splitlines() if "colours" in line or "more" in line]
     assert len(lines) == 2
     assert all(line.split("  ")[-1] == "good" for line in lines)
-    assert "split: Train, validation and test are as the files say." in out
+    assert "split: Train, validation and test are as the files give them." in out
 
 
 def test_with_a_model_tokens_are_counted(tmp_path, capfd):
@@ -256,11 +259,22 @@ def test_a_task_too_long_for_any_budget_exits_1(tmp_path, capfd):
     assert "cannot be trained in 32768 tokens: its shortest example needs " in out
 
 
+def test_in_the_chat_style_the_first_example_does_not_count_what_stands_between_turns(tmp_path):
+    tokenizer = TaskTokenizer(chat_tokenizer(train_tokenizer("bpe"), CHATML), TemplateSettings(style="chat"))
+    path = write_task(tmp_path, good_rows())
+    lengths = lengths_of(tokenize_task(load_task(path), tokenizer=tokenizer))
+    assert lengths.num_between > 0
+    shortest = int(lengths.alone.min())
+    assert audit_task(path, tokenizer=tokenizer, budgets=(shortest,)).blockers == ()
+    (blocker,) = audit_task(path, tokenizer=tokenizer, budgets=(shortest - 1,)).blockers
+    assert blocker == f"cannot be trained in {shortest - 1} tokens: its shortest example needs {shortest}"
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({}, "no task in it; add a .jsonl, .json, .csv, .tsv or .parquet file"),
-        ({"a.jsonl": "", "a.csv": ""}, "task 'a' is also a.csv; rename or remove one"),
+        ({"a.jsonl": "", "a.csv": ""}, "a.csv is also called 'a'; rename or remove one"),
         ({"a.jsonl": "", "b.task.json": "{}"}, "no data file b.jsonl, .csv or .parquet beside it"),
     ],
 )

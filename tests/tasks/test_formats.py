@@ -92,7 +92,7 @@ def test_a_separator_in_a_cell_is_told_by_its_name(tmp_path: Path) -> None:
     [
         ("t.csv", b"PK\x03\x04...", "is a zip file, as Excel's .xlsx is"),
         ("t.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data"),
-        ("t.csv.gz", b"input,answer\n", "is not compressed by gzip; take .gz off its name"),
+        ("t.csv.gz", b"input,answer\n", "is not compressed by gzip; remove .gz from its name"),
         ("t.csv.gz", gzip.compress(TABLE.encode() * 50, mtime=0)[:-9], "the gzip data are damaged"),
         ("t.json", b"[{]\n\n", "invalid JSON"),
     ],
@@ -172,8 +172,7 @@ def test_an_instruction_of_each_row_is_named_with_the_task_json_that_reads_it(tm
     assert task is not None
     assert task.notes == (
         "columns not read: instruction",
-        "each row's own instruction is not read; to put it before the input, write"
-        f" {json.dumps(mapped)} into t.task.json",
+        f"each row's instruction is not read; to put it before the input, write {json.dumps(mapped)} into t.task.json",
     )
     assert examples_of(tmp_path, "t.csv", content, mapped) == [Example("add\n1 2", "3"), Example("multiply\n1 2", "2")]
 
@@ -188,9 +187,7 @@ def test_options_in_columns_of_their_own_trial_19b(tmp_path: Path) -> None:
     task, _ = read(tmp_path, "t.csv", content, {"columns": {"input": "question"}})
     assert task is not None
     assert "columns not read: A, B, C" in task.notes
-    assert (
-        f"A, B, C look like the options; to have them read, write {json.dumps(mapped)} into t.task.json" in task.notes
-    )
+    assert f"A, B, C look like the options; to read them, write {json.dumps(mapped)} into t.task.json" in task.notes
 
 
 SHAPES = [
@@ -265,7 +262,7 @@ def test_labels_that_are_one_label_trials_24_24b_41b(tmp_path: Path) -> None:
 def test_labels_that_may_be_one_are_told_with_counts(tmp_path: Path, labels: list[str], warning: str) -> None:
     task, _ = read(tmp_path, "t.jsonl", label_rows(labels))
     assert task is not None
-    told = f"answers that may be one: {warning}; write them alike if they are"
+    told = f"answers that may be the same: {warning}; if they are, write them alike"
     assert task.warnings == ((told,) if warning else ())
 
 
@@ -274,8 +271,8 @@ def test_more_labels_than_are_chosen_among_are_told_with_the_fix_trial_47(tmp_pa
     assert task is not None
     assert (task.family, task.labels) == ("qa", ())
     assert task.warnings == (
-        '77 different answers: they are generated; to have them chosen among, write {"family": "classification"} into'
-        " t.task.json",
+        '77 different answers: they are generated; to choose among them instead, write {"family": "classification"}'
+        " into t.task.json",
     )
     task, _ = read(
         tmp_path, "t.jsonl", label_rows([f"intent {n}" for n in range(77)] * 10), {"family": "classification"}
@@ -286,7 +283,7 @@ def test_more_labels_than_are_chosen_among_are_told_with_the_fix_trial_47(tmp_pa
         tmp_path, "t.jsonl", label_rows([f"intent {n}" for n in range(300)] * 5), {"family": "classification"}
     )
     assert task is not None
-    assert task.warnings[0].endswith('to have them chosen among, list them as "labels" in t.task.json')
+    assert task.warnings[0].endswith('to choose among them instead, list them as "labels" in t.task.json')
 
 
 @pytest.mark.parametrize(
@@ -325,17 +322,17 @@ def test_utf_16_without_a_mark_is_read_if_only_its_header_is_ascii(tmp_path: Pat
         ("t.csv.gz", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data"),
         ("t.csv", bytes.fromhex("d0cf11e0a1b11ae1") + bytes(99), "is an old Office file"),
         ("t.jsonl", b"\x28\xb5\x2f\xfd....", "is compressed by zstd; unpack it"),
-        ("t.csv", LINES.encode(), "holds JSON, not a table; call it .jsonl"),
-        ("t.csv", json.dumps(ROWS, indent=1).encode(), "holds JSON, not a table; call it .json"),
-        ("t.jsonl", b"input,answer\n", "row 1: 'input,answer' is not JSON; if the file is a table, call it .csv"),
+        ("t.csv", LINES.encode(), "is JSON, not a table; name it .jsonl"),
+        ("t.csv", json.dumps(ROWS, indent=1).encode(), "is JSON, not a table; name it .json"),
+        ("t.jsonl", b"input,answer\n", "row 1: 'input,answer' is not JSON; if the file is a table, name it .csv"),
         ("t.csv", b"# exported\n" + TABLE.encode(), "the header is row 2; remove the row above it"),
         ("t.csv", b"Desk, 2026\n,\n" + TABLE.encode(), "the header is row 3; remove the 2 rows above it"),
         ("t.csv", TABLE.encode() + b"\0" * 4096, "ends in 4,096 NUL bytes, as after a crash"),
         ("t.jsonl", LINES.encode() + b"\0" * 4096, "row 3: 4,096 NUL bytes, as after a crash"),
         ("t.csv", (b"\xef\xbb\xbf" + TABLE.encode()) * 2, "row 3: the row is the header again; remove it"),
         ("t.jsonl", LINES.replace("\n", "\r").encode(), "row 1: more than one value on the line"),
-        ("t.jsonl", json.dumps(ROWS[0], indent=1).encode(), "holds objects over several lines"),
-        ("t.jsonl", b'{"input": "x", "answer": "a", "answer": "b"}\n', "row 1: the object names 'answer' twice"),
+        ("t.jsonl", json.dumps(ROWS[0], indent=1).encode(), "has objects that span several lines"),
+        ("t.jsonl", b'{"input": "x", "answer": "a", "answer": "b"}\n', "row 1: the object has 'answer' twice"),
         ("t.csv", "input,answer\nx,\u200b\n".encode(), "row 1: answer '\\u200b' is empty"),
     ],
 )
@@ -363,7 +360,7 @@ def test_a_mapped_column_that_is_nowhere_is_told(tmp_path: Path, columns: object
     ("column", "cells", "text"),
     [
         ("set", ["train"] * 300 + ["eval"], "column 'set' holds splits, but is not read"),
-        ("is_test", ["0", "1"], "column 'is_test' says which rows are not to be trained on, but is not read"),
+        ("is_test", ["0", "1"], "column 'is_test' marks rows that are not for training, but is not read"),
         ("fold", ["0", "1"], ""),
         ("group", ["train", "tram"], ""),
     ],
@@ -383,7 +380,9 @@ def test_numbers_of_parquet_keep_their_digits_and_a_column_that_is_there_twice_i
         assert {example.answer for example in load_task(path).test} == expected
     twice = pyarrow.Table.from_arrays([["x"], ["a"], ["b"]], names=["input", "answer", "answer"])
     pyarrow.parquet.write_table(twice, path)
-    assert [fault.message for fault in inspect_task(path)[1]] == [f"{path}: names 'answer' twice; rename one of them"]
+    assert [fault.message for fault in inspect_task(path)[1]] == [
+        f"{path}: has a column 'answer' twice; rename one of them"
+    ]
 
 
 @pytest.mark.parametrize(

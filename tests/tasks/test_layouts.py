@@ -94,17 +94,17 @@ def test_the_task_json_of_several_files_may_lie_in_their_folder_or_beside_it(tmp
     (tmp_path / place).write_text(json.dumps({"name": "bikes"}))
     assert [task.name for task in load_tasks(tmp_path)] == ["bikes"]
     (tmp_path / "desk" / "test.task.json").write_text("{}")
-    with pytest.raises(UserError, match=r"task\.json: task 'desk' has .*task\.json, too; keep one"):
+    with pytest.raises(UserError, match=r"task\.json: task 'desk' also has .*task\.json; keep one"):
         find_layout(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        (("train.csv", "test.csv", "eval.csv"), "eval.csv: holds a split by its name, but which?"),
-        (("desk_train.csv", "desk_test.csv", "desk_eval.csv"), "desk_eval.csv: holds a split by its name"),
-        (("desk.csv", "desk_test.csv"), "desk_test.csv: is a part of task 'desk' by its name, but so is desk.csv"),
-        (("train.csv", "train.tsv"), "train.tsv: is also there as train.csv; rename or remove one"),
+        (("train.csv", "test.csv", "eval.csv"), "eval.csv: is a split by its name, but which one?"),
+        (("desk_train.csv", "desk_test.csv", "desk_eval.csv"), "desk_eval.csv: is a split by its name"),
+        (("desk.csv", "desk_test.csv"), "desk_test.csv: is a split of task 'desk' by its name, but desk.csv is"),
+        (("train.csv", "train.tsv"), "train.tsv: there is also train.csv; rename or remove one"),
     ],
 )
 def test_what_could_put_test_rows_into_training_is_refused(tmp_path: Path, names: tuple[str], text: str) -> None:
@@ -201,7 +201,7 @@ def test_parts_as_spark_writes_them_are_one_task_and_a_shard_that_is_not_there_i
     (tmp_path / "desk.csv" / "_SUCCESS").write_text("")
     layout = find_layout(tmp_path)
     assert [(source.stem, len(source.files)) for source in layout.sources] == [("desk", 3), ("shop", 2)]
-    assert "shop/1 of the 3 shards of train.csv (not there)" in layout.left_out
+    assert "shop/1 of the 3 shards of train.csv (missing)" in layout.left_out
 
 
 def test_a_pipe_is_not_waited_for_and_a_link_to_the_folder_itself_is_no_second_task(tmp_path: Path) -> None:
@@ -211,4 +211,4 @@ def test_a_pipe_is_not_waited_for_and_a_link_to_the_folder_itself_is_no_second_t
     (tmp_path / "latest").symlink_to(tmp_path)
     layout = find_layout(tmp_path)
     assert [source.stem for source in layout.sources] == [tmp_path.name]
-    assert layout.left_out == ["latest/ (a link to a folder around it)", "pipe.json (not a file)"]
+    assert layout.left_out == ["latest/ (a link to a folder that contains it)", "pipe.json (not a file)"]

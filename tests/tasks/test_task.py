@@ -73,7 +73,7 @@ def test_jsonl_with_a_task_json_is_read_and_answers_lose_the_blanks_around_them(
     assert task.validation == (Example("3 + 3", "6"),)
     assert task.test == (Example("4 + 4", "8"),)
     assert (task.num_rows, task.dropped, task.labels) == (4, {}, ())
-    assert task.split_note == "Train, validation and test are as the files say."
+    assert task.split_note == "Train, validation and test are as the files give them."
 
 
 def test_an_example_is_known_by_a_hash_of_its_input_and_answer() -> None:
@@ -369,7 +369,7 @@ def test_some_rows_with_a_split_and_some_without(tmp_path: Path) -> None:
     rows = [*GOOD, {"input": "x", "answer": "y"}, {"input": "z", "answer": "y", "split": None}]
     fault = only_fault(write_rows(tmp_path / "t.jsonl", rows))
     assert (fault.kind, fault.rows, fault.count) == ("split on some rows only", (4, 5), 2)
-    assert "while 3 other rows have one" in fault.message
+    assert "but 3 other rows have one" in fault.message
 
 
 def test_a_split_column_in_other_letters_is_read_and_one_of_another_name_is_not_passed_over(tmp_path: Path) -> None:
@@ -501,12 +501,12 @@ def test_mistakes_of_a_folder(tmp_path: Path) -> None:
         find_layout(tmp_path)
     (tmp_path / "fooo.task.json").unlink()
     (tmp_path / "foo.csv").write_text("input,answer\nx,y\n")
-    with pytest.raises(UserError, match=r"foo\.jsonl: task 'foo' is also foo\.csv; rename or remove one"):
+    with pytest.raises(UserError, match=r"foo\.jsonl: foo\.csv is also called 'foo'; rename or remove one"):
         load_tasks(tmp_path)
     (tmp_path / "foo.csv").unlink()
     for name in ("a", "b"):
         write_settings(write_rows(tmp_path / f"{name}.jsonl", GOOD), {"name": "same"})
-    with pytest.raises(UserError, match=r"b\.jsonl: task 'same' is also a\.jsonl"):
+    with pytest.raises(UserError, match=r"b\.jsonl: a\.jsonl is also called 'same'"):
         load_tasks(tmp_path)
 
 
@@ -560,7 +560,7 @@ def test_other_right_answers_are_flipped_too() -> None:
 
 @pytest.mark.parametrize("labels", [(), ("only",)])
 def test_a_task_without_two_labels_cannot_be_flipped(labels: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=r"task 'animals': has no two fixed labels to exchange; leave it out"):
+    with pytest.raises(UserError, match=r"task 'animals': has fewer than two fixed labels, so none to exchange"):
         flip_labels(replace(make_task("animals"), labels=labels), seed=0)
     with pytest.raises(UserError, match=r"labels \[.*\]: there is no other label .*; leave the task out"):
         flip_map(labels, seed=0)
@@ -586,9 +586,9 @@ def test_the_real_tasks_load_without_a_fault() -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b'{"family": "qa", "family": "nli"}', "names 'family' twice; remove one of them"),
+        (b'{"family": "qa", "family": "nli"}', "has 'family' twice; remove one of them"),
         ('{"family": "qa"}'.encode("utf-16"), "is not UTF-8; save it as UTF-8"),
-        (b'{"answer_index": 0}', 'no row has options that "answer_index" could count; correct foo.task.json'),
+        (b'{"answer_index": 0}', 'no row has options, but "answer_index" is set; correct foo.task.json'),
     ],
 )
 def test_more_mistakes_in_a_task_json(tmp_path: Path, content: bytes, text: str) -> None:

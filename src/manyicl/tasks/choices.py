@@ -1,4 +1,4 @@
-"""Answers that name an option by its number, its letter or its label, put into the option's own words."""
+"""Answers that name an option by number, letter or label are replaced by the option's text."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from functools import partial
 from manyicl.tasks.faults import FaultLog, near_word, show
 from manyicl.tasks.rows import FileRows, Row
 
-# Returns the option that an answer means, or None if it means none.
+# Returns the option of a row that an answer means, or None if it means none.
 _Reading = Callable[[Row, str], str | None]
 
 
 def resolve_choices(
     files: Sequence[FileRows], *, answer_index: int | None, settings_name: str, log: FaultLog
 ) -> list[str]:
-    """Put each answer of a row with options into the words of its option, in place, and return notes on that.
+    """Replace each answer of a row with options by the text of its option, in place, and return notes about it.
 
-    How answers are meant is decided for a task as a whole: as texts, unless one of them is not among its options and
-    all of them are labels, numbers or letters of an option. answer_index: 0 or 1 if the task.json says that answers are
-    numbers counted from there. A row whose answer means none of its options is a fault.
+    The meaning of answers is decided for the task as a whole. They are texts, unless some answer is not among its
+    options and all answers are labels, numbers or letters of options. A row whose answer means none of its options is
+    a fault.
+
+    answer_index: the number of the first option, 0 or 1, if the task.json says that answers are numbers.
     """
     rows = [row for file in files for row in file.rows if row.options]
     if not rows and answer_index is not None and any(file.rows for file in files):
         fix = f"correct {settings_name}"
-        log.add("answer_index without options", f'no row has options that "answer_index" could count; {fix}')
+        log.add("answer_index without options", f'no row has options, but "answer_index" is set; {fix}')
     if not rows:
         return []
     name, reading = _find_reading(rows, answer_index)
@@ -34,7 +36,7 @@ def resolve_choices(
         for row in file.rows:
             answers = [reading(row, answer) for answer in (row.answer, *row.also_right)] if row.options else []
             if None in answers:
-                what = partial(_tell_wrong, row, _are_numbers(rows), settings_name)
+                what = partial(_describe_wrong, row, _are_numbers(rows), settings_name)
                 log.add("answer not among its options", what, row=row.number, path=file.path)
                 file.num_faulty += 1
                 continue
@@ -52,7 +54,7 @@ def _find_reading(rows: Sequence[Row], answer_index: int | None) -> tuple[str, _
     if all(row.answer in row.option_labels for row in rows):
         return "labels of options", _by_label
     if _are_numbers(rows):
-        # Certain only if one way of counting is possible.
+        # Decided only if exactly one way of counting fits every row.
         possible = [n for n in (0, 1) if all(_by_number(n, row, row.answer) is not None for row in rows)]
         if len(possible) == 1:
             return f"numbers of options, counted from {possible[0]}", partial(_by_number, possible[0])
@@ -85,7 +87,7 @@ def _by_letter(row: Row, answer: str) -> str | None:
     return row.options[place] if 0 <= place < len(row.options) else None
 
 
-def _tell_wrong(row: Row, are_numbers: bool, settings_name: str) -> str:
+def _describe_wrong(row: Row, are_numbers: bool, settings_name: str) -> str:
     what = f"answer {show(row.answer)} is not among its options"
     if are_numbers:
         example = '{"answer_index": 0}'

@@ -1,4 +1,4 @@
-"""Where a row's input, answer, split and options stand in a record: names, paths into nested values, joined columns."""
+"""Finds a row's input, answer, split and options in a record: by name, by a path into nested values, or joined."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 COLUMNS = ("input", "answer", "split", "options", "option_labels")
 MISSING = object()
-# A key of a record, and the rest of a path inside its value; None if the record has no such key.
+# A key of a record, and the rest of the path inside its value; None if the record has no such key.
 _Place = tuple[str, tuple[str, ...]] | None
-_Plan = dict[str, list[_Place]]
-# More different sets of keys than this in one file are not remembered, so that memory stays bounded.
+_Places = dict[str, list[_Place]]
+# Sets of keys remembered per file, at most: a file may have new keys in every record, and memory must stay bounded.
 _MOST_REMEMBERED = 1000
 
 
 class Columns:
     """Finds our columns in the records of one file.
 
-    mapped: our names (`COLUMNS`) to the file's own, if they differ: a name, a path ("answers.text.0", where a number
-    counts from 0, or from the end if it is negative), or a list of these. A name is found in other capitals and with
-    blanks around it, too, unless two would do.
+    mapped: our names (`COLUMNS`) -> the file's, if they differ: a name, a path, or a list of these. In a path such as
+    "answers.text.0" a number is an index into a list, from 0, or from the end if negative. A name also matches one that
+    differs only in case and outer blanks, if there is just one such name.
     """
 
     def __init__(self, mapped: Mapping[str, str | Sequence[str]]) -> None:
@@ -27,8 +27,8 @@ class Columns:
         for name in COLUMNS:
             own = mapped.get(name, name)
             self.paths[name] = (own,) if isinstance(own, str) else tuple(own)
-        self._plans: dict[tuple[str, ...], _Plan] = {}
-        # Columns that a row may lack: whether they are anywhere is known at the end.
+        self._known_places: dict[tuple[str, ...], _Places] = {}
+        # Mapped columns that a row may lack, as (our name, index of its path), until a row has them.
         self._unseen = {
             (name, place)
             for name in mapped
@@ -38,60 +38,58 @@ class Columns:
         self._seen: set[str] = set()
 
     def is_joined(self, name: str) -> bool:
-        """Return whether a list of the file's columns was given for `name`."""
+        """Return whether `name` is mapped to a list of the file's columns."""
         return not isinstance(self.mapped.get(name, name), str)
 
     def reads(self, own: str) -> bool:
-        """Return whether a column of the file is one that we read."""
+        """Return whether we read the file's column `own`."""
         folded = _fold(own)
         return any(folded in (_fold(path), _fold(path.split(".")[0])) for path in self._all_paths())
 
     def missing_from(self, names: Iterable[str]) -> list[str]:
-        """Return which of "input" and "answer" a file with these columns does not have."""
+        """Return which of "input" and "answer" is not among a file's columns `names`."""
         known = tuple(names)
         return [
             name for name in ("input", "answer") if all(_find_place(path, known) is None for path in self.paths[name])
         ]
 
     def find(self, record: Mapping[str, object]) -> dict[str, list[object]]:
-        """Return, for each of our names, one value per column that it stands for; MISSING if that is not there."""
-        plan = self._resolve(tuple(record))
+        """Return for each of our names the value of each column that it is mapped to; MISSING if there is none."""
+        places_by_name = self._resolve(tuple(record))
         found = {
             name: [
                 MISSING if place is None else _walk(record[place[0]], place[1]) if place[1] else record[place[0]]
                 for place in places
             ]
-            for name, places in plan.items()
+            for name, places in places_by_name.items()
         }
         if self._unseen:
             self._unseen = {(name, place) for name, place in self._unseen if found[name][place] is MISSING}
         return found
 
     def never_found(self) -> list[tuple[str, str]]:
-        """Return (our name, column or path) of mapped columns that a row may lack and that no row had."""
+        """Return (our name, column or path) of each mapped column that no row has, if it is optional or joined."""
         return [(name, self.paths[name][place]) for name, place in sorted(self._unseen)]
 
     def note_names(self, names: Iterable[str]) -> None:
-        """Remember which columns a file has, for `unread`."""
+        """Remember columns of the file, for `unread` and `has`."""
         if len(self._seen) < _MOST_REMEMBERED:
             self._seen.update(names)
 
     def unread(self) -> list[str]:
-        """Return the columns that a file has and nobody reads, sorted."""
+        """Return the file's columns that are not read, sorted."""
         names = tuple(self._seen)
         read = {place[0] for path in self._all_paths() if (place := _find_place(path, names)) is not None}
         return sorted(name for name in names if name.strip() and name not in read and not self._alone_reads(name))
 
     def has(self, name: str) -> bool:
-        """Return whether any record had one of the columns of `name`."""
+        """Return whether the file has a column of `name`."""
         seen = tuple(self._seen)
         return any(_find_place(path, seen) is not None for path in self.paths[name])
 
     def _alone_reads(self, own: str) -> bool:
-        """Return whether a column is read in rows that do not have another one of nearly the same name."""
-        return any(
-            _find_place(path, plan) for plan in self._plans if own in plan for path in self._near_paths(own, plan)
-        )
+        """Return whether column `own` is read in rows that have no other column of nearly the same name."""
+        return any(self._near_paths(own, names) for names in self._known_places if own in names)
 
     def _near_paths(self, own: str, names: tuple[str, ...]) -> list[str]:
         places = {path: _find_place(path, names) for path in self._all_paths()}
@@ -100,15 +98,15 @@ class Columns:
     def _all_paths(self) -> list[str]:
         return [path for paths in self.paths.values() for path in paths]
 
-    def _resolve(self, names: tuple[str, ...]) -> _Plan:
-        """Return where the columns of each name stand in records with these keys."""
-        plan = self._plans.get(names)
-        if plan is None:
-            plan = {name: [_find_place(path, names) for path in paths] for name, paths in self.paths.items()}
+    def _resolve(self, names: tuple[str, ...]) -> _Places:
+        """Return the places of our columns in records with these keys."""
+        places = self._known_places.get(names)
+        if places is None:
+            places = {name: [_find_place(path, names) for path in paths] for name, paths in self.paths.items()}
             self.note_names(names)
-            if len(self._plans) < _MOST_REMEMBERED:
-                self._plans[names] = plan
-        return plan
+            if len(self._known_places) < _MOST_REMEMBERED:
+                self._known_places[names] = places
+        return places
 
 
 def _fold(name: str) -> str:
@@ -116,7 +114,7 @@ def _fold(name: str) -> str:
 
 
 def _find_key(name: str, names: tuple[str, ...]) -> str | None:
-    """Return the key that is `name`, or the only one that differs in capitals and outer blanks alone."""
+    """Return the key equal to `name`, or the only one that differs just in case and outer blanks."""
     if name in names:
         return name
     near = [key for key in names if _fold(key) == _fold(name)]
@@ -133,7 +131,7 @@ def _find_place(path: str, names: tuple[str, ...]) -> _Place:
 
 
 def _walk(value: object, path: tuple[str, ...]) -> object:
-    """Return what stands at a path inside a value; in a list, a name is taken from every member."""
+    """Return the value at a path inside `value`; a name applied to a list is looked up in every member."""
     for place, part in enumerate(path):
         if isinstance(value, Mapping):
             if part not in value:
@@ -152,8 +150,11 @@ def _walk(value: object, path: tuple[str, ...]) -> object:
     return value
 
 
-def tell_path(path: str, record: Mapping[str, object]) -> str:
-    """Return what a record lacks of a path, if it has its root: "'meta' has no 'label' (it has 'text')"; else ""."""
+def describe_missing(path: str, record: Mapping[str, object]) -> str:
+    """Return the part of a path that a record lacks, if it has the root: "'meta' has no 'label' (it has 'text')".
+
+    "" if the record has the whole path, or not even its root.
+    """
     place = _find_place(path, tuple(record))
     if place is None:
         return ""
@@ -169,7 +170,7 @@ def tell_path(path: str, record: Mapping[str, object]) -> str:
 
 
 def nested_paths(name: str, value: object) -> list[str]:
-    """Return the paths below a column that hold texts, for a message: {"text": ["3"]} gives ["answers.text"]."""
+    """Return the paths below a column that lead to texts, for a message: for {"text": ["3"]}, ["answers.text"]."""
     if isinstance(value, str):
         return [name]
     if isinstance(value, list | tuple) and value:

@@ -1,16 +1,16 @@
-"""Copies of an input among others: the very input, or a near-duplicate, from which an answer could be read off.
+"""Copies of an input among others: the same input or a near-duplicate, from which a model could copy the answer.
 
 Two inputs are near-duplicates if their words are equal, or if the sets of their 3-word shingles have a Jaccard
 similarity of at least 0.8. Shingles and their resemblance are Broder's ("On the resemblance and containment of
 documents", 1997); 0.8 is the threshold of Lee et al. ("Deduplicating Training Data Makes Language Models Better",
-2022). Words are compared in Unicode's compatibility form (NFKC) and without case; they are numbers with their inner
-marks, runs of letters, single ideographs, and symbols ("5 - 3" is not "5 + 3"); sentence marks and quotes do not count.
+2022). Words are numbers with their inner punctuation, runs of letters, single ideographs, and symbols ("5 - 3" is not
+"5 + 3"), compared in Unicode's compatibility form (NFKC) and without case. Punctuation and quotes are ignored.
 
-Every pair that similar is found. A shingle is kept as a 64-bit hash, in numpy arrays: 8 bytes per word. Sets that
-similar share one of the rarest few shingles of either, so an index of those gives every candidate (prefix filtering:
-Bayardo, Ma, Srikant, "Scaling up all pairs similarity search", 2007), and where the first shared one stands bounds how
-many more there can be (positional filtering: Xiao, Wang, Lin, Yu, "Efficient similarity joins for near duplicate
-detection", 2008). So boilerplate that all inputs share costs little.
+Every such pair is found. A shingle is a 64-bit hash in a numpy array: 8 bytes per word. Two similar sets have one of
+the rarest few shingles of each in common, so an index of these gives every candidate (prefix filtering: Bayardo, Ma,
+Srikant, "Scaling up all pairs similarity search", 2007). The rank of the first common one bounds how many more there
+can be (positional filtering: Xiao, Wang, Lin, Yu, "Efficient similarity joins for near duplicate detection", 2008). So
+boilerplate that is in all inputs costs little.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _WORDS = re.compile(
     rf"\d+(?:[.,:]\d+)*|[{_IDEOGRAPHS}]|[^\W\d{_IDEOGRAPHS}]+"
     r"|[^\w\s.,;:!?\u2026'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb]"
 )
-# Words, candidates or shingles that are worked on at once: some 100 MB.
+# Words, candidates or shingles that are processed at once: about 100 MB.
 BLOCK = 1 << 20
-# Counts of shingles by the last bits of their hashes. Two that share a count only make each other look less rare.
+# Shingles are counted by the last bits of their hashes. Two with the same bits only look less rare than they are.
 _MOST_COUNTS = 1 << 22
-# Candidates of a (query, group) that are compared before the rest, which is needed only if none of these is similar.
+# Candidates of a (query, group) that are compared first; the others are needed only if none of these is similar.
 _FIRST = 4
 
 IntArray = NDArray[np.int64]
@@ -45,10 +45,12 @@ HashArray = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Of one query: which of the shots hold its very input, and which others a near-duplicate (indices)."""
+    """The copies of one query's input, as indices of shots."""
 
     exact: tuple[int, ...]
+    """Shots with the same input."""
     near: tuple[int, ...]
+    """Shots with a near-duplicate of it."""
 
 
 def find_copies(queries: Sequence[str], *, shots: Sequence[str]) -> list[Copies]:
@@ -67,15 +69,15 @@ def find_copies(queries: Sequence[str], *, shots: Sequence[str]) -> list[Copies]
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words by which inputs are compared, in Unicode's compatibility form and without case."""
+    """Return the words of a text by which inputs are compared: in Unicode's compatibility form and without case."""
     return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 class CopyIndex:
-    """Inputs among which similar ones are looked for.
+    """Finds inputs that are similar to a query.
 
-    groups: the group of each input, from 0 on, such as its task. Of each group one similar input is enough; without
-    groups all are found.
+    groups: the group of each input, from 0, such as its task. In each group, at least one similar input is found;
+    without groups, all are.
     """
 
     def __init__(self, inputs: Sequence[str], *, groups: Sequence[int] | None = None) -> None:
@@ -92,59 +94,62 @@ class CopyIndex:
         self.shared = _Rare(shared.hashes[order], shared.rows[order], shared.ranks[order])
 
     def find_similar(self, queries: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """Yield (query, input) for the inputs that are at least 0.8 similar to a query, or equal to it in its words.
+        """Yield (query, input) for the inputs that are a query's near-duplicates or have the same words.
 
-        With groups: some of them, at least one of each group that has one.
+        With groups: some of them, at least one in each group that has any.
         """
-        asked = _hash_inputs(queries)
-        rare = _rarest(asked, self._rarity)
+        query_sets = _hash_inputs(queries)
+        rare = _rarest(query_sets, self._rarity)
         first = np.searchsorted(self.shared.hashes, rare.hashes, side="left")
         num = np.searchsorted(self.shared.hashes, rare.hashes, side="right") - first
-        per_query = np.bincount(rare.rows, weights=num, minlength=len(asked)).astype(np.int64)
-        ends = np.searchsorted(rare.rows, np.arange(len(asked)), side="right")
+        per_query = np.bincount(rare.rows, weights=num, minlength=len(query_sets)).astype(np.int64)
+        ends = np.searchsorted(rare.rows, np.arange(len(query_sets)), side="right")
         for start, end in _blocks(per_query):
             part = slice(ends[start - 1] if start else 0, ends[end - 1])
             rows = np.repeat(rare.rows[part], num[part])
             ranks = np.repeat(rare.ranks[part], num[part])
             places = _ranges(first[part], num[part])
-            for pairs in self._compare(asked, rows, ranks, places):
+            for pairs in self._compare(query_sets, rows, ranks, places):
                 yield from zip(*(numbers.tolist() for numbers in pairs), strict=True)
 
     def _compare(
-        self, asked: _Sets, rows: IntArray, ranks: IntArray, places: IntArray
+        self, query_sets: _Sets, rows: IntArray, ranks: IntArray, places: IntArray
     ) -> Iterator[tuple[IntArray, IntArray]]:
-        """Yield the similar pairs among candidates: rows of `asked`, the ranks and places of the shingles shared."""
-        # The ranks of a query ascend, so the first of a pair's candidates is the rarest shingle that both have.
+        """Yield the similar pairs (query, input) among candidates.
+
+        A candidate is a shingle in common: the row of its query, its rank there, and its place in the index.
+        """
+        # The ranks of a query ascend, so of several candidates for a pair the first is the rarest common shingle.
         _, kept = np.unique(rows * len(self.sets) + self.shared.rows[places], return_index=True)
         rows, ranks, places = rows[kept], ranks[kept], places[kept]
-        shown = self.shared.rows[places]
-        mine, others = asked.sizes[rows], self.sets.sizes[shown]
+        inputs = self.shared.rows[places]
+        mine, others = query_sets.sizes[rows], self.sets.sizes[inputs]
         most = np.minimum(mine - ranks, others - self.shared.ranks[places])
-        fit = 9 * most >= 4 * (mine + others)  # Jaccard of 4/5: 4/9 of both sizes are shared
-        rows, shown = rows[fit], shown[fit]
+        fit = 9 * most >= 4 * (mine + others)  # a Jaccard similarity of 4/5 needs 4/9 of both sizes together in common
+        rows, inputs = rows[fit], inputs[fit]
         if self.groups is None:
-            yield self._similar(asked, rows, shown)
+            yield self._keep_similar(query_sets, rows, inputs)
             return
-        group = rows * (int(self.groups.max(initial=0)) + 1) + self.groups[shown]
+        group = rows * (int(self.groups.max(initial=0)) + 1) + self.groups[inputs]
         order = np.argsort(group, kind="stable")
-        rows, shown, group = rows[order], shown[order], group[order]
+        rows, inputs, group = rows[order], inputs[order], group[order]
         rank = np.arange(len(group)) - np.searchsorted(group, group)
         early = rank < _FIRST
-        found = self._similar(asked, rows[early], shown[early])
+        found = self._keep_similar(query_sets, rows[early], inputs[early])
         yield found
         done = found[0] * (int(self.groups.max(initial=0)) + 1) + self.groups[found[1]]
         late = ~early & ~np.isin(group, done)
-        yield self._similar(asked, rows[late], shown[late])
+        yield self._keep_similar(query_sets, rows[late], inputs[late])
 
-    def _similar(self, asked: _Sets, rows: IntArray, shown: IntArray) -> tuple[IntArray, IntArray]:
-        """Return those of the pairs that are similar."""
+    def _keep_similar(self, query_sets: _Sets, rows: IntArray, inputs: IntArray) -> tuple[IntArray, IntArray]:
+        """Return the pairs that are similar."""
         keep = np.zeros(len(rows), dtype=bool)
-        sizes = asked.sizes[rows]
+        sizes = query_sets.sizes[rows]
         for start, end in _blocks(sizes):
-            mine, others = rows[start:end], shown[start:end]
-            shared = _count_shared(asked, mine, self.sets, others)
+            mine, others = rows[start:end], inputs[start:end]
+            shared = _count_shared(query_sets, mine, self.sets, others)
             keep[start:end] = shared / (sizes[start:end] + self.sets.sizes[others] - shared) >= MIN_JACCARD
-        return rows[keep], shown[keep]
+        return rows[keep], inputs[keep]
 
     def _place(self, hashes: HashArray) -> IntArray:
         return (hashes & np.uint64(len(self.counts) - 1)).astype(np.int64)
@@ -155,7 +160,7 @@ class CopyIndex:
 
 @dataclass(frozen=True, slots=True)
 class _Sets:
-    """The shingles of many inputs: `hashes[starts[n] : starts[n] + sizes[n]]`, sorted, are those of input n."""
+    """The shingles of many inputs; those of input n are `hashes[starts[n] : starts[n] + sizes[n]]`, sorted."""
 
     hashes: HashArray
     starts: IntArray
@@ -167,19 +172,21 @@ class _Sets:
 
 @dataclass(frozen=True, slots=True)
 class _Rare:
-    """Some shingles of many inputs. rows: whose they are. ranks: how many rarer ones that input has."""
+    """The rarest shingles of many inputs."""
 
     hashes: HashArray
     rows: IntArray
+    """The input of each shingle."""
     ranks: IntArray
+    """Number of rarer shingles in that input."""
 
 
 def _hash_inputs(inputs: Sequence[str]) -> _Sets:
-    """Return the shingles of inputs; an input of fewer words has all of them as one shingle."""
+    """Return the shingles of inputs; all words of an input of fewer than 3 words are one shingle."""
     hashes, sizes = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
     words, lengths = array("q"), array("q")
     for number, text in enumerate(inputs, start=1):
-        mine = [hash(word) for word in split_words(text)]  # 64 random bits that are the same in all of a process
+        mine = [hash(word) for word in split_words(text)]  # 64 pseudo-random bits, the same within a process
         if mine:
             mine += [0] * (SHINGLE_WORDS - len(mine))
         words.extend(mine)
@@ -194,7 +201,7 @@ def _hash_inputs(inputs: Sequence[str]) -> _Sets:
 
 
 def _hash_shingles(words: HashArray, lengths: IntArray) -> tuple[HashArray, IntArray]:
-    """Return the distinct shingles of each input, sorted, and how many there are of each; lengths: words of each."""
+    """Return the distinct shingles of each input, sorted, and their number. lengths: words of each input."""
     num_shingles = np.maximum(lengths - SHINGLE_WORDS + 1, 0)
     places = _ranges(np.cumsum(lengths) - lengths, num_shingles)
     hashes = np.zeros(len(places), dtype=np.uint64)
@@ -209,16 +216,16 @@ def _hash_shingles(words: HashArray, lengths: IntArray) -> tuple[HashArray, IntA
 
 
 def _mix(hashes: HashArray) -> HashArray:
-    """Return the hashes stirred, each bit by all others (the end of splitmix64)."""
+    """Return the hashes mixed, so that each bit depends on all others (the last steps of splitmix64)."""
     hashes = (hashes + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> np.uint64(31))
 
 
 def _rarest(sets: _Sets, rarity: Callable[[HashArray], IntArray]) -> _Rare:
-    """Return the rarest few shingles of each set, rarest first: a set at least 0.8 similar must share one of them.
+    """Return the rarest few shingles of each set, rarest first: a similar set must have one of them.
 
-    It must share 4/5 of a set's shingles or more, so it can miss fewer than this many.
+    It must have at least 4/5 of the set's shingles, so it lacks fewer than are returned.
     """
     num_kept = sets.sizes - (4 * sets.sizes + 4) // 5 + 1
     parts: list[tuple[HashArray, IntArray, IntArray]] = []
@@ -237,13 +244,13 @@ def _rarest(sets: _Sets, rarity: Callable[[HashArray], IntArray]) -> _Rare:
     return _Rare(hashes, rows, ranks)
 
 
-def _count_shared(mine: _Sets, rows: IntArray, others: _Sets, shown: IntArray) -> IntArray:
-    """Return how many shingles each pair of sets shares: a binary search for all of them at once."""
+def _count_shared(mine: _Sets, rows: IntArray, others: _Sets, inputs: IntArray) -> IntArray:
+    """Return the number of common shingles of each pair of sets, by a binary search for all of them at once."""
     sizes = mine.sizes[rows]
     pair = np.repeat(np.arange(len(rows)), sizes)
     wanted = mine.hashes[_ranges(mine.starts[rows], sizes)]
-    low = others.starts[shown][pair]
-    end = low + others.sizes[shown][pair]
+    low = others.starts[inputs][pair]
+    end = low + others.sizes[inputs][pair]
     high, last = end.copy(), len(others.hashes) - 1
     while (is_open := low < high).any():
         middle = (low + high) // 2
@@ -255,12 +262,12 @@ def _count_shared(mine: _Sets, rows: IntArray, others: _Sets, shown: IntArray) -
 
 
 def _ranges(starts: IntArray, sizes: IntArray) -> IntArray:
-    """Return the numbers from each start on, as many as its size, one after the other."""
+    """Return start, start + 1, ..., as many as its size, for each start; joined."""
     return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
 
 
 def _blocks(sizes: IntArray) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of consecutive things whose sizes add up to a block at the most, or of one alone."""
+    """Yield ranges (start, end) whose sizes add up to at most BLOCK, or of a single larger one."""
     ends = np.cumsum(sizes)
     start = 0
     while start < len(sizes):

@@ -1,4 +1,4 @@
-"""Mistakes in data files, collected by kind instead of raised at the first one."""
+"""Mistakes in data files, collected by kind rather than raised one at a time."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ _ROWS_NAMED = 5  # row numbers kept in one Fault
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kind of mistake in one file.
-
-    `rows` are the first few row numbers, `count` is how many rows have it (1, with no rows, for a mistake of the file
-    as a whole), and `message` is one line: file, first row, the value and the fix.
-    """
+    """One kind of mistake in one file."""
 
     path: Path
     kind: str
+    """A few words, the same for all mistakes of the kind."""
     rows: tuple[int, ...]
+    """Numbers of the first few rows that have it; none for a mistake of the file as a whole."""
     count: int
+    """Number of rows that have it; 1 for a mistake of the file as a whole."""
     message: str
+    """One line: file, first row, value and fix."""
 
 
 @dataclass(slots=True)
 class _Found:
-    """What FaultLog knows about one kind of fault."""
+    """One kind of fault in one file, so far."""
 
     what: str
+    """Value and fix of the first row."""
     rows: list[int] = field(default_factory=list)
     count: int = 0
 
 
 class FaultLog:
-    """Collects the mistakes of one task: thousands of rows with the same one become one Fault."""
+    """Collects the mistakes of one task: thousands of rows with the same mistake become one Fault."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -45,7 +46,11 @@ class FaultLog:
     def add(
         self, kind: str, what: str | Callable[[], str], *, row: int | None = None, path: Path | None = None
     ) -> None:
-        """Note a fault; `what` (value and fix) is kept, and computed if it is a function, for the first row alone."""
+        """Record a fault.
+
+        what: value and fix, or a function that returns them. Only the first row's is used: a function is called only
+        then. path: the file; default: that of the task.
+        """
         found = self._found.get((path or self._path, kind))
         if found is None:
             text = what if isinstance(what, str) else what()
@@ -55,7 +60,7 @@ class FaultLog:
             found.rows.append(row)
 
     def list_faults(self) -> list[Fault]:
-        """Return one Fault for each kind, in the order in which they were met."""
+        """Return one Fault per file and kind, in the order in which they first occurred."""
         faults = []
         for (path, kind), found in self._found.items():
             where = f"{path}, row {found.rows[0]:,}" if found.rows else f"{path}"
@@ -73,6 +78,6 @@ def show(value: object) -> str:
 
 
 def near_word(word: str, known: tuple[str, ...]) -> str:
-    """Return what `suggest` says, or nothing if that would be too long for a message."""
+    """Return `suggest`'s text, or '' if it would be too long for a message."""
     text = suggest(word, known)
     return text if len(text) <= 160 else ""

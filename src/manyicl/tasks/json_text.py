@@ -1,4 +1,4 @@
-"""JSON in which numbers keep their digits: 1.50 stays 1.50."""
+"""JSON whose numbers keep their digits: 1.50 stays 1.50."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 
 
 class JsonNumber(str):
-    """A JSON number, kept as it was written: 1.50 must not come back as 1.5."""
+    """A JSON number as it is written: an answer 1.50 must not become 1.5."""
 
     __slots__ = ()
 
@@ -17,9 +17,10 @@ class JsonNumber(str):
 
 
 class RepeatedKeys(dict[str, object]):
-    """A JSON object that names a key twice, of which JSON keeps the last; `repeated` are these keys."""
+    """A JSON object in which a key occurs twice; it keeps the last value, as JSON does."""
 
     repeated: tuple[str, ...] = ()
+    """The keys that occur more than once."""
 
 
 def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -36,10 +37,10 @@ _JSON = json.JSONDecoder(parse_int=JsonNumber, parse_float=JsonNumber, object_pa
 
 
 def decode_json(text: str) -> object:
-    """Return the value of a JSON text; `as_text` turns its numbers into the text that was written.
+    """Return the value of a JSON text, with each number as a JsonNumber.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply to be read.
+        ValueError: it is not JSON, or is nested too deeply.
     """
     try:
         return _JSON.decode(text)
@@ -48,29 +49,29 @@ def decode_json(text: str) -> object:
 
 
 def as_text(value: object) -> str | None:
-    """Return a text as it is, a finite number and a truth value as JSON writes them; None for anything else.
+    """Return a text as it is, and a finite number, true or false as JSON writes them; None for anything else.
 
-    A float that is a whole number is written without ".0": pandas turns whole numbers into floats as soon as one is
-    missing. (JSON's own numbers are kept as they were written, so this concerns Parquet alone.)
+    A whole float is written without ".0", since pandas turns a column of whole numbers into floats if one is missing.
+    This concerns only Parquet: numbers from JSON stay as they are written.
     """
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bool | int):
         return json.dumps(value)
     if isinstance(value, decimal.Decimal) and value.is_finite():
-        return f"{value:f}"  # 1.50 as it stands in a column of decimals
+        return f"{value:f}"  # a column of decimals keeps 1.50 as it is
     if isinstance(value, float) and math.isfinite(value):
         return json.dumps(int(value) if value.is_integer() and abs(value) < 2**53 else value)
     return None
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell holds nothing: null, or NaN, which is what pandas writes for a missing value."""
+    """Return whether a cell has no value: null, or NaN, which pandas writes for a missing value."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_unicode(text: str) -> bool:
-    r"""Return whether `text` can be encoded; JSON can spell half of a surrogate pair ("\ud800"), which cannot."""
+    r"""Return whether `text` can be encoded. JSON can contain half of a surrogate pair ("\ud800"), which cannot."""
     if text.isascii():
         return True
     try:

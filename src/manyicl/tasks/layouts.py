@@ -1,11 +1,12 @@
-"""A folder of data files -> the sources of its tasks: which files are one task, which splits they hold, what is unread.
+"""Finds the tasks in a folder of data files: which files form a task, which splits they are, and what is not read.
 
-A data file is a task. But files that are called train, validation (valid, val, dev) or test, also with a task's name
-before it (`desk_train.csv`) or the number of a shard after it (`train-00000-of-00002.parquet`), are together one task
-with these splits, called like their folder or by the name before it; so are the files of folders that are called so,
-and files whose names differ in these words alone (`train_en.csv` and `test_en.csv`). A file that is not for training by
-its name, but of no task that can be told, is refused: as a task of its own, its rows would be trained on. A folder
-inside the folder is a task if it holds such files of one task.
+A data file is a task, unless it is named after a split: train, validation (valid, val, dev) or test. Such a name may
+have a task's name before it (`desk_train.csv`) and a shard's number after it (`train-00000-of-00002.parquet`). Files
+with the same name before the split, or with none, form one task with these splits; its name is that name, or their
+folder's. So do the files in folders named after splits, and files whose names differ only in these words
+(`train_en.csv` and `test_en.csv`). A file that is not for training by its name, but whose task is unclear, is refused:
+as a task of its own, its rows would be trained on. A folder inside the folder is a task if it holds such files of a
+single task.
 """
 
 from __future__ import annotations
@@ -28,75 +29,83 @@ _SPLIT_NAME = re.compile(
     re.IGNORECASE,
 )
 _SHARD_NAME = re.compile(r"(?P<prefix>.+?)[-_](?P<number>\d{1,5})-of-(?P<count>\d{1,5})(?:-[0-9a-f]{16})?")
-# What Spark and its like write; these names hold no task's name.
+# Names that Spark and similar programs write; they do not contain a task's name.
 _PART_NAME = re.compile(r"part-\d{3,6}(?:-[\w.-]+)?", re.IGNORECASE)
-# Split words anywhere in a name, longest first; they count only if another file's name differs in them alone.
+# Words for splits anywhere in a name, longest first; they count only if another name differs in nothing else.
 _ANY_WORD = re.compile("|".join(sorted((*SPLIT_WORDS, "trn", "tst"), key=len, reverse=True)), re.IGNORECASE)
-# What is left of such a name and says nothing of the task: train_set, testdata, "train (1)".
+# Rests of such a name that are not a task's name: train_set, testdata, "train (1)".
 _NO_NAME = re.compile(r"(?:set|data|file|split|final|csv|tsv|jsonl?|\d*)", re.IGNORECASE)
 _MARKS = "-_. ()"
-# What lies beside data and is none: not worth a word.
+# Files that often accompany data: they are ignored without a note.
 _DOCUMENTS = re.compile(
     r"(readme|license|licence|notice|citation|index|changelog|croissant|_success|_committed|_started).*|.*\.(md|rst|bib|cff)",
     re.I,
 )
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"})
 _SETTINGS = "task.json"
-# Words for a part that is not trained on, of which nobody can say whether validation or test is meant.
+# Words for rows that are not trained on, which may mean validation or test.
 _UNCLEAR = frozenset({"eval", "evaluation", "holdout", "heldout", "validate", "unseen"})
-# Such a word, or that of a split, alone between other letters; "held-out" is one word.
+# Such a word, or one for a split, as a whole word.
 _LONE_WORD = re.compile(
     rf"(?<![a-z])(?:{'|'.join(sorted(SPLIT_WORDS | dict.fromkeys(_UNCLEAR)))})(?:set|data)?(?![a-z])", re.IGNORECASE
 )
-_told: set[tuple[str, tuple[str, ...]]] = set()
+# Folders and what was left unread in them, so that each is logged once.
+_logged: set[tuple[str, tuple[str, ...]]] = set()
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The files of one task.
-
-    path: its data file, or the folder of its files if they are splits or shards. stem: its name unless its task.json
-    gives another. files: each with the split that its name gives, or "". settings_path: its task.json, there or not.
-    """
+    """The files of one task."""
 
     path: Path
+    """Its data file, or the folder of its files if they are splits or shards."""
     stem: str
+    """Its name if its task.json does not give another."""
     files: tuple[tuple[Path, str], ...]
+    """Each file with the split in its name, or ""."""
     settings_path: Path
+    """Its task.json, which may not exist."""
 
 
 @dataclass(slots=True)
 class Layout:
-    """What a folder holds: the sources of its tasks, sorted by name, and what is left unread, each with the reason."""
+    """The content of a folder of tasks."""
 
     folder: Path
     sources: list[Source] = field(default_factory=list)
+    """The files of each task, sorted by the task's name."""
     left_out: list[str] = field(default_factory=list)
+    """Files and folders that are not read, each with the reason if it is not obvious."""
 
-    def tell_left_out(self) -> None:
-        """Log in one line what is left unread, once for each folder and only in the main process of a launch."""
+    def log_left_out(self) -> None:
+        """Log in one line what is not read: once per folder, and only on rank 0 of a launch."""
         key = (str(self.folder.resolve()), tuple(self.left_out))
-        if self.left_out and key not in _told and os.environ.get("RANK", "0") == "0":
-            _told.add(key)
+        if self.left_out and key not in _logged and os.environ.get("RANK", "0") == "0":
+            _logged.add(key)
             logging.getLogger("manyicl").warning("%s: not read: %s", self.folder, ", ".join(self.left_out))
 
 
 @dataclass(slots=True)
 class _Contents:
-    """The entries of one folder by kind; split_folders are those whose names are a split's."""
+    """The entries of one folder, by kind."""
 
     data: list[Path] = field(default_factory=list)
+    """Data files."""
     settings: list[Path] = field(default_factory=list)
+    """Files task.json and NAME.task.json."""
     split_folders: list[Path] = field(default_factory=list)
+    """Folders named after a split."""
     folders: list[Path] = field(default_factory=list)
+    """All other folders."""
     left_out: list[str] = field(default_factory=list)
+    """Other files that are worth a note, each with the reason if it is not obvious."""
 
 
 def source_of(path: Path) -> Source:
     """Return the source of a task of one data file.
 
     Raises:
-        UserError: the file is not there, or of another kind.
+        UserError: the file does not exist, or is not a data file.
     """
     if not data_suffix(path):
         raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(SUFFIXES)}")
@@ -106,21 +115,21 @@ def source_of(path: Path) -> Source:
 
 
 def find_layout(folder: str | Path) -> Layout:
-    """Return the sources of a folder's tasks, and what of it is not read; hidden files are passed over.
+    """Return the tasks' sources in a folder, and what is not read in it; hidden files are ignored.
 
     Raises:
-        UserError: no such folder, no task in it, two files of one name, two task.json files for one task, or one
-            without data.
+        UserError: there is no such folder, or no task in it; two files have the same name; a task has two task.json
+            files; or a task.json has no data.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; give a folder of tasks")
     contents = _look_into(folder)
     layout = Layout(folder, left_out=contents.left_out)
-    own = _name_of(folder)
+    own = folder.resolve().name or "task"
     around = {folder.resolve(), *folder.resolve().parents}
     circles = [inner for inner in contents.folders if inner.is_symlink() and inner.resolve() in around]
-    layout.left_out += [f"{inner.name}/ (a link to a folder around it)" for inner in circles]
+    layout.left_out += [f"{inner.name}/ (a link to a folder that contains it)" for inner in circles]
     contents.folders = [inner for inner in contents.folders if inner not in circles]
     nested = [(inner, _look_into(inner)) for inner in contents.folders if os.access(inner, os.R_OK | os.X_OK)]
     layout.left_out += [f"{inner.name}/" for inner in contents.folders if not os.access(inner, os.R_OK | os.X_OK)]
@@ -144,10 +153,6 @@ def find_layout(folder: str | Path) -> Layout:
     layout.sources.sort(key=lambda source: source.stem)
     _check_settings(contents.settings, layout.sources)
     return layout
-
-
-def _name_of(folder: Path) -> str:
-    return folder.resolve().name or "task"
 
 
 def _stem(path: Path) -> str:
@@ -178,11 +183,11 @@ def _look_into(folder: Path) -> _Contents:
 
 
 def _why_not_data(path: Path, names: set[str]) -> str:
-    """Return why a file is not read, in brackets, or " " if its name says it; "" if it is data or not worth a word."""
+    """Return why a file is not read, in brackets, or " " if that is obvious; "" if it is data or not worth a note."""
     if path.name.startswith("~$") or (path.name.startswith(".~lock") and path.name.endswith("#")):
         return " (a lock file)"
     if path.exists() and not path.is_file():
-        return " (not a file)"  # a pipe, of which reading would never end
+        return " (not a file)"  # such as a pipe, which may never end
     if path.name in _DESCRIPTIONS or _DOCUMENTS.fullmatch(path.name):
         return ""
     if path.name.endswith(".predictions.parquet"):
@@ -198,10 +203,10 @@ def _why_not_data(path: Path, names: set[str]) -> str:
 
 
 def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None = None) -> list[Source]:
-    """Return the sources that the files of one folder are.
+    """Return the sources in one folder.
 
-    own: what files that are called like splits alone are called together. beside: the folder around it, in which a
-    task.json may lie, too.
+    own: name of the task of files that are named after splits alone. beside: the outer folder, which may also have the
+    task.json.
     """
     groups: dict[str, list[tuple[Path, str]]] = {}
     for path in contents.data:
@@ -214,10 +219,11 @@ def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None =
         groups.setdefault("", []).extend((path, split) for path in inside.data)
         unread = [*inside.left_out, *(f"{deeper.name}/" for deeper in (*inside.folders, *inside.split_folders))]
         contents.left_out += [f"{inner.name}/{what}" for what in unread]
-        contents.left_out += [] if inside.data else [f"{inner.name}/"]
+        if not inside.data:
+            contents.left_out.append(f"{inner.name}/")
     alone = groups.get("", [])
     if len(alone) == 1 and alone[0][1] == "train" and len(groups) > 1 and alone[0][0].parent == folder:
-        # One train file among the files of other tasks has no split to be told apart from.
+        # A single train file among files of other tasks is a task called train: there is no other split beside it.
         groups[_stem(alone[0][0])] = groups.pop("")
         groups[_stem(alone[0][0])][0] = (alone[0][0], "")
     _refuse_unclear(groups)
@@ -230,29 +236,30 @@ def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None =
         if prefix and splits and whole and not all(_is_shard(path) for path in whole):
             part = next(path for path, split in files if split)
             raise UserError(
-                f"{part}: is a part of task '{prefix}' by its name, but so is {whole[0].name}, which is no part;"
+                f"{part}: is a split of task '{prefix}' by its name, but {whole[0].name} is that task as a whole;"
                 f" rename one (to {prefix}_train{data_suffix(whole[0])}, for example)"
             )
         if not prefix or len(splits) > 1 or (len(files) > 1 and all(_is_shard(path) for path, _ in files)):
-            sources += [_joined(folder, files, name=prefix or own, beside=beside)] if files else []
+            if files:
+                sources.append(_joined(folder, files, name=prefix or own, beside=beside))
         else:
             sources += [_single(path) for path, _ in files]
     if len(sources) == 1 and beside is not None and len(groups) == 1:
-        sources = [replace(source, stem=own) for source in sources]  # a folder a task is called like the folder
+        sources = [replace(source, stem=own) for source in sources]  # the folder is one task, with its name
     return sources
 
 
 def _refuse_unclear(groups: Mapping[str, Sequence[tuple[Path, str]]]) -> None:
-    """Refuse eval.csv beside train.csv: as a task of its own, its rows would be trained on."""
+    """Refuse eval.csv beside train.csv: if it were a task of its own, its rows would be trained on."""
     for name, files in groups.items():
         prefix, mark, word = name.rpartition("_") if "_" in name else name.rpartition("-")
         if word.lower() in _UNCLEAR and (prefix if mark else "") in groups:
             path = files[0][0]
-            raise UserError(f"{path}: holds a split by its name, but which? Call it validation or test, or rename it")
+            raise UserError(_ask_which_split(path))
 
 
 def _read_name(stem: str) -> tuple[str, str]:
-    """Return the task's name in a file's, "" if it is a split's alone, and the split, "" if there is none."""
+    """Return the task's name in a file's name, "" if that is just a split, and the split, "" if there is none."""
     match = _SPLIT_NAME.fullmatch(stem)
     if match is not None:
         return match["prefix"] or "", SPLIT_WORDS[match["word"].lower()]
@@ -263,18 +270,18 @@ def _read_name(stem: str) -> tuple[str, str]:
 
 
 def _split_of(folder: Path) -> str:
-    """Return the split that a folder's name gives ("train", "test_set"), "" if none."""
+    """Return the split in a folder's name, such as "train" or "test_set"; "" if there is none."""
     return SPLIT_WORDS.get(re.sub(r"[-_ ]?(?:set|data|split)$", "", folder.name.lower()), "")
 
 
 def _pair_names(groups: dict[str, list[tuple[Path, str]]]) -> None:
-    """Put files whose names differ in a split's word alone into one group, such as train-v2.csv and dev-v2.csv.
+    """Put files into one group if their names differ only in the word for the split: train-v2.csv and dev-v2.csv.
 
-    groups: task's name -> its files, each with its split or ""; changed in place.
+    groups: task's name -> its files, each with its split or "". It is changed in place.
     """
     paired = {name for name, files in groups.items() if len({split for _, split in files} - {""}) > 1}
     alone = [(name, path) for name, files in groups.items() if name not in paired for path, _ in files]
-    found: dict[str, dict[Path, tuple[str, str]]] = {}  # the name less the word -> file -> its split and old group
+    found: dict[str, dict[Path, tuple[str, str]]] = {}  # name without the word -> file -> its split, its old group
     for name, path in alone:
         stem = _stem(path)
         for match in _ANY_WORD.finditer(stem):
@@ -284,7 +291,7 @@ def _pair_names(groups: dict[str, list[tuple[Path, str]]]) -> None:
         splits = {split for split, _ in files.values()}
         if "train" not in splits or len(splits) < 2 or any(path not in (p for _, p in alone) for path in files):
             continue
-        stem = _stem(next(iter(files)))  # in its own capitals
+        stem = _stem(next(iter(files)))  # `rest` is in lower case
         parts = [stem[: rest.index("\0")], stem[len(stem) - len(rest) + rest.index("\0") + 1 :]]
         words = [word for word in (part.strip(_MARKS) for part in parts) if not _NO_NAME.fullmatch(word)]
         key = "_".join(words) if words or "" not in groups else "".join(parts).strip(_MARKS)
@@ -297,7 +304,7 @@ def _pair_names(groups: dict[str, list[tuple[Path, str]]]) -> None:
 
 
 def _refuse_lonely(groups: Mapping[str, Sequence[tuple[Path, str]]], contents: _Contents) -> None:
-    """Refuse my_test.csv beside train.csv, and a folder heldout/ beside train/: whose rows are not to be trained on?"""
+    """Refuse my_test.csv beside train.csv, and a folder heldout/ beside train/: it is unclear which task they test."""
     kinds = {name: {_kind_of(path, split) for path, split in files} for name, files in groups.items()}
     is_open = any(kind == {"train"} for kind in kinds.values()) or "train" in kinds.get("", ())
     if not is_open:
@@ -306,16 +313,22 @@ def _refuse_lonely(groups: Mapping[str, Sequence[tuple[Path, str]]], contents: _
         if name and "train" not in kinds[name] and "other" in kinds[name]:
             path = next(path for path, split in files if _kind_of(path, split) == "other")
             raise UserError(
-                f"{path}: is not for training by its name, but of which task is it? Name the files of one task alike"
+                f"{path}: is not for training by its name, but of which task is it? Give a task's files one name"
                 " (desk_train.csv and desk_test.csv), or rename it"
             )
     for folder in contents.folders:
         if re.sub(r"[-_ ]", "", folder.name.lower()) in _UNCLEAR:
-            raise UserError(f"{folder}: holds a split by its name, but which? Call it validation or test, or rename it")
+            raise UserError(
+                f"{folder}: is a split by its name, but which one? Name it validation or test, or rename it"
+            )
+
+
+def _ask_which_split(path: Path) -> str:
+    return f"{path}: is a split by its name, but which one? Name it validation or test, or rename it"
 
 
 def _kind_of(path: Path, split: str) -> str:
-    """Return "train" or "other" if a file holds a split by its name, whichever it is, else ""."""
+    """Return "train" or "other" if a file is a split by its name or by `split`, else ""."""
     stem = re.sub(r"(?i)(held|hold)[-_ ]?out", "heldout", _stem(path))
     words = [split] if split else [match[0].lower() for match in _LONE_WORD.finditer(stem)]
     if not words:
@@ -324,14 +337,14 @@ def _kind_of(path: Path, split: str) -> str:
 
 
 def _missing_shards(paths: Iterable[Path]) -> list[str]:
-    """Return what to tell of shards that are not there: of train-00000-of-00003 alone, two."""
+    """Return a note on missing shards: if there is only train-00000-of-00003, two are missing."""
     there: dict[tuple[Path, str, str, int], set[int]] = {}
     for path in paths:
         if match := _SHARD_NAME.fullmatch(_stem(path)):
             key = (path.parent, match["prefix"], data_suffix(path), int(match["count"]))
             there.setdefault(key, set()).add(int(match["number"]))
     return [
-        f"{count - len(numbers)} of the {count} shards of {prefix}{suffix} (not there)"
+        f"{count - len(numbers)} of the {count} shards of {prefix}{suffix} (missing)"
         for (_, prefix, suffix, count), numbers in there.items()
         if len(numbers) < count
     ]
@@ -348,27 +361,28 @@ def _single(path: Path) -> Source:
 
 
 def _joined(folder: Path, files: Iterable[tuple[Path, str]], *, name: str, beside: Path | None) -> Source:
-    """Return the source of several files, or of a folder of its own."""
+    """Return the source of several files that form one task."""
     parts = tuple(sorted(files))
     stems: dict[Path, Path] = {}
     for path, _ in parts:
         bare = path.with_name(_stem(path))
         if bare in stems:
-            raise UserError(f"{path}: is also there as {stems[bare].name}; rename or remove one")
+            raise UserError(f"{path}: there is also {stems[bare].name}; rename or remove one")
         stems[bare] = path
-    if {split for _, split in parts} == {"train"}:  # nothing to ask but by splitting them
+    if {split for _, split in parts} == {"train"}:  # without test rows: divided as if no split were named
         parts = tuple((path, "") for path, _ in parts)
     places = [folder / f"{name}.{_SETTINGS}", folder / _SETTINGS]
-    places += [beside / f"{name}.{_SETTINGS}"] if beside is not None else []
+    if beside is not None:
+        places.append(beside / f"{name}.{_SETTINGS}")
     places += [path.with_name(f"{_stem(path)}.{_SETTINGS}") for path, _ in parts]
     there = [place for place in dict.fromkeys(places) if place.is_file()]
     if len(there) > 1:
-        raise UserError(f"{there[1]}: task '{name}' has {there[0].name}, too; keep one")
+        raise UserError(f"{there[1]}: task '{name}' also has {there[0].name}; keep one")
     return Source(folder, name, parts, there[0] if there else places[0])
 
 
 def _check_settings(settings: Iterable[Path], sources: Iterable[Source]) -> None:
-    """Refuse a task.json that belongs to no task."""
+    """Refuse a task.json that does not belong to a task."""
     owned = {source.settings_path for source in sources}
     stems = tuple(sorted({source.stem for source in sources}))
     for path in settings:

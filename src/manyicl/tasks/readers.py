@@ -1,7 +1,7 @@
-"""Records of a data file: JSON Lines, a JSON list, CSV, TSV (each also in .gz) or Parquet, whatever program wrote it.
+"""Reads the records of a data file: JSON Lines, a JSON list, CSV, TSV (each also in .gz) or Parquet.
 
-Row numbers count from 1 and are what a person sees: the line in JSON Lines (blank lines are skipped but counted), the
-place in a JSON list, the data row in CSV and TSV (1 is the first after the header; a quoted cell may hold newlines,
+Row numbers count from 1, as a person would count: the line in JSON Lines (blank lines are skipped but counted), the
+place in a JSON list, the data row in CSV and TSV (1 is the first after the header; a quoted cell may contain newlines,
 blank lines do not count), the row in Parquet.
 """
 
@@ -25,15 +25,15 @@ from manyicl.tasks.faults import FaultLog, show
 from manyicl.tasks.json_text import RepeatedKeys, decode_json
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-# A record that could not be read at all is None; its fault is in the log.
+# None: the record could not be read; its fault is in the log.
 Record = Mapping[str, object] | None
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-_HEAD = 65_536  # bytes or characters looked at to tell what a file is
+_HEAD = 65_536  # bytes or characters from which a file's format is recognised
 _FOREIGN = {
     b"PK\x03\x04": "is a zip file, as Excel's .xlsx is; save it as CSV UTF-8",
     bytes.fromhex("d0cf11e0a1b11ae1"): "is an old Office file, as Excel's .xls is; save it as CSV UTF-8",
-    b"PAR1": "is a Parquet file; call it .parquet",
+    b"PAR1": "is a Parquet file; name it .parquet",
     b"ARROW1": "is an Arrow file; write it as Parquet",
     b"\x1f\x8b": "is compressed by gzip; add .gz to its name",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it",
@@ -51,7 +51,7 @@ _PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 
 
 def data_suffix(path: Path) -> str:
-    """Return the suffix that says how a file is read, such as ".csv" or ".csv.gz"; "" if it is not a data file."""
+    """Return the suffix that decides how a file is read, such as ".csv" or ".csv.gz"; "" if it is not a data file."""
     name = path.name.lower()
     bare = name.removesuffix(".gz")
     suffix = next((suffix for suffix in SUFFIXES if bare.endswith(suffix) and bare != suffix), "")
@@ -61,10 +61,10 @@ def data_suffix(path: Path) -> str:
 
 
 def read_records(path: Path, *, columns: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
-    """Yield (row number, record) for every row of a data file; what is wrong with the file goes to `log`.
+    """Yield (row number, record) for every row of a data file; faults of the file go to `log`.
 
-    columns: what will be read of each record. A CSV's separator is the one with which its header has these columns, and
-    of a Parquet file nothing else is read.
+    columns: what will be read from each record. The separator of a CSV is the one with which its header has these
+    columns, and only these columns of a Parquet file are read.
 
     Raises:
         UserError: the file cannot be opened.
@@ -76,16 +76,16 @@ def read_records(path: Path, *, columns: Columns, log: FaultLog) -> Iterator[tup
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         with path.open("rb") as file:
             head = file.read(200)
-        what = f"the gzip data are damaged ({error}); compress the file anew"
+        what = f"the gzip data are damaged ({error}); compress the file again"
         if not head.startswith(b"\x1f\x8b"):
-            what = _tell_foreign(head) or "is not compressed by gzip; take .gz off its name"
+            what = _find_foreign(head) or "is not compressed by gzip; remove .gz from its name"
         log.add("damaged gzip", what, path=path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def holds_rows(path: Path) -> bool:
-    """Return whether a .json file may be data: a list, JSON Lines, or an object that we know as a table.
+    """Return whether a .json file may be data: a list, JSON Lines, or an object that is a table.
 
     Raises:
         UserError: the file cannot be opened.
@@ -94,7 +94,7 @@ def holds_rows(path: Path) -> bool:
         with _open(path) as file:
             head = file.read(_HEAD).lstrip(codecs.BOM_UTF8).lstrip()
             if not head.startswith(b"{"):
-                return True  # a list, or a fault that is reported when it is read
+                return True  # a list, or broken, which is reported when it is read
             content = head + file.read()
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return True
@@ -111,18 +111,18 @@ def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _tell_foreign(head: bytes) -> str:
-    """Return what a file is if it is not text, "" if it may be."""
+def _find_foreign(head: bytes) -> str:
+    """Return what a file is if it is not text; "" if it may be text."""
     if _PAGE.match(_drop_marks(head)):
         return "is a web page (HTML), not the data; download the file itself"
     return next((what for start, what in _FOREIGN.items() if head.startswith(start)), "")
 
 
 def _utf16_of(head: bytes) -> str:
-    """Return the codec of a text in UTF-16, "" if it is not in it: by its mark, or by a NUL in every second byte."""
+    """Return the codec of a text in UTF-16, known by its byte-order mark or a NUL in every second byte; else ""."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    start = head[:16]  # the first word of a header, or of JSON, is in ASCII even if the rest is not
+    start = head[:16]  # a header or JSON begins with ASCII, even if the rest is not
     if len(start) >= 8 and not any(start[1::2]) and all(start[::2]):
         return "utf-16-le"
     if len(start) >= 8 and not any(start[::2]) and all(start[1::2]):
@@ -142,7 +142,7 @@ def _drop_marks(content: bytes) -> bytes:
 def _read_json(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
     with _open(path) as file:
         head = file.read(_HEAD)
-        if what := _tell_foreign(head):
+        if what := _find_foreign(head):
             log.add("not JSON", what, path=path)
             return
         file.seek(0)
@@ -161,7 +161,7 @@ def _read_json(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[in
     try:
         value = decode_json(_drop_marks(content).decode())
     except ValueError as error:
-        # One list over several lines is not JSON Lines; everything else may be.
+        # A list over several lines is not JSON Lines; anything else may be.
         if start == b"[" and b"\n" in content.strip() and not _is_line(content):
             log.add("invalid JSON", f"invalid JSON ({error}); the file must be one list of objects", path=path)
             return
@@ -175,7 +175,7 @@ def _read_json(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[in
 
 
 def _is_line(content: bytes) -> bool:
-    """Return whether the first line of a text is JSON by itself."""
+    """Return whether the first line of a text is valid JSON."""
     try:
         decode_json(_drop_marks(content).lstrip().split(b"\n", 1)[0].decode())
     except ValueError:
@@ -184,9 +184,9 @@ def _is_line(content: bytes) -> bool:
 
 
 def _list_rows(value: Mapping[str, Any]) -> Sequence[object] | None:
-    """Return the rows of a JSON object that is a whole table, None if it is none.
+    """Return the rows of a JSON object that is a table; None if it is not one.
 
-    One list of objects under any key; SQuAD's own file (data, paragraphs, qas); and tables by column, as pandas
+    Known tables: a single list of objects under any key; SQuAD's file (data, paragraphs, qas); and columns, as pandas
     ({"input": {"0": ...}}) and datasets ({"input": [...]}) write them.
     """
     tables = [inner for inner in value.values() if isinstance(inner, list) and any(isinstance(r, dict) for r in inner)]
@@ -205,14 +205,14 @@ def _list_rows(value: Mapping[str, Any]) -> Sequence[object] | None:
 
 
 def _are_rows(values: Sequence[object]) -> bool:
-    """Return whether the values of an object are its rows, as pandas writes them by index ({"0": {"input": ...}})."""
+    """Return whether an object's values are rows, as pandas writes them by index: {"0": {"input": ...}, ...}."""
     return len(values) > 1 and all(
         isinstance(value, dict) and {"input", "answer"} <= {key.strip().lower() for key in value} for value in values
     )
 
 
 def _flatten_squad(articles: Sequence[Any]) -> Sequence[object]:
-    """Return one row per question of SQuAD's own nesting of articles and paragraphs; any other list as it is."""
+    """Return one row per question of SQuAD's articles and paragraphs; any other list as it is."""
     try:
         return [
             {"title": article.get("title"), "context": paragraph["context"], **question}
@@ -225,14 +225,14 @@ def _flatten_squad(articles: Sequence[Any]) -> Sequence[object]:
 
 
 def _read_lines(file: IO[bytes], path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
-    # Bytes, not text: a line ends at \n alone, and one broken line does not hide the others.
+    # Bytes, not text: then only \n ends a line, and a line that is not UTF-8 does not hide the others.
     is_first = True
     for number, line in enumerate(file, start=1):
-        content = _drop_marks(line)  # in any line: files are put together with cat
+        content = _drop_marks(line)  # in any line, since files may have been joined with cat
         if not content.strip():
             continue
         if is_first and content.strip() in (b"{", b"[{"):
-            what = "holds objects over several lines; write each on one line (jq -c . FILE does)"
+            what = "has objects that span several lines; write each on one line (jq -c . FILE does that)"
             log.add("object over several lines", what, path=path)
             return
         is_first = False
@@ -243,26 +243,26 @@ def _read_lines(file: IO[bytes], path: Path, columns: Columns, log: FaultLog) ->
             what = f"byte {error.start + 1:,} of the line is not UTF-8; save the file as UTF-8"
             log.add("broken UTF-8", what, row=number, path=path)
         except ValueError as error:
-            kind, what = _tell_json_mistake(content, error)
+            kind, what = _describe_json_mistake(content, error)
             log.add(kind, what, row=number, path=path)
         yield number, record
 
 
-def _tell_json_mistake(line: bytes, error: ValueError) -> tuple[str, str]:
-    """Return the kind of a broken line, and what is wrong with it."""
+def _describe_json_mistake(line: bytes, error: ValueError) -> tuple[str, str]:
+    """Return the kind of mistake in a broken line, and its description with the fix."""
     text = line.strip()
     if not text.strip(b"\0"):
         return (
             "NUL bytes",
-            f"{len(text):,} NUL bytes, as after a crash or on a full disk; remove them, or copy the file anew",
+            f"{len(text):,} NUL bytes, as after a crash or on a full disk; remove them, or copy the file again",
         )
     if text.endswith(b",") and _is_line(text[:-1]):
-        return "comma after the object", "a comma after the object; remove it, each line must be one JSON object alone"
+        return "comma after the object", "a comma after the object; remove it, each line must be just one JSON object"
     if str(error).startswith("Extra data") and text.startswith((b"{", b"[")):
         return "several values on a line", "more than one value on the line; write each object on a line of its own"
     if text[:1] not in b"{[" and any(mark in text for mark in (b",", b"\t", b";")):
         kind = "not JSON"
-        return kind, f"{show(text[:40].decode(errors='replace'))} is not JSON; if the file is a table, call it .csv"
+        return kind, f"{show(text[:40].decode(errors='replace'))} is not JSON; if the file is a table, name it .csv"
     if text.startswith((b"{'", b"{ '")):
         return "single quotes", "invalid JSON (single quotes); write double quotes around names and texts"
     return "invalid JSON", f"invalid JSON ({error}); each line must be one JSON object"
@@ -271,7 +271,7 @@ def _tell_json_mistake(line: bytes, error: ValueError) -> tuple[str, str]:
 def _check_object(value: object, number: int, path: Path, columns: Columns, log: FaultLog) -> Record:
     if isinstance(value, RepeatedKeys) and any(map(columns.reads, value.repeated)):
         name = next(name for name in value.repeated if columns.reads(name))
-        log.add("repeated key", f"the object names {show(name)} twice; remove one of them", row=number, path=path)
+        log.add("repeated key", f"the object has {show(name)} twice; remove one of them", row=number, path=path)
         return None
     if isinstance(value, dict):
         return value
@@ -286,17 +286,17 @@ def _check_object(value: object, number: int, path: Path, columns: Columns, log:
 def _read_table(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
     with _open(path) as file:
         content = _drop_marks(file.read())
-    if what := _tell_foreign(content):
+    if what := _find_foreign(content):
         log.add("not CSV", what, path=path)
         return
     codec = _utf16_of(content)
     try:
-        text = content.decode(codec or "utf-8").lstrip("\ufeff").rstrip("\x1a")  # the end of a file in DOS
+        text = content.decode(codec or "utf-8").lstrip("\ufeff").rstrip("\x1a")  # DOS's mark of the end of a file
     except UnicodeDecodeError as error:
         if codec:
             log.add("broken UTF-16", "looks like UTF-16, but is broken; save it as UTF-8", path=path)
         else:
-            # One more character, so that the broken row is begun and counted even if its first byte is the broken one.
+            # With one more character, so that the broken row counts even if its first byte is the broken one.
             before = csv.reader(io.StringIO(content[: error.start].decode() + "x", newline=""))
             number = _count_rows(before) - 1
             what = f"byte {error.start + 1:,} of the file is not UTF-8; save it as UTF-8"
@@ -305,7 +305,7 @@ def _read_table(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[i
     del content
     if text.endswith("\0") and text.strip("\0"):
         count = len(text) - len(text.rstrip("\0"))
-        what = f"ends in {count:,} NUL bytes, as after a crash or on a full disk; remove them, or copy the file anew"
+        what = f"ends in {count:,} NUL bytes, as after a crash or on a full disk; remove them, or copy the file again"
         log.add("NUL bytes", what, path=path)
         text = text.rstrip("\0")
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells over 131,072 characters
@@ -323,17 +323,17 @@ def _count_rows(lines: Iterator[list[str]]) -> int:
 
 
 def _read_cells(text: str, path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
-    """Yield the data rows of a text with a header."""
+    """Yield the data rows of a CSV text with a header."""
     given, text = _split_off_separator(text)
     usual = "\t" if data_suffix(path).startswith(".tsv") else ","
     separator = given or _find_separator(text, columns, usual=usual)
     first = next((cells for cells in _sample(text, separator) if any(cells)), [])
-    if columns.missing_from([name.strip() for name in first]) and (what := _tell_text(text, separator, columns)):
+    if columns.missing_from([name.strip() for name in first]) and (what := _describe_text(text, separator, columns)):
         log.add("not the header", what, path=path)
         return
     number = 0
     try:
-        # strict: else an unclosed quote silently swallows the rest of the file
+        # strict, because otherwise an unclosed quote silently swallows the rest of the file
         lines = csv.reader(io.StringIO(text, newline=""), strict=True, **_dialect(text, separator))
         header = [name.strip() for name in next((cells for cells in lines if any(cells)), [])]
         repeated = sorted({name for name in header if name and header.count(name) > 1 and columns.reads(name)})
@@ -352,12 +352,12 @@ def _read_cells(text: str, path: Path, columns: Columns, log: FaultLog) -> Itera
 
 
 def _check_cells(cells: list[str], header: list[str], separator: str, *, row: int, path: Path, log: FaultLog) -> Record:
-    """Return a row's cells by name; None if they are too many, too few, or the header's own."""
+    """Return a row's cells by column; None if there are too many or too few, or they repeat the header."""
     if len(cells) != len(header):
         surplus, lacking = cells[len(header) :], header[len(cells) :]
         if any(cell.strip() for cell in surplus) or any(lacking):
             name = _SEPARATORS.get(separator, separator)
-            if not any(cells):  # a line of separators alone, but fewer of them
+            if not any(cells):  # a blank row of separators, but not enough of them
                 return dict.fromkeys(header, "")
             fix = f"put a cell that holds a {name} in double quotes" if surplus else f"a {name} is missing"
             what = f"{len(cells)} cells, but the header has {len(header)}, separated by a {name}; {fix}"
@@ -365,14 +365,14 @@ def _check_cells(cells: list[str], header: list[str], separator: str, *, row: in
             return None
         cells = [*cells[: len(header)], *[""] * len(lacking)]
     elif [cell.strip(" \t\r\n\ufeff") for cell in cells] == header and any(header):
-        log.add("repeated header", "the row is the header again; remove it", row=row, path=path)
+        log.add("repeated header", "the row repeats the header; remove it", row=row, path=path)
         return None
-    # Of two columns with one name, which only columns that nobody reads may have, the first is kept.
+    # Of two columns with one name the first is kept. Only columns that we do not read can have the same name.
     return dict(zip(reversed(header), reversed(cells), strict=True))
 
 
 def _dialect(text: str, separator: str) -> dict[str, Any]:
-    """Return how cells are quoted: as the standard says, after a blank, or, in a table with tabs, not at all."""
+    """Return the csv module's options: cells are quoted as usual, or after a blank, or with tabs maybe not at all."""
     cells = [cell for row in _sample(text, separator) for cell in row]
     if any(len(cell) > 2 and cell.startswith(" ") and cell.strip()[:1] == cell.strip()[-1:] == '"' for cell in cells):
         return {"delimiter": separator, "skipinitialspace": True}
@@ -394,8 +394,8 @@ def _is_even(lines: Iterator[list[str]]) -> bool:
         return False
 
 
-def _tell_text(text: str, separator: str, columns: Columns) -> str:
-    """Return what a text is whose first row lacks our columns: JSON, or a table below other lines; "" if unknown."""
+def _describe_text(text: str, separator: str, columns: Columns) -> str:
+    """Return what a text without our columns in its first row is: JSON, or a table below other lines; else ""."""
     if text.lstrip()[:1] in ("{", "["):
         try:
             decode_json(text.strip().split("\n", 1)[0])
@@ -404,7 +404,7 @@ def _tell_text(text: str, separator: str, columns: Columns) -> str:
         else:
             kind = ".jsonl"
         if kind:
-            return f"holds JSON, not a table; call it {kind}"
+            return f"is JSON, not a table; name it {kind}"
     for mark in dict.fromkeys((separator, *_SEPARATORS)):
         rows = _sample(text, mark)
         for place, cells in enumerate(rows[1:], start=2):
@@ -414,7 +414,7 @@ def _tell_text(text: str, separator: str, columns: Columns) -> str:
 
 
 def _split_off_separator(text: str) -> tuple[str, str]:
-    """Return the separator of Excel's "sep=;" line and the text after it; "" if there is no such line."""
+    """Return the separator in Excel's "sep=;" line, "" if there is no such line, and the text without the line."""
     line, _, rest = text.partition("\n")
     line = line.strip("\r \ufeff\"'")
     if line[:4].lower() == "sep=" and len(line) == 5:
@@ -423,7 +423,7 @@ def _split_off_separator(text: str) -> tuple[str, str]:
 
 
 def _find_separator(text: str, columns: Columns, *, usual: str) -> str:
-    """Return the separator with which the header has our columns, else the one that gives every row as many cells."""
+    """Return the separator with which the header has our columns, else one that gives all rows as many cells."""
     candidates = [usual, *(separator for separator in _SEPARATORS if separator != usual)]
     tables = {separator: _sample(text, separator) for separator in candidates}
     for separator, table in tables.items():
@@ -438,7 +438,7 @@ def _find_separator(text: str, columns: Columns, *, usual: str) -> str:
 
 
 def _sample(text: str, separator: str) -> list[list[str]]:
-    """Return the first rows of a text as a separator cuts them."""
+    """Return the first rows of a text, split by `separator`."""
     rows: list[list[str]] = []
     head = text[:_HEAD]
     lines = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
@@ -451,7 +451,7 @@ def _sample(text: str, separator: str) -> list[list[str]]:
     except csv.Error:
         pass
     whole = len(head) == len(text) or len(rows) > 20 or len(rows) < 2
-    return rows if whole else rows[:-1]  # the last may be cut
+    return rows if whole else rows[:-1]  # the last may be incomplete
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ def _read_parquet(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple
 
     number = 0
     with path.open("rb") as raw:
-        what = _tell_foreign(raw.read(200))
+        what = _find_foreign(raw.read(200))
     if what and "Parquet" not in what.partition(";")[0]:
         log.add("not Parquet", what, path=path)
         return
@@ -473,13 +473,13 @@ def _read_parquet(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple
             columns.note_names(names)
             repeated = sorted({name for name in names if names.count(name) > 1 and columns.reads(name)})
             if repeated:
-                log.add("repeated column", f"names {show(repeated[0])} twice; rename one of them", path=path)
+                log.add("repeated column", f"has a column {show(repeated[0])} twice; rename one of them", path=path)
                 return
             short = {
                 n for n in names if pyarrow.types.is_floating(t := file.schema_arrow.field(n).type) and t.bit_width < 64
             }
             wanted = [name for name in names if columns.reads(name)]
-            wanted = wanted if not columns.missing_from(names) else names  # then a message shows what there is
+            wanted = wanted if not columns.missing_from(names) else names  # for a message that lists the columns
             known = {n: labels for n, labels in _class_names(file.schema_arrow.metadata).items() if n in wanted}
             for batch in file.iter_batches(batch_size=4096, columns=wanted):
                 records = batch.to_pylist()
@@ -491,21 +491,21 @@ def _read_parquet(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple
                         record[name] = _shorten(record[name])
                     yield number, record
     except UnicodeDecodeError:
-        what = "a text in this row or one of the 4,096 after it is not UTF-8; write the file anew"
+        what = "a text in this row or one of the 4,096 after it is not UTF-8; write the file again"
         log.add("broken UTF-8", what, row=number + 1, path=path)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        log.add("invalid Parquet", f"invalid Parquet ({error}); write the file anew", path=path)
+        log.add("invalid Parquet", f"invalid Parquet ({error}); write the file again", path=path)
 
 
 def _shorten(value: object) -> object:
-    """Return a number of 32 bits as it is written (0.1), not with the digits that 64 bits add (0.10000000149)."""
+    """Return a 32-bit float as the shortest 64-bit one: 0.1, not 0.10000000149."""
     return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Return column -> names of its classes, as the datasets library (ClassLabel) keeps them in a file's metadata."""
+    """Return column -> names of its classes, from the metadata that the datasets library writes for a ClassLabel."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {
@@ -522,7 +522,7 @@ def _are_texts(value: object) -> bool:
 
 
 def _name_class(value: object, names: Sequence[str]) -> object:
-    """Return the name of a class by its number; -1, which stands for none, is a missing value."""
+    """Return the name of class number `value`; None for -1, which datasets writes for a missing class."""
     if isinstance(value, int) and not isinstance(value, bool):
         return names[value] if 0 <= value < len(names) else None if value == -1 else value
     return value

@@ -1,6 +1,6 @@
-"""Rows of a data file: records checked cell by cell; what is wrong is collected as faults, not raised.
+"""Rows of a data file: records checked cell by cell, with mistakes collected as faults rather than raised.
 
-Every record is kept, is blank, or has a fault, and is counted as that. Row numbers are explained in readers.py.
+Every record is counted as one of three: kept, blank, or faulty. readers.py explains row numbers.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from manyicl.errors import suggest
-from manyicl.tasks.columns import COLUMNS, MISSING, Columns, nested_paths, tell_path
-from manyicl.tasks.faults import FaultLog, near_word, show
+from manyicl.tasks.columns import MISSING, Columns, describe_missing, nested_paths
+from manyicl.tasks.faults import FaultLog, show
 from manyicl.tasks.json_text import JsonNumber, as_text, decode_json, is_missing, is_unicode
 from manyicl.tasks.readers import data_suffix, read_records
-from manyicl.tasks.shapes import tell_shape, write_columns
+from manyicl.tasks.shapes import describe_shape, write_columns
 
 SPLIT_WORDS = {
     "train": "train",
@@ -30,53 +30,58 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-# Words of a column that nobody reads which make it a split, too, though not which one.
+# More words for splits in a column that we do not read. "other": not for training, but which split is unclear.
 _PARTS = SPLIT_WORDS | dict.fromkeys(("eval", "evaluation", "holdout", "heldout", "held-out", "unseen"), "other")
-# Columns of true and false that say which rows are not to be trained on.
+# Names of columns of true and false that mark rows for training, or not for training.
 _FLAGS = re.compile(
     r"(?:is|in)[-_ ]?(?:train|test|training|testing|valid|validation|val|dev|eval|heldout|holdout)", re.I
 )
 _TRUTHS = frozenset({"true", "false", "0", "1", "yes", "no", "0.0", "1.0"})
-# Not white space to Python, but nothing that is seen: at the ends of an answer they are no part of it.
+# Characters that are invisible, but not white space to Python. At the ends of an answer they are not part of it.
 INVISIBLE = "\u200b\u2060\ufeff\u00ad"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row that has no fault; `split` is train, validation or test, or "" if neither row nor file names one."""
+    """One row without a fault."""
 
     number: int
     input: str
     answer: str
     options: tuple[str, ...]
+    """The row's own candidate answers; () if it has none."""
     split: str
+    """"train", "validation" or "test"; "" if neither the row nor its file names one."""
     also_right: tuple[str, ...] = ()
+    """Other answers that count as right."""
     option_labels: tuple[str, ...] = ()
+    """Label of each option; () if the file gives none."""
 
 
 @dataclass(slots=True)
 class FileRows:
-    """What was read of one file: num_read rows are those in `rows`, the blank ones and the faulty ones.
-
-    tidied: what was changed in answers -> in how many rows. unread: columns that nobody reads.
-    """
+    """The rows of one file. `num_read` is the sum of kept, blank and faulty rows."""
 
     path: Path
     rows: list[Row] = field(default_factory=list)
+    """Rows without a fault."""
     num_read: int = 0
     num_blank: int = 0
+    """Rows whose cells are all empty."""
     num_faulty: int = 0
     tidied: Counter[str] = field(default_factory=Counter)
+    """What was changed in answers -> number of rows."""
     unread: list[str] = field(default_factory=list)
+    """Columns of the file that we do not read."""
 
 
 def read_rows(
     path: Path, *, columns: Mapping[str, str | Sequence[str]], split: str, settings_name: str, log: FaultLog
 ) -> FileRows:
-    """Return the rows of `path` that have no fault; every fault goes to `log`.
+    """Return the rows of `path` without a fault; all faults go to `log`.
 
-    columns: our names (`COLUMNS`) to the file's own, if they differ. split: the one that the file's name gives, or "".
-    settings_name: the task.json that messages speak of.
+    columns: our names (`COLUMNS`) -> the file's, if they differ. split: the split in the file's name, or "".
+    settings_name: the task.json that messages name.
 
     Raises:
         UserError: the file cannot be opened.
@@ -86,7 +91,7 @@ def read_rows(
     checker = _RowChecker(found, known, split=split, settings_name=settings_name, log=log)
     num_faults = len(log.list_faults())
     for number, record in read_records(path, columns=known, log=log):
-        if not found.num_read and record is not None and checker.tell_other_shape(record):
+        if not found.num_read and record is not None and checker.has_other_shape(record):
             return found
         found.num_read += 1
         row = None if record is None else checker.check(number, record)
@@ -105,9 +110,9 @@ def read_rows(
 
 
 def tidy_answer(text: str) -> str:
-    """Return an answer without white space around it and in one Unicode form (NFC), so that one label is one text.
+    """Return an answer without outer white space and in Unicode form NFC, so that each label has one spelling.
 
-    The first line of an answer of several lines keeps its indent, which may be part of it (code).
+    The first line of a multi-line answer keeps its indentation, which may be part of it (code).
     """
     if text.isascii() and text == text.strip():
         return text
@@ -125,7 +130,7 @@ def _strip_end(text: str) -> str:
 
 
 def is_empty(text: str) -> bool:
-    """Return whether a text holds nothing that is seen."""
+    """Return whether a text has no visible characters."""
     return not text.strip() or (not text.isascii() and not text.translate(_UNSEEN).strip())
 
 
@@ -143,14 +148,14 @@ class _RowChecker:
         self._settings_name = settings_name
         self._log = log
         self._has_looked = False
-        self._split_words: dict[str, set[str]] = {}  # unread column -> what it holds, if these are split words alone
+        self._split_words: dict[str, set[str]] = {}  # unread column -> its words, if all are words for splits
 
-    def tell_other_shape(self, record: Mapping[str, object]) -> bool:
-        """Note as a fault that the file has another shape, if that is why its first record cannot be read."""
+    def has_other_shape(self, record: Mapping[str, object]) -> bool:
+        """Return whether the file's first record cannot be read because it has another known layout; log it."""
         missing = self._columns.missing_from(record)
         if not missing or any(name in self._columns.mapped for name in missing):
             return False
-        what = tell_shape(record, columns=self._columns.mapped, settings_name=self._settings_name)
+        what = describe_shape(record, columns=self._columns.mapped, settings_name=self._settings_name)
         if what is not None:
             self._add("other columns", f"no {missing[0]!r} column: {what}")
         return what is not None
@@ -162,7 +167,7 @@ class _RowChecker:
         )
 
     def check(self, number: int, record: Mapping[str, object]) -> Row | None:
-        """Return the row, or None if it has a fault or is blank."""
+        """Return the row, or None if it is faulty or blank."""
         values = self._columns.find(record)
         first = values["input"][0]
         if (not isinstance(first, str) or not first.strip()) and self.is_blank(record):
@@ -177,7 +182,7 @@ class _RowChecker:
         return Row(number, text, answers[0], options, split, answers[1:], labels)
 
     def check_columns(self) -> None:
-        """Note an optional column that was asked for but is nowhere, and a split under another name."""
+        """Log an optional column that the task.json maps but no row has, and a column of splits that is not read."""
         for name in ("split", "options", "option_labels"):
             if name in self._columns.mapped and not self._columns.has(name):
                 own = show(self._columns.mapped[name])
@@ -191,7 +196,7 @@ class _RowChecker:
                 self._add(f"no {own} column", f"{what}; correct it")
         if self._columns.has("split") or "split" in self._columns.mapped or self._split:
             return
-        # Passed over, its test rows would be trained on.
+        # If it were ignored, its test rows would be trained on.
         for name, words in self._split_words.items():
             if "train" in words and len(words) > 1:
                 what = f'column {show(name)} holds splits, but is not read; name it "split"'
@@ -199,7 +204,7 @@ class _RowChecker:
                     what += ", with the words train, validation and test"
                 self._add("unread split", f'{what}, or write {{"columns": {{"split": "{name}"}}}}')
             elif len(words - set(SPLIT_WORDS.values())) > 1:  # true and false
-                what = f"column {show(name)} says which rows are not to be trained on, but is not read"
+                what = f"column {show(name)} marks rows that are not for training, but is not read"
                 self._add("unread split", f'{what}; write train or test into a column "split", or remove it')
 
     def _add(self, kind: str, what: str | Callable[[], str], row: int | None = None) -> None:
@@ -219,7 +224,7 @@ class _RowChecker:
     def _add_missing(self, name: str, number: int, record: Mapping[str, object]) -> None:
         has = ", ".join(show(column) for column in list(record)[:8]) or "nothing"
         own = self._columns.paths[name][0]
-        if lacks := tell_path(own, record):
+        if lacks := describe_missing(own, record):
             self._add(f"no {name} column", f'{lacks}; add it, or correct "columns" in {self._settings_name}', number)
             return
         if name in self._columns.mapped:
@@ -246,7 +251,7 @@ class _RowChecker:
         return self._check_text("input", "\n".join(parts), number, values[0])
 
     def _read_answers(self, values: list[object], number: int, record: Mapping[str, object]) -> tuple[str, ...]:
-        """Return the right answers, the trained one first; () for a fault."""
+        """Return the right answers, the trained one first; () after a fault."""
         if all(value is MISSING for value in values):
             self._add_missing("answer", number, record)
             return ()
@@ -276,13 +281,13 @@ class _RowChecker:
 
     def _add_type(self, name: str, value: object, number: int) -> None:
         wanted = "a text" if name == "input" else "a text, a number, true or false, or a list of these"
-        fix = "write it so"
+        fix = "write it as text"
         if isinstance(value, dict | list):
             own = self._columns.paths[name][0]
             paths = nested_paths(own, value)
             if paths:
                 mapped = write_columns({**self._columns.mapped, name: paths[0]})
-                fix = f"name what is in it: write {mapped} into {self._settings_name}"
+                fix = f"name the part that is: write {mapped} into {self._settings_name}"
         self._add(f"wrong type of {name}", f"{name} {show(value)} is not {wanted}; {fix}", number)
 
     def _check_text(self, name: str, text: str, number: int, value: object) -> str | None:
@@ -303,7 +308,7 @@ class _RowChecker:
     def _read_options(
         self, values: Mapping[str, list[object]], number: int
     ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-        """Return the options, () for none, None for a fault; and what each is called, () if nothing says."""
+        """Return the options (() if there are none, None after a fault), and their labels (() if there are none)."""
         labels: tuple[str, ...] = ()
         if self._columns.is_joined("options"):
             names = [path.split(".")[-1] for path in self._columns.paths["options"]]
@@ -343,12 +348,12 @@ class _RowChecker:
         return options
 
     def _read_split(self, value: object, number: int) -> str | None:
-        """Return the split, "" if neither row nor file names one, None for a fault."""
+        """Return the split; "" if neither the row nor its file names one, None after a fault."""
         if value is MISSING or is_missing(value) or (isinstance(value, str) and not value.strip()):
             return self._split
         split = SPLIT_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
         if split is None:
-            self._add("unknown split", partial(_tell_split, value), number)
+            self._add("unknown split", partial(_describe_split, value), number)
         elif self._split and split != self._split:
             what = f"split {show(value)} in a file of {self._split} rows by its name; correct one of them"
             self._add("two splits", what, number)
@@ -357,7 +362,7 @@ class _RowChecker:
 
 
 def _read_word(name: str, value: object) -> str:
-    """Return the split that a cell of an unread column seems to name, "" if it names none."""
+    """Return the split that a cell of an unread column seems to name; "" if it does not name one."""
     text = as_text(value)
     word = text.strip().lower() if text is not None and len(text) < 20 else ""
     if word in _TRUTHS:
@@ -365,15 +370,15 @@ def _read_word(name: str, value: object) -> str:
     return _PARTS.get(word, "")
 
 
-def _tell_split(value: object) -> str:
+def _describe_split(value: object) -> str:
     near = suggest(value, SPLIT_WORDS) if isinstance(value, str) else ""
-    # "eval" is nearest to "val", but most who write it mean test.
+    # "eval" is most similar to "val", but usually means test.
     near = near if "did you mean" in near and "'val'" not in near else "; write train, validation or test"
     return f"unknown split {show(value)}{near}"
 
 
 def _split_cell(cell: str) -> object:
-    """Return the options of a CSV cell: a JSON list, or values between bars; the cell itself if it is neither."""
+    """Return the options in a CSV cell, a JSON list or values between bars; the cell itself if it is broken JSON."""
     cell = cell.strip()
     if not cell:
         return None
@@ -383,6 +388,3 @@ def _split_cell(cell: str) -> object:
         except ValueError:
             return cell
     return [option.strip() for option in cell.split("|")]
-
-
-__all__ = ["COLUMNS", "SPLIT_WORDS", "FileRows", "Row", "near_word", "read_rows", "tidy_answer"]

@@ -1,4 +1,4 @@
-"""A task.json: what a task is called, which family it is of, how it is scored, and where its columns are."""
+"""A task.json: a task's name, family, metric, instruction and labels, and where its columns are."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ from manyicl.tasks.json_text import RepeatedKeys, as_text, decode_json
 from manyicl.tasks.rows import tidy_answer
 
 FAMILIES = ("classification", "nli", "qa", "summarization", "math")
-# Every metric of one answer; each may be a task's main one.
+# All metrics of an answer; any of them can be a task's main metric.
 METRICS = ("accuracy", "exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "math_exact_match")
-# Nearer than this, an unknown key of a task.json is a misspelt one ("famly"); "note" and "label_count" are not.
+# An unknown key that is at least this similar to a known one is a misspelling ("famly"), not a note of the user's own
+# ("note", "label_count").
 _MISSPELT = 0.75
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """A task.json; None stands for what it leaves open.
-
-    columns: our column names to the file's own (`columns.Columns`). answer_index: 0 or 1 if answers are numbers of
-    options, counted from there.
-    """
+    """The content of a task.json. None: the file leaves it open."""
 
     name: str
     family: str | None = None
+    """One of FAMILIES."""
     metric: str | None = None
+    """One of METRICS."""
     instruction: str = ""
+    """Text before the first example of every episode."""
     labels: tuple[str, ...] | None = None
+    """The fixed answers."""
     columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """Our column names -> the file's (`columns.Columns`)."""
     answer_index: int | None = None
+    """0 or 1 if answers are numbers of options: the number of the first option."""
 
 
 def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSettings | None:
-    """Return a task.json less what is wrong in it, which goes to `log`; None if the columns cannot be known.
+    """Return the settings in a task.json; what is wrong in it goes to `log`. None if the columns cannot be known.
 
-    stem: the task's name unless the file gives another. A file that is not there leaves everything open.
+    stem: the task's name if the file does not give one. If there is no file, everything is left open.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: the file cannot be opened.
     """
     settings = TaskSettings(name=stem)
     if not settings_path.is_file():
@@ -74,7 +77,7 @@ def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSetti
     }
     for key in raw.repeated if isinstance(raw, RepeatedKeys) else ():
         if key in readers:
-            log.add(f"repeated {key}", f"names {show(key)} twice; remove one of them", path=settings_path)
+            log.add(f"repeated {key}", f"has {show(key)} twice; remove one of them", path=settings_path)
     values: dict[str, object] = {}
     columns_known = True
     for key, value in raw.items():
@@ -92,13 +95,13 @@ def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSetti
 
 
 def _parse_text(value: object) -> str:
-    if type(value) is not str:  # a JSON number is a str of another type
+    if type(value) is not str:  # isinstance would accept a JsonNumber
         raise ValueError("is not a text")
     return value
 
 
 def _parse_name(value: object) -> str:
-    # A name becomes part of file names and of plots.
+    # Names become parts of file names and plots.
     if type(value) is not str or not value.strip() or not value.isprintable() or set(value) & set("/\\"):
         raise ValueError("is not a name: a text on one line, without slashes")
     return value
@@ -139,6 +142,6 @@ def _parse_columns(value: object) -> dict[str, str | tuple[str, ...]]:
 
 
 def _is_column(own: object) -> bool:
-    """Return whether a value names a column, or several to be joined."""
+    """Return whether `own` is a column's name, or a list of names."""
     names = own if isinstance(own, list) and own else [own]
     return all(type(name) is str and name for name in names)

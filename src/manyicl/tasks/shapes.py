@@ -1,11 +1,11 @@
-"""Files in a well-known shape (chat messages, ShareGPT, alpaca, SQuAD, MMLU, ARC, ...), and the task.json for each."""
+"""Recognises common layouts of rows (chat, ShareGPT, alpaca, SQuAD, MMLU, ARC, ...) and writes a task.json for each."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 
-# Names that other people's files give to an input and to an answer; the first that a file has is meant.
+# Common names of an input and of an answer column, in order of preference.
 _INPUTS = (
     "question",
     "prompt",
@@ -50,7 +50,7 @@ _ANSWERS = (
     "y",
 )
 _PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text_a", "text_b"))
-# How chats name the turns, who spoke, and what was said.
+# Names in chats of the list of turns, the speaker and the text.
 _CHATS = (("messages", "role", "content"), ("conversations", "from", "value"), ("conversation", "role", "content"))
 _LETTERS = ("A", "B", "C", "D", "E", "F", "G", "H")
 
@@ -58,9 +58,9 @@ Mapped = dict[str, str | list[str]]
 
 
 def recognise(record: Mapping[str, object]) -> tuple[str, Mapped] | None:
-    """Return what a record seems to be, and the "columns" of a task.json that read it; None if nothing fits.
+    """Return what a record seems to be, and the "columns" of a task.json that reads it; None if nothing fits.
 
-    Only columns that are not already called as we call them are mapped.
+    Columns that already have our name are not mapped.
     """
     keys = {name.strip().casefold(): name for name in record}
     for find in (_find_chat, _find_choices, _find_squad, _find_alpaca, _find_pair, _find_names):
@@ -71,10 +71,10 @@ def recognise(record: Mapping[str, object]) -> tuple[str, Mapped] | None:
     return None
 
 
-def tell_shape(record: Mapping[str, object], *, columns: Mapping[str, object], settings_name: str) -> str | None:
-    """Return a sentence that names a record's shape and the task.json that reads it; None if it has none.
+def describe_shape(record: Mapping[str, object], *, columns: Mapping[str, object], settings_name: str) -> str | None:
+    """Return a text that names a record's layout and the task.json that reads it; None if it is not recognised.
 
-    columns: what the task.json already maps, which is kept.
+    columns: the columns that the task.json maps already; they are kept.
     """
     found = recognise(record)
     if found is None:
@@ -84,12 +84,12 @@ def tell_shape(record: Mapping[str, object], *, columns: Mapping[str, object], s
 
 
 def write_columns(mapped: Mapping[str, object]) -> str:
-    """Return a task.json that maps columns, on one line."""
+    """Return a task.json with these columns, on one line."""
     return json.dumps({"columns": dict(mapped)}, ensure_ascii=False)
 
 
 def find_letter_columns(names: Sequence[str]) -> list[str]:
-    """Return the columns A, B, C, ... of a file, in their order, if there are two or more."""
+    """Return a file's columns A, B, C, ..., in this order, if there are two or more; else []."""
     folded = {name.strip().upper(): name for name in names}
     found = []
     for letter in _LETTERS:
@@ -114,7 +114,7 @@ def _find_chat(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[s
 
 
 def _find_choices(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
-    """Multiple choice: ARC (choices.text, choices.label, answerKey), MMLU (choices or A to D, answer)."""
+    """Recognise multiple choice: ARC (choices.text, choices.label, answerKey), MMLU (choices or A to D, answer)."""
     question = next((keys[name] for name in ("question", "input", "ctx", "sentence", "goal") if name in keys), None)
     answer = next((keys[n] for n in ("answerkey", "answer", "label", "gold", "answer_index") if n in keys), None)
     if question is None or answer is None:
@@ -164,7 +164,7 @@ def _find_pair(_: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, M
 
 
 def _find_names(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
-    """Guess from the names alone: both must be there, and not the same."""
+    """Guess from names alone: an input and another column for the answer must exist."""
     source = keys.get("input") or next((keys[name] for name in _INPUTS if name in keys), None)
     answer = next((keys[name] for name in _ANSWERS if name in keys and keys[name] != source), None)
     if source is None or answer is None or isinstance(record[source], list | dict):

@@ -1,4 +1,4 @@
-"""Labels that may be one: other capitals, blanks, hyphens or Unicode forms, or several labels in another order."""
+"""Labels that may be the same: they differ only in case, blanks, hyphens, Unicode form, or the order of parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from manyicl.tasks.faults import show
 
 _BETWEEN = re.compile(r"[\s_\u2010-\u2015-]+")
-# Marks that are not seen, and forms of one: curly quotes, soft hyphens, "&amp;".
+# Invisible characters.
 _UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u00ab\u00bb", '\'\'""""')
 _PARTS = re.compile(r"[,;|/+]")
@@ -19,11 +19,12 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+
 
 
 def find_lookalikes(counts: Mapping[str, int]) -> list[list[str]]:
-    """Return the groups of answers that differ in spelling alone, each commonest first.
+    """Return the groups of answers that differ only in spelling, most frequent first within each group.
 
-    counts: answer -> rows. Spelling is capitals, blanks, hyphens and underscores, compatibility forms of characters
-    (NFKC), characters that are not seen, quotes around, a full stop or exclamation mark at the end, "&amp;", how a
-    number is written (1, 1.0, 01; 1,000), and the order of parts separated by a comma, semicolon, bar, slash or plus.
+    Spelling means case, blanks, hyphens and underscores, compatibility forms of characters (NFKC), invisible
+    characters, outer quotes, a full stop or exclamation mark at the end, HTML entities ("&amp;"), forms of a number
+    (1, 1.0, 01; 1,000), and the order of parts separated by a comma, semicolon, bar, slash or plus. counts: answer ->
+    number of rows.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for answer in counts:
@@ -31,8 +32,8 @@ def find_lookalikes(counts: Mapping[str, int]) -> list[list[str]]:
     return [sorted(group, key=lambda a: (-counts[a], a)) for group in groups.values() if len(group) > 1]
 
 
-def tell_lookalikes(answers: Sequence[str]) -> str:
-    """Return a warning with counts if some answers may be one, "" if none may."""
+def describe_lookalikes(answers: Sequence[str]) -> str:
+    """Return a warning with counts if some answers may be the same, else ""."""
     counts = Counter(answers)
     groups = find_lookalikes(counts)
     if not groups:
@@ -40,7 +41,7 @@ def tell_lookalikes(answers: Sequence[str]) -> str:
     first = ", ".join(f"{show(answer)} {counts[answer]:,}" for answer in groups[0][:4])
     others = len(groups) - 1
     more = f" (and {others:,} more {'group' if others == 1 else 'groups'})" if others else ""
-    return f"answers that may be one: {first}{more}; write them alike if they are"
+    return f"answers that may be the same: {first}{more}; if they are, write them alike"
 
 
 def _spelling(answer: str) -> tuple[str, ...]:
@@ -51,7 +52,7 @@ def _spelling(answer: str) -> tuple[str, ...]:
         whole, _, rest = value.lstrip("+").partition(".")
         sign = "-" if whole.startswith("-") else ""
         return (f"{sign}{whole.removeprefix('-').lstrip('0') or '0'}.{rest.rstrip('0')}".rstrip("."),)
-    # A sign is not a hyphen: "-5" and "5" are two answers; so are "+" and "-", of which nothing else would be left.
+    # A sign is not a hyphen: "-5" and "5" are two answers. So are "+" and "-", which are nothing but separators here.
     parts = [_BETWEEN.sub(" ", part.strip()) if not _is_number(part) else part.strip() for part in _PARTS.split(text)]
     return tuple(sorted(parts)) if any(part.strip() for part in parts) and not _is_number(text) else (text,)
 

@@ -1,30 +1,32 @@
-"""Task and Example: a folder of labelled data, read, checked and split.
+"""Task and Example: labelled data from a folder, read, checked and split.
 
-A task is a file `<name>.jsonl`, `.json`, `.csv`, `.tsv` (these also `.gz`) or `.parquet`, or several (`layouts.py`),
-with the columns `input` and `answer` and, if there are any, `split` (train, validation or test; also dev, valid, val,
-training, testing) and `options` (the candidate answers of this row: a list; in CSV a JSON list or values between bars,
-`a|b`). An answer is a text, a number, true or false, or a list of right answers: the first is trained, the best counts.
-Beside it may lie `<name>.task.json` with any of these keys:
+A task is a file `<name>.jsonl`, `.json`, `.csv`, `.tsv` (these also `.gz`) or `.parquet`, or several files
+(`layouts.py`). It has the columns `input` and `answer`. An answer is a text, a number, true or false, or a list of
+right answers: the first is trained, and a prediction gets the best score that one of them gives. Two more columns are
+optional: `split` (train, validation or test; also dev, valid, val, training, testing) and `options` (this row's
+candidate answers: a list; in CSV a JSON list, or values between bars, `a|b`).
 
-    name          the task's name; else the file's, without its suffix, or the folder's
-    family        one of FAMILIES; else classification if rows have options, or if there are at most 64 different
+A file `<name>.task.json` beside it can have any of these keys:
+
+    name          the task's name. Default: the file's without its suffix, or the folder's
+    family        one of FAMILIES. Default: classification if rows have options, or if there are at most 64 different
                   answers, each on one line of at most 50 characters, with 5 rows or more each on average; else qa
-    metric        one of METRICS; else accuracy for classification and nli, rouge_l for summarization, and for qa and
-                  math accuracy if there are options or labels, else exact_match and math_exact_match
-    instruction   a text that opens every episode; else none
-    labels        the answers there are; else, for classification and nli, the options if all rows have the same, or,
-                  if none has any, the answers of all rows, if they are at most 256
-    columns       our column names to the file's own: {"input": "text", "answer": "label"}. Also a path into nested
-                  values ("answers.text", "messages.-1.content"), or a list: of inputs or answers, which are joined by a
-                  line break with empty ones left out, or of columns that hold one option each. "option_labels" is the
-                  column of what options are called, if answers name options so.
-    answer_index  0 or 1: answers are numbers of options, counted from there; found out if it is certain
+    metric        one of METRICS. Default: accuracy for classification and nli, and for qa and math with options or
+                  labels; else rouge_l for summarization, exact_match for qa, math_exact_match for math
+    instruction   a text before the first example of every episode. Default: none
+    labels        the fixed answers. Default, for classification and nli: the options if all rows have the same, or
+                  if no row has options, all different answers if there are at most 256
+    columns       our column names -> the file's: {"input": "text", "answer": "label"}. Also a path into nested values
+                  ("answers.text", "messages.-1.content"), or a list: several inputs or answers are joined by line
+                  breaks, without empty ones; several options are columns of one option each. "option_labels" is the
+                  column of the options' labels, if answers use these.
+    answer_index  0 or 1: answers are numbers of options, and this is the first. Default: found if only one is possible
 
-Other keys are ignored, but not one that is nearly one of these. Row numbers in messages are explained in readers.py.
+Other keys are ignored, but one that looks like a misspelling is refused. readers.py explains row numbers in messages.
 
-Inputs are kept as written; answers lose white space at their ends and are in Unicode form NFC. If neither a row nor a
-file's name gives a split, 20 % become test, by a hash of the input; if none gives validation, 10 % of train become
-validation, likewise: an input's split never depends on other rows.
+Inputs stay as they are. Answers lose white space and invisible characters at their ends, and are put into Unicode form NFC.
+If neither rows nor file names give a split, 20 % become test, by a hash of the input. If none gives validation, 10 % of train become
+validation in the same way. So the split of an input does not depend on other rows.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from manyicl.tasks.layouts import Source, find_layout, source_of
 from manyicl.tasks.rows import FileRows, Row, read_rows
 from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, read_settings
 from manyicl.tasks.shapes import find_letter_columns, write_columns
-from manyicl.tasks.spellings import tell_lookalikes
+from manyicl.tasks.spellings import describe_lookalikes
 
 __all__ = [
     "FAMILIES",
@@ -61,32 +63,31 @@ __all__ = [
 ]
 
 SPLITS = ("train", "validation", "test")
-NO_SPLIT_NOTE = "Nothing names a split: 20 % are test and 10 % of the rest validation, by a hash of the input."
+NO_SPLIT_NOTE = "No split is given: 20 % are test and 10 % of the rest validation, by a hash of the input."
 
 _TEST_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
 _MOST_LABELS = 256
-# When a file without a family is taken for classification.
+# A file without a family is classification if its answers are within these limits.
 _MOST_CLASSES = 64
 _LONGEST_CLASS = 50
 _ROWS_PER_CLASS = 5
-_PANDAS_INDEX = "__index_level_0__"  # numbers of rows, which pandas adds to Parquet
-# Fewer different answers than this share of the rows are labels, however many they are.
-_MOST_LABEL_SHARE = 0.5
+_PANDAS_INDEX = "__index_level_0__"  # row numbers, which pandas adds to Parquet
+# If there are at most this many different answers per row, they are treated as labels in warnings.
+_MOST_LABELS_PER_ROW = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One pair of texts: an input, and the answer that is trained and shown.
-
-    options: the candidate answers of this row, empty if it has none. also_right: other answers that count as right when
-    a prediction is scored; they are never trained.
-    """
+    """One input with its answer."""
 
     input: str
     answer: str
+    """The right answer that is trained, and shown in shots."""
     options: tuple[str, ...] = ()
+    """This row's own candidate answers; () if it has none."""
     also_right: tuple[str, ...] = ()
+    """Other answers that count as right when a prediction is scored; they are never trained."""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -95,33 +96,38 @@ class Example:
 
     @property
     def id(self) -> str:
-        """16 hex digits made from input and answer: the same in every run and file."""
+        """16 hex digits, a hash of input and answer: the same in every run and file."""
         return hashlib.sha256(f"{self.input}\0{self.answer}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A named set of examples with its metric; `labels` is the fixed answer set, sorted, or () where answers are open.
-
-    `sha256` covers everything a run depends on: name, family, metric, instruction, labels and the examples of each
-    split in order. Of the `num_rows` read, `dropped` says how many were left out and why; the others were kept.
-    `warnings` and `notes` say what reading it found: what may be a mistake, and what is only good to know.
-    """
+    """Labelled examples of one task, in three splits."""
 
     name: str
     family: str
+    """One of FAMILIES."""
     metric: str
+    """One of METRICS: the main metric."""
     instruction: str
+    """Text before the first example of every episode; "" if there is none."""
     labels: tuple[str, ...]
+    """The fixed answers, sorted; () for open answers, or if each row has its own options."""
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     sha256: str
+    """Hash of the name, family, metric, instruction, labels and all examples of each split, in order."""
     num_rows: int
+    """Rows that were read."""
     dropped: Mapping[str, int]
+    """Reason -> number of rows that were read but are in no split."""
     split_note: str
+    """One sentence on where the splits come from."""
     warnings: tuple[str, ...] = ()
+    """What may be a mistake in the data."""
     notes: tuple[str, ...] = ()
+    """What else is good to know about how the data was read."""
 
     def choices(self, example: Example) -> tuple[str, ...]:
         """Return the answers to choose from: the example's options, else the labels, else () for an open answer."""
@@ -129,12 +135,12 @@ class Task:
 
 
 def load_tasks(folder: str | Path, *, names: Sequence[str] | None = None) -> list[Task]:
-    """Return the tasks of a folder sorted by name: all of them, or those in `names`.
+    """Return the tasks of a folder, sorted by name: all, or those in `names`.
 
-    What the folder holds and is not read is logged once, in one line.
+    Files that are not read are logged once, in one line.
 
     Raises:
-        UserError: no such folder or task, two files for one task, or a fault in a file.
+        UserError: there is no such folder or task, two tasks have the same name, or a file has a fault.
     """
     sources = name_sources(folder)
     for name in names or ():
@@ -144,19 +150,19 @@ def load_tasks(folder: str | Path, *, names: Sequence[str] | None = None) -> lis
 
 
 def name_sources(folder: str | Path) -> dict[str, Source]:
-    """Return the sources of a folder's tasks by the tasks' names, sorted by file; log what is not read.
+    """Return task name -> source for a folder's tasks, sorted by file; log what is not read.
 
     Raises:
-        UserError: no such folder, no task in it, or two of one name.
+        UserError: there is no such folder, no task in it, or two tasks have the same name.
     """
     layout = find_layout(folder)
-    layout.tell_left_out()
+    layout.log_left_out()
     sources: dict[str, Source] = {}
     for source in layout.sources:
         settings = read_settings(source.settings_path, stem=source.stem, log=FaultLog(source.path))
         name = settings.name if settings else source.stem  # its faults are reported when the task is loaded
         if name in sources:
-            raise UserError(f"{source.path}: task '{name}' is also {sources[name].path.name}; rename or remove one")
+            raise UserError(f"{source.path}: {sources[name].path.name} is also called '{name}'; rename or remove one")
         sources[name] = source
     return sources
 
@@ -165,7 +171,7 @@ def load_task(source: Path | Source) -> Task:
     """Return the task of one data file, or of the files of a source.
 
     Raises:
-        UserError: the file is not there or has a fault; the message is the first one's.
+        UserError: the file does not exist or has faults; the message is the first fault's.
     """
     task, faults = inspect_task(source)
     if task is not None:
@@ -177,20 +183,20 @@ def load_task(source: Path | Source) -> Task:
 
 
 def ask_validation(task: Task) -> Task:
-    """Return the task with its validation rows in place of its test rows, to choose settings on."""
+    """Return the task with its validation rows in place of its test rows, to choose settings by them."""
     sha256 = hashlib.sha256(f"{task.sha256} validation".encode()).hexdigest()
     return replace(task, validation=(), test=task.validation, sha256=sha256)
 
 
 def flip_map(labels: Sequence[str], *, seed: int) -> dict[str, str]:
-    """Return for each label another one, each once: a derangement, any with the same chance.
+    """Return a random derangement of the labels: each is mapped to another one, and each is used once.
 
     Raises:
         UserError: there are fewer than two labels.
     """
     known = sorted(labels)
     if len(known) < 2:
-        raise UserError(f"labels {known}: there is no other label to exchange one with; leave the task out")
+        raise UserError(f"labels {known}: exchanging labels needs two or more; leave the task out")
     rng, others = random.Random(make_seed("exchanged labels", seed)), known.copy()
     while any(label == other for label, other in zip(known, others, strict=True)):
         rng.shuffle(others)
@@ -198,17 +204,17 @@ def flip_map(labels: Sequence[str], *, seed: int) -> dict[str, str]:
 
 
 def flip_labels(task: Task, *, seed: int) -> Task:
-    """Return the task with its labels exchanged by `flip_map` in all answers, of shots and queries alike.
+    """Return the task with its labels exchanged by `flip_map` in the answers of all rows.
 
-    Its score is the share of answers that follow the shots; an answer that the map sends to the query's own is the true
-    label, kept against them. Name, inputs, order and so draws and queries stay; the instruction does too, whatever it
-    says of the labels.
+    Its score is the fraction of predictions that follow the shots; a prediction of the true label goes against them.
+    Name, inputs and order stay, so draws and queries are the same. The instruction stays too, whatever it says about
+    the labels.
 
     Raises:
-        UserError: the task has no two fixed labels.
+        UserError: the task has fewer than two fixed labels.
     """
     if len(task.labels) < 2:
-        raise UserError(f"task '{task.name}': has no two fixed labels to exchange; leave it out")
+        raise UserError(f"task '{task.name}': has fewer than two fixed labels, so none to exchange; leave it out")
     flipped = flip_map(task.labels, seed=seed)
     train, validation, test = (
         tuple(
@@ -226,15 +232,15 @@ def flip_labels(task: Task, *, seed: int) -> Task:
 
 
 def inspect_task(source: Path | Source) -> tuple[Task | None, list[Fault]]:
-    """Return the task of one data file or source, or None and what is wrong with it, in the order in which it was met.
+    """Return the task of one data file or source; if it has faults, None and the faults in order of occurrence.
 
     Raises:
-        UserError: a file is not there, cannot be opened, or is of another kind; never for what it holds.
+        UserError: a file does not exist, cannot be opened, or is not a data file; never because of its content.
     """
     source = source if isinstance(source, Source) else source_of(Path(source))
     log = FaultLog(source.path)
     settings = read_settings(source.settings_path, stem=source.stem, log=log)
-    if settings is None:  # the columns are unknown: every row would be a fault
+    if settings is None:  # the columns are unknown, so every row would be a fault
         return None, log.list_faults()
     settings_name = source.settings_path.name
     files = [
@@ -253,7 +259,7 @@ def _check_splits(files: Sequence[FileRows], log: FaultLog) -> None:
     num_without = sum(not row.split for file in files for row in file.rows)
     if not 0 < num_without < num_rows:
         return
-    what = f"no split, while {num_rows - num_without:,} other rows have one; give one to every row or to none"
+    what = f"no split, but {num_rows - num_without:,} other rows have one; give one to every row or to none"
     for file in files:
         for row in file.rows:
             if not row.split:
@@ -267,11 +273,11 @@ def _check_labels(files: Sequence[FileRows], labels: tuple[str, ...] | None, log
     for file in files:
         for row in file.rows:
             if row.answer not in known:
-                what = partial(_tell_label, row.answer, labels)
+                what = partial(_describe_label, row.answer, labels)
                 log.add("answer not among the labels", what, row=row.number, path=file.path)
 
 
-def _tell_label(answer: str, labels: tuple[str, ...]) -> str:
+def _describe_label(answer: str, labels: tuple[str, ...]) -> str:
     return f"answer {show(answer)} is not among the labels of its task.json{near_word(answer, labels)}"
 
 
@@ -315,7 +321,7 @@ def _hash_task(about: Sequence[object], splits: Mapping[str, Sequence[Example]])
         digest.update(f"{json.dumps([split, len(splits[split])])}\n".encode())
         for example in splits[split]:
             parts = [example.input, example.answer, example.options]
-            # Only if there are any: without them, a task keeps the hash that earlier versions gave it.
+            # Only if there are any: so a task without them has the same hash as in earlier versions.
             parts += [example.also_right] if example.also_right else []
             digest.update(f"{json.dumps(parts)}\n".encode())
     return digest.hexdigest()
@@ -324,32 +330,32 @@ def _hash_task(about: Sequence[object], splits: Mapping[str, Sequence[Example]])
 def _find_warnings(
     rows: Sequence[Row], family: str, *, labels: tuple[str, ...], has_choices: bool, settings_name: str
 ) -> list[str]:
-    """Return what may be a mistake in the answers: spellings, and labels that are not chosen among."""
+    """Return warnings about answers: different spellings, and answers that look like labels but are generated."""
     counts = Counter(row.answer for row in rows)
     warnings: list[str] = []
     are_labels = family in ("classification", "nli") or (
         family == "qa"
-        and len(counts) <= _MOST_LABEL_SHARE * len(rows)
+        and len(counts) <= _MOST_LABELS_PER_ROW * len(rows)
         and all(len(answer) <= _LONGEST_CLASS for answer in counts)
     )
-    if not are_labels or (has_choices and not labels):  # each row its own options: the same word in two is no label
+    if not are_labels or (has_choices and not labels):  # each row has its own options, so answers are not labels
         return warnings
-    lookalikes = tell_lookalikes([row.answer for row in rows])
+    lookalikes = describe_lookalikes([row.answer for row in rows])
     if lookalikes:
         warnings.append(lookalikes)
     if not has_choices and len(counts) > _MOST_LABELS:
         fix = f'list them as "labels" in {settings_name}'
-        warnings.append(f"{len(counts):,} different answers: they are generated; to have them chosen among, {fix}")
+        warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
     elif not has_choices and family == "qa" and len(counts) > _MOST_CLASSES:
         fix = f'write {{"family": "classification"}} into {settings_name}'
-        warnings.append(f"{len(counts):,} different answers: they are generated; to have them chosen among, {fix}")
+        warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
     return warnings
 
 
 def _find_notes(
     files: Sequence[FileRows], rows: Sequence[Row], settings: TaskSettings, *, settings_name: str
 ) -> list[str]:
-    """Return what was changed in answers, what was not read, and what the columns may be for."""
+    """Return notes on changes to answers, columns that are not read, and how to read some of them."""
     tidied: Counter[str] = sum((file.tidied for file in files), Counter())
     notes = [f"answers tidied: {what} ({count:,})" for what, count in sorted(tidied.items())]
     unread = sorted({name for file in files for name in file.unread} - {_PANDAS_INDEX})
@@ -361,14 +367,14 @@ def _find_notes(
     if instruction is not None and isinstance(own, str):
         mapped = {**settings.columns, "input": [instruction, own]}
         notes.append(
-            f"each row's own {instruction} is not read; to put it before the {own}, write {write_columns(mapped)} into"
+            f"each row's {instruction} is not read; to put it before the {own}, write {write_columns(mapped)} into"
             f" {settings_name}"
         )
     letters = find_letter_columns(unread)
     if letters and {row.answer for row in rows} <= {name.strip() for name in letters}:
         mapped = {**settings.columns, "options": letters}
         notes.append(
-            f"{', '.join(letters)} look like the options; to have them read, write {write_columns(mapped)} into"
+            f"{', '.join(letters)} look like the options; to read them, write {write_columns(mapped)} into"
             f" {settings_name}"
         )
     return notes
@@ -391,22 +397,22 @@ def _default_metric(family: str, has_choices: bool) -> str:
 
 
 def _find_labels(rows: list[Row]) -> tuple[str, ...]:
-    """Return the answer set that all rows share, sorted; () where there is none."""
+    """Return the answers that are possible in all rows, sorted; () if rows differ in them, or if they are too many."""
     option_sets = {frozenset(row.options) for row in rows}
-    if len(option_sets) > 1:  # each row has its own candidates: multiple choice
+    if len(option_sets) > 1:  # multiple choice
         return ()
     labels = option_sets.pop() or {row.answer for row in rows}
     return tuple(sorted(labels)) if len(labels) <= _MOST_LABELS else ()
 
 
-def _hash_share(purpose: str, text: str) -> float:
-    """Return a number in [0, 1) that depends on the two texts alone."""
+def _hash_to_unit(purpose: str, text: str) -> float:
+    """Return a number in [0, 1) that depends only on the two texts."""
     return int.from_bytes(hashlib.sha256(f"{purpose}\0{text}".encode()).digest()[:6]) / 2**48
 
 
 def _split_rows(rows: list[Row]) -> tuple[dict[str, tuple[Example, ...]], dict[str, int]]:
-    """Return the examples of each split, in file order, and why the other rows were dropped."""
-    placed = [row.split or ("test" if _hash_share("split", row.input) < _TEST_SHARE else "train") for row in rows]
+    """Return the examples of each split, in file order, and the number of dropped rows by reason."""
+    placed = [row.split or ("test" if _hash_to_unit("split", row.input) < _TEST_SHARE else "train") for row in rows]
     inputs: dict[str, set[str]] = {split: set() for split in SPLITS}
     for row, split in zip(rows, placed, strict=True):
         inputs[split].add(row.input)
@@ -424,7 +430,7 @@ def _split_rows(rows: list[Row]) -> tuple[dict[str, tuple[Example, ...]], dict[s
             dropped["duplicate input" if same else "duplicate with another answer"] += 1
         else:
             seen[split, row.input] = row.answer
-            if split == "train" and not has_validation and _hash_share("validation", row.input) < _VALIDATION_SHARE:
+            if split == "train" and not has_validation and _hash_to_unit("validation", row.input) < _VALIDATION_SHARE:
                 split = "validation"  # noqa: PLW2901
             kept[split].append(Example(row.input, row.answer, row.options, row.also_right))
     return {split: tuple(examples) for split, examples in kept.items()}, dict(dropped)
@@ -433,7 +439,7 @@ def _split_rows(rows: list[Row]) -> tuple[dict[str, tuple[Example, ...]], dict[s
 def _describe_split(rows: list[Row]) -> str:
     named = {row.split for row in rows}
     if "validation" in named:
-        return "Train, validation and test are as the files say."
+        return "Train, validation and test are as the files give them."
     if named == {""}:
         return NO_SPLIT_NOTE
-    return "Train and test are as the files say; 10 % of the train rows are validation, by a hash of the input."
+    return "Train and test are as the files give them; 10 % of the train rows are validation, by a hash of the input."
