@@ -20,7 +20,8 @@ from pathlib import Path
 
 from manyicl.errors import UserError
 from manyicl.tasks.faults import near_word
-from manyicl.tasks.readers import SUFFIXES, data_suffix, holds_rows
+from manyicl.tasks.formats import SUFFIXES, data_suffix
+from manyicl.tasks.readers import holds_rows
 from manyicl.tasks.rows import SPLIT_WORDS
 
 _SPLIT_NAME = re.compile(
@@ -318,9 +319,7 @@ def _refuse_lonely(groups: Mapping[str, Sequence[tuple[Path, str]]], contents: _
             )
     for folder in contents.folders:
         if re.sub(r"[-_ ]", "", folder.name.lower()) in _UNCLEAR:
-            raise UserError(
-                f"{folder}: is a split by its name, but which one? Name it validation or test, or rename it"
-            )
+            raise UserError(_ask_which_split(folder))
 
 
 def _ask_which_split(path: Path) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 from manyicl.errors import suggest
 from manyicl.tasks.columns import MISSING, Columns, describe_missing, nested_paths
 from manyicl.tasks.faults import FaultLog, show
-from manyicl.tasks.json_text import JsonNumber, as_text, decode_json, is_missing, is_unicode
-from manyicl.tasks.readers import data_suffix, read_records
+from manyicl.tasks.formats import JsonNumber, as_text, data_suffix, decode_json, is_missing, is_unicode
+from manyicl.tasks.readers import read_records
 from manyicl.tasks.shapes import describe_shape, write_columns
 
 SPLIT_WORDS = {

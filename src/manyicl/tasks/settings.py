@@ -11,7 +11,7 @@ from pathlib import Path
 from manyicl.errors import UserError, suggest
 from manyicl.tasks.columns import COLUMNS
 from manyicl.tasks.faults import FaultLog, show
-from manyicl.tasks.json_text import RepeatedKeys, as_text, decode_json
+from manyicl.tasks.formats import RepeatedKeys, as_text, decode_json
 from manyicl.tasks.rows import tidy_answer
 
 FAMILIES = ("classification", "nli", "qa", "summarization", "math")

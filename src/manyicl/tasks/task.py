@@ -24,9 +24,9 @@ A file `<name>.task.json` beside it can have any of these keys:
 
 Other keys are ignored, but one that looks like a misspelling is refused. readers.py explains row numbers in messages.
 
-Inputs stay as they are. Answers lose white space and invisible characters at their ends, and are put into Unicode form NFC.
-If neither rows nor file names give a split, 20 % become test, by a hash of the input. If none gives validation, 10 % of train become
-validation in the same way. So the split of an input does not depend on other rows.
+Inputs stay as they are. Answers lose white space and invisible characters at their ends, and are put into Unicode form
+NFC. If neither rows nor file names give a split, 20 % become test, by a hash of the input. If none gives validation,
+10 % of train become validation in the same way. So the split of an input does not depend on other rows.
 """
 
 from __future__ import annotations
@@ -42,13 +42,12 @@ from pathlib import Path
 
 from manyicl.errors import UserError, suggest
 from manyicl.seeds import make_seed
-from manyicl.tasks.choices import resolve_choices
+from manyicl.tasks.answers import describe_lookalikes, resolve_choices
 from manyicl.tasks.faults import Fault, FaultLog, near_word, show
 from manyicl.tasks.layouts import Source, find_layout, source_of
 from manyicl.tasks.rows import FileRows, Row, read_rows
 from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, read_settings
 from manyicl.tasks.shapes import find_letter_columns, write_columns
-from manyicl.tasks.spellings import describe_lookalikes
 
 __all__ = [
     "FAMILIES",
