@@ -329,7 +329,7 @@ def test_utf_16_without_a_mark_is_read_if_only_its_header_is_ascii(tmp_path: Pat
         ("t.csv", b"Desk, 2026\n,\n" + TABLE.encode(), "the header is row 3; remove the 2 rows above it"),
         ("t.csv", TABLE.encode() + b"\0" * 4096, "ends in 4,096 NUL bytes, as after a crash"),
         ("t.jsonl", LINES.encode() + b"\0" * 4096, "row 3: 4,096 NUL bytes, as after a crash"),
-        ("t.csv", (b"\xef\xbb\xbf" + TABLE.encode()) * 2, "row 3: the row is the header again; remove it"),
+        ("t.csv", (b"\xef\xbb\xbf" + TABLE.encode()) * 2, "row 3: the row repeats the header; remove it"),
         ("t.jsonl", LINES.replace("\n", "\r").encode(), "row 1: more than one value on the line"),
         ("t.jsonl", json.dumps(ROWS[0], indent=1).encode(), "has objects that span several lines"),
         ("t.jsonl", b'{"input": "x", "answer": "a", "answer": "b"}\n', "row 1: the object has 'answer' twice"),
@@ -393,7 +393,7 @@ def test_more_labels_that_may_be_one_are_told(tmp_path: Path, labels: str) -> No
     rows = [{"input": f"row {n}", "answer": label} for n in range(12) for label in labels.split("|")[n % 2 :][:1]]
     task, faults = read(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert task is not None, faults
-    assert "answers that may be one" in task.warnings[0]
+    assert "answers that may be the same" in task.warnings[0]
 
 
 @pytest.mark.parametrize("labels", ["-5|5", "3.5|35", "+|-", "a|b"])

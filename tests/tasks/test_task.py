@@ -562,7 +562,7 @@ def test_other_right_answers_are_flipped_too() -> None:
 def test_a_task_without_two_labels_cannot_be_flipped(labels: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"task 'animals': has fewer than two fixed labels, so none to exchange"):
         flip_labels(replace(make_task("animals"), labels=labels), seed=0)
-    with pytest.raises(UserError, match=r"labels \[.*\]: there is no other label .*; leave the task out"):
+    with pytest.raises(UserError, match=r"labels \[.*\]: exchanging labels needs two or more; leave the task out"):
         flip_map(labels, seed=0)
 
 
