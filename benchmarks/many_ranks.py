@@ -41,7 +41,7 @@ from manyicl.training.metrics import MetricsLog
 from manyicl.training.recipe import TrainSettings
 from manyicl.training.recompute import Checkpointed, prepared_layers, unwidened_inputs
 from manyicl.training.run_folder import RunFolder
-from manyicl.training.throughput import balance_packs, measure_ceiling, share_out
+from manyicl.training.throughput import balance_steps, measure_ceiling
 from manyicl.training.trainer import AnswerTrainer, row_multiple, train_packs, training_arguments
 
 GIB = 1 << 30
@@ -162,7 +162,7 @@ class Bench:
         trainer = self.make_trainer(packs, folder=folder, num_steps=num_steps, precision="bf16", callbacks=[clock])
         trainer.saves = saves
         shape = shape_model(self.config, lora=self.lora)
-        share_out(packs, shape=shape, num_ranks=self.world, packs_per_batch=1)
+        packs.order = balance_steps(packs, shape=shape, num_ranks=self.world, packs_per_batch=1)
         self.train(trainer, num_steps=num_steps, per_step=per_step, tokens=tokens, compiled=options.compile)
         seconds = clock.seconds[1:]
         flops = count_flops(shape, [tokens] * per_step, num_targets=packs.divisors[0].num_targets)
@@ -239,7 +239,7 @@ class Bench:
         packs = FilledPacks(
             mixed_lengths(SMALL_TOKENS, per_step * SMALL_STEPS), per_step=per_step, vocab_size=config.vocab_size
         )
-        share_out(packs, shape=shape_model(config), num_ranks=self.world, packs_per_batch=1)
+        packs.order = balance_steps(packs, shape=shape_model(config), num_ranks=self.world, packs_per_batch=1)
         model = make_model(config, device=self.device, dtype=torch.float32)
         trainer = self.make_trainer(
             packs,
@@ -271,7 +271,8 @@ class Bench:
         packs = FilledPacks(
             mixed_lengths(tokens, per_step * num_steps), per_step=per_step, vocab_size=self.config.vocab_size
         )
-        share_out(packs, shape=shape_model(self.config, lora=self.lora), num_ranks=self.world, packs_per_batch=1)
+        shape = shape_model(self.config, lora=self.lora)
+        packs.order = balance_steps(packs, shape=shape, num_ranks=self.world, packs_per_batch=1)
         model = self.make_model()
         packs.row_multiple = row_multiple(tokens, device=self.device, compiled=False)
         mine = [place for place in range(len(packs)) if place % self.world == self.rank]
@@ -304,20 +305,15 @@ class Bench:
                 )
                 for ranks in sorted({2, 4, 8, self.world})
                 if per_step % ranks == 0
-                for how, order in self.orders_of(packs, ranks=ranks, given=orders).items()
+                for how, order in self.orders_of(packs, shape=shape, ranks=ranks, given=orders).items()
             },
         }
 
-    def orders_of(self, packs, *, ranks, given):
+    def orders_of(self, packs, *, shape, ranks, given):
         """Return the orders of packs for so many ranks: as they were handed out here, or would be there."""
         if ranks == self.world:
             return given
-        size = packs.packs_per_step
-        balanced = [
-            start + place
-            for start in range(0, len(packs), size)
-            for place in balance_packs(packs.flops[start : start + size], num_ranks=ranks, packs_per_batch=1)
-        ]
+        balanced = balance_steps(packs, shape=shape, num_ranks=ranks, packs_per_batch=1)
         return {"balanced": balanced, "in_plan_order": range(len(packs))}
 
     def job_eval(self, tokens):
@@ -381,6 +377,7 @@ class Bench:
             model if model is not None else self.make_model(),
             args=args,
             packs=packs,
+            shape=None,
             validation=(packs, ()),
             metrics=MetricsLog(folder / "metrics.jsonl"),
             callbacks=callbacks,
@@ -407,6 +404,7 @@ class Bench:
             num_steps=num_steps, per_step=per_step, tokens=tokens, compiled=compiled, learning_rate=learning_rate
         )
         trainer.packs.settings = EpisodeSettings(token_budget=tokens)
+        trainer.packs.row_multiple = row_multiple(tokens, device=self.device, compiled=compiled)
         train_packs(trainer, settings=settings, row_tokens=tokens, checkpoint=checkpoint)
 
     def let_go(self, trainer) -> None:
@@ -452,7 +450,7 @@ class MadePack:
 
 
 class FilledPacks(Dataset):
-    """Packs of random episodes, with what the trainer asks of `manyicl.batches.PackDataset`.
+    """Packs of random episodes, with what the trainer asks of `manyicl.episodes.PackDataset`.
 
     lengths: of each pack's episodes. A pack's contents depend on its place alone.
     """
@@ -463,7 +461,6 @@ class FilledPacks(Dataset):
         steps = [self.packs[start : start + per_step] for start in range(0, len(self.packs), per_step)]
         self.divisors = [count(step) for step in steps]
         self.order, self.row_multiple = range(len(self.packs)), 1
-        self.flops, self.target_flops = (), 0
         self.settings = EpisodeSettings()
         self.maker, self.task_names = self, ("made",)
 
