@@ -23,7 +23,7 @@ import numpy as np
 
 from manyicl.comparison.arms import CompareConfig
 from manyicl.comparison.findings import Findings
-from manyicl.comparison.grid import RECIPE, Comparison, WorkItem, open_comparison, plan_file, run_comparison
+from manyicl.comparison.grid import RECIPE, Grid, WorkItem, open_comparison, plan_file, run_comparison
 from manyicl.comparison.pooling import Pooled, pool_differences, pool_means
 from manyicl.console import make_console
 from manyicl.demo.regimes import HEADLINE
@@ -74,7 +74,7 @@ def shared_config(out: Path, recipe: Path | None) -> CompareConfig:
     return demo_config(folder, size, names=names, seeds=range(5))
 
 
-def open_variant(out: Path, config: CompareConfig, name: str) -> Comparison:
+def open_variant(out: Path, config: CompareConfig, name: str) -> Grid:
     """Return the comparison of one variant: the base, which tells what text cost before, and ManyICL."""
     compare = config.compare.model_copy(
         update={"arms": ("base", "manyicl"), "name": f"augmentation: {name}", "flips": True, "orders": False}

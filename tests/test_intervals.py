@@ -104,7 +104,7 @@ def test_a_lone_value_has_no_interval(kind) -> None:
 
 def test_what_is_no_table_is_refused() -> None:
     for shape in ((0, 3), (3, 0), (1, 0)):
-        with pytest.raises(ValueError, match="no table"):
+        with pytest.raises(ValueError, match="not a table"):
             Table(np.empty(shape), tuple("abc"[: shape[1]]))
     with pytest.raises(ValueError, match=r"scores of shape \(1, 2\) with 1 query ids"):
         Table(np.zeros((1, 2)), ("a",))

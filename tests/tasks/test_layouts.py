@@ -189,7 +189,7 @@ def test_a_file_that_is_not_for_training_by_its_name_is_no_task_of_its_own(tmp_p
 def test_a_folder_that_is_not_for_training_by_its_name_is_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "train" / "a.csv", 0, 3)
     write_csv(tmp_path / "held-out" / "a.csv", 9, 3)
-    with pytest.raises(UserError, match="held-out: holds a split by its name, but which"):
+    with pytest.raises(UserError, match="held-out: is a split by its name, but which one"):
         find_layout(tmp_path)
 
 

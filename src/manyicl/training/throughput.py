@@ -32,6 +32,13 @@ def balance_steps(packs: PackDataset, *, shape: ModelShape | None, num_ranks: in
     ]
 
 
+def count_step_flops(packs: PackDataset, shape: ModelShape, *, steps: range) -> int:
+    """Return the model FLOPs of consecutive optimizer steps. FLOPs add up: all their packs are counted as one row."""
+    of_steps = packs.packs[steps.start * packs.packs_per_step : steps.stop * packs.packs_per_step]
+    lengths = [episode.num_tokens for pack in of_steps for episode in pack.episodes]
+    return count_flops(shape, lengths, num_targets=sum(packs.divisors[step].num_targets for step in steps))
+
+
 def balance_packs(costs: Sequence[float], *, num_ranks: int, packs_per_batch: int) -> list[int]:
     """Return the order in which the packs of one optimizer step are handed out, so that all ranks have alike to do.
 

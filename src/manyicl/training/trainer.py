@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from manyicl.episodes import Batch, BatchMaker, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.files import sync_tree
-from manyicl.models import ModelShape, count_flops, decoder_layers, isolation_fault, row_attention, row_loss
+from manyicl.models import ModelShape, decoder_layers, isolation_fault, row_attention, row_loss
 from manyicl.training.fsdp import end_prefetch_at_first_unit
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name
 from manyicl.training.preparation import ROW_LENGTHS, ValidationPack, share_rows
@@ -39,7 +39,7 @@ from manyicl.training.recompute import (
     unwidened_inputs,
 )
 from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
-from manyicl.training.throughput import measure_ceiling
+from manyicl.training.throughput import count_step_flops, measure_ceiling
 
 
 class AnswerTrainer(Trainer):
@@ -176,11 +176,7 @@ class AnswerTrainer(Trainer):
         """Return the model FLOP/s of all ranks, and their share of the measured ceiling, where they are known."""
         if self.shape is None:
             return {}
-        per_step = self.packs.packs_per_step
-        packs = self.packs.packs[steps.start * per_step : steps.stop * per_step]
-        lengths = [episode.num_tokens for pack in packs for episode in pack.episodes]
-        num_targets = sum(self.packs.divisors[step].num_targets for step in steps)
-        logs = {"model_flops_per_s": count_flops(self.shape, lengths, num_targets=num_targets) / seconds}
+        logs = {"model_flops_per_s": count_step_flops(self.packs, self.shape, steps=steps) / seconds}
         if self.ceiling is not None:
             logs["mfu"] = logs["model_flops_per_s"] / (self.ceiling * self.accelerator.num_processes)
         return logs
