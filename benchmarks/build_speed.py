@@ -16,15 +16,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
-from manyicl.demo.run import write_model, write_tasks
+from manyicl.demo import export_tasks
 from manyicl.episodes.batch import BatchMaker, lengths_of
 from manyicl.episodes.packing import iter_packs
 from manyicl.episodes.plan import EpisodeSettings
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.models import ModelSettings, load_tokenizer
 from manyicl.tasks.task import load_tasks
 
 
@@ -36,9 +36,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tasks(folder / "tasks", seed=0)
-        write_model(folder / "start", seed=0)
-        tokenizer = TaskTokenizer(AutoTokenizer.from_pretrained(folder / "start"), TemplateSettings())
+        export_tasks(folder / "tasks", num_tasks=30, num_train=120, num_test=40, seed=0)
+        tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path="seed")), TemplateSettings())
         tasks = {t.name: tokenize_task(t, tokenizer=tokenizer) for t in load_tasks(folder / "tasks")}
     print("million tokens/s on one core: min / median / max")
     for label, settings in (

@@ -4,8 +4,8 @@
 
 A task of `manyicl demo` is swept with a Llama of four layers (random weights: only time is measured). Printed: encoded
 tokens of heads and shots, of the sweep and of the largest k alone (goal: at most 1.05 times), and the seconds of the
-sweep beside those of encoding the largest k once and of asking the queries behind each k already encoded (goal: at most
-1.25 times). Exits with 1 where a goal is missed.
+sweep beside those of encoding the largest k once and of asking the queries after each k, already encoded (goal: at most
+1.25 times). Exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from manyicl.demo.run import write_model, write_tasks
+from manyicl.demo import export_tasks
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import query_ids, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
@@ -29,6 +29,7 @@ from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.engine import choose_engine
 from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.models import ModelSettings, load_tokenizer
 from manyicl.tasks.task import load_tasks
 
 MOST_TOKENS, MOST_TIME = 1.05, 1.25
@@ -69,9 +70,8 @@ def load_task():
     """Return a tokenizer and one task of the demo, in ids."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tasks(folder / "tasks", seed=0)
-        write_model(folder / "start", seed=0)
-        tokenizer = TaskTokenizer(AutoTokenizer.from_pretrained(folder / "start"), TemplateSettings())
+        export_tasks(folder / "tasks", num_tasks=1, num_train=320, num_test=200, seed=0)
+        tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path="seed")), TemplateSettings())
         task = load_tasks(folder / "tasks")[0]
         labels = tuple(sorted({e.answer for split in (task.train, task.test) for e in split}))
         task = replace(task, family="classification", metric="accuracy", labels=labels)  # its answers are few: choose
