@@ -42,7 +42,7 @@ VERBS = {
     "eval": "Score against number of shots",
     "curve": "one forward pass over each episode of test rows",
     "diff": "Which of two results is better",
-    "ask": "Answer one input a line behind the shots that fit",
+    "ask": "Answer one input per line, after as many examples as fit",
     "merge": "Fold a run's adapter into its base",
     "world": "Write tasks of the embedded world",
     "compare": "Train the arms of the paper from one recipe",
