@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from manyicl.comparison.arms import CompareConfig
-from manyicl.comparison.findings import Findings
-from manyicl.comparison.grid import RECIPE, Grid, WorkItem, open_comparison, plan_file, run_comparison
-from manyicl.comparison.pooling import Pooled, pool_differences, pool_means
+from manyicl.comparison.answers import Findings, Pooled, pool_differences, pool_means
+from manyicl.comparison.grid import RECIPE, Grid, WorkItem, open_comparison, plan_file
+from manyicl.comparison.settings import CompareConfig
+from manyicl.comparison.worker import run_comparison
 from manyicl.console import make_console
 from manyicl.demo.regimes import HEADLINE
 from manyicl.demo.run import FULL, demo_config, write_regime
@@ -86,13 +86,13 @@ def open_variant(out: Path, config: CompareConfig, name: str) -> Grid:
 def report(found: dict[str, Findings]) -> None:
     """Print the tables."""
     first = found["off"]
-    labelled = [name for name, task in first.comparison.tasks.items() if len(task.labels) > 1]
+    labelled = [name for name, task in first.grid.tasks.items() if len(task.labels) > 1]
     done = {name: sum(asked is not None for asked in findings.tests["manyicl"]) for name, findings in found.items()}
     print(f"seeds done: {', '.join(f'{name} {num}' for name, num in done.items())}")
     for role in ("trained", "held-out"):
         for kind in ("fixed labels", "open answers"):
             tasks = [t for t in first.tasks[role] if (t in labelled) == (kind == "fixed labels")]
-            asked = [set(first.asked_by_task.get(task, ())) for task in tasks]
+            asked = [set(first.shots_by_task.get(task, ())) for task in tasks]
             shots = sort_shots(set.intersection(*asked)) if asked else []
             if not shots:
                 continue
@@ -131,9 +131,9 @@ def follow(findings: Findings, tasks: list[str]) -> str:
 
 def lost(findings: Findings) -> str:
     """Return how many bits per byte of neutral text each seed lost, their mean first."""
-    comparison, values = findings.comparison, []
+    grid, values = findings.grid, []
     for seed in findings.seeds:
-        places = [comparison.place(WorkItem(arm, seed, "text")) for arm in ("base", "manyicl")]
+        places = [grid.path_of(WorkItem(arm, seed, "text")) for arm in ("base", "manyicl")]
         if all(place.is_file() for place in places):
             before, after = (json.loads(place.read_bytes())["texts"] for place in places)
             bits = sum(sum(a["bits"]) - sum(b["bits"]) for b, a in zip(before, after, strict=True))
@@ -143,7 +143,7 @@ def lost(findings: Findings) -> str:
 
 def spent(findings: Findings) -> list[str]:
     """Return the mean tokens and answers of a seed's training."""
-    plans = [plan_file(findings.comparison.place(WorkItem("manyicl", seed, "train"))) for seed in findings.seeds]
+    plans = [plan_file(findings.grid.path_of(WorkItem("manyicl", seed, "train"))) for seed in findings.seeds]
     known = [json.loads(plan.read_bytes()) for plan in plans if plan.is_file()]
     return [f"{np.mean([plan[what] for plan in known]):,.0f}" if known else "-" for what in ("tokens", "answers")]
 

@@ -8,8 +8,8 @@ import pytest
 
 from manyicl.cli.forecast_tables import forecast_table
 from manyicl.cli.result_tables import audit_table, curve_plot, difference_table, evaluation_table
+from manyicl.comparison.comparison_file import check_comparison
 from manyicl.comparison.grid import open_comparison
-from manyicl.comparison.schema import check_comparison
 from manyicl.console import Table
 from manyicl.planning.forecast import forecast_run
 from manyicl.report.terminal import comparison_table, grid_table

@@ -151,5 +151,5 @@ def test_two_processes_do_not_start_a_comparison_in_one_folder(tmp_path):
     with sole_writer(out), pytest.raises(UserError, match=f"^{out}: process {os.getpid()} on"):
         open_comparison(out, config)
     assert not out.exists()
-    assert open_comparison(out, config).cells()
+    assert open_comparison(out, config).work()
     assert sorted(path.name for path in out.iterdir()) == ["inputs.json", "recipe.toml"]

@@ -13,7 +13,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig
 
-from manyicl.comparison.arms import CompareConfig
+from manyicl.comparison.settings import CompareConfig
 from manyicl.errors import UserError
 from manyicl.models.loading import ModelSettings, load_config, load_model
 from manyicl.models.saving import merge_adapter

@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 
 from manyicl.comparison.arms import (
-    ARMS,
-    ArmPlanner,
-    CompareConfig,
+    ArmMatcher,
     Spent,
-    choose_tasks,
     count_spent,
     episode_changes,
     run_config,
 )
 from manyicl.comparison.grid import Grid
+from manyicl.comparison.settings import ARMS, CompareConfig, choose_tasks
 from manyicl.errors import UserError
 from manyicl.models.costs import count_flops
 from manyicl.training.preparation import hash_plan, plan_packs, prepare_run
@@ -37,12 +35,12 @@ def world(tmp_path_factory) -> tuple[Path, Any]:
 
 @pytest.fixture(scope="module")
 def tokenized(world):
-    return Grid(world[0], make_recipe(*world)).planner.tasks
+    return Grid(world[0], make_recipe(*world)).matcher.tasks
 
 
-def make_planner(world, tokenized, *, num_steps: int = 20, packs_per_step: int = 2, **compare: Any) -> ArmPlanner:
+def make_matcher(world, tokenized, *, num_steps: int = 20, packs_per_step: int = 2, **compare: Any) -> ArmMatcher:
     train = {"num_steps": num_steps, "pack_tokens": 768, "packs_per_step": packs_per_step, "packs_per_batch": 1}
-    return ArmPlanner(make_recipe(*world, episodes={"token_budget": 384}, train=train, **compare), tokenized)
+    return ArmMatcher(make_recipe(*world, episodes={"token_budget": 384}, train=train, **compare), tokenized)
 
 
 def shares(spent: dict[str, Spent], match: str) -> list[float]:
@@ -65,10 +63,10 @@ def test_an_arm_changes_the_layout_of_episodes_and_their_targets(world, arm, cha
 
 
 def test_arms_share_all_of_the_recipe_but_the_layout_and_the_length_of_packs(world, tokenized):
-    planner = make_planner(world, tokenized)
+    matcher = make_matcher(world, tokenized)
     for arm in SHARED_ARMS:
-        config, _ = planner.plan_arm(arm, seed=1)
-        shared = planner.config
+        config, _ = matcher.match_shared(arm, seed=1)
+        shared = matcher.config
         assert type(config) is RunConfig
         assert (config.seed, config.tasks.names, config.model) == (1, shared.tasks.names, shared.model)
         assert config.held_out.episodes == 0
@@ -78,10 +76,10 @@ def test_arms_share_all_of_the_recipe_but_the_layout_and_the_length_of_packs(wor
 
 
 def test_the_episodes_of_each_arm_are_laid_out_as_it_says(world, tokenized):
-    planner = make_planner(world, tokenized)
+    matcher = make_matcher(world, tokenized)
     lengths, answers = {}, {}
     for arm in SHARED_ARMS:
-        config, spent = planner.plan_arm(arm, seed=0)
+        config, spent = matcher.match_shared(arm, seed=0)
         packs = plan_packs(config, tokenized).packs
         lengths[arm] = [len(episode.examples) for pack in packs for episode in pack.episodes]
         answers[arm] = spent.answers
@@ -94,8 +92,8 @@ def test_the_episodes_of_each_arm_are_laid_out_as_it_says(world, tokenized):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_matched_by_tokens_arms_process_as_many_in_as_many_steps(world, tokenized, seed):
-    planner = make_planner(world, tokenized)
-    spent = {arm: planner.plan_arm(arm, seed=seed)[1] for arm in SHARED_ARMS}
+    matcher = make_matcher(world, tokenized)
+    spent = {arm: matcher.match_shared(arm, seed=seed)[1] for arm in SHARED_ARMS}
     assert {one.steps for one in spent.values()} == {20}
     assert shares(spent, "tokens") == pytest.approx([1, 1, 1], rel=TOKENS_APART)
     # What is not matched is far apart: or the test would hold of plans that are all the same.
@@ -104,11 +102,11 @@ def test_matched_by_tokens_arms_process_as_many_in_as_many_steps(world, tokenize
 
 @pytest.mark.parametrize("match", ["answers", "flops"])
 def test_matched_by_answers_or_flops_arms_take_the_steps_that_come_nearest(world, tokenized, match):
-    planner = make_planner(world, tokenized, match=match)
-    spent = {arm: planner.plan_arm(arm, seed=0)[1] for arm in SHARED_ARMS}
+    matcher = make_matcher(world, tokenized, match=match)
+    spent = {arm: matcher.match_shared(arm, seed=0)[1] for arm in SHARED_ARMS}
     assert spent["manyicl"].steps == 20
     for arm in ("zero-shot", "few-shot"):
-        config, one = planner.plan_arm(arm, seed=0)
+        config, one = matcher.match_shared(arm, seed=0)
         assert config.train.num_steps == one.steps
         a_step = one.of(match) / one.steps
         assert abs(one.of(match) - spent["manyicl"].of(match)) <= a_step
@@ -117,9 +115,9 @@ def test_matched_by_answers_or_flops_arms_take_the_steps_that_come_nearest(world
 
 def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
     """Counted again from the rows that a training step reads, not from the plan's own sums."""
-    planner = make_planner(world, tokenized, num_steps=3)
+    matcher = make_matcher(world, tokenized, num_steps=3)
     for arm in SHARED_ARMS:
-        config, spent = planner.plan_arm(arm, seed=0)
+        config, spent = matcher.match_shared(arm, seed=0)
         packs = plan_packs(config, tokenized)
         batches = [packs.collate([packs[i]]) for i in range(len(packs))]
         lengths = [batch.segment_lengths for batch in batches]
@@ -129,15 +127,15 @@ def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
         assert spent.answers == sum(len(batch.answer_shots_A) for batch in batches)
         assert spent.targets == sum(targets)
         assert spent.tokens == sum(map(sum, lengths)) == sum(spent.tokens_by_task.values())
-        flops = [count_flops(planner.shape, row, num_targets=n) for row, n in zip(lengths, targets, strict=True)]
+        flops = [count_flops(matcher.shape, row, num_targets=n) for row, n in zip(lengths, targets, strict=True)]
         assert spent.flops == sum(flops)
 
 
 def test_what_a_plan_spends_on_instructions_and_which_rows_it_supervises_is_counted(world, tokenized):
     """Review A5: the few-shot arm's targets are its last answers, and each zero-shot example has a head of its own."""
-    planner = make_planner(world, tokenized, num_steps=3)
+    matcher = make_matcher(world, tokenized, num_steps=3)
     for arm in SHARED_ARMS:
-        config, spent = planner.plan_arm(arm, seed=0)
+        config, spent = matcher.match_shared(arm, seed=0)
         episodes = [episode for pack in plan_packs(config, tokenized).packs for episode in pack.episodes]
         rows = [episode.examples[-1:] if arm == "few-shot" else episode.examples for episode in episodes]
         assert spent.train_rows == sum(len(task.splits["train"]) for task in tokenized.values())
@@ -155,18 +153,18 @@ def test_episodes_with_fewer_shots_than_the_recipe_says_are_counted(world, token
     for shots, all_short in ((2, False), (60, True)):
         run = run_config(config, seed=0, tasks=config.tasks.names, episodes={"shots": shots, "targets": "last"})
         packs = plan_packs(run, tokenized)
-        spent = count_spent(packs, run, ArmPlanner(config, tokenized).shape)
+        spent = count_spent(packs, run, ArmMatcher(config, tokenized).shape)
         sizes = [len(episode.examples) for pack in packs.packs for episode in pack.episodes]
         assert spent.short_episodes == sum(size < shots + 1 for size in sizes)
         assert (spent.short_episodes == spent.episodes) is all_short
 
 
 def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world, tokenized):
-    planner = make_planner(world, tokenized, num_steps=40)
-    _, shared = planner.plan_arm("zero-shot", seed=0)
+    matcher = make_matcher(world, tokenized, num_steps=40)
+    _, shared = matcher.match_shared("zero-shot", seed=0)
     together = 0
     for task, tokens in shared.tokens_by_task.items():
-        config, spent = planner.plan_dedicated("dedicated", task, seed=0)
+        config, spent = matcher.match_dedicated("dedicated", task, seed=0)
         assert config.tasks.names == (task,)
         assert set(spent.tokens_by_task) == {task}
         assert spent.tokens == pytest.approx(tokens, rel=0.1)
@@ -177,21 +175,21 @@ def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world,
 def test_a_task_that_the_matched_arm_never_reaches_has_no_share_for_a_model_of_its_own(world, tokenized):
     """One step of one short pack holds examples of some tasks only."""
     train = {"num_steps": 1, "pack_tokens": 64, "packs_per_step": 1, "packs_per_batch": 1}
-    planner = ArmPlanner(make_recipe(*world, episodes={"token_budget": 64}, train=train), tokenized)
-    _, whole = planner.plan_arm("zero-shot", seed=0)
+    matcher = ArmMatcher(make_recipe(*world, episodes={"token_budget": 64}, train=train), tokenized)
+    _, whole = matcher.match_shared("zero-shot", seed=0)
     missing = sorted(set(tokenized) - set(whole.tokens_by_task))
     assert missing
     with pytest.raises(UserError, match=rf"task '{missing[0]}': no episode of it in the .* steps") as refused:
-        planner.plan_dedicated("dedicated", missing[0], seed=0)
+        matcher.match_dedicated("dedicated", missing[0], seed=0)
     assert "\n" not in str(refused.value)
 
 
 def test_a_tuned_dedicated_model_has_eight_times_the_tokens_and_sixteen_checkpoints_to_choose_from(world, tokenized):
     """B7: a real ceiling, which says that it is not matched."""
-    planner = make_planner(world, tokenized)
-    task = planner.config.tasks.names[0]
+    matcher = make_matcher(world, tokenized)
+    task = matcher.config.tasks.names[0]
     (matched, own), (tuned, more) = (
-        planner.plan_dedicated(arm, task, seed=0) for arm in ("dedicated", "dedicated-tuned")
+        matcher.match_dedicated(arm, task, seed=0) for arm in ("dedicated", "dedicated-tuned")
     )
     assert more.tokens / own.tokens == pytest.approx(8, rel=0.05)
     assert tuned.train.pack_tokens == matched.train.pack_tokens  # steps of the same size, so eight times as many
@@ -204,10 +202,10 @@ def test_a_tuned_dedicated_model_has_eight_times_the_tokens_and_sixteen_checkpoi
 def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tokenized):
     """B7: with the recipe's defaults the shared arms kept their best checkpoint, and dedicated ones their last."""
     train = {"num_steps": 40, "checkpoint_every_steps": 10, "keep": "best", "validation_tokens": 500}
-    planner = ArmPlanner(make_recipe(*world, train=train), tokenized)
-    task = planner.config.tasks.names[0]
-    shared, _ = planner.plan_arm("manyicl", seed=0)
-    dedicated, spent = planner.plan_dedicated("dedicated", task, seed=0)
+    matcher = ArmMatcher(make_recipe(*world, train=train), tokenized)
+    task = matcher.config.tasks.names[0]
+    shared, _ = matcher.match_shared("manyicl", seed=0)
+    dedicated, spent = matcher.match_dedicated("dedicated", task, seed=0)
     for config in (shared, dedicated):
         assert (config.train.keep, config.train.validation_tokens) == ("best", 500)
     assert shared.train.num_steps / shared.train.checkpoint_every_steps == 4
@@ -217,11 +215,11 @@ def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tok
 
 def test_a_run_on_tasks_that_are_already_read_has_the_same_plan(world, tokenized):
     """Each run of the demo used to read and check its 128 task files again, a quarter of a short run's time."""
-    planner = make_planner(world, tokenized)
-    config, _ = planner.plan_arm("few-shot", seed=0)
-    alone, _ = planner.plan_dedicated("dedicated", config.tasks.names[0], seed=0)
+    matcher = make_matcher(world, tokenized)
+    config, _ = matcher.match_shared("few-shot", seed=0)
+    alone, _ = matcher.match_dedicated("dedicated", config.tasks.names[0], seed=0)
     for one in (config, alone):
-        given = prepare_run(one, tasks=planner.tasks)
+        given = prepare_run(one, tasks=matcher.tasks)
         assert hash_plan(given.packs) == hash_plan(prepare_run(one).packs)
         assert list(given.tasks) == list(one.tasks.names)
 

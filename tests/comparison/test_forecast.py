@@ -12,14 +12,14 @@ from rich.console import Console
 
 from manyicl.cli.comparison_tables import comparison_forecast_table
 from manyicl.comparison.forecast import Work, count_sweep, forecast_comparison
-from manyicl.comparison.grid import Grid, WorkItem, open_comparison, run_comparison
-from manyicl.comparison.summary import collect_findings
+from manyicl.comparison.grid import Grid, WorkItem, open_comparison
+from manyicl.comparison.summary import summarize
+from manyicl.comparison.worker import run_comparison
 from manyicl.evaluation.answering import answer_draw
-from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.evaluation.sweep import TaskSweep
 from manyicl.inference.engine import choose_engine
 from manyicl.inference.model import load_for_inference, tokenize_for
 from manyicl.planning.devices import find_device
-from manyicl.tasks.task import Task
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.support.rendering import render_terminal
 from tests.trajectory.setting import run_command
@@ -46,12 +46,12 @@ def test_the_planned_tokens_are_those_that_the_comparison_spends(world, tmp_path
     """Issue 16, fault 4: plan of a comparison's recipe."""
     config = small(world)
     planned = forecast_comparison(Grid(tmp_path, config))
-    comparison = open_comparison(tmp_path / "out", config)
-    run_comparison(comparison, console=Console(file=StringIO()))
-    costs = {(cost["arm"], cost["seed"]): cost for cost in collect_findings(comparison)["costs"]}
-    assert {arm.arm: arm.tokens for arm in planned.arms} == {arm: costs[arm, 0]["tokens"] for arm in LESS["arms"]}
+    grid = open_comparison(tmp_path / "out", config)
+    run_comparison(grid, console=Console(file=StringIO()))
+    costs = {(cost.arm, cost.seed): cost for cost in summarize(grid).costs}
+    assert {arm.arm: arm.tokens for arm in planned.arms} == {arm: costs[arm, 0].tokens for arm in LESS["arms"]}
     # Every run that was really trained, those of the first seed in its trials: by what its steps logged.
-    runs = {path.parent for path in comparison.folder.glob("**/metrics.jsonl")}
+    runs = {path.parent for path in grid.folder.glob("**/metrics.jsonl")}
     logged = {
         run: sum(json.loads(line).get("tokens", 0) for line in (run / "metrics.jsonl").read_text().splitlines())
         for run in runs
@@ -59,54 +59,39 @@ def test_the_planned_tokens_are_those_that_the_comparison_spends(world, tmp_path
     trials = sum(tokens for run, tokens in logged.items() if "trials" in run.parts)
     assert planned.work["trials: training"].tokens == trials
     # The first seed's runs are those of trials; the second is taken to be like the first.
-    assert planned.work["training"].tokens == sum(costs[arm, 0]["tokens"] for arm in LESS["arms"])
+    assert planned.work["training"].tokens == sum(costs[arm, 0].tokens for arm in LESS["arms"])
     assert planned.work["training"].cells == 4 * 2
 
 
 @pytest.mark.slow
-def test_the_planned_cells_are_those_of_the_grid(world, tmp_path):
-    comparison = Grid(tmp_path, small(world))
-    planned = forecast_comparison(comparison)
-    cells = comparison.cells()
-    assert sum(work.cells for work in planned.work.values()) == len(cells)
+def test_the_planned_work_is_that_of_the_grid(world, tmp_path):
+    grid = Grid(tmp_path, small(world))
+    planned = forecast_comparison(grid)
+    assert sum(work.cells for work in planned.work.values()) == len(grid.work())
     assert planned.work["text"].cells == 3 * 2  # base, zero-shot and ManyICL, two seeds
-    assert planned.work["text"].tokens == 3 * 2 * sum(len(ids) for text in comparison.texts for ids in text.ids)
+    assert planned.work["text"].tokens == 3 * 2 * sum(len(ids) for text in grid.texts for ids in text.ids)
     assert planned.blockers == ()
     for arm in planned.arms:
         assert (arm.memory is None) is (arm.arm == "base")
         assert arm.total.flops > 0
 
 
-@pytest.mark.parametrize("what", ["test", "validation", "flip"])
-def test_the_tokens_behind_a_shared_prefix_are_those_that_go_through_the_model(world, tmp_path, what):
+@pytest.mark.parametrize("kind", ["test", "validation", "flip"])
+def test_the_tokens_after_a_shared_prefix_are_those_that_go_through_the_model(world, tmp_path, kind):
     """Of known answers exactly; an open answer is taken to be as long as its reference."""
-    comparison = Grid(tmp_path, small(world))
-    cell = WorkItem("manyicl", 1, what)
-    asked = load_for_inference("seed", precision="fp32", max_tokens=192, template=comparison.config.template)
-    tasks, options = comparison.sweep_of(cell)
-    chosen = next(task for task in tasks if task.labels)
-    plan = sweep_plan(chosen, asked, options)
-    counted = count_sweep(plan, forward=lambda lengths, **_: 0)
-    engine = choose_engine(asked)
-    for draw in range(plan.settings.num_draws):
-        for _ in answer_draw(engine, plan, draw=draw):
+    grid = Grid(tmp_path, small(world))
+    model = load_for_inference("seed", precision="fp32", max_tokens=192, template=grid.config.template)
+    tasks, sweep = grid.sweep_of(WorkItem("manyicl", 1, kind))
+    labelled = next(task for task in tasks if task.labels)
+    one = TaskSweep(tokenize_for(labelled, model), tokenizer=model.tokenizer, sweep=sweep)
+    counted = count_sweep(one, forward=lambda lengths, **_: 0)
+    engine = choose_engine(model)
+    for draw in range(sweep.num_draws):
+        for _ in answer_draw(engine, one, draw=draw):
             pass
     assert counted.tokens == engine.count.num_prefix_tokens + engine.count.num_query_tokens > 0
-    prefixes = [sum(len(plan.prefix_ids(d, start=0, stop=plan.num_shots(d, k))) for d, k in plan.points)]
-    assert counted.plain_tokens > sum(prefixes) * len(plan.queries)
-
-
-def sweep_plan(task: Task, asked: Any, options: dict[str, Any]) -> TaskSweep:
-    sweep = Sweep(
-        tuple(options["shots"]),
-        num_draws=options["draws"],
-        num_queries=options["queries"],
-        seed=1,
-        max_tokens=asked.max_tokens,
-        max_new_tokens=options["max_new_tokens"],
-        purpose=options.get("purpose", "evaluation"),
-    )
-    return TaskSweep(tokenize_for(task, asked), tokenizer=asked.tokenizer, sweep=sweep)
+    prefixes = [sum(len(one.prefix_ids(d, start=0, stop=one.num_shots(d, k))) for d, k in one.points)]
+    assert counted.plain_tokens > sum(prefixes) * len(one.queries)
 
 
 def test_work_adds_up():

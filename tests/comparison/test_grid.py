@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manyicl.comparison.comparison_file import read_comparison
 from manyicl.comparison.grid import open_comparison
-from manyicl.comparison.schema import read_comparison
-from manyicl.comparison.summary import collect_findings
+from manyicl.comparison.summary import summarize
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import load_config
 from manyicl.report.document import finish_comparison
@@ -102,7 +102,7 @@ def test_it_ends_with_a_whole_report(finished):
     found = read_comparison(finished)
     assert found.finished
     assert [arm.arm for arm in found.arms] == list(ARMS)
-    assert all(cell.done == cell.total > 0 for cell in found.grid)
+    assert all(work.done == work.total > 0 for work in found.grid)
     assert {cost.arm for cost in found.costs} == set(ARMS)
     content = read_json(finished / "comparison.json")
     for name in (
@@ -170,20 +170,20 @@ def test_drift_stands_at_the_tokens_that_were_processed_by_then(finished):
         ]
 
 
-def finished_cells(out: Path) -> dict[Path, int]:
-    """Return when each file of a finished cell was written, and each weights file of a finished run."""
+def finished_work(out: Path) -> dict[Path, int]:
+    """Return when each file of finished work was written, and each weights file of a finished run."""
     if not (out / "recipe.toml").is_file():
         return {}
-    comparison = open_comparison(out, None)
+    grid = open_comparison(out, None)
     files: list[Path] = []
-    for cell in [cell for cell in comparison.cells() if comparison.is_done(cell)]:
-        place = comparison.place(cell)
-        files += [place] if cell.what != "train" else [place / "run.json", *(place / "model").glob("*.safetensors")]
+    for item in [item for item in grid.work() if grid.is_done(item)]:
+        path = grid.path_of(item)
+        files += [path] if item.kind != "train" else [path / "run.json", *(path / "model").glob("*.safetensors")]
     return {file: file.stat().st_mtime_ns for file in files}
 
 
-def kill_when(out: Path, arguments: list[str], *, num_cells: int, pause_s: float) -> None:
-    """Start a comparison, and kill it a moment after so many cells are done."""
+def kill_when(out: Path, arguments: list[str], *, num_items: int, pause_s: float) -> None:
+    """Start a comparison, and kill it a moment after so many items are done."""
     paths = os.pathsep.join([f"{ROOT}/src", os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
@@ -194,7 +194,7 @@ def kill_when(out: Path, arguments: list[str], *, num_cells: int, pause_s: float
         stderr=subprocess.DEVNULL,
     )
     try:
-        while len(finished_cells(out)) < num_cells:
+        while len(finished_work(out)) < num_items:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.05)
         time.sleep(pause_s)
@@ -207,19 +207,19 @@ def kill_when(out: Path, arguments: list[str], *, num_cells: int, pause_s: float
 @pytest.mark.slow
 def test_killed_twice_and_gone_on_with_it_finds_what_an_uninterrupted_one_does(recipe, finished, tmp_path):
     out, rng = tmp_path / "tiny", random.Random(os.getpid())
-    total = len(finished_cells(finished))
-    kill_when(out, [str(recipe), "--out", str(out)], num_cells=rng.randint(1, total // 3), pause_s=rng.random())
-    after_first = finished_cells(out)
-    # The first may have come far before it was killed: the second is killed behind at least one cell of its own.
+    total = len(finished_work(finished))
+    kill_when(out, [str(recipe), "--out", str(out)], num_items=rng.randint(1, total // 3), pause_s=rng.random())
+    after_first = finished_work(out)
+    # The first may have come far before it was killed: the second is killed after at least one item of its own.
     least = max(total // 3, len(after_first)) + 1
     second = rng.randint(least, max(least, 2 * total // 3))
-    kill_when(out, ["--resume", str(out)], num_cells=second, pause_s=rng.random())
-    after_second = finished_cells(out)
+    kill_when(out, ["--resume", str(out)], num_items=second, pause_s=rng.random())
+    after_second = finished_work(out)
     ended = compare("--resume", out)
     assert ended.returncode == 0, ended.stderr
-    last = finished_cells(out)
+    last = finished_work(out)
     assert 0 < len(after_first) < len(after_second) < len(last) == total
-    assert {file: last[file] for file in after_first} == after_first  # no finished cell is done again
+    assert {file: last[file] for file in after_first} == after_first  # no finished work is done again
     assert {file: last[file] for file in after_second} == after_second
     one, other = (without_own(read_json(folder / "comparison.json")) for folder in (finished, out))
     assert one.keys() == other.keys()
@@ -229,20 +229,20 @@ def test_killed_twice_and_gone_on_with_it_finds_what_an_uninterrupted_one_does(r
 
 @pytest.mark.slow
 def test_a_finished_one_that_is_gone_on_with_does_nothing_but_the_report(copied):
-    before = finished_cells(copied)
+    before = finished_work(copied)
     (copied / "report.html").unlink()
     ended = compare("--resume", copied)
     assert ended.returncode == 0
-    assert finished_cells(copied) == before
+    assert finished_work(copied) == before
     assert (copied / "report.html").is_file()
 
 
 @pytest.mark.slow
-def test_a_missing_cell_is_absent_and_never_zero(copied):
+def test_a_missing_result_is_absent_and_never_zero(copied):
     (copied / "seed-1" / "manyicl.test.json").unlink()
     (copied / "seed-0" / "few-shot.test.json").unlink()
     (copied / "seed-1" / "few-shot.test.json").unlink()
-    task = open_comparison(copied, None).dedicated[0]
+    task = open_comparison(copied, None).roles.dedicated[0]
     (copied / "seed-0" / "dedicated" / f"{task}.test.json").unlink()
     (copied / "seed-0" / "zero-shot.text.json").unlink()
     state = copied / "seed-1" / "zero-shot" / "run.json"
@@ -268,7 +268,7 @@ def test_a_missing_cell_is_absent_and_never_zero(copied):
     assert [(c["arm"], c["seed"]) for c in whole["costs"] if c not in content["costs"]] == [("zero-shot", 1)]
     losses = {row["arm"]: row["seeds"] for row in content["forgetting"]["text"]}
     assert [value is None for value in losses["zero-shot"]] == [True, False]
-    grid = {(cell["arm"], cell["seed"], cell["what"]): (cell["done"], cell["total"]) for cell in content["grid"]}
+    grid = {(work["arm"], work["seed"], work["what"]): (work["done"], work["total"]) for work in content["grid"]}
     assert grid["manyicl", 1, "test"] == (0, 1)
     assert grid["dedicated", 0, "test"] == (1, 2)
     assert grid["zero-shot", 1, "train"] == (0, 1)
@@ -278,13 +278,13 @@ def test_a_missing_cell_is_absent_and_never_zero(copied):
 def test_nothing_done_is_reported_as_nothing(recipe, tmp_path):
     (tmp_path / "tiny").mkdir()
     shutil.copy(recipe, tmp_path / "tiny" / "recipe.toml")
-    comparison = open_comparison(tmp_path / "tiny", None)
-    content = collect_findings(comparison)
-    assert content["finished"] is False
+    grid = open_comparison(tmp_path / "tiny", None)
+    found = summarize(grid)
+    assert found.finished is False
     for name in ("curves", "means", "headline", "differences", "flatness", "flips", "orders", "examples", "trials"):
-        assert content[name] == [], name
-    assert {cell["done"] for cell in content["grid"]} == {0}
-    assert finish_comparison(comparison, console=Console(file=StringIO())) is False
+        assert getattr(found, name) == (), name
+    assert {work.done for work in found.grid} == {0}
+    assert finish_comparison(grid, console=Console(file=StringIO())) is False
 
 
 @pytest.mark.slow
@@ -371,21 +371,19 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
     assert "omit RECIPE and --out" in refusal(base_recipe, "--resume", out)
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = refusal(base_recipe, "--out", out)
-    assert told.startswith(
-        "2 processes: a comparison is shared out by seeds; start `manyicl compare --resume DIR --seed"
-    )
+    assert told.startswith("2 processes: a comparison is split by seeds; start `manyicl compare --resume DIR --seed")
     assert not out.exists()
 
 
 def test_what_whole_prompts_cost_in_all_evaluations_is_added_up(copied):
     """Issue 16, fault 1: of a model that cannot share its shots, how much slower its evaluations were."""
-    comparison = open_comparison(copied, None)
-    assert collect_findings(comparison)["plain_path"] is None
+    grid = open_comparison(copied, None)
+    assert summarize(grid).plain_path is None
     for file in sorted(copied.glob("seed-*/base.test.json")):
         content = json.loads(file.read_text())
         for task in content["tasks"]:
             task["plain_path"] = {"processed_tokens": 900, "shared_tokens": 30}
         file.write_text(json.dumps({**content, "sharing_fault": "keeps a state"}))
-    found = collect_findings(comparison)["plain_path"]
-    assert found["processed_tokens"] == 30 * found["shared_tokens"] > 0
-    assert found["fault"] == "keeps a state"
+    found = summarize(grid).plain_path
+    assert found.processed_tokens == 30 * found.shared_tokens > 0
+    assert found.fault == "keeps a state"

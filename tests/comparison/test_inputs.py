@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyicl.comparison.arms import CompareConfig
-from manyicl.comparison.grid import Grid, open_comparison, run_comparison
+from manyicl.comparison.grid import Grid, open_comparison
 from manyicl.comparison.inputs import INPUTS_FILE
-from manyicl.comparison.summary import collect_findings
+from manyicl.comparison.settings import CompareConfig
+from manyicl.comparison.summary import summarize
+from manyicl.comparison.worker import run_comparison
 from manyicl.errors import UserError
 from manyicl.tasks.task import load_tasks
 from tests.support.comparison_setting import make_recipe, write_world
@@ -21,7 +22,7 @@ from tests.support.comparison_setting import make_recipe, write_world
 
 @pytest.fixture
 def began(tmp_path) -> tuple[Path, CompareConfig]:
-    """The folder and recipe of a comparison of the base alone that has begun, with no cell done."""
+    """The folder and recipe of a comparison of the base alone that has begun, with no work done."""
     config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], flips=False, orders=False)
     open_comparison(tmp_path / "out", config)
     return tmp_path / "out", config
@@ -70,25 +71,25 @@ def test_a_changed_text_is_refused_by_name(began):
     assert refusal(folder).startswith(f"compare.text_files: {text}: cannot be read (No such file or directory); ")
 
 
-def test_without_recorded_hashes_those_of_the_finished_cells_count(began):
+def test_without_recorded_hashes_those_of_the_finished_results_count(began):
     """A comparison of an earlier version has no inputs.json."""
     folder, config = began
-    comparison = open_comparison(folder, None)
-    run_comparison(comparison, seeds=[0], console=Console(file=StringIO()))
+    grid = open_comparison(folder, None)
+    run_comparison(grid, seeds=[0], console=Console(file=StringIO()))
     (folder / INPUTS_FILE).unlink()
     open_comparison(folder, None)
     assert (folder / INPUTS_FILE).is_file()
     (folder / INPUTS_FILE).unlink()
-    task = comparison.asked_trained[0]
+    task = grid.roles.asked_trained[0]
     file = change_tests(Path(config.tasks.folder), task)
     assert refusal(folder).startswith(f"{file}: task '{task}' is not what it was when")
 
 
-def test_the_hashes_that_are_reported_are_those_of_the_cells(began):
+def test_the_hashes_that_are_reported_are_those_of_the_results(began):
     folder, config = began
     before = {task.name: task.sha256 for task in load_tasks(config.tasks.folder)}
     change_tests(Path(config.tasks.folder), config.compare.held_out_tasks[0])
-    found = {entry["task"]: entry["sha256"] for entry in collect_findings(Grid(folder, config))["tasks"]}
+    found = {entry.task: entry.sha256 for entry in summarize(Grid(folder, config)).tasks}
     assert found == before
 
 
@@ -100,16 +101,16 @@ def test_a_kill_before_the_recipe_was_written_leaves_a_folder_that_can_be_begun_
     assert set(open_comparison(folder, config).inputs.tasks) >= set(config.tasks.names)
 
 
-def test_cells_that_an_earlier_version_asked_behind_other_shots_are_not_added_to(tmp_path):
+def test_results_that_an_earlier_version_asked_after_other_shots_are_not_added_to(tmp_path):
     """A2: the answers of two arms would not be pairs."""
     config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], flips=False, orders=False, text_files=[])
-    comparison = open_comparison(tmp_path / "out", config)
-    run_comparison(comparison, console=Console(file=StringIO()))
+    grid = open_comparison(tmp_path / "out", config)
+    run_comparison(grid, console=Console(file=StringIO()))
     tests = sorted((tmp_path / "out").glob("seed-*/base.test.json"))
     content = json.loads(tests[0].read_text(encoding="utf-8"))
     assert content.pop("streams") == 2
     tests[0].write_text(json.dumps(content), encoding="utf-8")
-    run_comparison(comparison, console=Console(file=StringIO()))  # nothing is missing, so nothing is mixed
+    run_comparison(grid, console=Console(file=StringIO()))  # nothing is missing, so nothing is mixed
     tests[-1].unlink()
     with pytest.raises(UserError, match=r"seed-0.base.test.json was asked by another version of manyicl, which draws"):
-        run_comparison(comparison, console=Console(file=StringIO()))
+        run_comparison(grid, console=Console(file=StringIO()))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from manyicl.comparison.pooling import Pooled, pool_differences, pool_means, tabulate
+from manyicl.comparison.answers import Pooled, pool_differences, pool_means, tabulate
 from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction
 from manyicl.intervals import Table, difference_interval, score_interval

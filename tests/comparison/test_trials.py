@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyicl.comparison.grid import Judged, WorkItem, judge_trial, open_comparison, run_comparison
-from manyicl.comparison.schema import check_comparison
-from manyicl.comparison.summary import collect_findings
+from manyicl.comparison.comparison_file import check_comparison
+from manyicl.comparison.grid import Judged, Trials, WorkItem, judge_trial, open_comparison
+from manyicl.comparison.summary import summarize
+from manyicl.comparison.worker import run_comparison
 from manyicl.errors import UserError
 from manyicl.report.markdown import render_markdown
 from manyicl.report.verdict import tell_rates
@@ -47,33 +48,33 @@ def begin(world, folder: Path, **compare: Any):
     return open_comparison(folder, config)
 
 
-def run(comparison, **options: Any) -> str:
+def run(grid, **options: Any) -> str:
     console = Console(file=StringIO(), width=200)
-    run_comparison(comparison, console=console, **options)
+    run_comparison(grid, console=console, **options)
     return console.file.getvalue()
 
 
 def test_a_later_seed_that_is_done_first_does_the_trials_of_the_first_one(world, tmp_path):
     """B1: they were left out, and reading them ended in a traceback."""
-    comparison = begin(world, tmp_path / "out")
-    run(comparison, seeds=[1])
-    done = [cell for cell in comparison.cells() if comparison.is_done(cell)]
-    assert {(cell.seed, cell.rate) for cell in done} == {(0, 1e-4), (0, 1e-3), (1, None)}
+    grid = begin(world, tmp_path / "out")
+    run(grid, seeds=[1])
+    done = [item for item in grid.work() if grid.is_done(item)]
+    assert {(item.seed, item.rate) for item in done} == {(0, 1e-4), (0, 1e-3), (1, None)}
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_trials(world, tmp_path):
     """B1: each is trained once, by whichever process comes first, and both end well."""
-    comparison = begin(world, tmp_path / "out")
+    grid = begin(world, tmp_path / "out")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
-    call = [sys.executable, "-m", "manyicl", "compare", "--resume", str(comparison.folder), "--seed"]
+    call = [sys.executable, "-m", "manyicl", "compare", "--resume", str(grid.folder), "--seed"]
     processes = [
         subprocess.Popen([*call, seed], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for seed in "01"
     ]
     told = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    assert all(comparison.is_done(cell) for cell in comparison.cells())
+    assert all(map(grid.is_done, grid.work()))
     printed = "".join(err for _, err in told)
     for rate in ("0.0001", "0.001"):
         lines = [line for line in printed.splitlines() if f"learning rate {rate}: train" in line]
@@ -83,23 +84,23 @@ def test_two_processes_share_the_trials(world, tmp_path):
 
 
 def test_what_another_process_does_is_waited_for(world, tmp_path):
-    comparison = begin(world, tmp_path / "out", seeds=[0])
+    grid = begin(world, tmp_path / "out", seeds=[0])
     trial = WorkItem("manyicl", 0, "train", rate=RATES[0])
-    with other_process(comparison.claim_file(trial), seconds=5) as process:
+    with other_process(grid.claim_file(trial), seconds=5) as process:
         assert process.stdout.readline().strip() == "None"
-        printed = run(comparison)
+        printed = run(grid)
     waited = f"waiting for process {process.pid} on "
     assert printed.count(waited) == 1
     assert "seed 0, ManyICL, learning rate 0.0001" in printed
-    assert all(comparison.is_done(cell) for cell in comparison.cells())
+    assert all(map(grid.is_done, grid.work()))
 
 
 def test_the_first_seed_takes_the_run_of_its_trial(world, tmp_path):
     """The same recipe is not trained twice."""
-    comparison = begin(world, tmp_path / "out", seeds=[0])
-    run(comparison)
-    rate = comparison.chosen_rate("manyicl")
-    trial, kept = (comparison.place(WorkItem("manyicl", 0, "train", rate=r)) for r in (rate, None))
+    grid = begin(world, tmp_path / "out", seeds=[0])
+    run(grid)
+    rate = Trials(grid).chosen_rate("manyicl")
+    trial, kept = (grid.path_of(WorkItem("manyicl", 0, "train", rate=r)) for r in (rate, None))
     assert (kept / "run.json").read_bytes() == (trial / "run.json").read_bytes()
     weights = [next((run / "model").glob("*.safetensors")) for run in (trial, kept)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -126,32 +127,33 @@ def test_a_task_that_was_not_asked_with_so_many_shots_counts_with_its_most(world
 def test_a_trial_that_was_not_asked_anything_is_not_judged(world, tmp_path):
     assert judge_trial([]) is None
     assert judge_trial([{"curve": [{"shots": 0, "score": None, "nll": None}]}]) is None
-    comparison = begin(world, tmp_path / "out", shots=[500], seeds=[0])  # no task has so many rows
+    grid = begin(world, tmp_path / "out", shots=[500], seeds=[0])  # no task has so many rows
     with pytest.raises(UserError, match=r"^compare\.learning_rates: no validation row could be asked of ManyICL, so"):
-        run(comparison)
-    assert [trial["chosen"] for trial in collect_findings(comparison)["trials"]] == [False, False]
+        run(grid)
+    assert [trial.chosen for trial in summarize(grid).trials] == [False, False]
 
 
 @pytest.fixture(scope="module")
 def tuned(world, tmp_path_factory):
     """A finished comparison of the tuned ceiling alone. Not to be changed."""
     tasks = world[1][0][:2]
-    comparison = begin(
+    grid = begin(
         world, tmp_path_factory.mktemp("tuned") / "out", arms=["dedicated-tuned"], dedicated_tasks=tasks, seeds=[0, 1]
     )
-    run(comparison)
-    return comparison
+    run(grid)
+    return grid
 
 
 @pytest.mark.slow
 def test_a_tuned_dedicated_model_has_the_rate_and_the_steps_that_its_own_task_chose(tuned):
     """B7: per task, by its validation rows alone; the later seeds take the rates of the first."""
-    for task in tuned.dedicated:
-        judged = {rate: judge_trial(tuned.read_validation("dedicated-tuned", rate, task)) for rate in RATES}
+    trials = Trials(tuned)
+    for task in tuned.roles.dedicated:
+        judged = {rate: judge_trial(trials.read("dedicated-tuned", rate, task)) for rate in RATES}
         best = max(RATES, key=lambda rate: (judged[rate].score, -judged[rate].nll))
-        assert tuned.chosen_rate("dedicated-tuned", task) == best
+        assert trials.chosen_rate("dedicated-tuned", task) == best
         for seed in (0, 1):
-            folder = tuned.place(WorkItem("dedicated-tuned", seed, "train", task))
+            folder = tuned.path_of(WorkItem("dedicated-tuned", seed, "train", task))
             assert RunFolder(folder).read_config().train.learning_rate == best
             records = MetricsLog(folder / "metrics.jsonl").read()
             losses = {r["step"]: r["eval_loss"] for r in records if "eval_loss" in r}
@@ -161,28 +163,28 @@ def test_a_tuned_dedicated_model_has_the_rate_and_the_steps_that_its_own_task_ch
 
 @pytest.mark.slow
 def test_what_was_tuned_is_told(tuned):
-    content = collect_findings(tuned)
-    assert [(t["task"], t["learning_rate"]) for t in content["trials"]] == [
-        (task, rate) for task in tuned.dedicated for rate in RATES
+    found = summarize(tuned)
+    assert [(t.task, t.learning_rate) for t in found.trials] == [
+        (task, rate) for task in tuned.roles.dedicated for rate in RATES
     ]
-    chosen = {t["task"]: t["learning_rate"] for t in content["trials"] if t["chosen"]}
-    assert [(t["task"], t["seed"]) for t in content["tuned"]] == [(task, seed) for seed in (0, 1) for task in chosen]
-    for one in content["tuned"]:
-        assert one["learning_rate"] == chosen[one["task"]]
-        assert 0 < one["step"] <= one["steps"]
-    told = tell_rates(check_comparison(content))
+    chosen = {t.task: t.learning_rate for t in found.trials if t.chosen}
+    assert [(t.task, t.seed) for t in found.tuned] == [(task, seed) for seed in (0, 1) for task in chosen]
+    for one in found.tuned:
+        assert one.learning_rate == chosen[one.task]
+        assert 0 < one.step <= one.steps
+    told = tell_rates(found)
     assert "dedicated FT, tuned (ceiling, not matched): the rate of 2 of 2 tasks lies at an end of those tried" in told
-    page = render_markdown(check_comparison(content))
+    page = render_markdown(found)
     assert "## Tuned for each task" in page
 
 
 def test_without_named_rates_only_the_ceiling_has_trials_half_a_decade_apart(world, tmp_path):
     arms = ["manyicl", "dedicated-tuned"]
-    comparison = begin(world, tmp_path / "out", arms=arms, learning_rates=[], dedicated_tasks=world[1][0][:1])
-    assert comparison.config.train.learning_rate == 1e-3
-    rates = {arm: [c.rate for c in comparison.cells() if c.arm == arm and c.rate and c.what == "train"] for arm in arms}
+    grid = begin(world, tmp_path / "out", arms=arms, learning_rates=[], dedicated_tasks=world[1][0][:1])
+    assert grid.config.train.learning_rate == 1e-3
+    rates = {arm: [i.rate for i in grid.work() if i.arm == arm and i.rate and i.kind == "train"] for arm in arms}
     assert rates == {"manyicl": [], "dedicated-tuned": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
-    assert comparison.chosen_rate("manyicl") == 1e-3
+    assert Trials(grid).chosen_rate("manyicl") == 1e-3
 
 
 def rates_told(*trials: tuple[str, float, bool]) -> str:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from manyicl.comparison.schema import read_comparison
+from manyicl.comparison.comparison_file import read_comparison
 from manyicl.demo import run as demo
 from manyicl.demo.regimes import CONTRAST, HEADLINE
 from manyicl.demo.run import FULL, Size, demo_config, open_demo, run_demo, write_regime
@@ -74,7 +74,7 @@ def test_every_arm_of_a_regime_has_the_same_trials_half_a_decade_apart(tiny, tmp
     assert [c.folder.name for c in comparisons] == [HEADLINE.name, CONTRAST.name]
     for comparison in comparisons:
         assert (comparison.folder / "recipe.toml").is_file()
-        tried = {(cell.arm, cell.rate) for cell in comparison.cells() if cell.rate is not None}
+        tried = {(item.arm, item.rate) for item in comparison.work() if item.rate is not None}
         arms = ("zero-shot", "few-shot", "manyicl", "dedicated")
         assert tried == {(arm, rate) for arm in arms for rate in (1e-4, 1e-3)}
     for rates in (FULL[HEADLINE.name].learning_rates, FULL[CONTRAST.name].learning_rates):
@@ -97,9 +97,9 @@ def test_a_helper_does_a_share_and_ends_without_the_process_that_it_helps(tiny, 
     comparison = open_demo(tmp_path / "demo", seeds=[0])[0]
     command = [sys.executable, "-m", open_demo.__module__, str(comparison.folder)]
     assert subprocess.run([*command, "0"], check=False).returncode == 1  # 0 is no parent of any process here
-    assert not all(map(comparison.is_done, comparison.cells()))
+    assert not all(map(comparison.is_done, comparison.work()))
     assert subprocess.run([*command, str(os.getpid())], check=False).returncode == 0
-    assert all(map(comparison.is_done, comparison.cells()))
+    assert all(map(comparison.is_done, comparison.work()))
     assert not (comparison.folder / "report.html").exists()
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from manyicl.comparison.grid import open_comparison, run_comparison
+from manyicl.comparison.grid import open_comparison
 from manyicl.comparison.inputs import INPUTS_FILE
-from manyicl.comparison.summary import collect_findings
+from manyicl.comparison.summary import summarize
+from manyicl.comparison.worker import run_comparison
 from manyicl.planning.overlap import Overlap, SplitOverlap, find_overlaps, tell_overlap, tell_overlaps
 from manyicl.report.document import finish_comparison
 from manyicl.tasks.task import load_tasks
@@ -138,8 +139,13 @@ def test_it_is_found_once_and_kept_and_an_earlier_comparison_gets_it(leaky):
     assert content["overlaps"][held]["test"]["exact"] == 12
     kept = {**content, "overlaps": {**content["overlaps"], held: overlap().model_dump()}}
     file.write_text(json.dumps(kept), encoding="utf-8")
-    shown = {entry["task"]: entry["overlap"] for entry in collect_findings(open_comparison(folder, None))["tasks"]}
-    assert shown[held]["test"] == {"exact": 0, "same_answer": 0, "near": 0, "of": 10}  # as kept, not found again
+    shown = {entry.task: entry.overlap for entry in summarize(open_comparison(folder, None)).tasks}
+    assert shown[held].test.model_dump() == {
+        "exact": 0,
+        "same_answer": 0,
+        "near": 0,
+        "of": 10,
+    }  # as kept, not found again
     file.write_text(json.dumps({"tasks": content["tasks"], "texts": content["texts"]}), encoding="utf-8")
     open_comparison(folder, None)
     assert json.loads(file.read_text(encoding="utf-8")) == content

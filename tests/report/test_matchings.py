@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manyicl.comparison.schema import check_comparison
+from manyicl.comparison.comparison_file import check_comparison
 from manyicl.errors import UserError
 from manyicl.report.document import write_report
 from manyicl.report.matchings import matching_tables, other_settings

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from manyicl.comparison.schema import check_comparison
+from manyicl.comparison.comparison_file import check_comparison
 from manyicl.episodes.tokenized import query_ids, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from manyicl.cli.app import app
-from manyicl.comparison.schema import check_comparison, read_comparison
+from manyicl.comparison.comparison_file import check_comparison, read_comparison
 from manyicl.console import tell_seconds
 from manyicl.errors import UserError
 from manyicl.report.document import write_report

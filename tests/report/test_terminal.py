@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manyicl.comparison.schema import check_comparison
+from manyicl.comparison.comparison_file import check_comparison
 from manyicl.report.terminal import comparison_plot, comparison_table
 from tests.support.comparison_data import make_comparison
 from tests.support.rendering import render_terminal

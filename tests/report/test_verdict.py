@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manyicl.comparison.schema import Comparison, check_comparison
+from manyicl.comparison.comparison_file import Comparison, check_comparison
 from manyicl.report.markdown import render_markdown
 from manyicl.report.verdict import key_facts, tell_intervals, tell_verdict
 from tests.support.comparison_data import make_comparison

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from manyicl.comparison.arms import CompareConfig
+from manyicl.comparison.settings import CompareConfig
 from manyicl.demo.regimes import Regime, draw_familiar, draw_regime
 from manyicl.demo.tasks import write_tasks
 from manyicl.models.seed import TEMPLATE

@@ -1,4 +1,4 @@
-"""Arms of training compared on a grid of seeds and tasks: work, findings, comparison.json."""
+"""Arms of training compared on a grid of seeds and tasks: the work, the findings, comparison.json."""
 
 import lazy_loader
 

@@ -1,46 +1,48 @@
-from .arms import ARMS, ArmName, CompareConfig, CompareSettings, choose_tasks
+from .comparison_file import Comparison, read_comparison, write_comparison
 from .forecast import TRIALS, WHILE_TRAINING, WORK, ComparisonForecast, Work, forecast_comparison
-from .grid import Grid, check_seeds, open_comparison, refuse_ranks, run_comparison
+from .grid import Grid, open_comparison
 from .schema import (
-    ENOUGH_SEEDS,
-    Arm,
-    Comparison,
+    FLAT_GAIN,
+    ArmEntry,
+    Change,
     Cost,
-    CurveCell,
+    CurvePoint,
     ExampleQuery,
     Flatness,
-    HeadlineCell,
-    MeanCell,
+    HeadlineScore,
+    MeanPoint,
     PairDifference,
-    Role,
     Scored,
     TaskChange,
     TaskEntry,
     Trial,
-    WorkItem,
-    read_comparison,
+    WorkDone,
+    count_seeds,
 )
-from .summary import write_findings
+from .settings import ARMS, ArmName, CompareConfig, CompareSettings, Role, choose_tasks
+from .summary import summarize
+from .worker import check_seeds, refuse_ranks, run_comparison
 
 __all__ = [
     "ARMS",
-    "ENOUGH_SEEDS",
+    "FLAT_GAIN",
     "TRIALS",
     "WHILE_TRAINING",
     "WORK",
-    "Arm",
+    "ArmEntry",
     "ArmName",
+    "Change",
     "CompareConfig",
     "CompareSettings",
     "Comparison",
     "ComparisonForecast",
     "Cost",
-    "CurveCell",
+    "CurvePoint",
     "ExampleQuery",
     "Flatness",
     "Grid",
-    "HeadlineCell",
-    "MeanCell",
+    "HeadlineScore",
+    "MeanPoint",
     "PairDifference",
     "Role",
     "Scored",
@@ -48,13 +50,15 @@ __all__ = [
     "TaskEntry",
     "Trial",
     "Work",
-    "WorkItem",
+    "WorkDone",
     "check_seeds",
     "choose_tasks",
+    "count_seeds",
     "forecast_comparison",
     "open_comparison",
     "read_comparison",
     "refuse_ranks",
     "run_comparison",
-    "write_findings",
+    "summarize",
+    "write_comparison",
 ]

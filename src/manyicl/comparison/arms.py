@@ -1,210 +1,56 @@
-"""The arms of a comparison: on what each is trained, and what makes their budgets equal.
+"""What each arm is trained on, and how the budgets of the arms are made equal.
 
-Every arm starts from the same weights, sees the same train rows, and has the recipe's optimizer and schedule. What
-differs is how the rows are laid out in sequences and which answers are targets.
+Every arm starts from the same weights, sees the same train rows, and has the recipe's optimizer and schedule. The arms
+differ in how the rows are laid out in sequences and in which answers are targets.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
+from manyicl.comparison.settings import ARMS, TUNED_FACTOR, Arm, ArmName, CompareConfig, CompareSettings, Match
 from manyicl.episodes import Episode, PackDataset, TokenizedTask, iter_episodes, lengths_of, pack_episodes
 from manyicl.errors import UserError
 from manyicl.models import ModelShape, count_flops, load_config, shape_model
 from manyicl.training import RunConfig, TrainSettings, count_plan, plan_packs
 
-ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned"]
-# Arms of earlier versions.
-GONE_ARMS = ("dedicated-many-shot", "dedicated-free")
-Match = Literal["tokens", "answers", "flops"]
-# Tokens of two arms that are matched by them differ by less than this share, where the packs allow it.
+# Two arms that are matched by tokens differ by less than this fraction of them, if the packs allow it.
 TOKEN_TOLERANCE = 0.002
-# Pack lengths that are tried, as shares of the recipe's away from the one in proportion.
+# Lengths of packs to try: the one in proportion to the wanted tokens, changed by these fractions of the recipe's.
 PACK_CHANGES = tuple(sign * step / 200 for step in range(13) for sign in (1, -1))[1:]
-# A run of dedicated-tuned is trained on this many times the tokens of the dedicated model of the same task. It has this
-# many checkpoints, and the best of them is kept: so the number of steps is chosen too.
-TUNED_FACTOR, TUNED_CHECKPOINTS = 8, 16
-# Its learning rates as multiples of train.learning_rate, if the recipe names none: steps of half a decade.
-TUNED_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
+# A run of dedicated-tuned has this many checkpoints, and the best of them is kept: that chooses the number of steps.
+TUNED_CHECKPOINTS = 16
 # Tokens of validation episodes that its checkpoints are compared by, if the recipe measures no validation loss.
 TUNED_VALIDATION_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """One way of training.
-
-    per_task: a model of its own for every task. matched: it spends what the others spend. tuned: its learning rate and
-    its number of steps are chosen for each task alone.
-    """
-
-    name: ArmName
-    title: str
-    about: str
-    trained: bool = True
-    per_task: bool = False
-    matched: bool = True
-    tuned: bool = False
-
-
-ARMS: Mapping[ArmName, Arm] = {
-    arm.name: arm
-    for arm in (
-        Arm("base", "base", "The model as it was, not trained.", trained=False),
-        Arm("zero-shot", "zero-shot FT", "All tasks at once, one example a sequence."),
-        Arm(
-            "few-shot",
-            "few-shot FT",
-            "All tasks at once, a few shots and one query a sequence; the last answer trained.",
-        ),
-        Arm("manyicl", "ManyICL", "All tasks at once, as many examples a sequence as fit; every answer trained."),
-        Arm("dedicated", "dedicated FT", "One model a task, one example a sequence.", per_task=True),
-        Arm(
-            "dedicated-tuned",
-            "dedicated FT, tuned (ceiling, not matched)",
-            f"As dedicated, with up to {TUNED_FACTOR} times the tokens; learning rate and number of steps are chosen"
-            " for each task on its validation rows.",
-            per_task=True,
-            matched=False,
-            tuned=True,
-        ),
-    )
-}
-
-
-class CompareSettings(BaseModel):
-    """Which arms are compared, on what, and how they are asked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field("comparison", min_length=1, description="what its report is called")
-    arms: tuple[ArmName, ...] = Field(
-        ("base", "zero-shot", "few-shot", "manyicl", "dedicated"),
-        min_length=1,
-        description="in the order of the tables",
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), min_length=1, description="training seeds; each has its own episodes, adapters, shots and queries"
-    )
-    match: Match = Field(
-        "tokens", description="what all arms spend alike: processed tokens, supervised answers or FLOPs"
-    )
-    few_shot_shots: Annotated[int, Field(gt=0)] = Field(5, description="shots of the few-shot arm's sequences")
-    held_out_tasks: tuple[str, ...] = Field((), description="new tasks: no arm is trained on them")
-    familiar_tasks: tuple[str, ...] = Field(
-        (),
-        description="tasks that the base is known to do and no arm is trained on: for forgetting, not for the headline",
-    )
-    dedicated_tasks: tuple[str, ...] = Field(
-        (), description="tasks that get a model of their own; all trained unless said"
-    )
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (),
-        description="tried for every arm, with the first seed; the best on validation rows is taken for all seeds."
-        " train.learning_rate if none are named, and for dedicated-tuned 0.1 to 10 times as much",
-    )
-    asked_tasks: Annotated[int, Field(ge=0)] = Field(
-        0, description="trained tasks that are asked, spread over the families; 0: all. Dedicated ones always are"
-    )
-    shots: tuple[Annotated[int, Field(ge=0)] | Literal["fill"], ...] = Field(
-        (0, 1, 4, 16, 64),
-        min_length=1,
-        description="shot counts, and fill for as many as fit; also few_shot_shots if that arm is compared",
-    )
-    draws: Annotated[int, Field(gt=0)] = Field(5, description="draws of shots a task and seed")
-    queries: Annotated[int, Field(gt=0)] = Field(200, description="test rows asked, the same at every k and draw")
-    validation_queries: Annotated[int, Field(ge=0)] = Field(
-        50,
-        description="validation rows asked of each trained task, to choose k and learning rate; 0: all are asked with"
-        " the most shots, and no rates can be tried",
-    )
-    max_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="longest sequence of a question; episodes.token_budget unless said"
-    )
-    max_new_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="most tokens of a generated answer; as many as the longest train answer has, at most 256"
-    )
-    text_files: tuple[str, ...] = Field((), description="neutral text, to measure forgetting on")
-    text_windows: Annotated[int, Field(gt=0)] = Field(200, description="windows read of each text file, evenly spread")
-    text_window_tokens: Annotated[int, Field(gt=1)] = Field(512, description="length of a window")
-    flips: bool = Field(True, description="ask behind shots with exchanged labels: does the model read its context?")
-    orders: bool = Field(True, description="ask behind the same shots in other orders")
-    examples: Annotated[int, Field(ge=0)] = Field(2, description="queries a task whose texts the report shows")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _knows_what_is_gone(cls, values: Any) -> Any:
-        """Take the recipes of earlier versions, which name every setting; refuse what has no meaning any more."""
-        if not isinstance(values, dict):
-            return values
-        if values.get("choose_by", "validation") != "validation":
-            raise ValueError(
-                f"choose_by = {values['choose_by']!r} is gone; learning rates are chosen by validation_queries rows of"
-                " each task: leave it out"
-            )
-        values = {key: value for key, value in values.items() if key not in ("choose_by", "free_factor")}
-        arms = values.get("arms")
-        gone = [arm for arm in arms if arm in GONE_ARMS] if isinstance(arms, list | tuple) else []
-        if gone:
-            warnings.warn(
-                f"compare.arms: {' and '.join(gone)} of earlier versions {'is' if len(gone) == 1 else 'are'} gone and"
-                " left out; dedicated-tuned is the ceiling now",
-                stacklevel=2,
-            )
-            values["arms"] = [arm for arm in arms if arm not in GONE_ARMS]
-        return values
-
-    @field_validator(
-        "arms", "seeds", "held_out_tasks", "familiar_tasks", "dedicated_tasks", "learning_rates", "shots", "text_files"
-    )
-    @classmethod
-    def _has_no_twins(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("names something twice")
-        return values
-
-    @model_validator(mode="after")
-    def _can_choose_a_rate(self) -> Self:
-        if self.learning_rates and not self.validation_queries:
-            raise ValueError("learning_rates are chosen by validation rows, and validation_queries = 0; ask some")
-        if "dedicated-tuned" in self.arms and not self.validation_queries:
-            raise ValueError("dedicated-tuned is tuned by validation rows, and validation_queries = 0; ask some")
-        return self
-
-
-class CompareConfig(RunConfig):
-    """A recipe of a comparison: a run's sections, which say what the arms share, and [compare]."""
-
-    compare: CompareSettings
-
-
-@dataclass(frozen=True, slots=True)
 class Spent:
-    """What a plan spends: optimizer steps, packs, episodes, answers that are targets, target tokens, tokens, FLOPs.
-
-    tokens_by_task: processed tokens of each task. short_episodes: with fewer shots than the recipe says. head_tokens:
-    processed tokens of instructions and BOS. train_rows, target_rows: the tasks' train rows, and how many of them are a
-    target at least once.
-    """
+    """The training budget that a run uses, counted from its packs before it is trained."""
 
     steps: int
+    """Optimizer steps."""
     packs: int
     episodes: int
     answers: int
+    """Answers that are targets."""
     targets: int
+    """Tokens that are targets."""
     tokens: int
+    """Tokens that go through the model, without padding."""
     flops: int
     tokens_by_task: Mapping[str, int]
     short_episodes: int = 0
+    """Episodes with fewer shots than the recipe says."""
     head_tokens: int = 0
+    """Tokens of instructions and BOS, among `tokens`."""
     train_rows: int = 0
+    """Train rows of the run's tasks."""
     target_rows: int = 0
+    """Train rows that are a target at least once."""
 
     def of(self, match: Match) -> int:
         """Return the amount that arms are matched by."""
@@ -212,7 +58,7 @@ class Spent:
 
 
 def run_config(config: CompareConfig, *, seed: int, tasks: Sequence[str], **changes: Mapping[str, Any]) -> RunConfig:
-    """Return the recipe of one run on `tasks`: the comparison's own with changes by section."""
+    """Return the recipe of one run on `tasks`: the comparison's own, with `changes` by section."""
     values = config.model_dump(exclude={"compare"})
     values |= {"seed": seed, "held_out": {"episodes": 0}}
     values["tasks"] = {**values["tasks"], "names": tuple(tasks)}
@@ -222,7 +68,7 @@ def run_config(config: CompareConfig, *, seed: int, tasks: Sequence[str], **chan
 
 
 def episode_changes(arm: ArmName, settings: CompareSettings) -> dict[str, Any]:
-    """Return what an arm changes in [episodes]."""
+    """Return the settings that an arm changes in [episodes]."""
     if arm == "few-shot":
         return {"shots": settings.few_shot_shots, "targets": "last"}
     if arm == "manyicl":
@@ -231,7 +77,7 @@ def episode_changes(arm: ArmName, settings: CompareSettings) -> dict[str, Any]:
 
 
 def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spent:
-    """Return what the packs of a run spend."""
+    """Return the budget that the packs of a run use."""
     plan = count_plan(packs, pack_tokens=config.pack_tokens)
     shots = config.episodes.shots
     short = sum(
@@ -254,11 +100,12 @@ def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spe
 
 
 def _count_head_tokens(packs: PackDataset) -> int:
-    """Return the tokens before the first example of all episodes; a renamed episode may have a shorter head."""
+    """Return the tokens before the first example, summed over episodes."""
     tasks = {name: lengths_of(packs.maker.tasks[name], split=packs.maker.split) for name in packs.maker.task_names}
     total = 0
     for episode in (episode for pack in packs.packs for episode in pack.episodes):
         task = tasks[episode.task]
+        # Other label names may change the length of the instruction.
         is_renamed = episode.names is not None and task.labels is not None
         total += task.labels.num_head_tokens if is_renamed and task.labels else task.num_head_tokens
     return total
@@ -272,7 +119,7 @@ def _count_target_rows(packs: PackDataset) -> int:
 
 
 def _count_plan_flops(packs: PackDataset, shape: ModelShape) -> int:
-    """Return the model FLOPs of all packs; FLOPs add up, so those of one step may be counted as one row."""
+    """Return the model FLOPs of all packs; those of one step are counted as if they were one row, as FLOPs add up."""
     total = 0
     for step, divisors in enumerate(packs.divisors):
         row = packs.packs[step * packs.packs_per_step : (step + 1) * packs.packs_per_step]
@@ -281,52 +128,60 @@ def _count_plan_flops(packs: PackDataset, shape: ModelShape) -> int:
     return total
 
 
-class ArmPlanner:
-    """Gives each arm its run's recipe, such that all spend alike.
+class ArmMatcher:
+    """Gives each arm the recipe of its run, so that all arms spend the same amount.
 
     tasks: the trained tasks in ids, by name.
-
-    Raises:
-        UserError: no arm is trained.
     """
 
     def __init__(self, config: CompareConfig, tasks: Mapping[str, TokenizedTask]) -> None:
         self.config, self.tasks = config, tasks
         model = config.model
         self.shape = shape_model(load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code)
-        self._own_plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
-        self._plans: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
+        self._unmatched: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
+        self._shared: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
         self._dedicated: dict[tuple[ArmName, str, int], tuple[RunConfig, Spent]] = {}
 
-    def plan_arm(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
+    def match(self, arm: ArmName, *, seed: int, task: str | None = None) -> tuple[RunConfig, Spent]:
+        """Return the recipe of a run and what it spends, at the recipe's own learning rate.
+
+        task: the one that a dedicated model is trained on; None for an arm that trains one model on all tasks.
+
+        Raises:
+            UserError: the run that a dedicated model is matched to has no episode of `task`.
+        """
+        return self.match_shared(arm, seed=seed) if task is None else self.match_dedicated(arm, task, seed=seed)
+
+    def match_shared(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
         """Return the recipe of an arm that trains one model on all tasks, and what it spends.
 
-        Matched by tokens: as many optimizer steps for all. ManyICL's packs are made such that its step processes what
-        one of the arm with the emptiest packs does, as nearly as its long episodes allow; the others' short ones then
-        meet what that came to. By answers or FLOPs: as many steps as come nearest to ManyICL's.
+        Matched by tokens, all arms take the same number of optimizer steps. ManyICL's packs get the length at which a
+        step processes as many tokens as one of the arm with the emptiest packs, as nearly as long episodes allow; the
+        other arms, whose short episodes can be packed more exactly, then aim at the total that ManyICL reached. Matched
+        by answers or FLOPs, an arm takes the number of steps that comes nearest to ManyICL's amount.
         """
-        if (arm, seed) not in self._plans:
+        if (arm, seed) not in self._shared:
             match = self.config.compare.match
-            plan = self._own_plan(arm, seed=seed)
+            run = self._unmatched_run(arm, seed=seed)
             if match == "tokens":
-                plan = self._fit_packs(*plan, tokens=self._tokens_to_meet(arm, seed=seed))
+                run = self._fit_packs(*run, tokens=self._tokens_to_meet(arm, seed=seed))
             elif arm != "manyicl" and "manyicl" in self.shared_arms:
-                plan = self._fit_steps(*plan, wanted=self.plan_arm("manyicl", seed=seed)[1].of(match))
-            self._plans[arm, seed] = plan
-        return self._plans[arm, seed]
+                run = self._fit_steps(*run, wanted=self.match_shared("manyicl", seed=seed)[1].of(match))
+            self._shared[arm, seed] = run
+        return self._shared[arm, seed]
 
     def _tokens_to_meet(self, arm: ArmName, *, seed: int) -> int:
         if arm != "manyicl" and "manyicl" in self.shared_arms:
-            return self.plan_arm("manyicl", seed=seed)[1].tokens
-        return min(self._own_plan(name, seed=seed)[1].tokens for name in {arm, *self.shared_arms})
+            return self.match_shared("manyicl", seed=seed)[1].tokens
+        return min(self._unmatched_run(name, seed=seed)[1].tokens for name in {arm, *self.shared_arms})
 
-    def _own_plan(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
-        """Return an arm's recipe before it is fitted, and what it spends."""
-        if (arm, seed) not in self._own_plans:
+    def _unmatched_run(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
+        """Return an arm's recipe before it is matched to the others, and what it spends."""
+        if (arm, seed) not in self._unmatched:
             changes = episode_changes(arm, self.config.compare)
             config = run_config(self.config, seed=seed, tasks=list(self.tasks), episodes=changes)
-            self._own_plans[arm, seed] = self._spend(config)
-        return self._own_plans[arm, seed]
+            self._unmatched[arm, seed] = self._spend(config)
+        return self._unmatched[arm, seed]
 
     @property
     def shared_arms(self) -> list[ArmName]:
@@ -334,23 +189,24 @@ class ArmPlanner:
         chosen = [ARMS[name] for name in self.config.compare.arms]
         return [arm.name for arm in chosen if arm.trained and not arm.per_task]
 
-    def plan_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
-        """Return the recipe of one task's own model: its tokens are the task's share of an arm that has all tasks.
+    def match_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
+        """Return the recipe of one task's own model, and what it spends.
 
-        A step holds the task's longest example, or the share of that arm's step if that is more; there are as many
-        steps as the tokens then give. A tuned model has `TUNED_FACTOR` times the tokens, in steps of the same size. The
-        checkpoint that becomes the model is chosen as in the other arms, by the recipe's train.keep and
-        train.validation_tokens; that of a tuned one is always the best by validation loss.
+        It gets the tokens that a zero-shot run on all tasks spends on this task. A step holds the task's longest
+        example, or the task's part of a step of that run if that is more; the tokens then give the number of steps. A
+        tuned model gets `TUNED_FACTOR` times the tokens, in steps of the same size. The checkpoint that becomes the
+        model is chosen as in the other arms, by train.keep and train.validation_tokens; for a tuned model it is always
+        the one with the best validation loss.
 
         Raises:
-            UserError: that arm has no episode of the task.
+            UserError: the run on all tasks has no episode of this task.
         """
         if (arm, task, seed) not in self._dedicated:
-            self._dedicated[arm, task, seed] = self._plan_dedicated(arm, task, seed=seed)
+            self._dedicated[arm, task, seed] = self._match_dedicated(arm, task, seed=seed)
         return self._dedicated[arm, task, seed]
 
-    def _plan_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
-        _, whole = self.plan_arm("zero-shot", seed=seed)
+    def _match_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
+        _, whole = self.match_shared("zero-shot", seed=seed)
         if task not in whole.tokens_by_task:
             raise UserError(
                 f"task '{task}': no episode of it in the {whole.steps} steps that {ARMS[arm].title} is matched to;"
@@ -382,9 +238,9 @@ class ArmPlanner:
         return config, count_spent(plan_packs(config, tasks), config, self.shape)
 
     def _fit_packs(self, config: RunConfig, spent: Spent, *, tokens: int) -> tuple[RunConfig, Spent]:
-        """Return the recipe with packs of the length that makes it spend `tokens`, or as near as they allow.
+        """Return the recipe with packs of the length that makes it spend `tokens`, as nearly as possible.
 
-        How full packs are hangs on their length by leaps, so lengths around the proportional one are tried.
+        How full packs are changes with their length by leaps, so lengths around the proportional one are tried.
         """
         fixed = isinstance(config.episodes.shots, int)
         longest = max(int(task.splits["train"].lengths.max()) + len(task.head_ids) for task in self.tasks.values())
@@ -401,9 +257,9 @@ class ArmPlanner:
         return (config, spent) if best == config.pack_tokens else self._spend(_with_packs(config, best))
 
     def _make_counter(self, config: RunConfig) -> Callable[[int], int]:
-        """Return what counts the tokens of the recipe's run with packs of another length.
+        """Return a function that counts the tokens of the recipe's run if its packs have a given length.
 
-        Episodes are planned once for all lengths that leave them the same budget.
+        Lengths that leave episodes the same token budget share one series of episodes.
         """
         plans: dict[int, Callable[[], Iterator[Episode]]] = {}
         lengths = [lengths_of(self.tasks[name], split="train") for name in config.tasks.names]
@@ -420,7 +276,7 @@ class ArmPlanner:
     def _fit_steps(
         self, config: RunConfig, spent: Spent, *, wanted: int, by: Match | None = None
     ) -> tuple[RunConfig, Spent]:
-        """Return the recipe with the number of steps that spends nearest to `wanted`."""
+        """Return the recipe with the number of steps whose budget is nearest to `wanted`."""
         match = by or self.config.compare.match
         best = config, spent
         for _ in range(4):
@@ -437,10 +293,10 @@ class ArmPlanner:
 
 
 def _choose_checkpoints(arm: Arm, *, num_steps: int, shared: TrainSettings) -> dict[str, Any]:
-    """Return what a dedicated run changes in [train] about its checkpoints, of which one becomes its model.
+    """Return the changes in [train] that give a dedicated run its checkpoints, one of which becomes its model.
 
-    There are as many as in a run of the arms that share the recipe, or `TUNED_CHECKPOINTS` if steps are to be chosen.
-    Without a validation loss none but the last is needed: the run is short.
+    There are as many as in a run of the arms that share the recipe, or `TUNED_CHECKPOINTS` if they choose the number of
+    steps. If no validation loss is measured, only the last checkpoint is needed, and the run is short.
     """
     tokens = shared.validation_tokens
     num_checkpoints = shared.num_steps / shared.checkpoint_every_steps
@@ -459,7 +315,7 @@ def _choose_checkpoints(arm: Arm, *, num_steps: int, shared: TrainSettings) -> d
 
 
 def _with_packs(config: RunConfig, pack_tokens: int) -> RunConfig:
-    """Return the recipe with packs of another length, which no episode's budget passes."""
+    """Return the recipe with packs of another length, which also limits the token budget of episodes."""
     values = config.model_dump()
     values["episodes"]["token_budget"] = min(config.episodes.token_budget, pack_tokens)
     values["train"]["pack_tokens"] = pack_tokens
@@ -467,7 +323,10 @@ def _with_packs(config: RunConfig, pack_tokens: int) -> RunConfig:
 
 
 def _replayed(source: Iterator[Episode]) -> Callable[[], Iterator[Episode]]:
-    """Return what yields an endless plan from its start at each call, taking each episode of it from `source` once."""
+    """Return a function that yields the endless series `source` from its start at each call.
+
+    Each episode is taken from `source` once and kept.
+    """
     taken: list[Episode] = []
 
     def replay() -> Iterator[Episode]:
@@ -477,25 +336,3 @@ def _replayed(source: Iterator[Episode]) -> Callable[[], Iterator[Episode]]:
             yield taken[number]
 
     return replay
-
-
-def choose_tasks(config: CompareConfig, names: Sequence[str]) -> list[str]:
-    """Return the trained tasks among the folder's `names`.
-
-    Raises:
-        UserError: a task has two roles, a dedicated one is not trained, or none is left to train on.
-    """
-    settings = config.compare
-    untrained = [*settings.held_out_tasks, *settings.familiar_tasks]
-    trained = list(config.tasks.names) or [name for name in names if name not in untrained]
-    for name in untrained:
-        if name in trained or untrained.count(name) > 1:
-            raise UserError(
-                f"compare.held_out_tasks: '{name}' is in tasks.names or compare.familiar_tasks too; give it one role"
-            )
-    if not trained:
-        raise UserError("tasks.names: every task of the folder is held out; leave some to train on")
-    for name in settings.dedicated_tasks:
-        if name not in trained:
-            raise UserError(f"compare.dedicated_tasks: '{name}' is not a trained task; name trained ones")
-    return trained

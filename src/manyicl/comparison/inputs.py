@@ -1,9 +1,8 @@
-"""The data that a comparison began with, by hash: a cell that is done later must have the same rows.
+"""The files that a comparison began with, by hash, and the text around its examples: work done later must use the same.
 
-Beside the hashes stands what the tasks share with each other, which is found once.
-
-`inputs.json` in the comparison's folder is written before its first cell and never changed. Two cells of one
-comparison are paired query by query, which is wrong as soon as they were asked different files.
+`inputs.json` is written before any work is done and never changed. Answers of two arms are paired query by query, which
+would be wrong if they had been asked different files, so a comparison whose files have changed is refused. It also
+keeps the rows that the tasks share with each other, which take a while to find.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from manyicl.episodes import Frame
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
 from manyicl.models import RUN_STATE
@@ -22,21 +22,22 @@ from manyicl.tasks import Task, name_sources
 from manyicl.training import RunFolder
 
 INPUTS_FILE = "inputs.json"
+FRAME_FILE = "frame.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Hashes of what a comparison reads.
-
-    tasks: task -> the sha256 of its rows and settings, as in results and run.json.
-    texts: file of neutral text -> the sha256 of its bytes.
-    overlaps: held-out or familiar task -> what it shares with the train rows of trained tasks; None if that is not
-    known, as in comparisons that an earlier version began.
-    """
+    """Hashes of the files that a comparison reads."""
 
     tasks: Mapping[str, str]
+    """Task -> the sha256 of its rows and settings, as in results and run.json."""
     texts: Mapping[str, str]
+    """File of neutral text -> the sha256 of its bytes."""
     overlaps: Mapping[str, Overlap] | None = None
+    """Held-out or familiar task -> the rows that it shares with train rows of trained tasks.
+
+    None if an earlier version began the comparison and did not look for them.
+    """
 
 
 def hash_inputs(tasks: Mapping[str, Task], text_files: Sequence[str]) -> Inputs:
@@ -55,7 +56,7 @@ def hash_inputs(tasks: Mapping[str, Task], text_files: Sequence[str]) -> Inputs:
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
-    """Keep them in a comparison's folder."""
+    """Write the hashes into a comparison's folder."""
     overlaps = {name: overlap.model_dump() for name, overlap in (inputs.overlaps or {}).items()}
     content = {"tasks": dict(inputs.tasks), "texts": dict(inputs.texts), "overlaps": overlaps}
     write_atomically(folder / INPUTS_FILE, json.dumps(content, indent=1) + "\n")
@@ -74,15 +75,15 @@ def read_inputs(folder: Path) -> Inputs | None:
 
 
 def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str) -> None:
-    """Refuse to go on with other tasks or texts than those that the comparison in `folder` began with.
+    """Refuse to continue with other tasks or texts than those that the comparison in `folder` began with.
 
-    A comparison of an earlier version has no inputs.json: the hashes in its finished cells take its place.
+    A comparison of an earlier version has no inputs.json: the hashes in its finished runs and results take its place.
 
     Raises:
-        UserError: naming the first file that differs, or a task whose cells differ from each other.
+        UserError: naming the first file that differs, or a task whose results differ from each other.
     """
     began = read_inputs(folder)
-    for name, sha256 in began.tasks.items() if began else _hashes_of_cells(folder):
+    for name, sha256 in began.tasks.items() if began else _hashes_of_results(folder):
         if name in now.tasks and now.tasks[name] != sha256:
             raise UserError(
                 f"{_find_file(task_folder, name)}: task '{name}' is not what it was when the comparison in {folder}"
@@ -96,7 +97,7 @@ def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str) -> None:
             )
 
 
-def _hashes_of_cells(folder: Path) -> Iterator[tuple[str, str]]:
+def _hashes_of_results(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield (task, sha256) of every run and every test result in a comparison's folder."""
     for file in sorted(folder.glob(f"seed-*/**/{RUN_STATE}")):
         tasks = RunFolder(file.parent).read_state().tasks
@@ -109,3 +110,15 @@ def _find_file(task_folder: str, name: str) -> Path:
     """Return the data file of a task, or the folder of its files."""
     source = name_sources(task_folder).get(name)
     return Path(task_folder) / name if source is None else source.path
+
+
+def read_frame(folder: Path) -> Frame | None:
+    """Return the text around examples that a comparison in the chat style began with; None if it has not begun."""
+    file = folder / FRAME_FILE
+    return Frame(**json.loads(file.read_bytes())) if file.is_file() else None
+
+
+def keep_frame(folder: Path, frame: Frame | None) -> None:
+    """Write the text around examples into a comparison's folder, unless it is there or the style is plain."""
+    if frame is not None and not (folder / FRAME_FILE).is_file():
+        write_atomically(folder / FRAME_FILE, json.dumps(asdict(frame), indent=1) + "\n")

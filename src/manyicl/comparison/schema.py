@@ -1,32 +1,25 @@
-"""comparison.json, read and checked once (docs/comparison-format.md); everything a report says comes from it."""
+"""The entries of comparison.json, as they are written and as reports read them (docs/comparison-format.md).
+
+Scores are from 0 to 1. `low` and `high` are the ends of a 95 % interval, None if there is none. `seeds` has one value
+per training seed, None if the work that it needs is not done. Fields are in the order of the file.
+"""
 
 from __future__ import annotations
 
-import json
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from manyicl.errors import UserError
-from manyicl.evaluation import Shots, shots_order
+from manyicl.comparison.settings import Role, TaskRole
+from manyicl.evaluation import Shots
 from manyicl.planning import Overlap
 
-# In 1 all tasks of a column had the same number of shots; in 2 each task has its own.
-COMPARISON_SCHEMAS = (1, 2)
-COMPARISON_NAME = "comparison.json"
-# So many training seeds make an interval one over seeds; with fewer each seed is shown.
-ENOUGH_SEEDS = 5
-
-Role = Literal["trained", "held-out"]
-TaskRole = Literal["trained", "held-out", "familiar"]
-Number = float | None
+# A change below one point is called flat, however certain it is.
+FLAT_GAIN = 0.01
+# With int beside float, a whole number stays one in the file.
+Number = int | float | None
 Seeds = tuple[float | None, ...]
-
-
-def _divide(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
+AskedAs = Literal["chosen", "zero", "fewest", "most"]
 
 
 def count_seeds(seeds: Seeds) -> int:
@@ -34,73 +27,94 @@ def count_seeds(seeds: Seeds) -> int:
     return sum(value is not None for value in seeds)
 
 
-class Part(BaseModel):
-    """One entry of the file. Fields that a newer version adds are no error."""
+class Entry(BaseModel):
+    """One entry of the file. Fields that a newer version adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Arm(Part):
-    """One way of training."""
+class ArmEntry(Entry):
+    """One arm: how it was trained."""
 
     arm: str
     title: str
+    """Its name for readers."""
     trained_shots: int | None = None
+    """Most shots that an answer was trained after; None for the base, and if it differs by task."""
     learning_rate: Number = None
+    """None if its models have different ones."""
     matched: bool = True
+    """Whether it spent as much as the other arms."""
     trained: bool | None = None
+    """None in files of earlier versions."""
     num_models: int = 1
     about: str = ""
 
     @property
     def is_trained(self) -> bool:
-        """Whether it was trained at all; files of earlier versions do not say so, and have one base."""
+        """Whether it was trained at all; in files of earlier versions all arms but the base were."""
         return self.arm != "base" if self.trained is None else self.trained
 
 
-class TaskEntry(Part):
-    """One task: what it has, and what was left out of it."""
+class TaskEntry(Entry):
+    """One task: its rows, and those that were dropped."""
 
     task: str
     family: str
     metric: str
     role: TaskRole
+    asked: bool = True
+    """Whether it is evaluated."""
     dedicated: bool = False
+    """Whether it has a model of its own in some arm."""
     num_train: int
     num_validation: int
     num_test: int
     num_labels: int | None = None
+    """None if its answers are open."""
     dropped: dict[str, int] = Field(default_factory=dict)
+    """Reason -> rows that were dropped for it."""
     overlap: Overlap | None = None
-    """With the train rows of trained tasks; None for a trained one, and in files of earlier versions."""
+    """Rows shared with train rows of trained tasks; None for a trained task, and in files of earlier versions."""
     sha256: str
 
 
-class WorkItem(Part):
-    """How much of one kind of work is done, in cells."""
+class WorkDone(Entry):
+    """How much of one kind of work is done, for one arm and seed."""
 
     arm: str
     seed: int
     what: str
+    """The kind of work, such as "train" or "test"."""
     done: int
     total: int
 
 
-class Cost(Part):
-    """What one arm spent with one seed."""
+class Cost(Entry):
+    """What one arm spent with one seed, all its models together.
+
+    A count is None if a run of an earlier version did not make it.
+    """
 
     arm: str
     seed: int
     steps: int | None = None
     packs: int | None = None
     episodes: int | None = None
+    short_episodes: int | None = None
+    """Episodes with fewer shots than the arm's number."""
     answers: int | None = None
+    """Answers that were targets."""
     targets: int | None = None
+    """Tokens that were targets."""
     tokens: int | None = None
+    """Tokens that went through the model in training, without padding."""
     flops: Number = None
     head_tokens: int | None = None
+    """Tokens of instructions and BOS, among `tokens`."""
     train_rows: int | None = None
     target_rows: int | None = None
+    """Train rows that were a target at least once."""
     wall_s: Number = None
     peak_bytes: int | None = None
 
@@ -111,245 +125,287 @@ class Cost(Part):
 
     @property
     def target_share(self) -> float | None:
-        """The share of the train rows that are a target at least once."""
+        """The fraction of the train rows that are a target at least once."""
         return _divide(self.target_rows, self.train_rows)
 
     @property
     def head_share(self) -> float | None:
-        """The share of the processed tokens that are spent on instructions."""
+        """The fraction of the processed tokens that is spent on instructions."""
         return _divide(self.head_tokens, self.tokens)
 
 
-class Trial(Part):
-    """One learning rate that was tried, judged on validation rows. nll: nats per answer.
+def _divide(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
-    task: of an arm that is tuned for each task alone, the task of the model.
-    """
+
+class Trial(Entry):
+    """One learning rate that was tried, judged on validation rows."""
 
     arm: str
     task: str | None = None
+    """The task of the model, if the arm is tuned for each task separately."""
     learning_rate: float
     shots: Shots | None = None
+    """The number of shots with the best score."""
     score: Number = None
     nll: Number = None
+    """Nats per answer."""
     chosen: bool = False
 
 
-class PlainPath(Part):
-    """What the evaluations cost in tokens if the model cannot share its encoded shots; see `cells.PlainPath`."""
-
-    processed_tokens: int
-    shared_tokens: int
-    fault: str = ""
-    """Why, to follow "the model"."""
-
-
-class Tuned(Part):
-    """What was chosen for one model of a tuned arm: its rate, and its checkpoint at `step` of `steps`."""
+class Tuned(Entry):
+    """What was chosen for one model of a tuned arm."""
 
     arm: str
     task: str
     seed: int
     learning_rate: float
     step: int
+    """The step of the checkpoint that became the model."""
     steps: int
+    """The steps of the run."""
 
 
-class ShotsScore(Part):
+class ShotsScore(Entry):
     """A validation score at one number of shots."""
 
     shots: Shots
     score: Number = None
 
 
-class ChosenShots(Part):
-    """The number of shots an arm is asked with, each task's own, and what the arm's was chosen from."""
+class ChosenShots(Entry):
+    """With how many shots an arm is evaluated in the headline."""
 
     arm: str
     shots: Shots | None = None
+    """The number with the best mean over the tasks' validation rows."""
     by_task: dict[str, Shots] = Field(default_factory=dict)
+    """Each task's own number."""
     scores: tuple[ShotsScore, ...] = ()
+    """The means over tasks that `shots` was chosen by."""
 
 
-class Scored(Part):
-    """A score with its interval, and one value a seed."""
-
-    score: Number = None
-    low: Number = None
-    high: Number = None
-    seeds: Seeds = ()
-
-    @property
-    def num_seeds(self) -> int:
-        """How many training seeds are finished and in it."""
-        return count_seeds(self.seeds)
-
-
-class CurveCell(Scored):
+class CurvePoint(Entry):
     """One arm on one task at one number of shots."""
 
     arm: str
     task: str
     shots: Shots
     mean_shots: Number = None
+    """The mean over draws and seeds; differs from `shots` if that is "fill"."""
+    score: Number = None
+    low: Number = None
+    high: Number = None
+    seeds: Seeds = ()
     other_scores: dict[str, float] = Field(default_factory=dict)
+    """Metric -> score, of the metrics beside the task's main one."""
     nll: Number = None
+    """Nats per answer."""
     majority_score: Number = None
+    """The score of always giving the most common answer."""
     chance_score: Number = None
+    """The score of picking an option at random; None if answers are open."""
     num_scored: int = 0
     num_unfit: int | None = None
+    """Queries that do not fit after the most shots, and so are left out at every number of shots."""
     num_cut: int = 0
+    """Generated answers that reached the token limit."""
     num_copies: int | None = None
+    """Queries whose very input is among the shots."""
     num_near_copies: int | None = None
+    """Further queries with a near-duplicate among the shots."""
     extrapolated: bool = False
+    """Whether these are more shots than the arm was trained with."""
     worst_draw: Number = None
     best_draw: Number = None
 
 
-class MeanCell(Scored):
-    """One arm on all tasks of a role, or of one family of it."""
+class MeanPoint(Entry):
+    """One arm at one number of shots, the mean over all tasks of a role, or over one family of it."""
 
     arm: str
     role: Role
     family: str | None = None
     shots: Shots
+    score: Number = None
+    low: Number = None
+    high: Number = None
+    seeds: Seeds = ()
     tasks: int
+    """How many tasks were asked with so many shots."""
     majority_score: Number = None
     chance_score: Number = None
     extrapolated: bool = False
 
 
-class HeadlineCell(Scored):
-    """One number of the first table. shots: None if tasks differ; tasks: how many, None in a file of schema 1."""
+class HeadlineScore(Entry):
+    """One number of the first table."""
 
     arm: str
     role: Role
     asked: str
+    """How the numbers of shots were picked: "chosen", "zero" or "most"."""
     shots: Shots | None = None
+    """None if tasks have different numbers."""
     shots_by_task: dict[str, Shots] = Field(default_factory=dict)
     tasks: int | None = None
-    best: bool = False
-
-
-class Change(Part):
-    """A signed difference with its interval."""
-
-    difference: Number = None
+    """How many tasks it is over; None in a file of schema 1."""
+    score: Number = None
     low: Number = None
     high: Number = None
     seeds: Seeds = ()
-
-    @property
-    def num_seeds(self) -> int:
-        """How many training seeds are finished and in it."""
-        return count_seeds(self.seeds)
+    best: bool = False
+    """Whether it is certain that the arm beats every other one of the column."""
 
 
-class PairDifference(Change):
-    """Arm `a` less arm `b` on the same tasks, draws and queries. shots_a, shots_b: None if tasks differ."""
+class PairDifference(Entry):
+    """Arm `a` less arm `b` on the same tasks, draws and queries."""
 
     role: Role
     tasks: int
     a: str
     b: str
     asked: str
+    """How the numbers of shots were picked: "chosen", "zero", "most", or "each" for the same number."""
     shots_a: Shots | None = None
+    """None if tasks have different numbers."""
     shots_b: Shots | None = None
+    shots_by_task: dict[str, tuple[Shots, Shots]] = Field(default_factory=dict)
+    """Task -> (shots of a, shots of b)."""
+    difference: Number = None
+    low: Number = None
+    high: Number = None
+    seeds: Seeds = ()
     sentence: str = ""
 
 
-class Flatness(Change):
-    """Whether more shots help."""
+class Flatness(Entry):
+    """Whether more shots help an arm: its score at the most shots less that at the fewest."""
 
     arm: str
     role: Role
+    tasks: int | None = None
+    """None in files of earlier versions."""
     from_shots: Shots | None = None
+    """None if tasks have different numbers."""
     to_shots: Shots | None = None
+    difference: Number = None
+    low: Number = None
+    high: Number = None
+    seeds: Seeds = ()
     flat: bool = False
+    """Whether the change is below one point or may be chance."""
     sentence: str = ""
 
 
-class TextChange(Change):
-    """Bits per byte of one text, before and after."""
+class TextChange(Entry):
+    """Bits per byte of one neutral text, before and after training; positive differences are losses."""
 
     arm: str
     file: str
     num_bytes: int | None = None
+    unknown_tokens: int = 0
+    """Tokens of the text that stand for characters outside the vocabulary."""
     before: Number = None
     after: Number = None
+    difference: Number = None
+    low: Number = None
+    high: Number = None
+    seeds: Seeds = ()
 
 
-class TaskChange(Change):
-    """Score on untrained tasks, before and after, at each one's fewest or most shots. shots: None if tasks differ."""
+class TaskChange(Entry):
+    """The score on untrained tasks, before and after training; positive differences are gains."""
 
     arm: str
     kind: Literal["forgetting", "transfer"]
+    """"forgetting" on tasks that the base could do, "transfer" on the others."""
     asked: Literal["fewest", "most"] | None = None
+    """Whether each task has its fewest or its most shots; None in files of schema 1."""
     shots: Shots | None = None
+    """None if tasks have different numbers."""
+    shots_by_task: dict[str, Shots] = Field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     before: Number = None
     after: Number = None
+    difference: Number = None
+    low: Number = None
+    high: Number = None
+    seeds: Seeds = ()
 
 
-class DriftPoint(Part):
-    """Bits per byte of one text at one checkpoint."""
+Scored = CurvePoint | MeanPoint | HeadlineScore
+Change = PairDifference | Flatness | TextChange | TaskChange
+
+
+class DriftPoint(Entry):
+    """Bits per byte of one neutral text at one checkpoint."""
 
     arm: str
     seed: int
     step: int
     tokens: int
+    """Tokens trained on by then."""
     file: str
     bits_per_byte: Number = None
 
 
-class Forgetting(Part):
+class Forgetting(Entry):
     """What training took away, and gave."""
 
     window_tokens: int | None = None
     bos: bool | None = None
+    """Whether each window of text began with a BOS."""
     text: tuple[TextChange, ...] = ()
     tasks: tuple[TaskChange, ...] = ()
     drift: tuple[DriftPoint, ...] = ()
 
 
-class ShotLoss(Part):
-    """Training loss of the answers behind so many shots, at one step."""
+class ShotLoss(Entry):
+    """The training loss of answers after so many shots of their episode, at one step."""
 
     arm: str
     seed: int
     step: int
     tokens: int
+    """Tokens trained on by then."""
     shots: str
+    """A range such as "2-3"."""
     nats_a_token: Number = None
 
 
-class Flip(Part):
-    """What an arm answers when the labels of its shots are exchanged."""
+class Flip(Entry):
+    """What an arm answers after shots whose labels are exchanged."""
 
     arm: str
     role: Role
     shots: Shots | None = None
+    """None if tasks have different numbers."""
     tasks: int
     follows: Number = None
-    keeps: Number = None
+    """The fraction of answers that go along with the exchanged labels; `low` and `high` are its interval."""
     low: Number = None
     high: Number = None
     seeds: Seeds = ()
+    keeps: Number = None
+    """The fraction of answers that keep the true label."""
     plain: Number = None
+    """The score with true labels."""
 
 
-class OrderSpread(Part):
-    """Spread over orders of the same shots, beside the spread over draws."""
+class OrderSpread(Entry):
+    """The standard deviation of the score over orders of the same shots, and over draws of shots."""
 
     arm: str
     role: Role
     shots: Shots | None = None
+    """None if tasks have different numbers."""
     tasks: int
     spread_of_orders: Number = None
     spread_of_draws: Number = None
 
 
-class ExampleQuery(Part):
+class ExampleQuery(Entry):
     """A query, and what every arm answered."""
 
     task: str
@@ -362,143 +418,11 @@ class ExampleQuery(Part):
     scores: dict[str, Number] = Field(default_factory=dict)
 
 
-class Comparison(Part):
-    """A whole comparison. Where a cell is missing its numbers are None; what was not planned has no entry."""
+class PlainPath(Entry):
+    """Tokens that the evaluations processed if a model cannot share its encoded shots between queries."""
 
-    name: str
-    finished: bool
-    config: str
-    versions: dict[str, str | None] = Field(default_factory=dict)
-    git_commit: str | None = None
-    device: str | None = None
-    seeds: tuple[int, ...]
-    shots: tuple[Shots, ...]
-    match: str
-    arms: tuple[Arm, ...]
-    tasks: tuple[TaskEntry, ...]
-    grid: tuple[WorkItem, ...] = ()
-    costs: tuple[Cost, ...] = ()
-    trials: tuple[Trial, ...] = ()
-    tuned: tuple[Tuned, ...] = ()
-    chosen: tuple[ChosenShots, ...] = ()
-    curves: tuple[CurveCell, ...] = ()
-    means: tuple[MeanCell, ...] = ()
-    headline: tuple[HeadlineCell, ...] = ()
-    differences: tuple[PairDifference, ...] = ()
-    flatness: tuple[Flatness, ...] = ()
-    forgetting: Forgetting = Forgetting()
-    shot_losses: tuple[ShotLoss, ...] = ()
-    flips: tuple[Flip, ...] = ()
-    orders: tuple[OrderSpread, ...] = ()
-    examples: tuple[ExampleQuery, ...] = ()
-    plain_path: PlainPath | None = None
-
-    @cached_property
-    def done_seeds(self) -> tuple[int, int]:
-        """The fewest and the most finished training seeds behind a number of the first table or a difference."""
-        scores = [cell.num_seeds for cell in self.headline if cell.score is not None]
-        pairs = [pair.num_seeds for pair in self.differences if pair.difference is not None]
-        counts = [*scores, *pairs]
-        return min(counts, default=0), max(counts, default=0)
-
-    @property
-    def few_seeds(self) -> bool:
-        """Whether some number has too few finished training seeds to speak of more than these runs."""
-        return self.done_seeds[0] < ENOUGH_SEEDS
-
-    @cached_property
-    def place(self) -> dict[str, int]:
-        """Arm -> its place in the tables, which is also its colour."""
-        return {arm.arm: place for place, arm in enumerate(self.arms)}
-
-    def arm_of(self, arm: str) -> Arm:
-        """Return an arm by its name.
-
-        Raises:
-            KeyError: there is no such arm.
-        """
-        return self.arms[self.place[arm]]
-
-    def title_of(self, arm: str) -> str:
-        """Return an arm's name for readers."""
-        return self.arms[self.place[arm]].title if arm in self.place else arm
-
-    def tasks_of(self, role: str) -> list[TaskEntry]:
-        """Return the tasks of one role."""
-        return [task for task in self.tasks if task.role == role]
-
-    @property
-    def roles(self) -> list[Role]:
-        """The roles that have tasks, held-out ones last."""
-        every: tuple[Role, ...] = ("trained", "held-out")
-        return [role for role in every if self.tasks_of(role)]
-
-    @property
-    def families(self) -> list[str]:
-        """The families, in the order of the tasks."""
-        return list(dict.fromkeys(task.family for task in self.tasks))
-
-    @cached_property
-    def curve_cells(self) -> dict[tuple[str, str], list[CurveCell]]:
-        """(arm, task) -> its cells by rising shots."""
-        cells: dict[tuple[str, str], list[CurveCell]] = {}
-        for cell in sorted(self.curves, key=lambda cell: shots_order(cell.shots)):
-            cells.setdefault((cell.arm, cell.task), []).append(cell)
-        return cells
-
-    def curves_of(self, arm: str) -> list[CurveCell]:
-        """Return an arm's cells on all tasks."""
-        return [cell for cell in self.curves if cell.arm == arm]
-
-    def mean_cells(self, arm: str, role: str, family: str | None = None) -> list[MeanCell]:
-        """Return an arm's mean curve by rising shots."""
-        cells = [cell for cell in self.means if (cell.arm, cell.role, cell.family) == (arm, role, family)]
-        return sorted(cells, key=lambda cell: shots_order(cell.shots))
-
-    def most_tasks(self, role: str, family: str | None = None) -> int:
-        """Return how many tasks a mean of this kind is over where an arm has them all."""
-        return max((cell.tasks for cell in self.means if (cell.role, cell.family) == (role, family)), default=0)
-
-    def headline_cell(self, arm: str, role: str, asked: str) -> HeadlineCell | None:
-        """Return one number of the first table; None where there is none."""
-        found = (cell for cell in self.headline if (cell.arm, cell.role, cell.asked) == (arm, role, asked))
-        return next(found, None)
-
-
-def read_comparison(folder: Path) -> Comparison:
-    """Return the comparison that `manyicl compare --out FOLDER` left.
-
-    Raises:
-        UserError: there is none, it is broken, or another version of this package wrote it.
-    """
-    path = folder / COMPARISON_NAME
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        fix = "give the folder of a `manyicl compare`"
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); `manyicl compare --resume {folder}` writes it anew") from error
-    return check_comparison(content, path=path)
-
-
-def check_comparison(content: Any, *, path: Path = Path(COMPARISON_NAME)) -> Comparison:
-    """Return the content of a comparison.json with its types.
-
-    Raises:
-        UserError: it has another schema, or an entry is missing or of the wrong type.
-    """
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema not in COMPARISON_SCHEMAS:
-        found = "no schema" if schema is None else f"schema {schema!r}"
-        fix = "`manyicl compare --resume` of this version writes it anew"
-        raise UserError(f"{path}: has {found}, not {' or '.join(map(str, COMPARISON_SCHEMAS))}; {fix}")
-    try:
-        return Comparison.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        value = repr(first["input"])
-        shown = value if len(value) <= 60 else f"{value[:57]}..."
-        fix = "`manyicl compare --resume` writes it anew"
-        raise UserError(f"{path}: {place}: {first['msg']}, found {shown}; {fix}") from error
+    processed_tokens: int
+    shared_tokens: int
+    """Tokens that sharing would have processed."""
+    fault: str = ""
+    """Why it cannot share them; continues "the model"."""

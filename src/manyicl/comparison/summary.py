@@ -1,188 +1,176 @@
-"""The finished cells of a comparison, put together: comparison.json (docs/comparison-format.md)."""
+"""comparison.json, put together from the work that is done (docs/comparison-format.md)."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from manyicl.comparison.analyses import list_examples, list_flips, list_orders, list_shot_losses
-from manyicl.comparison.arms import Arm, ArmName
-from manyicl.comparison.findings import Findings, runs_of
-from manyicl.comparison.forgetting import find_forgetting
-from manyicl.comparison.grid import Grid, What, judge_trial
+from manyicl.comparison.analyses import find_forgetting, list_examples, list_flips, list_orders, list_shot_losses
+from manyicl.comparison.answers import Findings, FinishedRun, finished_runs
+from manyicl.comparison.comparison_file import Comparison
+from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkKind, judge_trial
+from manyicl.comparison.schema import ArmEntry, Cost, PlainPath, TaskEntry, Trial, Tuned, WorkDone
 from manyicl.comparison.scores import list_curves, list_differences, list_flatness, list_headline, list_means
-from manyicl.evaluation import PlainPath, package_versions, sum_plain_paths
-from manyicl.files import write_atomically
+from manyicl.comparison.settings import Arm, ArmName
+from manyicl.evaluation import PlainPath as PlainPathTokens
+from manyicl.evaluation import package_versions, sum_plain_paths
 from manyicl.training import dump_config, git_commit
 
-COMPARISON_SCHEMA = 2
-COMPARISON_FILE = "comparison.json"
+
+def summarize(grid: Grid) -> Comparison:
+    """Return what is known from the work that is done; a number whose work is missing is None or absent, never 0."""
+    findings = Findings(grid)
+    work = tuple(_count_work(grid))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return Comparison(
+        name=grid.settings.name,
+        finished=all(entry.done == entry.total for entry in work),
+        config=dump_config(grid.config),
+        versions={"python": platform.python_version(), **package_versions()},
+        git_commit=git_commit(),
+        device=gpu or f"CPU, {torch.get_num_threads()} threads",
+        seeds=findings.seeds,
+        shots=tuple(grid.shots),
+        match=grid.settings.match,
+        arms=tuple(_describe_arm(findings, arm) for arm in grid.arms),
+        tasks=tuple(_describe_task(grid, name) for name in grid.tasks),
+        grid=work,
+        costs=tuple(_list_costs(grid)),
+        trials=tuple(_list_trials(grid)),
+        tuned=tuple(_list_tuned(grid)),
+        chosen=tuple(findings.chosen.values()),
+        curves=tuple(list_curves(findings)),
+        means=tuple(list_means(findings)),
+        headline=tuple(list_headline(findings)),
+        differences=tuple(list_differences(findings)),
+        flatness=tuple(list_flatness(findings)),
+        forgetting=find_forgetting(findings),
+        shot_losses=tuple(list_shot_losses(grid)),
+        flips=tuple(list_flips(findings)),
+        orders=tuple(list_orders(findings)),
+        examples=tuple(list_examples(findings)),
+        plain_path=_sum_plain_paths(grid),
+    )
 
 
-def collect_findings(comparison: Grid) -> dict[str, Any]:
-    """Return comparison.json of the cells that are done; one that is missing is null or absent, never 0."""
-    findings = Findings(comparison)
-    grid = list(_grid(comparison))
-    return {
-        "schema": COMPARISON_SCHEMA,
-        "name": comparison.settings.name,
-        "finished": all(entry["done"] == entry["total"] for entry in grid),
-        "config": dump_config(comparison.config),
-        "versions": {"python": platform.python_version(), **package_versions()},
-        "git_commit": git_commit(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
-        "seeds": list(findings.seeds),
-        "shots": comparison.shots,
-        "match": comparison.settings.match,
-        "arms": [_describe_arm(findings, arm) for arm in comparison.arms],
-        "tasks": [_describe_task(comparison, name) for name in comparison.tasks],
-        "grid": grid,
-        "costs": list(_costs(comparison)),
-        "trials": list(_trials(comparison)),
-        "tuned": list(_tuned(comparison)),
-        "chosen": [{"arm": arm, **asdict(chosen)} for arm, chosen in findings.chosen.items()],
-        "curves": list(list_curves(findings)),
-        "means": list(list_means(findings)),
-        "headline": list(list_headline(findings)),
-        "differences": list(list_differences(findings)),
-        "flatness": list(list_flatness(findings)),
-        "forgetting": find_forgetting(findings),
-        "shot_losses": list(list_shot_losses(comparison)),
-        "flips": list(list_flips(findings)),
-        "orders": list(list_orders(findings)),
-        "examples": list(list_examples(findings)),
-        "plain_path": _plain_path(comparison),
-    }
+def _describe_arm(findings: Findings, arm: Arm) -> ArmEntry:
+    rates = {run.plan["learning_rate"] for run in finished_runs(findings.grid, arm)}
+    return ArmEntry(
+        arm=arm.name,
+        title=arm.title,
+        trained_shots=findings.trained_shots(arm),
+        learning_rate=rates.pop() if len(rates) == 1 else None,
+        matched=arm.matched,
+        trained=arm.trained,
+        num_models=len(findings.grid.models_of(arm)),
+        about=arm.about,
+    )
 
 
-def write_findings(comparison: Grid) -> dict[str, Any]:
-    """Write comparison.json, and return it."""
-    content = collect_findings(comparison)
-    write_atomically(comparison.folder / COMPARISON_FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return content
+def _describe_task(grid: Grid, name: str) -> TaskEntry:
+    task, roles = grid.tasks[name], grid.roles
+    return TaskEntry(
+        task=name,
+        family=task.family,
+        metric=task.metric,
+        role=roles.role_of(name),
+        asked=name in roles.asked,
+        dedicated=name in roles.dedicated and any(arm.per_task for arm in grid.arms),
+        num_train=len(task.train),
+        num_validation=len(task.validation),
+        num_test=len(task.test),
+        num_labels=len(task.labels) or None,
+        dropped=dict(task.dropped),
+        overlap=(grid.inputs.overlaps or {}).get(name),
+        sha256=grid.inputs.tasks[name],
+    )
 
 
-def _describe_arm(findings: Findings, arm: Arm) -> dict[str, Any]:
-    rates = {plan["learning_rate"] for _, _, plan, _ in runs_of(findings.comparison, arm)}
-    return {
-        "arm": arm.name,
-        "title": arm.title,
-        "trained_shots": findings.trained_shots(arm),
-        "learning_rate": rates.pop() if len(rates) == 1 else None,
-        "matched": arm.matched,
-        "trained": arm.trained,
-        "num_models": len(findings.comparison.models_of(arm)),
-        "about": arm.about,
-    }
+def _count_work(grid: Grid) -> Iterator[WorkDone]:
+    total: Counter[tuple[ArmName, int, WorkKind]] = Counter()
+    done: Counter[tuple[ArmName, int, WorkKind]] = Counter()
+    for item in grid.work():
+        if item.rate is None:
+            total[item.arm, item.seed, item.kind] += 1
+            done[item.arm, item.seed, item.kind] += grid.is_done(item)
+    for (arm, seed, kind), count in total.items():
+        yield WorkDone(arm=arm, seed=seed, what=kind, done=done[arm, seed, kind], total=count)
 
 
-def _describe_task(comparison: Grid, name: str) -> dict[str, Any]:
-    task = comparison.tasks[name]
-    overlap = (comparison.inputs.overlaps or {}).get(name)
-    return {
-        "task": name,
-        "family": task.family,
-        "metric": task.metric,
-        "role": comparison.role_of(name),
-        "asked": name not in comparison.trained or name in comparison.asked_trained,
-        "dedicated": name in comparison.dedicated and any(arm.per_task for arm in comparison.arms),
-        "num_train": len(task.train),
-        "num_validation": len(task.validation),
-        "num_test": len(task.test),
-        "num_labels": len(task.labels) or None,
-        "dropped": dict(task.dropped),
-        "overlap": overlap.model_dump() if overlap else None,
-        "sha256": comparison.inputs.tasks[name],
-    }
-
-
-def _grid(comparison: Grid) -> Iterator[dict[str, Any]]:
-    total: Counter[tuple[ArmName, int, What]] = Counter()
-    done: Counter[tuple[ArmName, int, What]] = Counter()
-    for cell in comparison.cells():
-        if cell.rate is None:
-            total[cell.arm, cell.seed, cell.what] += 1
-            done[cell.arm, cell.seed, cell.what] += comparison.is_done(cell)
-    for (arm, seed, what), count in total.items():
-        yield {"arm": arm, "seed": seed, "what": what, "done": done[arm, seed, what], "total": count}
-
-
-def _costs(comparison: Grid) -> Iterator[dict[str, Any]]:
+def _list_costs(grid: Grid) -> Iterator[Cost]:
     """Yield what each arm spent with each seed, all its models together, once they are all trained."""
+    for arm in grid.arms:
+        runs = list(finished_runs(grid, arm))
+        for seed in grid.settings.seeds:
+            mine = [run for run in runs if run.seed == seed]
+            if len(mine) == len(grid.models_of(arm)) or not arm.trained:
+                yield _sum_costs(arm.name, seed, mine)
+
+
+def _sum_costs(arm: ArmName, seed: int, runs: Sequence[FinishedRun]) -> Cost:
+    """Return what the runs of an arm spent together."""
+    plans = [run.plan for run in runs]
     counts = ("steps", "packs", "episodes", "short_episodes", "answers", "targets", "tokens", "flops")
-    newer = ("head_tokens", "train_rows", "target_rows")  # a run of an earlier version did not count them
-    for arm in comparison.arms:
-        runs = list(runs_of(comparison, arm))
-        for seed in comparison.settings.seeds:
-            mine = [(plan, run) for run_seed, _, plan, run in runs if run_seed == seed]
-            if len(mine) < len(comparison.models_of(arm)) and arm.trained:
-                continue
-            walls: list[float | None] = [run.wall_s for _, run in mine]
-            peaks: list[int] = [run.peak_bytes for _, run in mine if run.peak_bytes]
-            yield {
-                "arm": arm.name,
-                "seed": seed,
-                **{count: sum(plan[count] for plan, _ in mine) for count in counts},
-                **{key: sum(p[key] for p, _ in mine) if all(key in p for p, _ in mine) else None for key in newer},
-                "wall_s": None if None in walls else sum(wall for wall in walls if wall is not None),
-                "peak_bytes": max(peaks, default=None),
-            }
+    spent: dict[str, Any] = {count: sum(plan[count] for plan in plans) for count in counts}
+    for count in ("head_tokens", "train_rows", "target_rows"):  # a run of an earlier version did not count them
+        spent[count] = sum(plan[count] for plan in plans) if all(count in plan for plan in plans) else None
+    walls: list[float | None] = [run.state.wall_s for run in runs]
+    spent["wall_s"] = None if None in walls else sum(wall for wall in walls if wall is not None)
+    peaks = [run.state.peak_bytes for run in runs if run.state.peak_bytes]
+    return Cost(arm=arm, seed=seed, **spent, peak_bytes=max(peaks, default=None))
 
 
-def _trials(comparison: Grid) -> Iterator[dict[str, Any]]:
+def _list_trials(grid: Grid) -> Iterator[Trial]:
     """Yield every finished trial of a learning rate: of an arm, or of each model of a tuned one."""
-    for arm in [arm for arm in comparison.arms if arm.trained]:
-        rates = comparison.rates_of(arm.name)
-        for task in comparison.models_of(arm) if arm.tuned else [None]:
-            cells = {rate: comparison.trial_cells(arm.name, rate, task) for rate in rates}
-            done = [rate for rate in rates if all(map(comparison.is_done, cells[rate]))]
-            judged = {rate: judge_trial(comparison.read_validation(arm.name, rate, task)) for rate in done}
+    trials = Trials(grid)
+    for arm in [arm for arm in grid.arms if arm.trained]:
+        rates = grid.config.rates_of(arm.name)
+        for task in grid.models_of(arm) if arm.tuned else [None]:
+            done = [rate for rate in rates if all(map(grid.is_done, trials.items(arm.name, rate, task)))]
+            judged = {rate: judge_trial(trials.read(arm.name, rate, task)) for rate in done}
             is_whole = len(done) == len(rates) and None not in judged.values()
-            for rate, trial in judged.items():
-                yield {
-                    "arm": arm.name,
-                    "task": task,
-                    "learning_rate": rate,
-                    "shots": trial.shots if trial else None,
-                    "score": trial.score if trial else None,
-                    "nll": trial.nll if trial else None,
-                    "chosen": is_whole and comparison.chosen_rate(arm.name, task) == rate,
-                }
+            for rate, best in judged.items():
+                yield Trial(
+                    arm=arm.name,
+                    task=task,
+                    learning_rate=rate,
+                    shots=best.shots if best else None,
+                    score=best.score if best else None,
+                    nll=best.nll if best else None,
+                    chosen=is_whole and trials.chosen_rate(arm.name, task) == rate,
+                )
 
 
-def _plain_path(comparison: Grid) -> dict[str, Any] | None:
-    """Return what whole prompts cost in all evaluations of models that cannot share their shots; None without any."""
-    faults, found = [], []
-    for cell in comparison.cells():
-        place = comparison.place(cell)
-        if cell.what in ("train", "text") or not comparison.is_done(cell):
-            continue
-        content = json.loads(place.read_bytes())
-        paths = [task["plain_path"] for task in content.get("tasks", ()) if task.get("plain_path")]
-        if paths:
-            faults.append(content.get("sharing_fault", ""))
-            found += [PlainPath(**path) for path in paths]
-    whole = sum_plain_paths(found)
-    return None if whole is None else {**asdict(whole), "fault": faults[0]}
-
-
-def _tuned(comparison: Grid) -> Iterator[dict[str, Any]]:
+def _list_tuned(grid: Grid) -> Iterator[Tuned]:
     """Yield what was chosen for each finished model of a tuned arm: its rate, and the step of its checkpoint."""
-    for arm in [arm for arm in comparison.arms if arm.tuned]:
-        for seed, folder, plan, run in runs_of(comparison, arm):
-            yield {
-                "arm": arm.name,
-                "task": folder.path.name,
-                "seed": seed,
-                "learning_rate": plan["learning_rate"],
-                "step": run.model_step,
-                "steps": plan["steps"],
-            }
+    for arm in [arm for arm in grid.arms if arm.tuned]:
+        for run in finished_runs(grid, arm):
+            yield Tuned(
+                arm=arm.name,
+                task=run.folder.path.name,
+                seed=run.seed,
+                learning_rate=run.plan["learning_rate"],
+                step=run.state.model_step,
+                steps=run.plan["steps"],
+            )
+
+
+def _sum_plain_paths(grid: Grid) -> PlainPath | None:
+    """Return what whole prompts cost in all evaluations of models that cannot share their shots; None without any."""
+    faults: list[str] = []
+    found: list[PlainPathTokens] = []
+    for item in grid.work():
+        if item.kind in SWEEP_KINDS and grid.is_done(item):
+            content: Mapping[str, Any] = json.loads(grid.path_of(item).read_bytes())
+            paths = [task["plain_path"] for task in content.get("tasks", ()) if task.get("plain_path")]
+            if paths:
+                faults.append(content.get("sharing_fault", ""))
+                found += [PlainPathTokens(**path) for path in paths]
+    whole = sum_plain_paths(found)
+    return None if whole is None else PlainPath(**asdict(whole), fault=faults[0])

@@ -153,7 +153,7 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = Fals
     model, tasks = headline.folder / f"seed-{seed}" / "manyicl", headline.config.tasks.folder
     told = [
         f"{minutes:.1f} minutes. Read {headline.folder / 'report.html'}; ask a model that you have just trained:",
-        f"  manyicl eval {model} --tasks {tasks} --task {headline.held_out[0]} --draws 2",
+        f"  manyicl eval {model} --tasks {tasks} --task {headline.roles.held_out[0]} --draws 2",
     ]
     console.print("\n".join(told), soft_wrap=True, highlight=False)
     return comparisons
@@ -166,7 +166,7 @@ def _helped(comparison: Grid, *, console: Console) -> Iterator[None]:
     The packaged model is so small that a process is hardly faster with two threads than with one.
     """
     threads = torch.get_num_threads()
-    missing = {cell.model for cell in comparison.cells() if not comparison.is_done(cell)}
+    missing = {item.model for item in comparison.work() if not comparison.is_done(item)}
     num_processes = min(MOST_PROCESSES, threads, len(missing))
     if num_processes < 2:
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from manyicl.comparison import Comparison, Grid, read_comparison, write_findings
+from manyicl.comparison import Comparison, Grid, read_comparison, summarize, write_comparison
 from manyicl.files import write_atomically
 from manyicl.report.markdown import render_markdown
 from manyicl.report.matchings import check_matchings
@@ -39,21 +39,21 @@ def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
 
 def write_outcome(grid: Grid) -> Comparison:
     """Write comparison.json, the report and a card beside each finished model; return what comparison.json holds."""
-    write_findings(grid)
+    comparison = summarize(grid)
+    write_comparison(grid.folder, comparison)
     write_report(grid.folder)
-    found = read_comparison(grid.folder)
-    for item in grid.cells():
-        if item.what == "train" and item.rate is None and grid.is_done(item):
-            write_model_card(grid.place(item), found, item.arm, item.seed)
-    return found
+    for item in grid.work():
+        if item.kind == "train" and item.rate is None and grid.is_done(item):
+            write_model_card(grid.path_of(item), comparison, item.arm, item.seed)
+    return comparison
 
 
 def finish_comparison(grid: Grid, *, console: Console) -> bool:
     """Write and print the outcome; return whether all work is done."""
-    found = write_outcome(grid)
-    console.print(comparison_table(found))
-    console.print(comparison_plot(found, width=min(78, console.width), colour=console.is_terminal))
+    comparison = write_outcome(grid)
+    console.print(comparison_table(comparison))
+    console.print(comparison_plot(comparison, width=min(78, console.width), colour=console.is_terminal))
     console.print(f"report: {grid.folder / PAGE}", soft_wrap=True)
-    if not found.finished:
+    if not comparison.finished:
         console.print(f"not finished; resume it: manyicl compare --resume {grid.folder}", soft_wrap=True)
-    return found.finished
+    return comparison.finished

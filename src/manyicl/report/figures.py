@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from manyicl.comparison import Comparison, MeanCell, TaskChange
+from manyicl.comparison import FLAT_GAIN, Change, Comparison, MeanPoint, TaskChange
 from manyicl.console import is_known
 from manyicl.evaluation import Shots, tell_shot_count
 from manyicl.report import tables
@@ -62,13 +62,13 @@ def _mean_lines(comparison: Comparison, role: str, family: str | None) -> list[L
     most = comparison.most_tasks(role, family)
     lines = []
     for arm, place in comparison.place.items():
-        found = [cell for cell in comparison.mean_cells(arm, role, family) if cell.tasks == most]
+        found = [cell for cell in comparison.mean_points(arm, role, family) if cell.tasks == most]
         if any(is_known(cell.score) for cell in found):
             lines.append(_score_line(place, found, places=shot_places(comparison.shots)))
     return lines
 
 
-def _score_line(place: int, cells: Sequence[MeanCell], *, places: Mapping[Shots, float]) -> Line:
+def _score_line(place: int, cells: Sequence[MeanPoint], *, places: Mapping[Shots, float]) -> Line:
     def percent(values: list[float | None]) -> list[float | None]:
         return [None if value is None else 100 * value for value in values]
 
@@ -98,7 +98,7 @@ def _tell_lines(comparison: Comparison, lines: Sequence[Line]) -> str:
 
 
 def _curve_panel(
-    comparison: Comparison, plots: Plots, lines: list[Line], cells: Sequence[MeanCell], about: tuple[str, float, float]
+    comparison: Comparison, plots: Plots, lines: list[Line], cells: Sequence[MeanPoint], about: tuple[str, float, float]
 ) -> Panel:
     """Return one panel of score against shots. about: its title, the top of its axis, its height."""
     title, top, height = about
@@ -146,7 +146,7 @@ def _scaled(values: Sequence[float | None], factor: float) -> list[float | None]
     return [None if value is None else factor * value for value in values]
 
 
-def _bar(comparison: Comparison, arm: str, label: str, change: Any, *, factor: float) -> Bar:
+def _bar(comparison: Comparison, arm: str, label: str, change: Change, *, factor: float) -> Bar:
     value, low, high = _scaled([change.difference, change.low, change.high], factor)
     seeds = _scaled(change.seeds, factor) if comparison.few_seeds else ()
     return Bar(comparison.place.get(arm, 0), label, value, low, high, seeds)
@@ -171,7 +171,7 @@ def _flatness(comparison: Comparison, plots: Plots) -> dict[str, list[Panel]]:
                 bars.append(_bar(comparison, flat.arm, f"{comparison.title_of(flat.arm)}  {word}", flat, factor=100))
         unit = "points from the fewest shots to the most"
         title = f"{role.capitalize()} tasks"
-        panels[role] = _bars_panel(plots, title, bars, unit, filled=False, near_zero=100 * tables.FLAT_SCORE)
+        panels[role] = _bars_panel(plots, title, bars, unit, filled=False, near_zero=100 * FLAT_GAIN)
     return panels
 
 
@@ -310,7 +310,7 @@ def _sparklines(comparison: Comparison, plots: Plots) -> dict[str, Markup]:
     for task in comparison.tasks:
         lines = []
         for arm, place in comparison.place.items():
-            cells = [cell for cell in comparison.curve_cells.get((arm, task.task), []) if is_known(cell.score)]
+            cells = [cell for cell in comparison.curve_points.get((arm, task.task), []) if is_known(cell.score)]
             if cells:
                 xs = [places[cell.shots] for cell in cells]
                 lines.append(Line(place, xs, [cell.score for cell in cells], width=1.1, marked=len(cells) == 1))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from manyicl.comparison import ENOUGH_SEEDS, Comparison
+from manyicl.comparison import Comparison
 from manyicl.console import DASH
 from manyicl.evaluation import tell_shot_count
+from manyicl.intervals import MIN_SEEDS
 from manyicl.report import tables, verdict
 from manyicl.report.matchings import matching_tables, other_settings
 from manyicl.report.numbers import count_noun, join_words, tell_nats, tell_percent, tell_points, tell_rate, tell_shots
@@ -57,7 +58,7 @@ def _headline(comparison: Comparison) -> list[str]:
     heads = ["arm", *(escape(f"{column.group}: {column.title}") for column in columns)]
     lines = table(heads, ([escape(arm.title), *map(_shown, cells)] for arm, cells in rows))
     note = verdict.tell_intervals(comparison)
-    if comparison.done_seeds[1] >= ENOUGH_SEEDS:
+    if comparison.done_seeds[1] >= MIN_SEEDS:
         note += " **Bold**: better than every other arm of its column, paired, over five or more seeds."
     return ["", "## Scores", *lines, note, "", f"{tables.FORGETTING_NOTE}"]
 

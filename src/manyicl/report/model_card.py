@@ -63,7 +63,7 @@ def _seed_curve(
     curve: dict[str, dict[Shots, float | None]] = {}
     for role in comparison.roles:
         names = [task.task for task in comparison.tasks_of(role) if not dedicated or task.task in trained]
-        cells = [cell for name in names for cell in comparison.curve_cells.get((arm, name), [])]
+        cells = [cell for name in names for cell in comparison.curve_points.get((arm, name), [])]
         for shots in sort_shots(cell.shots for cell in cells):
             found = [cell.seeds[place] if len(cell.seeds) > place else None for cell in cells if cell.shots == shots]
             known = [score for score in found if score is not None]

@@ -10,8 +10,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from manyicl.comparison import ENOUGH_SEEDS, Comparison
+from manyicl.comparison import Comparison
 from manyicl.evaluation import tell_shot_count
+from manyicl.intervals import MIN_SEEDS
 from manyicl.report import numbers, tables, verdict
 from manyicl.report.figures import draw_all, sparkline_top
 from manyicl.report.matchings import matching_tables, other_settings
@@ -84,7 +85,7 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "example_groups": tables.example_groups(comparison),
         "asked_words": tables.ASKED,
         "intervals": verdict.tell_intervals(comparison),
-        "any_enough": comparison.done_seeds[1] >= ENOUGH_SEEDS,
+        "any_enough": comparison.done_seeds[1] >= MIN_SEEDS,
         "forgetting_note": tables.FORGETTING_NOTE,
     }
 

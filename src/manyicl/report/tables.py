@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 from manyicl.comparison import (
-    Arm,
+    FLAT_GAIN,
+    ArmEntry,
+    Change,
     Comparison,
     Cost,
-    CurveCell,
+    CurvePoint,
     ExampleQuery,
     Flatness,
-    HeadlineCell,
+    HeadlineScore,
+    MeanPoint,
     Scored,
     TaskChange,
     TaskEntry,
@@ -36,8 +38,6 @@ from manyicl.report.numbers import (
     tell_times,
 )
 
-# A gain below this is called flat whatever its interval.
-FLAT_SCORE = 0.01
 ASKED = {
     "chosen": "chosen shots",
     "zero": "0 shots",
@@ -98,7 +98,7 @@ def score_cell(scored: Scored | None, *, notes: Sequence[str] = (), best: bool =
     return TableCell(tell_percent(scored.score), scored.score, interval, tuple(lines), best)
 
 
-def change_cell(change: Any, *, unit: str, few: bool) -> TableCell:
+def change_cell(change: Change | None, *, unit: str, few: bool) -> TableCell:
     """Return a signed difference in points or in bits per byte."""
     if change is None or not is_known(change.difference):
         return EMPTY
@@ -111,7 +111,7 @@ def change_cell(change: Any, *, unit: str, few: bool) -> TableCell:
     return TableCell(tell(change.difference), change.difference, interval, lines)
 
 
-def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm, list[TableCell]]]]:
+def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[ArmEntry, list[TableCell]]]]:
     """Return the first table: columns, and one row an arm. Columns that no arm has are left out."""
     few = comparison.few_seeds
     asked = [
@@ -136,7 +136,7 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
     for arm in comparison.arms:
         cells = []
         for role, kind in asked:
-            cell = comparison.headline_cell(arm.arm, role, kind)
+            cell = comparison.headline_score(arm.arm, role, kind)
             notes = [] if cell is None else _headline_notes(comparison, cell, is_named=bool(same[role, kind]))
             cells.append(score_cell(cell, notes=notes, best=cell is not None and cell.best, few=few))
         cells += [change_cell(texts.get((arm.arm, file)), unit="bits", few=few) for file in files]
@@ -145,7 +145,7 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
     return columns, rows
 
 
-def _headline_notes(comparison: Comparison, cell: HeadlineCell, *, is_named: bool) -> list[str]:
+def _headline_notes(comparison: Comparison, cell: HeadlineScore, *, is_named: bool) -> list[str]:
     """Return with how many shots a number of the first table was asked, unless its column says so, and on how many
     tasks, if some of the role have no such number."""
     told = _tell_asked(cell)
@@ -155,7 +155,7 @@ def _headline_notes(comparison: Comparison, cell: HeadlineCell, *, is_named: boo
     return notes
 
 
-def _tell_asked(cell: HeadlineCell) -> str:
+def _tell_asked(cell: HeadlineScore) -> str:
     """Return the shots of a number of the first table: "16", or "1 to 16" if tasks differ; "" if they are not known."""
     return tell_shots_range(cell.shots_by_task.values() if cell.shots is None else [cell.shots])
 
@@ -197,7 +197,7 @@ def flat_tag(flat: Flatness) -> str:
     """Return what is said of a curve that does not rise for sure: a gain that is small, or one that may be chance."""
     if not flat.flat or flat.difference is None:
         return ""
-    return "flat" if abs(flat.difference) < FLAT_SCORE else "may be chance"
+    return "flat" if abs(flat.difference) < FLAT_GAIN else "may be chance"
 
 
 def partial_arms(comparison: Comparison) -> list[str]:
@@ -212,7 +212,7 @@ def partial_arms(comparison: Comparison) -> list[str]:
     return told
 
 
-def mean_table(comparison: Comparison, role: str) -> tuple[list[Shots], list[tuple[Arm, list[TableCell]]]]:
+def mean_table(comparison: Comparison, role: str) -> tuple[list[Shots], list[tuple[ArmEntry, list[TableCell]]]]:
     """Return the mean curve of every arm as a table: shots, and one row an arm.
 
     A mean over fewer tasks than the role has says over how many: it is no neighbour to the others.
@@ -221,7 +221,7 @@ def mean_table(comparison: Comparison, role: str) -> tuple[list[Shots], list[tup
     most = comparison.most_tasks(role)
     rows = []
     for arm in comparison.arms:
-        cells = {cell.shots: cell for cell in comparison.mean_cells(arm.arm, role)}
+        cells = {cell.shots: cell for cell in comparison.mean_points(arm.arm, role)}
         if cells:
             notes = {k: [count_noun(cell.tasks, "task")] if cell.tasks < most else [] for k, cell in cells.items()}
             rows.append((arm, [_mean_cell(cells.get(k), notes=notes.get(k, ())) for k in shots]))
@@ -236,7 +236,7 @@ def tell_shorter_means(comparison: Comparison, role: str, family: str | None = N
     most = comparison.most_tasks(role, family)
     counts: dict[Shots, int] = {}
     for arm in comparison.place:
-        cells = comparison.mean_cells(arm, role, family)
+        cells = comparison.mean_points(arm, role, family)
         if any(cell.tasks == most for cell in cells):  # not an arm that is asked on a part of the tasks anyway
             counts |= {cell.shots: max(cell.tasks, counts.get(cell.shots, 0)) for cell in cells}
     told = [f"{tell_shot_count(k)} ({counts[k]} of {most} tasks)" for k in sort_shots(counts) if counts[k] < most]
@@ -257,7 +257,7 @@ def shot_head(comparison: Comparison, shots: Shots, tasks: Iterable[str]) -> str
     return tell_shot_count(shots) + (f" ({filled})" if filled else "")
 
 
-def _mean_cell(cell: Any, *, notes: Sequence[str]) -> TableCell:
+def _mean_cell(cell: MeanPoint | None, *, notes: Sequence[str]) -> TableCell:
     shown = score_cell(cell, notes=notes)
     return _starred(shown) if cell is not None and cell.extrapolated and shown is not EMPTY else shown
 
@@ -281,9 +281,9 @@ def chosen_words(comparison: Comparison) -> dict[str, str]:
     return found
 
 
-def curve_cell(comparison: Comparison, arm: str, task: str, shots: Shots | None) -> CurveCell | None:
+def curve_cell(comparison: Comparison, arm: str, task: str, shots: Shots | None) -> CurvePoint | None:
     """Return one arm's cell on one task."""
-    return next((cell for cell in comparison.curve_cells.get((arm, task), []) if cell.shots == shots), None)
+    return next((cell for cell in comparison.curve_points.get((arm, task), []) if cell.shots == shots), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +299,8 @@ class TaskRow:
     chance: float | None
     scores: list[TableCell]
     shots: list[Shots]
-    curves: list[tuple[Arm, list[TableCell]]]
-    others: list[tuple[Arm, str, list[TableCell]]]
+    curves: list[tuple[ArmEntry, list[TableCell]]]
+    others: list[tuple[ArmEntry, str, list[TableCell]]]
     notes: list[str]
 
 
@@ -308,7 +308,7 @@ def task_rows(comparison: Comparison) -> list[TaskRow]:
     """Return every task with its scores, each arm asked with its chosen shots, and its curves."""
     rows = []
     for number, task in enumerate(comparison.tasks):
-        cells = {arm.arm: comparison.curve_cells.get((arm.arm, task.task), []) for arm in comparison.arms}
+        cells = {arm.arm: comparison.curve_points.get((arm.arm, task.task), []) for arm in comparison.arms}
         every = [cell for found in cells.values() for cell in found]
         shots = sort_shots(cell.shots for cell in every)
         curves = [
@@ -332,11 +332,13 @@ def task_rows(comparison: Comparison) -> list[TaskRow]:
     return rows
 
 
-def _other_curves(comparison: Comparison, task: str, shots: Sequence[Shots]) -> list[tuple[Arm, str, list[TableCell]]]:
+def _other_curves(
+    comparison: Comparison, task: str, shots: Sequence[Shots]
+) -> list[tuple[ArmEntry, str, list[TableCell]]]:
     """Return every arm's curves of a task by the metrics beside its own, in % and without intervals."""
     rows = []
     for arm in comparison.arms:
-        cells = {cell.shots: cell.other_scores for cell in comparison.curve_cells.get((arm.arm, task), [])}
+        cells = {cell.shots: cell.other_scores for cell in comparison.curve_points.get((arm.arm, task), [])}
         for metric in dict.fromkeys(metric for scores in cells.values() for metric in scores):
             known = [cells.get(k, {}).get(metric) for k in shots]
             rows.append((arm, metric, [EMPTY if x is None else TableCell(tell_percent(x), x) for x in known]))
@@ -351,7 +353,7 @@ def _chosen_cell(comparison: Comparison, arm: str, task: str) -> TableCell:
     return score_cell(curve_cell(comparison, arm, task, shots), notes=[f"k = {shots}"] if differs else [])
 
 
-def _curve_cell(cell: CurveCell | None) -> TableCell:
+def _curve_cell(cell: CurvePoint | None) -> TableCell:
     if cell is None:
         return EMPTY
     notes = [f"worst draw {tell_percent(cell.worst_draw)}"] if is_known(cell.worst_draw) else []
@@ -359,7 +361,7 @@ def _curve_cell(cell: CurveCell | None) -> TableCell:
     return _starred(shown) if cell.extrapolated and shown is not EMPTY else shown
 
 
-def task_notes(task: TaskEntry, cells: Sequence[CurveCell]) -> list[str]:
+def task_notes(task: TaskEntry, cells: Sequence[CurvePoint]) -> list[str]:
     """Return what was dropped, left out, cut, or found among the shots of a task."""
     notes = [f"{count:,} rows dropped: {reason}" for reason, count in task.dropped.items() if count]
     if task.overlap is not None and task.overlap.count:
@@ -406,7 +408,7 @@ def cost_cells(cost: Cost) -> list[TableCell]:
     return [TableCell(tell(getattr(cost, key)), getattr(cost, key)) for key, _, tell in COST_COLUMNS]
 
 
-def mean_costs(comparison: Comparison) -> list[tuple[Arm, list[TableCell]]]:
+def mean_costs(comparison: Comparison) -> list[tuple[ArmEntry, list[TableCell]]]:
     """Return what each arm spent a seed: the mean over the seeds that are known."""
     rows = []
     for arm in comparison.arms:

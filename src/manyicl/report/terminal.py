@@ -6,8 +6,9 @@ import plotext
 from rich.console import Group
 from rich.text import Text
 
-from manyicl.comparison import ARMS, ENOUGH_SEEDS, Comparison, Grid
+from manyicl.comparison import ARMS, Comparison, Grid
 from manyicl.console import Table, is_known
+from manyicl.intervals import MIN_SEEDS
 from manyicl.report.plots import shot_places
 from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
 from manyicl.report.verdict import key_facts, tell_intervals, tell_missing, tell_progress, tell_verdict
@@ -43,24 +44,31 @@ def comparison_table(comparison: Comparison) -> Group:
     return Group(*parts)
 
 
-def grid_table(comparison: Grid) -> Table:
-    """Return what is done of a comparison: arms and seeds by the kind of work, as done / all."""
-    cells = [cell for cell in comparison.cells() if cell.rate is None]
-    whats = list(dict.fromkeys(cell.what for cell in cells))
-    trials = [cell for cell in comparison.cells() if cell.rate is not None]
-    told = f"; {sum(map(comparison.is_done, trials))} of {len(trials)} cells of learning-rate trials" if trials else ""
-    done = sum(map(comparison.is_done, cells))
-    table = Table(title=f"{done} of {len(cells)} cells are done{told}")
-    for head in ("arm", "seed", *whats):
+def grid_table(grid: Grid) -> Table:
+    """Return how much of a comparison is done: a row per arm and seed, a column per kind of work."""
+    work = grid.work()
+    items = [item for item in work if item.rate is None]
+    trials = [item for item in work if item.rate is not None]
+    done = {item: grid.is_done(item) for item in work}
+    tried = f"; {sum(done[item] for item in trials)} of {len(trials)} for trials of learning rates" if trials else ""
+    table = Table(title=f"{sum(done[item] for item in items)} of {len(items)} pieces of work are done{tried}")
+    kinds = list(dict.fromkeys(item.kind for item in items))
+    for head in ("arm", "seed", *kinds):
         table.add_column(head, justify="left" if head == "arm" else "right")
-    for arm, seed in dict.fromkeys((cell.arm, cell.seed) for cell in cells):
-        row = []
-        for what in whats:
-            mine = [cell for cell in cells if (cell.arm, cell.seed, cell.what) == (arm, seed, what)]
-            count = sum(map(comparison.is_done, mine))
-            row.append("" if not mine else f"{count} / {len(mine)}" if len(mine) > 1 else "done" if count else "-")
+    for arm, seed in dict.fromkeys((item.arm, item.seed) for item in items):
+        row = [
+            _tell_done([done[item] for item in items if (item.arm, item.seed, item.kind) == (arm, seed, kind)])
+            for kind in kinds
+        ]
         table.add_row(ARMS[arm].title, str(seed), *row)
     return table
+
+
+def _tell_done(done: list[bool]) -> str:
+    """Return "2 / 3", for a single item "done" or "-", and "" if an arm has no such work."""
+    if len(done) > 1:
+        return f"{sum(done)} / {len(done)}"
+    return "" if not done else "done" if done[0] else "-"
 
 
 def _head(title: str) -> str:
@@ -80,7 +88,7 @@ def _cell(cell: TableCell) -> Text:
 def _notes(comparison: Comparison) -> list[str]:
     notes = []
     notes.append(tell_intervals(comparison))
-    if comparison.done_seeds[1] >= ENOUGH_SEEDS:
+    if comparison.done_seeds[1] >= MIN_SEEDS:
         notes.append(
             "! better than every other arm of its column: the paired interval over five or more seeds excludes zero"
         )
@@ -109,7 +117,7 @@ def comparison_plot(comparison: Comparison, *, width: int = 78, height: int = 15
 def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colour: bool) -> Text | None:
     most = comparison.most_tasks(role)  # the mean over fewer tasks is no neighbour to these
     curves = {
-        arm: [cell for cell in comparison.mean_cells(arm, role) if is_known(cell.score) and cell.tasks == most]
+        arm: [cell for cell in comparison.mean_points(arm, role) if is_known(cell.score) and cell.tasks == most]
         for arm in comparison.place
     }
     shots = {cell.shots for cells in curves.values() for cell in cells}

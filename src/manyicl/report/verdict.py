@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manyicl.comparison import ENOUGH_SEEDS, Comparison, PairDifference, Role, Trial, WorkItem
+from manyicl.comparison import Comparison, PairDifference, Role, Trial, WorkDone, count_seeds
 from manyicl.console import is_known
 from manyicl.evaluation import tell_shot_count
+from manyicl.intervals import MIN_SEEDS
 from manyicl.report.numbers import (
     count_noun,
     join_words,
@@ -70,7 +71,7 @@ def method_arm(comparison: Comparison) -> str | None:
         return METHOD
     for role in reversed(comparison.roles):
         for asked in VERDICT_ASKED:
-            cells = {arm: comparison.headline_cell(arm, role, asked) for arm in matched}
+            cells = {arm: comparison.headline_score(arm, role, asked) for arm in matched}
             scores = {arm: cell.score for arm, cell in cells.items() if cell and cell.score is not None}
             if scores:
                 return max(scores, key=lambda arm: scores[arm])
@@ -94,7 +95,7 @@ def standings(comparison: Comparison, arm: str, role: str, *, asked: str = "chos
 
 
 def _orient(pair: PairDifference, arm: str) -> Standing:
-    points, seeds = pair.difference or 0.0, pair.num_seeds
+    points, seeds = pair.difference or 0.0, count_seeds(pair.seeds)
     if pair.a == arm:
         return Standing(pair.b, points, pair.low, pair.high, pair.tasks, seeds)
     low, high = (None if pair.high is None else -pair.high), (None if pair.low is None else -pair.low)
@@ -143,7 +144,7 @@ def _lead(comparison: Comparison, basis: Basis) -> str:
     """Return what limits every sentence of the verdict: cells that are missing, few seeds, other shots or tasks."""
     limits = [] if comparison.finished else ["so far, and unfinished"]
     fewest, most = (pick(one.seeds for one in basis.standings) for pick in (min, max))
-    if fewest < ENOUGH_SEEDS:
+    if fewest < MIN_SEEDS:
         limits.append(f"for {tell_runs(fewest, most)}")
     if basis.asked != "chosen":
         limits.append(f"with {ASKED[basis.asked]} (with chosen shots there is nothing to compare)")
@@ -216,11 +217,11 @@ def tell_intervals(comparison: Comparison) -> str:
     fewest, most = comparison.done_seeds
     if most == 0:
         return "No training seed is finished yet."
-    if fewest >= ENOUGH_SEEDS:
+    if fewest >= MIN_SEEDS:
         count = count_noun(fewest, "training seed") if fewest == most else f"{fewest} to {most} training seeds"
         return f"Mean of {count} with 95 % intervals over them."
     over = "intervals are over draws of shots and queries, and hold for these runs only; each seed's value is shown"
-    if most < ENOUGH_SEEDS:
+    if most < MIN_SEEDS:
         count = str(most) if fewest == most else f"{fewest} to {most}"
         noun = "training seed is" if count == "1" else "training seeds are"
         return f"{count} {noun} finished: {over}. No arm is called best with fewer than five seeds."
@@ -261,7 +262,7 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _tell_role(comparison: Comparison, arm: str, role: str) -> str:
-    cell = comparison.headline_cell(arm, role, "chosen")
+    cell = comparison.headline_score(arm, role, "chosen")
     if cell is None or not is_known(cell.score):
         return ""
     shots = f" with {tell_shot_count(cell.shots)}" if cell.shots is not None else ""
@@ -317,7 +318,7 @@ def _tell_forgotten_tasks(comparison: Comparison) -> str:
 
 def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what is missing of an unfinished comparison, in words: (arm and seed, what)."""
-    missing: dict[tuple[str, int], list[WorkItem]] = {}
+    missing: dict[tuple[str, int], list[WorkDone]] = {}
     for cell in comparison.grid:
         if cell.done < cell.total:
             missing.setdefault((cell.arm, cell.seed), []).append(cell)
@@ -327,7 +328,7 @@ def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _tell_cell(cell: WorkItem) -> str:
+def _tell_cell(cell: WorkDone) -> str:
     work = WORK.get(cell.what, cell.what)
     if cell.done == 0:
         return f"{work} not begun ({count_noun(cell.total, 'cell')})"

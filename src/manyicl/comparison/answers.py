@@ -1,0 +1,340 @@
+"""What every arm answered, read from the results of a comparison; means and differences over seeds and tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manyicl.comparison.grid import Grid, Scores, WorkItem, WorkKind, judge_shots, plan_file, validation_scores
+from manyicl.comparison.schema import AskedAs, ChosenShots, Seeds, ShotsScore, count_seeds
+from manyicl.comparison.settings import ARMS, Arm, ArmName, Role
+from manyicl.errors import UserError
+from manyicl.evaluation import FILL, Evaluation, Prediction, Shots, cap_shots, sort_shots, tell_asked_with
+from manyicl.intervals import MIN_SEEDS, Interval, Run, Table, difference_interval, score_interval
+from manyicl.models import read_note
+from manyicl.training import RunFolder, RunState
+
+ROLES: tuple[Role, ...] = ("trained", "held-out")
+Tables = Mapping[str, Mapping[Shots, Table]]  # task -> shots -> scores
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """A mean over seeds and tasks with its interval (docs/intervals.md)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: Seeds
+    """Each seed's own mean, None if it is missing."""
+    num_tasks: int
+    """How many tasks are in it; each counts the same."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval has one sign."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds have a value."""
+        return count_seeds(self.seeds)
+
+    @property
+    def has_enough_seeds(self) -> bool:
+        """Whether its interval speaks of other seeds than these too."""
+        return self.num_seeds >= MIN_SEEDS
+
+    @property
+    def score_ends(self) -> tuple[float | None, float | None]:
+        """The ends of the interval of a score, which lies between 0 and 1."""
+        low, high = (None if end is None else min(1.0, max(0.0, end)) for end in (self.low, self.high))
+        return low, high
+
+
+def tabulate(predictions: Sequence[Prediction]) -> dict[str, dict[Shots, Table]]:
+    """Return the scores of predictions by task and number of shots, draws and queries each in order.
+
+    Raises:
+        UserError: the draws of a table were not asked the same queries.
+    """
+    rows: dict[tuple[str, Shots], dict[int, dict[str, float]]] = {}
+    for p in predictions:
+        rows.setdefault((p.task, p.asked), {}).setdefault(p.draw, {})[p.query] = p.score
+    tables: dict[str, dict[Shots, Table]] = {}
+    for (task, shots), draws in rows.items():
+        queries = sorted(next(iter(draws.values())))
+        if any(sorted(scores) != queries for scores in draws.values()):
+            raise UserError(
+                f"task '{task}': its draws {tell_asked_with(shots)} were asked other queries; evaluate it again"
+            )
+        scores_DQ = np.array([[draws[d][q] for q in queries] for d in sorted(draws)], dtype=np.float64)
+        tables.setdefault(task, {})[shots] = Table(scores_DQ, tuple(queries))
+    return tables
+
+
+def pool_means(seeds: Sequence[Run | None]) -> Pooled | None:
+    """Return the mean over seeds of the mean over tasks; None if no seed has been asked.
+
+    seeds: for each seed the tables of its tasks, or None if its results are missing.
+    """
+    known = [run for run in seeds if run]
+    return make_pooled(score_interval(known), seeds=seeds) if known else None
+
+
+def make_pooled(interval: Interval, *, seeds: Sequence[Run | None]) -> Pooled:
+    """Return an interval with the seeds' own means."""
+    means = tuple(float(np.mean([table.scores.mean() for table in run.values()])) if run else None for run in seeds)
+    low, high = interval.ends
+    return Pooled(interval.mean, low, high, means, num_tasks=next((len(run) for run in seeds if run), 0))
+
+
+def pool_differences(
+    a: Sequence[Tables | None], b: Sequence[Tables | None], *, shots: Mapping[str, tuple[Shots, Shots]]
+) -> Pooled | None:
+    """Return a - b on the tasks, paired by seed and query; None if no seed has both.
+
+    shots: task -> the number of shots of a and of b on it. Without shots all draws are one and the same, which is then
+    compared with each draw of the other side.
+
+    Raises:
+        UserError: the two were asked other queries, or other numbers of draws.
+    """
+    seeds: list[Run | None] = []
+    for one, other in zip(a, b, strict=True):
+        if one is None or other is None:
+            seeds.append(None)
+            continue
+        pairs = {task: (one.get(task, {}).get(k), other.get(task, {}).get(m)) for task, (k, m) in shots.items()}
+        known = {t: _subtract(x, y) for t, (x, y) in pairs.items() if x is not None and y is not None}
+        seeds.append(known or None)
+    runs = [run for run in seeds if run]
+    return make_pooled(difference_interval(runs), seeds=seeds) if runs else None
+
+
+def _subtract(a: Table, b: Table) -> Table:
+    unlike_draws = len(a.scores) != len(b.scores) and 1 not in (len(a.scores), len(b.scores))
+    if a.queries != b.queries or unlike_draws:
+        what = "draws" if unlike_draws else "queries"
+        raise UserError(f"two arms were asked other {what}; remove the result of one, and go on with --resume")
+    return Table(a.scores - b.scores, a.queries)  # a single row is broadcast
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def shared_shots(shots: Iterable[Shots]) -> Shots | None:
+    """Return the number of shots that all tasks share; None if they differ."""
+    distinct = set(shots)
+    return distinct.pop() if len(distinct) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class ArmAnswers:
+    """The answers of one arm with one seed, of all its models together."""
+
+    entries: Mapping[str, Mapping[str, Any]]
+    """Task -> its entry in the result file (docs/results-format.md)."""
+    predictions: Sequence[Prediction]
+    tables: Tables
+    """The scores of the predictions."""
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> ArmAnswers:
+        """Return the answers in the result files of the arm's models."""
+        results = [Evaluation.load(path) for path in paths]
+        predictions = [p for result in results for p in result.predictions]
+        entries = {task["task"]: task for result in results for task in result.to_json()["tasks"]}
+        return cls(entries, predictions, tabulate(predictions))
+
+
+class Findings:
+    """The answers of a comparison so far, and with how many shots each arm and task is evaluated."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.settings = grid.settings
+        self.seeds = self.settings.seeds
+        roles = grid.roles
+        self.tasks = {"trained": roles.asked_trained, "held-out": roles.held_out, "familiar": roles.familiar}
+
+    @cached_property
+    def tests(self) -> dict[ArmName, list[ArmAnswers | None]]:
+        """Arm -> its answers to the test rows, one per seed."""
+        return self.read("test")
+
+    def read(self, kind: WorkKind) -> dict[ArmName, list[ArmAnswers | None]]:
+        """Return arm -> its answers in one kind of work, one per seed; None if a result is missing."""
+        return {arm.name: [self._read_arm(arm, seed, kind) for seed in self.seeds] for arm in self.grid.arms}
+
+    def _read_arm(self, arm: Arm, seed: int, kind: WorkKind) -> ArmAnswers | None:
+        items = [WorkItem(arm.name, seed, kind, task) for task in self.grid.models_of(arm)]
+        if not all(map(self.grid.is_done, items)):
+            return None
+        return ArmAnswers.read([self.grid.path_of(item) for item in items])
+
+    def tasks_of(self, arm: ArmName, role: str) -> list[str]:
+        """Return the tasks of a role that an arm answers."""
+        has_all = not ARMS[arm].per_task
+        return [task for task in self.tasks[role] if has_all or task in self.grid.roles.dedicated]
+
+    def shared_tasks(self, a: ArmName, b: ArmName, role: str) -> list[str]:
+        """Return the tasks of a role that both arms answer."""
+        return [task for task in self.tasks_of(a, role) if task in self.tasks_of(b, role)]
+
+    def pool(self, arm: ArmName, shots: Mapping[str, Shots]) -> Pooled | None:
+        """Return an arm's mean score over the tasks in `shots`, each at its own number of shots."""
+        seeds: list[Run | None] = []
+        for answers in self.tests[arm]:
+            tables = answers.tables if answers else {}
+            seeds.append({t: tables[t][k] for t, k in shots.items() if k in tables.get(t, {})} or None)
+        return pool_means(seeds)
+
+    def tables_of(self, arm: ArmName) -> list[Tables | None]:
+        """Return an arm's scores by task and shots, one per seed."""
+        return [answers.tables if answers else None for answers in self.tests[arm]]
+
+    def differ(self, a: ArmName, b: ArmName, shots: Mapping[str, tuple[Shots, Shots]]) -> Pooled | None:
+        """Return a - b on the tasks in `shots`: task -> the number of shots of a and of b."""
+        return pool_differences(self.tables_of(a), self.tables_of(b), shots=shots)
+
+    @cached_property
+    def chosen(self) -> dict[ArmName, ChosenShots]:
+        """Arm -> with how many shots it is evaluated in the headline.
+
+        A task with validation rows of its own takes the number with its best mean score over seeds, the fewest of
+        equals. Any other takes the number that is best for the arm, or the next lower one that it was asked with.
+        """
+        validation = self.read("validation") if self.settings.validation_queries else {}
+        return {arm.name: self._choose(arm, validation.get(arm.name, [])) for arm in self.grid.arms}
+
+    def _choose(self, arm: Arm, validation: Sequence[ArmAnswers | None]) -> ChosenShots:
+        seeds = [answers.entries for answers in validation if answers is not None]
+        curves = {task: _mean_curve([entries[task] for entries in seeds]) for task in (seeds[0] if seeds else ())}
+        judged = judge_shots(list(curves.values()))
+        best = max(judged, key=lambda one: one.score).shots if judged else self._usual_shots(arm)  # the first of equals
+        by_task = {}
+        for task, counts in self.shots_by_task.items():
+            curve = curves.get(task)
+            own = max(sort_shots(curve), key=lambda k: curve[k][0]) if curve else best
+            by_task[task] = cap_shots(own, counts)
+        scores = tuple(ShotsScore(shots=one.shots, score=one.score) for one in judged)
+        return ChosenShots(arm=arm.name, shots=best, by_task=by_task, scores=scores)
+
+    def _usual_shots(self, arm: Arm) -> Shots:
+        """Return the shots of an arm that has no validation score: the most that it was trained with."""
+        shots, most = self.grid.shots, self.trained_shots(arm)
+        # An arm whose training episodes were filled is not asked with more shots than that by `fill`.
+        is_filled = arm.name == "manyicl" and self.grid.config.episodes.shots == FILL
+        if most is None or (is_filled and shots[-1] == FILL):
+            return shots[-1]
+        return cap_shots(most, shots)
+
+    def trained_shots(self, arm: Arm) -> int | None:
+        """Return the most shots that an answer was trained after; None for the base, and if it differs by task."""
+        if arm.name in ("zero-shot", "dedicated", "dedicated-tuned"):
+            return 0
+        if arm.name == "few-shot":
+            return self.settings.few_shot_shots
+        if not arm.trained or arm.per_task:
+            return None
+        runs = [RunFolder(self.grid.path_of(WorkItem(arm.name, seed, "train"))) for seed in self.seeds]
+        known = [read_note(str(run.model)).trained_shots for run in runs if run.model.is_dir()]
+        return max((max(shots.values()) for shots in known if shots), default=None)
+
+    @cached_property
+    def shots_by_task(self) -> dict[str, list[Shots]]:
+        """Task -> the numbers of shots, ascending, that every arm which has answered it was asked with."""
+        shared: dict[str, set[Shots]] = {}
+        for seeds in self.tests.values():
+            for answers in [answers for answers in seeds if answers]:
+                for task in answers.entries:
+                    counts = set(answers.tables.get(task, ()))
+                    shared[task] = shared.get(task, counts) & counts
+        ordered = (task for names in self.tasks.values() for task in names if shared.get(task))
+        return {task: sort_shots(shared[task]) for task in ordered}
+
+    def pick_shots(self, how: AskedAs | Shots, arm: ArmName, tasks: Sequence[str]) -> dict[str, Shots]:
+        """Return task -> a number of shots, without the tasks that were not asked with it.
+
+        how: "chosen", "zero", each task's own "fewest" or "most", or a number that is the same for all.
+        """
+        found: dict[str, Shots] = {}
+        for task in [task for task in tasks if task in self.shots_by_task]:
+            counts = self.shots_by_task[task]
+            if how == "chosen":
+                found[task] = self.chosen[arm].by_task[task]
+            elif how == "fewest":
+                found[task] = counts[0]
+            elif how == "most":
+                found[task] = counts[-1]
+            elif how == "zero" and 0 in counts:
+                found[task] = 0
+            elif how != "zero" and how in counts:
+                found[task] = how
+        return found
+
+    def num_shots(self, task: str, shots: Shots) -> float:
+        """Return how many shots a number of shots is for a task; `fill` is the mean over draws and seeds."""
+        if shots != FILL:
+            return shots
+        means = [
+            point["mean_shots"]
+            for seeds in self.tests.values()
+            for answers in seeds
+            if answers and task in answers.entries
+            for point in answers.entries[task]["curve"]
+            if point["shots"] == FILL and point["mean_shots"] is not None
+        ]
+        return float(np.mean(means))
+
+
+def _mean_curve(entries: Sequence[Mapping[str, Any]]) -> Scores:
+    """Return a task's mean score and nats over seeds, at the numbers of shots that all seeds were asked with."""
+    curves = [validation_scores(entry) for entry in entries]
+    shared = sort_shots(set.intersection(*map(set, curves)))
+    return {k: (float(np.mean([c[k][0] for c in curves])), float(np.mean([c[k][1] for c in curves]))) for k in shared}
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """One run of an arm that is finished."""
+
+    seed: int
+    folder: Path
+    plan: Mapping[str, Any]
+    """What its packs spend, and its learning rate."""
+    state: RunState
+
+
+def finished_runs(grid: Grid, arm: Arm) -> Iterator[FinishedRun]:
+    """Yield every finished run of an arm."""
+    for seed in grid.settings.seeds:
+        for task in grid.models_of(arm) if arm.trained else []:
+            item = WorkItem(arm.name, seed, "train", task)
+            if grid.is_done(item):
+                folder = RunFolder(grid.path_of(item))
+                plan = json.loads(plan_file(folder.path).read_bytes())
+                yield FinishedRun(seed, folder, plan, folder.read_state())
+
+
+def read_metrics(grid: Grid) -> Iterator[tuple[ArmName, int, dict[str, Any]]]:
+    """Yield (arm, seed, record) of the metrics.jsonl of the shared arms; `tokens` are those processed until then."""
+    for arm in grid.shared_arms:
+        for run in finished_runs(grid, arm):
+            records = run.folder.metrics.read()
+            steps = np.array([record["step"] for record in records])
+            order = np.argsort(steps, kind="stable")
+            totals = np.cumsum([records[place].get("tokens", 0) for place in order])
+            for record in records:  # drift is written before the log of its own step
+                last = int(np.searchsorted(steps[order], record["step"], side="right")) - 1
+                yield arm.name, run.seed, record | {"tokens": int(totals[last])}

@@ -1,0 +1,198 @@
+"""comparison.json as a whole: everything that a report says comes from it."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from manyicl.comparison.schema import (
+    ArmEntry,
+    ChosenShots,
+    Cost,
+    CurvePoint,
+    Entry,
+    ExampleQuery,
+    Flatness,
+    Flip,
+    Forgetting,
+    HeadlineScore,
+    MeanPoint,
+    OrderSpread,
+    PairDifference,
+    PlainPath,
+    ShotLoss,
+    TaskEntry,
+    Trial,
+    Tuned,
+    WorkDone,
+    count_seeds,
+)
+from manyicl.comparison.settings import Role
+from manyicl.errors import UserError
+from manyicl.evaluation import Shots, shots_order
+from manyicl.files import write_atomically
+from manyicl.intervals import MIN_SEEDS
+
+COMPARISON_FILE = "comparison.json"
+# In schema 1 all tasks of a column had the same number of shots; in 2 each task has its own.
+COMPARISON_SCHEMAS = (1, 2)
+
+
+class Comparison(Entry):
+    """A whole comparison.
+
+    Work that is not done leaves None in its numbers, or no entry at all; work that was not planned has no entry.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_version: int = Field(COMPARISON_SCHEMAS[-1], alias="schema")
+    name: str
+    finished: bool
+    config: str
+    """The resolved recipe, as TOML."""
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    git_commit: str | None = None
+    device: str | None = None
+    seeds: tuple[int, ...]
+    shots: tuple[Shots, ...]
+    match: str
+    """The amount that is equal for all arms: tokens, answers or flops."""
+    arms: tuple[ArmEntry, ...]
+    tasks: tuple[TaskEntry, ...]
+    grid: tuple[WorkDone, ...] = ()
+    costs: tuple[Cost, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
+    chosen: tuple[ChosenShots, ...] = ()
+    curves: tuple[CurvePoint, ...] = ()
+    means: tuple[MeanPoint, ...] = ()
+    headline: tuple[HeadlineScore, ...] = ()
+    differences: tuple[PairDifference, ...] = ()
+    flatness: tuple[Flatness, ...] = ()
+    forgetting: Forgetting = Forgetting()
+    shot_losses: tuple[ShotLoss, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    orders: tuple[OrderSpread, ...] = ()
+    examples: tuple[ExampleQuery, ...] = ()
+    plain_path: PlainPath | None = None
+
+    @cached_property
+    def done_seeds(self) -> tuple[int, int]:
+        """The fewest and the most finished training seeds of a number of the first table or a difference."""
+        scores = [count_seeds(one.seeds) for one in self.headline if one.score is not None]
+        pairs = [count_seeds(pair.seeds) for pair in self.differences if pair.difference is not None]
+        return min([*scores, *pairs], default=0), max([*scores, *pairs], default=0)
+
+    @property
+    def few_seeds(self) -> bool:
+        """Whether some number has too few finished training seeds to generalise beyond these runs."""
+        return self.done_seeds[0] < MIN_SEEDS
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """Arm -> its place in the tables, which also decides its colour."""
+        return {arm.arm: place for place, arm in enumerate(self.arms)}
+
+    def arm_of(self, arm: str) -> ArmEntry:
+        """Return an arm by its name.
+
+        Raises:
+            KeyError: there is no such arm.
+        """
+        return self.arms[self.place[arm]]
+
+    def title_of(self, arm: str) -> str:
+        """Return an arm's name for readers."""
+        return self.arms[self.place[arm]].title if arm in self.place else arm
+
+    def tasks_of(self, role: str) -> list[TaskEntry]:
+        """Return the tasks of one role."""
+        return [task for task in self.tasks if task.role == role]
+
+    @property
+    def roles(self) -> list[Role]:
+        """The roles that have tasks, held-out ones last."""
+        every: tuple[Role, ...] = ("trained", "held-out")
+        return [role for role in every if self.tasks_of(role)]
+
+    @property
+    def families(self) -> list[str]:
+        """The families, in the order of the tasks."""
+        return list(dict.fromkeys(task.family for task in self.tasks))
+
+    @cached_property
+    def curve_points(self) -> dict[tuple[str, str], list[CurvePoint]]:
+        """(arm, task) -> the points of its curve by rising shots."""
+        points: dict[tuple[str, str], list[CurvePoint]] = {}
+        for point in sorted(self.curves, key=lambda point: shots_order(point.shots)):
+            points.setdefault((point.arm, point.task), []).append(point)
+        return points
+
+    def curves_of(self, arm: str) -> list[CurvePoint]:
+        """Return an arm's points on all tasks."""
+        return [point for point in self.curves if point.arm == arm]
+
+    def mean_points(self, arm: str, role: str, family: str | None = None) -> list[MeanPoint]:
+        """Return an arm's mean curve by rising shots."""
+        points = [point for point in self.means if (point.arm, point.role, point.family) == (arm, role, family)]
+        return sorted(points, key=lambda point: shots_order(point.shots))
+
+    def most_tasks(self, role: str, family: str | None = None) -> int:
+        """Return how many tasks a mean of this kind is over if an arm has them all."""
+        return max((point.tasks for point in self.means if (point.role, point.family) == (role, family)), default=0)
+
+    def headline_score(self, arm: str, role: str, asked: str) -> HeadlineScore | None:
+        """Return one number of the first table; None if there is none."""
+        found = (one for one in self.headline if (one.arm, one.role, one.asked) == (arm, role, asked))
+        return next(found, None)
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Write comparison.json into a comparison's folder."""
+    content = comparison.model_dump(by_alias=True)
+    write_atomically(folder / COMPARISON_FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Return the comparison that `manyicl compare --out FOLDER` left.
+
+    Raises:
+        UserError: there is none, it is broken, or another version of this package wrote it.
+    """
+    path = folder / COMPARISON_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        fix = "give the folder of a `manyicl compare`"
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
+    except ValueError as error:
+        fix = f"`manyicl compare --resume {folder}` writes it anew"
+        raise UserError(f"{path}: is not JSON ({error}); {fix}") from error
+    return check_comparison(content, path=path)
+
+
+def check_comparison(content: Any, *, path: Path = Path(COMPARISON_FILE)) -> Comparison:
+    """Return the content of a comparison.json with its types.
+
+    Raises:
+        UserError: it has another schema, or an entry is missing or of the wrong type.
+    """
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema not in COMPARISON_SCHEMAS:
+        found = "no schema" if schema is None else f"schema {schema!r}"
+        fix = "`manyicl compare --resume` of this version writes it anew"
+        raise UserError(f"{path}: has {found}, not {' or '.join(map(str, COMPARISON_SCHEMAS))}; {fix}")
+    try:
+        return Comparison.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        value = repr(first["input"])
+        shown = value if len(value) <= 60 else f"{value[:57]}..."
+        fix = "`manyicl compare --resume` writes it anew"
+        raise UserError(f"{path}: {place}: {first['msg']}, found {shown}; {fix}") from error

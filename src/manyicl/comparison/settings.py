@@ -1,0 +1,257 @@
+"""The [compare] section of a recipe: which arms are compared, on which tasks, and how they are evaluated."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from manyicl.errors import UserError
+from manyicl.tasks import Task
+from manyicl.training import RunConfig
+
+ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned"]
+# Arms of earlier versions, which old recipes still name.
+GONE_ARMS = ("dedicated-many-shot", "dedicated-free")
+Match = Literal["tokens", "answers", "flops"]
+Role = Literal["trained", "held-out"]
+TaskRole = Literal["trained", "held-out", "familiar"]
+# A run of dedicated-tuned trains on this many times the tokens of the dedicated model of the same task.
+TUNED_FACTOR = 8
+# Its learning rates as multiples of train.learning_rate, if the recipe names none: steps of half a decade.
+TUNED_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of training."""
+
+    name: ArmName
+    title: str
+    """Its name in tables and sentences."""
+    about: str
+    """A sentence that says how it is trained."""
+    trained: bool = True
+    """Whether it is trained at all; the base is not."""
+    per_task: bool = False
+    """Whether every task has a model of its own."""
+    matched: bool = True
+    """Whether it spends as much as the other arms."""
+    tuned: bool = False
+    """Whether learning rate and number of steps are chosen for each task separately."""
+
+
+ARMS: Mapping[ArmName, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("base", "base", "The model as it was, not trained.", trained=False),
+        Arm("zero-shot", "zero-shot FT", "All tasks at once, one example per sequence."),
+        Arm(
+            "few-shot",
+            "few-shot FT",
+            "All tasks at once, a few shots and one query per sequence; only the last answer is trained.",
+        ),
+        Arm("manyicl", "ManyICL", "All tasks at once, as many examples per sequence as fit; every answer is trained."),
+        Arm("dedicated", "dedicated FT", "One model per task, one example per sequence.", per_task=True),
+        Arm(
+            "dedicated-tuned",
+            "dedicated FT, tuned (ceiling, not matched)",
+            f"As dedicated, with up to {TUNED_FACTOR} times the tokens; learning rate and number of steps are chosen"
+            " for each task on its validation rows.",
+            per_task=True,
+            matched=False,
+            tuned=True,
+        ),
+    )
+}
+
+
+class CompareSettings(BaseModel):
+    """Which arms are compared, on which tasks, and how they are evaluated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("comparison", min_length=1, description="the title of its report")
+    arms: tuple[ArmName, ...] = Field(
+        ("base", "zero-shot", "few-shot", "manyicl", "dedicated"),
+        min_length=1,
+        description="in the order of the tables",
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="training seeds; each has its own episodes, adapters, shots and queries"
+    )
+    match: Match = Field(
+        "tokens", description="the amount that is equal for all arms: processed tokens, supervised answers or FLOPs"
+    )
+    few_shot_shots: Annotated[int, Field(gt=0)] = Field(5, description="shots per sequence of the few-shot arm")
+    held_out_tasks: tuple[str, ...] = Field((), description="new tasks, which no arm is trained on")
+    familiar_tasks: tuple[str, ...] = Field(
+        (),
+        description="tasks that the base can already do and no arm is trained on: they measure forgetting, and are not"
+        " in the headline",
+    )
+    dedicated_tasks: tuple[str, ...] = Field(
+        (), description="tasks that get a model of their own; default: all trained tasks"
+    )
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (),
+        description="rates to try for every arm, with the first seed; the one that scores best on validation rows is"
+        " used for all seeds. Default: train.learning_rate, and for dedicated-tuned 0.1 to 10 times as much",
+    )
+    asked_tasks: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="how many trained tasks are evaluated, spread over the families; 0: all. Tasks with a dedicated"
+        " model always are",
+    )
+    shots: tuple[Annotated[int, Field(ge=0)] | Literal["fill"], ...] = Field(
+        (0, 1, 4, 16, 64),
+        min_length=1,
+        description="numbers of shots, and fill for as many as fit; few_shot_shots is added if that arm is compared",
+    )
+    draws: Annotated[int, Field(gt=0)] = Field(5, description="draws of shots per task and seed")
+    queries: Annotated[int, Field(gt=0)] = Field(200, description="test rows per task, the same at every k and draw")
+    validation_queries: Annotated[int, Field(ge=0)] = Field(
+        50,
+        description="validation rows per trained task, to choose k and the learning rate; 0: every arm gets the most"
+        " shots that it was trained with, and no rates can be tried",
+    )
+    max_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="longest sequence of a query with its shots; default: episodes.token_budget"
+    )
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = Field(
+        None,
+        description="most tokens of a generated answer; default: as many as the longest train answer has, at most 256",
+    )
+    text_files: tuple[str, ...] = Field((), description="files of neutral text, to measure forgetting on")
+    text_windows: Annotated[int, Field(gt=0)] = Field(200, description="windows read per text file, evenly spread")
+    text_window_tokens: Annotated[int, Field(gt=1)] = Field(512, description="length of a window")
+    flips: bool = Field(
+        True, description="evaluate after shots with exchanged labels: does the model read its context?"
+    )
+    orders: bool = Field(True, description="evaluate after the same shots in other orders")
+    examples: Annotated[int, Field(ge=0)] = Field(2, description="queries per task that the report shows in full")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_what_is_gone(cls, values: Any) -> Any:
+        """Accept the recipes of earlier versions, which name every setting; refuse what has no meaning any more."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("choose_by", "validation") != "validation":
+            raise ValueError(
+                f"choose_by = {values['choose_by']!r} is gone; learning rates are chosen by validation_queries rows of"
+                " each task: leave it out"
+            )
+        values = {key: value for key, value in values.items() if key not in ("choose_by", "free_factor")}
+        arms = values.get("arms")
+        gone = [arm for arm in arms if arm in GONE_ARMS] if isinstance(arms, list | tuple) else []
+        if gone:
+            warnings.warn(
+                f"compare.arms: {' and '.join(gone)} of earlier versions {'is' if len(gone) == 1 else 'are'} gone and"
+                " left out; dedicated-tuned is the ceiling now",
+                stacklevel=2,
+            )
+            values["arms"] = [arm for arm in arms if arm not in GONE_ARMS]
+        return values
+
+    @field_validator(
+        "arms", "seeds", "held_out_tasks", "familiar_tasks", "dedicated_tasks", "learning_rates", "shots", "text_files"
+    )
+    @classmethod
+    def _has_no_twins(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("names something twice")
+        return values
+
+    @model_validator(mode="after")
+    def _can_choose_a_rate(self) -> Self:
+        if self.learning_rates and not self.validation_queries:
+            raise ValueError("learning_rates are chosen by validation rows, and validation_queries = 0; raise it")
+        if "dedicated-tuned" in self.arms and not self.validation_queries:
+            raise ValueError("dedicated-tuned is tuned on validation rows, and validation_queries = 0; raise it")
+        return self
+
+
+class CompareConfig(RunConfig):
+    """A recipe of a comparison: the sections of a run, which all arms share, and [compare]."""
+
+    compare: CompareSettings
+
+    def rates_of(self, arm: ArmName) -> tuple[float, ...]:
+        """Return the learning rates that are tried for an arm; () if it is trained at the recipe's own."""
+        rates = self.compare.learning_rates
+        if ARMS[arm].tuned and not rates:
+            return tuple(float(f"{factor * self.train.learning_rate:.3g}") for factor in TUNED_RATES)
+        return rates
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What each task of a comparison is there for; names are sorted."""
+
+    trained: tuple[str, ...]
+    """Tasks that the arms are trained on."""
+    held_out: tuple[str, ...]
+    """Tasks that no arm is trained on."""
+    familiar: tuple[str, ...]
+    """Tasks that the base can already do; no arm is trained on them."""
+    dedicated: tuple[str, ...]
+    """Trained tasks that get a model of their own, if a dedicated arm is compared."""
+    asked_trained: tuple[str, ...]
+    """Trained tasks that are evaluated."""
+
+    def role_of(self, task: str) -> TaskRole:
+        """Return the role of a task."""
+        return "held-out" if task in self.held_out else "familiar" if task in self.familiar else "trained"
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Return all tasks that are evaluated, sorted."""
+        return tuple(sorted([*self.asked_trained, *self.held_out, *self.familiar]))
+
+
+def choose_roles(config: CompareConfig, tasks: Mapping[str, Task]) -> Roles:
+    """Return the roles of a comparison's tasks.
+
+    tasks: all tasks that have a role, by name.
+    """
+    settings = config.compare
+    held_out, familiar = sorted(settings.held_out_tasks), sorted(settings.familiar_tasks)
+    trained = sorted({*tasks} - {*held_out, *familiar})
+    dedicated = sorted(settings.dedicated_tasks or trained)
+    # Tasks with a model of their own are always evaluated; the families take turns for the places that are left.
+    asked = dedicated if any(ARMS[arm].per_task for arm in settings.arms) else []
+    by_family: dict[str, list[str]] = {}
+    for name in trained:
+        if name not in asked:
+            by_family.setdefault(tasks[name].family, []).append(name)
+    turns = [name for turn in zip_longest(*by_family.values()) for name in turn if name is not None]
+    num_left = max(0, (settings.asked_tasks or len(trained)) - len(asked))
+    asked_trained = sorted([*asked, *turns[:num_left]])
+    return Roles(tuple(trained), tuple(held_out), tuple(familiar), tuple(dedicated), tuple(asked_trained))
+
+
+def choose_tasks(config: CompareConfig, names: Sequence[str]) -> list[str]:
+    """Return the trained tasks among the folder's `names`.
+
+    Raises:
+        UserError: a task has two roles, a dedicated one is not trained, or none is left to train on.
+    """
+    settings = config.compare
+    untrained = [*settings.held_out_tasks, *settings.familiar_tasks]
+    trained = list(config.tasks.names) or [name for name in names if name not in untrained]
+    for name in untrained:
+        if name in trained or untrained.count(name) > 1:
+            raise UserError(
+                f"compare.held_out_tasks: '{name}' is in tasks.names or compare.familiar_tasks too; give it one role"
+            )
+    if not trained:
+        raise UserError("tasks.names: every task of the folder is held out; leave some to train on")
+    for name in settings.dedicated_tasks:
+        if name not in trained:
+            raise UserError(f"compare.dedicated_tasks: '{name}' is not a trained task; name trained ones")
+    return trained

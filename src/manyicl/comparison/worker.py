@@ -1,0 +1,264 @@
+"""The work of a comparison, done: models trained, tasks asked, texts read; several processes may share it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import groupby
+
+import torch
+from rich.console import Console
+
+from manyicl.comparison.arms import Spent
+from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkItem, WorkKind, plan_file
+from manyicl.comparison.settings import ARMS
+from manyicl.console import Pace, reporting, tell_seconds
+from manyicl.errors import UserError
+from manyicl.evaluation import drift_every, evaluate, window_bits
+from manyicl.files import write_atomically
+from manyicl.inference import InferenceModel, load_for_inference
+from manyicl.locks import claiming
+from manyicl.planning import tell_overlaps
+from manyicl.seeds import STREAMS
+from manyicl.training import RunConfig, RunFolder, absolute_paths, find_changes, train
+
+# Seconds between two looks at work that another process does.
+POLL_S = 2.0
+
+
+def check_seeds(grid: Grid, seeds: Sequence[int] | None) -> None:
+    """Refuse seeds that are not the comparison's.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for seed in seeds or ():
+        if seed not in grid.settings.seeds:
+            raise UserError(
+                f"--seed {seed}: is none of this comparison's {list(grid.settings.seeds)}; give one of them"
+            )
+
+
+def refuse_ranks() -> None:
+    """Refuse to run as one of several ranks: each file of a comparison is written by one process.
+
+    Raises:
+        UserError: with what to do instead.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise UserError(
+            f"{ranks} processes: a comparison is split by seeds; start `manyicl compare --resume DIR --seed N`"
+            " once per GPU (CUDA_VISIBLE_DEVICES=N), not accelerate launch"
+        )
+
+
+def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: Console) -> None:
+    """Do the missing work: all of it, or that of some seeds and the trials of learning rates.
+
+    Several processes may work on one comparison, each on seeds of its own or all on the same: each leaves the others
+    what they are doing, and waits for it if nothing else is left. Trials belong to all.
+
+    Raises:
+        UserError: an item cannot be done (those before it are kept), or an earlier version asked the finished ones
+            after other shots.
+    """
+    items = [item for item in grid.work() if seeds is None or item.seed in seeds or item.rate is not None]
+    for line in tell_overlaps(grid.inputs.overlaps or {}):
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    titles = {item: f"[{number}/{len(items)}] {item.title}" for number, item in enumerate(items, start=1)}
+    if not all(map(grid.is_done, items)):
+        _refuse_other_streams(grid)
+    worker = Worker(grid, console)
+    # The rates that the other models are trained with are known only after every trial.
+    trials = [item for item in items if item.rate is not None]
+    for part in (trials, [item for item in items if item.rate is None]):
+        printed: set[str] = set()
+        while waits := _do_unclaimed(worker, part, titles=titles):
+            for line in [line for line in waits if line not in printed]:
+                console.print(line, soft_wrap=True, highlight=False)
+            printed.update(waits)
+            time.sleep(POLL_S)
+
+
+def _do_unclaimed(worker: Worker, items: Sequence[WorkItem], *, titles: Mapping[WorkItem, str]) -> list[str]:
+    """Do the missing work of every model that no other process works on; return a line per model that one does."""
+    grid, waits = worker.grid, []
+    for _, group in groupby(items, key=lambda item: item.model):
+        missing = [item for item in group if not grid.is_done(item)]
+        if not missing:
+            continue
+        with claiming(grid.claim_file(missing[0])) as holder:
+            if holder is not None:
+                waits.append(f"waiting for {holder}: {missing[0].model_title}")
+                continue
+            for item in missing:
+                if not grid.is_done(item):  # another process may have done it just before the claim
+                    worker.do_timed(item, titles)
+    return waits
+
+
+def _refuse_other_streams(grid: Grid) -> None:
+    """Refuse to add answers to those of an earlier version: it drew other shots, so they would not be pairs."""
+    for item in grid.work():
+        path = grid.path_of(item)
+        is_result = item.kind in SWEEP_KINDS and path.is_file()
+        if is_result and json.loads(path.read_bytes()).get("streams") != STREAMS:
+            raise UserError(
+                f"--resume {grid.folder}: {path.relative_to(grid.folder)} was asked by another version of"
+                " manyicl, which draws other shots; go on with that version, or start a new comparison"
+            )
+
+
+class Worker:
+    """Does one item after the other, and keeps the model of the last one, which the next one often needs too."""
+
+    def __init__(self, grid: Grid, console: Console) -> None:
+        self.grid, self.console = grid, console
+        self.pace = Pace()
+        self._loaded: tuple[tuple[object, ...], InferenceModel] | None = None
+
+    def do_timed(self, item: WorkItem, titles: Mapping[WorkItem, str]) -> None:
+        """Do one item, and print how long it took and how long the missing ones of `titles` will take."""
+        started = time.monotonic()
+        DO[item.kind](self, item, titles[item])
+        seconds = time.monotonic() - started
+        self.pace.add(item.pace_key, seconds)
+        missing = [other.pace_key for other in titles if not self.grid.is_done(other)]
+        left = f"; {len(missing)} left, about {tell_seconds(self.pace.left(missing) or 0.0)}" if missing else ""
+        self.console.print(f"{titles[item]}: done in {tell_seconds(seconds)}{left}", soft_wrap=True, highlight=False)
+
+    def load_model(self, item: WorkItem) -> InferenceModel:
+        """Return the model of an item, in the comparison's template and length."""
+        if self._loaded is None or self._loaded[0] != item.model:
+            self.drop_model()  # or two models would be in memory for a moment
+            config = self.grid.config
+            is_base = not ARMS[item.arm].trained
+            model = load_for_inference(
+                config.model if is_base else str(self.grid.path_of(replace(item, kind="train"))),
+                precision=config.model.precision,
+                max_tokens=self.grid.max_tokens,
+                template=config.template,
+                trust_remote_code=config.model.trust_remote_code,
+                frame=self.grid.frame,
+            )
+            self._loaded = item.model, model
+        return self._loaded[1]
+
+    def drop_model(self) -> None:
+        """Free the memory of the model that the last item used."""
+        self._loaded = None
+
+
+def _train(worker: Worker, item: WorkItem, title: str) -> None:
+    """Train a model, or continue; its checkpoints are removed once it is finished."""
+    grid = worker.grid
+    worker.drop_model()  # training needs its memory
+    config, spent = recipe_of(grid, item)
+    folder = grid.path_of(item)
+    plan = json.dumps(asdict(spent) | {"learning_rate": config.train.learning_rate}, indent=1)
+    write_atomically(plan_file(folder), plan + "\n")
+    if _take_trial(grid, item, config):
+        return
+    drift = drift_every(grid.texts if item.task is None else [], steps=config.train.checkpoint_every_steps)
+    run = RunFolder(folder)
+    resume = run.is_started
+    if folder.exists() and not resume:
+        shutil.rmtree(folder)  # a kill before the run began leaves nothing that can be continued
+    train(
+        config,
+        out=folder,
+        resume=resume,
+        console=worker.console,
+        title=title,
+        callbacks=drift,
+        frame=grid.frame,
+        tasks=grid.matcher.tasks,
+    )
+    run.checkpoints.remove()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def recipe_of(grid: Grid, item: WorkItem) -> tuple[RunConfig, Spent]:
+    """Return the recipe of the run that an item's model comes from, and what it spends."""
+    config, spent = grid.matcher.match(item.arm, seed=item.seed, task=item.task)
+    rate = item.rate or Trials(grid).chosen_rate(item.arm, item.task)
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": rate})}), spent
+
+
+def _take_trial(grid: Grid, item: WorkItem, config: RunConfig) -> bool:
+    """Copy the run of a finished trial that had the same recipe, if there is one; return whether there was."""
+    rate = config.train.learning_rate
+    folder, first = grid.path_of(item), grid.settings.seeds[0]
+    if item.rate is not None or item.seed != first or rate not in grid.config.rates_of(item.arm):
+        return False
+    trial = RunFolder(grid.path_of(replace(item, rate=rate)))
+    if folder.exists() or not trial.is_finished:
+        return False
+    if find_changes(trial.read_config(), absolute_paths(config)):
+        return False
+    # A kill while files are copied must not leave a folder that looks finished.
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(trial.path, partial, ignore=shutil.ignore_patterns(trial.checkpoints.path.name))
+    partial.rename(folder)
+    return True
+
+
+def _read_texts(worker: Worker, item: WorkItem, title: str) -> None:  # noqa: ARG001
+    """Write what the windows of each neutral text cost a model, in bits."""
+    model = worker.load_model(item)
+    texts = [
+        {
+            "file": text.file,
+            "bits": window_bits(model.model, text).tolist(),
+            "bytes": text.num_bytes_W.tolist(),
+            "bos": text.has_bos,
+            "unknown_tokens": text.num_unknown,
+        }
+        for text in worker.grid.texts
+    ]
+    write_atomically(worker.grid.path_of(item), json.dumps({"texts": texts}) + "\n")
+
+
+def _ask(worker: Worker, item: WorkItem, title: str) -> None:
+    """Ask a model the tasks of an item, and write the result with its predictions."""
+    tasks, sweep = worker.grid.sweep_of(item)
+    with _titled(worker.console, title) as report:
+        evaluate(
+            worker.load_model(item),
+            tasks,
+            shots=sweep.shots,
+            draws=sweep.num_draws,
+            queries=sweep.num_queries,
+            seed=sweep.seed,
+            max_new_tokens=sweep.max_new_tokens,
+            fixed_shots=sweep.fixed_shots,
+            most_only=sweep.most_only,
+            purpose=sweep.purpose,
+            allow_empty=True,  # none of the validation rows may fit, say
+            out=worker.grid.path_of(item),
+            on_progress=report,
+        )
+
+
+DO: Mapping[WorkKind, Callable[[Worker, WorkItem, str], None]] = {
+    "train": _train,
+    "validation": _ask,
+    "test": _ask,
+    "text": _read_texts,
+    "flip": _ask,
+    "order": _ask,
+}
+
+
+@contextmanager
+def _titled(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
+    with reporting(console) as report:
+        yield lambda what, done, total: report(f"{title} ({what})", done, total)
