@@ -89,6 +89,12 @@ def test_every_comparison_parses_and_is_read_back_from_its_resolved_form(path):
     assert path.read_text().startswith("# "), "say what it is"
     assert f"recipes/{path.name}" in path.read_text(), "say how to start it"
     assert {"base", "zero-shot", "few-shot", "manyicl"} <= set(config.compare.arms)
+    assert all(Path(file).is_absolute() and Path(file).is_file() for file in config.compare.text_files)
+
+
+def test_the_comparison_of_the_paper_measures_forgetting():
+    """House row 25: it named no text."""
+    assert load_recipe(RECIPES / "compare-mistral-7b.toml", kind=CompareConfig).compare.text_files
 
 
 def test_the_recipes_of_the_large_models_are_here():

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -178,6 +178,8 @@ class CompareSettings(BaseModel):
 
 class CompareConfig(RunConfig):
     """A recipe of a comparison: the sections of a run, which all arms share, and [compare]."""
+
+    PATHS: ClassVar[tuple[tuple[str, str], ...]] = (*RunConfig.PATHS, ("compare", "text_files"))
 
     compare: CompareSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -95,6 +95,9 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    PATHS: ClassVar[tuple[tuple[str, str], ...]] = (("tasks", "folder"), ("model", "path"))
+    """(section, key) of every setting that is a path or a list of paths."""
+
     seed: int = Field(0, ge=0, description="decides episodes, their order and the adapter's first weights")
     tasks: TaskSettings
     model: ModelSettings
@@ -140,13 +143,22 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), kind: type[ConfigT
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe (*.toml)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    for section, key in (("tasks", "folder"), ("model", "path")):
+    for section, key in kind.PATHS:
         table = values.get(section)
-        if isinstance(table, dict) and str(table.get(key, "")).startswith((".", "~")):
-            table[key] = str((path.parent / Path(table[key]).expanduser()).resolve())
+        if isinstance(table, dict) and key in table:
+            table[key] = _resolve_paths(table[key], folder=path.parent)
     for override in overrides:
         _apply_override(values, override)
     return make_config(values, source=str(path), kind=kind)
+
+
+def _resolve_paths(value: Any, *, folder: Path) -> Any:
+    """Return a path, or a list of paths, with those that begin with a dot or ~ made absolute; others as they are."""
+    if isinstance(value, list):
+        return [_resolve_paths(one, folder=folder) for one in value]
+    if isinstance(value, str) and value.startswith((".", "~")):
+        return str((folder / Path(value).expanduser()).resolve())
+    return value
 
 
 def has_section(path: Path, section: str) -> bool:
