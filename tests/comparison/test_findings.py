@@ -100,13 +100,13 @@ def test_a_gain_that_is_large_but_unsure_is_flat(tmp_path):
         ),
         (
             Pooled(0.1, -0.05, 0.25, (0.1, 0.1), 2),
-            "No difference can be told between ManyICL at 4 shots and zero-shot FT at 0 shots on 2 held-out tasks:"
+            "No difference can be shown between ManyICL at 4 shots and zero-shot FT at 0 shots on 2 held-out tasks:"
             " +10.0 [-5.0, +25.0], for these runs",
         ),
         (
             Pooled(0.1, None, None, (0.1,), 1),
             "ManyICL at 4 shots and zero-shot FT at 0 shots are 10.0 points apart on 1 held-out task; a single value"
-            " tells no difference",
+            " has no interval",
         ),
     ],
 )

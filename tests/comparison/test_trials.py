@@ -173,7 +173,7 @@ def test_what_was_tuned_is_told(tuned):
         assert one.learning_rate == chosen[one.task]
         assert 0 < one.step <= one.steps
     told = tell_rates(found)
-    assert "dedicated FT, tuned (ceiling, not matched): the rate of 2 of 2 tasks lies at an end of those tried" in told
+    assert "dedicated FT, tuned (ceiling, not matched): the rate of 2 of 2 tasks is the lowest or highest tried" in told
     page = render_markdown(found)
     assert "## Tuned for each task" in page
 

@@ -203,13 +203,13 @@ def pair(other: str, low: float, high: float, **changes: Any) -> dict[str, Any]:
         ),
         (
             [pair("zero-shot", -0.01, 0.02), pair("few-shot", -0.02, 0.04)],
-            "At equal training tokens, no difference between ManyICL and Zero-shot or Few-shot can be told on 4"
+            "At equal training tokens, no difference between ManyICL and Zero-shot or Few-shot can be shown on 4"
             " held-out tasks.",
         ),
         (
             [pair("base", 0.1, 0.3), pair("few-shot", -0.06, -0.02), pair("zero-shot", -0.01, 0.03)],
             "At equal training tokens, ManyICL answers 4 held-out tasks worse than Few-shot, by 4.0 points; no"
-            " difference from Zero-shot can be told. It answers 4 held-out tasks better than Base, which is not"
+            " difference from Zero-shot can be shown. It answers 4 held-out tasks better than Base, which is not"
             " trained, by 20.0 points.",
         ),
         (
@@ -223,7 +223,7 @@ def pair(other: str, low: float, high: float, **changes: Any) -> dict[str, Any]:
         ),
         (
             [{**pair("base", 0.1, 0.2), "low": None, "high": None}],  # no interval: nothing is told, however large
-            "No difference between ManyICL and Base, which is not trained, can be told on 4 held-out tasks.",
+            "No difference between ManyICL and Base, which is not trained, can be shown on 4 held-out tasks.",
         ),
         ([], "No verdict: no two arms have answered the same queries."),
     ],
@@ -239,7 +239,7 @@ def test_without_an_arm_named_manyicl_the_verdict_is_about_the_best_of_those_tra
     for arm in content["arms"]:
         arm["matched"] = arm["arm"] != "mine"  # a ceiling is no contender
     assert tell_verdict(check_comparison(content)).startswith(
-        "No verdict: Few-shot has answered the same queries as no"
+        "No verdict: no arm that is matched to Few-shot has answered"
     )
 
 
@@ -360,7 +360,13 @@ def test_plots_and_tables_can_be_read_by_those_who_do_not_see_them(page):
     assert all(a["role"] == "img" and a["aria-label"] for a in plots)
     assert all(a.get("scope") for tag, a in page.tags if tag == "th")
     labels = [a["aria-label"] for a in plots if a["class"] == "plot"]
-    for unit in ("score, %", "shots (log scale)", "bits per byte", "million tokens trained on", "nats a token"):
+    for unit in (
+        "score, %",
+        "shots (log scale)",
+        "bits per byte",
+        "million tokens trained on",
+        "nats per answer token",
+    ):
         assert unit in page.text
     assert any(label.startswith("Score against shots, Trained tasks, mean of 15: Base from ") for label in labels)
 
@@ -371,7 +377,7 @@ def test_what_is_missing_of_an_unfinished_comparison_stands_on_top(rendered):
     comparison = check_comparison(content)
     told = dict(tell_missing(comparison))
     assert list(told) == ["Dedicated, seed 1"]
-    assert told["Dedicated, seed 1"].startswith("training 7 of 18 done; validation not begun (5 cells); test answers")
+    assert told["Dedicated, seed 1"].startswith("training 7 of 18 done; validation not begun; test answers")
     text = render_page(comparison)
     assert text.index("Not finished: ") < text.index("Dedicated, seed 1") < text.index('class="verdict"')
     assert tell_verdict(comparison).startswith("So far, and unfinished, for these runs (2 seeds): ")
@@ -387,7 +393,7 @@ def test_a_comparison_of_nothing_yet_is_a_page_too(tmp_path):
     content["forgetting"] |= {"text": [], "tasks": [], "drift": []}
     write_report(write_comparison(tmp_path, content))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "Nothing can be told yet" in page.text
+    assert "No verdict yet" in page.text
     assert "nan" not in page.text.lower().split()
 
 
@@ -416,7 +422,7 @@ def test_drops_cuts_and_copies_are_told(content):
     assert rows["classification_amber_00"].notes == [
         "3 rows dropped: answer contains the terminator",
         "11 rows dropped: too long",
-        "5 test rows do not fit behind its most shots: left out at every k",
+        "5 test rows do not fit after its most shots: left out at every k",
     ]
     assert "among the shots: 1 copy and 4 near copies of its queries" in rows["classification_birch_05"].notes
     assert any(note.startswith("no arm has a score at 64 shots") for note in rows["summarization_amber_03"].notes)

@@ -68,7 +68,7 @@ def test_seeds_are_counted_that_are_finished_not_that_the_recipe_names():
     found = [difference("base", 7, 1, seeds=[0.07, None, None, None, None])]
     comparison = compare(found, finished=False)
     assert tell_verdict(comparison).startswith("So far, and unfinished, for this run (1 seed): ManyICL answers")
-    assert tell_intervals(comparison).startswith("1 training seed is finished: intervals are over draws of shots and")
+    assert tell_intervals(comparison).startswith("1 training seed is finished: intervals cover draws of shots and")
     assert "over seeds" not in render_markdown(comparison)
 
 
@@ -79,7 +79,7 @@ def test_seeds_of_which_some_arms_have_more_are_told_as_a_range():
 
 
 def test_without_held_out_answers_at_chosen_shots_the_verdict_falls_back_and_says_so():
-    """Review A7: every cell of a comparison was done, and the verdict was "Nothing can be told yet"."""
+    """Review A7: all work of a comparison was done, and the verdict was "Nothing can be told yet"."""
     most = difference("few-shot", 6, 1, role="held-out", asked="most")
     assert tell_verdict(compare([most])) == (
         "With most shots (with chosen shots there is nothing to compare): at equal training tokens, ManyICL answers"
@@ -92,15 +92,15 @@ def test_without_held_out_answers_at_chosen_shots_the_verdict_falls_back_and_say
     )
 
 
-def test_nothing_is_told_yet_only_while_cells_are_missing():
+def test_there_is_no_verdict_yet_only_while_work_is_missing():
     assert tell_verdict(compare([])) == "No verdict: no two arms have answered the same queries."
-    assert tell_verdict(compare([], finished=False)) == "Nothing can be told yet: no arm has answered test queries."
+    assert tell_verdict(compare([], finished=False)) == "No verdict yet: no arm has answered test queries."
     cells = {arm: {"arm": arm, "task": "t", "shots": 4, "score": 0.5, "num_scored": 9} for arm in ("base", "manyicl")}
     assert tell_verdict(compare([], finished=False, curves=[cells["base"]])) == (
-        "Nothing can be compared yet: only base has answered test queries."
+        "No verdict yet: only base has answered test queries."
     )
     assert tell_verdict(compare([], finished=False, curves=list(cells.values()))) == (
-        "Nothing can be compared yet: base and ManyICL have answered no queries with the same seed."
+        "No verdict yet: base and ManyICL have not answered the same queries with the same seed."
     )
 
 
@@ -123,7 +123,7 @@ def test_forgetting_of_known_tasks_without_shots_stands_in_the_first_table_besid
     assert "| ManyICL | \N{MINUS SIGN}35.8 (1 task) |" in table
     facts = dict(key_facts(comparison))
     assert facts["Forgetting, tasks"] == (
-        "Points from the base's score on 1 task that it could do at 0 shots: ManyICL \N{MINUS SIGN}35.8 [no interval]."
+        "Points above the base on 1 task that it could do at 0 shots: ManyICL \N{MINUS SIGN}35.8 [no interval]."
     )
 
 
@@ -177,8 +177,8 @@ MATCHED = {"tokens": "tokens", "answers": "answers", "flops": "FLOPs"}
 SENTENCE = re.compile(
     r"(?P<matched>[Aa]t equal training (?P<match>\w+), )?"
     r"(?:(?:ManyICL|[Ii]t) answers (?P<count>\d+) (?P<role>[\w-]+) tasks?"
-    r"(?P<told>.*?)(?:; no difference from (?P<rest>.*?) can be told)?"
-    r"|[Nn]o difference between ManyICL and (?P<untold>.*?) can be told on (?P<count2>\d+) (?P<role2>[\w-]+) tasks?)"
+    r"(?P<told>.*?)(?:; no difference from (?P<rest>.*?) can be shown)?"
+    r"|[Nn]o difference between ManyICL and (?P<untold>.*?) can be shown on (?P<count2>\d+) (?P<role2>[\w-]+) tasks?)"
     r"\.(?= [A-Z]|$)"
 )
 
@@ -206,7 +206,7 @@ def test_no_sentence_of_the_verdict_is_stronger_than_its_intervals(comparison):
     text = tell_verdict(comparison)
     asked = "most" if "With most shots" in text or "with most shots" in text else "chosen"
     matched = {arm.arm for arm in comparison.arms if arm.matched} - {"manyicl"}
-    if text.startswith(("No verdict", "Nothing can be")):
+    if text.startswith("No verdict"):
         pairs = {frozenset({p.a, p.b}) for p in comparison.differences}
         assert not any({"manyicl", other} in pairs for other in matched)
         return

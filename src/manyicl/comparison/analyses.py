@@ -223,7 +223,7 @@ def _forgotten_text(findings: Findings, texts: Texts) -> Iterator[TextChange]:
 
 
 def _forgotten_tasks(findings: Findings) -> Iterator[TaskChange]:
-    """Yield each arm less the base on untrained tasks: those on which the base had a score to lose, and the others."""
+    """Yield each arm minus the base on untrained tasks: those on which the base had a score to lose, and the others."""
     if "base" not in findings.tests:
         return
     untrained = [*findings.tasks["held-out"], *findings.tasks["familiar"]]
@@ -245,7 +245,7 @@ def _changes(
     kind: Literal["forgetting", "transfer"],
     asked: Literal["fewest", "most"],
 ) -> Iterator[TaskChange]:
-    """Yield each shared arm less the base on the tasks in `shots`."""
+    """Yield each shared arm minus the base on the tasks in `shots`."""
     before = findings.pool("base", shots)
     for arm in [arm.name for arm in findings.grid.shared_arms]:
         pooled = findings.differ(arm, "base", {task: (k, k) for task, k in shots.items()})

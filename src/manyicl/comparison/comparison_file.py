@@ -133,10 +133,6 @@ class Comparison(Entry):
             points.setdefault((point.arm, point.task), []).append(point)
         return points
 
-    def curves_of(self, arm: str) -> list[CurvePoint]:
-        """Return an arm's points on all tasks."""
-        return [point for point in self.curves if point.arm == arm]
-
     def mean_points(self, arm: str, role: str, family: str | None = None) -> list[MeanPoint]:
         """Return an arm's mean curve by rising shots."""
         points = [point for point in self.means if (point.arm, point.role, point.family) == (arm, role, family)]

@@ -255,11 +255,11 @@ class HeadlineScore(Entry):
     high: Number = None
     seeds: Seeds = ()
     best: bool = False
-    """Whether it is certain that the arm beats every other one of the column."""
+    """Whether it beats every other arm of the column: over five or more seeds, each paired interval is above zero."""
 
 
 class PairDifference(Entry):
-    """Arm `a` less arm `b` on the same tasks, draws and queries."""
+    """Arm `a` minus arm `b` on the same tasks, draws and queries."""
 
     role: Role
     tasks: int
@@ -280,7 +280,7 @@ class PairDifference(Entry):
 
 
 class Flatness(Entry):
-    """Whether more shots help an arm: its score at the most shots less that at the fewest."""
+    """Whether more shots help an arm: its score at the most shots minus that at the fewest."""
 
     arm: str
     role: Role

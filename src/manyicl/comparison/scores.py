@@ -152,7 +152,7 @@ def list_headline(findings: Findings) -> Iterator[HeadlineScore]:
 
 
 def _is_better(findings: Findings, one: tuple[ArmName, ShotsByTask], other: tuple[ArmName, ShotsByTask]) -> bool:
-    """Return whether an arm certainly beats another, over enough seeds to say so."""
+    """Return whether an arm beats another: over enough seeds, the paired interval is above zero."""
     pooled = findings.differ(one[0], other[0], pair_shots(one[1], other[1]))
     return pooled is not None and pooled.has_enough_seeds and pooled.mean > 0 and pooled.excludes_zero
 
@@ -163,7 +163,7 @@ def pair_shots(a: ShotsByTask, b: ShotsByTask) -> dict[str, tuple[Shots, Shots]]
 
 
 def list_differences(findings: Findings) -> Iterator[PairDifference]:
-    """Yield ManyICL less every other arm; without ManyICL, the first trained arm less the others."""
+    """Yield ManyICL minus every other arm; without ManyICL, the first trained arm minus the others."""
     arms = list(findings.tests)
     focus: ArmName = "manyicl" if "manyicl" in arms else next((arm for arm in arms if ARMS[arm].trained), arms[0])
     for role in ROLES:
@@ -215,14 +215,13 @@ def tell_difference(pooled: Pooled, a: tuple[ArmName, str], b: tuple[ArmName, st
     tasks = f"on {pooled.num_tasks} {role} {'task' if pooled.num_tasks == 1 else 'tasks'}"
     points = f"{100 * abs(pooled.mean):.1f} points"
     if pooled.low is None or pooled.high is None:
-        return f"{one} and {other} are {points} apart {tasks}; a single value tells no difference"
+        return f"{one} and {other} are {points} apart {tasks}; a single value has no interval"
     interval = f"[{100 * pooled.low:+.1f}, {100 * pooled.high:+.1f}]"
     runs = "this run" if pooled.num_seeds == 1 else "these runs"
     scope = f"over {pooled.num_seeds} seeds" if pooled.has_enough_seeds else f"for {runs}"
     if not pooled.excludes_zero:
-        return (
-            f"No difference can be told between {one} and {other} {tasks}: {100 * pooled.mean:+.1f} {interval}, {scope}"
-        )
+        change = f"{100 * pooled.mean:+.1f} {interval}"
+        return f"No difference can be shown between {one} and {other} {tasks}: {change}, {scope}"
     if pooled.mean > 0:
         return f"{one} is better than {other} by {points} {interval} {tasks}, {scope}"
     turned = f"[{-100 * pooled.high:+.1f}, {-100 * pooled.low:+.1f}]"

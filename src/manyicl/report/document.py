@@ -1,4 +1,4 @@
-"""A comparison -> comparison.json, the report in its folder, a card beside each model, its table and plot."""
+"""The report of a comparison: two files in its folder, a card beside each model, a table and a plot in the terminal."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PAGE = "report.html"
 
 
 def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
-    """Write report.html and report.md from `folder`'s comparison.json alone; return where the page is.
+    """Write report.html and report.md from the comparison.json of `folder`; return the path of the page.
 
-    others: folders of the same comparison under other matchings, whose differences are shown beside its own.
+    others: folders of the same comparison under other matchings; their differences are shown beside its own.
 
     Raises:
-        UserError: comparison.json is missing, broken, or of another schema, or the folders cannot stand side by side.
+        UserError: comparison.json is missing, broken, or of another schema, or the folders cannot be compared.
     """
     comparison = read_comparison(folder)
     beside = [read_comparison(other) for other in others]

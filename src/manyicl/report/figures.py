@@ -1,4 +1,4 @@
-"""Which plots a report has, and what each is made of: curves, differences, forgetting, losses, a small one a task."""
+"""The plots of a report and their data: curves, differences, forgetting, losses, and a small plot per task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from manyicl.comparison import FLAT_GAIN, Change, Comparison, MeanPoint, TaskChange
+from manyicl.comparison import FLAT_GAIN, Change, Comparison, DriftPoint, MeanPoint, ShotLoss, TaskChange
 from manyicl.console import is_known
 from manyicl.evaluation import Shots, tell_shot_count
 from manyicl.report import tables
@@ -39,7 +39,7 @@ class Panel:
 
 
 def draw_all(comparison: Comparison, plots: Plots) -> dict[str, Any]:
-    """Return every plot of the page by the place it stands at."""
+    """Return every plot of the page, by the name that the template uses for it."""
     with plotting():
         return {
             "swatches": [
@@ -58,57 +58,61 @@ def draw_all(comparison: Comparison, plots: Plots) -> dict[str, Any]:
 
 
 def _mean_lines(comparison: Comparison, role: str, family: str | None) -> list[Line]:
-    """Return the mean curves of the arms that were asked on all tasks: a mean over fewer is no neighbour to them."""
+    """Return the mean curves of the arms that were asked on all tasks; means over fewer tasks are not comparable."""
     most = comparison.most_tasks(role, family)
     lines = []
     for arm, place in comparison.place.items():
-        found = [cell for cell in comparison.mean_points(arm, role, family) if cell.tasks == most]
-        if any(is_known(cell.score) for cell in found):
+        found = [point for point in comparison.mean_points(arm, role, family) if point.tasks == most]
+        if any(is_known(point.score) for point in found):
             lines.append(_score_line(place, found, places=shot_places(comparison.shots)))
     return lines
 
 
-def _score_line(place: int, cells: Sequence[MeanPoint], *, places: Mapping[Shots, float]) -> Line:
-    def percent(values: list[float | None]) -> list[float | None]:
-        return [None if value is None else 100 * value for value in values]
-
+def _score_line(place: int, points: Sequence[MeanPoint], *, places: Mapping[Shots, float]) -> Line:
     return Line(
         place,
-        [places[cell.shots] for cell in cells],
-        percent([cell.score for cell in cells]),
-        percent([cell.low for cell in cells]),
-        percent([cell.high for cell in cells]),
-        [cell.extrapolated for cell in cells],
+        [places[point.shots] for point in points],
+        _scaled([point.score for point in points], 100),
+        _scaled([point.low for point in points], 100),
+        _scaled([point.high for point in points], 100),
+        [point.extrapolated for point in points],
     )
 
 
 def _top(lines: Sequence[Line]) -> float:
-    """Return the upper end of an axis of scores in %, which begins at 0."""
+    """Return the upper end of an axis of scores in % that begins at 0."""
     values = [value for line in lines for value in (*line.ys, *line.highs) if value is not None]
     return min(102.0, 1.08 * max(values, default=1.0) + 0.5)
 
 
 def _tell_lines(comparison: Comparison, lines: Sequence[Line]) -> str:
-    """Return the ends of all lines in words, for those who do not see them."""
-    told = []
+    """Return the first and last value of each line in words, for readers who do not see the plot."""
+    ends = []
     for line in lines:
         known = [y for y in line.ys if y is not None]
-        told.append(f"{comparison.arms[line.place].title} from {known[0]:.1f} to {known[-1]:.1f} %")
-    return join_words(told)
+        ends.append(f"{comparison.arms[line.place].title} from {known[0]:.1f} to {known[-1]:.1f} %")
+    return join_words(ends)
 
 
 def _curve_panel(
-    comparison: Comparison, plots: Plots, lines: list[Line], cells: Sequence[MeanPoint], about: tuple[str, float, float]
+    comparison: Comparison,
+    plots: Plots,
+    lines: list[Line],
+    points: Sequence[MeanPoint],
+    about: tuple[str, float, float],
 ) -> Panel:
-    """Return one panel of score against shots. about: its title, the top of its axis, its height."""
+    """Return one panel of score against shots.
+
+    about: its title, the upper end of its axis, and its height.
+    """
     title, top, height = about
-    majority = next((cell.majority_score for cell in cells if is_known(cell.majority_score)), None)
-    chance = next((cell.chance_score for cell in cells if is_known(cell.chance_score)), None)
+    majority = next((point.majority_score for point in points if is_known(point.majority_score)), None)
+    chance = next((point.chance_score for point in points if is_known(point.chance_score)), None)
     levels = [100 * level for level in (majority, chance) if level is not None]
-    asked = {cell.shots for cell in cells}
+    asked = {point.shots for point in points}
     places = {k: place for k, place in shot_places(comparison.shots).items() if k in asked}
     figure = draw_lines(lines, shots_axis(places), Axis("score, %", bounds=(0, top), levels=levels), height=height)
-    note = "" if majority is None else f"; always giving the commonest answer, {tell_percent(majority)} %"
+    note = "" if majority is None else f"; always giving the most common answer, {tell_percent(majority)} %"
     note += "" if chance is None else f"; chance, {tell_percent(chance)} %"
     alt = f"Score against shots, {title}: {_tell_lines(comparison, lines)}{note}."
     return Panel(title, plots.embed(figure, alt))
@@ -116,13 +120,13 @@ def _curve_panel(
 
 def _role_curves(comparison: Comparison, plots: Plots, role: str) -> list[Panel]:
     lines = _mean_lines(comparison, role, None)
-    cells = [cell for cell in comparison.means if cell.role == role and cell.family is None]
+    points = [point for point in comparison.means if point.role == role and point.family is None]
     if not lines:
         return []
     every = [line for one in comparison.roles for line in _mean_lines(comparison, one, None)]
     title = f"{role.capitalize()} tasks, mean of {comparison.most_tasks(role)}"
     about = (_add(title, tables.tell_shorter_means(comparison, role)), _top(every), 260.0)
-    return [_curve_panel(comparison, plots, lines, cells, about)]
+    return [_curve_panel(comparison, plots, lines, points, about)]
 
 
 def _add(title: str, note: str) -> str:
@@ -134,11 +138,11 @@ def _family_curves(comparison: Comparison, plots: Plots, role: str) -> list[Pane
     top = _top([line for lines in by_family.values() for line in lines])
     panels = []
     for family, lines in by_family.items():
-        cells = [cell for cell in comparison.means if (cell.role, cell.family) == (role, family)]
+        points = [point for point in comparison.means if (point.role, point.family) == (role, family)]
         if lines:
             title = f"{family}, {count_noun(comparison.most_tasks(role, family), 'task')}"
             about = (_add(title, tables.tell_shorter_means(comparison, role, family)), top, 200.0)
-            panels.append(_curve_panel(comparison, plots, lines, cells, about))
+            panels.append(_curve_panel(comparison, plots, lines, points, about))
     return panels
 
 
@@ -153,11 +157,11 @@ def _bar(comparison: Comparison, arm: str, label: str, change: Change, *, factor
 
 
 def _bars_panel(plots: Plots, title: str, bars: list[Bar], unit: str, **look: Any) -> list[Panel]:
-    """Return the bars as one panel, or none where nothing was measured."""
+    """Return the bars as one panel; none if nothing was measured."""
     if not any(is_known(bar.value) for bar in bars):
         return []
-    told = join_words([bar.label for bar in bars])
-    return [Panel(title, plots.embed(draw_bars(bars, unit, **look), f"{title}, in {unit}: {told}."))]
+    labels = join_words([bar.label for bar in bars])
+    return [Panel(title, plots.embed(draw_bars(bars, unit, **look), f"{title}, in {unit}: {labels}."))]
 
 
 def _flatness(comparison: Comparison, plots: Plots) -> dict[str, list[Panel]]:
@@ -182,7 +186,7 @@ def _differences(comparison: Comparison, plots: Plots) -> list[Panel]:
         for pair in comparison.differences:
             if (pair.role, pair.asked) == (role, "chosen"):
                 a, b = comparison.title_of(pair.a), comparison.title_of(pair.b)
-                label = f"{a} less {b}  {tell_points(pair.difference)}"
+                label = f"{a} minus {b}  {tell_points(pair.difference)}"
                 bars.append(_bar(comparison, pair.b, label, pair, factor=100))
         panels += _bars_panel(plots, f"{role.capitalize()} tasks, shots as chosen", bars, "points", filled=False)
     return panels
@@ -202,7 +206,7 @@ def _forgotten_text(comparison: Comparison, plots: Plots) -> list[Panel]:
             for change in comparison.forgetting.text
             if change.file == file
         ]
-        panels += _bars_panel(plots, file, bars, "bits per byte, after less before (right: forgotten)", filled=True)
+        panels += _bars_panel(plots, file, bars, "bits per byte, after minus before (right: forgotten)", filled=True)
     return panels
 
 
@@ -211,9 +215,9 @@ def _forgotten_tasks(comparison: Comparison, plots: Plots) -> list[Panel]:
     panels = []
     changed: dict[tuple[str, str], list[TaskChange]] = {}
     for change in comparison.forgetting.tasks:
-        told = f"{change.asked} shots" if change.shots is None else tell_shot_count(change.shots)
-        changed.setdefault((change.kind, told), []).append(change)
-    for (kind, told), changes in sorted(changed.items()):
+        shots = f"{change.asked} shots" if change.shots is None else tell_shot_count(change.shots)
+        changed.setdefault((change.kind, shots), []).append(change)
+    for (kind, shots), changes in sorted(changed.items()):
         bars = [
             _bar(
                 comparison,
@@ -224,14 +228,19 @@ def _forgotten_tasks(comparison: Comparison, plots: Plots) -> list[Panel]:
             )
             for change in changes
         ]
-        title = f"{titles[kind]}, {told}"
-        panels += _bars_panel(plots, title, bars, "points, after less before (right: gained)", filled=True)
+        title = f"{titles[kind]}, {shots}"
+        panels += _bars_panel(plots, title, bars, "points, after minus before (right: gained)", filled=True)
     return panels
 
 
-def _mean_by_step(points: Sequence[Any], key: str, *, scale: float) -> tuple[list[float], list[float | None]]:
-    """Return tokens at each step, the mean over seeds (they differ in a few), and the mean value there."""
-    by_step: dict[int, list[Any]] = {}
+def _mean_by_step(
+    points: Sequence[DriftPoint | ShotLoss], key: str, *, scale: float
+) -> tuple[list[float], list[float | None]]:
+    """Return the tokens trained on at each step and the mean value there.
+
+    Tokens are a mean too: seeds differ in a few of them.
+    """
+    by_step: dict[int, list[DriftPoint | ShotLoss]] = {}
     for point in points:
         if is_known(getattr(point, key)):
             by_step.setdefault(point.step, []).append(point)
@@ -240,8 +249,8 @@ def _mean_by_step(points: Sequence[Any], key: str, *, scale: float) -> tuple[lis
     return xs, [mean(getattr(point, key) for point in found) for found in steps]
 
 
-def _tokens_axis(points: Sequence[Any]) -> tuple[Axis, float]:
-    """Return the axis of processed tokens, and what its unit is in tokens."""
+def _tokens_axis(points: Sequence[DriftPoint] | Sequence[ShotLoss]) -> tuple[Axis, float]:
+    """Return the axis of tokens trained on, and how many tokens its unit is."""
     most = max((point.tokens for point in points), default=0)
     word, scale = next(
         (
@@ -288,9 +297,9 @@ def _shot_losses(comparison: Comparison, plots: Plots) -> list[Panel]:
                 strength = 0.45 + 0.55 * (number + 1) / len(buckets)
                 lines.append(Line(place, xs, ys, label=bucket, strength=strength, width=1.6, marked=False))
         if lines:
-            figure = draw_lines(lines, axis, Axis("nats a token of the answer"))
+            figure = draw_lines(lines, axis, Axis("nats per answer token"))
             ends = join_words(
-                [f"{line.ys[-1]:.2f} behind {line.label} {'shot' if line.label == '1' else 'shots'}" for line in lines]
+                [f"{line.ys[-1]:.2f} after {line.label} {'shot' if line.label == '1' else 'shots'}" for line in lines]
             )
             alt = f"Training loss by number of shots, {comparison.title_of(arm)}, at the end: {ends}."
             panels.append(Panel(comparison.title_of(arm), plots.embed(figure, alt)))
@@ -298,8 +307,8 @@ def _shot_losses(comparison: Comparison, plots: Plots) -> list[Panel]:
 
 
 def sparkline_top(comparison: Comparison) -> float:
-    """Return the upper end of the axis that all tasks' small curves share: the best score, rounded up to a tenth."""
-    best = max((cell.score for cell in comparison.curves if cell.score is not None), default=1.0)
+    """Return the upper end of the axis of all tasks' small plots: the best score, rounded up to a tenth."""
+    best = max((point.score for point in comparison.curves if point.score is not None), default=1.0)
     return max(0.1, math.ceil(10 * best) / 10)
 
 
@@ -310,15 +319,15 @@ def _sparklines(comparison: Comparison, plots: Plots) -> dict[str, Markup]:
     for task in comparison.tasks:
         lines = []
         for arm, place in comparison.place.items():
-            cells = [cell for cell in comparison.curve_points.get((arm, task.task), []) if is_known(cell.score)]
-            if cells:
-                xs = [places[cell.shots] for cell in cells]
-                lines.append(Line(place, xs, [cell.score for cell in cells], width=1.1, marked=len(cells) == 1))
+            points = [point for point in comparison.curve_points.get((arm, task.task), []) if is_known(point.score)]
+            if points:
+                xs, ys = [places[point.shots] for point in points], [point.score for point in points]
+                lines.append(Line(place, xs, ys, width=1.1, marked=len(points) == 1))
         if lines:
-            told = _tell_lines(comparison, [Line(line.place, line.xs, _scaled(line.ys, 100)) for line in lines])
+            ends = _tell_lines(comparison, [Line(line.place, line.xs, _scaled(line.ys, 100)) for line in lines])
             drawn[task.task] = plots.embed(
                 draw_sparkline(lines, bounds=bounds, top=sparkline_top(comparison)),
-                f"Score against shots: {told}.",
+                f"Score against shots: {ends}.",
                 kind="sparkline",
             )
     return drawn

@@ -14,18 +14,18 @@ from manyicl.report.matchings import matching_tables, other_settings
 from manyicl.report.numbers import count_noun, join_words, tell_nats, tell_percent, tell_points, tell_rate, tell_shots
 from manyicl.report.tables import COST_COLUMNS, TableCell, TaskRow
 
-# What Markdown, or the HTML in it, would read as more than text.
+# Characters that Markdown, or HTML in it, would take for markup.
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def escape(text: str) -> str:
-    """Return a text of the user's as Markdown that shows just it, on one line."""
+    """Return a text of the user's as Markdown that shows exactly this text, on one line."""
     one_line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", one_line)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table: its first column to the left, numbers to the right."""
+    """Return the lines of a table: its first column aligned left, numbers aligned right."""
     marks = ["---", *["---:"] * (len(heads) - 1)]
     return ["", *(f"| {' | '.join(row)} |" for row in (heads, marks, *rows)), ""]
 
@@ -59,7 +59,7 @@ def _headline(comparison: Comparison) -> list[str]:
     lines = table(heads, ([escape(arm.title), *map(_shown, cells)] for arm, cells in rows))
     note = verdict.tell_intervals(comparison)
     if comparison.done_seeds[1] >= MIN_SEEDS:
-        note += " **Bold**: better than every other arm of its column, paired, over five or more seeds."
+        note += " **Bold**: better than every other arm of its column, by paired intervals over five or more seeds."
     return ["", "## Scores", *lines, note, "", f"{tables.FORGETTING_NOTE}"]
 
 
@@ -75,8 +75,8 @@ def _curves(comparison: Comparison) -> list[str]:
                 ([escape(arm.title), *map(_shown, cells)] for arm, cells in rows),
             )
             lines.append(
-                rf"Mean of {count_noun(comparison.most_tasks(role), 'task')} unless a number says how many it has."
-                r" \* more shots than the arm was trained with"
+                rf"Mean of {count_noun(comparison.most_tasks(role), 'task')}, unless a number names fewer."
+                r" \*: more shots than the arm was trained with."
             )
     return lines
 
@@ -155,13 +155,13 @@ def _costs(comparison: Comparison) -> list[str]:
         ]
         for arm, cells in tables.mean_costs(comparison)
     )
-    return ["", "## What each arm spent, a seed", *table(heads, rows)]
+    return ["", "## What each arm spent per seed", *table(heads, rows)]
 
 
 def _analysis(comparison: Comparison) -> list[str]:
     lines = []
     if comparison.flips:
-        lines += ["", "## Labels of all shots exchanged"]
+        lines += ["", "## With the labels of all shots exchanged"]
         rows = (
             [
                 escape(comparison.title_of(flip.arm)),
@@ -173,7 +173,7 @@ def _analysis(comparison: Comparison) -> list[str]:
         )
         lines += table(["arm", "role", "shots", "follows, %", "keeps, %", "plain score, %"], rows)
     if comparison.orders:
-        lines += ["", "## Order of the shots: standard deviation in points"]
+        lines += ["", "## Order of the shots: standard deviation of the score in points"]
         rows = (
             [
                 escape(comparison.title_of(order.arm)),
@@ -198,7 +198,7 @@ def _analysis(comparison: Comparison) -> list[str]:
             ]
             for trial in comparison.trials
         )
-        lines += table(["arm", "task", "learning rate", "shots", "score, %", "nats an answer", ""], rows)
+        lines += table(["arm", "task", "learning rate", "shots", "score, %", "nats per answer", ""], rows)
     if comparison.tuned:
         lines += ["", "## Tuned for each task"]
         tuned = (
@@ -230,18 +230,18 @@ def _tasks(comparison: Comparison) -> list[str]:
         ]
         for row in found
     )
-    lines = ["", "## Tasks: score in %, each arm asked with its chosen shots", *table(heads, rows)]
+    lines = ["", "## Tasks: score in %, each arm with its chosen shots", *table(heads, rows)]
     lines += _other_metrics(found)
     noted = [row for row in found if row.notes]
     if noted:
-        lines += ["", "Dropped, left out or cut:", ""]
+        lines += ["", "Rows and answers that were dropped, left out or cut:", ""]
         lines += [f"- {escape(row.task.task)}: {escape('; '.join(row.notes))}" for row in noted]
     overlap = tables.overlap_note(comparison)
     return [*lines, *(["", escape(overlap)] if overlap else [])]
 
 
 def _other_metrics(found: Sequence[TaskRow]) -> list[str]:
-    """Return one table for each task that is measured by more than its own metric."""
+    """Return one table per task that is measured by other metrics than its main one too."""
     lines = []
     for row in found:
         if row.others:

@@ -1,4 +1,4 @@
-"""One comparison run under several matchings (tokens, answers, FLOPs): its differences side by side."""
+"""The same comparison under several matchings (tokens, answers, FLOPs): its differences side by side."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from manyicl.report.numbers import count_noun, tell_interval, tell_points, tell_
 from manyicl.report.tables import EMPTY, TableCell
 from manyicl.report.verdict import MATCHING, Standing, method_arm, standings
 
-# What one arm spends is told as a multiple of what the arm of the verdict spends.
+# An arm's training cost is given as a multiple of the cost of the verdict's arm.
 SPENT = (("answers", "answers"), ("tokens", "tokens"), ("flops", "FLOPs"))
 
 
 @dataclass(frozen=True, slots=True)
 class MatchingTable:
-    """Differences on the tasks of one role: a row for each arm, a column for each comparison."""
+    """Differences on the tasks of one role: a row per arm, a column per comparison."""
 
     title: str
     heads: tuple[str, ...]
@@ -29,9 +29,9 @@ class MatchingTable:
 
 
 def check_matchings(comparisons: Sequence[Comparison], names: Sequence[str]) -> None:
-    """Refuse comparisons that cannot stand side by side: they must ask the same rows of the same tasks.
+    """Refuse comparisons that cannot be shown side by side: they must ask the same rows of the same tasks.
 
-    names: the folder of each, for the message.
+    names: the folder of each, for messages.
 
     Raises:
         UserError: tasks, their rows, or the shot counts differ, or two comparisons have the same matching.
@@ -49,7 +49,7 @@ def check_matchings(comparisons: Sequence[Comparison], names: Sequence[str]) -> 
     for place, match in enumerate(matches):
         if match in matches[:place]:
             other = names[matches.index(match)]
-            raise UserError(f"{names[place]}: is matched by {match}, as {other} is; give one comparison a matching")
+            raise UserError(f"{names[place]}: is matched by {match}, as {other} is; give one comparison per matching")
 
 
 def _tasks_of(comparison: Comparison) -> dict[str, tuple[str, str]]:
@@ -57,7 +57,7 @@ def _tasks_of(comparison: Comparison) -> dict[str, tuple[str, str]]:
 
 
 def other_settings(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return the names of settings that are not the same in all recipes, but for the name and the matching."""
+    """Return the names of settings that are not the same in all recipes, except for the name and the matching."""
     recipes = [_flatten(tomllib.loads(comparison.config)) for comparison in comparisons]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     differs = [key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]
@@ -102,13 +102,14 @@ def _cell(comparison: Comparison, arm: str, one: Standing | None) -> TableCell:
     if not comparison.finished:
         notes.append("unfinished")
     spent = [(noun, _ratio(comparison, one.other, arm, key)) for key, noun in SPENT]
-    told = [f"{noun} \N{MULTIPLICATION SIGN}{tell_times(ratio)}" for noun, ratio in spent if ratio]
-    notes += [", ".join(told)] if told else []
+    costs = [f"{noun} \N{MULTIPLICATION SIGN}{tell_times(ratio)}" for noun, ratio in spent if ratio]
+    if costs:
+        notes.append(", ".join(costs))
     return TableCell(tell_points(one.points), one.points, tell_interval(one.low, one.high, unit="points"), tuple(notes))
 
 
 def _ratio(comparison: Comparison, one: str, other: str, key: str) -> float | None:
-    """Return how many times as much one arm spent as another, by the means over seeds; None if it is not known."""
+    """Return how many times as much one arm spent as another, by means over seeds; None if it is not known."""
     spent = [
         [value for cost in comparison.costs if cost.arm == arm for value in [getattr(cost, key)] if value is not None]
         for arm in (one, other)

@@ -1,4 +1,4 @@
-"""The card of one trained model: a README.md with Hugging Face metadata, its curve, and how to ask it."""
+"""The card of one trained model: a README.md with Hugging Face metadata, its shot curve, and how to use it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ CURVE_NAME = "shot-curve.svg"
 
 
 def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: int) -> Path:
-    """Write README.md and shot-curve.svg into the run's model folder; return where the card is.
+    """Write README.md and shot-curve.svg into the run's model folder; return the path of the card.
 
-    The curve is this model's own: the scores of its arm with its seed, averaged over tasks; of a model that was trained
-    on one task alone, that task's.
+    The curve is that of this model alone: the scores of its arm with its seed, averaged over tasks. If the model was
+    trained on one task, it is the curve of that task.
 
     Raises:
-        UserError: `run_folder` is no finished run, or the comparison has no such arm or seed.
+        UserError: `run_folder` is not a finished run, or the comparison has no such arm or seed.
     """
     if arm not in comparison.place or seed not in comparison.seeds:
         raise UserError(f"arm '{arm}', seed {seed}: is not in the comparison {comparison.name}")
     folder = RunFolder(run_folder)
     config, run, model = folder.read_config(), folder.read_state(), folder.model
     if not model.is_dir():
-        raise UserError(f"{run_folder}: has no model yet; go on with manyicl train --resume {run_folder}")
+        raise UserError(f"{run_folder}: has no model yet; continue with manyicl train --resume {run_folder}")
     curve = _seed_curve(comparison, arm, seed, trained=list(run.tasks))
     content = _describe(model, config, run) | _describe_curve(curve)
     title = f"{comparison.title_of(arm)}, {comparison.name}, seed {seed}"
@@ -54,18 +54,18 @@ def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: i
 def _seed_curve(
     comparison: Comparison, arm: str, seed: int, *, trained: list[str]
 ) -> dict[str, dict[Shots, float | None]]:
-    """Return role -> shots -> this seed's mean score; None where a task of the role was not scored.
+    """Return role -> shots -> this seed's mean score; None if a task of the role was not scored.
 
-    A model of one task alone is asked on that task only.
+    A model that was trained on one task is asked on that task only.
     """
     place = comparison.seeds.index(seed)
     dedicated = comparison.arms[comparison.place[arm]].num_models > 1
     curve: dict[str, dict[Shots, float | None]] = {}
     for role in comparison.roles:
         names = [task.task for task in comparison.tasks_of(role) if not dedicated or task.task in trained]
-        cells = [cell for name in names for cell in comparison.curve_points.get((arm, name), [])]
-        for shots in sort_shots(cell.shots for cell in cells):
-            found = [cell.seeds[place] if len(cell.seeds) > place else None for cell in cells if cell.shots == shots]
+        points = [point for name in names for point in comparison.curve_points.get((arm, name), [])]
+        for shots in sort_shots(point.shots for point in points):
+            found = [p.seeds[place] if len(p.seeds) > place else None for p in points if p.shots == shots]
             known = [score for score in found if score is not None]
             curve.setdefault(role, {})[shots] = mean(known) if len(known) == len(names) else None
     # A number of shots that does not fit some task has no mean, and no column.
@@ -77,7 +77,7 @@ def _seed_curve(
 def _describe(model: Path, config: RunConfig, run: RunState) -> dict[str, Any]:
     """Return what the card says of the model itself."""
     base = config.model.path
-    # A folder's path is nobody's business, and no name that the hub knows.
+    # A local path says something about the user's machine, and nothing to anyone else.
     is_hub_name = not Path(base).is_absolute() and not Path(base).exists() and base.count("/") == 1
     note = read_note(str(model))
     template = config.template
@@ -105,15 +105,15 @@ def _describe(model: Path, config: RunConfig, run: RunState) -> dict[str, Any]:
 def _describe_curve(curve: dict[str, dict[Shots, float | None]]) -> dict[str, Any]:
     shots = sort_shots(k for scores in curve.values() for k in scores)
     rows = [(f"{role} tasks", [scores.get(k) for k in shots]) for role, scores in curve.items()]
-    told = []
+    ends = []
     for role, cells in rows:
         known = [numbers.tell_percent(value) for value in cells if value is not None]
-        told.append(f"{role} from {known[0]} to {known[-1]} %")
-    return {"shots": shots, "rows": rows, "alt": f"Mean score against shots: {numbers.join_words(told)}."}
+        ends.append(f"{role} from {known[0]} to {known[-1]} %")
+    return {"shots": shots, "rows": rows, "alt": f"Mean score against shots: {numbers.join_words(ends)}."}
 
 
 def _draw_curve(comparison: Comparison, curve: dict[str, dict[Shots, float | None]], arm: str, *, alt: str) -> str:
-    """Return the curve as an SVG file of its own, light or dark as its reader is."""
+    """Return the curve as a complete SVG file that follows the reader's light or dark theme."""
     plots = Plots()
     place = comparison.place[arm]
     places = shot_places(k for scores in curve.values() for k in scores)
@@ -129,7 +129,8 @@ def _draw_curve(comparison: Comparison, curve: dict[str, dict[Shots, float | Non
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(  # Markdown: texts of a user's go through escape_markdown
+    # No autoescape: this is Markdown, so texts of the user's go through escape_markdown instead.
+    environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,

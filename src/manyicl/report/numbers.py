@@ -36,15 +36,16 @@ def tell_count(value: float | None) -> str:
 
 
 def tell_times(value: float | None) -> str:
-    """Return how often something is done on average, to a hundredth."""
+    """Return an average count or a ratio, to a hundredth."""
     return DASH if value is None or not is_known(value) else f"{value:,.2f}"
 
 
 def tell_plain_path(*, processed_tokens: int, shared_tokens: int, fault: str) -> str:
-    """Return how much slower an evaluation is whose model cannot share its encoded shots.
+    """Return how much slower an evaluation was because its model cannot share encoded shots.
 
-    processed_tokens, shared_tokens: what was processed, and what sharing would have processed. fault: why it cannot, to
-    follow "the model"; '' if that is not known.
+    processed_tokens: tokens that were processed.
+    shared_tokens: tokens that sharing would have processed.
+    fault: why the model cannot share; continues "the model". '' if that is not known.
 
     >>> print(tell_plain_path(processed_tokens=12000, shared_tokens=600, fault=""))
     every prompt was processed as a whole: 12,000 tokens, 20.0 times the 600 of shared shots, about as many times slower
@@ -75,7 +76,7 @@ def tell_bytes(value: float | None) -> str:
 
 
 def tell_rate(value: float | None) -> str:
-    """Return a learning rate as one writes it in a recipe."""
+    """Return a learning rate as in a recipe."""
     return DASH if value is None or not is_known(value) else f"{value:g}"
 
 
@@ -85,7 +86,7 @@ def tell_nats(value: float | None) -> str:
 
 
 def tell_interval(low: float | None, high: float | None, *, unit: str = "percent") -> str:
-    """Return [low, high] in the unit of its number; nothing where there is no interval."""
+    """Return [low, high] in percent, points or bits; '' if there is no interval."""
     if low is None or high is None or not (is_known(low) and is_known(high)):
         return ""
     if unit == "bits":
@@ -95,7 +96,7 @@ def tell_interval(low: float | None, high: float | None, *, unit: str = "percent
 
 
 def tell_shots(shots: Shots | None) -> str:
-    """Return a number of shots as a table has it; None if each task has its own."""
+    """Return a number of shots for a table; None means that each task has its own."""
     return "by task" if shots is None else str(shots)
 
 
@@ -117,12 +118,12 @@ def count_noun(count: int, noun: str) -> str:
 
 
 def _minus(text: str) -> str:
-    """Return `text` with a real minus sign, and no minus before a zero."""
+    """Return a number with a real minus sign, and none before a zero."""
     if text.startswith("-") and not text.strip("-0.,"):
         text = text[1:]
     return text.replace("-", MINUS)
 
 
 def _signed(text: str) -> str:
-    """Return a signed number; one that rounds to nothing has no sign."""
+    """Return a signed number with a real minus sign; one that rounds to zero has no sign."""
     return text[1:] if not text.strip("+-0.,") else text.replace("-", MINUS)

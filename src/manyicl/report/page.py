@@ -1,4 +1,4 @@
-"""The HTML page: one file that fetches nothing, under a policy that would stop it from doing so."""
+"""The HTML page: one file that loads nothing, under a policy that would keep it from doing so."""
 
 from __future__ import annotations
 
@@ -91,5 +91,5 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
 
 
 def _hash_source(text: str) -> str:
-    """Return what a Content-Security-Policy calls an inline style or script of exactly this text."""
+    """Return the source expression by which a Content-Security-Policy allows an inline style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""The plots of a report, by matplotlib: curves with bands, bars with intervals, drift, and curves small as a word."""
+"""Plots drawn by matplotlib: curves with bands, bars with intervals, and curves as small as a word."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-# Of a plot's own units (points), which the page stretches to the width there is: 360 is a phone's.
+# In points; the page stretches plots to the available width, and 360 is that of a phone.
 PLOT_WIDTH = 360
 ROW_HEIGHT = 30
 _STYLE: Any = {
@@ -42,30 +42,39 @@ _STYLE: Any = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a plot. place: of its arm. strength: 1 is the arm's full colour. hollow: extrapolated points."""
+    """One line of a plot."""
 
     place: int
+    """The place of its arm in the tables, which decides colour and marker."""
     xs: Sequence[float]
     ys: Sequence[float | None]
     lows: Sequence[float | None] = ()
+    """The lower ends of its band; () for none."""
     highs: Sequence[float | None] = ()
     hollow: Sequence[bool] = ()
+    """Which points are extrapolated, and so hollow."""
     label: str = ""
+    """Text at its right end."""
     strength: float = 1.0
+    """Opacity; 1 is the arm's full colour."""
     width: float = 1.8
     marked: bool = True
+    """Whether its points have markers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One signed number with its interval. seeds: one value a seed, shown as ticks."""
+    """One signed number with its interval."""
 
     place: int
+    """The place of its arm in the tables, which decides its colour."""
     label: str
     value: float | None
+    """None if it was not measured."""
     low: float | None = None
     high: float | None = None
     seeds: Sequence[float | None] = ()
+    """One value per seed, shown as ticks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +83,17 @@ class Axis:
 
     label: str
     ticks: Sequence[float] = ()
+    """Where its ticks are; () leaves that to matplotlib."""
     names: Sequence[str] = ()
+    """The texts of its ticks."""
     bounds: tuple[float, float] | None = None
     levels: Sequence[float] = ()
+    """Values that are marked by a dotted line across the plot."""
 
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """Draw in the report's style within the block, and as ever after it."""
+    """Draw in the report's style inside the block."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -89,7 +101,10 @@ def plotting() -> Iterator[None]:
 
 
 def _new_figure(width: float, height: float, margins: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
-    """Return an empty figure of so many units, with margins left, bottom, right and top."""
+    """Return an empty figure of a size in points.
+
+    margins: left, bottom, right, top.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
@@ -103,14 +118,17 @@ def _new_figure(width: float, height: float, margins: tuple[float, float, float,
 
 
 def shots_axis(places: Mapping[Shots, float]) -> Axis:
-    """Return the axis of numbers of shots, from where each of them lies."""
+    """Return the axis of numbers of shots.
+
+    places: number of shots -> its position.
+    """
     return Axis("shots (log scale)", list(places.values()), [str(k) for k in places])
 
 
 def shot_places(shots: Iterable[Shots]) -> dict[Shots, float]:
-    """Return where numbers of shots lie on an axis, ascending: at log2(k + 1), so that 0 has a place.
+    """Return the positions of numbers of shots on an axis, ascending: log2(k + 1), so that 0 has one too.
 
-    `fill` is another number on each task; it lies one step after the last of the others.
+    `fill` is another number on each task; it is placed one step after the others.
     """
     places: dict[Shots, float] = {}
     for k in sort_shots(shots):
@@ -119,7 +137,7 @@ def shot_places(shots: Iterable[Shots]) -> dict[Shots, float]:
 
 
 def draw_lines(lines: Sequence[Line], x: Axis, y: Axis, *, height: float = 240) -> Figure:
-    """Return lines with bands; extrapolated points are hollow and reached by dashes."""
+    """Return a plot of lines with bands; extrapolated points are hollow, with dashes leading to them."""
     figure, axes = _new_figure(PLOT_WIDTH, height, (40, 38, 46 if any(line.label for line in lines) else 10, 24))
     axes.grid(axis="y")
     for level in y.levels:
@@ -130,7 +148,7 @@ def draw_lines(lines: Sequence[Line], x: Axis, y: Axis, *, height: float = 240) 
             axes.axhline(level, color=arm_colour(line.place), linewidth=1, alpha=0.6)
         _draw_line(axes, line, size=5)
     axes.set_xlabel(x.label)
-    # The unit of a value stands above its axis, where it reads without turning one's head.
+    # The unit is above the axis, where it can be read without turning one's head.
     axes.text(0, height - 12, y.label, transform=None, color=MUTED, va="center")
     if x.ticks:
         axes.set_xticks(x.ticks, x.names)
@@ -193,12 +211,12 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def spread_apart(places: Sequence[float], *, space: float, lowest: float) -> list[float]:
-    """Return rising `places` moved as little as they must be (least squares) to stand `space` apart, from `lowest` on.
+    """Return rising `places`, moved as little as possible (least squares) to be `space` apart and not below `lowest`.
 
     >>> spread_apart([0.0, 0.0, 9.0], space=2.0, lowest=-5.0)
     [-1.0, 1.0, 9.0]
     """
-    # Less their number times the space, neighbours must not fall: where they do, they share their mean.
+    # After subtracting the required spacing, places must not fall; neighbours that do get their mean.
     pools: list[list[float]] = []
     for number, place in enumerate(places):
         pools.append([place - number * space])
@@ -209,9 +227,9 @@ def spread_apart(places: Sequence[float], *, space: float, lowest: float) -> lis
 
 
 def draw_bars(bars: Sequence[Bar], unit: str, *, filled: bool, near_zero: float = 0.0) -> Figure:
-    """Return one row a bar, its name above it: a bar from zero, or a point, with its interval.
+    """Return one row per bar with its name above it: a bar from zero, or a point, with its interval.
 
-    near_zero: differences up to this much are shaded as none.
+    near_zero: differences up to this size lie in a shaded band.
     """
     height = ROW_HEIGHT * len(bars) + 44
     figure, axes = _new_figure(PLOT_WIDTH, height, (10, 38, 10, 6))
@@ -224,7 +242,7 @@ def draw_bars(bars: Sequence[Bar], unit: str, *, filled: bool, near_zero: float 
     axes.set_ylim(-len(bars) + 0.35, 0.75)
     _set_span(axes, [x for bar in bars for x in (bar.value, bar.low, bar.high, 0.0, *bar.seeds) if x is not None])
     for row, bar in enumerate(bars):
-        # On paper of its own, so that no grid line runs through the name.
+        # A background of its own keeps grid lines from running through the name.
         paper = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
         place: Any = {"transform": axes.get_yaxis_transform(), "va": "bottom", "bbox": paper}
         axes.text(0, -row + 0.3, bar.label, fontsize=10, **place)
@@ -259,7 +277,7 @@ def _draw_bar(axes: Axes, bar: Bar, y: float, *, filled: bool) -> None:
 
 
 def draw_sparkline(lines: Sequence[Line], *, bounds: tuple[float, float], top: float) -> Figure:
-    """Return curves little larger than a word, from 0 to `top`; the column's head names their axes."""
+    """Return curves as small as a word, from 0 to `top`; the head of their column names the axes."""
     figure, axes = _new_figure(104, 45, (3, 3, 3, 3))
     for line in lines:
         _draw_line(axes, line, size=2)

@@ -1,4 +1,4 @@
-"""A matplotlib figure as a piece of the page: text stays text, colours follow the reader's theme, no inline styles."""
+"""A matplotlib figure as a part of the page: text stays text, colours follow the reader's theme, no inline styles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours that no plot uses for itself: each stands for a variable of the page's style sheet.
+# Placeholder colours that no plot uses otherwise; each becomes a variable of the page's style sheet.
 INK, MUTED, LINE, PAPER = "#0a0b00", "#0a0b01", "#0a0b02", "#0a0b03"
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--paper)"}
 NUM_ARM_COLOURS = 8
@@ -25,12 +25,12 @@ _NUMBER = re.compile(r"-?\d+\.\d{2,}")
 
 
 def read_part(name: str) -> str:
-    """Return a template, style sheet or script that lies beside this module."""
+    """Return a template, style sheet or script from this module's folder."""
     return importlib.resources.files("manyicl.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def arm_colour(place: int) -> str:
-    """Return what stands for the colour of the arm at `place` of the tables."""
+    """Return the placeholder for the colour of the arm at `place` of the tables."""
     return f"#0b0c{place % NUM_ARM_COLOURS:02x}"
 
 
@@ -43,13 +43,15 @@ def _resolve_colour(match: re.Match[str]) -> str:
 
 @dataclass
 class Plots:
-    """The plots of one page. Equal inline styles share a class, so that the page's policy can forbid inline styles."""
+    """The plots of one page. Inline styles become classes, so that the page's policy can forbid inline styles."""
 
     classes: dict[str, str] = field(default_factory=dict)
+    """Style -> the name of its class."""
     count: int = 0
+    """Plots so far; gives each plot's ids a prefix of their own."""
 
     def embed(self, figure: Figure, alt: str, *, kind: str = "plot") -> Markup:
-        """Return the figure as an inline <svg> that says `alt` to those who do not see it."""
+        """Return the figure as an inline <svg> that gives `alt` to readers who do not see it."""
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
         root = ElementTree.fromstring(file.getvalue())
@@ -59,17 +61,17 @@ class Plots:
         return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree escaped it
 
     def embed_symbol(self, figure: Figure, name: str) -> Markup:
-        """Return the figure as a <symbol> that the page draws wherever it says <use href="#name">."""
+        """Return the figure as a <symbol> that the page draws at every <use href="#name">."""
         root = ElementTree.fromstring(str(self.embed(figure, "")))
         root.tag, root.attrib = "symbol", {"viewBox": root.attrib["viewBox"], "id": name}
         return Markup(ElementTree.tostring(root, encoding="unicode"))
 
     def style_sheet(self) -> str:
-        """Return the rules of all classes that the plots so far use."""
+        """Return the CSS rules of all classes that the plots so far use."""
         return "\n".join(f".{name}{{{style}}}" for style, name in self.classes.items())
 
     def stand_alone(self, figure: Figure, alt: str) -> str:
-        """Return the figure as an SVG file of its own, in the page's colours, light or dark."""
+        """Return the figure as a complete SVG file in the page's colours, light or dark."""
         svg = str(self.embed(figure, alt))
         colours = _ROOT.findall(read_part("page.css"))
         fonts = 'text{font-family:system-ui,"Noto Sans","Liberation Sans",sans-serif}'
@@ -93,7 +95,7 @@ class Plots:
             elif key == _HREF:
                 attributes["href"] = f"#{prefix}{value[1:]}"
             elif key == "id":
-                if element.tag != "g":  # nobody points at a group
+                if element.tag != "g":  # nothing refers to a group
                     attributes["id"] = prefix + value
             elif key == "clip-path":
                 attributes[key] = value.replace("url(#", f"url(#{prefix}")

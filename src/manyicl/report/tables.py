@@ -1,4 +1,4 @@
-"""What the report's tables hold, apart from how they look: the same rows for the page and for Markdown."""
+"""The content of the report's tables, independent of their looks: the same rows for the page and for Markdown."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ ASKED = {
     "each": "the same shots",
 }
 FORGETTING_NOTE = (
-    "Forgetting: bits per byte that text costs more than before training; points above (+) or below (\N{MINUS SIGN})"
-    " the base on untrained tasks that it could do."
+    "Forgetting: the bits per byte by which text costs more than before training, and the points above (+) or below"
+    " (\N{MINUS SIGN}) the base on untrained tasks that it could do."
 )
 COST_COLUMNS = (
     ("answers", "Answers", tell_count),
@@ -67,13 +67,16 @@ COST_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """A number as it is shown. sort: the number itself. notes: short lines below it."""
+    """A number of a table as it is shown."""
 
     text: str
     sort: float | None = None
+    """The number itself, to sort a column by; None if there is none."""
     interval: str = ""
     notes: tuple[str, ...] = ()
+    """Short lines below the number."""
     best: bool = False
+    """Whether it is marked as the best of its column."""
 
 
 EMPTY = TableCell(DASH)
@@ -84,11 +87,15 @@ class Column:
     """A column of the first table."""
 
     group: str
+    """The heading that it shares with its neighbours."""
     title: str
 
 
 def score_cell(scored: Scored | None, *, notes: Sequence[str] = (), best: bool = False, few: bool = False) -> TableCell:
-    """Return a score in %, with its interval, and each seed's value where there are few."""
+    """Return a score in % with its interval.
+
+    few: show each seed's value too, as there are few seeds.
+    """
     if scored is None or not is_known(scored.score):
         return EMPTY
     lines = list(notes)
@@ -99,7 +106,10 @@ def score_cell(scored: Scored | None, *, notes: Sequence[str] = (), best: bool =
 
 
 def change_cell(change: Change | None, *, unit: str, few: bool) -> TableCell:
-    """Return a signed difference in points or in bits per byte."""
+    """Return a signed difference with its interval.
+
+    unit: "points" or "bits" (per byte). few: show each seed's value too, as there are few seeds.
+    """
     if change is None or not is_known(change.difference):
         return EMPTY
 
@@ -112,21 +122,21 @@ def change_cell(change: Change | None, *, unit: str, few: bool) -> TableCell:
 
 
 def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[ArmEntry, list[TableCell]]]]:
-    """Return the first table: columns, and one row an arm. Columns that no arm has are left out."""
+    """Return the first table: its columns, and one row per arm. Columns without any number are left out."""
     few = comparison.few_seeds
     asked = [
         (role, kind)
         for role in comparison.roles
         for kind in ASKED
-        if any((cell.role, cell.asked) == (role, kind) for cell in comparison.headline)
+        if any((score.role, score.asked) == (role, kind) for score in comparison.headline)
     ]
     lost = {change.arm: change for change in fewest_shots_changes(comparison)}
-    # One text leaves room for the tasks beside it; the section on forgetting has them all.
+    # With a column for tasks there is room for one text; the section on forgetting has them all.
     files = list(dict.fromkeys(change.file for change in comparison.forgetting.text))[: 1 if lost else 2]
     same = {pair: _same_shots(comparison, *pair) for pair in asked}
     columns = [
-        Column(f"{role.capitalize()} tasks, %", ASKED[kind] + (f" ({told})" if told and kind != "zero" else ""))
-        for (role, kind), told in same.items()
+        Column(f"{role.capitalize()} tasks, %", ASKED[kind] + (f" ({shots})" if shots and kind != "zero" else ""))
+        for (role, kind), shots in same.items()
     ]
     columns += [Column("Forgetting, bits per byte", file) for file in files]
     if lost:
@@ -136,34 +146,38 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
     for arm in comparison.arms:
         cells = []
         for role, kind in asked:
-            cell = comparison.headline_score(arm.arm, role, kind)
-            notes = [] if cell is None else _headline_notes(comparison, cell, is_named=bool(same[role, kind]))
-            cells.append(score_cell(cell, notes=notes, best=cell is not None and cell.best, few=few))
+            score = comparison.headline_score(arm.arm, role, kind)
+            notes = [] if score is None else _headline_notes(comparison, score, is_named=bool(same[role, kind]))
+            cells.append(score_cell(score, notes=notes, best=score is not None and score.best, few=few))
         cells += [change_cell(texts.get((arm.arm, file)), unit="bits", few=few) for file in files]
-        cells += [_lost_cell(lost.get(arm.arm), few=few)] if lost else []
+        if lost:
+            cells.append(_lost_cell(lost.get(arm.arm), few=few))
         rows.append((arm, cells))
     return columns, rows
 
 
-def _headline_notes(comparison: Comparison, cell: HeadlineScore, *, is_named: bool) -> list[str]:
-    """Return with how many shots a number of the first table was asked, unless its column says so, and on how many
-    tasks, if some of the role have no such number."""
-    told = _tell_asked(cell)
-    notes = [f"k = {told}"] if told and not is_named else []
-    if cell.tasks is not None and cell.tasks < comparison.most_tasks(cell.role):
-        notes.append(count_noun(cell.tasks, "task"))
+def _headline_notes(comparison: Comparison, score: HeadlineScore, *, is_named: bool) -> list[str]:
+    """Return the lines below a number of the first table.
+
+    They are its number of shots, unless the head of the column has it (`is_named`), and its number of tasks, if that is
+    less than the role has.
+    """
+    shots = _tell_shots_of(score)
+    notes = [f"k = {shots}"] if shots and not is_named else []
+    if score.tasks is not None and score.tasks < comparison.most_tasks(score.role):
+        notes.append(count_noun(score.tasks, "task"))
     return notes
 
 
-def _tell_asked(cell: HeadlineScore) -> str:
+def _tell_shots_of(score: HeadlineScore) -> str:
     """Return the shots of a number of the first table: "16", or "1 to 16" if tasks differ; "" if they are not known."""
-    return tell_shots_range(cell.shots_by_task.values() if cell.shots is None else [cell.shots])
+    return tell_shots_range(score.shots_by_task.values() if score.shots is None else [score.shots])
 
 
 def fewest_shots_changes(comparison: Comparison) -> list[TaskChange]:
-    """Return what each arm lost on the tasks that the base could do, at the fewest shots that were asked.
+    """Return what each arm lost on the tasks that the base could do, at the fewest shots.
 
-    Arms in the order of the tables; those without a number are left out.
+    Arms are in the order of the tables; those without a number are left out.
     """
     known = [change for change in comparison.forgetting.tasks if change.kind == "forgetting"]
     known = [change for change in known if is_known(change.difference) and change.arm in comparison.place]
@@ -188,67 +202,66 @@ def _lost_cell(change: TaskChange | None, *, few: bool) -> TableCell:
 
 def _same_shots(comparison: Comparison, role: str, asked: str) -> str:
     """Return the shots that all arms of a column share, in words; "" if they differ or are not known."""
-    cells = [cell for cell in comparison.headline if (cell.role, cell.asked) == (role, asked)]
-    shared = all((cell.shots, cell.shots_by_task) == (cells[0].shots, cells[0].shots_by_task) for cell in cells)
-    return _tell_asked(cells[0]) if shared else ""
+    first, *others = [score for score in comparison.headline if (score.role, score.asked) == (role, asked)]
+    is_shared = all((score.shots, score.shots_by_task) == (first.shots, first.shots_by_task) for score in others)
+    return _tell_shots_of(first) if is_shared else ""
 
 
 def flat_tag(flat: Flatness) -> str:
-    """Return what is said of a curve that does not rise for sure: a gain that is small, or one that may be chance."""
+    """Return the tag of a curve that shows no effect of more shots: "flat", or "may be chance"; "" for others."""
     if not flat.flat or flat.difference is None:
         return ""
     return "flat" if abs(flat.difference) < FLAT_GAIN else "may be chance"
 
 
 def partial_arms(comparison: Comparison) -> list[str]:
-    """Return the arms that no column of the first table has a score of, with the reason."""
-    told = []
+    """Return the arms without a score in the first table, each with the reason."""
+    arms = []
     for arm in comparison.arms:
-        if any(cell.arm == arm.arm and is_known(cell.score) for cell in comparison.headline):
+        if any(score.arm == arm.arm and is_known(score.score) for score in comparison.headline):
             continue
-        counts = {cell.tasks for cell in comparison.means if cell.arm == arm.arm and cell.family is None}
+        counts = {point.tasks for point in comparison.means if point.arm == arm.arm and point.family is None}
         reason = f"asked on {count_noun(max(counts), 'task')} only" if counts else "not asked"
-        told.append(f"{arm.title} ({reason})")
-    return told
+        arms.append(f"{arm.title} ({reason})")
+    return arms
 
 
 def mean_table(comparison: Comparison, role: str) -> tuple[list[Shots], list[tuple[ArmEntry, list[TableCell]]]]:
-    """Return the mean curve of every arm as a table: shots, and one row an arm.
+    """Return the mean curve of every arm as a table: the numbers of shots, and one row per arm.
 
-    A mean over fewer tasks than the role has says over how many: it is no neighbour to the others.
+    A mean over fewer tasks than the role has says how many, as it is not comparable with the others.
     """
-    shots = sort_shots(cell.shots for cell in comparison.means if cell.role == role and cell.family is None)
+    shots = sort_shots(point.shots for point in comparison.means if point.role == role and point.family is None)
     most = comparison.most_tasks(role)
     rows = []
     for arm in comparison.arms:
-        cells = {cell.shots: cell for cell in comparison.mean_points(arm.arm, role)}
-        if cells:
-            notes = {k: [count_noun(cell.tasks, "task")] if cell.tasks < most else [] for k, cell in cells.items()}
-            rows.append((arm, [_mean_cell(cells.get(k), notes=notes.get(k, ())) for k in shots]))
+        points = {point.shots: point for point in comparison.mean_points(arm.arm, role)}
+        if points:
+            notes = {k: [count_noun(point.tasks, "task")] if point.tasks < most else [] for k, point in points.items()}
+            rows.append((arm, [_mean_cell(points.get(k), notes=notes.get(k, ())) for k in shots]))
     return shots, rows
 
 
 def tell_shorter_means(comparison: Comparison, role: str, family: str | None = None) -> str:
-    """Return at which numbers of shots not every task was asked, and how many were; "" if all were.
+    """Return the numbers of shots that not every task was asked with, and how many were; "" if there are none.
 
-    A curve of means keeps one set of tasks, so these numbers are no points of it.
+    All points of a mean curve are over the same tasks, so these numbers of shots are missing from it.
     """
     most = comparison.most_tasks(role, family)
     counts: dict[Shots, int] = {}
     for arm in comparison.place:
-        cells = comparison.mean_points(arm, role, family)
-        if any(cell.tasks == most for cell in cells):  # not an arm that is asked on a part of the tasks anyway
-            counts |= {cell.shots: max(cell.tasks, counts.get(cell.shots, 0)) for cell in cells}
-    told = [f"{tell_shot_count(k)} ({counts[k]} of {most} tasks)" for k in sort_shots(counts) if counts[k] < most]
-    return f"not drawn, since not every task allows so many: {join_words(told)}" if told else ""
+        points = comparison.mean_points(arm, role, family)
+        if any(point.tasks == most for point in points):  # an arm that never has all tasks has no mean curve
+            counts |= {point.shots: max(point.tasks, counts.get(point.shots, 0)) for point in points}
+    short = [f"{tell_shot_count(k)} ({counts[k]} of {most} tasks)" for k in sort_shots(counts) if counts[k] < most]
+    return f"not drawn, since not every task allows so many: {join_words(short)}" if short else ""
 
 
 def tell_fill(comparison: Comparison, tasks: Iterable[str]) -> str:
-    """Return how many shots `fill` is on these tasks, the mean over draws: "41", "8 to 96"; "" if it is not known."""
+    """Return how many shots `fill` means on these tasks, averaged over draws: "41", "8 to 96"; "" if not known."""
     names = set(tasks)
-    cells = [cell for cell in comparison.curves if cell.shots == FILL and cell.task in names]
-    counts = {round(cell.mean_shots) for cell in cells if cell.mean_shots is not None}
-    return tell_shots_range(counts)
+    points = [point for point in comparison.curves if point.shots == FILL and point.task in names]
+    return tell_shots_range({round(point.mean_shots) for point in points if point.mean_shots is not None})
 
 
 def shot_head(comparison: Comparison, shots: Shots, tasks: Iterable[str]) -> str:
@@ -257,71 +270,76 @@ def shot_head(comparison: Comparison, shots: Shots, tasks: Iterable[str]) -> str
     return tell_shot_count(shots) + (f" ({filled})" if filled else "")
 
 
-def _mean_cell(cell: MeanPoint | None, *, notes: Sequence[str]) -> TableCell:
-    shown = score_cell(cell, notes=notes)
-    return _starred(shown) if cell is not None and cell.extrapolated and shown is not EMPTY else shown
+def _mean_cell(point: MeanPoint | None, *, notes: Sequence[str]) -> TableCell:
+    cell = score_cell(point, notes=notes)
+    return _starred(cell) if point is not None and point.extrapolated and cell is not EMPTY else cell
 
 
 def _starred(cell: TableCell) -> TableCell:
+    """Return a number that is marked as extrapolated."""
     return TableCell(f"{cell.text}*", cell.sort, cell.interval, cell.notes, cell.best)
 
 
 def chosen_shots(comparison: Comparison, task: str) -> dict[str, Shots | None]:
-    """Arm -> the number of shots it is asked with on a task."""
+    """Return arm -> its chosen number of shots on a task."""
     return {entry.arm: entry.by_task.get(task, entry.shots) for entry in comparison.chosen}
 
 
 def chosen_words(comparison: Comparison) -> dict[str, str]:
-    """Arm -> the numbers of shots that it is asked with: "16", "1 to fill"; absent if none is known."""
+    """Return arm -> its chosen numbers of shots: "16", "1 to fill"; absent if none is known."""
     found: dict[str, str] = {}
     for entry in comparison.chosen:
         counts = set(entry.by_task.values())
-        told = tell_shots_range(counts or ([] if entry.shots is None else [entry.shots]))
-        found |= {entry.arm: told} if told else {}
+        shots = tell_shots_range(counts or ([] if entry.shots is None else [entry.shots]))
+        if shots:
+            found[entry.arm] = shots
     return found
 
 
-def curve_cell(comparison: Comparison, arm: str, task: str, shots: Shots | None) -> CurvePoint | None:
-    """Return one arm's cell on one task."""
-    return next((cell for cell in comparison.curve_points.get((arm, task), []) if cell.shots == shots), None)
+def curve_point(comparison: Comparison, arm: str, task: str, shots: Shots | None) -> CurvePoint | None:
+    """Return one arm's point on one task; None if there is none."""
+    return next((point for point in comparison.curve_points.get((arm, task), []) if point.shots == shots), None)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """One task: its row in the table, and its whole curves.
-
-    anchor: its place on the page. others: the curves by the metrics beside the task's own, one row an arm and metric.
-    """
+    """One task: its row in the table, and its whole curves."""
 
     task: TaskEntry
     anchor: str
+    """The id of its details on the page."""
     majority: float | None
+    """The score of always giving the most common answer."""
     chance: float | None
+    """The score of picking an option at random."""
     scores: list[TableCell]
+    """One per arm, each with its chosen shots."""
     shots: list[Shots]
+    """The columns of its curves."""
     curves: list[tuple[ArmEntry, list[TableCell]]]
     others: list[tuple[ArmEntry, str, list[TableCell]]]
+    """Curves by the metrics beside the task's main one, a row per arm and metric."""
     notes: list[str]
 
 
 def task_rows(comparison: Comparison) -> list[TaskRow]:
-    """Return every task with its scores, each arm asked with its chosen shots, and its curves."""
+    """Return every task with its scores, each arm with its chosen shots, and its curves."""
     rows = []
     for number, task in enumerate(comparison.tasks):
-        cells = {arm.arm: comparison.curve_points.get((arm.arm, task.task), []) for arm in comparison.arms}
-        every = [cell for found in cells.values() for cell in found]
-        shots = sort_shots(cell.shots for cell in every)
+        points = {arm.arm: comparison.curve_points.get((arm.arm, task.task), []) for arm in comparison.arms}
+        every = [point for curve in points.values() for point in curve]
+        shots = sort_shots(point.shots for point in every)
         curves = [
-            (arm, [_curve_cell(curve_cell(comparison, arm.arm, task.task, k)) for k in shots])
+            (arm, [_curve_cell(curve_point(comparison, arm.arm, task.task, k)) for k in shots])
             for arm in comparison.arms
-            if cells[arm.arm]
+            if points[arm.arm]
         ]
         rows.append(
             TaskRow(
                 task,
                 f"task-{number}",
-                next((cell.majority_score for cell in every if is_known(cell.majority_score)), None),
-                next((cell.chance_score for cell in every if is_known(cell.chance_score)), None),
+                next((point.majority_score for point in every if is_known(point.majority_score)), None),
+                next((point.chance_score for point in every if is_known(point.chance_score)), None),
                 [_chosen_cell(comparison, arm.arm, task.task) for arm in comparison.arms],
                 shots,
                 curves,
@@ -335,50 +353,54 @@ def task_rows(comparison: Comparison) -> list[TaskRow]:
 def _other_curves(
     comparison: Comparison, task: str, shots: Sequence[Shots]
 ) -> list[tuple[ArmEntry, str, list[TableCell]]]:
-    """Return every arm's curves of a task by the metrics beside its own, in % and without intervals."""
+    """Return every arm's curves on a task by the metrics beside the main one, in % and without intervals."""
     rows = []
     for arm in comparison.arms:
-        cells = {cell.shots: cell.other_scores for cell in comparison.curve_points.get((arm.arm, task), [])}
-        for metric in dict.fromkeys(metric for scores in cells.values() for metric in scores):
-            known = [cells.get(k, {}).get(metric) for k in shots]
+        by_shots = {point.shots: point.other_scores for point in comparison.curve_points.get((arm.arm, task), [])}
+        for metric in dict.fromkeys(metric for scores in by_shots.values() for metric in scores):
+            known = [by_shots.get(k, {}).get(metric) for k in shots]
             rows.append((arm, metric, [EMPTY if x is None else TableCell(tell_percent(x), x) for x in known]))
     return rows
 
 
 def _chosen_cell(comparison: Comparison, arm: str, task: str) -> TableCell:
-    """Return an arm's score on a task at its chosen shots; and how many these are, if the arm's tasks differ."""
+    """Return an arm's score on a task at its chosen shots, with their number if the arm's tasks differ in it."""
     entry = next((entry for entry in comparison.chosen if entry.arm == arm), None)
     shots = chosen_shots(comparison, task).get(arm)
     differs = entry is not None and len(set(entry.by_task.values())) > 1
-    return score_cell(curve_cell(comparison, arm, task, shots), notes=[f"k = {shots}"] if differs else [])
+    return score_cell(curve_point(comparison, arm, task, shots), notes=[f"k = {shots}"] if differs else [])
 
 
-def _curve_cell(cell: CurvePoint | None) -> TableCell:
-    if cell is None:
+def _curve_cell(point: CurvePoint | None) -> TableCell:
+    if point is None:
         return EMPTY
-    notes = [f"worst draw {tell_percent(cell.worst_draw)}"] if is_known(cell.worst_draw) else []
-    shown = score_cell(cell, notes=notes)
-    return _starred(shown) if cell.extrapolated and shown is not EMPTY else shown
+    notes = [f"worst draw {tell_percent(point.worst_draw)}"] if is_known(point.worst_draw) else []
+    cell = score_cell(point, notes=notes)
+    return _starred(cell) if point.extrapolated and cell is not EMPTY else cell
 
 
-def task_notes(task: TaskEntry, cells: Sequence[CurvePoint]) -> list[str]:
-    """Return what was dropped, left out, cut, or found among the shots of a task."""
+def task_notes(task: TaskEntry, points: Sequence[CurvePoint]) -> list[str]:
+    """Return the rows and answers of a task that were dropped, left out or cut, and copies among its shots.
+
+    points: those of all arms.
+    """
     notes = [f"{count:,} rows dropped: {reason}" for reason, count in task.dropped.items() if count]
     if task.overlap is not None and task.overlap.count:
         notes.append(tell_overlap(task.overlap))
-    unfit = max((cell.num_unfit or 0 for cell in cells if is_known(cell.score)), default=0)
+    unfit = max((point.num_unfit or 0 for point in points if is_known(point.score)), default=0)
     if unfit:
-        notes.append(f"{count_noun(unfit, 'test row')} do not fit behind its most shots: left out at every k")
-    scored = {cell.shots for cell in cells if is_known(cell.score)}
-    unscored = sort_shots({cell.shots for cell in cells} - scored)
+        notes.append(f"{count_noun(unfit, 'test row')} do not fit after its most shots: left out at every k")
+    scored = {point.shots for point in points if is_known(point.score)}
+    unscored = sort_shots({point.shots for point in points} - scored)
     if unscored:
         counts = join_words([str(k) for k in unscored])
-        notes.append(f"no arm has a score at {counts} shots: more than fit, or than there are, or not yet asked")
-    cut = sum(cell.num_cut for cell in cells)
+        shots = "shot" if unscored == [1] else "shots"
+        notes.append(f"no arm has a score at {counts} {shots}: more than fit or than there are, or not yet evaluated")
+    cut = sum(point.num_cut for point in points)
     if cut:
         notes.append(f"{count_noun(cut, 'answer')} reached the token limit before their end")
-    copies = max((cell.num_copies or 0 for cell in cells), default=0)
-    near = max((cell.num_near_copies or 0 for cell in cells), default=0)
+    copies = max((point.num_copies or 0 for point in points), default=0)
+    near = max((point.num_near_copies or 0 for point in points), default=0)
     if copies or near:
         notes.append(
             f"among the shots: {count_noun(copies, 'copy')} and {count_noun(near, 'near copy')} of its queries"
@@ -387,8 +409,8 @@ def task_notes(task: TaskEntry, cells: Sequence[CurvePoint]) -> list[str]:
 
 
 def overlap_note(comparison: Comparison) -> str:
-    """Return how many test rows of tasks that are not trained on are rows of trained ones; '' if not looked for."""
-    told = []
+    """Return how many test rows of untrained tasks are also rows of trained ones; '' if this was not checked."""
+    counts = []
     for role in ("held-out", "familiar"):
         found = [task.overlap for task in comparison.tasks if task.role == role and task.overlap is not None]
         if found:
@@ -396,11 +418,11 @@ def overlap_note(comparison: Comparison) -> str:
             exact, near, of = (sum(getattr(test, key) for test in tests) for key in ("exact", "near", "of"))
             copied = sum(bool(test.count) for test in tests)
             where = f", in {copied} of {count_noun(len(found), 'task')}" if copied else ""
-            told.append(
+            counts.append(
                 f"of {of:,} test rows of {role} tasks, {exact:,} are rows of trained tasks too, and"
                 f" {near:,} nearly{where}"
             )
-    return f"Overlap: {'; '.join(told)}." if told else ""
+    return f"Overlap: {'; '.join(counts)}." if counts else ""
 
 
 def cost_cells(cost: Cost) -> list[TableCell]:
@@ -409,7 +431,7 @@ def cost_cells(cost: Cost) -> list[TableCell]:
 
 
 def mean_costs(comparison: Comparison) -> list[tuple[ArmEntry, list[TableCell]]]:
-    """Return what each arm spent a seed: the mean over the seeds that are known."""
+    """Return what each arm spent per seed: the mean over the seeds that are known."""
     rows = []
     for arm in comparison.arms:
         costs = [cost for cost in comparison.costs if cost.arm == arm.arm]

@@ -1,4 +1,4 @@
-"""A comparison in the terminal: its verdict, a table of arms and a plot, in 80 columns and without colour."""
+"""A comparison in the terminal: its verdict, a table of arms and a plot, readable in 80 columns and without colour."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from manyicl.report.plots import shot_places
 from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
 from manyicl.report.verdict import key_facts, tell_intervals, tell_missing, tell_progress, tell_verdict
 
-# Of plotext, in the order of the arms: marks that differ without colour.
+# Marks and colours of plotext, in the order of the arms; marks differ so that colour is not needed.
 _MARKS = ("o", "x", "+", "*", "#", "@", "%", "&")
 _COLOURS = ("white", "orange", "red", "blue", "green", "magenta", "cyan", "gray")
 _HEADS = {"chosen shots": "chosen k", "0 shots": "0", "most shots": "most"}
 
 
 def comparison_table(comparison: Comparison) -> Group:
-    """Return verdict, scores in % by arm with 95 % intervals below them, and what is missing; 80 columns wide.
+    """Return the verdict, scores in % by arm with 95 % intervals below them, and what is missing; 80 columns wide.
 
-    `best` of the comparison is marked by ! and bold; each seed's score stands below where there are few.
+    The best arm of a column is marked by ! and bold. With few seeds, each seed's score is below the interval.
     """
     columns, rows = headline_table(comparison)
     groups = list(dict.fromkeys(column.group for column in columns))
@@ -86,11 +86,10 @@ def _cell(cell: TableCell) -> Text:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    notes = []
-    notes.append(tell_intervals(comparison))
+    notes = [tell_intervals(comparison)]
     if comparison.done_seeds[1] >= MIN_SEEDS:
         notes.append(
-            "! better than every other arm of its column: the paired interval over five or more seeds excludes zero"
+            "! better than every other arm of its column: each paired interval, over five or more seeds, excludes zero"
         )
     notes.append(FORGETTING_NOTE)
     if not comparison.finished:
@@ -100,27 +99,28 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 def comparison_plot(comparison: Comparison, *, width: int = 78, height: int = 15, colour: bool = True) -> Group:
-    """Return the mean score of every arm against shots (log axis), one plot a role; a key of the marks below."""
+    """Return the mean score of every arm against shots (log axis), one plot per role, with a key of the marks below."""
     parts: list[Text] = []
     for role in reversed(comparison.roles):
         plot = _plot_role(comparison, role, size=(width, height), colour=colour)
         if plot is not None:
             parts.append(plot)
             note = tell_shorter_means(comparison, role)
-            parts += [Text(f"{role} tasks: {note}", style="dim")] if note else []
+            if note:
+                parts.append(Text(f"{role} tasks: {note}", style="dim"))
     if not parts:
-        return Group(Text("no curve: at no number of shots was every task scored", style="dim"))
+        return Group(Text("no curve: there is no number of shots at which every task has a score", style="dim"))
     key = "   ".join(f"{_MARKS[place % len(_MARKS)]} {arm.title}" for place, arm in enumerate(comparison.arms))
     return Group(*parts, Text(key))
 
 
 def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colour: bool) -> Text | None:
-    most = comparison.most_tasks(role)  # the mean over fewer tasks is no neighbour to these
+    most = comparison.most_tasks(role)  # means over fewer tasks are not comparable with these
     curves = {
-        arm: [cell for cell in comparison.mean_points(arm, role) if is_known(cell.score) and cell.tasks == most]
+        arm: [point for point in comparison.mean_points(arm, role) if is_known(point.score) and point.tasks == most]
         for arm in comparison.place
     }
-    shots = {cell.shots for cells in curves.values() for cell in cells}
+    shots = {point.shots for points in curves.values() for point in points}
     if not shots:
         return None
     plotext.clf()
@@ -128,11 +128,11 @@ def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colo
     plotext.plotsize(*size)
     places, highest = shot_places(shots), 0.0
     for arm, place in comparison.place.items():
-        cells = curves[arm]
-        if not cells:
+        points = curves[arm]
+        if not points:
             continue
-        xs = [places[cell.shots] for cell in cells]
-        ys = [100 * (cell.score or 0.0) for cell in cells]
+        xs = [places[point.shots] for point in points]
+        ys = [100 * (point.score or 0.0) for point in points]
         highest = max(highest, *ys)
         hue = _COLOURS[place % len(_COLOURS)]
         plotext.plot(xs, ys, marker="braille", color=hue)

@@ -1,4 +1,4 @@
-"""The verdict and what stands below it: sentences made from paired differences, and no stronger than they are."""
+"""The verdict and the facts below it: sentences made from paired differences, and no stronger than these."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from manyicl.report.numbers import (
 from manyicl.report.tables import ASKED, fewest_shots_changes, overlap_note
 
 METHOD = "manyicl"
-# What the verdict is about: the first of these that any two matched arms were both asked with.
+# The verdict is about the first of these that any two matched arms were both asked with.
 VERDICT_ASKED = ("chosen", "most", "fill", "zero")
 MATCHING = {"tokens": "tokens", "answers": "answers", "flops": "FLOPs"}
+# Kind of work -> its name in the list of missing work.
 WORK = {
     "train": "training",
     "validation": "validation",
@@ -37,18 +38,22 @@ WORK = {
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one arm stands to another: points [low, high] on so many tasks, over so many finished seeds."""
+    """By how much one arm is ahead of another."""
 
     other: str
+    """The arm that it is compared with."""
     points: float
+    """The difference of scores, as a fraction; negative if the other arm is ahead."""
     low: float | None
     high: float | None
     tasks: int
+    """How many tasks the two are compared on."""
     seeds: int
+    """How many finished seeds the difference is over."""
 
     @property
-    def told(self) -> int:
-        """1 if the interval lies above zero, -1 if below, 0 if it holds zero or there is none."""
+    def sign(self) -> int:
+        """1 if the interval is above zero, -1 if it is below, 0 if it contains zero or there is none."""
         if self.low is None or self.high is None:
             return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
@@ -56,23 +61,27 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What the verdict is made from: an arm, a role of tasks, how the arms were asked, and the matched differences."""
+    """The numbers that the verdict is made from."""
 
     arm: str
+    """The arm that it is about."""
     role: Role
+    """The role of the tasks."""
     asked: str
+    """How the numbers of shots were picked, as in `VERDICT_ASKED`."""
     standings: tuple[Standing, ...]
+    """Its differences to the other matched arms."""
 
 
 def method_arm(comparison: Comparison) -> str | None:
-    """Return the arm that the verdict is about: ManyICL, or else the one that scores most of those trained alike."""
+    """Return the arm that the verdict is about: ManyICL, or without it the matched arm with the best score."""
     matched = [arm.arm for arm in comparison.arms if arm.matched]
     if METHOD in matched:
         return METHOD
     for role in reversed(comparison.roles):
         for asked in VERDICT_ASKED:
-            cells = {arm: comparison.headline_score(arm, role, asked) for arm in matched}
-            scores = {arm: cell.score for arm, cell in cells.items() if cell and cell.score is not None}
+            found = {arm: comparison.headline_score(arm, role, asked) for arm in matched}
+            scores = {arm: one.score for arm, one in found.items() if one and one.score is not None}
             if scores:
                 return max(scores, key=lambda arm: scores[arm])
     compared = [arm for pair in comparison.differences for arm in (pair.a, pair.b) if arm in matched]
@@ -85,7 +94,7 @@ def main_role(comparison: Comparison) -> Role:
 
 
 def standings(comparison: Comparison, arm: str, role: str, *, asked: str = "chosen") -> list[Standing]:
-    """Return how `arm` stands to every other on the tasks of a role, in the order of the arms."""
+    """Return how far `arm` is ahead of every other on the tasks of a role, in the order of the arms."""
     found = {}
     for pair in comparison.differences:
         if (pair.role, pair.asked) == (role, asked) and arm in (pair.a, pair.b) and is_known(pair.difference):
@@ -95,6 +104,7 @@ def standings(comparison: Comparison, arm: str, role: str, *, asked: str = "chos
 
 
 def _orient(pair: PairDifference, arm: str) -> Standing:
+    """Return a difference from the side of `arm`, which is one of its two."""
     points, seeds = pair.difference or 0.0, count_seeds(pair.seeds)
     if pair.a == arm:
         return Standing(pair.b, points, pair.low, pair.high, pair.tasks, seeds)
@@ -103,9 +113,9 @@ def _orient(pair: PairDifference, arm: str) -> Standing:
 
 
 def verdict_basis(comparison: Comparison) -> Basis | None:
-    """Return what the verdict is made from: held-out tasks and chosen shots, or the next best that was asked.
+    """Return the numbers of the verdict: held-out tasks with chosen shots, or the next best that there are.
 
-    Arms that are not matched have no part in it.
+    Arms that are not matched take no part.
     """
     arm = method_arm(comparison)
     for role in reversed(comparison.roles) if arm else ():
@@ -118,10 +128,10 @@ def verdict_basis(comparison: Comparison) -> Basis | None:
 
 
 def tell_verdict(comparison: Comparison) -> str:
-    """Return what a reader should take away: one sentence for each number of tasks that arms are compared on.
+    """Return what a reader should take away: one sentence per number of tasks that arms are compared on.
 
-    A sentence lists only arms that are matched, and the base apart from those that were trained. It covers as many
-    tasks as each of its differences, and says of how many finished seeds it speaks if these are few.
+    A sentence lists only matched arms, and the base in a sentence of its own. The number of tasks in it is that of each
+    of its differences. If there are few finished seeds, the verdict says how many.
     """
     basis = verdict_basis(comparison)
     if basis is None:
@@ -141,7 +151,7 @@ def tell_verdict(comparison: Comparison) -> str:
 
 
 def _lead(comparison: Comparison, basis: Basis) -> str:
-    """Return what limits every sentence of the verdict: cells that are missing, few seeds, other shots or tasks."""
+    """Return what limits every sentence of the verdict: missing work, few seeds, other shots or tasks."""
     limits = [] if comparison.finished else ["so far, and unfinished"]
     fewest, most = (pick(one.seeds for one in basis.standings) for pick in (min, max))
     if fewest < MIN_SEEDS:
@@ -161,7 +171,7 @@ def tell_runs(fewest: int, most: int) -> str:
 
 
 def _tell_group(comparison: Comparison, basis: Basis, those: list[Standing], *, first: bool, is_trained: bool) -> str:
-    """Return one sentence about differences on equally many tasks, with a small letter at its start."""
+    """Return one sentence about differences on the same number of tasks; it begins with a small letter."""
     title = comparison.title_of(basis.arm)
     matching = f"at equal training {MATCHING.get(comparison.match, comparison.match)}, " if is_trained else ""
     tasks = count_noun(those[0].tasks, f"{basis.role} task")
@@ -170,17 +180,17 @@ def _tell_group(comparison: Comparison, basis: Basis, those: list[Standing], *, 
         words = join_words([comparison.title_of(one.other) for one in found], last=last)
         return words if is_trained else f"{words}, which is not trained"
 
-    untold = [one for one in those if one.told == 0]
+    unclear = [one for one in those if one.sign == 0]
     parts = [
         f"{word} than {name(found)}, {_tell_span(found)}"
         for word, sign in (("better", 1), ("worse", -1))
-        for found in [[one for one in those if one.told == sign]]
+        for found in [[one for one in those if one.sign == sign]]
         if found
     ]
     if not parts:
         comma = "" if is_trained else ","
-        return f"{matching}no difference between {title} and {name(untold, last='or')}{comma} can be told on {tasks}."
-    rest = f"; no difference from {name(untold, last='or')} can be told" if untold else ""
+        return f"{matching}no difference between {title} and {name(unclear, last='or')}{comma} can be shown on {tasks}."
+    rest = f"; no difference from {name(unclear, last='or')} can be shown" if unclear else ""
     return f"{matching}{title if first else 'it'} answers {tasks} {', but '.join(parts)}{rest}."
 
 
@@ -189,16 +199,17 @@ def _tell_nothing(comparison: Comparison) -> str:
     arm = method_arm(comparison)
     if arm is not None and any(is_known(pair.difference) for pair in comparison.differences):
         return (
-            f"No verdict: {comparison.title_of(arm)} has answered the same queries as no arm that is matched to it;"
-            " the paired differences have the others."
+            f"No verdict: no arm that is matched to {comparison.title_of(arm)} has answered the same queries as it; the"
+            " paired differences list the other arms."
         )
-    answered = [one.title for one in comparison.arms if any(cell.num_scored for cell in comparison.curves_of(one.arm))]
+    arms_that_answered = {point.arm for point in comparison.curves if point.num_scored}
+    answered = [one.title for one in comparison.arms if one.arm in arms_that_answered]
     if not comparison.finished and len(answered) == 1:
-        return f"Nothing can be compared yet: only {answered[0]} has answered test queries."
+        return f"No verdict yet: only {answered[0]} has answered test queries."
     if not comparison.finished and not answered:
-        return "Nothing can be told yet: no arm has answered test queries."
+        return "No verdict yet: no arm has answered test queries."
     if not comparison.finished:
-        return f"Nothing can be compared yet: {join_words(answered)} have answered no queries with the same seed."
+        return f"No verdict yet: {join_words(answered)} have not answered the same queries with the same seed."
     return "No verdict: no two arms have answered the same queries."
 
 
@@ -207,32 +218,32 @@ def _capitalize(text: str) -> str:
 
 
 def _tell_span(those: list[Standing]) -> str:
-    """Return by how much, from the smallest difference to the largest."""
+    """Return "by 3.0 points", or "by 3.0 to 11.0 points" from the smallest difference to the largest."""
     sizes = sorted((f"{100 * abs(one.points):.1f}" for one in those), key=float)
     return f"by {sizes[0]} points" if sizes[0] == sizes[-1] else f"by {sizes[0]} to {sizes[-1]} points"
 
 
 def tell_intervals(comparison: Comparison) -> str:
-    """Return what the intervals of the first table are over, by the seeds that are finished."""
+    """Return a sentence on what the intervals of the first table cover, given the seeds that are finished."""
     fewest, most = comparison.done_seeds
     if most == 0:
         return "No training seed is finished yet."
     if fewest >= MIN_SEEDS:
         count = count_noun(fewest, "training seed") if fewest == most else f"{fewest} to {most} training seeds"
         return f"Mean of {count} with 95 % intervals over them."
-    over = "intervals are over draws of shots and queries, and hold for these runs only; each seed's value is shown"
+    over = "intervals cover draws of shots and queries, and hold for these runs only; each seed's value is shown"
     if most < MIN_SEEDS:
         count = str(most) if fewest == most else f"{fewest} to {most}"
         noun = "training seed is" if count == "1" else "training seeds are"
         return f"{count} {noun} finished: {over}. No arm is called best with fewer than five seeds."
     return (
-        f"{fewest} to {most} training seeds are finished: with five or more, intervals are over seeds; with fewer,"
+        f"{fewest} to {most} training seeds are finished: with five or more, intervals cover seeds too; with fewer,"
         f" {over}."
     )
 
 
 def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return what stands below the verdict: (what it is about, a sentence)."""
+    """Return the facts below the verdict: (what each is about, a sentence)."""
     arm = method_arm(comparison)
     if arm is None:
         return []
@@ -254,26 +265,26 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
     if rates:
         facts.append(("Learning rates", rates))
     if comparison.plain_path is not None:
-        told = tell_plain_path(**comparison.plain_path.model_dump())
-        facts.append(("Evaluation", f"{told[0].upper()}{told[1:]}."))
+        cost = tell_plain_path(**comparison.plain_path.model_dump())
+        facts.append(("Evaluation", f"{_capitalize(cost)}."))
     if any(task.overlap is not None and task.overlap.test.count for task in comparison.tasks):
         facts.append(("Caution", overlap_note(comparison)))
     return facts
 
 
 def _tell_role(comparison: Comparison, arm: str, role: str) -> str:
-    cell = comparison.headline_score(arm, role, "chosen")
-    if cell is None or not is_known(cell.score):
+    score = comparison.headline_score(arm, role, "chosen")
+    if score is None or not is_known(score.score):
         return ""
-    shots = f" with {tell_shot_count(cell.shots)}" if cell.shots is not None else ""
-    if cell.shots is None and cell.shots_by_task:
-        shots = f" with each task's chosen shots ({tell_shots_range(cell.shots_by_task.values())})"
+    shots = f" with {tell_shot_count(score.shots)}" if score.shots is not None else ""
+    if score.shots is None and score.shots_by_task:
+        shots = f" with each task's chosen shots ({tell_shots_range(score.shots_by_task.values())})"
     found = standings(comparison, arm, role)
     counts = {one.tasks for one in found}
-    told = [_tell_standing(comparison, one, tell_tasks=len(counts) > 1) for one in found]
+    leads = [_tell_standing(comparison, one, tell_tasks=len(counts) > 1) for one in found]
     where = f", on {count_noun(counts.pop(), 'task')}" if len(counts) == 1 else ""
-    against = f"; points above the other arms{where}: {', '.join(told)}" if told else ""
-    return f"{comparison.title_of(arm)} {tell_percent(cell.score)} %{shots}{against}."
+    against = f"; points above the other arms{where}: {', '.join(leads)}" if leads else ""
+    return f"{comparison.title_of(arm)} {tell_percent(score.score)} %{shots}{against}."
 
 
 def _tell_standing(comparison: Comparison, one: Standing, *, tell_tasks: bool) -> str:
@@ -291,59 +302,58 @@ def _tell_forgotten_text(comparison: Comparison) -> str:
     """Return how much worse each arm predicts the first neutral text than the base did."""
     changes = comparison.forgetting.text
     first = next((change.file for change in changes if is_known(change.difference)), None)
-    told = [
+    losses = [
         f"{comparison.title_of(change.arm)} {tell_bits(change.difference, signed=True)}"
         f" {tell_interval(change.low, change.high, unit='bits')}".rstrip()
         for change in changes
         if change.file == first and is_known(change.difference)
     ]
-    return f"Bits per byte lost on {first}: {', '.join(told)}." if told else ""
+    return f"Bits per byte lost on {first}: {', '.join(losses)}." if losses else ""
 
 
 def _tell_forgotten_tasks(comparison: Comparison) -> str:
-    """Return what each arm lost, at the fewest shots, on the tasks that the base could do."""
+    """Return what each arm lost or gained, at the fewest shots, on the tasks that the base could do."""
     changes = fewest_shots_changes(comparison)
     if not changes:
         return ""
     counts = {len(change.tasks) for change in changes}
-    told = []
+    parts = []
     for change in changes:
         interval = tell_interval(change.low, change.high, unit="points") or "[no interval]"
         tasks = f" ({count_noun(len(change.tasks), 'task')})" if len(counts) > 1 else ""
-        told.append(f"{comparison.title_of(change.arm)} {tell_points(change.difference)} {interval}{tasks}")
+        parts.append(f"{comparison.title_of(change.arm)} {tell_points(change.difference)} {interval}{tasks}")
     where = count_noun(counts.pop(), "task") if len(counts) == 1 else "the tasks"
     shots = "the fewest shots" if changes[0].shots is None else tell_shot_count(changes[0].shots)
-    return f"Points from the base's score on {where} that it could do at {shots}: {', '.join(told)}."
+    return f"Points above the base on {where} that it could do at {shots}: {', '.join(parts)}."
 
 
 def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return what is missing of an unfinished comparison, in words: (arm and seed, what)."""
+    """Return what is missing from an unfinished comparison: (arm and seed, the missing work) in words."""
     missing: dict[tuple[str, int], list[WorkDone]] = {}
-    for cell in comparison.grid:
-        if cell.done < cell.total:
-            missing.setdefault((cell.arm, cell.seed), []).append(cell)
+    for work in comparison.grid:
+        if work.done < work.total:
+            missing.setdefault((work.arm, work.seed), []).append(work)
     return [
-        (f"{comparison.title_of(arm)}, seed {seed}", "; ".join(_tell_cell(cell) for cell in cells))
-        for (arm, seed), cells in missing.items()
+        (f"{comparison.title_of(arm)}, seed {seed}", "; ".join(map(_tell_work, parts)))
+        for (arm, seed), parts in missing.items()
     ]
 
 
-def _tell_cell(cell: WorkDone) -> str:
-    work = WORK.get(cell.what, cell.what)
-    if cell.done == 0:
-        return f"{work} not begun ({count_noun(cell.total, 'cell')})"
-    return f"{work} {cell.done:,} of {cell.total:,} done"
+def _tell_work(work: WorkDone) -> str:
+    """Return "training 7 of 18 done", or "training not begun"."""
+    name = WORK.get(work.what, work.what)
+    return f"{name} {work.done:,} of {work.total:,} done" if work.done else f"{name} not begun"
 
 
 def tell_progress(comparison: Comparison) -> str:
     """Return how far the whole comparison is."""
-    done, total = (sum(getattr(cell, key) for cell in comparison.grid) for key in ("done", "total"))
-    return f"{done:,} of {count_noun(total, 'cell')} done"
+    done, total = sum(work.done for work in comparison.grid), sum(work.total for work in comparison.grid)
+    return f"{done:,} of {total:,} pieces of work done"
 
 
 def tell_rates(comparison: Comparison) -> str:
-    """Return which learning rate was chosen for each arm, and which of them lie at an end of the rates tried."""
-    told, ends, warnings = [], {"lowest": list[str](), "highest": list[str]()}, []
+    """Return which learning rate was chosen for each arm, and which of these are the lowest or highest tried."""
+    rates, ends, warnings = [], {"lowest": list[str](), "highest": list[str]()}, []
     for arm in comparison.arms:
         trials = [trial for trial in comparison.trials if trial.arm == arm.arm]
         if any(trial.task is not None for trial in trials):
@@ -352,11 +362,11 @@ def tell_rates(comparison: Comparison) -> str:
         chosen = next((trial for trial in trials if trial.chosen), None)
         if chosen is None:
             continue
-        told.append(f"{arm.title} {tell_rate(chosen.learning_rate)}")
+        rates.append(f"{arm.title} {tell_rate(chosen.learning_rate)}")
         end = _end_of(chosen, trials)
         if end:
             ends[end].append(arm.title)
-    sentences = [f"Chosen on validation rows: {', '.join(told)}."] if told else []
+    sentences = [f"Chosen on validation rows: {', '.join(rates)}."] if rates else []
     for end, beyond in (("lowest", "lower"), ("highest", "higher")):
         if ends[end]:
             sentences.append(
@@ -366,7 +376,7 @@ def tell_rates(comparison: Comparison) -> str:
 
 
 def _end_of(chosen: Trial, trials: list[Trial]) -> str:
-    """Return at which end of the rates tried the chosen one lies; "" if at none, or if there was no choice."""
+    """Return whether the chosen rate is the "lowest" or "highest" tried; "" if neither, or if only one was tried."""
     rates = {trial.learning_rate for trial in trials}
     if len(rates) < 2:
         return ""
@@ -374,14 +384,14 @@ def _end_of(chosen: Trial, trials: list[Trial]) -> str:
 
 
 def _warn_of_tuned(comparison: Comparison, arm: str, trials: list[Trial]) -> list[str]:
-    """Return a sentence if models that are tuned for each task have their rate or step at an end of what was tried."""
+    """Return a warning if some models of a tuned arm chose a rate or a number of steps at the end of their range."""
     chosen = [trial for trial in trials if trial.chosen]
     at_end = [t for t in chosen if _end_of(t, [other for other in trials if other.task == t.task])]
     models = [one for one in comparison.tuned if one.arm == arm]
     at_last = [one for one in models if one.step == one.steps]
     parts = []
     if at_end:
-        parts.append(f"the rate of {len(at_end)} of {count_noun(len(chosen), 'task')} lies at an end of those tried")
+        parts.append(f"the rate of {len(at_end)} of {count_noun(len(chosen), 'task')} is the lowest or highest tried")
     if at_last:
         parts.append(f"the last checkpoint is the best of {len(at_last)} of {count_noun(len(models), 'model')}")
     if not parts:
