@@ -113,5 +113,5 @@ def test_a_comparison_can_be_read(width):
     assert words(text).startswith(
         "For these runs (2 seeds): at equal training tokens, ManyICL answers 3 held-out tasks "
     )
-    score = found.headline_cell("base", "trained", "zero").score
+    score = found.headline_score("base", "trained", "zero").score
     assert f"{100 * score:.1f}" in text

@@ -1,4 +1,4 @@
-"""What the seed model reads: the world's text, tasks of the pretraining pool in many formats, and plain prose.
+"""The documents that the seed model reads: generated text, tasks of the pretraining pool in many formats, and prose.
 
 No format here is manyicl's own (input, ` ->`, line end, answer, blank line): no text here holds that arrow but Python's
 documentation. No rule of a task document is one of the open pool, nor is a class name of it; the text's tables draw
@@ -23,12 +23,12 @@ from manyicl.demo.tasks import KINDS, draw_task
 # Characters of a document of shots; about 4,000 tokens.
 MOST_CHARACTERS = 16000
 SIGNS = "|=:>/~;,#*-+.!"
-# Kinds by how often they are read: where a word of the input names the class, reading a context begins.
+# Weights of the kinds: those whose class is named by a word of the input are where a model learns to read a context.
 KIND_WEIGHTS = {"keyword": 3, "topic": 3, "tone": 2, "group": 3, "recall": 3, "linear": 2}
 
 
 def iter_documents(*, seed: int, shares: Mapping[str, float], start: int = 0, step: int = 1) -> Iterator[str]:
-    """Yield documents start, start + step, ... of an endless series; each depends on the seed and its place alone.
+    """Yield documents start, start + step, ... of an endless series; each depends only on the seed and its number.
 
     shares: weight of each source: "text", "tasks" and "prose".
     """
@@ -52,7 +52,7 @@ def write_shots(rng: random.Random) -> str:
     mark, closing = _draw_mark(rng), _draw_closing(rng)
     opening = f"{_draw_link(rng)}{rng.choice((':', '.', ''))}\n" if rng.random() < 0.5 else ""
     num_examples = int(2 ** rng.uniform(3, 8))
-    # Where few inputs come again and again, copying is learnt first; it is where reading a context begins.
+    # A few inputs that come again and again teach copying first, which is where reading a context begins.
     known = [task.rule.write(rng) for _ in range(rng.choice((2, 4, 8, 16, 32)))] if rng.random() < 0.25 else []
     written = [opening]
     length = 0
@@ -67,7 +67,7 @@ def write_shots(rng: random.Random) -> str:
 
 
 def _draw_mark(rng: random.Random) -> str:
-    """Return what stands between an input and its answer: a word, or signs; never manyicl's own arrow."""
+    """Return the text between an input and its answer: a word, or signs, but never the arrow of the demo's template."""
     if rng.random() < 0.3:
         return f" {_draw_link(rng)} "
     signs = "".join(rng.choice(SIGNS) for _ in range(rng.randint(0, 3))).replace("->", "=>")
@@ -75,7 +75,7 @@ def _draw_mark(rng: random.Random) -> str:
 
 
 def _draw_closing(rng: random.Random) -> str:
-    """Return what ends an example: perhaps a sign, then one line end or two, or a gap."""
+    """Return the text that ends an example: perhaps a sign, then one or two line ends, or a gap."""
     return rng.choice(("", "", ".", ";", " |", ")", "!", " --")) + rng.choice(("\n", "\n", "\n\n", "\n---\n", "\n* "))
 
 
@@ -88,7 +88,7 @@ def _draw_link(rng: random.Random) -> str:
 
 @lru_cache(maxsize=1)
 def read_prose() -> tuple[str, ...]:
-    """Return the documentation of Python's standard library, a docstring a document; plain English on every machine."""
+    """Return the docstrings of Python's standard library, one per document: plain English on every machine."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, None] = {}
     for path in sorted(folder.glob("*.py")) + sorted(folder.glob("[a-s]*/*.py")):

@@ -1,4 +1,4 @@
-"""Small English: articles, plurals, number words, and the people whose facts the text tells."""
+"""A little English: articles, plurals, number words, and people with facts for the text to tell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from manyicl.demo.lexicon import load_lexicon
 
 LEXICON = load_lexicon()
-# What somebody can carry, and what can be counted: topics whose nouns have a sound plural.
+# Topics of things that somebody can carry, and of things that can be counted, as their nouns have a regular plural.
 CARRIED = tuple(
     noun
     for topic in ("fruit", "tool", "garment", "instrument", "toy", "utensil", "school")
@@ -65,7 +65,7 @@ def number_word(number: int) -> str:
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody and what is true of them in one document; `noun` is the thing they own, with its colour."""
+    """A person and the facts about them in one document; `noun` is the thing that they own, with its colour."""
 
     name: str
     home: str
@@ -77,7 +77,7 @@ class Person:
 
     @property
     def slots(self) -> dict[str, str]:
-        """What the templates of sentences ask for."""
+        """The values for templates of sentences."""
         return {
             "p": self.name,
             "home": self.home,
@@ -94,7 +94,7 @@ class Person:
 
 
 def draw_people(rng: random.Random, *, count: int) -> list[Person]:
-    """Return people of whom no two share a name, home, job, pet, thing or age; colours may be shared."""
+    """Return people, no two with the same name, home, job, pet, thing or age; colours may repeat."""
     return [
         Person(*facts)
         for facts in zip(
@@ -111,5 +111,5 @@ def draw_people(rng: random.Random, *, count: int) -> list[Person]:
 
 
 def num_words(text: str) -> int:
-    """Return about how many words the text has: its spaces and line ends, and one."""
+    """Return roughly how many words the text has: one more than its spaces and line ends."""
     return text.count(" ") + text.count("\n") + 1

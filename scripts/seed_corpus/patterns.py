@@ -29,7 +29,7 @@ def _list_lines(heading: str, items: Sequence[str], mark: str) -> str:
 
 
 def _about_list(rng: random.Random, topic: str, items: list[str], mark: str) -> str:
-    """Say the list again in another order, with one item less or more, or say its count, ends or members."""
+    """Repeat the list in another order, with one item less or more, or state its count, ends or members."""
     item = rng.choice(items)
     fresh = rng.choice([noun for noun in LEXICON.topics[topic] if noun not in items])
     kind = rng.randrange(12)
@@ -54,7 +54,7 @@ def _about_list(rng: random.Random, topic: str, items: list[str], mark: str) -> 
 
 
 def listing(rng: random.Random, size: int) -> str:
-    """Write lists under headings, and what can be said of lists written before."""
+    """Write lists under headings, and statements about earlier lists."""
     marks = (", ", "- ", "1", "; ", " and ", "| ")
     mark, again = rng.choice(marks), rng.choice(marks)
     blocks: list[str] = []
@@ -71,7 +71,7 @@ def listing(rng: random.Random, size: int) -> str:
     return "\n".join(blocks)
 
 
-# The first column of a table: a code can hang on any of its slots.
+# The first column of a table; a code can depend on any of its slots.
 _FORMS = (
     *("{noun}", "{noun}", "{adjective} {noun}", "{colour} {noun}", "{place}", "{person}", "{number}", "{adjective}"),
     *("{person} {verb} the {noun}", "{person} {verb} the {colour} {noun}", "the {adjective} {noun} in {place}"),
@@ -154,7 +154,7 @@ def _draw_runs(rng: random.Random, pool: Sequence[str], cumulative: Sequence[flo
 
 
 def _repeat_runs(rng: random.Random, size: int, pool: Sequence[str], cumulative: Sequence[float]) -> list[str]:
-    """Sequences said 2 to 6 times after gaps; in some documents words are swapped, always the same for the same."""
+    """Return sequences repeated 2 to 6 times with gaps; in some documents words are swapped, always in the same way."""
     swapped = rng.random() < 0.4
     parts: list[str] = []
     while size > 0:
@@ -173,7 +173,7 @@ def _repeat_runs(rng: random.Random, size: int, pool: Sequence[str], cumulative:
 
 
 def _repeat_pairs(rng: random.Random, size: int, pool: Sequence[str], cumulative: Sequence[float]) -> list[str]:
-    """Words with what follows them: a key is always followed by the same one to three words."""
+    """Return pairs: a key is always followed by the same one to three words."""
     keys = list(dict.fromkeys(rng.choices(pool, cum_weights=cumulative, k=rng.randint(6, 30))))
     width = rng.randint(1, 3)
     follows = {key: " ".join(rng.choices(_ALL, k=width)) for key in keys}
@@ -195,12 +195,12 @@ _FRAMES = (
 
 
 def repeat(rng: random.Random, size: int) -> str:
-    """Write sequences of random words that come again: alone, with a word swapped, as pairs, or inside sentences."""
+    """Write sequences of random words that repeat: alone, with a word swapped, as pairs, or inside sentences."""
     pool = rng.sample(_ALL, rng.choice((20, 40, 80, 200)))
     cumulative = zipf(len(pool), rng.choice((0.0, 0.6, 1.0)))
     kind = rng.randrange(4)
     joint = rng.choice((" ", "\n", ", ", " ; ", ". ", " | "))
-    size = size if len(joint) < 3 else 3 * size // 4  # the marks between count as words
+    size = size if len(joint) < 3 else 3 * size // 4  # the marks between pairs count as words
     if kind == 0:
         return joint.join(_repeat_pairs(rng, size, pool, cumulative))
     if kind < 3:

@@ -43,7 +43,7 @@ _TIMES = ("morning", "evening", "night", "afternoon", "summer", "winter")
 
 
 def _thing_event(rng: random.Random, cast: list[Person], owners: dict[str, Person]) -> str:
-    """Tell of one thing: somebody did something to it, its colour, its owner, or that it changed hands."""
+    """Write a sentence about a thing: what somebody did to it, its colour or owner, or that it changed hands."""
     thing = rng.choice(cast)
     noun, colour, owner = thing.noun, thing.colour, owners[thing.noun]
     kind = rng.randrange(7)
@@ -96,7 +96,7 @@ def story(rng: random.Random, size: int) -> str:
     return rng.choice(("\n", "\n\n", " ")).join(paragraphs)
 
 
-# attribute -> what follows a name.
+# Attribute -> the phrase after a name.
 _TELLINGS = {
     "home": ("lives in {home}", "has a house in {home}", "comes from {home}"),
     "job": ("works as {a_job}", "is {a_job}", "earns money as {a_job}"),
@@ -104,7 +104,7 @@ _TELLINGS = {
     "pet": ("keeps {a_pet}", "has {a_pet} at home", "walks with {a_pet}"),
     "age": ("is {age} years old", "is {age}"),
 }
-# (what must be known, sentence)
+# (attributes that must be known, sentence)
 _NAMINGS = (
     ({"home"}, "the home of {p} is {home}."),
     ({"job"}, "the job of {p} is {job}."),
@@ -122,7 +122,7 @@ _NAMINGS = (
 
 
 def _recap(rng: random.Random, slots: dict[str, str], known: list[str]) -> str:
-    """Say one or two of the known facts of somebody in other words."""
+    """Write one or two known facts about somebody in other words."""
     first, second = [rng.choice(_TELLINGS[key]).format(**slots) for key in rng.sample(known, 2)]
     draw = rng.random()
     if draw < 0.4:
@@ -178,7 +178,7 @@ _CLOSED_QUESTIONS = (
 
 
 def dialogue(rng: random.Random, size: int) -> str:
-    """Write two speakers: one tells facts, the other asks about facts told before, and the replies are right."""
+    """Write two speakers: one states facts, the other asks about earlier ones, and the replies are right."""
     teller, asker = rng.sample(LEXICON.people, 2)
     mark = rng.choice((": ", " - ", " | ", " said: "))
     full = rng.random()
@@ -234,7 +234,7 @@ _SHORT = (
 
 
 def rewrite(rng: random.Random, size: int) -> str:
-    """Write paragraphs, each said again in the document's one way: shorter, as a heading, turned round, ..."""
+    """Write paragraphs, each repeated in the document's own way: shorter, as a heading, backwards, ..."""
     way = rng.randrange(len(_SHORT) + 1)
     wordings = rng.sample(_LONG, rng.choice((1, 2, 4)))
     mark = rng.choice(("in short: ", "again: ", "- ", "that is: ", "(", "heading - ", "| "))
@@ -293,7 +293,7 @@ def _use(rng: random.Random, nouns: Sequence[tuple[str, str]], verbs: Sequence[t
 
 
 def glossary(rng: random.Random, size: int) -> str:
-    """Give coined words a meaning, then use them as that."""
+    """Give coined words a meaning, then use them with it."""
     nouns, verbs, qualities = _meanings(rng)
     of_noun = rng.choice(("{a} is a kind of {m}.", "{w}: {a_m}.", "the word {w} is for a kind of {m}."))
     of_verb = rng.choice(("to {w} is to {m}.", "{w}: to {m}.", "when we {w}, we {m}."))

@@ -1,4 +1,4 @@
-"""Text that reckons and concludes: arithmetic and order.
+"""Text that calculates and concludes: arithmetic and order.
 
 Every writer takes a generator and about how many words to write. Whatever it says is true: a sum is right, and a
 conclusion follows from the statements of its line.
@@ -119,7 +119,7 @@ _RELATIONS = (
 
 
 def _chain(rng: random.Random, names: list[str]) -> str:
-    """State neighbours of a hidden order in any order, then say or ask what follows of others."""
+    """State neighbours of a hidden order in any order, then state or ask what follows about others."""
     forth, back = rng.choice(_RELATIONS)
     stated = []
     for high, low in pairwise(names):
@@ -146,7 +146,7 @@ def _chain(rng: random.Random, names: list[str]) -> str:
 
 
 def _quantity(rng: random.Random) -> str:
-    """State what holds of all, some or none of a group, then what follows of somebody, or that nothing does."""
+    """State what is true of all, some or none of a group, then what follows about somebody, or that nothing does."""
     group, kind = rng.sample(LEXICON.jobs, 2)
     name, other = rng.sample(LEXICON.people, 2)
     groups, kinds, a_group, a_kind = plural(group), plural(kind), an(group), an(kind)
@@ -166,7 +166,7 @@ def _quantity(rng: random.Random) -> str:
 
 
 def order(rng: random.Random, size: int) -> str:
-    """Write chains of a relation and statements on all, some or none, each with what follows and what does not."""
+    """Write chains of a relation and statements about all, some or none, each with what follows from it or does not."""
     share = rng.choice((0.0, 0.3, 0.6))
     topic = rng.choice(sorted(LEXICON.topics))
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Plain text of the world for language modelling: eleven genres, endless, in formats that no episode has."""
+"""Generated plain text for language modelling: eleven genres, endless, in formats that no episode has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WRITERS: dict[str, Callable[[random.Random, int], str]] = {
     "rewrite": rewrite,
 }
 GENRES: tuple[str, ...] = tuple(_WRITERS)
-# Words to aim at; a writer stops after the sentence or block that passes its aim.
+# Target lengths in words; a writer stops after the sentence or block that passes its target.
 _LEAST_AIM, _MOST_AIM = 120, 440
 
 
@@ -37,12 +37,12 @@ def write_document(genre: str, rng: random.Random) -> str:
         UserError: there is no such genre.
     """
     if genre not in _WRITERS:
-        raise UserError(f"genre {genre!r} is none of the world's{suggest(genre, GENRES)}")
+        raise UserError(f"genre {genre!r} is unknown{suggest(genre, GENRES)}")
     return _WRITERS[genre](rng, rng.randint(_LEAST_AIM, _MOST_AIM))
 
 
 def iter_documents(seed: int, *, weights: Mapping[str, float]) -> Iterator[str]:
-    """Yield documents without end, the genre of each drawn by `weights`; document j depends on (seed, j) only.
+    """Yield documents without end, the genre of each drawn by `weights`; document j depends only on (seed, j).
 
     Raises:
         UserError: a genre is unknown, a weight is negative, or all are zero.
@@ -50,7 +50,7 @@ def iter_documents(seed: int, *, weights: Mapping[str, float]) -> Iterator[str]:
     genres, shares = list(weights), list(weights.values())
     for genre in genres:
         if genre not in _WRITERS:
-            raise UserError(f"genre {genre!r} is none of the world's{suggest(genre, GENRES)}")
+            raise UserError(f"genre {genre!r} is unknown{suggest(genre, GENRES)}")
     if min(shares, default=0) < 0 or sum(shares) <= 0:
         raise UserError(f"weights {shares} cannot be drawn from; give no negative one and at least one above 0")
     return _iter_documents(seed, genres, shares)

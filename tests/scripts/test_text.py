@@ -108,7 +108,7 @@ def test_genres_are_drawn_by_weight():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"storie": 1.0}, "genre 'storie' is none of the world's; did you mean 'story'"),
+        ({"storie": 1.0}, "genre 'storie' is unknown; did you mean 'story'"),
         ({"story": -1.0, "list": 2.0}, "give no negative one"),
         ({"story": 0.0}, "at least one above 0"),
         ({}, "at least one above 0"),

@@ -1,4 +1,4 @@
-"""Mathematics in the world: word problems with a coined verb, hidden rules, and picks among numbers."""
+"""Generated mathematics: word problems with a coined verb, hidden rules, and picks among numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PICKS = ("largest", "smallest", "middle", "first", "second", "last")
 
 
 def draw_story(rng: random.Random, words: Words) -> Rule:
-    """Return: somebody has some things and does something, under a coined verb, with more; how many are there now?"""
+    """Return the rule: somebody has things and does something, named by a coined verb, with more; how many now?"""
     verb = coin_words(rng, count=1)[0]
     operation = rng.choice(("plus", "minus", "times"))
 
@@ -29,7 +29,7 @@ def draw_story(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_linear(rng: random.Random, words: Words) -> Rule:  # noqa: ARG001 (numbers need no words)
-    """Return: x becomes a * x + b."""
+    """Return the rule: x becomes a * x + b."""
     a, b = rng.choice((1, 2)), rng.randint(0, 59)
 
     def write(rng: random.Random) -> Draft:
@@ -40,7 +40,7 @@ def draw_linear(rng: random.Random, words: Words) -> Rule:  # noqa: ARG001 (numb
 
 
 def draw_price(rng: random.Random, words: Words) -> Rule:
-    """Return: what somebody pays for one of some things, each at a fixed price, and a fixed fee where it is sent."""
+    """Return the rule: the price of a thing, fixed per thing, plus a fixed fee if it is sent."""
     things = sorted(
         rng.sample(words.lexicon.topics[rng.choice(tuple(words.lexicon.topics))], rng.choice((6, 8, 12, 16, 24)))
     )
@@ -56,7 +56,7 @@ def draw_price(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_pick(rng: random.Random, words: Words) -> Rule:  # noqa: ARG001 (numbers need no words)
-    """Return: one of three numbers, by size or by place, and in most tasks a fixed number added to it."""
+    """Return the rule: one of three numbers, picked by size or position, in most tasks plus a fixed number."""
     wanted, added = rng.choice(PICKS), rng.randint(0, 9)
 
     def write(rng: random.Random) -> Draft:
@@ -69,7 +69,7 @@ def draw_pick(rng: random.Random, words: Words) -> Rule:  # noqa: ARG001 (number
 
 
 def draw_tally(rng: random.Random, words: Words) -> Rule:
-    """Return: how many of the listed things are of one fixed topic."""
+    """Return the rule: how many of the listed things are of one fixed topic."""
     topics = tuple(words.lexicon.topics)
     wanted = rng.choice(topics)
 

@@ -1,4 +1,4 @@
-"""Classification in the world: topic, tone, keyword, group and form, under class names that tell nothing."""
+"""Generated classification by topic, tone, keyword, group or form; the names of the classes give no hint."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 
 from manyicl.demo.rules import Draft, Rule, Words, name_sentence
 
-# The shapes of three or four words, as which word stands where.
+# Patterns of three or four words: which of them are the same.
 SHAPES = ((0, 0, 1), (0, 1, 0), (0, 1, 1), (0, 1, 2), (0, 0, 0), (0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0))
 ENDINGS = (".", "?", "!", ";", ":")
 
 
 def draw_topic(rng: random.Random, words: Words) -> Rule:
-    """Return: the class is the topic of the sentence's noun."""
+    """Return the rule: the class is the topic of the sentence's noun."""
     topics = rng.sample(tuple(words.lexicon.topics), rng.choice((2, 3, 4, 6, 8, 12, 16)))
     labels = words.draw_labels(rng, len(topics))
 
@@ -24,7 +24,7 @@ def draw_topic(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_tone(rng: random.Random, words: Words) -> Rule:
-    """Return: the class is the tone of the sentence's adjective: good, bad or, in some tasks, neither."""
+    """Return the rule: the class is the tone of the sentence's adjective: good, bad or, in some tasks, neither."""
     tones = ("good", "bad") if rng.random() < 0.5 else ("good", "bad", "plain")
     labels = words.draw_labels(rng, len(tones))
 
@@ -39,7 +39,7 @@ def draw_tone(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_keyword(rng: random.Random, words: Words) -> Rule:
-    """Return: each class has one word of its own, a colour, a place, a person or a verb, that its sentences hold."""
+    """Return the rule: the sentences of each class contain a word of its own: a colour, place, person or verb."""
     source = rng.choice(("colours", "places", "people", "verbs"))
     known = [past for _, past in words.lexicon.verbs] if source == "verbs" else getattr(words.lexicon, source)
     keywords = rng.sample(tuple(known), rng.choice((2, 3, 4, 6, 8, 12, 16)))
@@ -53,7 +53,7 @@ def draw_keyword(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_group(rng: random.Random, words: Words) -> Rule:
-    """Return: colours, places or jobs fall into a few groups that share nothing but their class."""
+    """Return the rule: each class is a group of colours, places or jobs that have nothing else in common."""
     source = rng.choice(("colours", "places", "jobs"))
     num_groups = rng.choice((2, 3, 4))
     known = getattr(words.lexicon, source)
@@ -69,7 +69,7 @@ def draw_group(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_form(rng: random.Random, words: Words) -> Rule:
-    """Return: the class is the input's form: which words repeat, how it ends, or how many things it lists."""
+    """Return the rule: the class is the form of the input: which words repeat, its ending, or how many it lists."""
     aspect = rng.choice(("shape", "ending", "count"))
     forms: tuple[object, ...] = {"shape": SHAPES, "ending": ENDINGS, "count": (1, 2, 3, 4, 5)}[aspect]
     forms = tuple(rng.sample(forms, rng.choice((2, 3, 4))))
@@ -91,7 +91,7 @@ def draw_form(rng: random.Random, words: Words) -> Rule:
 
 
 def _sentence_with(rng: random.Random, words: Words, source: str, keyword: str) -> str:
-    """Return a sentence that holds `keyword` and no other word of its source."""
+    """Return a sentence that contains `keyword` and no other word of the list it comes from."""
     noun = words.draw_noun(rng)
     person, other = rng.sample(words.lexicon.people, 2)
     past = rng.choice(words.lexicon.verbs)[1]

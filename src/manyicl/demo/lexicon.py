@@ -1,7 +1,4 @@
-"""The words of the embedded world, each in one list only, and words coined beside them.
-
-The lists lie in words.toml; docs of the world's text and tasks speak of its fields by these names.
-"""
+"""The words of the generated tasks, each in one list only (words.toml), and coined words."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from types import MappingProxyType
 ONSETS = (*"bdfghjklmnprstvwz", "br", "dr", "gl", "pl", "st")
 VOWELS = ("a", "e", "i", "o", "u")
 CODAS = ("", "", "", "l", "m", "n", "r", "s", "x")
-# Words of the text's grammar that could be coined.
+# Other words of the seed model's text that a coined word could equal.
 _GRAMMAR = (
     *("before", "faster", "five", "have", "home", "later", "likes", "live", "lives", "make", "makes", "minus", "more"),
     *(
@@ -40,14 +37,12 @@ _GRAMMAR = (
 
 @dataclass(frozen=True)
 class Lexicon:
-    """All words, lower-case ASCII, none twice.
-
-    `topics` maps a topic to singular nouns; `good`, `bad` and `plain` are adjectives by tone; `verbs` are pairs of
-    base and past form, of what a person does to a thing; `labels` are words that text uses as names of classes.
-    """
+    """All words, lower-case ASCII, none twice."""
 
     topics: Mapping[str, tuple[str, ...]]
+    """Topic -> singular nouns."""
     good: tuple[str, ...]
+    """Adjectives of a good tone; `bad` and `plain` are those of the other two tones."""
     bad: tuple[str, ...]
     plain: tuple[str, ...]
     colours: tuple[str, ...]
@@ -55,7 +50,9 @@ class Lexicon:
     places: tuple[str, ...]
     jobs: tuple[str, ...]
     verbs: tuple[tuple[str, str], ...]
+    """(base form, past form) of things that a person does to a thing."""
     labels: tuple[str, ...]
+    """Words that serve as names of classes."""
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +66,7 @@ def load_lexicon() -> Lexicon:
 
 
 def all_words(lexicon: Lexicon) -> tuple[str, ...]:
-    """Return every word once: the topics' names, their nouns, then the other lists in the order of the fields."""
+    """Return every word once: the names of the topics, their nouns, then the other lists."""
     nouns = tuple(noun for nouns in lexicon.topics.values() for noun in nouns)
     adjectives = (*lexicon.good, *lexicon.bad, *lexicon.plain, *lexicon.colours)
     verbs = tuple(form for pair in lexicon.verbs for form in pair)
@@ -83,8 +80,7 @@ def _known_words() -> frozenset[str]:
 
 
 def coin_words(rng: random.Random, *, count: int) -> list[str]:
-    """Return `count` distinct pseudo-words of two or three syllables, such as mivo; never a word of the lexicon
-    or of the text's grammar."""
+    """Return `count` distinct pseudo-words of two or three syllables, such as mivo, none of which is a known word."""
     known = _known_words()
     coined: dict[str, None] = {}
     choice = rng.choice

@@ -1,4 +1,4 @@
-"""Inference in the world: does the second sentence follow from the first, under names for yes, no and maybe."""
+"""Generated inference: does the second sentence follow from the first? Yes, no and maybe have coined names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VERDICTS = ("yes", "no", "maybe")
 
 
 def draw_size(rng: random.Random, words: Words) -> Rule:
-    """Return: comparisons of two or three things; bigger and smaller, taller and shorter, ... are opposites."""
+    """Return the rule: comparisons of two or three things, by opposites such as bigger and smaller."""
     more, less = rng.choice(
         (("bigger", "smaller"), ("older", "younger"), ("heavier", "lighter"), ("nearer", "farther"))
     )
@@ -31,7 +31,7 @@ def draw_size(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_containment(rng: random.Random, words: Words) -> Rule:
-    """Return: what lies in a thing lies in what that thing lies in."""
+    """Return the rule: what is in a thing is also in whatever that thing is in."""
     within = rng.choice(("in", "inside", "under", "behind"))
     verdicts, labels = _draw_verdicts(rng, words)
 
@@ -48,7 +48,7 @@ def draw_containment(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_negation(rng: random.Random, words: Words) -> Rule:
-    """Return: a statement on a person, against the same one, its negation, or one on somebody else."""
+    """Return the rule: a statement about a person, then the same one, its negation, or one about somebody else."""
     verb = rng.choice(("likes", "has", "wants", "sees", "needs"))
     verdicts, labels = _draw_verdicts(rng, words)
 
@@ -66,7 +66,7 @@ def draw_negation(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_quantity(rng: random.Random, words: Words) -> Rule:
-    """Return: all, some and none. There is at least one of each thing, so all implies some."""
+    """Return the rule: all, some and none. There is at least one of each thing, so all implies some."""
     verdicts, labels = _draw_verdicts(rng, words)
     follows = {
         ("all", "some"): "yes", ("no", "some"): "no", ("some", "no"): "no",
@@ -88,11 +88,11 @@ def draw_quantity(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_implication(rng: random.Random, words: Words) -> Rule:
-    """Return: what a person's job says of one fixed quality; which jobs imply it is a fact of the task."""
+    """Return the rule: a person's job implies a fixed quality, excludes it, or neither; which is a fact of the task."""
     quality = rng.choice((*words.lexicon.good, *words.lexicon.bad))
     verdicts, labels = _draw_verdicts(rng, words)
     jobs = sorted(rng.sample(words.lexicon.jobs, rng.choice((9, 12, 16, 24))))
-    # As many jobs for each verdict as can be, whatever the order of the jobs.
+    # Verdicts are spread as evenly as possible over the jobs.
     told = [n % len(verdicts) for n in range(len(jobs))]
     rng.shuffle(told)
 

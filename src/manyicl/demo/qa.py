@@ -1,4 +1,4 @@
-"""Questions in the world: which fact of a passage is wanted is the task's secret."""
+"""Generated questions: which fact of a passage is asked for is the task's secret."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TELLINGS = (
 
 
 def draw_fact(rng: random.Random, words: Words) -> Rule:
-    """Return: one or two fixed attributes of the person in the passage."""
+    """Return the rule: one or two fixed attributes of the person in the passage."""
     wanted = tuple(rng.sample(ATTRIBUTES, rng.choice((1, 1, 2))))
     tellings = tuple(sorted(rng.sample(TELLINGS, 2)))
 
@@ -29,7 +29,7 @@ def draw_fact(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_lookup(rng: random.Random, words: Words) -> Rule:
-    """Return: one fixed attribute of that one of two persons who is named at the end."""
+    """Return the rule: one fixed attribute of the one of two people who is named at the end."""
     wanted, beside = rng.sample(ATTRIBUTES, 2)
     verb = rng.choice(words.lexicon.verbs)[1]
 
@@ -48,7 +48,7 @@ def draw_lookup(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_two_hop(rng: random.Random, words: Words) -> Rule:
-    """Return: the place or job of whomever the named person did something to."""
+    """Return the rule: the place or job of the person to whom the named person did something."""
     attribute, article = rng.choice((("place", "in"), ("job", "a")))
     verb = rng.choice(words.lexicon.verbs)[1]
 
@@ -67,7 +67,7 @@ def draw_two_hop(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_yes_no(rng: random.Random, words: Words) -> Rule:
-    """Return: whether the last statement was made before, under names for yes and no."""
+    """Return the rule: whether the last statement was made before; yes and no have coined names."""
     attribute = rng.choice(("job", "place"))
     labels = words.draw_labels(rng, 2)
 
@@ -84,7 +84,7 @@ def draw_yes_no(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_choice(rng: random.Random, words: Words) -> Rule:
-    """Return: that one of four things which is of one fixed topic."""
+    """Return the rule: the one of four things that is of a fixed topic."""
     topics = tuple(words.lexicon.topics)
     wanted = rng.choice(topics)
 
@@ -99,7 +99,7 @@ def draw_choice(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_recall(rng: random.Random, words: Words) -> Rule:
-    """Return: a question about one of some people, whose answer no passage tells: it is always the same for them."""
+    """Return the rule: a fixed answer per person, which no passage gives."""
     people = sorted(rng.sample(words.lexicon.people, rng.choice((8, 12, 16, 24))))
     known, asked = rng.choice(
         (

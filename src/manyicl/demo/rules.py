@@ -1,4 +1,4 @@
-"""What a task of the world is made of: a rule, drawn once, and the examples that it writes."""
+"""The parts of a generated task: a hidden rule, drawn once, and the examples that it writes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from manyicl.demo.lexicon import Lexicon
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One example before it joins a task: what is given, what is wanted, and the row's own options if it has any."""
+    """One example before it becomes a row of a task file."""
 
     input: str
     answer: str
     options: tuple[str, ...] = ()
+    """Answers to choose from, if the row has its own; else ()."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One task's hidden rule.
-
-    parameters: all that the rule depends on, printable; two tasks of one kind with equal parameters are the same task.
-    labels: the classes' names, () where answers are open. write: draws an example; its answer follows from its input.
-    twins: other parameters that would be the same rule, where their order says nothing; a pool holds all or none.
-    """
+    """One task's hidden rule."""
 
     parameters: tuple[object, ...]
+    """Everything that the rule depends on, printable. Tasks of one kind with equal parameters are the same task."""
     labels: tuple[str, ...]
+    """The names of the classes; () if answers are open."""
     write: Callable[[random.Random], Draft]
+    """Draws an example; its answer follows from its input."""
     twins: tuple[tuple[object, ...], ...] = ()
+    """Other parameters that give the same rule because their order does not matter; a pool has all of them or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Words:
 
     lexicon: Lexicon
     labels: tuple[str, ...]
+    """Label words of the pool."""
 
     def draw_labels(self, rng: random.Random, count: int) -> tuple[str, ...]:
         """Return `count` different label words."""
@@ -53,7 +54,7 @@ DrawRule = Callable[[random.Random, Words], Rule]
 
 
 def name_sentence(rng: random.Random, words: Words, noun: str) -> str:
-    """Return one of several sentences around `noun`; nothing else in it is a noun of a topic."""
+    """Return one of several sentences about `noun`; no other word in it is a noun of a topic."""
     lexicon = words.lexicon
     person, place, colour = rng.choice(lexicon.people), rng.choice(lexicon.places), rng.choice(lexicon.colours)
     past = rng.choice(lexicon.verbs)[1]

@@ -1,4 +1,4 @@
-"""Summaries in the world: what is kept, in which order and words, is the task's secret."""
+"""Generated summaries: which facts are kept, in which order and words, is the task's secret."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ JOINERS = (" ", ", ", ": ", " of ", " and ", " in ", " - ", " for ")
 
 
 def draw_title(rng: random.Random, words: Words) -> Rule:
-    """Return: two sentences get a title of one fixed form, of two or three of their facts."""
+    """Return the rule: a title of a fixed form, from two or three facts of two sentences."""
     form = _draw_form(rng, ("colour", "thing", "person", "place", "adjective"))
 
     def write(rng: random.Random) -> Draft:
@@ -27,7 +27,7 @@ def draw_title(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_line(rng: random.Random, words: Words) -> Rule:
-    """Return: who did what to what and where, or less, in one fixed order and form."""
+    """Return the rule: who did what to what and where, or a part of it, in a fixed order and form."""
     form = _draw_form(rng, ("person", rng.choice(("base", "past")), "thing", "place"))
 
     def write(rng: random.Random) -> Draft:
@@ -44,7 +44,7 @@ def draw_line(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_gist(rng: random.Random, words: Words) -> Rule:
-    """Return: of three short statements, one or two of those on a person, a thing and a place, as they stand."""
+    """Return the rule: one or two of three short statements, about a person, a thing and a place, copied."""
     wanted = tuple(rng.sample(("person", "thing", "place"), rng.choice((1, 2))))
     joiner = rng.choice(JOINERS) if len(wanted) > 1 else ""
 
@@ -63,7 +63,7 @@ def draw_gist(rng: random.Random, words: Words) -> Rule:
 
 
 def draw_section(rng: random.Random, words: Words) -> Rule:
-    """Return: a heading of a section's name, which hangs on the topic of the thing, and of one fact."""
+    """Return the rule: a heading from one fact and the name of a section, which depends on the thing's topic."""
     topics = sorted(rng.sample(tuple(words.lexicon.topics), rng.choice((4, 6, 8, 12, 16))))
     sections = words.draw_labels(rng, len(topics))
     fields = ["section", rng.choice(("person", "place"))]

@@ -1,8 +1,7 @@
-"""Tasks of the world: unlimited in number, each one rule that only its shots, or training on it, can tell.
+"""Generated tasks, unlimited in number: each has a hidden rule that only its shots, or training on it, can reveal.
 
-A task is drawn by (pool, seed, index) and is the same everywhere. Its name and instruction are coined words, so that
-nothing about the rule can be read off them. Every rule is free of noise: an input and the rule give one answer, so the
-best reachable score of every task is 1.
+A task depends only on its pool, the seed and its number. Its name and instruction are coined words, so that they reveal
+nothing about the rule. Rules have no noise: the input and the rule give one answer, so the best possible score is 1.
 """
 
 from __future__ import annotations
@@ -36,12 +35,13 @@ METRICS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of task. pretrained: other tasks of this kind are in the seed model's text, in other formats."""
+    """One kind of task."""
 
     name: str
     family: str
     draw_rule: DrawRule
     pretrained: bool
+    """Whether the seed model's text has other tasks of this kind, in other formats."""
 
 
 KINDS: tuple[Kind, ...] = (
@@ -75,7 +75,7 @@ KINDS: tuple[Kind, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class WorldTask:
-    """One task of the world: its rule, and the name and instruction that give nothing of it away."""
+    """One generated task: its rule, and a name and an instruction that do not give it away."""
 
     name: str
     kind: Kind
@@ -84,11 +84,11 @@ class WorldTask:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What makes it this task: two tasks with equal identities ask the same."""
+        """Equal for two tasks that ask the same."""
         return (self.kind.name, *self.rule.parameters)
 
     def draw_examples(self, rng: random.Random, *, count: int) -> list[Draft]:
-        """Return up to `count` examples with different inputs; fewer where the rule knows no more inputs."""
+        """Return `count` examples with different inputs; fewer if the rule has no more inputs."""
         drafts: dict[str, Draft] = {}
         for _ in range(50 * count):
             if len(drafts) == count:
@@ -99,18 +99,18 @@ class WorldTask:
 
 
 def find_kinds(names: Sequence[str] | None = None) -> tuple[Kind, ...]:
-    """Return the kinds of these names, in the order of KINDS; all of them unless said."""
+    """Return the kinds of these names, in the order of KINDS; all kinds if `names` is None."""
     return tuple(kind for kind in KINDS if names is None or kind.name in names)
 
 
 def pool_words(pool: Pool) -> Words:
-    """Return the words for a pool's rules; no label word is in both pools."""
+    """Return the words for a pool's rules. No label word is in both pools."""
     lexicon = load_lexicon()
     return Words(lexicon, lexicon.labels[0::2] if pool == "pretraining" else lexicon.labels[1::2])
 
 
 def draw_task(kind: Kind, rng: random.Random, *, pool: Pool) -> WorldTask:
-    """Return a task of one kind whose rule belongs to `pool`: no rule belongs to both."""
+    """Return a task of one kind whose rule belongs to `pool`. No rule belongs to both pools."""
     words = pool_words(pool)
     while True:
         rule = kind.draw_rule(rng, words)
@@ -123,9 +123,9 @@ def draw_task(kind: Kind, rng: random.Random, *, pool: Pool) -> WorldTask:
 
 
 def iter_tasks(kinds: Sequence[Kind], *, seed: int, pool: Pool) -> Iterator[WorldTask]:
-    """Yield an endless series of different tasks, the kinds in turn.
+    """Yield different tasks, the kinds in turn.
 
-    A kind whose rules are used up drops out; the series ends with the last one.
+    A kind whose rules are used up drops out; the series ends with the last kind.
     """
     seen: set[tuple[object, ...]] = set()
     rng = random.Random(f"{pool} {seed}")
@@ -146,7 +146,7 @@ def export_tasks(folder: Path, *, num_tasks: int, num_train: int, num_test: int,
     """Write open-pool tasks of all kinds as task files into a new folder.
 
     Raises:
-        UserError: the folder exists, or a rule knows too few inputs for that many rows.
+        UserError: the folder exists, or a rule has too few inputs for that many rows.
     """
     if folder.exists():
         raise UserError(f"{folder}: exists already; name a new folder")
@@ -158,7 +158,7 @@ def write_tasks(folder: Path, tasks: Sequence[WorldTask], *, num_train: int, num
     """Write each task as a task file with its task.json; no input is in two splits.
 
     Raises:
-        UserError: a rule knows too few inputs for that many rows.
+        UserError: a rule has too few inputs for that many rows.
     """
     for task in tasks:
         drafts = task.draw_examples(random.Random(f"{task.name} {seed}"), count=num_train + num_test)
