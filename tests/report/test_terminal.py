@@ -38,12 +38,12 @@ def test_the_table_begins_with_the_verdict_and_has_every_arm_in_every_group(fini
     for title in ("Trained tasks, %", "Held-out tasks, %", "Forgetting, bits per byte"):
         assert title in text
     assert len(cells_of(text, "ManyICL")) == 4
-    cell = finished.headline_cell("base", "trained", "zero")
+    cell = finished.headline_score("base", "trained", "zero")
     assert cells_of(text, "Base")[0][2] == f"{100 * cell.score:.1f}"
 
 
 def test_best_is_marked_without_colour(finished, unfinished):
-    best = finished.headline_cell("manyicl", "held-out", "most")
+    best = finished.headline_score("manyicl", "held-out", "most")
     assert best.best
     assert cells_of(show(comparison_table(finished)), "ManyICL")[1][3] == f"{100 * best.score:.1f}!"
     assert "!" not in show(comparison_table(unfinished))
