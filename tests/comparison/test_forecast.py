@@ -60,15 +60,15 @@ def test_the_planned_tokens_are_those_that_the_comparison_spends(world, tmp_path
     assert planned.work["trials: training"].tokens == trials
     # The first seed's runs are those of trials; the second is taken to be like the first.
     assert planned.work["training"].tokens == sum(costs[arm, 0].tokens for arm in LESS["arms"])
-    assert planned.work["training"].cells == 4 * 2
+    assert planned.work["training"].items == 4 * 2
 
 
 @pytest.mark.slow
 def test_the_planned_work_is_that_of_the_grid(world, tmp_path):
     grid = Grid(tmp_path, small(world))
     planned = forecast_comparison(grid)
-    assert sum(work.cells for work in planned.work.values()) == len(grid.work())
-    assert planned.work["text"].cells == 3 * 2  # base, zero-shot and ManyICL, two seeds
+    assert sum(work.items for work in planned.work.values()) == len(grid.work())
+    assert planned.work["text"].items == 3 * 2  # base, zero-shot and ManyICL, two seeds
     assert planned.work["text"].tokens == 3 * 2 * sum(len(ids) for text in grid.texts for ids in text.ids)
     assert planned.blockers == ()
     for arm in planned.arms:

@@ -49,16 +49,16 @@ def _forecast_arms(forecast: ComparisonForecast) -> Table:
 def _forecast_work(forecast: ComparisonForecast) -> Table:
     table = Table(title="Each kind of work, of all arms")
     table.add_column("work")
-    for head in ("cells", "tokens", "FLOPs", "hours", "tokens,\nplain path"):
+    for head in ("items", "tokens", "FLOPs", "hours", "tokens,\nplain path"):
         table.add_column(head, justify="right")
     order = [f"{trial}{what}" for trial in (TRIALS, "") for what in WORK.values()] + [WHILE_TRAINING]
     for name in [name for name in order if name in forecast.work and forecast.work[name].tokens]:
         work = forecast.work[name]
         plain = _tell_tokens(work.plain_tokens) if work.plain_tokens != work.tokens else ""
-        table.add_row(name, f"{work.cells:,}" if work.cells else "-", *_tell_work(forecast, work), plain)
+        table.add_row(name, f"{work.items:,}" if work.items else "-", *_tell_work(forecast, work), plain)
     table.add_section()
     total = sum(forecast.work.values(), Work())
-    told = (f"{total.cells:,}", *_tell_work(forecast, total), _tell_tokens(total.plain_tokens))
+    told = (f"{total.items:,}", *_tell_work(forecast, total), _tell_tokens(total.plain_tokens))
     table.add_row("total", *told, style="bold")
     return table
 

@@ -56,7 +56,7 @@ MEMORY_STEPS = 20
 class Work:
     """An amount of work."""
 
-    cells: int = 0
+    items: int = 0
     """Items of the grid: models that are trained, and evaluations."""
     tokens: int = 0
     """Tokens that go through the model."""
@@ -67,7 +67,7 @@ class Work:
     def __add__(self, other: Work) -> Work:
         """Return both together."""
         return Work(
-            self.cells + other.cells,
+            self.items + other.items,
             self.tokens + other.tokens,
             self.plain_tokens + other.plain_tokens,
             self.flops + other.flops,
@@ -75,7 +75,7 @@ class Work:
 
     def times(self, number: int) -> Work:
         """Return `number` times the work."""
-        return Work(*(number * part for part in (self.cells, self.tokens, self.plain_tokens, self.flops)))
+        return Work(*(number * part for part in (self.items, self.tokens, self.plain_tokens, self.flops)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class ArmForecast:
     @property
     def num_runs(self) -> tuple[int, int]:
         """How many models are trained for the seeds, and for trials."""
-        return tuple(self.work.get(name, Work()).cells for name in ("training", f"{TRIALS}training"))  # type: ignore[return-value]
+        return tuple(self.work.get(name, Work()).items for name in ("training", f"{TRIALS}training"))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ class _Forecaster:
             # The first seed's run is that of the trial of its rate, so it is not trained again.
             trained = times - (item.rate is None and bool(self.config.rates_of(item.arm)))
             one = Work(0, spent.tokens, spent.tokens, spent.flops)
-            yield name, replace(one.times(trained), cells=times)
+            yield name, replace(one.times(trained), items=times)
             yield WHILE_TRAINING, self._measure_losses(item, config).times(trained)
         elif item.kind == "text":
             yield name, self._read_texts().times(times)
@@ -245,7 +245,7 @@ class _Forecaster:
         lengths = [one.pack.num_tokens for one in planned]
         losses = Work(0, sum(lengths), sum(lengths), self._count_forward(lengths))
         if item.task is None:
-            losses += replace(self._read_texts(), cells=0)
+            losses += replace(self._read_texts(), items=0)
         return losses.times(ceil(config.train.num_steps / config.train.checkpoint_every_steps))
 
     def _read_texts(self) -> Work:
