@@ -15,7 +15,6 @@ from manyicl.demo.lexicon import coin_words
 
 _PAST = tuple(past for _, past in LEXICON.verbs if past not in {"gave", "lost", "found"})
 _ADJECTIVES = (*LEXICON.good, *LEXICON.bad, *LEXICON.plain)
-_TOPIC_NOUNS = tuple((topic, noun) for topic, nouns in LEXICON.topics.items() for noun in nouns)
 
 _STORY_OPENINGS = (
     "{p} lived in {home} and worked as {a_job}. {p} had {a_thing}.",

@@ -22,7 +22,6 @@ from manyicl.errors import UserError
 from manyicl.files import write_atomically
 
 Pool = Literal["pretraining", "open"]
-BEST_SCORE = 1.0
 
 METRICS: Mapping[str, str] = {
     "classification": "accuracy",
