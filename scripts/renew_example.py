@@ -22,7 +22,8 @@ from textwrap import fill
 from rich.console import Console
 from screenshot_report import VIEWS, set_view, start_chromium
 
-from manyicl.comparison.schema import Comparison, PairDifference, Scored, read_comparison
+from manyicl.comparison.comparison_file import Comparison, read_comparison
+from manyicl.comparison.schema import PairDifference, Scored
 from manyicl.models.seed import NEUTRAL_TEXT
 from manyicl.report.document import write_report
 from manyicl.report.numbers import DASH, count_noun, is_known, tell_bits, tell_interval, tell_percent, tell_points
@@ -83,11 +84,11 @@ def tell_lost_text(comparison: Comparison, arm: str) -> str:
 
 def readme_block(comparison: Comparison) -> str:
     """Return what the README shows: the verdict, the arms with most shots, and the plot of the held-out tasks."""
-    most = comparison.headline_cell("manyicl", "held-out", "most")
+    most = comparison.headline_score("manyicl", "held-out", "most")
     shots = "most" if most is None else most.shots
     rows = [("arm", f"trained, {shots} shots", f"held out, {shots} shots", "forgetting, bits per byte")]
     for arm in comparison.arms:
-        cells = [comparison.headline_cell(arm.arm, role, "most") for role in ("trained", "held-out")]
+        cells = [comparison.headline_score(arm.arm, role, "most") for role in ("trained", "held-out")]
         if cells[1] is not None:  # a model of one task has no held-out ones
             rows.append((arm.title, *map(tell_scored, cells), tell_lost_text(comparison, arm.arm)))
     widths = [max(len(row[place]) for row in rows) for place in range(4)]
@@ -142,7 +143,7 @@ def print_tables(comparison: Comparison) -> None:
     rows = [
         [
             arm.title,
-            *(tell_scored(comparison.headline_cell(arm.arm, *one)) for one in asked),
+            *(tell_scored(comparison.headline_score(arm.arm, *one)) for one in asked),
             tell_lost_text(comparison, arm.arm),
         ]
         for arm in comparison.arms
