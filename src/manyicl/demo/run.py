@@ -1,8 +1,8 @@
-"""The paper's comparison in minutes on two CPU cores, with nothing to download: the world's tasks and its seed model.
+"""The paper's comparison in minutes on two CPU cores, without a download: generated tasks and the packaged seed model.
 
-Two regimes are run. Many tasks with few examples each is what many-shot fine-tuning is for: the headline. Few tasks
-with many examples each is the contrast: they can be learnt by heart, and new tasks have little to gain from them.
-Nothing is scripted: another seed draws other tasks, episodes, shots and queries.
+It runs two regimes. The headline has many tasks with few examples each, which is what many-shot fine-tuning is for. The
+contrast has few tasks with many examples each: they can be learnt by heart, and new tasks gain little from them. The
+results are not scripted: another seed draws other tasks, episodes, shots and queries.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from manyicl.training import TaskSettings, TrainSettings
 
 TOKEN_BUDGET = 1280
 PACK_TOKENS = 1280
-# Processes that share a demo's work at most. Each takes about 0.7 GB of memory.
+# At most this many processes share the work; each takes about 0.7 GB of memory.
 MOST_PROCESSES = 4
 ARMS_WITH_CEILING: tuple[ArmName, ...] = (
     "base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned",
@@ -42,23 +42,26 @@ ARMS_WITH_CEILING: tuple[ArmName, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How long a regime is trained, at which rates that is tried, and how widely it is asked."""
+    """How long a regime is trained, and how thoroughly it is evaluated."""
 
     num_steps: int
     packs_per_step: int
     learning_rates: tuple[float, ...]
+    """Rates that every arm tries."""
     asked_tasks: int
+    """Trained tasks that are evaluated."""
     held_out_tasks: int
     draws: int
     queries: int
     analysis: bool = True
-    # Dedicated models: one of each of the first kinds of a regime, which take turns.
+    """Whether the tuned ceiling is trained too, and labels are exchanged."""
     dedicated_tasks: int = 3
+    """Tasks with a model of their own: one of each of the regime's first kinds, which take turns."""
     familiar_tasks: int = 6
 
 
-# Half a decade apart. On many tasks the best rates of plain fine-tuning and of ManyICL lie between two others; on few
-# tasks that of zero-shot fine-tuning has no lower end, as no training at all answers best behind shots.
+# Half a decade apart. On many tasks the best rates of plain fine-tuning and of ManyICL are neither the lowest nor the
+# highest. On few tasks zero-shot fine-tuning is best at the lowest rate, since with shots no training at all is best.
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FULL = {
     HEADLINE.name: Size(40, 2, RATES, 12, 16, 2, 24, dedicated_tasks=2),
@@ -71,7 +74,7 @@ QUICK = {
 
 
 def write_regime(folder: Path, regime: Regime, size: Size, *, seed: int) -> tuple[list[str], list[str], list[str]]:
-    """Write a regime's tasks as a folder of task files; return the names of its trained, held-out and familiar ones."""
+    """Write a regime's tasks as task files; return the names of the trained, held-out and familiar ones."""
     trained, held_out = draw_regime(regime, seed=seed)
     held_out = held_out[: size.held_out_tasks]
     familiar = draw_familiar(count=size.familiar_tasks, seed=seed)
@@ -87,7 +90,10 @@ def _names(tasks: Sequence[WorldTask]) -> list[str]:
 def demo_config(
     folder: Path, size: Size, *, names: tuple[list[str], list[str], list[str]], seeds: Sequence[int]
 ) -> CompareConfig:
-    """Return the recipe of a regime's comparison; `names` are its trained, held-out and familiar tasks."""
+    """Return the recipe of a regime's comparison.
+
+    names: its trained, held-out and familiar tasks.
+    """
     trained, held_out, familiar = names
     return CompareConfig(
         tasks=TaskSettings(folder=str(folder), names=tuple(sorted(trained))),
@@ -116,7 +122,7 @@ def demo_config(
             dedicated_tasks=tuple(trained[: size.dedicated_tasks]),
             learning_rates=size.learning_rates,
             asked_tasks=size.asked_tasks,
-            # 5 are those of the few-shot arm's training, which every arm is asked with in any case.
+            # 5 is the number that the few-shot arm is trained with, so every arm is evaluated with it anyway.
             shots=(0, 1, 5, 16, 64),
             draws=size.draws,
             queries=size.queries,
@@ -132,41 +138,40 @@ def demo_config(
 
 
 def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console) -> list[Grid]:
-    """Run both regimes into `out`, with training seeds from `seed` on; return their comparisons, the headline's first.
+    """Run both regimes into `out` and return their grids, the headline first.
 
-    It uses every core that torch would, at most `MOST_PROCESSES` of them, with a process on each. A killed demo goes on
-    when called again with the same `out`. More processes may take a share of the work, by `manyicl compare --resume
-    OUT/REGIME --seed N`.
+    The training seeds are `seed` and the following ones, `num_seeds` in all. The demo runs one process per core that torch would use, at most `MOST_PROCESSES`. If it was killed, the same call
+    continues. More processes can take a part of the work by `manyicl compare --resume OUT/REGIME --seed N`.
 
     Raises:
         UserError: `out` holds something else.
     """
     started = time.monotonic()
-    comparisons = open_demo(out, seeds=range(seed, seed + num_seeds), quick=quick)
-    for regime, comparison in zip((HEADLINE, CONTRAST), comparisons, strict=True):
+    grids = open_demo(out, seeds=range(seed, seed + num_seeds), quick=quick)
+    for regime, grid in zip((HEADLINE, CONTRAST), grids, strict=True):
         console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
-        with _helped(comparison, console=console):
-            run_comparison(comparison, console=make_console(stderr=True, quiet=console.quiet))
-        finish_comparison(comparison, console=console)
+        with _helped(grid, console=console):
+            run_comparison(grid, console=make_console(stderr=True, quiet=console.quiet))
+        finish_comparison(grid, console=console)
     minutes = (time.monotonic() - started) / 60
-    headline = comparisons[0]
+    headline = grids[0]
     model, tasks = headline.folder / f"seed-{seed}" / "manyicl", headline.config.tasks.folder
-    told = [
+    lines = [
         f"{minutes:.1f} minutes. Read {headline.folder / 'report.html'}; ask a model that you have just trained:",
         f"  manyicl eval {model} --tasks {tasks} --task {headline.roles.held_out[0]} --draws 2",
     ]
-    console.print("\n".join(told), soft_wrap=True, highlight=False)
-    return comparisons
+    console.print("\n".join(lines), soft_wrap=True, highlight=False)
+    return grids
 
 
 @contextmanager
-def _helped(comparison: Grid, *, console: Console) -> Iterator[None]:
-    """During the block, have other processes do a share of a comparison's work, so that each core has one process.
+def _helped(grid: Grid, *, console: Console) -> Iterator[None]:
+    """Have other processes do a part of the work during the block, so that there is one process per core.
 
-    The packaged model is so small that a process is hardly faster with two threads than with one.
+    The packaged model is so small that a second thread hardly makes a process faster.
     """
     threads = torch.get_num_threads()
-    missing = {item.model for item in comparison.work() if not comparison.is_done(item)}
+    missing = {item.model for item in grid.work() if not grid.is_done(item)}
     num_processes = min(MOST_PROCESSES, threads, len(missing))
     if num_processes < 2:
         yield
@@ -176,7 +181,7 @@ def _helped(comparison: Grid, *, console: Console) -> Iterator[None]:
     console.print(line, soft_wrap=True, highlight=False)
     environment = {**os.environ, "OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each)}
     silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    command = [sys.executable, "-m", __name__, str(comparison.folder), str(os.getpid())]
+    command = [sys.executable, "-m", __name__, str(grid.folder), str(os.getpid())]
     helpers = [subprocess.Popen(command, env=environment, **silent) for _ in range(num_processes - 1)]
     torch.set_num_threads(each)
     try:
@@ -190,25 +195,25 @@ def _helped(comparison: Grid, *, console: Console) -> Iterator[None]:
 
 
 def help_out(folder: Path, *, parent: int) -> None:
-    """Do a share of the comparison in `folder`, until it is done or the process `parent`, which started this one, ends.
+    """Do a part of the comparison in `folder`, until it is done or the process `parent` ends, which started this one.
 
-    It writes no report: the process that it helps does.
+    It writes no report; `parent` does.
     """
     threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
     run_comparison(open_comparison(folder, None), console=make_console(quiet=True))
 
 
 def _end_without(parent: int) -> None:
-    """End this process as soon as `parent` is no longer its parent, which is when that has been killed."""
+    """End this process as soon as `parent` is no longer its parent, because it was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
 
 
 def open_demo(out: Path, *, seeds: Sequence[int], quick: bool = False) -> list[Grid]:
-    """Begin both regimes in `out`, or open those that are there; return their comparisons, the headline's first.
+    """Begin both regimes in `out`, or open those that are there; return their grids, the headline first.
 
-    Both are there before any work is done, so that several processes can share it from the start.
+    Both exist before any work is done, so that several processes can share it from the start.
 
     Raises:
         UserError: `out` holds something else.
@@ -219,16 +224,16 @@ def open_demo(out: Path, *, seeds: Sequence[int], quick: bool = False) -> list[G
 
 
 def tell_regime(regime: Regime) -> str:
-    """Return what a regime is, in a line."""
+    """Return one line that describes a regime."""
     kind = "the headline" if regime is HEADLINE else "the contrast"
     return f"{kind}: {regime.num_tasks} tasks of {regime.num_train} examples each, on the packaged seed model"
 
 
 def _refuse_other_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but a demo.
+    """Refuse a folder that contains anything but a demo.
 
     Raises:
-        UserError: naming what is in it.
+        UserError: naming the first other file.
     """
     known = {HEADLINE.name, CONTRAST.name}
     others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []
@@ -238,12 +243,12 @@ def _refuse_other_folder(folder: Path) -> None:
 
 def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int]) -> Grid:
     if (place / "recipe.toml").is_file():
-        comparison = open_comparison(place, None)
-        if list(comparison.settings.seeds) != list(seeds) or comparison.config.train.num_steps != size.num_steps:
+        grid = open_comparison(place, None)
+        if list(grid.settings.seeds) != list(seeds) or grid.config.train.num_steps != size.num_steps:
             raise UserError(
                 f"--out {place.parent}: holds a demo of other seeds or size; repeat that one, or name another"
             )
-        return comparison
+        return grid
     if place.exists() and any(place.iterdir()) and not (place / "tasks").is_dir():
         raise UserError(f"--out {place.parent}: is not empty; name a new folder")
     names = write_regime(place / "tasks", regime, size, seed=seeds[0])
