@@ -22,8 +22,8 @@ def draw_story(rng: random.Random, words: Words) -> Rule:
             second = min(second, first)
         if operation == "times":
             first, second = rng.randint(2, 9), rng.randint(2, 5)
-        told = {"plus": first + second, "minus": first - second, "times": first * second}[operation]
-        return Draft(f"{person} has {first} {noun}. {person} {verb} {second}.", str(told))
+        result = {"plus": first + second, "minus": first - second, "times": first * second}[operation]
+        return Draft(f"{person} has {first} {noun}. {person} {verb} {second}.", str(result))
 
     return Rule(("story", verb, operation), (), write)
 
@@ -62,8 +62,8 @@ def draw_pick(rng: random.Random, words: Words) -> Rule:  # noqa: ARG001 (number
     def write(rng: random.Random) -> Draft:
         numbers = rng.sample(range(1, 60), 3)
         ordered = sorted(numbers)
-        told = dict(zip(PICKS, (ordered[2], ordered[0], ordered[1], *numbers), strict=True))
-        return Draft(" ".join(map(str, numbers)), str(told[wanted] + added))
+        picked = dict(zip(PICKS, (ordered[2], ordered[0], ordered[1], *numbers), strict=True))
+        return Draft(" ".join(map(str, numbers)), str(picked[wanted] + added))
 
     return Rule(("pick", wanted, added), (), write)
 

@@ -93,15 +93,15 @@ def draw_implication(rng: random.Random, words: Words) -> Rule:
     verdicts, labels = _draw_verdicts(rng, words)
     jobs = sorted(rng.sample(words.lexicon.jobs, rng.choice((9, 12, 16, 24))))
     # Verdicts are spread as evenly as possible over the jobs.
-    told = [n % len(verdicts) for n in range(len(jobs))]
-    rng.shuffle(told)
+    chosen_verdicts = [n % len(verdicts) for n in range(len(jobs))]
+    rng.shuffle(chosen_verdicts)
 
     def write(rng: random.Random) -> Draft:
         person, chosen = rng.choice(words.lexicon.people), rng.randrange(len(jobs))
-        return Draft(f"{person} is a {jobs[chosen]}. {person} is {quality}?", labels[told[chosen]])
+        return Draft(f"{person} is a {jobs[chosen]}. {person} is {quality}?", labels[chosen_verdicts[chosen]])
 
     groups = tuple(
-        (label, *(job for job, verdict in zip(jobs, told, strict=True) if verdict == n))
+        (label, *(job for job, verdict in zip(jobs, chosen_verdicts, strict=True) if verdict == n))
         for n, label in enumerate(labels)
     )
     return Rule(("implication", quality, *groups), labels, write)

@@ -38,11 +38,11 @@ def draw_lookup(rng: random.Random, words: Words) -> Rule:
         both = [_draw_facts(rng, words), _draw_facts(rng, words)]
         while both[0][wanted] == both[1][wanted]:
             both[1] = _draw_facts(rng, words)
-        told = [
+        sentences = [
             f"{person} {verb} {facts[wanted]} and {facts[beside]}" for person, facts in zip(people, both, strict=True)
         ]
         chosen = rng.randrange(2)
-        return Draft(f"{told[0]}. {told[1]}. {people[chosen]}?", both[chosen][wanted])
+        return Draft(f"{sentences[0]}. {sentences[1]}. {people[chosen]}?", both[chosen][wanted])
 
     return Rule(("lookup", wanted, beside, verb), (), write)
 
@@ -59,9 +59,9 @@ def draw_two_hop(rng: random.Random, words: Words) -> Rule:
         chosen = rng.randrange(2)
         links = [f"{people[n]} {verb} {people[n + 2]}" for n in (0, 1)]
         facts = [f"{people[n + 2]} is {article} {values[n]}" for n in (0, 1)]
-        told = links + facts
-        rng.shuffle(told)
-        return Draft(f"{'. '.join(told)}. {people[chosen]}?", values[chosen])
+        sentences = links + facts
+        rng.shuffle(sentences)
+        return Draft(f"{'. '.join(sentences)}. {people[chosen]}?", values[chosen])
 
     return Rule(("two_hop", attribute, verb), (), write)
 
@@ -75,10 +75,10 @@ def draw_yes_no(rng: random.Random, words: Words) -> Rule:
         people = rng.sample(words.lexicon.people, 2)
         values = rng.sample(words.lexicon.jobs if attribute == "job" else words.lexicon.places, 2)
         article = "a" if attribute == "job" else "in"
-        told = ". ".join(f"{person} is {article} {value}" for person, value in zip(people, values, strict=True))
+        sentences = ". ".join(f"{person} is {article} {value}" for person, value in zip(people, values, strict=True))
         asked, right = rng.randrange(2), rng.random() < 0.5
         value = values[asked] if right else values[1 - asked]
-        return Draft(f"{told}. {people[asked]} {value}?", labels[0 if right else 1])
+        return Draft(f"{sentences}. {people[asked]} {value}?", labels[0 if right else 1])
 
     return Rule(("yes_no", attribute, *labels), labels, write)
 

@@ -140,8 +140,9 @@ def demo_config(
 def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console) -> list[Grid]:
     """Run both regimes into `out` and return their grids, the headline first.
 
-    The training seeds are `seed` and the following ones, `num_seeds` in all. The demo runs one process per core that torch would use, at most `MOST_PROCESSES`. If it was killed, the same call
-    continues. More processes can take a part of the work by `manyicl compare --resume OUT/REGIME --seed N`.
+    The training seeds are `seed` and the following ones, `num_seeds` in all. The demo runs one process per core that
+    torch would use, at most `MOST_PROCESSES`. If it was killed, the same call continues. More processes can take a part
+    of the work by `manyicl compare --resume OUT/REGIME --seed N`.
 
     Raises:
         UserError: `out` holds something else.

@@ -55,9 +55,9 @@ def draw_gist(rng: random.Random, words: Words) -> Rule:
             "thing": "the {thing} was {colour}".format(**facts),
             "place": "{place} is {adjective}".format(**facts),
         }
-        told = list(statements.values())
-        rng.shuffle(told)
-        return Draft(". ".join(told) + ".", joiner.join(statements[subject] for subject in wanted))
+        sentences = list(statements.values())
+        rng.shuffle(sentences)
+        return Draft(". ".join(sentences) + ".", joiner.join(statements[subject] for subject in wanted))
 
     return Rule(("gist", wanted, joiner), (), write)
 
