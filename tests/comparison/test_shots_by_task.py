@@ -91,6 +91,17 @@ def test_flips_and_orders_take_each_tasks_own_most(short_held_out):
     assert all(row.role == "trained" for row in short_held_out.orders)  # one shot has one order
 
 
+def test_a_comparison_that_is_read_back_is_written_with_the_same_bytes(short_held_out, tmp_path):
+    """The writer and the reader share one schema, so no key and no number is lost between them."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    write_comparison(tmp_path / "a", short_held_out)
+    found = read_comparison(tmp_path / "a")
+    assert found == short_held_out
+    write_comparison(tmp_path / "b", found)
+    assert (tmp_path / "a" / "comparison.json").read_bytes() == (tmp_path / "b" / "comparison.json").read_bytes()
+
+
 def test_a_report_is_written_and_says_where_a_mean_has_fewer_tasks(tmp_path):
     """Review B9, and A7's second case: of four trained tasks one has only two train rows."""
     found = run(tmp_path, short={0: 2}, shots=[0, 1, 4, FILL], flips=False, orders=False)

@@ -1,8 +1,9 @@
-"""What several seeds say: means, intervals and paired differences, on tables that can be reckoned by hand."""
+"""Means, intervals and paired differences of several seeds, on tables checked by hand; and chosen shots."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from manyicl.comparison.answers import Pooled, pool_differences, pool_means, tab
 from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction
 from manyicl.intervals import Table, difference_interval, score_interval
+from tests.support.comparison_results import HELD_OUT, ask, level, make_findings
 
 # Student's quantile t(0.975; 4 degrees of freedom), from any table.
 T4 = 2.7764451
@@ -148,3 +150,38 @@ def test_arms_that_were_asked_other_numbers_of_draws_are_refused_unless_one_has_
     single = pool_differences([{"a": {0: table([1, 1])}}], [{"a": {4: three}}], shots={"a": (0, 4)})
     assert single is not None
     assert single.mean == pytest.approx(1 - 0.5)
+
+
+def test_the_shots_are_those_of_the_best_mean_validation_score_the_fewest_of_equals(tmp_path):
+    scores = {0: (0.2, 0.2), 1: (0.6, 0.4), 4: (0.3, 0.7)}
+    validation = [ask(lambda k, s, d, q: scores[k][s], shots=scores, seed=seed) for seed in (0, 1)]
+    tests = [ask(level(0.5), shots=(0, 1, 4), seed=seed) for seed in (0, 1)]
+    findings = make_findings(tmp_path, {"manyicl": tests}, validation={"manyicl": validation})
+    chosen = findings.chosen["manyicl"]
+    assert (chosen.shots, chosen.by_task) == (1, {HELD_OUT: 1})
+    assert [one.shots for one in chosen.scores] == [0, 1, 4]
+    assert [one.score for one in chosen.scores] == pytest.approx([0.2, 0.5, 0.5])
+
+
+def test_without_validation_an_arm_is_asked_with_the_most_shots_it_was_trained_behind(tmp_path):
+    findings = make_findings(
+        tmp_path, {arm: [ask(level(0.5), shots=(0, 1, 4))] for arm in ("base", "zero-shot", "few-shot")}
+    )
+    assert {arm: one.shots for arm, one in findings.chosen.items()} == {"base": 4, "zero-shot": 0, "few-shot": 1}
+
+
+def test_shots_that_one_arm_was_not_asked_with_are_no_column(tmp_path):
+    whole, short = ask(level(0.5), shots=(0, 1, 4)), ask(level(0.5), shots=(0, 1))
+    findings = make_findings(tmp_path, {"base": [whole], "manyicl": [short]})
+    assert findings.shots_by_task == {HELD_OUT: [0, 1]}
+    assert findings.pick_shots("most", "manyicl", [HELD_OUT]) == {HELD_OUT: 1}
+    assert findings.pick_shots("chosen", "base", [HELD_OUT]) == {HELD_OUT: 1}  # chosen: 4
+    assert findings.pick_shots(4, "base", [HELD_OUT]) == {}
+
+
+def test_a_seed_that_is_missing_is_none_in_every_mean(tmp_path):
+    findings = make_findings(tmp_path, {"manyicl": [ask(level(0.5), shots=(0, 1, 4)), None]})
+    pooled = findings.pool("manyicl", {HELD_OUT: 4})
+    assert pooled is not None
+    assert pooled.seeds == (pytest.approx(0.51), None)
+    assert replace(pooled, seeds=()).num_tasks == 1
