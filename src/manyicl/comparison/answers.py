@@ -29,7 +29,9 @@ class Pooled:
     """A mean over seeds and tasks with its interval (docs/intervals.md)."""
 
     mean: float
+    """A score, or a difference of scores."""
     low: float | None
+    """The lower end of the 95 % interval; None if a single value gives none."""
     high: float | None
     seeds: Seeds
     """Each seed's own mean, None if it is missing."""
@@ -145,6 +147,7 @@ class ArmAnswers:
     entries: Mapping[str, Mapping[str, Any]]
     """Task -> its entry in the result file (docs/results-format.md)."""
     predictions: Sequence[Prediction]
+    """All answers, one per query, draw and number of shots."""
     tables: Tables
     """The scores of the predictions."""
 
@@ -311,6 +314,7 @@ class FinishedRun:
 
     seed: int
     folder: Path
+    """The run's folder."""
     plan: Mapping[str, Any]
     """What its packs spend, and its learning rate."""
     state: RunState

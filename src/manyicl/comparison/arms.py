@@ -34,7 +34,9 @@ class Spent:
     steps: int
     """Optimizer steps."""
     packs: int
+    """Sequences of episodes that go through the model together."""
     episodes: int
+    """Instructions with their examples, several of which share a pack."""
     answers: int
     """Answers that are targets."""
     targets: int
@@ -42,7 +44,9 @@ class Spent:
     tokens: int
     """Tokens that go through the model, without padding."""
     flops: int
+    """Model FLOPs, forward and backward."""
     tokens_by_task: Mapping[str, int]
+    """Task -> the part of `tokens` that is its own."""
     short_episodes: int = 0
     """Episodes with fewer shots than the recipe says."""
     head_tokens: int = 0

@@ -52,34 +52,58 @@ class Comparison(Entry):
 
     schema_version: int = Field(COMPARISON_SCHEMAS[-1], alias="schema")
     name: str
+    """Its title."""
     finished: bool
+    """Whether all planned work is done."""
     config: str
     """The resolved recipe, as TOML."""
     versions: dict[str, str | None] = Field(default_factory=dict)
+    """Package -> its version."""
     git_commit: str | None = None
+    """The commit of the package, with "+" if it was changed since; None if it is not in a repository."""
     device: str | None = None
+    """The machine that summarised it."""
     seeds: tuple[int, ...]
+    """The training seeds; lists named `seeds` in other entries have one value per seed, in this order."""
     shots: tuple[Shots, ...]
+    """The numbers of shots that every arm is evaluated with, ascending."""
     match: str
     """The amount that is equal for all arms: tokens, answers or flops."""
     arms: tuple[ArmEntry, ...]
+    """The arms, in the order of the tables."""
     tasks: tuple[TaskEntry, ...]
     grid: tuple[WorkDone, ...] = ()
+    """How much of the work is done."""
     costs: tuple[Cost, ...] = ()
+    """What the arms spent in training."""
     trials: tuple[Trial, ...] = ()
+    """The learning rates that were tried."""
     tuned: tuple[Tuned, ...] = ()
+    """What was chosen for the models of tuned arms."""
     chosen: tuple[ChosenShots, ...] = ()
+    """The numbers of shots that were chosen on validation rows."""
     curves: tuple[CurvePoint, ...] = ()
+    """Scores by task."""
     means: tuple[MeanPoint, ...] = ()
+    """Scores by role and family."""
     headline: tuple[HeadlineScore, ...] = ()
+    """The numbers of the first table."""
     differences: tuple[PairDifference, ...] = ()
+    """Paired differences between arms."""
     flatness: tuple[Flatness, ...] = ()
+    """Whether more shots help."""
     forgetting: Forgetting = Forgetting()
+    """What training took away, and gave."""
     shot_losses: tuple[ShotLoss, ...] = ()
+    """Training losses by number of shots."""
     flips: tuple[Flip, ...] = ()
+    """Answers after shots with exchanged labels."""
     orders: tuple[OrderSpread, ...] = ()
+    """Scores after the same shots in other orders."""
     examples: tuple[ExampleQuery, ...] = ()
+    """A few queries with every arm's answers."""
     plain_path: PlainPath | None = None
+    """The cost of whole prompts; None if all models can share their encoded shots."""
 
     @cached_property
     def done_seeds(self) -> tuple[int, int]:

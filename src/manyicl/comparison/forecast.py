@@ -63,6 +63,7 @@ class Work:
     plain_tokens: int = 0
     """The same if every query is a whole prompt, for a model that cannot share its encoded shots."""
     flops: int = 0
+    """Model FLOPs."""
 
     def __add__(self, other: Work) -> Work:
         """Return both together."""
@@ -107,12 +108,17 @@ class ComparisonForecast:
     """Everything that is known of a comparison before it begins."""
 
     seeds: tuple[int, ...]
+    """The training seeds."""
     arms: tuple[ArmForecast, ...]
+    """Each arm's work; () if a blocker keeps it from being counted."""
     device: Device | None
+    """The accelerator that hours are predicted for; None if none was named."""
     num_devices: int
+    """How many of them share the seeds."""
     blockers: tuple[str, ...] = ()
     """What would make the comparison fail or pointless, each a sentence that names its fix."""
     notes: tuple[str, ...] = ()
+    """What could not be predicted, and why."""
 
     @property
     def work(self) -> dict[str, Work]:

@@ -58,7 +58,9 @@ class WorkItem:
 
     arm: ArmName
     seed: int
+    """The training seed."""
     kind: WorkKind
+    """Whether a model is trained, or how it is evaluated."""
     task: str | None = None
     """The only task of the model; None if the arm trains one model on all tasks."""
     rate: float | None = None
@@ -278,6 +280,7 @@ class Judged:
 
     shots: Shots
     score: float
+    """The mean score."""
     nll: float
     """Nats per answer."""
 

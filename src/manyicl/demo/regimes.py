@@ -33,6 +33,7 @@ class Regime:
     """How many tasks of which kinds a demo has, and how many examples each."""
 
     name: str
+    """The name of its folder."""
     num_tasks: int
     """Tasks that are trained."""
     num_train: int

@@ -38,6 +38,7 @@ class Words:
     """The words that rules are made from: the lexicon, and the label words of one pool."""
 
     lexicon: Lexicon
+    """All words."""
     labels: tuple[str, ...]
     """Label words of the pool."""
 

@@ -45,19 +45,24 @@ class Size:
     """How long a regime is trained, and how thoroughly it is evaluated."""
 
     num_steps: int
+    """Optimizer steps of the arms that train one model on all tasks."""
     packs_per_step: int
     learning_rates: tuple[float, ...]
     """Rates that every arm tries."""
     asked_tasks: int
     """Trained tasks that are evaluated."""
     held_out_tasks: int
+    """Tasks that no arm is trained on."""
     draws: int
+    """Draws of shots per task."""
     queries: int
+    """Test rows per task."""
     analysis: bool = True
     """Whether the tuned ceiling is trained too, and labels are exchanged."""
     dedicated_tasks: int = 3
     """Tasks with a model of their own: one of each of the regime's first kinds, which take turns."""
     familiar_tasks: int = 6
+    """Tasks that the seed model can already do, to measure forgetting."""
 
 
 # Half a decade apart. On many tasks the best rates of plain fine-tuning and of ManyICL are neither the lowest nor the

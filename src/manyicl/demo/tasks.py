@@ -38,7 +38,9 @@ class Kind:
 
     name: str
     family: str
+    """The family of tasks, such as "qa"."""
     draw_rule: DrawRule
+    """Draws the hidden rule of one task."""
     pretrained: bool
     """Whether the seed model's text has other tasks of this kind, in other formats."""
 

@@ -25,7 +25,9 @@ class MatchingTable:
 
     title: str
     heads: tuple[str, ...]
+    """One per comparison."""
     rows: tuple[tuple[str, tuple[TableCell, ...]], ...]
+    """(arm's title, one cell per comparison)."""
 
 
 def check_matchings(comparisons: Sequence[Comparison], names: Sequence[str]) -> None:

@@ -70,6 +70,7 @@ class TableCell:
     """A number of a table as it is shown."""
 
     text: str
+    """The number, rounded, or a dash."""
     sort: float | None = None
     """The number itself, to sort a column by; None if there is none."""
     interval: str = ""
@@ -140,7 +141,8 @@ def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[Arm
     ]
     columns += [Column("Forgetting, bits per byte", file) for file in files]
     if lost:
-        columns.append(Column("Forgetting, points", _tell_fewest(next(iter(lost.values())))))
+        shots = next(iter(lost.values())).shots
+        columns.append(Column("Forgetting, points", "fewest shots" if shots is None else tell_shot_count(shots)))
     texts = {(change.arm, change.file): change for change in comparison.forgetting.text}
     rows = []
     for arm in comparison.arms:
@@ -187,10 +189,6 @@ def fewest_shots_changes(comparison: Comparison) -> list[TaskChange]:
         shots = [change.shots for change in known if change.shots is not None]
         found = [change for change in known if change.shots == min(shots, key=shots_order)]
     return sorted(found, key=lambda change: comparison.place[change.arm])
-
-
-def _tell_fewest(change: TaskChange) -> str:
-    return "fewest shots" if change.shots is None else tell_shot_count(change.shots)
 
 
 def _lost_cell(change: TaskChange | None, *, few: bool) -> TableCell:
