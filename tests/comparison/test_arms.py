@@ -277,7 +277,7 @@ def test_a_task_has_one_role(world, names, compare, message):
         ("compare.querys=4", r"compare\.querys: unknown key; did you mean 'queries'\?"),
         (
             ('compare.arms=["dedicated-tuned"]', "compare.validation_queries=0"),
-            r"compare: dedicated-tuned is tuned by validation rows, and validation_queries = 0",
+            r"compare: dedicated-tuned is tuned on validation rows, and validation_queries = 0",
         ),
     ],
 )
