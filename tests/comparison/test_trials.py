@@ -18,6 +18,7 @@ from manyicl.comparison.grid import Judged, Trials, WorkItem, judge_trial, open_
 from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison
 from manyicl.errors import UserError
+from manyicl.evaluation.points import ShotCurve, ShotPoint
 from manyicl.report.markdown import render_markdown
 from manyicl.report.verdict import tell_rates
 from manyicl.training.metrics import MetricsLog
@@ -107,9 +108,13 @@ def test_the_first_seed_takes_the_run_of_its_trial(world, tmp_path):
     assert json.loads(kept.with_name("manyicl.plan.json").read_bytes())["learning_rate"] == rate
 
 
-def curve(**scores: float) -> dict[str, Any]:
-    """A task's curve: k1=0.5 is a score of 0.5 at 1 shot; its nats are 1 less the score."""
-    return {"curve": [{"shots": int(k[1:]), "score": score, "nll": 1 - score} for k, score in scores.items()]}
+def curve(**scores: float | None) -> ShotCurve:
+    """Return a task's curve: k1=0.5 is a score of 0.5 at 1 shot; its nats are 1 minus the score."""
+    points = [
+        ShotPoint(int(k[1:]), score, None, None, None if score is None else 1 - score, 1, 0, None)
+        for k, score in scores.items()
+    ]
+    return ShotCurve("task", "qa", "exact_match", num_queries=1, num_draws=1, points=tuple(points))
 
 
 def test_a_trial_is_judged_by_its_best_mean_over_tasks():
@@ -126,7 +131,7 @@ def test_a_task_that_was_not_asked_with_so_many_shots_counts_with_its_most(world
 
 def test_a_trial_that_was_not_asked_anything_is_not_judged(world, tmp_path):
     assert judge_trial([]) is None
-    assert judge_trial([{"curve": [{"shots": 0, "score": None, "nll": None}]}]) is None
+    assert judge_trial([curve(k0=None)]) is None
     grid = begin(world, tmp_path / "out", shots=[500], seeds=[0])  # no task has so many rows
     with pytest.raises(UserError, match=r"^compare\.learning_rates: no validation row could be asked of ManyICL, so"):
         run(grid)

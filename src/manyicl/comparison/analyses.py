@@ -270,9 +270,10 @@ def _changes(
 def _had_a_score(findings: Findings, task: str, shots: Shots) -> bool:
     """Return whether the base beats the majority and chance by its interval: only such a score can be forgotten."""
     pooled = findings.pool("base", {task: shots})
-    curves = [answers.entries[task]["curve"] for answers in findings.tests["base"] if answers]
-    points = [point for curve in curves for point in curve if point["shots"] == shots]
-    levels = [mean_known([point.get(name) for point in points]) for name in ("majority_score", "chance_score")]
+    curves = [answers.curves[task] for answers in findings.tests["base"] if answers]
+    points = [point for curve in curves for point in curve.points if point.shots == shots]
+    majority, chance = ([p.majority_score for p in points], [p.chance_score for p in points])
+    levels = [mean_known(scores) for scores in (majority, chance)]
     return pooled is not None and pooled.low is not None and pooled.low > max(level or 0.0 for level in levels)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from manyicl.comparison.grid import Grid, Scores, WorkItem, WorkKind, judge_shots, plan_file, validation_scores
+from manyicl.comparison.grid import Grid, Scores, WorkItem, WorkKind, judge_shots, plan_file, scores_of
 from manyicl.comparison.schema import AskedAs, ChosenShots, Seeds, ShotsScore, count_seeds
 from manyicl.comparison.settings import ARMS, Arm, ArmName, Role
 from manyicl.errors import UserError
-from manyicl.evaluation import FILL, Evaluation, Prediction, Shots, cap_shots, sort_shots, tell_asked_with
+from manyicl.evaluation import FILL, Evaluation, Prediction, ShotCurve, Shots, cap_shots, sort_shots, tell_asked_with
 from manyicl.intervals import MIN_SEEDS, Interval, Run, Table, difference_interval, score_interval
 from manyicl.models import read_note
 from manyicl.training import RunFolder, RunState
@@ -144,8 +144,8 @@ def shared_shots(shots: Iterable[Shots]) -> Shots | None:
 class ArmAnswers:
     """The answers of one arm with one seed, of all its models together."""
 
-    entries: Mapping[str, Mapping[str, Any]]
-    """Task -> its entry in the result file (docs/results-format.md)."""
+    curves: Mapping[str, ShotCurve]
+    """Task -> its shot curve."""
     predictions: Sequence[Prediction]
     """All answers, one per query, draw and number of shots."""
     tables: Tables
@@ -156,8 +156,8 @@ class ArmAnswers:
         """Return the answers in the result files of the arm's models."""
         results = [Evaluation.load(path) for path in paths]
         predictions = [p for result in results for p in result.predictions]
-        entries = {task["task"]: task for result in results for task in result.to_json()["tasks"]}
-        return cls(entries, predictions, tabulate(predictions))
+        curves = {curve.task: curve for result in results for curve in result.curves}
+        return cls(curves, predictions, tabulate(predictions))
 
 
 class Findings:
@@ -221,8 +221,8 @@ class Findings:
         return {arm.name: self._choose(arm, validation.get(arm.name, [])) for arm in self.grid.arms}
 
     def _choose(self, arm: Arm, validation: Sequence[ArmAnswers | None]) -> ChosenShots:
-        seeds = [answers.entries for answers in validation if answers is not None]
-        curves = {task: _mean_curve([entries[task] for entries in seeds]) for task in (seeds[0] if seeds else ())}
+        seeds = [answers.curves for answers in validation if answers is not None]
+        curves = {task: _mean_scores([curves[task] for curves in seeds]) for task in (seeds[0] if seeds else ())}
         judged = judge_shots(list(curves.values()))
         best = max(judged, key=lambda one: one.score).shots if judged else self._usual_shots(arm)  # the first of equals
         by_task = {}
@@ -260,7 +260,7 @@ class Findings:
         shared: dict[str, set[Shots]] = {}
         for seeds in self.tests.values():
             for answers in [answers for answers in seeds if answers]:
-                for task in answers.entries:
+                for task in answers.curves:
                     counts = set(answers.tables.get(task, ()))
                     shared[task] = shared.get(task, counts) & counts
         ordered = (task for names in self.tasks.values() for task in names if shared.get(task))
@@ -291,21 +291,21 @@ class Findings:
         if shots != FILL:
             return shots
         means = [
-            point["mean_shots"]
+            point.mean_shots
             for seeds in self.tests.values()
             for answers in seeds
-            if answers and task in answers.entries
-            for point in answers.entries[task]["curve"]
-            if point["shots"] == FILL and point["mean_shots"] is not None
+            if answers and task in answers.curves
+            for point in answers.curves[task].points
+            if point.shots == FILL and point.mean_shots is not None
         ]
         return float(np.mean(means))
 
 
-def _mean_curve(entries: Sequence[Mapping[str, Any]]) -> Scores:
+def _mean_scores(curves: Sequence[ShotCurve]) -> Scores:
     """Return a task's mean score and nats over seeds, at the numbers of shots that all seeds were asked with."""
-    curves = [validation_scores(entry) for entry in entries]
-    shared = sort_shots(set.intersection(*map(set, curves)))
-    return {k: (float(np.mean([c[k][0] for c in curves])), float(np.mean([c[k][1] for c in curves]))) for k in shared}
+    seeds = [scores_of(curve) for curve in curves]
+    shared = sort_shots(set.intersection(*map(set, seeds)))
+    return {k: (float(np.mean([s[k][0] for s in seeds])), float(np.mean([s[k][1] for s in seeds]))) for k in shared}
 
 
 @dataclass(frozen=True, slots=True)

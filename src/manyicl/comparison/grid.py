@@ -6,7 +6,6 @@ files are missing. docs/comparison-format.md describes the folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,7 +35,17 @@ from manyicl.comparison.settings import (
 )
 from manyicl.episodes import Frame, TaskTokenizer
 from manyicl.errors import UserError, suggest
-from manyicl.evaluation import Shots, Sweep, TextWindows, cap_shots, read_windows, shots_order, sort_shots
+from manyicl.evaluation import (
+    Evaluation,
+    ShotCurve,
+    Shots,
+    Sweep,
+    TextWindows,
+    cap_shots,
+    read_windows,
+    shots_order,
+    sort_shots,
+)
 from manyicl.files import write_atomically
 from manyicl.locks import LOCK, sole_writer
 from manyicl.models import check_window, load_config, load_tokenizer, resolve_precision
@@ -285,12 +294,12 @@ class Judged:
     """Nats per answer."""
 
 
-def judge_trial(tasks: Sequence[Mapping[str, Any]]) -> Judged | None:
+def judge_trial(curves: Sequence[ShotCurve]) -> Judged | None:
     """Return the number of shots with a trial's best mean score, ties broken by nats; None if nothing was asked.
 
-    tasks: the task entries of its validation results.
+    curves: those of its tasks on validation rows.
     """
-    judged = judge_shots([validation_scores(task) for task in tasks])
+    judged = judge_shots([scores_of(curve) for curve in curves])
     return max(judged, key=lambda one: (one.score, -one.nll), default=None)
 
 
@@ -309,9 +318,9 @@ def judge_shots(curves: Sequence[Scores]) -> list[Judged]:
     return judged
 
 
-def validation_scores(task: Mapping[str, Any]) -> Scores:
-    """Return the score and the nats at every number of shots that a result's task was asked with."""
-    return {c["shots"]: (c["score"], c["nll"]) for c in task["curve"] if c["score"] is not None}
+def scores_of(curve: ShotCurve) -> Scores:
+    """Return the score and the nats at every number of shots that a task was asked with."""
+    return {p.shots: (p.score, p.nll) for p in curve.points if p.score is not None and p.nll is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,10 +355,10 @@ class Trials:
         models = [task] if ARMS[arm].tuned and task is not None else self.grid.models_of(ARMS[arm])
         return [WorkItem(arm, self.grid.settings.seeds[0], "validation", model, rate) for model in models]
 
-    def read(self, arm: ArmName, rate: float, task: str | None = None) -> list[Mapping[str, Any]]:
-        """Return the task entries of a trial's validation results."""
+    def read(self, arm: ArmName, rate: float, task: str | None = None) -> list[ShotCurve]:
+        """Return the curves of a trial's validation results."""
         paths = [self.grid.path_of(item) for item in self.items(arm, rate, task)]
-        return [entry for path in paths for entry in json.loads(path.read_bytes())["tasks"]]
+        return [curve for path in paths for curve in Evaluation.load(path).curves]
 
 
 def open_comparison(folder: Path, config: CompareConfig | None) -> Grid:

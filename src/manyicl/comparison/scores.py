@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from manyicl.comparison.answers import ROLES, Findings, Pooled, mean_known, shared_shots
 from manyicl.comparison.schema import (
@@ -16,7 +15,7 @@ from manyicl.comparison.schema import (
     PairDifference,
 )
 from manyicl.comparison.settings import ARMS, ArmName, Role
-from manyicl.evaluation import FILL, Shots, tell_asked_with, tell_shot_count
+from manyicl.evaluation import FILL, ShotPoint, Shots, tell_asked_with, tell_shot_count
 
 ShotsByTask = dict[str, Shots]
 HEADLINE: tuple[AskedAs, ...] = ("chosen", "zero", "most")
@@ -26,7 +25,7 @@ def list_curves(findings: Findings) -> Iterator[CurvePoint]:
     """Yield every arm's score on every task at every number of shots, over all seeds."""
     for arm, seeds in findings.tests.items():
         for task in [task for role in findings.tasks for task in findings.tasks_of(arm, role)]:
-            curves = [{c["shots"]: c for c in answers.entries[task]["curve"]} for answers in seeds if answers]
+            curves = [{p.shots: p for p in answers.curves[task].points} for answers in seeds if answers]
             for shots in findings.grid.shots:
                 points = [curve[shots] for curve in curves if shots in curve]
                 if points:
@@ -34,42 +33,42 @@ def list_curves(findings: Findings) -> Iterator[CurvePoint]:
 
 
 def _pool_points(
-    points: Sequence[Mapping[str, Any]], arm: ArmName, task: str, shots: Shots, *, pooled: Pooled | None
+    points: Sequence[ShotPoint], arm: ArmName, task: str, shots: Shots, *, pooled: Pooled | None
 ) -> CurvePoint:
     """Return one point of a curve over all seeds.
 
     points: the same point in the result of each seed. pooled: their scores together.
     """
-    scored = [point for point in points if point["score"] is not None]
-    draws = [draw for point in scored for draw in point["draws"]]
+    scored = [point for point in points if point.score is not None]
+    draws = [draw for point in scored for draw in point.draws]
     low, high = pooled.score_ends if pooled else (None, None)
     return CurvePoint(
         arm=arm,
         task=task,
         shots=shots,
-        mean_shots=mean_known([point["mean_shots"] for point in scored]) if shots == FILL else shots,
+        mean_shots=mean_known([point.mean_shots for point in scored]) if shots == FILL else shots,
         score=pooled.mean if pooled else None,
         low=low,
         high=high,
         seeds=pooled.seeds if pooled else (),
         other_scores=_mean_others(scored),
-        nll=mean_known([point["nll"] for point in scored]),
-        majority_score=mean_known([point["majority_score"] for point in scored]),
-        chance_score=mean_known([point.get("chance_score") for point in scored]),
-        num_scored=sum(point["num_scored"] for point in points),
-        num_unfit=sum(point["num_unfit"] for point in points),
-        num_cut=sum(point["num_cut"] for point in points),
-        num_copies=sum(draw["num_copies"] for draw in draws),
-        num_near_copies=sum(draw["num_near_copies"] for draw in draws),
-        extrapolated=any(point["extrapolated"] for point in points),
-        worst_draw=min((p["worst_draw"] for p in scored if p["worst_draw"] is not None), default=None),
-        best_draw=max((p["best_draw"] for p in scored if p["best_draw"] is not None), default=None),
+        nll=mean_known([point.nll for point in scored]),
+        majority_score=mean_known([point.majority_score for point in scored]),
+        chance_score=mean_known([point.chance_score for point in scored]),
+        num_scored=sum(point.num_scored for point in points),
+        num_unfit=sum(point.num_unfit for point in points),
+        num_cut=sum(point.num_cut for point in points),
+        num_copies=sum(draw.num_copies for draw in draws),
+        num_near_copies=sum(draw.num_near_copies for draw in draws),
+        extrapolated=any(point.extrapolated for point in points),
+        worst_draw=min((p.worst_draw for p in scored if p.worst_draw is not None), default=None),
+        best_draw=max((p.best_draw for p in scored if p.best_draw is not None), default=None),
     )
 
 
-def _mean_others(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _mean_others(points: Sequence[ShotPoint]) -> dict[str, float]:
     """Return metric -> its mean over seeds, of the metrics beside the main one that every seed has."""
-    others: list[Mapping[str, float]] = [point.get("other_scores", {}) for point in points]
+    others = [point.other_scores for point in points]
     shared = [metric for metric in (others[0] if others else ()) if all(metric in scores for scores in others)]
     return {metric: sum(scores[metric] for scores in others) / len(others) for metric in shared}
 
@@ -100,8 +99,8 @@ def _mean_point(
         point
         for answers in findings.tests[arm]
         for task in by_task
-        for point in (answers.entries[task]["curve"] if answers else [])
-        if point["shots"] == shots and point["score"] is not None
+        for point in (answers.curves[task].points if answers else ())
+        if point.shots == shots and point.score is not None
     ]
     low, high = pooled.score_ends
     return MeanPoint(
@@ -114,9 +113,9 @@ def _mean_point(
         high=high,
         seeds=pooled.seeds,
         tasks=pooled.num_tasks,
-        majority_score=mean_known([point["majority_score"] for point in points]),
-        chance_score=mean_known([point.get("chance_score") for point in points]),
-        extrapolated=any(point["extrapolated"] for point in points),
+        majority_score=mean_known([point.majority_score for point in points]),
+        chance_score=mean_known([point.chance_score for point in points]),
+        extrapolated=any(point.extrapolated for point in points),
     )
 
 

@@ -167,8 +167,9 @@ def _sum_plain_paths(grid: Grid) -> PlainPath | None:
     found: list[PlainPathTokens] = []
     for item in grid.work():
         if item.kind in SWEEP_KINDS and grid.is_done(item):
+            # The JSON alone, as there may be millions of predictions beside it.
             content: Mapping[str, Any] = json.loads(grid.path_of(item).read_bytes())
-            paths = [task["plain_path"] for task in content.get("tasks", ()) if task.get("plain_path")]
+            paths = [task["plain_path"] for task in content["tasks"] if task.get("plain_path")]
             if paths:
                 faults.append(content.get("sharing_fault", ""))
                 found += [PlainPathTokens(**path) for path in paths]
