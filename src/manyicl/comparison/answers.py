@@ -313,11 +313,11 @@ class FinishedRun:
     """One run of an arm that is finished."""
 
     seed: int
-    folder: Path
-    """The run's folder."""
+    folder: RunFolder
     plan: Mapping[str, Any]
     """What its packs spend, and its learning rate."""
     state: RunState
+    """What its run.json says."""
 
 
 def finished_runs(grid: Grid, arm: Arm) -> Iterator[FinishedRun]:
