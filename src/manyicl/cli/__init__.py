@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: one command per verb, its options, and the tables that it prints."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Arms of training compared on a grid of seeds and tasks: the work, the findings, comparison.json."""
+"""Ways of training compared on a grid of seeds and tasks: what to run, what it found, comparison.json."""
 
 import lazy_loader
 

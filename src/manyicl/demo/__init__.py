@@ -1,4 +1,4 @@
-"""Generated tasks to show the method without a download, and the demo that runs it."""
+"""Generated tasks that show the method without a download, and the demo that runs on them."""
 
 import lazy_loader
 

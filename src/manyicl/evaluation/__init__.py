@@ -1,4 +1,4 @@
-"""Score against number of shots: sweeps, results and their differences, and what a model forgot."""
+"""Score against number of shots: sweeps, results, their differences, and what a model forgot."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Shots encoded once, many queries answered after them; also over an HTTP endpoint."""
+"""Shots encoded once and many queries answered after them, by a local model or a server."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Models and what they compute: loading, attention by segment, the loss, costs."""
+"""Models and what they compute: loading, attention by segment, the loss, costs in weights and FLOPs."""
 
 import lazy_loader
 

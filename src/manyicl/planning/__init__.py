@@ -1,4 +1,4 @@
-"""A look before training: data audits, previews, and forecasts of time and memory."""
+"""A look before training: audits of data, previews of episodes, forecasts of time and memory."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""comparison.json -> a page, Markdown, model cards and tables in the terminal."""
+"""comparison.json -> a page, Markdown, model cards, and tables in the terminal."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Files of labelled examples -> tasks, with every row that was dropped counted by reason."""
+"""Files of labelled examples -> tasks, with every dropped row counted by reason."""
 
 import lazy_loader
 
