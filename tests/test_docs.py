@@ -1,4 +1,4 @@
-"""What docs/one-batch-one-query.md says of functions is so: each name exists, and a query enters the packages it names."""
+"""The functions, packages, tests and pages that docs/one-batch-one-query.md and the change log name are there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import manyicl
 from tests.conftest import make_task
 
 PACKAGE = Path(manyicl.__file__).parent
-PAGE = (Path(__file__).parents[1] / "docs" / "one-batch-one-query.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "one-batch-one-query.md").read_text(encoding="utf-8")
 NAMES = sorted(set(re.findall(r"`(manyicl(?:\.\w+){2,})`", PAGE)))
 
 
@@ -55,3 +56,20 @@ def test_a_question_enters_three_packages():
     finally:
         sys.setprofile(None)
     assert {name for name in entered if not name.endswith(".py")} == {"inference", "episodes", "models"}
+
+
+def test_the_change_log_names_tests_and_pages_that_exist():
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    files = re.findall(r"(?:tests|docs|benchmarks)/[\w/.-]+\.(?:py|md)", log)
+    assert len(files) > 80
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    names = re.findall(r"`(test_\w+)`", log)
+    assert len(names) > 10
+    assert [name for name in names if f"def {name}(" not in sources] == []
+
+
+def test_the_change_log_has_each_finding_of_the_review():
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    labels = [label for row in re.findall(r"^\| ([^|]+) \|", log, flags=re.MULTILINE) for label in row.split(", ")]
+    assert labels[1:] == [*(f"A{n}" for n in range(1, 11)), *(f"B{n}" for n in range(1, 13)), "C"]
