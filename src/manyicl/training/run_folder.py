@@ -38,7 +38,7 @@ PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizer
 RUN_SCHEMA = 1
 # Settings of train.* that decide a run's time and memory but not its course (except what dropout draws in batches of
 # other packs), so they may change when it is resumed.
-CHANGEABLE = ("checkpointed_layers", "compile", "num_workers", "packs_per_batch")
+CHANGEABLE = ("recompute", "compile", "num_workers", "packs_per_batch")
 # Settings that say where things lie. They may change too, if the same tasks and weights lie in the new place.
 MOVABLE = ("tasks.folder", "model.path")
 # The Trainer's own record in a checkpoint.
