@@ -243,7 +243,7 @@ def test_a_forecast_as_json_holds_what_the_table_shows(forecast):
 def test_devices_by_name():
     assert find_device("H100").memory_bytes == 80 * 10**9
     assert all(device.name == name for name, device in DEVICES.items())
-    with pytest.raises(UserError, match="--device h10: is not known; did you mean 'h100'"):
+    with pytest.raises(UserError, match="device=h10: is not known; did you mean 'h100'"):
         find_device("h10")
 
 

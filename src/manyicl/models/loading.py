@@ -90,7 +90,7 @@ def locate_model(path: str) -> str:
     folder = Path(path).expanduser()
     if (folder / RUN_STATE).is_file():
         if not (folder / RUN_MODEL).is_dir():
-            raise UserError(f"{path}: this run has not finished, so it has no model; go on with --resume {path}")
+            raise UserError(f"{path}: this run has not finished, so it has no model; go on with resume={path}")
         return str((folder / RUN_MODEL).absolute())
     if folder.is_dir():
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder

@@ -91,7 +91,7 @@ def train(
     folder = _agree_on_folder(recipe, out)
     if resume and not folder.is_started:
         raise UserError(
-            f"--resume {folder}: no run was started there (no {folder.config_file.name}); name the folder of a run"
+            f"resume={folder}: no run was started there (no {folder.config_file.name}); name the folder of a run"
         )
     with _sole_writer_of_launch(folder.path, state):
         config = recipe if isinstance(recipe, RunConfig) else load_recipe(Path(recipe), overrides=overrides)
@@ -179,7 +179,7 @@ def _train_in(
     rows: list[HeldOutRow] = []
     if state.is_main_process:
         _finish_model(folder, model, prepared)
-        with _enough_memory("measuring held-out losses", fix="the model is whole; go on with --resume"):
+        with _enough_memory("measuring held-out losses", fix="the model is whole; go on with `resume`"):
             rows = _close_held_out(folder, prepared, held_out, before=before)
         _close_run(folder, rows, seconds=time.monotonic() - started)
     state.wait_for_everyone()

@@ -13,7 +13,7 @@ Shapes: B batch (always 1), H query heads, G key-value heads, T row, S segments,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,6 +30,9 @@ from manyicl.models.attention.segments import attend_row_segments, kernel_order
 from manyicl.models.structure import drops_attention, inner_model
 
 IMPLEMENTATION = "manyicl_segments"
+# What merges the parts of a row's attention behind a prefix: the last; see `merging_by`. Of all threads, since a model
+# may be asked in another one than the block was entered in.
+_merges: list[Callable[[Sequence[Part]], Tensor]] = [merge_parts]
 
 
 class KeyValueBuffer:
@@ -231,6 +234,24 @@ def segment_attention(model: nn.Module, *, row_tokens: int = 0) -> Iterator[None
         inner.set_attn_implementation(before)
 
 
+@contextmanager
+def merging_by(merge: Callable[[Sequence[Part]], Tensor]) -> Iterator[None]:
+    """Merge the parts of attention behind a prefix by `merge` in the block, which must return what `merge_parts` does.
+
+    A compiled merge is passed in this way, so that one which is not used cannot go unnoticed.
+    """
+    _merges.append(merge)
+    try:
+        yield
+    finally:
+        _merges.pop()
+
+
+def current_merge() -> Callable[[Sequence[Part]], Tensor]:
+    """Return what merges the parts of attention now."""
+    return _merges[-1]
+
+
 def _attend_row(
     layer: int,
     query: Tensor,
@@ -263,7 +284,7 @@ def _attend_row(
     parts = [layout.unpad((out, lse))]
     if layout.prefix.num_tokens:
         parts += _prefix_parts(layer, query, layout=layout, scaling=scaling, window=window, softcap=softcap)
-    return merge_parts(parts)
+    return _merges[-1](parts)
 
 
 def _prefix_parts(
