@@ -70,19 +70,20 @@ class ModelSettings(BaseModel):
 
 
 class ModelNote(BaseModel):
-    """What a saved model says of how it was trained.
-
-    trained_shots: task -> most shots an answer was trained behind. token_budget: longest episode it was trained on.
-    frame: of the chat style, the template's text as it was trained with, today's date of then included; None for the
-    plain style, whose template says it all, and for models that were saved before frames were kept.
-    """
+    """What a saved model says of how it was trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     template: TemplateSettings = TemplateSettings()
-    trained_shots: dict[str, int] = Field(default_factory=dict)
-    token_budget: int | None = None
-    frame: Frame | None = None
+    trained_shots: dict[str, int] = Field(
+        default_factory=dict, description="task -> most shots that an answer was trained after"
+    )
+    token_budget: int | None = Field(None, description="tokens of the longest episode it was trained on")
+    frame: Frame | None = Field(
+        None,
+        description="chat style only: the template's text as it was trained with, that day's date included; None for"
+        " the plain style, and for models that were saved before frames were kept",
+    )
 
 
 def locate_model(path: str) -> str:

@@ -29,10 +29,12 @@ FEWEST_BUDGET_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to change in a recipe (`key=value`, as on the command line), and what a step takes up then."""
+    """What to change in a recipe, and what a step takes then."""
 
     overrides: tuple[str, ...]
+    """`key=value`, as `load_recipe` and the command line take them."""
     total_bytes: int
+    """The predicted peak with the change."""
 
 
 def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | None) -> MemoryPrediction:

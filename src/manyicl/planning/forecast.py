@@ -59,51 +59,63 @@ MANY_EPOCHS = 50
 
 @dataclass(frozen=True, slots=True)
 class TaskForecast:
-    """One task in the run. epochs: tokens of its examples seen, over those there are. Most counts are of the plan.
-
-    num_train: train rows. num_fitting: those that are not too long. num_seen: those that some episode holds.
-    answers_by_shots: bucket of SHOT_EDGES -> answers that are targets. dropped: reason -> rows of all splits.
-    num_unterminated: train answers without the terminator. num_torn: checked queries whose ids were no exact prefix.
-    """
+    """One task in the run; counts of episodes, tokens and answers are over the whole plan."""
 
     name: str
     family: str
     num_episodes: int
     num_tokens: int
     num_answers: int
+    """Answers that are targets."""
     num_targets: int
+    """Tokens of those answers."""
     epochs: float
+    """Tokens of its examples in the plan, divided by those in its train rows."""
     most_shots: int
+    """Most shots that an answer is trained after."""
     answers_by_shots: dict[str, int]
+    """Bucket of SHOT_EDGES -> answers that are targets."""
     dropped: dict[str, int]
+    """Reason -> rows of all splits that are not used."""
     num_train: int
+    """Train rows."""
     num_fitting: int
+    """Train rows that are not too long."""
     num_seen: int
+    """Train rows that some episode holds."""
     num_unterminated: int
+    """Train answers that do not end in the terminator."""
     num_checked: int
+    """Queries that were tokenised anew, as inference does."""
     num_torn: int
+    """Checked queries whose ids are not an exact prefix of the trained ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Everything that is known of a run before it. memory: None where it cannot be predicted; `notes` say why.
-
-    plan: count_plan's totals. flops: model FLOPs of all steps. hours: at `ASSUMED_UTILIZATION` of the peak.
-    """
+    """Everything that is known of a run before it."""
 
     tasks: tuple[TaskForecast, ...]
     plan: dict[str, Any]
+    """Totals, as `count_plan` returns them."""
     num_steps: int
     longest_tokens: int
+    """Tokens of the longest episode."""
     known_positions: int | None
+    """The longest sequence that the model can use; None if its config does not say."""
     weights: WeightCounts | None
     flops: int | None
+    """Model FLOPs of all steps, validation left out; None if a layer's cost is not known."""
     memory: MemoryPrediction | None
+    """The peak of a step; None if it cannot be predicted, and `notes` say why."""
     device: Device | None
     num_devices: int
     change: Change | None
+    """The gentlest change that makes a step fit; None if it fits, or nothing does."""
     blockers: tuple[str, ...]
+    """What would make the run useless or impossible, each with its fix."""
     notes: tuple[str, ...]
+    """What is seldom meant to be so."""
 
     @property
     def hours(self) -> float | None:

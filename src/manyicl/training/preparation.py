@@ -36,7 +36,7 @@ from manyicl.tasks import Task, load_tasks
 from manyicl.training.footprint import Row
 from manyicl.training.recipe import RunConfig
 
-# Lengths of rows that a GPU meets, at most: each costs cuDNN a plan, and padding to one of them 1.6 % at most.
+# Most lengths of rows that a GPU meets: cuDNN plans for each length, and padding to one of these costs 1.6 % at most.
 ROW_LENGTHS = 64
 
 
@@ -50,17 +50,19 @@ class ValidationPack:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that is known before the weights are loaded: tokenised tasks, the packs of the whole run, validation.
-
-    frame: the text that examples are written in.
-    """
+    """All that is known before the weights are loaded."""
 
     config: RunConfig
     tokenizer: Any
+    """Of the base, as transformers loads it."""
     frame: Frame
+    """The text that examples are written in."""
     tasks: dict[str, TokenizedTask]
+    """By name."""
     packs: PackDataset
+    """Of the whole run."""
     validation: tuple[BatchMaker, list[ValidationPack]]
+    """What makes batches of validation rows, and the rows."""
 
 
 def prepare_run(
@@ -209,7 +211,7 @@ def plan_validation(
 def share_rows(planned: Sequence[ValidationPack], *, rank: int, num_ranks: int) -> list[tuple[ValidationPack, bool]]:
     """Return the rows of one rank, and whether each counts: the last is repeated so that all ranks have as many.
 
-    Where weights are sharded each forward pass is everyone's, and a rank without a row would leave the others waiting.
+    If weights are sharded, every forward pass needs all ranks, and a rank without a row would leave the others waiting.
     """
     num_rows = -(-len(planned) // num_ranks)
     places = range(rank, num_rows * num_ranks, num_ranks)

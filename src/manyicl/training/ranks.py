@@ -52,7 +52,7 @@ def check_launch(environment: Mapping[str, str]) -> None:
 
 
 def end_prefetch_at_first_unit(model: nn.Module) -> None:
-    """Let the first of FSDP2's units that has a backward pass have no other one gathered ahead in it.
+    """Stop FSDP2 from prefetching another unit during the first unit's backward pass.
 
     Each unit has the one gathered that ran before it in the forward pass, whose turn in the backward pass comes next.
     Before the first come frozen weights (below an adapter) or the last unit of a validation row, whose turn never

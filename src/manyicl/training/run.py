@@ -85,7 +85,7 @@ def train(
             `resume`, tasks or weights that are not those that the run was started on; another process at work on the
             run; a GPU that runs out of memory.
     """
-    # Told so, accelerate joins a CPU launch's processes too; else each would take itself for the only one.
+    # Pass `cpu=` explicitly: otherwise accelerate ignores CPU launches and every process believes it is alone.
     # Ranks may wait long for the main process, which alone tokenises and measures what is held out.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
     folder = _agree_on_folder(recipe, out)
@@ -198,7 +198,7 @@ def _try_rows(folder: RunFolder, model: Any, prepared: Prepared, *, is_main: boo
 
 @contextmanager
 def _enough_memory(what: str, *, fix: str) -> Iterator[None]:
-    """Tell in one line where a GPU runs out of memory in the block, which is `what`."""
+    """Turn a GPU's lack of memory in the block into one line. what: what the block does."""
     try:
         yield
     except torch.OutOfMemoryError as error:

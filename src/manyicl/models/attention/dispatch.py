@@ -101,23 +101,25 @@ class OwnKeys(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowLayout:
-    """How the segments of one row stand behind a prefix; made once a row, read by every layer.
-
-    offsets_SL: position of each token behind the prefix, padded. max_offset: the largest.
-    key_offsets_SK: the same of the segments' own keys; those of the row unless `own` has others.
-    seen_SLK: which own keys a token sees; None: those up to itself.
-    places: (index of each padded cell in the row (S * L,), cell of each token of the row (T,)); None: no padding.
-    """
+    """How the segments of one row follow a prefix; made once per row, read by every layer."""
 
     prefix: Prefix
     offsets_SL: Tensor
+    """Position of each token after the prefix, padded."""
     max_offset: int
+    """The largest of them."""
     key_offsets_SK: Tensor
+    """The same of the segments' own keys: the row's, unless `own` has others."""
     seen_SLK: Tensor | None = None
+    """Which own keys a token sees; None: those up to itself."""
     places: tuple[Tensor, Tensor] | None = None
+    """(index of each padded cell in the row (S * L,), cell of each token of the row (T,)); None: no padding."""
     sink: KeySink | None = None
+    """Keeps the row's keys and values, to become a prefix."""
     own: OwnKeys | None = None
+    """Keys and values of earlier rows of the same segments, as in generation."""
     biases: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+    """What was added to scores, by kind and window: made by the first layer that needs it, used by the others."""
 
     def pad(self, row: Tensor) -> Tensor:
         """Return (1, H, T, D) as (S, H, L, D)."""
@@ -284,7 +286,7 @@ def _attend_row(
     parts = [layout.unpad((out, lse))]
     if layout.prefix.num_tokens:
         parts += _prefix_parts(layer, query, layout=layout, scaling=scaling, window=window, softcap=softcap)
-    return _merges[-1](parts)
+    return current_merge()(parts)
 
 
 def _prefix_parts(
