@@ -204,8 +204,8 @@ def _run(
         try:
             return selective(*args, **options)
         except torch._dynamo.exc.Unsupported:
-            # Attention that is no single kernel is not compiled, and nothing around it would be. So what is compiled
-            # is recomputed as a whole.
+            # Attention that is not a single kernel is not compiled, and nothing around it would be. So what is compiled
+            # is recomputed in full.
             choice.is_kept = False
     return checkpoint(forward, *args, use_reentrant=False, **options)
 
