@@ -44,7 +44,8 @@ from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
 class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
-    recipe: the run's. packs: as the ranks are served them. row: the largest. step_flops: model FLOPs of each optimizer step; empty if they are not known.
+    recipe: the run's. packs: as the ranks are served them. row: the largest.
+    step_flops: model FLOPs of each optimizer step; empty if they are not known.
 
     Raises:
         UserError: a non-finite gradient norm, before the update it would have spoilt; a transformers that is too old.
