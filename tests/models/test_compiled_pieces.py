@@ -131,7 +131,7 @@ def test_another_activation_leaves_the_gate_alone(uncompiled):
     with pytest.warns(UserWarning, match=told):
         block.__enter__()
     assert modeling_llama.LlamaMLP.forward is gate
-    assert dispatch.merge_parts.__name__ == "merged_for_projection"
+    assert dispatch.current_merge().__name__ == "merged_for_projection"
     block.__exit__(None, None, None)
 
 

@@ -126,7 +126,7 @@ def test_a_window_counts_only_where_every_layer_slides():
 
 
 def test_a_model_that_names_no_longest_sequence_asks_for_one():
-    assert refusal(max_tokens_of, MambaConfig()).startswith("--max-tokens: a mamba model does not say")
+    assert refusal(max_tokens_of, MambaConfig()).startswith("`max_tokens`: a mamba model does not say")
     check_window(MambaConfig(), num_tokens=10**6, what="--max-tokens")
 
 
