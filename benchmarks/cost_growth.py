@@ -24,7 +24,7 @@ from measuring import SHAPES, make_episodes, make_model, make_row, spread, synch
 
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
-from manyicl.training.throughput import PeakMemory
+from manyicl.training.metrics import PeakMemory
 
 
 def main() -> None:

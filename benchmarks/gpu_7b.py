@@ -36,9 +36,10 @@ from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
-from manyicl.planning.footprint import Row, measure_footprint, predict_memory
-from manyicl.training.recompute import choose_checkpointed, prepared_layers, unwidened_inputs
-from manyicl.training.throughput import measure_ceiling
+from manyicl.training.footprint import Row, measure_footprint
+from manyicl.training.memory import choose_recompute, predict_memory
+from manyicl.training.metrics import measure_ceiling
+from manyicl.training.recompute import prepared_layers, unwidened_inputs
 
 GIB = 1 << 30
 HELD_SECONDS = 6.0
@@ -49,7 +50,9 @@ def main() -> None:
     parser.add_argument("--shapes", default="mistral-7b,gemma-7b,llama-3-8b")
     parser.add_argument("--modes", default="lora", help="lora, full, full-fp32, or several with commas")
     parser.add_argument("--tokens", default="8192,32768")
-    parser.add_argument("--checkpointed", default="auto", help="layers recomputed: auto, all, whole, or numbers")
+    parser.add_argument(
+        "--checkpointed", default="auto", help="layers recomputed: auto, none, selective, full, or numbers"
+    )
     parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
     parser.add_argument("--autocast", action="store_true", help="products in bf16 also where weights are float32")
     parser.add_argument("--widened", action="store_true", help="with peft's casts to float32, for comparison")
@@ -92,7 +95,9 @@ def main() -> None:
 
 def settings_of(options):
     """Return (tokens, checkpointed, compiled) of every row that is asked for."""
-    checkpointed = [c if c in ("auto", "all", "whole") else int(c) for c in options.checkpointed.split(",")]
+    checkpointed = [
+        c if c in ("auto", "none", "selective", "full") else int(c) for c in options.checkpointed.split(",")
+    ]
     compiled = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
     return [(int(t), c, y) for t in options.tokens.split(",") for c in checkpointed for y in compiled]
 
@@ -127,10 +132,9 @@ def measure(model, cost, setting, options, *, mode):
     about |= {"autocast": options.autocast}
     try:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        chosen = choose_checkpointed(
-            model, checkpointed, row_tokens=num_tokens, autocast=options.autocast, compiled=compiled
-        )
-        about |= {"checkpointed": chosen.num_layers, "keeps_attention": chosen.keeps_attention}
+        row = Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16", compiled=compiled)
+        chosen = choose_recompute(model, checkpointed, row=row, lora=LoraSettings() if mode == "lora" else None)
+        about |= {"checkpointed": chosen.num_layers, "keeps_attention": chosen.keep_attention}
         about |= {"layers": len(decoder_layers(model)), "weights_gib": before / GIB}
         predicted = predict_bytes(model, chosen, setting, num_targets=num_targets, mode=mode)
         about["predicted_gib"] = None if predicted is None else predicted / GIB
@@ -192,7 +196,7 @@ def describe(result):
     """Return one line for a person."""
     what = (
         f"{result['shape']:10} {result['mode']} {result['tokens']:>7,} tokens, {result.get('checkpointed', '?')} of"
-        f" {result.get('layers', '?')} layers recomputed{'' if result.get('keeps_attention', True) else ' as a whole'}"
+        f" {result.get('layers', '?')} layers recomputed{'' if result.get('keeps_attention', True) else ' in full'}"
         f"{', compiled' if result['compiled'] else ''}{', FlashAttention 3' if result.get('flash') == 'FA3' else ''}:"
     )
     if not result["fits"]:

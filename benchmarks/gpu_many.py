@@ -26,7 +26,7 @@ Jobs of a launch:
 
 --table prints rows.jsonl with the ratios to one GPU and the predicted peaks (on any machine: the prediction needs no
 GPU). For FSDP2 it is manyicl.footprint's with weights, gradients and moments shared by the GPUs, and three units whole,
-as train.checkpointed_layers = "auto" counts; `manyicl plan` itself predicts one GPU.
+as train.recompute = "auto" counts; `manyicl plan` itself predicts one GPU.
 """
 
 from __future__ import annotations

@@ -31,18 +31,20 @@ from manyicl.episodes import EpisodeSettings
 from manyicl.episodes.batch import Divisors, join_row, pad_row
 from manyicl.episodes.packing import pack_lengths
 from manyicl.inference.prefix import encode_prefix, score_choices
-from manyicl.models import LoraSettings, add_adapter
+from manyicl.models import LoraSettings, ModelSettings, add_adapter
 from manyicl.models.attention import flash
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
-from manyicl.training.metrics import MetricsLog
-from manyicl.training.recipe import TrainSettings
-from manyicl.training.recompute import Checkpointed, prepared_layers, unwidened_inputs
+from manyicl.training.footprint import Row
+from manyicl.training.metrics import MetricsLog, measure_ceiling
+from manyicl.training.preparation import row_multiple
+from manyicl.training.ranks import balance_steps
+from manyicl.training.recipe import RunConfig, TaskSettings, TrainSettings
+from manyicl.training.recompute import Recompute, prepared_layers, unwidened_inputs
 from manyicl.training.run_folder import RunFolder
-from manyicl.training.throughput import balance_steps, measure_ceiling
-from manyicl.training.trainer import AnswerTrainer, row_multiple, train_packs, training_arguments
+from manyicl.training.trainer import AnswerTrainer, training_arguments
 
 GIB = 1 << 30
 HELD_SECONDS = 6.0  # as in gpu_7b.py
@@ -159,11 +161,19 @@ class Bench:
         packs = FilledPacks([[tokens]] * per_step * num_steps, per_step=per_step, vocab_size=self.config.vocab_size)
         folder = self.empty_folder(f"row-{options.mode}-{options.shape}-{self.world}-{tokens}")
         clock = StepClock(self.device)
-        trainer = self.make_trainer(packs, folder=folder, num_steps=num_steps, precision="bf16", callbacks=[clock])
-        trainer.saves = saves
         shape = shape_model(self.config, lora=self.lora)
+        trainer = self.make_trainer(
+            packs,
+            folder=folder,
+            num_steps=num_steps,
+            precision="bf16",
+            callbacks=[clock],
+            tokens=tokens,
+            compiled=options.compile,
+        )
+        trainer.saves = saves
         packs.order = balance_steps(packs, shape=shape, num_ranks=self.world, packs_per_batch=1)
-        self.train(trainer, num_steps=num_steps, per_step=per_step, tokens=tokens, compiled=options.compile)
+        trainer.train_packs(None)
         seconds = clock.seconds[1:]
         flops = count_flops(shape, [tokens] * per_step, num_targets=packs.divisors[0].num_targets)
         found = {
@@ -171,8 +181,8 @@ class Bench:
             "targets": packs.divisors[0].num_targets // per_step,
             "packs_per_step": per_step,
             "compiled": options.compile,
-            "checkpointed": trainer.checkpointed.num_layers,
-            "keeps_attention": trainer.attention.keeps_attention,
+            "checkpointed": trainer.recompute.num_layers,
+            "keeps_attention": trainer.attention.is_kept,
             "layers": self.config.num_hidden_layers,
             "flash": clock.flash,
             "first_step_s": round(clock.seconds[0], 2),
@@ -198,17 +208,12 @@ class Bench:
             vocab_size=self.config.vocab_size,
         )
         begun = Begun()
-        trainer = self.make_trainer(longer, folder=folder, num_steps=num_steps + 1, precision="bf16", callbacks=[begun])
+        trainer = self.make_trainer(
+            longer, folder=folder, num_steps=num_steps + 1, precision="bf16", callbacks=[begun], tokens=tokens
+        )
         checkpoint = RunFolder(folder).checkpoints.all()[-1][1]
         with suppress(HasBegunError):
-            self.train(
-                trainer,
-                num_steps=num_steps + 1,
-                per_step=packs.packs_per_step,
-                tokens=tokens,
-                compiled=False,
-                checkpoint=checkpoint,
-            )
+            trainer.train_packs(checkpoint)
         seconds = begun.at - trainer.started_at
         self.let_go(trainer)
         self.remove(folder)
@@ -248,20 +253,13 @@ class Bench:
             precision="fp32",
             model=model,
             callbacks=[StopAt(stop)] if stop else [],
+            tokens=SMALL_TOKENS,
             learning_rate=1e-3,
         )
         trainer.saves = stop is not None
         checkpoint = RunFolder(folder).checkpoints.all()[-1] if resumed else (0, None)
         trainer.step_0 = checkpoint[0]
-        self.train(
-            trainer,
-            num_steps=SMALL_STEPS,
-            per_step=per_step,
-            tokens=SMALL_TOKENS,
-            compiled=False,
-            checkpoint=checkpoint[1],
-            learning_rate=1e-3,
-        )
+        trainer.train_packs(checkpoint[1])
         self.let_go(trainer)
         return folder, trainer
 
@@ -279,7 +277,7 @@ class Bench:
         own = {}
         with (
             segment_attention(model, row_tokens=tokens),
-            prepared_layers(model, Checkpointed(len(decoder_layers(model))), compiled=False),
+            prepared_layers(model, Recompute(len(decoder_layers(model))), compiled=False),
             unwidened_inputs(model, autocast=True),
         ):
             for place in [mine[0], *mine]:  # the first row is for warming up
@@ -313,6 +311,7 @@ class Bench:
         """Return the orders of packs for so many ranks: as they were handed out here, or would be there."""
         if ranks == self.world:
             return given
+        shape = shape_model(self.config, lora=self.lora)
         balanced = balance_steps(packs, shape=shape, num_ranks=ranks, packs_per_batch=1)
         return {"balanced": balanced, "in_plan_order": range(len(packs))}
 
@@ -360,11 +359,37 @@ class Bench:
         with self.device:
             return add_adapter(model, self.lora)
 
-    def make_trainer(self, packs, *, folder, num_steps, precision, callbacks, model=None, learning_rate=1e-4):
-        """Return the library's trainer on `packs`."""
+    def make_trainer(
+        self,
+        packs,
+        *,
+        folder,
+        num_steps,
+        precision,
+        callbacks,
+        tokens,
+        compiled=False,
+        model=None,
+        learning_rate=1e-4,
+    ):
+        """Return the library's trainer on `packs`, whose rows have at most so many tokens."""
         AcceleratorState._reset_state()  # a process may train in two precisions here
         GradientState._reset_state()
-        settings = self.settings(num_steps=num_steps, per_step=packs.packs_per_step, learning_rate=learning_rate)
+        settings = self.settings(
+            num_steps=num_steps,
+            per_step=packs.packs_per_step,
+            tokens=tokens,
+            compiled=compiled,
+            learning_rate=learning_rate,
+        )
+        recipe = RunConfig(
+            tasks=TaskSettings(folder="none"),
+            model=ModelSettings(path="none", precision=precision, lora=self.lora if model is None else None),
+            episodes=EpisodeSettings(token_budget=tokens),
+            train=settings,
+        )
+        packs.row_multiple = row_multiple(tokens, device=self.device, compiled=compiled)
+        num_targets = max(count([pack]).num_targets for pack in packs.packs)
         args = training_arguments(
             settings,
             folder=RunFolder(folder).checkpoints.path,
@@ -376,8 +401,9 @@ class Bench:
         return TimedTrainer(
             model if model is not None else self.make_model(),
             args=args,
+            recipe=recipe,
             packs=packs,
-            shape=None,
+            row=Row(num_tokens=tokens, num_targets=num_targets, precision=precision, compiled=compiled),
             validation=(packs, ()),
             metrics=MetricsLog(folder / "metrics.jsonl"),
             callbacks=callbacks,
@@ -385,27 +411,18 @@ class Bench:
 
     def settings(self, *, num_steps, per_step, tokens=0, compiled=False, learning_rate=1e-4):
         """Return the recipe's [train]."""
-        # Under FSDP2 the free memory of one GPU decides for all, which long rows have not been tried with: "all".
-        checkpointed = "all" if self.lora is None and tokens > 8192 else "auto"
+        # Under FSDP2 the free memory of one GPU decides for all, which long rows have not been tried with.
+        recompute = "selective" if self.lora is None and tokens > 8192 else "auto"
         return TrainSettings(
             num_steps=num_steps,
             packs_per_step=per_step,
             compile=compiled,
-            checkpointed_layers=checkpointed,
+            recompute=recompute,
             learning_rate=learning_rate,
             log_every_steps=1,
             checkpoint_every_steps=10**6,
             validation_tokens=0,
         )
-
-    def train(self, trainer, *, num_steps, per_step, tokens, compiled, checkpoint=None, learning_rate=1e-4) -> None:
-        """Run the library's training loop."""
-        settings = self.settings(
-            num_steps=num_steps, per_step=per_step, tokens=tokens, compiled=compiled, learning_rate=learning_rate
-        )
-        trainer.packs.settings = EpisodeSettings(token_budget=tokens)
-        trainer.packs.row_multiple = row_multiple(tokens, device=self.device, compiled=compiled)
-        train_packs(trainer, settings=settings, row_tokens=tokens, checkpoint=checkpoint)
 
     def let_go(self, trainer) -> None:
         """Free the GPU of a trainer's model and optimizer, which hold one another."""

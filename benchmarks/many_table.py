@@ -10,8 +10,9 @@ from measuring import SHAPES
 
 from manyicl.models import LoraSettings
 from manyicl.models.costs import count_weights
-from manyicl.planning.footprint import Row, measure_footprint, predict_memory
-from manyicl.training.recompute import GATHERED_UNITS, Checkpointed
+from manyicl.training.footprint import GATHERED_UNITS, Row, measure_footprint
+from manyicl.training.memory import predict_memory
+from manyicl.training.recompute import Recompute
 
 GIB = 1 << 30
 
@@ -70,7 +71,7 @@ def predict_gib(row):
     footprint, unit_bytes = footprint_of(
         row["mode"], row["shape"], row["layers"], row["tokens"], row["targets"], row["compiled"]
     )
-    prediction = predict_memory(footprint, Checkpointed(row["checkpointed"], keeps_attention=row["keeps_attention"]))
+    prediction = predict_memory(footprint, Recompute(row["checkpointed"], keep_attention=row["keeps_attention"]))
     if row["mode"] == "lora-ddp" or row["gpus"] == 1:
         return prediction.total_bytes / GIB
     states = prediction.states_bytes / row["gpus"] + GATHERED_UNITS * unit_bytes

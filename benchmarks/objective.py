@@ -25,11 +25,11 @@ from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import load_model
 from manyicl.models.loss import row_loss
 from manyicl.training.metrics import MetricsLog
-from manyicl.training.preparation import plan_validation, prepare_run
+from manyicl.training.preparation import largest_row, plan_validation, prepare_run
 from manyicl.training.recipe import make_config
-from manyicl.training.recompute import Checkpointed, prepared_layers
+from manyicl.training.recompute import Recompute, prepared_layers
 from manyicl.training.run_folder import RunFolder
-from manyicl.training.trainer import AnswerTrainer, LastStepCallback, row_multiple, train_packs, training_arguments
+from manyicl.training.trainer import AnswerTrainer, LastStepCallback, training_arguments
 
 META_ICL_EXAMPLES = 17
 
@@ -69,7 +69,7 @@ def compare_speed(options, num_tokens, *, metaicl, device):
 
     def step(batch):
         model.zero_grad(set_to_none=True)
-        with segment_attention(model), prepared_layers(model, Checkpointed(0), compiled=False):
+        with segment_attention(model), prepared_layers(model, Recompute(0), compiled=False):
             row_loss(model, batch).loss.backward()
 
     sides = {targets: lambda batch=batch: step(batch) for targets, batch in batches.items()}
@@ -131,19 +131,19 @@ def train_by(targets, folder, options, *, seed):
         validated=True,
         num_ranks=1,
     )
-    multiple = row_multiple(config.row_tokens, device=arguments.device, compiled=config.train.compile)
     torch.manual_seed(seed)
     metrics = MetricsLog(folder / targets / "metrics.jsonl")
     trainer = AnswerTrainer(
         load_model(config.model, trainable=True).to(arguments.device),
         args=arguments,
-        packs=prepared.packs.arranged(order=range(len(prepared.packs)), row_multiple=multiple),
-        shape=None,
+        recipe=config,
+        packs=prepared.packs,
+        row=largest_row(prepared.packs, config=config),
         validation=(maker, planned),
         metrics=metrics,
         callbacks=[LastStepCallback()],
     )
-    train_packs(trainer, settings=config.train, row_tokens=config.row_tokens, checkpoint=None)
+    trainer.train_packs(None)
     return {record["step"]: record["eval_loss"] for record in metrics.read() if "eval_loss" in record}
 
 

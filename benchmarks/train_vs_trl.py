@@ -53,10 +53,9 @@ from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import ModelSettings, load_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
-from manyicl.training.metrics import StepSums
-from manyicl.training.recompute import Checkpointed, prepared_layers
-from manyicl.training.throughput import PeakMemory, measure_ceiling
-from manyicl.training.trainer import row_multiple
+from manyicl.training.metrics import PeakMemory, StepSums, measure_ceiling
+from manyicl.training.preparation import row_multiple
+from manyicl.training.recompute import Recompute, prepared_layers
 
 
 def main() -> None:
@@ -301,7 +300,7 @@ class OurSide:
         self.model, self.flash, self.kernels = model, None, {}
         self.is_prepared, self.compiled = False, compiled
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=autocast)
-        self.checkpointed = Checkpointed(len(decoder_layers(model)) if recompute else 0, keeps_attention=not whole)
+        self.checkpointed = Recompute(len(decoder_layers(model)) if recompute else 0, keep_attention=not whole)
         row = make_row(episodes)
         multiple = row_multiple(row.num_tokens, device=device, compiled=compiled)
         self.batch = (pad_row(row, multiple=multiple) if multiple > 1 else row).to(device)

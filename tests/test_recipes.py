@@ -18,7 +18,7 @@ from manyicl.errors import UserError
 from manyicl.models.loading import ModelSettings, load_config, load_model
 from manyicl.models.saving import merge_adapter
 from manyicl.models.structure import check_window
-from manyicl.training.fsdp import check_launch
+from manyicl.training.ranks import check_launch
 from manyicl.training.recipe import dump_config, load_recipe, make_config
 from manyicl.training.run import train
 from tests.conftest import COMMON, make_task, train_tokenizer
@@ -110,7 +110,7 @@ def test_a_large_recipe_is_many_shot_lora_at_32k(name):
     assert config.model.precision == "bf16"
     assert config.model.lora is not None
     assert config.model.lora.modules == "all-linear"
-    assert config.train.checkpointed_layers == "auto"
+    assert config.train.recompute == "auto"
     assert config.train.packs_per_step % 8 == 0, "eight GPUs must share a step"
 
 

@@ -600,7 +600,7 @@ def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, c
     monkeypatch.setattr(trainer, "row_loss", row_loss)
     line = last_line(recipe, "--out", run)
     assert line.startswith("error: step 1: the GPU is out of memory, with rows of up to 320 tokens and 0 of 3 layers ")
-    assert line.endswith(f"; resume with: manyicl train --resume '{run}' train.checkpointed_layers=all")
+    assert line.endswith(f"; resume with: manyicl train --resume '{run}' train.recompute=selective")
     is_short.update(training=False, validation=True)
     line = last_line("--resume", run)
     assert line.startswith("error: step 3: the GPU is out of memory, with a validation row; start a new run")

@@ -30,7 +30,9 @@ from manyicl.models.attention.segments import attend_row_segments, kernel_order
 from manyicl.models.compiled_pieces import fused_pieces
 from manyicl.models.loss import answer_loss, row_loss, target_logits
 from manyicl.training import trainer
-from manyicl.training.recompute import Checkpointed, choose_checkpointed, measure_activations, prepared_layers
+from manyicl.training.footprint import Row, measure_footprint
+from manyicl.training.memory import choose_recompute, predict_memory
+from manyicl.training.recompute import Recompute, prepared_layers
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
 from tests.conftest import CONFIGS, tiny_model
@@ -167,7 +169,7 @@ def test_a_layer_compiled_for_one_kernel_runs_another_where_that_is_asked_for(mo
         monkeypatch.setattr(segment_kernels, "flash_implementation", lambda name=name: None if name == "none" else name)
         with (
             segment_attention(model),
-            prepared_layers(model, Checkpointed(0), compiled=True),
+            prepared_layers(model, Recompute(0), compiled=True),
             torch.profiler.profile(acc_events=True) as profile,
         ):
             row_loss(model, batch).loss.backward()
@@ -311,14 +313,14 @@ def test_a_real_lack_of_memory_halves_rows_and_changes_no_score():
     assert np.array(nats) == pytest.approx(np.array(expected), abs=1e-3)
 
 
-@pytest.mark.parametrize(("packs", "checkpointed"), [(8, "all"), (2, 0), (2, "whole")])
+@pytest.mark.parametrize(("packs", "checkpointed"), [(8, "selective"), (2, "none"), (2, "full")])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_learns_and_is_the_same_by_other_micro_batches(tmp_path, lora, precision, packs, checkpointed):
     """In fp32 rounding explains 1e-4 of a loss: noise of 1e-5 of the largest gradient moves the fourth by 5e-5."""
     courses = []
-    for num, recomputed in ((8, 0), (packs, checkpointed)):
-        config = write_setting(tmp_path, lora=lora, packs_per_batch=num, num_steps=4, checkpointed_layers=recomputed)
+    for num, recomputed in ((8, "none"), (packs, checkpointed)):
+        config = write_setting(tmp_path, lora=lora, packs_per_batch=num, num_steps=4, recompute=recomputed)
         config = config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
         out = tmp_path / f"rows-{len(courses)}"
         train(config, out=out)
@@ -361,9 +363,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch):
 
 
 @COMPILERS_OWN_WARNING
-@pytest.mark.parametrize(
-    "checkpointed", [Checkpointed(0), Checkpointed(2), Checkpointed(3, keeps_attention=False)], ids=str
-)
+@pytest.mark.parametrize("checkpointed", [Recompute(0), Recompute(2), Recompute(3, keep_attention=False)], ids=str)
 def test_compiled_layers_give_the_gradients_of_plain_ones(checkpointed):
     found = []
     for compiled in (False, True):
@@ -381,20 +381,22 @@ def test_compiled_layers_give_the_gradients_of_plain_ones(checkpointed):
 
 def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
     model = tiny_model("llama").to("cuda", torch.bfloat16)
-    cost = measure_activations(model)
-    assert cost.layer_bytes > 5 * (cost.input_bytes + cost.attention_bytes) > 0
+    model.config.max_position_embeddings = 1 << 20
+    row = Row(1 << 16, 64, "bf16")
+    footprint = measure_footprint(model.config, row)
+    peaks = [predict_memory(footprint, Recompute(n)).total_bytes for n in range(4)]
     total = torch.cuda.mem_get_info()[1]
     chosen = []
-    for share in (1.0, 0.5, 0.05):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, share=share: (int(share * total), total))
-        chosen.append(choose_checkpointed(model, "auto", row_tokens=int(0.8 * total / (3 * cost.layer_bytes))))
-    assert chosen[0] == Checkpointed(0)
-    assert 0 < chosen[1].num_layers <= 3
-    assert chosen[2] == Checkpointed(3, keeps_attention=False)
+    for free_bytes in (2 * peaks[0], int(peaks[2] / 0.92) + (1 << 20), 0):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free_bytes: (free, total))
+        chosen.append(choose_recompute(model, "auto", row=row))
+    assert chosen[0] == Recompute(0)
+    assert 0 < chosen[1].num_layers <= 2
+    assert chosen[2] == Recompute(3, keep_attention=False)
 
 
 def test_a_run_that_is_out_of_memory_goes_on_with_the_setting_that_it_names(tmp_path):
-    write_setting(tmp_path, pack_tokens=8192, packs_per_step=1, packs_per_batch=1, num_steps=2, checkpointed_layers=0)
+    write_setting(tmp_path, pack_tokens=8192, packs_per_step=1, packs_per_batch=1, num_steps=2, recompute="none")
     about = LlamaConfig.from_pretrained(
         tmp_path / "start", hidden_size=512, intermediate_size=2048, num_hidden_layers=4, head_dim=64
     )
@@ -409,10 +411,10 @@ def test_a_run_that_is_out_of_memory_goes_on_with_the_setting_that_it_names(tmp_
 
     try:
         limit_memory(1.5e9)  # weights and optimizer take 0.3 GB, the layers' activations 1.6
-        with pytest.raises(UserError, match=r"of memory.* 0 of 4 layers recomputed; train\.checkpointed_layers=all"):
+        with pytest.raises(UserError, match=r"of memory.* 0 of 4 layers recomputed; train\.recompute=selective"):
             train(recipe, out=run)
         limit_memory(1.5e9)
-        going_on = RunFolder(run).read_config(overrides=["train.checkpointed_layers=all"])
+        going_on = RunFolder(run).read_config(overrides=["train.recompute=selective"])
         assert train(going_on, out=run, resume=True).held_out
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

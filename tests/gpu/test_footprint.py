@@ -12,8 +12,9 @@ from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import row_loss
-from manyicl.planning.footprint import Row, measure_footprint, predict_memory
-from manyicl.training.recompute import Checkpointed, prepared_layers, unwidened_inputs
+from manyicl.training.footprint import Row, measure_footprint
+from manyicl.training.memory import predict_memory
+from manyicl.training.recompute import Recompute, prepared_layers, unwidened_inputs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,9 +32,7 @@ CONFIG = LlamaConfig(
 )
 
 
-@pytest.mark.parametrize(
-    "checkpointed", [*map(Checkpointed, (0, 5, 8)), Checkpointed(8, keeps_attention=False)], ids=str
-)
+@pytest.mark.parametrize("checkpointed", [*map(Recompute, (0, 5, 8)), Recompute(8, keep_attention=False)], ids=str)
 @pytest.mark.parametrize("lora", [None, LoraSettings()], ids=["full", "lora"])
 @pytest.mark.parametrize("num_tokens", [4096, 16384])
 def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, checkpointed):

@@ -32,7 +32,7 @@ def replaced() -> list[object]:
     norms = [modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_qwen3.Qwen3RMSNorm]
     gates = [modeling_llama.LlamaMLP, modeling_mistral.MistralMLP, modeling_qwen3.Qwen3MLP]
     turned = [m.apply_rotary_pos_emb for m in (modeling_llama, modeling_mistral, modeling_qwen3)]
-    return [dispatch.merge_parts, *(kind.forward for kind in (*norms, *gates)), *turned]
+    return [dispatch.current_merge(), *(kind.forward for kind in (*norms, *gates)), *turned]
 
 
 def nats_behind(model, *, num_prefix: int = 40) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_another_activation_leaves_the_gate_alone(uncompiled):
     with pytest.warns(UserWarning, match=told):
         block.__enter__()
     assert modeling_llama.LlamaMLP.forward is gate
-    assert dispatch.merge_parts.__name__ == "merged_for_projection"
+    assert dispatch.current_merge().__name__ == "merged_for_projection"
     block.__exit__(None, None, None)
 
 

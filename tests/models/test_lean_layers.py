@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from manyicl.models.lean_layers import lean_pieces
-from manyicl.training.recompute import Checkpointed, prepared_layers
+from manyicl.training.recompute import Recompute, prepared_layers
 
 SHAPE = {
     "vocab_size": 64,
@@ -70,7 +70,7 @@ def test_losses_and_gradients_are_the_models_own(device, autocast, most):
 def test_a_layer_that_is_recomputed_gives_the_same_gradients():
     model = make_model(LlamaForCausalLM, LlamaConfig)
     expected_loss, expected = loss_and_gradients(model)
-    with prepared_layers(model, Checkpointed(2), compiled=False):
+    with prepared_layers(model, Recompute(2), compiled=False):
         loss, gradients = loss_and_gradients(model)
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
     for name, gradient in gradients.items():

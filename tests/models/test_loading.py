@@ -126,7 +126,7 @@ def test_a_window_counts_only_where_every_layer_slides():
 
 
 def test_a_model_that_names_no_longest_sequence_asks_for_one():
-    assert refusal(max_tokens_of, MambaConfig()).startswith("--max-tokens: a mamba model does not say")
+    assert refusal(max_tokens_of, MambaConfig()).startswith("`max_tokens`: a mamba model does not say")
     check_window(MambaConfig(), num_tokens=10**6, what="--max-tokens")
 
 
@@ -323,7 +323,7 @@ def test_merging_is_refused_without_an_adapter_or_where_something_is(saved, tmp_
     message = refusal(merge_adapter, "someone/adapter", tmp_path / "out")
     assert message == "someone/adapter: no such folder; give a run, or the folder of an adapter"
     message = refusal(merge_adapter, str(saved / "adapter"), saved / "base")
-    assert message == f"--out {saved / 'base'}: exists already; name a new folder"
+    assert message == f"out={saved / 'base'}: exists already; name a new folder"
 
 
 def test_an_adapter_is_not_trained_on_an_adapter(saved):
@@ -464,7 +464,7 @@ def test_a_broken_note_is_told_in_one_line(tmp_path, content):
 def test_a_run_stands_for_its_model(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     message = refusal(locate_model, str(tmp_path))
-    assert message == f"{tmp_path}: this run has not finished, so it has no model; go on with --resume {tmp_path}"
+    assert message == f"{tmp_path}: this run has not finished, so it has no model; go on with resume={tmp_path}"
     (tmp_path / "model").mkdir()
     assert locate_model(str(tmp_path)) == str(tmp_path / "model")
 

@@ -59,7 +59,7 @@ def test_a_moved_run_goes_on_with_new_paths_where_the_same_files_lie(moved):
     with pytest.raises(UserError) as told:
         train(RunFolder(run).read_config(), out=run, resume=True)
     assert str(told.value) == (
-        f"--resume {run}: tasks.folder = {old / 'tasks'} and model.path = {old / 'start'} is not there any more; if it"
+        f"resume={run}: tasks.folder = {old / 'tasks'} and model.path = {old / 'start'} is not there any more; if it"
         f" was moved, say where it is now: manyicl train --resume {run} tasks.folder=PATH model.path=PATH"
     )
     overrides = [f"tasks.folder={new / 'tasks'}", f"model.path={new / 'start'}"]

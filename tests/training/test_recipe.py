@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,8 @@ def test_a_recipe_needs_tasks_a_model_and_a_number_of_steps_only(tmp_path):
         ("train.num_steps = 20", "train", "num_steps", 20),
         ("train.learning_rate=1e-4", "train", "learning_rate", 1e-4),
         ("train.compile=true", "train", "compile", True),
-        ("train.checkpointed_layers=3", "train", "checkpointed_layers", 3),
-        ("train.checkpointed_layers=all", "train", "checkpointed_layers", "all"),
+        ("train.recompute=3", "train", "recompute", 3),
+        ("train.recompute=full", "train", "recompute", "full"),
         ("train.report_to=['tensorboard']", "train", "report_to", ("tensorboard",)),
         ("model.path=org/name", "model", "path", "org/name"),
         ("model.path='org/name'", "model", "path", "org/name"),
@@ -275,3 +276,29 @@ def test_the_resolved_config_says_every_default(tmp_path):
     written: dict[str, Any] = tomllib.loads(dump_config(load_recipe(write_recipe(tmp_path))))
     assert set(written["train"]) == set(TrainSettings.model_fields) - {"pack_tokens"}
     assert set(written["model"]) == set(ModelSettings.model_fields) - {"revision", "lora"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("0", "none"), ("7", 7), ('"auto"', "auto"), ('"all"', "selective"), ('"whole"', "full")]
+)
+def test_a_recipe_of_an_earlier_version_names_its_recomputed_layers_by_the_old_setting(tmp_path, old, new):
+    path = tmp_path / "old.toml"
+    path.write_text(
+        f'[tasks]\nfolder = "tasks"\n[model]\npath = "seed"\n[train]\nnum_steps = 1\ncheckpointed_layers = {old}\n'
+    )
+    told = re.escape(f"{path}: train.checkpointed_layers = {old}".replace('"', "'"))
+    with pytest.warns(UserWarning, match=f"^{told} is now train.recompute = {new!r}$") as warned:
+        config = load_recipe(path)
+    assert config.train.recompute == new
+    assert len(warned) == 1
+    assert "checkpointed" not in dump_config(config)
+
+
+def test_an_override_by_the_old_setting_counts_like_one_by_the_new(tmp_path):
+    path = tmp_path / "new.toml"
+    path.write_text('[tasks]\nfolder = "tasks"\n[model]\npath = "seed"\n[train]\nnum_steps = 1\nrecompute = "none"\n')
+    with pytest.warns(UserWarning, match=r"^override 'train\.checkpointed_layers=whole': .* = 'full'$"):
+        config = load_recipe(path, overrides=["train.checkpointed_layers=whole"])
+    assert config.train.recompute == "full"
+    with pytest.raises(UserError, match=r"train\.recompute = 'some': does not fit; layers that are computed again"):
+        load_recipe(path, overrides=["train.recompute=some"])

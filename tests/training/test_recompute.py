@@ -20,13 +20,9 @@ from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
 from manyicl.training import recompute
 from manyicl.training.recompute import (
-    ActivationCost,
-    Checkpointed,
-    activation_room,
+    Recompute,
     cast_bytes,
-    choose_checkpointed,
-    fewest_checkpointed,
-    measure_activations,
+    measure_kept,
     prepared_layers,
     spread,
     unwidened_inputs,
@@ -35,7 +31,7 @@ from tests.conftest import CONFIGS, assert_same_gradients, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 
 
-def gradients_with(model, checkpointed: Checkpointed, *, compiled: bool = False) -> tuple[torch.Tensor, list[int]]:
+def gradients_with(model, checkpointed: Recompute, *, compiled: bool = False) -> tuple[torch.Tensor, list[int]]:
     """Return all gradients of a row, and how often each layer ran forward."""
     model.train().zero_grad()
     runs = [0] * len(decoder_layers(model))
@@ -51,12 +47,12 @@ def gradients_with(model, checkpointed: Checkpointed, *, compiled: bool = False)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), runs
 
 
-@pytest.mark.parametrize("keeps_attention", [True, False])
+@pytest.mark.parametrize("keep_attention", [True, False])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_recomputed_layers_run_twice_and_change_no_gradient(name, keeps_attention):
+def test_recomputed_layers_run_twice_and_change_no_gradient(name, keep_attention):
     model = tiny_model(name)
-    plain, once = gradients_with(model, Checkpointed(0))
-    some, twice = gradients_with(model, Checkpointed(1, keeps_attention))
+    plain, once = gradients_with(model, Recompute(0))
+    some, twice = gradients_with(model, Recompute(1, keep_attention))
     assert (once, twice) == ([1, 1, 1], [1, 2, 1])
     assert_same_gradients(some, plain)
     assert all("forward" not in vars(layer) for layer in decoder_layers(model))
@@ -69,7 +65,7 @@ def test_layers_whose_attention_is_not_compiled_are_compiled_around_it_also_wher
     model = tiny_model(name).train()
     batch = row([random_episode(EPISODE, seed=s) for s in range(num_segments)])
     gradients, frames = [], []
-    settings = (Checkpointed(0), Checkpointed(0), Checkpointed(3), Checkpointed(3, keeps_attention=False))
+    settings = (Recompute(0), Recompute(0), Recompute(3), Recompute(3, keep_attention=False))
     for checkpointed, compiled in zip(settings, (False, True, True, True), strict=True):
         counted = CompileCounterWithBackend("aot_eager")
         model.zero_grad()
@@ -104,7 +100,7 @@ def test_compiled_layers_do_not_attend_again_either():
         partition_fn=min_cut_rematerialization_partition,
     )
     model = tiny_model("llama").train()
-    with segment_attention(model), prepared_layers(model, Checkpointed(3), compiled=True, backend=backend):
+    with segment_attention(model), prepared_layers(model, Recompute(3), compiled=True, backend=backend):
         row_loss(model, row([random_episode(EPISODE, seed=1)])).loss.backward()
     assert counts == {"forward": 1, "backward": 0}  # one graph of each serves the three layers
 
@@ -122,7 +118,7 @@ def test_what_is_dropped_in_attention_and_in_adapters_is_dropped_again_when_reco
         model.config.attention_dropout = 0.3
         adapted = get_peft_model(model, config).train()
         torch.manual_seed(2)
-        with segment_attention(adapted), prepared_layers(adapted, Checkpointed(checkpointed), compiled=False):
+        with segment_attention(adapted), prepared_layers(adapted, Recompute(checkpointed), compiled=False):
             row_loss(adapted, row([random_episode(EPISODE, seed=1)])).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None]))
     assert_same_gradients(*gradients)
@@ -130,9 +126,9 @@ def test_what_is_dropped_in_attention_and_in_adapters_is_dropped_again_when_reco
 
 def test_a_block_leaves_the_forward_that_a_layer_had_before():
     model = tiny_model("llama")
-    with prepared_layers(model, Checkpointed(1), compiled=False):
+    with prepared_layers(model, Recompute(1), compiled=False):
         own = [vars(layer).get("forward") for layer in decoder_layers(model)]
-        measure_activations(model)
+        measure_kept(model)
         assert [vars(layer).get("forward") for layer in decoder_layers(model)] == own
         assert [forward is not None for forward in own] == [False, True, False]
 
@@ -148,14 +144,21 @@ class _Attentions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("num_segments", [1, 2])
-@pytest.mark.parametrize(("keeps_attention", "times"), [(True, 1), (False, 2)])
-def test_recomputed_layers_attend_again_only_where_they_are_recomputed_as_a_whole(num_segments, keeps_attention, times):
+@pytest.mark.parametrize(("keep_attention", "times"), [(True, 1), (False, 2)])
+def test_recomputed_layers_attend_again_only_if_they_are_recomputed_in_full(num_segments, keep_attention, times):
     model = tiny_model("llama").train()
     batch = row([random_episode(EPISODE, seed=s) for s in range(num_segments)])
-    prepared = prepared_layers(model, Checkpointed(3, keeps_attention), compiled=False)
+    prepared = prepared_layers(model, Recompute(3, keep_attention), compiled=False)
     with segment_attention(model), prepared, _Attentions() as counted:
         row_loss(model, batch).loss.backward()
     assert counted.count == 3 * num_segments * times
+
+
+def test_autocast_copies_the_matrices_of_layers():
+    model = tiny_model("llama")
+    # Three layers of square, narrow and wide matrices; norms are not cast.
+    assert cast_bytes(model) == 3 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    assert cast_bytes(model.to(torch.bfloat16)) == 0
 
 
 def test_places_are_evenly_spread():
@@ -166,14 +169,12 @@ def test_places_are_evenly_spread():
 
 def test_activations_are_what_one_layer_keeps_for_a_token():
     model = tiny_model("llama")
-    cost = measure_activations(model)
-    assert cost.input_bytes == 32 * 4  # hidden size, float32
-    assert cost.attention_bytes == 4 * (8 * 4 + 4)  # 4 heads of 8 numbers and a sum
+    layer_bytes = measure_kept(model)
     # Counted by hand, in floats a token: two norms keep their input, its scale and their output (32 + 1 + 32 each);
     # attention its rotated queries (32), keys (16), values (16), output (32) and a sum
     # for each of 4 heads; the feed-forward its gate, activation, up (64 each) and their product (64).
     by_hand = 4 * (2 * (32 + 1 + 32) + 32 + 16 + 16 + 32 + 4 + 4 * 64)
-    assert by_hand * 0.7 < cost.layer_bytes < by_hand * 1.3
+    assert by_hand * 0.7 < layer_bytes < by_hand * 1.3
     assert not model.training
 
 
@@ -187,7 +188,7 @@ def test_each_of_many_runs_in_one_process_is_compiled(monkeypatch):
     model = tiny_model("llama").train()
     for number in range(4):
         batch = pad_row(row([random_episode(EPISODE, seed=1)]), multiple=64 + 8 * number)
-        with segment_attention(model), prepared_layers(model, Checkpointed(0), compiled=True):
+        with segment_attention(model), prepared_layers(model, Recompute(0), compiled=True):
             row_loss(model, batch).loss.backward()
         assert counted.frame_count == number + 1
 
@@ -197,9 +198,8 @@ def test_each_of_many_runs_in_one_process_is_compiled(monkeypatch):
 def test_compiled_layers_keep_less():
     torch._dynamo.reset()
     model = tiny_model("llama")
-    plain, compiled = (measure_activations(model, compiled=c) for c in (False, True))
-    assert 0.5 * plain.layer_bytes < compiled.layer_bytes < 0.95 * plain.layer_bytes
-    assert (compiled.input_bytes, compiled.attention_bytes) == (plain.input_bytes, plain.attention_bytes)
+    plain, compiled = (measure_kept(model, compiled=c) for c in (False, True))
+    assert 0.5 * plain < compiled < 0.95 * plain
     assert all("forward" not in vars(layer) for layer in decoder_layers(model))
 
 
@@ -208,44 +208,9 @@ def test_compiled_layers_keep_less():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
 def test_what_compiled_layers_keep_is_what_inductor_keeps(monkeypatch):
     model = tiny_model("llama")
-    measured = measure_activations(model, compiled=True)
+    measured = measure_kept(model, compiled=True)
     monkeypatch.setattr(recompute, "PARTITION_ONLY", "inductor")
-    assert measure_activations(model, compiled=True) == measured
-
-
-def test_as_few_as_fit_are_recomputed():
-    cost = ActivationCost(layer_bytes=100.0, input_bytes=5.0, attention_bytes=5.0, work_bytes=100.0)
-    chosen = [fewest_checkpointed(cost, num_layers=8, num_tokens=10, free_bytes=b) for b in range(0, 9000, 100)]
-    counts = [c.num_layers for c in chosen]
-    assert chosen[0] == Checkpointed(8, keeps_attention=False)  # nothing fits: the least that can be done
-    assert chosen[17] == Checkpointed(8, keeps_attention=False)
-    assert chosen[18] == Checkpointed(8)  # 8 inputs and attentions of 100 bytes, and 1000 of work
-    assert counts[80] == counts[-1] == 0
-    assert counts == sorted(counts, reverse=True)
-
-
-def test_a_setting_is_taken_and_a_cpu_recomputes_nothing_by_itself():
-    model = tiny_model("llama")
-    expected = {"auto": Checkpointed(0), "all": Checkpointed(3), "whole": Checkpointed(3, False), 2: Checkpointed(2)}
-    for setting, chosen in expected.items():
-        assert choose_checkpointed(model, setting, row_tokens=10**9) == chosen
-
-
-def test_what_activations_may_take_up_counts_what_gpus_share():
-    model = tiny_model("llama")
-    # Two ends of 400 words times 32; three layers of square, narrow and wide matrices and norms; a last norm.
-    layer, ends = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32, 400 * 32
-    num_weights = 3 * layer + 2 * ends + 32
-    assert sum(p.numel() for p in model.parameters()) == num_weights
-    logits = 12 * recompute.MOST_LOGITS["cuda"]
-    free = 10**9 + logits
-    assert activation_room(model, free_bytes=free) == pytest.approx(0.9 * (10**9 - 12 * num_weights))
-    # Of 16 bytes a weight that is trained, its own 4 among them, each of four holds a quarter; three heads are whole.
-    shared = 10**9 + 4 * num_weights - 16 * num_weights / 4 - 3 * 4 * ends
-    assert activation_room(model, free_bytes=free, num_shards=4) == pytest.approx(0.9 * shared)
-    assert activation_room(model, free_bytes=logits) == 0
-    assert cast_bytes(model) == 3 * 2 * (layer - 2 * 32)  # norms are not cast
-    assert cast_bytes(model.to(torch.bfloat16)) == 0
+    assert measure_kept(model, compiled=True) == measured
 
 
 @pytest.mark.slow
@@ -259,7 +224,7 @@ def test_compiled_layers_are_compiled_once_for_all_rows_of_a_length(num_checkpoi
     model = tiny_model("llama").train()
     frames, gradients = [], {False: [], True: []}
     for compiled in (False, True):
-        with segment_attention(model), prepared_layers(model, Checkpointed(num_checkpointed), compiled=compiled):
+        with segment_attention(model), prepared_layers(model, Recompute(num_checkpointed), compiled=compiled):
             for lengths in ([(5, 2)] * 6, [(5, 2)] * 5, [(4, 3)] * 6):  # filled rows of 43, 36 and 43 tokens, of 48
                 model.zero_grad()
                 row_loss(model, pad_row(row([random_episode(lengths, seed=1)]), multiple=48)).loss.backward()
@@ -286,7 +251,7 @@ def test_under_autocast_adapters_keep_no_copy_of_what_they_read_and_gradients_st
 
         with (
             segment_attention(model),
-            prepared_layers(model, Checkpointed(checkpointed), compiled=False),
+            prepared_layers(model, Recompute(checkpointed), compiled=False),
             unwidened_inputs(model, autocast=unwidened),
         ):
             with (
@@ -305,11 +270,11 @@ def test_under_autocast_adapters_keep_no_copy_of_what_they_read_and_gradients_st
 
 def test_measuring_activations_leaves_no_tensor_behind():
     model = tiny_model("llama")
-    measure_activations(model)
+    measure_kept(model)
     gc.collect()
     gc.freeze()  # what is there by now, also other tests' garbage, is not looked at
     try:
-        measure_activations(model)
+        measure_kept(model)
         gc.collect()
         assert [type(thing) for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)] == []
     finally:

@@ -13,14 +13,13 @@ from transformers import Trainer
 from manyicl.episodes.packing import Pack
 from manyicl.errors import UserError
 from manyicl.training import trainer
-from manyicl.training.fsdp import check_launch
 from manyicl.training.metrics import MetricsLog, bucket_name
-from manyicl.training.preparation import ValidationPack, share_rows
+from manyicl.training.preparation import ValidationPack, row_multiple, share_rows
+from manyicl.training.ranks import agree_on, check_launch, refuse_data_parallel
 from manyicl.training.recipe import TrainSettings
-from manyicl.training.recompute import Checkpointed
+from manyicl.training.recompute import Recompute
 from manyicl.training.run import train
 from manyicl.training.run_folder import Checkpoints, RunFolder
-from manyicl.training.trainer import agree_on, refuse_data_parallel, row_multiple
 from tests.trajectory.setting import read_metrics, write_setting
 
 
@@ -199,10 +198,10 @@ def test_ranks_agree_on_what_saves_most_memory():
         def gather(self, mine):
             return torch.cat([mine, self.other])
 
-    assert agree_on(Checkpointed(3), accelerator=TwoRanks(5, 0)) == Checkpointed(5)
-    assert agree_on(Checkpointed(5), accelerator=TwoRanks(3, 0)) == Checkpointed(5)
-    whole = Checkpointed(32, keeps_attention=False)
-    assert agree_on(Checkpointed(5), accelerator=TwoRanks(32, 1)) == whole
+    assert agree_on(Recompute(3), accelerator=TwoRanks(5, 0)) == Recompute(5)
+    assert agree_on(Recompute(5), accelerator=TwoRanks(3, 0)) == Recompute(5)
+    whole = Recompute(32, keep_attention=False)
+    assert agree_on(Recompute(5), accelerator=TwoRanks(32, 1)) == whole
     assert agree_on(whole, accelerator=TwoRanks(32, 0)) == whole
 
 
@@ -225,10 +224,10 @@ def test_kernels_are_chosen_for_the_longest_row_of_training(tmp_path, monkeypatc
 def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_path):
     config = write_setting(tmp_path, num_steps=4)
     train(config, out=tmp_path / "plain")
-    for setting in ("all", "whole"):
-        wasteful = config.model_copy(update={"train": config.train.model_copy(update={"checkpointed_layers": setting})})
+    for setting in ("selective", "full"):
+        wasteful = config.model_copy(update={"train": config.train.model_copy(update={"recompute": setting})})
         train(wasteful, out=tmp_path / setting)
-    names = ("plain", "all", "whole")
+    names = ("plain", "selective", "full")
     plain, *recomputed = ([r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in names)
     assert recomputed == [pytest.approx(plain, rel=1e-5)] * 2
     said = [json.loads((tmp_path / name / "run.json").read_text()) for name in names]
@@ -240,8 +239,8 @@ def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_p
     about = json.loads((tmp_path / "plain" / "run.json").read_text())
     assert about["wall_s"] > 0
     assert about["peak_bytes"] is None or about["peak_bytes"] > 10**8  # torch alone takes that
-    wrong = config.model_copy(update={"train": config.train.model_copy(update={"checkpointed_layers": 9})})
-    with pytest.raises(UserError, match="checkpointed_layers = 9: the model has 3 layers"):
+    wrong = config.model_copy(update={"train": config.train.model_copy(update={"recompute": 9})})
+    with pytest.raises(UserError, match="recompute = 9: the model has 3 layers"):
         train(wrong, out=tmp_path / "wrong")
 
 

@@ -87,10 +87,10 @@ def test_two_ranks_of_four_packs_equal_one_of_eight(tmp_path, lora):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
-@pytest.mark.parametrize(("how", "checkpointed"), [("ddp", "all"), ("fsdp2", 1), ("fsdp2", "whole")])
-def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_path, how, checkpointed):
+@pytest.mark.parametrize(("how", "recompute"), [("ddp", "selective"), ("fsdp2", 1), ("fsdp2", "full")])
+def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_path, how, recompute):
     # One pack of one episode a row: on a CPU only such attention can be compiled, and kept.
-    write_setting(tmp_path, lora=True, num_steps=4, packs_per_batch=1, checkpointed_layers=checkpointed)
+    write_setting(tmp_path, lora=True, num_steps=4, packs_per_batch=1, recompute=recompute)
     recipe, two = tmp_path / "recipe.toml", tmp_path / "two"
     train(load_recipe(recipe), out=tmp_path / "one")
     compiled = tmp_path / "compiled.toml"
@@ -100,8 +100,8 @@ def test_two_ranks_with_compiled_layers_do_the_run_of_one_with_plain_ones(tmp_pa
     process = start_ranks(script)
     assert process.returncode == 0, process.stderr
     assert_same_course(tmp_path / "one", two, rel=1e-4)
-    # Were it not compiled in one with its recomputation, a layer would be recomputed as a whole.
-    assert json.loads((two / "run.json").read_text())["attention_recomputed"] == (checkpointed == "whole")
+    # Were it not compiled in one with its recomputation, a layer would be recomputed in full.
+    assert json.loads((two / "run.json").read_text())["attention_recomputed"] == (recompute == "full")
 
 
 @pytest.mark.slow
@@ -118,14 +118,14 @@ def test_a_model_sharded_by_fsdp2_has_the_loss_and_gradients_of_the_whole_one(tm
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
 @pytest.mark.parametrize(
-    ("lora", "family", "checkpointed"),
-    [(False, "llama", 0), (True, "llama", "all"), (False, "gemma", 2)],
+    ("lora", "family", "recompute"),
+    [(False, "llama", "none"), (True, "llama", "selective"), (False, "gemma", 2)],
     ids=["full", "lora", "tied"],
 )
 def test_two_ranks_under_accelerates_fsdp2_do_the_run_of_one_and_go_on_from_a_checkpoint(
-    tmp_path, lora, family, checkpointed
+    tmp_path, lora, family, recompute
 ):
-    config = write_setting(tmp_path, lora=lora, family=family, checkpointed_layers=checkpointed)
+    config = write_setting(tmp_path, lora=lora, family=family, recompute=recompute)
     train(config, out=tmp_path / "one")
 
     def launch(run: str, kind: str, number: str) -> subprocess.CompletedProcess[str]:
@@ -196,21 +196,21 @@ def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(
     folder, fixes = tmp_path / "run", []
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "row_loss", short_of_memory_at(step=4, original=trainer.row_loss))
-        for changes in ({}, {"checkpointed_layers": "all"}, {"checkpointed_layers": "whole"}):
+        for changes in ({}, {"recompute": "selective"}, {"recompute": "full"}):
             changed = config.model_copy(update={"train": config.train.model_copy(update=changes)})
             with pytest.raises(OutOfMemoryError, match=r"^step [34]: .* memory, with rows of up to 320 ") as caught:
                 train(changed, out=folder, resume=folder.exists())
             fixes.append(caught.value.setting)
-    assert fixes == ["train.checkpointed_layers=all", "train.checkpointed_layers=whole", "train.packs_per_batch=1"]
+    assert fixes == ["train.recompute=selective", "train.recompute=full", "train.packs_per_batch=1"]
     # The last fix, as the command line takes it: whole layers are in the run's config.toml by now.
     told = start_process(["-m", "manyicl", "train", "--resume", str(folder), "train.packs_per_batch=1"])
     assert told.returncode == 0, told.stderr
     assert_same_course(tmp_path / "whole", folder, rel=1e-4)
     settings = RunFolder(folder).read_config().train
-    assert (settings.checkpointed_layers, settings.packs_per_batch) == ("whole", 1)
+    assert (settings.recompute, settings.packs_per_batch) == ("full", 1)
     assert json.loads((folder / "run.json").read_text())["changes"] == [
-        {"after_step": 2, "train.checkpointed_layers": "all"},
-        {"after_step": 2, "train.checkpointed_layers": "whole"},
+        {"after_step": 2, "train.recompute": "selective"},
+        {"after_step": 2, "train.recompute": "full"},
         {"after_step": 2, "train.packs_per_batch": 1},
     ]
 

@@ -34,6 +34,7 @@ def main() -> None:
     # torch and its neighbours warn about their own future on every import; a user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.formatwarning = lambda message, *_, **__: _format_warning(message)
     _open_streams()
     try:
         app()
@@ -48,6 +49,15 @@ def main() -> None:
         fault = refused
     typer.secho(f"error: {fault}", err=True, fg=typer.colors.RED)
     sys.exit(2)
+
+
+def _format_warning(message: Warning | str) -> str:
+    """Return a warning as one line, without the place in the code that it came from.
+
+    >>> _format_warning(UserWarning("old.toml: a setting has a new name"))
+    'warning: old.toml: a setting has a new name\\n'
+    """
+    return f"warning: {message}\n"
 
 
 def _open_streams() -> None:

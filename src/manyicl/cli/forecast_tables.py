@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.text import Text
 
 from manyicl.console import Table
-from manyicl.planning import ASSUMED_UTILIZATION, SHOT_EDGES, Device, Forecast, MemoryPrediction, name_bucket
+from manyicl.planning import ASSUMED_UTILIZATION, SHOT_EDGES, Device, Forecast
+from manyicl.training import MemoryPrediction, bucket_name
 
 
 def forecast_table(forecast: Forecast) -> Group:
@@ -44,7 +45,7 @@ def _forecast_tasks(forecast: Forecast) -> Table:
 
 
 def _forecast_shots(forecast: Forecast) -> Table:
-    buckets = [name_bucket(index) for index in range(len(SHOT_EDGES))]
+    buckets = [bucket_name(index, buckets=SHOT_EDGES) for index in range(len(SHOT_EDGES))]
     table = Table(title="Trained answers by the shots before them")
     table.add_column("task", no_wrap=True)
     for bucket in buckets:
@@ -94,14 +95,14 @@ def _memory_table(memory: MemoryPrediction, device: Device | None) -> Table:
         "layer": "one layer going backward",
         "recompute": "one layer going forward once more, then backward",
     }
-    saved = "input and attention" if memory.checkpointed.keeps_attention else "input"
+    saved = "input and attention" if memory.recompute.keep_attention else "input"
     rows = (
         ("weights", memory.weights_bytes, "of the model itself"),
         ("adapter", memory.adapters_bytes, "its weights, float32"),
         ("gradients", memory.gradients_bytes, "of trained weights, float32"),
         ("optimizer", memory.optimizer_bytes, "AdamW's two moments"),
         ("layers", memory.layers_bytes, "activations kept for the backward pass"),
-        ("checkpoints", memory.checkpoints_bytes, f"{saved} of {memory.checkpointed.num_layers} layers"),
+        ("recomputed", memory.recomputed_bytes, f"{saved} of {memory.recompute.num_layers} layers"),
         ("work", memory.work_bytes, work[memory.moment]),
     )
     for name, part, what in rows:

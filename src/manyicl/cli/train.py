@@ -28,7 +28,7 @@ def train(
 ) -> None:
     """Fine-tune as a recipe says, into a run directory that holds everything.
 
-    A run that was stopped, or was out of memory: manyicl train --resume DIR [train.checkpointed_layers=all]
+    A run that was stopped, or was out of memory: manyicl train --resume DIR [train.recompute=full]
     """
     from manyicl.cli.run_tables import held_out_table, plan_table
     from manyicl.console import make_console

@@ -14,8 +14,8 @@ from typing import Any
 from manyicl.comparison.settings import ARMS, TUNED_FACTOR, Arm, ArmName, CompareConfig, CompareSettings, Match
 from manyicl.episodes import Episode, PackDataset, TokenizedTask, iter_episodes, lengths_of, pack_episodes
 from manyicl.errors import UserError
-from manyicl.models import ModelShape, count_flops, load_config, shape_model
-from manyicl.training import RunConfig, TrainSettings, count_plan, plan_packs
+from manyicl.models import ModelShape, load_config, shape_model
+from manyicl.training import RunConfig, TrainSettings, count_plan, count_step_flops, plan_packs
 
 # Two arms that are matched by tokens differ by less than this fraction of them, if the packs allow it.
 TOKEN_TOLERANCE = 0.002
@@ -94,7 +94,7 @@ def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spe
         answers=plan["answers"],
         targets=plan["targets"],
         tokens=plan["tokens"],
-        flops=_count_plan_flops(packs, shape),
+        flops=sum(count_step_flops(packs, shape)),
         tokens_by_task=plan["tokens_by_task"],
         short_episodes=short,
         head_tokens=_count_head_tokens(packs),
@@ -120,16 +120,6 @@ def _count_target_rows(packs: PackDataset) -> int:
     first = -1 if packs.settings.targets == "last" else 0
     episodes = (episode for pack in packs.packs for episode in pack.episodes)
     return len({(episode.task, row) for episode in episodes for row in episode.examples[first:].tolist()})
-
-
-def _count_plan_flops(packs: PackDataset, shape: ModelShape) -> int:
-    """Return the model FLOPs of all packs; those of one step are counted as if they were one row, as FLOPs add up."""
-    total = 0
-    for step, divisors in enumerate(packs.divisors):
-        row = packs.packs[step * packs.packs_per_step : (step + 1) * packs.packs_per_step]
-        lengths = [episode.num_tokens for pack in row for episode in pack.episodes]
-        total += count_flops(shape, lengths, num_targets=divisors.num_targets)
-    return total
 
 
 class ArmMatcher:

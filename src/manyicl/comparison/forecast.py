@@ -23,19 +23,18 @@ from manyicl.errors import UserError
 from manyicl.evaluation import Sweep, TaskSweep
 from manyicl.inference import build_trie, prefix_lengths
 from manyicl.models import check_window, count_flops, load_config, resolve_precision
-from manyicl.planning import (
-    ASSUMED_UTILIZATION,
-    Device,
+from manyicl.planning import ASSUMED_UTILIZATION, Device, find_blockers, forecast_tasks, predict_recipe
+from manyicl.tasks import Task
+from manyicl.training import (
     MemoryPrediction,
-    find_blockers,
-    fits,
-    forecast_tasks,
+    Prepared,
+    RunConfig,
     largest_row,
     measure_footprint,
-    predict_recipe,
+    plan_packs,
+    plan_validation,
+    with_precision,
 )
-from manyicl.tasks import Task
-from manyicl.training import Prepared, RunConfig, plan_packs, plan_validation, with_precision
 
 # Kind of work -> its name in the table; that of a trial has "trials: " before it.
 WORK: Mapping[WorkKind, str] = {
@@ -281,7 +280,7 @@ class _Forecaster:
             if arm.name == self._checked_arm():
                 prepared = self._prepare(config)
                 self.blockers += find_blockers(prepared, forecast_tasks(prepared))
-            rows.append((largest_row(self._prepare(_shorten(config))), config))
+            rows.append((largest_row(self._prepare(_shorten(config)).packs, config=config), config))
         row, config = max(rows, key=lambda pair: (pair[0].num_tokens, pair[0].num_targets))
         try:
             trust = model.trust_remote_code
@@ -290,11 +289,11 @@ class _Forecaster:
             self.notes.append(str(error))
             return None
         memory = predict_recipe(config, footprint, device=self.device)
-        if self.device is not None and not fits(memory, self.device):
+        if self.device is not None and not memory.fits(self.device.memory_bytes):
             need, have = memory.total_bytes / 2**30, self.device.memory_bytes / 2**30
             self.blockers.append(
                 f"{arm.title}: a step needs {need:.1f} GiB, and a {self.device.name} has {have:.1f}; choose a larger"
-                " device, lower episodes.token_budget, or set train.checkpointed_layers = 'whole'"
+                " device, lower episodes.token_budget, or set train.recompute = 'full'"
             )
         return memory
 

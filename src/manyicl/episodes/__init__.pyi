@@ -1,4 +1,15 @@
-from .batch import Batch, BatchMaker, Normalization, PackDataset, join_row, lengths_of, split_row, targets_of
+from .batch import (
+    Batch,
+    BatchMaker,
+    Divisors,
+    Normalization,
+    PackDataset,
+    join_row,
+    lengths_of,
+    pad_row,
+    split_row,
+    targets_of,
+)
 from .packing import Pack, pack_episodes
 from .plan import TOO_LONG, Episode, EpisodeSettings, Targets, iter_episodes, plan_episode
 from .segments import Segments
@@ -20,6 +31,7 @@ __all__ = [
     "TOO_LONG",
     "Batch",
     "BatchMaker",
+    "Divisors",
     "Episode",
     "EpisodeSettings",
     "Frame",
@@ -40,6 +52,7 @@ __all__ = [
     "join_row",
     "lengths_of",
     "pack_episodes",
+    "pad_row",
     "plan_episode",
     "query_ids",
     "split_row",

@@ -23,7 +23,7 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen3 import modeling_qwen3
 
 from manyicl.errors import UserError
-from manyicl.models.attention import dispatch
+from manyicl.models.attention.dispatch import merging_by
 from manyicl.models.attention.partial import Part
 from manyicl.models.structure import inner_model
 
@@ -83,7 +83,10 @@ def fused_pieces(model: nn.Module, names: Sequence[str] = PIECES, *, backend: st
 
     with ExitStack() as stack:
         for name in usable:
-            stack.enter_context(_replaced(*_replacement(modeling, name, compiled)))
+            if name == "merge":
+                stack.enter_context(merging_by(compiled(merged_for_projection)))
+            else:
+                stack.enter_context(_replaced(*_replacement(modeling, name, compiled)))
         yield
 
 
@@ -98,8 +101,6 @@ def _fault(inner: Any, modeling: Any, name: str) -> str:
 def _replacement(modeling: Any, name: str, compiled: Callable[[Callable[..., Any]], Any]) -> tuple[Any, str, Any]:
     """Return what is replaced, and by what: (module or class, attribute, function)."""
     family = FAMILIES[modeling]
-    if name == "merge":
-        return dispatch, "merge_parts", compiled(merged_for_projection)
     if name == "norm":
         return getattr(modeling, f"{family}RMSNorm"), "forward", normed
     if name == "rotary":

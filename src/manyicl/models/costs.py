@@ -1,8 +1,8 @@
 """What training and asking cost in weights and FLOPs, from a model's config alone: nothing is loaded.
 
-Model FLOPs, so what the computation needs and not what is done again: a forward pass takes 2 for each weight that a
-token is multiplied with, its backward pass twice that, or as much as the forward where the weight is frozen. So a token
-costs 6 N, or 4 N beside an adapter that costs 6 N of its own. The head is multiplied with targets alone. Attention
+Model FLOPs are what the computation needs, not what is done again: a forward pass takes 2 for each weight that a token
+is multiplied with, its backward pass twice that, or as much as the forward if the weight is frozen. So a token costs
+6 N, or 4 N plus 6 N' for an adapter of N' weights. The head is multiplied with targets alone. Attention
 takes two products forward and four backward over the pairs of tokens that see each other; grouped heads save weights,
 not pairs. A recomputed forward (checkpointing) does not count, nor do norms, activations and the softmax.
 """
@@ -24,21 +24,23 @@ from manyicl.models.structure import experts_per_token, head_dims, layer_windows
 
 @dataclass(frozen=True, slots=True)
 class WeightCounts:
-    """How many weights a model has, by what is done with them.
-
-    embedding: looked up. head: hidden state to vocabulary; where `tied`, the very weights of the embedding.
-    matrices: multiplied with every token; of experts, all of them. active: those of `matrices` that one token meets.
-    vectors: norms and biases. adapter: LoRA's own. adapter_head: LoRA's own on the head, where it was named.
-    """
+    """How many weights a model has, by what is done with them."""
 
     embedding: int
+    """Looked up, not multiplied."""
     head: int
+    """From hidden state to vocabulary; if `tied`, these are the embedding's weights."""
     tied: bool
     matrices: int
+    """Multiplied with every token; of a mixture of experts, all experts."""
     active: int
+    """Those of `matrices` that one token meets."""
     vectors: int
+    """Norms and biases."""
     adapter: int = 0
+    """LoRA's own."""
     adapter_head: int = 0
+    """LoRA's own on the head, if it was named."""
 
     @property
     def base(self) -> int:
@@ -63,15 +65,15 @@ class WeightCounts:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What decides the FLOPs of a model.
-
-    head_dims: of each layer. windows: of each layer, how many tokens one sees; None: all before it.
-    """
+    """What decides the FLOPs of a model."""
 
     weights: WeightCounts
     num_heads: int
+    """Query heads of a layer."""
     head_dims: tuple[int, ...]
+    """Of each layer."""
     windows: tuple[int | None, ...]
+    """Of each layer, how many tokens one token sees; None: all before it."""
 
 
 def shape_model(config: Any, *, lora: LoraSettings | None = None, trust_remote_code: bool = False) -> ModelShape:

@@ -43,14 +43,12 @@ SPREADS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the trial of a model found.
-
-    fault: why its episodes go alone; '' if a row of several episodes is right. longest: tokens of the longest episode
-    that the trial covers.
-    """
+    """What the trial of a model found."""
 
     fault: str
+    """Why its episodes go alone; '' if a row of several episodes is right."""
     longest: int
+    """Tokens of the longest episode that the trial covers."""
 
 
 _verdicts: WeakKeyDictionary[nn.Module, Verdict] = WeakKeyDictionary()

@@ -70,19 +70,20 @@ class ModelSettings(BaseModel):
 
 
 class ModelNote(BaseModel):
-    """What a saved model says of how it was trained.
-
-    trained_shots: task -> most shots an answer was trained behind. token_budget: longest episode it was trained on.
-    frame: of the chat style, the template's text as it was trained with, today's date of then included; None for the
-    plain style, whose template says it all, and for models that were saved before frames were kept.
-    """
+    """What a saved model says of how it was trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     template: TemplateSettings = TemplateSettings()
-    trained_shots: dict[str, int] = Field(default_factory=dict)
-    token_budget: int | None = None
-    frame: Frame | None = None
+    trained_shots: dict[str, int] = Field(
+        default_factory=dict, description="task -> most shots that an answer was trained after"
+    )
+    token_budget: int | None = Field(None, description="tokens of the longest episode it was trained on")
+    frame: Frame | None = Field(
+        None,
+        description="chat style only: the template's text as it was trained with, that day's date included; None for"
+        " the plain style, and for models that were saved before frames were kept",
+    )
 
 
 def locate_model(path: str) -> str:
@@ -90,7 +91,7 @@ def locate_model(path: str) -> str:
     folder = Path(path).expanduser()
     if (folder / RUN_STATE).is_file():
         if not (folder / RUN_MODEL).is_dir():
-            raise UserError(f"{path}: this run has not finished, so it has no model; go on with --resume {path}")
+            raise UserError(f"{path}: this run has not finished, so it has no model; go on with resume={path}")
         return str((folder / RUN_MODEL).absolute())
     if folder.is_dir():
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder

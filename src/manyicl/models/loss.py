@@ -38,17 +38,16 @@ PLAIN_HEADS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class AnswerLoss:
-    """What one row costs.
-
-    loss: scalar, the weighted sum over targets, already divided by the global counts of the optimizer step.
-    nll_A: nats of each answer, summed over its tokens, float32, detached.
-    num_tokens_A: tokens of each answer. correct_A: whether every token of it is the most likely one (greedy match).
-    """
+    """What one row costs."""
 
     loss: Tensor
+    """Scalar: the weighted sum over targets, already divided by the global counts of the optimizer step."""
     nll_A: Tensor
+    """Nats of each answer, summed over its tokens; float32, detached."""
     num_tokens_A: Tensor
+    """Tokens of each answer."""
     correct_A: Tensor
+    """Whether every token of an answer is the most likely one (greedy match)."""
 
 
 def target_logits(model: nn.Module, batch: Batch) -> Tensor:

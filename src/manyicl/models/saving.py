@@ -63,7 +63,7 @@ def merge_adapter(path: str, out: Path) -> str:
     if not (source / "adapter_config.json").is_file():
         raise UserError(f"{path}: has no adapter to merge; its model is whole already")
     if out.exists():
-        raise UserError(f"--out {out}: exists already; name a new folder")
+        raise UserError(f"out={out}: exists already; name a new folder")
     settings = ModelSettings(path=str(source), precision="fp32")
     dtype = getattr(load_config(settings), "dtype", None) or torch.float32
     model, was_untied = fold_adapter(load_model(settings))

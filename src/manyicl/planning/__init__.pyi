@@ -1,8 +1,7 @@
 from .audit import TaskAudit, audit_task
 from .devices import ASSUMED_UTILIZATION, Device, find_device
-from .fit import fits, predict_recipe
-from .footprint import MemoryPrediction, measure_footprint
-from .forecast import SHOT_EDGES, Forecast, find_blockers, forecast_run, forecast_tasks, largest_row, name_bucket
+from .fit import predict_recipe
+from .forecast import SHOT_EDGES, Forecast, find_blockers, forecast_run, forecast_tasks
 from .overlap import Overlap, find_overlaps, tell_overlap, tell_overlaps
 from .preview import DrawnEpisode, draw_episode, preview_recipe, render_episode
 
@@ -12,7 +11,6 @@ __all__ = [
     "Device",
     "DrawnEpisode",
     "Forecast",
-    "MemoryPrediction",
     "Overlap",
     "TaskAudit",
     "audit_task",
@@ -20,12 +18,8 @@ __all__ = [
     "find_blockers",
     "find_device",
     "find_overlaps",
-    "fits",
     "forecast_run",
     "forecast_tasks",
-    "largest_row",
-    "measure_footprint",
-    "name_bucket",
     "predict_recipe",
     "preview_recipe",
     "render_episode",

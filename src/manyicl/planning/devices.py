@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from manyicl.errors import UserError, suggest
 
 # An assumption, not a promise: model FLOPs over the datasheet's peak. Measured on one H200 with a 7B model, LoRA, all
-# layers checkpointed, 8k and 32k tokens: 0.31 and 0.36.
+# layers recomputed, 8k and 32k tokens: 0.31 and 0.36.
 ASSUMED_UTILIZATION = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """memory_bytes: in the datasheet's decimal gigabytes. peak_flops_per_s: bfloat16, dense, float32 accumulation."""
+    """An accelerator as its maker's datasheet describes it."""
 
     name: str
     memory_bytes: int
+    """From the datasheet's decimal gigabytes; a card may have up to 6 % more."""
     peak_flops_per_s: float
+    """bfloat16, dense, with float32 accumulation."""
 
 
 def _device(name: str, gigabytes: int, teraflops: float) -> tuple[str, Device]:
@@ -49,5 +51,5 @@ def find_device(name: str) -> Device:
     device = DEVICES.get(name.lower())
     if device is None:
         known = ", ".join(DEVICES)
-        raise UserError(f"--device {name}: is not known{suggest(name.lower(), DEVICES)}; one of {known}")
+        raise UserError(f"device={name}: is not known{suggest(name.lower(), DEVICES)}; one of {known}")
     return device

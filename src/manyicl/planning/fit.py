@@ -8,16 +8,20 @@ from typing import Any
 
 from manyicl.models import WeightCounts
 from manyicl.planning.devices import Device
-from manyicl.planning.footprint import (
-    USABLE_SHARE,
+from manyicl.training import (
+    USABLE_FRACTION,
     Footprint,
     MemoryPrediction,
+    Recompute,
     Row,
-    choose_checkpointed_layers,
+    RunConfig,
+    count_states,
+    fewest_recomputed,
+    make_config,
     measure_footprint,
     predict_memory,
+    resolve_recompute,
 )
-from manyicl.training import Checkpointed, RunConfig, make_config
 
 # An episode of fewer tokens holds hardly any shots; rather another device.
 FEWEST_BUDGET_TOKENS = 512
@@ -25,27 +29,26 @@ FEWEST_BUDGET_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to change in a recipe (`key=value`, as on the command line), and what a step takes up then."""
+    """What to change in a recipe, and what a step takes then."""
 
     overrides: tuple[str, ...]
+    """`key=value`, as `load_recipe` and the command line take them."""
     total_bytes: int
-
-
-def fits(prediction: MemoryPrediction, device: Device) -> bool:
-    """Return whether a step fits what can be used of the device."""
-    return prediction.total_bytes <= USABLE_SHARE * device.memory_bytes
+    """The predicted peak with the change."""
 
 
 def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | None) -> MemoryPrediction:
     """Return the peak of the recipe's step as it stands.
 
-    Of `train.checkpointed_layers = "auto"`, on `device`: as few layers as fit it; on none in particular, all.
+    With `train.recompute = "auto"` as few layers are recomputed as fit `device`; without a device, all selectively.
+
+    Raises:
+        UserError: more layers are to be recomputed than the model has.
     """
-    setting = config.train.checkpointed_layers
-    if setting == "auto" and device is not None:
-        return predict_memory(footprint, choose_checkpointed_layers(footprint, free_bytes=device.memory_bytes))
-    num_layers = min(setting, footprint.num_layers) if isinstance(setting, int) else footprint.num_layers
-    return predict_memory(footprint, Checkpointed(num_layers, keeps_attention=setting != "whole"))
+    recompute = resolve_recompute(config.train.recompute, num_layers=footprint.num_layers)
+    if recompute is None and device is not None:
+        recompute = fewest_recomputed(footprint, free_bytes=device.memory_bytes)
+    return predict_memory(footprint, recompute or Recompute(footprint.num_layers))
 
 
 def suggest_changes(
@@ -58,23 +61,18 @@ def suggest_changes(
     for overrides, changed in _iter_changes(config):
         num_tokens = row.num_tokens * changed.row_tokens // config.row_tokens
         num_targets = max(1, row.num_targets * num_tokens // row.num_tokens)
-        smaller = replace(row, num_tokens=num_tokens, num_targets=num_targets, precision=changed.model.precision)
-        if _least_bytes(changed, weights) > USABLE_SHARE * device.memory_bytes:
-            continue  # the states alone do not fit
+        precision = changed.model.precision
+        smaller = replace(row, num_tokens=num_tokens, num_targets=num_targets, precision=precision)
+        states = count_states(replace(weights, adapter=0, adapter_head=0), lora=changed.model.lora, precision=precision)
+        if sum(states.values()) > USABLE_FRACTION * device.memory_bytes:
+            continue  # what stays between steps alone does not fit
         footprint = measure_footprint(
             model_config, smaller, lora=changed.model.lora, trust_remote_code=changed.model.trust_remote_code
         )
         prediction = predict_recipe(changed, footprint, device=device)
-        if fits(prediction, device):
+        if prediction.fits(device.memory_bytes):
             return Change(overrides=overrides, total_bytes=prediction.total_bytes)
     return None
-
-
-def _least_bytes(config: RunConfig, weights: WeightCounts) -> int:
-    """Return what a model takes up before any token goes through it."""
-    if config.model.lora is None:
-        return 16 * weights.base
-    return (2 if config.model.precision == "bf16" else 4) * weights.base
 
 
 def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfig]]:
@@ -89,8 +87,8 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
             values[section][entry] = setting
         return tuple(f"{name}={text}" for name, (text, _) in chosen.items()), make_config(values, source="plan")
 
-    if config.train.checkpointed_layers not in ("auto", "whole"):
-        yield change("train.checkpointed_layers", "auto", "auto")
+    if config.train.recompute not in ("auto", "full"):
+        yield change("train.recompute", "auto", "auto")
     if config.train.packs_per_batch > 1:
         yield change("train.packs_per_batch", 1, "1")
     if config.model.precision == "fp32":

@@ -17,29 +17,37 @@ import numpy as np
 from manyicl.episodes import (
     Episode,
     Pack,
-    PackDataset,
-    Targets,
     TaskTokenizer,
     TokenizedTask,
-    answer_lengths_of,
     join_examples,
     query_ids,
     targets_of,
 )
 from manyicl.errors import UserError
 from manyicl.models import (
-    ModelShape,
     WeightCounts,
-    count_flops,
     load_config,
     max_tokens_of,
     resolve_precision,
     shape_model,
 )
 from manyicl.planning.devices import ASSUMED_UTILIZATION, Device
-from manyicl.planning.fit import Change, fits, predict_recipe, suggest_changes
-from manyicl.planning.footprint import MemoryPrediction, Row, measure_footprint
-from manyicl.training import Prepared, RunConfig, count_dropped, count_plan, count_too_long, prepare_run, with_precision
+from manyicl.planning.fit import Change, predict_recipe, suggest_changes
+from manyicl.training import (
+    MemoryPrediction,
+    Prepared,
+    RunConfig,
+    bucket_name,
+    count_dropped,
+    count_plan,
+    count_step_flops,
+    count_targets,
+    count_too_long,
+    largest_row,
+    measure_footprint,
+    prepare_run,
+    with_precision,
+)
 
 # Answers are counted by how many shots stand before them: the first index of each bucket.
 SHOT_EDGES = (0, 1, 4, 16, 64, 256)
@@ -51,51 +59,63 @@ MANY_EPOCHS = 50
 
 @dataclass(frozen=True, slots=True)
 class TaskForecast:
-    """One task in the run. epochs: tokens of its examples seen, over those there are. Most counts are of the plan.
-
-    num_train: train rows. num_fitting: those that are not too long. num_seen: those that some episode holds.
-    answers_by_shots: bucket of SHOT_EDGES -> answers that are targets. dropped: reason -> rows of all splits.
-    num_unterminated: train answers without the terminator. num_torn: checked queries whose ids were no exact prefix.
-    """
+    """One task in the run; counts of episodes, tokens and answers are over the whole plan."""
 
     name: str
     family: str
     num_episodes: int
     num_tokens: int
     num_answers: int
+    """Answers that are targets."""
     num_targets: int
+    """Tokens of those answers."""
     epochs: float
+    """Tokens of its examples in the plan, divided by those in its train rows."""
     most_shots: int
+    """Most shots that an answer is trained after."""
     answers_by_shots: dict[str, int]
+    """Bucket of SHOT_EDGES -> answers that are targets."""
     dropped: dict[str, int]
+    """Reason -> rows of all splits that are not used."""
     num_train: int
+    """Train rows."""
     num_fitting: int
+    """Train rows that are not too long."""
     num_seen: int
+    """Train rows that some episode holds."""
     num_unterminated: int
+    """Train answers that do not end in the terminator."""
     num_checked: int
+    """Queries that were tokenised anew, as inference does."""
     num_torn: int
+    """Checked queries whose ids are not an exact prefix of the trained ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Everything that is known of a run before it. memory: None where it cannot be predicted; `notes` say why.
-
-    plan: count_plan's totals. flops: model FLOPs of all steps. hours: at `ASSUMED_UTILIZATION` of the peak.
-    """
+    """Everything that is known of a run before it."""
 
     tasks: tuple[TaskForecast, ...]
     plan: dict[str, Any]
+    """Totals, as `count_plan` returns them."""
     num_steps: int
     longest_tokens: int
+    """Tokens of the longest episode."""
     known_positions: int | None
+    """The longest sequence that the model can use; None if its config does not say."""
     weights: WeightCounts | None
     flops: int | None
+    """Model FLOPs of all steps, validation left out; None if a layer's cost is not known."""
     memory: MemoryPrediction | None
+    """The peak of a step; None if it cannot be predicted, and `notes` say why."""
     device: Device | None
     num_devices: int
     change: Change | None
+    """The gentlest change that makes a step fit; None if it fits, or nothing does."""
     blockers: tuple[str, ...]
+    """What would make the run useless or impossible, each with its fix."""
     notes: tuple[str, ...]
+    """What is seldom meant to be so."""
 
     @property
     def hours(self) -> float | None:
@@ -130,7 +150,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     notes: list[str] = []
     blockers = list(find_blockers(prepared, tasks))
     shape = memory = change = None
-    row = largest_row(prepared)
+    row = largest_row(prepared.packs, config=config)
     try:
         trust = config.model.trust_remote_code
         shape = shape_model(model_config, lora=config.model.lora, trust_remote_code=trust)
@@ -141,7 +161,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         )
     except UserError as error:
         notes.append(str(error))
-    if memory is not None and device is not None and not fits(memory, device):
+    if memory is not None and device is not None and not memory.fits(device.memory_bytes):
         assert shape is not None
         change = suggest_changes(config, model_config, row=row, device=device, weights=shape.weights)
         blockers.append(_tell_misfit(memory, device, change))
@@ -154,7 +174,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         longest_tokens=max(episode.num_tokens for episode in _episodes(prepared.packs.packs)),
         known_positions=_known_positions(model_config),
         weights=shape.weights if shape else None,
-        flops=count_run_flops(prepared, shape) if shape else None,
+        flops=sum(count_step_flops(prepared.packs, shape)) if shape else None,
         memory=memory,
         device=device,
         num_devices=num_devices,
@@ -203,7 +223,9 @@ def _forecast_task(
         num_targets=num_targets,
         epochs=seen_tokens / max(1, int(train.lengths.sum())),
         most_shots=max((len(episode.examples) - 1 for episode in episodes), default=0),
-        answers_by_shots={name_bucket(index): buckets[index] for index in range(len(SHOT_EDGES)) if buckets[index]},
+        answers_by_shots={
+            bucket_name(index, buckets=SHOT_EDGES): buckets[index] for index in range(len(SHOT_EDGES)) if buckets[index]
+        },
         dropped=count_dropped(task, config),
         num_train=len(train),
         num_fitting=len(train) - count_too_long(task, config=config, split="train"),
@@ -214,14 +236,6 @@ def _forecast_task(
     )
 
 
-def name_bucket(index: int) -> str:
-    """Return what a bucket of SHOT_EDGES is called: '0', '1-3', '256+'."""
-    first, last = SHOT_EDGES[index], SHOT_EDGES[index + 1] - 1 if index + 1 < len(SHOT_EDGES) else None
-    if last is None:
-        return f"{first}+"
-    return str(first) if first == last else f"{first}-{last}"
-
-
 def count_unterminated(task: TokenizedTask, *, tokenizer: TaskTokenizer) -> int:
     """Return how many train answers do not end in the terminator's ids, which are trained as the answer's last."""
     train, ids = task.splits["train"], np.asarray(tokenizer.terminator_ids, dtype=np.int32)
@@ -229,12 +243,6 @@ def count_unterminated(task: TokenizedTask, *, tokenizer: TaskTokenizer) -> int:
     ends = train.starts[1:][long_enough]
     tails = train.ids[ends[:, None] - np.arange(len(ids), 0, -1)] if len(ends) else np.zeros((0, len(ids)))
     return len(train) - int((tails == ids).all(axis=1).sum())
-
-
-def count_targets(task: TokenizedTask, episode: Episode, *, targets: Targets) -> int:
-    """Return the tokens of an episode that the loss is taken on."""
-    chosen = episode.examples[targets_of(len(episode.examples), targets)]
-    return int(answer_lengths_of(task, split="train", indices=chosen, names=episode.names).sum())
 
 
 def is_exact_prefix(task: TokenizedTask, episode: Episode, *, query: int, tokenizer: TaskTokenizer) -> bool:
@@ -255,33 +263,6 @@ def is_exact_prefix(task: TokenizedTask, episode: Episode, *, query: int, tokeni
     fresh, _ = tokenizer.tokenize_examples([task.task.train[row] for row in rows])
     written = np.concatenate([tokenizer.head_ids(task.task), fresh.ids[task.num_between : fresh.answer_starts[-1]]])
     return np.array_equal(written, seen)
-
-
-def largest_row(prepared: Prepared) -> Row:
-    """Return a row with the most tokens and the most targets that go through the model at once."""
-    rows = list(_iter_rows(prepared))
-    return Row(
-        num_tokens=max(sum(lengths) for lengths, _ in rows),
-        num_targets=max(num_targets for _, num_targets in rows),
-        precision=prepared.config.model.precision,
-        compiled=prepared.config.train.compile,
-    )
-
-
-def count_run_flops(prepared: Prepared, shape: ModelShape) -> int:
-    """Return the model FLOPs of all steps; validation is not in it."""
-    return sum(count_flops(shape, lengths, num_targets=targets) for lengths, targets in _iter_rows(prepared))
-
-
-def _iter_rows(prepared: Prepared) -> Iterable[tuple[list[int], int]]:
-    """Yield (segment lengths, targets) of each row of the plan."""
-    packs: PackDataset = prepared.packs
-    size = prepared.config.train.packs_per_batch
-    for first in range(0, len(packs), size):
-        episodes = list(_episodes(packs.packs[first : first + size]))
-        targets = prepared.config.episodes.targets
-        num_targets = sum(count_targets(prepared.tasks[e.task], e, targets=targets) for e in episodes)
-        yield [episode.num_tokens for episode in episodes], num_targets
 
 
 def _episodes(packs: Iterable[Pack]) -> Iterable[Episode]:

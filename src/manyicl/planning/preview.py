@@ -34,16 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DrawnEpisode:
-    """An episode with its ids and its text, cut at the borders of the answers.
-
-    pieces: (text, trained) in order; the texts of trained pieces are exactly answers with their terminators.
-    renamed: (label, name) of each label that the episode holds, () where labels bear their own.
-    """
+    """An episode with its ids and its text, cut at the borders of the answers."""
 
     episode: Episode
     tokens: TokenizedEpisode
     pieces: tuple[tuple[str, bool], ...]
+    """(text, whether it is trained) in order; a trained text is exactly an answer with its terminator."""
     renamed: tuple[tuple[str, str], ...] = ()
+    """(label, its name here) of each label that the episode holds; () if labels have their own names."""
 
     @property
     def num_targets(self) -> int:

@@ -1,11 +1,16 @@
 from .export import export_trl
+from .footprint import Footprint, Row, count_states, measure_footprint
 from .held_out import HeldOutRow, mean_of_tasks
-from .metrics import MetricsLog
+from .memory import USABLE_FRACTION, MemoryPrediction, fewest_recomputed, predict_memory, resolve_recompute
+from .metrics import MetricsLog, bucket_name
 from .preparation import (
     Prepared,
     count_dropped,
     count_plan,
+    count_step_flops,
+    count_targets,
     count_too_long,
+    largest_row,
     plan_packs,
     plan_validation,
     prepare_run,
@@ -23,26 +28,19 @@ from .recipe import (
     make_config,
     with_precision,
 )
-from .recompute import (
-    RECOMPUTED_WORK_COMPILED,
-    WHOLE_WORK_COMPILED,
-    Checkpointed,
-    cast_bytes,
-    measure_activations,
-    prepared_layers,
-    spread,
-    unwidened_inputs,
-)
+from .recompute import Recompute
 from .run import train
 from .run_folder import Run, RunFolder, RunState, find_changes, git_commit
 
 __all__ = [
-    "RECOMPUTED_WORK_COMPILED",
-    "WHOLE_WORK_COMPILED",
-    "Checkpointed",
+    "USABLE_FRACTION",
+    "Footprint",
     "HeldOutRow",
+    "MemoryPrediction",
     "MetricsLog",
     "Prepared",
+    "Recompute",
+    "Row",
     "Run",
     "RunConfig",
     "RunFolder",
@@ -50,27 +48,31 @@ __all__ = [
     "TaskSettings",
     "TrainSettings",
     "absolute_paths",
-    "cast_bytes",
+    "bucket_name",
     "count_dropped",
     "count_plan",
+    "count_states",
+    "count_step_flops",
+    "count_targets",
     "count_too_long",
     "dump_config",
     "export_trl",
+    "fewest_recomputed",
     "find_changes",
     "git_commit",
     "has_section",
+    "largest_row",
     "load_recipe",
     "make_config",
     "mean_of_tasks",
-    "measure_activations",
+    "measure_footprint",
     "plan_packs",
     "plan_validation",
+    "predict_memory",
     "prepare_run",
-    "prepared_layers",
-    "spread",
+    "resolve_recompute",
     "tokenize_all",
     "tokenize_tasks",
     "train",
-    "unwidened_inputs",
     "with_precision",
 ]

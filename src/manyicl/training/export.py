@@ -71,7 +71,7 @@ def export_trl(prepared: Prepared, out: Path, *, rows: Rows = "episodes") -> dic
         UserError: `out` exists.
     """
     if out.exists():
-        raise UserError(f"--out {out}: exists already; name a new folder")
+        raise UserError(f"out={out}: exists already; name a new folder")
     maker, planned = prepared.validation
     packs = prepared.packs.packs
     splits = {

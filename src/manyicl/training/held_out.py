@@ -37,8 +37,11 @@ class HeldOutRow:
     num_episodes: int
     num_answers: int
     before: float
+    """Of the model before training."""
     answers_only: float
+    """Of a baseline that knows the train answers and no input."""
     after: float
+    """Of the run's model."""
     after_minus_before: Interval
     after_minus_answers_only: Interval
 

@@ -1,9 +1,10 @@
-"""What a run reports as it goes: metrics.jsonl, the sums of a step that stay on the device, and a progress bar."""
+"""What a run reports as it goes: metrics.jsonl, the sums of a step, a progress bar, its peak and a GPU's ceiling."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from manyicl.episodes import Batch
 from manyicl.files import write_atomically
 from manyicl.models import AnswerLoss
 
+# Side and number of the bf16 products that a GPU's ceiling is measured by.
+PRODUCT_SIDE, NUM_PRODUCTS = 8192, 20
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
 # Losses by shot index are kept in these buckets: the first index of each.
 SHOT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -64,12 +69,12 @@ class StepSums:
         self.sums.index_add_(0, 1 + len(SHOT_BUCKETS) + buckets_A, ones_A)
 
 
-def bucket_name(index: int) -> str:
-    """Return what a bucket of shot indices is called: '0', '2-3', '1024+'."""
-    first = SHOT_BUCKETS[index]
-    if index + 1 == len(SHOT_BUCKETS):
+def bucket_name(index: int, *, buckets: Sequence[int] = SHOT_BUCKETS) -> str:
+    """Return what a bucket of shot indices is called: '0', '2-3', '1024+'. buckets: the first index of each."""
+    first = buckets[index]
+    if index + 1 == len(buckets):
         return f"{first}+"
-    last = SHOT_BUCKETS[index + 1] - 1
+    last = buckets[index + 1] - 1
     return str(first) if first == last else f"{first}-{last}"
 
 
@@ -96,3 +101,63 @@ class BarCallback(TrainerCallback):
             )
             if "mfu" in logs:
                 self.note += f", MFU {100 * logs['mfu']:.0f} %"
+
+
+def measure_ceiling(device: torch.device, *, seconds: float = 0.0) -> float | None:
+    """Return the FLOP/s of a large bf16 product on a GPU, the ceiling that MFU is a fraction of; None on a CPU.
+
+    Takes 0.1 s and briefly 400 MB. seconds: how long to warm the GPU up before timing. A card that has reached its
+    power limit lowers its clocks, as it does in training: an H100's 781 TFLOP/s are 680 after six seconds.
+    """
+    if device.type != "cuda":
+        return None
+    # Random numbers: a GPU is faster on zeros.
+    one, other = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
+    out = one @ other
+    torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    while True:
+        started = time.perf_counter()
+        for _ in range(NUM_PRODUCTS):
+            torch.mm(one, other, out=out)
+        torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        if now - begun >= seconds:
+            break
+    del one, other, out
+    torch.cuda.empty_cache()
+    return 2 * PRODUCT_SIDE**3 * NUM_PRODUCTS / (now - started)
+
+
+class PeakMemory:
+    """The most bytes held since it was made: allocated on a GPU, else resident in this process.
+
+    Where a system cannot forget its earlier peak (only Linux does), there is no figure for a CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.known = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            _RESET.write_text("5")  # resets VmHWM to what is resident now
+        except OSError:
+            self.known = False
+
+    def read(self) -> int | None:
+        """Return the peak in bytes, None where it is not known."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return resident_peak() if self.known else None
+
+
+def resident_peak() -> int | None:
+    """Return the peak of this process's resident set in bytes (VmHWM); None where the system does not say."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return found[0] * 1024 if found else None

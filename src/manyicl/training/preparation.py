@@ -6,31 +6,37 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from manyicl.episodes import (
     TOO_LONG,
     BatchMaker,
+    Episode,
     EpisodeSettings,
     Frame,
     Pack,
     PackDataset,
     TaskTokenizer,
     TokenizedTask,
+    answer_lengths_of,
     check_lost_answers,
     default_cache_dir,
     iter_episodes,
     lengths_of,
+    targets_of,
     tokenize_task,
     with_names,
 )
 from manyicl.errors import UserError
-from manyicl.models import check_vocabulary, check_window, load_config, load_tokenizer
+from manyicl.models import ModelShape, check_vocabulary, check_window, count_flops, load_config, load_tokenizer
 from manyicl.seeds import STREAMS
 from manyicl.tasks import Task, load_tasks
+from manyicl.training.footprint import Row
 from manyicl.training.recipe import RunConfig
 
-# Lengths of rows that a GPU meets, at most: each costs cuDNN a plan, and padding to one of them 1.6 % at most.
+# Most lengths of rows that a GPU meets: cuDNN plans for each length, and padding to one of these costs 1.6 % at most.
 ROW_LENGTHS = 64
 
 
@@ -44,17 +50,19 @@ class ValidationPack:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that is known before the weights are loaded: tokenised tasks, the packs of the whole run, validation.
-
-    frame: the text that examples are written in.
-    """
+    """All that is known before the weights are loaded."""
 
     config: RunConfig
     tokenizer: Any
+    """Of the base, as transformers loads it."""
     frame: Frame
+    """The text that examples are written in."""
     tasks: dict[str, TokenizedTask]
+    """By name."""
     packs: PackDataset
+    """Of the whole run."""
     validation: tuple[BatchMaker, list[ValidationPack]]
+    """What makes batches of validation rows, and the rows."""
 
 
 def prepare_run(
@@ -203,8 +211,52 @@ def plan_validation(
 def share_rows(planned: Sequence[ValidationPack], *, rank: int, num_ranks: int) -> list[tuple[ValidationPack, bool]]:
     """Return the rows of one rank, and whether each counts: the last is repeated so that all ranks have as many.
 
-    Where weights are sharded each forward pass is everyone's, and a rank without a row would leave the others waiting.
+    If weights are sharded, every forward pass needs all ranks, and a rank without a row would leave the others waiting.
     """
     num_rows = -(-len(planned) // num_ranks)
     places = range(rank, num_rows * num_ranks, num_ranks)
     return [(planned[min(place, len(planned) - 1)], place < len(planned)) for place in places]
+
+
+def row_multiple(row_tokens: int, *, device: torch.device, compiled: bool) -> int:
+    """Return what rows are padded to a multiple of: compiled layers are made for one length, cuDNN's plans for few."""
+    if compiled:
+        return row_tokens
+    return max(1, row_tokens // ROW_LENGTHS) if device.type == "cuda" else 1
+
+
+def largest_row(packs: PackDataset, *, config: RunConfig) -> Row:
+    """Return a row with the most tokens and the most targets that go through a GPU at once, padding included."""
+    most_tokens = most_targets = 0
+    tasks = packs.maker.tasks
+    for first in range(0, len(packs), config.train.packs_per_batch):
+        episodes = [e for pack in packs.packs[first : first + config.train.packs_per_batch] for e in pack.episodes]
+        most_tokens = max(most_tokens, sum(episode.num_tokens for episode in episodes))
+        targets = [count_targets(tasks[episode.task], episode, targets=config.episodes.targets) for episode in episodes]
+        most_targets = max(most_targets, sum(targets))
+    multiple = row_multiple(config.row_tokens, device=torch.device("cuda"), compiled=config.train.compile)
+    return Row(
+        num_tokens=most_tokens + -most_tokens % multiple,
+        num_targets=most_targets,
+        precision=config.model.precision,
+        compiled=config.train.compile,
+    )
+
+
+def count_targets(task: TokenizedTask, episode: Episode, *, targets: Literal["all", "last"]) -> int:
+    """Return the tokens of an episode that the loss is taken on."""
+    chosen = episode.examples[targets_of(len(episode.examples), targets)]
+    return int(answer_lengths_of(task, split="train", indices=chosen, names=episode.names).sum())
+
+
+def count_step_flops(packs: PackDataset, shape: ModelShape) -> list[int]:
+    """Return the model FLOPs of each optimizer step. FLOPs add up, so all packs of a step may be counted as one row."""
+    size = packs.packs_per_step
+    return [
+        count_flops(
+            shape,
+            [e.num_tokens for pack in packs.packs[step * size : (step + 1) * size] for e in pack.episodes],
+            num_targets=divisors.num_targets,
+        )
+        for step, divisors in enumerate(packs.divisors)
+    ]

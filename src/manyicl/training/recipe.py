@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
@@ -13,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from manyicl.episodes import EpisodeSettings, Normalization, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models import ModelSettings, Precision
+
+RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full"]
+# The setting's name and words in recipes of earlier versions; other values are as they were.
+_OLD_RECOMPUTE, _OLD_WORDS = "checkpointed_layers", {0: "none", "all": "selective", "whole": "full"}
 
 
 class TaskSettings(BaseModel):
@@ -46,11 +51,11 @@ class TrainSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradients are clipped to it; 0: never")
-    checkpointed_layers: Annotated[int, Field(ge=0)] | Literal["auto", "all", "whole"] = Field(
+    recompute: RecomputeSetting = Field(
         "auto",
-        description="layers that are recomputed in the backward pass, to save memory: 'auto' (as many as a GPU's free"
-        " memory asks, at the most 'whole'; none on a CPU), 'all', 'whole' (all, and what their attention gave too), or"
-        " how many",
+        description="layers that are computed again in the backward pass, to save memory: 'none', 'selective' (all, but"
+        " their attention's output is kept), 'full' (all, attention too), a number of them (selectively), or 'auto' (as"
+        " few as a GPU's free memory allows, up to 'full'; none on a CPU)",
     )
     compile: bool = Field(
         False, description="compile the layers for one row length, to which shorter rows are padded; costs a minute"
@@ -147,8 +152,10 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), kind: type[ConfigT
         table = values.get(section)
         if isinstance(table, dict) and key in table:
             table[key] = _resolve_paths(table[key], folder=path.parent)
+    _rename_old(values, source=str(path))
     for override in overrides:
         _apply_override(values, override)
+        _rename_old(values, source=f"override {override!r}")  # each at once, so that the last one counts
     return make_config(values, source=str(path), kind=kind)
 
 
@@ -202,6 +209,18 @@ def with_precision(config: ConfigT, precision: Precision) -> ConfigT:
 def dump_config(config: RunConfig) -> str:
     """Return the resolved config as TOML, every setting said but the unset ones (TOML has no null)."""
     return tomli_w.dumps(_without_none(config.model_dump()))  # not mode="json", which has no infinity either
+
+
+def _rename_old(values: dict[str, Any], *, source: str) -> None:
+    """Give a setting of earlier versions its name of today, and say so in one line."""
+    train = values.get("train")
+    if not isinstance(train, dict) or _OLD_RECOMPUTE not in train:
+        return
+    old = train.pop(_OLD_RECOMPUTE)
+    train["recompute"] = _OLD_WORDS.get(old, old) if isinstance(old, int | str) else old
+    warnings.warn(
+        f"{source}: train.{_OLD_RECOMPUTE} = {old!r} is now train.recompute = {train['recompute']!r}", stacklevel=1
+    )
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

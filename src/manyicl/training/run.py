@@ -41,7 +41,6 @@ from manyicl.models import (
     shape_model,
     trial_ids,
 )
-from manyicl.training.fsdp import check_launch
 from manyicl.training.held_out import (
     HeldOutRow,
     answers_only_losses,
@@ -50,19 +49,12 @@ from manyicl.training.held_out import (
     held_out_rows,
     rows_to_json,
 )
-from manyicl.training.metrics import BarCallback, MetricsLog
-from manyicl.training.preparation import Prepared, prepare_run
+from manyicl.training.metrics import BarCallback, MetricsLog, PeakMemory
+from manyicl.training.preparation import Prepared, count_step_flops, largest_row, prepare_run, row_multiple
+from manyicl.training.ranks import balance_steps, check_launch, refuse_data_parallel
 from manyicl.training.recipe import RunConfig, absolute_paths, load_recipe
 from manyicl.training.run_folder import Run, RunFolder, RunState, read_best_step, refuse_damaged
-from manyicl.training.throughput import PeakMemory, balance_steps
-from manyicl.training.trainer import (
-    AnswerTrainer,
-    LastStepCallback,
-    refuse_data_parallel,
-    row_multiple,
-    train_packs,
-    training_arguments,
-)
+from manyicl.training.trainer import AnswerTrainer, LastStepCallback, training_arguments
 
 
 def train(
@@ -93,13 +85,13 @@ def train(
             `resume`, tasks or weights that are not those that the run was started on; another process at work on the
             run; a GPU that runs out of memory.
     """
-    # Told so, accelerate joins a CPU launch's processes too; else each would take itself for the only one.
+    # Pass `cpu=` explicitly: otherwise accelerate ignores CPU launches and every process believes it is alone.
     # Ranks may wait long for the main process, which alone tokenises and measures what is held out.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
     folder = _agree_on_folder(recipe, out)
     if resume and not folder.is_started:
         raise UserError(
-            f"--resume {folder}: no run was started there (no {folder.config_file.name}); name the folder of a run"
+            f"resume={folder}: no run was started there (no {folder.config_file.name}); name the folder of a run"
         )
     with _sole_writer_of_launch(folder.path, state):
         config = recipe if isinstance(recipe, RunConfig) else load_recipe(Path(recipe), overrides=overrides)
@@ -187,7 +179,7 @@ def _train_in(
     rows: list[HeldOutRow] = []
     if state.is_main_process:
         _finish_model(folder, model, prepared)
-        with _enough_memory("measuring held-out losses", fix="the model is whole; go on with --resume"):
+        with _enough_memory("measuring held-out losses", fix="the model is whole; go on with `resume`"):
             rows = _close_held_out(folder, prepared, held_out, before=before)
         _close_run(folder, rows, seconds=time.monotonic() - started)
     state.wait_for_everyone()
@@ -206,7 +198,7 @@ def _try_rows(folder: RunFolder, model: Any, prepared: Prepared, *, is_main: boo
 
 @contextmanager
 def _enough_memory(what: str, *, fix: str) -> Iterator[None]:
-    """Tell in one line where a GPU runs out of memory in the block, which is `what`."""
+    """Turn a GPU's lack of memory in the block into one line. what: what the block does."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -232,25 +224,25 @@ def _train_model(
         refuse_damaged(checkpoint)
     if PartialState().is_main_process:
         folder.metrics.cut_after(step)
-    config, shape = prepared.config, _find_shape(prepared.config)
+    config = prepared.config
+    packs, shape = prepared.packs, _find_shape(config)
     order = balance_steps(
-        prepared.packs,
-        shape=shape,
-        num_ranks=PartialState().num_processes,
-        packs_per_batch=config.train.packs_per_batch,
+        packs, shape=shape, num_ranks=PartialState().num_processes, packs_per_batch=config.train.packs_per_batch
     )
     multiple = row_multiple(config.row_tokens, device=args.device, compiled=config.train.compile)
     trainer = AnswerTrainer(
         model,
         args=args,
-        packs=prepared.packs.arranged(order=order, row_multiple=multiple),
-        shape=shape,
+        recipe=config,
+        packs=packs.arranged(order=order, row_multiple=multiple),
+        row=largest_row(packs, config=config),
+        step_flops=count_step_flops(packs, shape) if shape is not None else (),
         validation=prepared.validation,
         metrics=folder.metrics,
         callbacks=[LastStepCallback(), *callbacks],
     )
     trainer.add_callback(_UsageCallback(folder, trainer))
-    train_packs(trainer, settings=config.train, row_tokens=config.row_tokens, checkpoint=checkpoint)
+    trainer.train_packs(checkpoint)
 
 
 def _find_shape(config: RunConfig) -> ModelShape | None:
@@ -287,12 +279,12 @@ class _UsageCallback(TrainerCallback):
             return
         assert self.before is not None
         peaks = [peak for peak in (self.before.peak_bytes, self.peak.read()) if peak is not None]
-        num_layers = self.trainer.checkpointed.num_layers
+        num_layers = self.trainer.recompute.num_layers
         self.folder.update_state(
             wall_s=round((self.before.wall_s or 0.0) + time.monotonic() - self.started, 3),
             peak_bytes=max(peaks, default=None),
             recomputed_layers=num_layers,
-            attention_recomputed=num_layers > 0 and not self.trainer.attention.keeps_attention,
+            attention_recomputed=num_layers > 0 and not self.trainer.attention.is_kept,
             flash_attention=flash_implementation(),
             attention_kernels=kernels_taken(),
         )

@@ -38,7 +38,7 @@ PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizer
 RUN_SCHEMA = 1
 # Settings of train.* that decide a run's time and memory but not its course (except what dropout draws in batches of
 # other packs), so they may change when it is resumed.
-CHANGEABLE = ("checkpointed_layers", "compile", "num_workers", "packs_per_batch")
+CHANGEABLE = ("recompute", "compile", "num_workers", "packs_per_batch")
 # Settings that say where things lie. They may change too, if the same tasks and weights lie in the new place.
 MOVABLE = ("tasks.folder", "model.path")
 # The Trainer's own record in a checkpoint.
@@ -246,8 +246,8 @@ class RunFolder:
             self._refuse_changes(find_changes(before, config))
             self._refuse_moved(config)
         elif any(path.name != LOCK for path in self.path.iterdir()):
-            fix = f"go on with --resume {self}, or name" if self.is_started else "name"
-            raise UserError(f"--out {self}: is not empty; {fix} another")
+            fix = f"go on with resume={self}, or name" if self.is_started else "name"
+            raise UserError(f"out={self}: is not empty; {fix} another")
         return config
 
     def refuse_other_data(self, prepared: Prepared) -> None:
@@ -260,17 +260,17 @@ class RunFolder:
         for name, task in now.tasks.items():
             if name not in before.tasks or before.tasks[name].sha256 != task.sha256:
                 raise UserError(
-                    f"--resume {self}: task '{name}' is not what it was when the run was started; put its files back,"
+                    f"resume={self}: task '{name}' is not what it was when the run was started; put its files back,"
                     " or start a new run"
                 )
         if "weights" in before.model_fields_set and before.weights != now.weights:
             raise UserError(
-                f"--resume {self}: model.path = {now.model} holds other weights than the run was started on; put"
+                f"resume={self}: model.path = {now.model} holds other weights than the run was started on; put"
                 " them back, or name the folder that they were moved to"
             )
         if before.plan != now.plan:
             raise UserError(
-                f"--resume {self}: was started with another tokenizer or version of manyicl, and its plan of packs"
+                f"resume={self}: was started with another tokenizer or version of manyicl, and its plan of packs"
                 " would be another now; go on with those, or start a new run"
             )
 
@@ -278,7 +278,7 @@ class RunFolder:
         others = [key for key in changes if key.removeprefix("train.") not in CHANGEABLE and key not in MOVABLE]
         if others:
             raise UserError(
-                f"--resume {self}: {', '.join(others)} would be another than in the run's {self.config_file.name}; "
+                f"resume={self}: {', '.join(others)} would be another than in the run's {self.config_file.name}; "
                 f"leave it out to go on (only train.{', train.'.join(CHANGEABLE)} may change), or start a new run"
             )
 
@@ -289,7 +289,7 @@ class RunFolder:
         if gone:
             told = " and ".join(f"{key} = {path}" for key, path in gone.items())
             raise UserError(
-                f"--resume {self}: {told} is not there any more; if it was moved, say where it is now: manyicl train"
+                f"resume={self}: {told} is not there any more; if it was moved, say where it is now: manyicl train"
                 f" --resume {self} {' '.join(f'{key}=PATH' for key in gone)}"
             )
 

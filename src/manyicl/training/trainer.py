@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -26,26 +25,27 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from manyicl.episodes import Batch, BatchMaker, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.files import sync_tree
-from manyicl.models import ModelShape, decoder_layers, isolation_fault, row_attention, row_loss
-from manyicl.training.fsdp import end_prefetch_at_first_unit
-from manyicl.training.metrics import MetricsLog, StepSums, bucket_name
-from manyicl.training.preparation import ROW_LENGTHS, ValidationPack, share_rows
-from manyicl.training.recipe import TrainSettings
+from manyicl.models import check_compiler, decoder_layers, isolation_fault, row_attention, row_loss
+from manyicl.training.footprint import Row
+from manyicl.training.memory import choose_recompute
+from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
+from manyicl.training.preparation import ValidationPack, share_rows
+from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit
+from manyicl.training.recipe import RunConfig, TrainSettings
 from manyicl.training.recompute import (
     AttentionChoice,
-    Checkpointed,
-    choose_checkpointed,
+    Recompute,
     prepared_layers,
     unwidened_inputs,
 )
 from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
-from manyicl.training.throughput import count_step_flops, measure_ceiling
 
 
 class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
-    shape: what the model's FLOPs are counted from; None logs no FLOP/s.
+    recipe: the run's. packs: as the ranks are served them. row: the largest.
+    step_flops: model FLOPs of each optimizer step; empty if they are not known.
 
     Raises:
         UserError: a non-finite gradient norm, before the update it would have spoilt; a transformers that is too old.
@@ -56,11 +56,13 @@ class AnswerTrainer(Trainer):
         model: Any,
         *,
         args: TrainingArguments,
+        recipe: RunConfig,
         packs: PackDataset,
-        shape: ModelShape | None,
+        row: Row,
         validation: tuple[BatchMaker, Sequence[ValidationPack]],
         metrics: MetricsLog,
         callbacks: list[TrainerCallback],
+        step_flops: Sequence[int] = (),
     ) -> None:
         # eval_dataset only tells the Trainer that there is one; `evaluate` below reads `validation`.
         super().__init__(
@@ -76,16 +78,56 @@ class AnswerTrainer(Trainer):
         if not hasattr(Trainer, "loss_is_scaled_for_ga"):
             raise UserError(f"transformers {transformers.__version__}: divides gradients once more; install 5.23")
         self.loss_is_scaled_for_ga = True
-        self.packs, self.shape = packs, shape
+        self.recipe = recipe
+        self.row = row
+        self.packs = packs
+        self.step_flops = step_flops
         self.validation = validation
         self.metrics_log = metrics
         self.step_sums = StepSums(args.device)
         self.suspects: list[tuple[tuple[int, ...], Tensor]] = []
         self.interval: list[NDArray[np.float64]] = []
         self.interval_started = time.perf_counter()
-        self.compiled = self.validating = False
-        self.checkpointed, self.attention = Checkpointed(0), AttentionChoice(keeps_attention=True)
-        self.ceiling = measure_ceiling(args.device) if shape is not None else None
+        self.validating = False
+        self.recompute, self.attention = Recompute(0), AttentionChoice(is_kept=True)
+        self.ceiling = measure_ceiling(args.device) if step_flops else None
+
+    def train_packs(self, checkpoint: Path | None) -> None:
+        """Run the training loop to its end, from the start or from `checkpoint`.
+
+        Raises:
+            UserError: more layers to recompute than there are, or no compiler; as `OutOfMemoryError` a GPU whose memory
+                is not enough.
+        """
+        if self.recipe.train.compile:
+            check_compiler()
+        try:
+            self._train_prepared(checkpoint)
+        except torch.OutOfMemoryError as error:
+            raise _tell_out_of_memory(self) from error
+
+    def _train_prepared(self, checkpoint: Path | None) -> None:
+        """Choose what is recomputed, and train with attention and layers put in place."""
+        config, autocast = self.recipe, bool(self.args.bf16)
+        model: Any = self.model
+        text, longest = _text_of(self.packs), config.episodes.token_budget
+        fault = isolation_fault(model, text, longest=longest)
+        _refuse_if_alone(fault, compiled=config.train.compile, sharded=self.is_fsdp_enabled)
+        chosen = choose_recompute(
+            model,
+            config.train.recompute,
+            row=self.row,
+            lora=config.model.lora,
+            trust_remote_code=config.model.trust_remote_code,
+            num_shards=self.accelerator.num_processes if self.is_fsdp_enabled else 1,
+        )
+        self.recompute = agree_on(chosen, accelerator=self.accelerator)
+        with (
+            row_attention(model, text, longest=longest, row_tokens=config.row_tokens),
+            prepared_layers(model, self.recompute, compiled=config.train.compile) as self.attention,
+            unwidened_inputs(model, autocast=autocast),
+        ):
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         """Take the packs in the order of the plan."""
@@ -173,10 +215,10 @@ class AnswerTrainer(Trainer):
         return logs
 
     def _flops_logs(self, steps: range, *, seconds: float) -> dict[str, float]:
-        """Return the model FLOP/s of all ranks, and their share of the measured ceiling, where they are known."""
-        if self.shape is None:
+        """Return the model FLOP/s of all ranks, and their fraction of the measured ceiling, if they are known."""
+        if not self.step_flops:
             return {}
-        logs = {"model_flops_per_s": count_step_flops(self.packs, self.shape, steps=steps) / seconds}
+        logs = {"model_flops_per_s": sum(self.step_flops[steps.start : steps.stop]) / seconds}
         if self.ceiling is not None:
             logs["mfu"] = logs["model_flops_per_s"] / (self.ceiling * self.accelerator.num_processes)
         return logs
@@ -191,7 +233,7 @@ class AnswerTrainer(Trainer):
         model: Any = self.model
         model.eval()
         # Its rows are of any length, and would all be compiled for.
-        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        eager = torch.compiler.set_stance("force_eager") if self.recipe.train.compile else nullcontext()
         with torch.no_grad(), self.accelerator.autocast(), eager:
             for item, counts in share_rows(planned, rank=rank, num_ranks=ranks):
                 batch = maker.make_batch([item.pack]).to(self.args.device)
@@ -252,7 +294,7 @@ class PrefetchCallback(TrainerCallback):
     """Puts right, once accelerate has wrapped the model, what FSDP2 would gather ahead in vain."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """See `launch.end_prefetch_at_first_unit`."""
+        """See `ranks.end_prefetch_at_first_unit`."""
         del args, state, control
         end_prefetch_at_first_unit(model)
 
@@ -322,63 +364,6 @@ def training_arguments(
     )
 
 
-def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str]) -> None:
-    """Refuse to start on several GPUs without a launcher: nn.DataParallel would split a one-row batch.
-
-    Raises:
-        UserError: with the command to use instead.
-    """
-    if num_gpus > 1 and num_ranks == 1:
-        raise UserError(
-            f"{num_gpus} GPUs and one process: start it as"
-            f" `accelerate launch --num_processes {num_gpus} -m {' '.join(command)}`,"
-            " or choose one with CUDA_VISIBLE_DEVICES=0"
-        )
-
-
-def train_packs(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int, checkpoint: Path | None) -> None:
-    """Run the training loop to its end, from the start or from `checkpoint`. row_tokens: of the longest row.
-
-    Raises:
-        UserError: more layers to recompute than there are, or no compiler; as `OutOfMemoryError` a GPU whose memory
-            is not enough.
-    """
-    if settings.compile:
-        from manyicl.models import check_compiler
-
-        check_compiler()
-    try:
-        _train_prepared(trainer, settings=settings, row_tokens=row_tokens, checkpoint=checkpoint)
-    except torch.OutOfMemoryError as error:
-        raise _tell_out_of_memory(trainer, settings=settings, row_tokens=row_tokens) from error
-
-
-def _train_prepared(
-    trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int, checkpoint: Path | None
-) -> None:
-    """Choose what is recomputed, and train with attention and layers put in place."""
-    model: Any = trainer.model
-    text, longest = _text_of(trainer.packs), trainer.packs.settings.token_budget
-    fault = isolation_fault(model, text, longest=longest)
-    _refuse_if_alone(fault, compiled=settings.compile, sharded=trainer.is_fsdp_enabled)
-    chosen = choose_checkpointed(
-        model,
-        settings.checkpointed_layers,
-        row_tokens=row_tokens,
-        autocast=bool(trainer.args.bf16),
-        compiled=settings.compile,
-        num_shards=trainer.accelerator.num_processes if trainer.is_fsdp_enabled else 1,
-    )
-    trainer.checkpointed = agree_on(chosen, accelerator=trainer.accelerator)
-    trainer.compiled = settings.compile
-    with (
-        row_attention(model, text, longest=longest, row_tokens=row_tokens),
-        prepared_layers(model, trainer.checkpointed, compiled=settings.compile) as trainer.attention,
-        unwidened_inputs(model, autocast=bool(trainer.args.bf16)),
-    ):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
 def _text_of(packs: PackDataset) -> NDArray[np.int32]:
     """Return the token ids of the run's first pack: ordinary text, if the model is still to be tried."""
     batch = packs.maker.make_batch([packs.packs[0]])
@@ -403,36 +388,22 @@ def _refuse_if_alone(fault: str, *, compiled: bool, sharded: bool) -> None:
         )
 
 
-def _tell_out_of_memory(trainer: AnswerTrainer, *, settings: TrainSettings, row_tokens: int) -> OutOfMemoryError:
+def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
     """Return where a GPU ran out of memory, and the next setting that takes less."""
     model: Any = trainer.model
-    num_layers, num_recomputed = len(decoder_layers(model)), trainer.checkpointed.num_layers
+    num_layers, num_recomputed = len(decoder_layers(model)), trainer.recompute.num_layers
     where = f"step {trainer.state.global_step + 1}: the GPU is out of memory"
     if trainer.validating:  # nothing is recomputed there
         fix = "start a new run with a lower episodes.token_budget, or with train.validation_tokens = 0"
         return OutOfMemoryError(f"{where}, with a validation row; {fix}", None)
-    is_whole = num_recomputed == num_layers and not trainer.attention.keeps_attention
+    is_full = num_recomputed == num_layers and not trainer.attention.is_kept
     why = (
-        f"{where}, with rows of up to {row_tokens:,} tokens and {num_recomputed} of {num_layers} layers recomputed"
-        f"{' as a whole' if is_whole else ''}"
+        f"{where}, with rows of up to {trainer.recipe.row_tokens:,} tokens and {num_recomputed} of {num_layers} layers"
+        f" recomputed{' in full' if is_full else ''}"
     )
-    if not is_whole:
-        return OutOfMemoryError(why, f"train.checkpointed_layers={'whole' if num_recomputed == num_layers else 'all'}")
-    if settings.packs_per_batch > 1:
+    if not is_full:
+        return OutOfMemoryError(why, f"train.recompute={'full' if num_recomputed == num_layers else 'selective'}")
+    if trainer.recipe.train.packs_per_batch > 1:
         return OutOfMemoryError(why, "train.packs_per_batch=1")
     fix = "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it over GPUs"
     return OutOfMemoryError(f"{why}; {fix}", None)
-
-
-def agree_on(chosen: Checkpointed, *, accelerator: Accelerator) -> Checkpointed:
-    """Return what saves most memory of what the ranks chose, whose free memory may differ."""
-    mine = torch.tensor([[chosen.num_layers, not chosen.keeps_attention]], device=accelerator.device)
-    num_layers, is_whole = accelerator.gather(mine).amax(dim=0).tolist()
-    return Checkpointed(num_layers, keeps_attention=not is_whole)
-
-
-def row_multiple(row_tokens: int, *, device: torch.device, compiled: bool) -> int:
-    """Return what rows are padded to a multiple of: compiled layers are made for one length, cuDNN's plans for few."""
-    if compiled:
-        return row_tokens
-    return max(1, row_tokens // ROW_LENGTHS) if device.type == "cuda" else 1

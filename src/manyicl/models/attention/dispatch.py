@@ -13,7 +13,7 @@ Shapes: B batch (always 1), H query heads, G key-value heads, T row, S segments,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,6 +30,9 @@ from manyicl.models.attention.segments import attend_row_segments, kernel_order
 from manyicl.models.structure import drops_attention, inner_model
 
 IMPLEMENTATION = "manyicl_segments"
+# What merges the parts of a row's attention behind a prefix: the last; see `merging_by`. Of all threads, since a model
+# may be asked in another one than the block was entered in.
+_merges: list[Callable[[Sequence[Part]], Tensor]] = [merge_parts]
 
 
 class KeyValueBuffer:
@@ -98,23 +101,25 @@ class OwnKeys(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowLayout:
-    """How the segments of one row stand behind a prefix; made once a row, read by every layer.
-
-    offsets_SL: position of each token behind the prefix, padded. max_offset: the largest.
-    key_offsets_SK: the same of the segments' own keys; those of the row unless `own` has others.
-    seen_SLK: which own keys a token sees; None: those up to itself.
-    places: (index of each padded cell in the row (S * L,), cell of each token of the row (T,)); None: no padding.
-    """
+    """How the segments of one row follow a prefix; made once per row, read by every layer."""
 
     prefix: Prefix
     offsets_SL: Tensor
+    """Position of each token after the prefix, padded."""
     max_offset: int
+    """The largest of them."""
     key_offsets_SK: Tensor
+    """The same of the segments' own keys: the row's, unless `own` has others."""
     seen_SLK: Tensor | None = None
+    """Which own keys a token sees; None: those up to itself."""
     places: tuple[Tensor, Tensor] | None = None
+    """(index of each padded cell in the row (S * L,), cell of each token of the row (T,)); None: no padding."""
     sink: KeySink | None = None
+    """Keeps the row's keys and values, to become a prefix."""
     own: OwnKeys | None = None
+    """Keys and values of earlier rows of the same segments, as in generation."""
     biases: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+    """What was added to scores, by kind and window: made by the first layer that needs it, used by the others."""
 
     def pad(self, row: Tensor) -> Tensor:
         """Return (1, H, T, D) as (S, H, L, D)."""
@@ -231,6 +236,24 @@ def segment_attention(model: nn.Module, *, row_tokens: int = 0) -> Iterator[None
         inner.set_attn_implementation(before)
 
 
+@contextmanager
+def merging_by(merge: Callable[[Sequence[Part]], Tensor]) -> Iterator[None]:
+    """Merge the parts of attention behind a prefix by `merge` in the block, which must return what `merge_parts` does.
+
+    A compiled merge is passed in this way, so that one which is not used cannot go unnoticed.
+    """
+    _merges.append(merge)
+    try:
+        yield
+    finally:
+        _merges.pop()
+
+
+def current_merge() -> Callable[[Sequence[Part]], Tensor]:
+    """Return what merges the parts of attention now."""
+    return _merges[-1]
+
+
 def _attend_row(
     layer: int,
     query: Tensor,
@@ -263,7 +286,7 @@ def _attend_row(
     parts = [layout.unpad((out, lse))]
     if layout.prefix.num_tokens:
         parts += _prefix_parts(layer, query, layout=layout, scaling=scaling, window=window, softcap=softcap)
-    return merge_parts(parts)
+    return current_merge()(parts)
 
 
 def _prefix_parts(

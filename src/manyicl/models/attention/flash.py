@@ -1,8 +1,8 @@
 """FlashAttention 3 in place of torch's own flash kernel, on Hopper, where its package is installed.
 
-torch (2.11 and later) puts another implementation behind its own flash operations, for a process, when told to; here it
-is told to for a block. In most long rows it does 10 to 23 % more than cuDNN's kernel on an H100 (docs/performance.md).
-What a user has put there by torch's `activate_flash_attention_impl`, FlashAttention 4 say, is left there.
+torch (2.11 and later) can route its flash-attention operations to another implementation, process-wide. This module
+does so inside a `with` block. In most long rows FlashAttention 3 is 10 to 23 % faster than cuDNN's kernel on an H100
+(docs/performance.md). What a user activated by torch's `activate_flash_attention_impl`, FlashAttention 4 say, stays.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ FEWEST_TOKENS = 4096
 
 
 def flash_implementation() -> str | None:
-    """Return the name of the implementation that stands behind torch's flash operations; None: torch's own."""
+    """Return the name of the implementation that torch's flash operations run; None: torch's own."""
     name: str | None = attention.current_flash_attention_impl()
     return name
 
 
 def is_worthwhile(row_tokens: int) -> bool:
-    """Return whether it is there, and faster for rows of so many tokens."""
+    """Return whether FlashAttention 3 can be used, and is faster for rows of this many tokens."""
     return row_tokens >= FEWEST_TOKENS and is_usable()
 
 
 @contextmanager
 def flash_attention_3() -> Iterator[None]:
-    """Put it in place in the block, where no attention drops weights; where another stands there, all stays."""
+    """Use FlashAttention 3 in the block. Only valid without attention dropout; does nothing if another is active."""
     if flash_implementation() is not None:
         yield
         return

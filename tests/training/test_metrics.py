@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.training import throughput
-from manyicl.training.throughput import PeakMemory, resident_peak
+from manyicl.training import metrics
+from manyicl.training.metrics import PeakMemory, measure_ceiling, resident_peak
 
 
 @pytest.mark.skipif(resident_peak() is None, reason="the system does not tell the resident set")
@@ -23,7 +23,11 @@ def test_the_peak_is_that_since_it_was_made():
 
 
 def test_where_an_earlier_peak_cannot_be_forgotten_there_is_no_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(throughput, "_RESET", tmp_path / "absent" / "clear_refs")
+    monkeypatch.setattr(metrics, "_RESET", tmp_path / "absent" / "clear_refs")
     assert PeakMemory(torch.device("cpu")).read() is None
-    monkeypatch.setattr(throughput, "_STATUS", tmp_path / "absent")
+    monkeypatch.setattr(metrics, "_STATUS", tmp_path / "absent")
     assert resident_peak() is None
+
+
+def test_a_cpu_has_no_known_ceiling():
+    assert measure_ceiling(torch.device("cpu")) is None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyicl.training.throughput import balance_packs, measure_ceiling
+from manyicl.training.ranks import balance_packs
 
 
 def rank_costs(costs: list[float], order: list[int], *, num_ranks: int, packs_per_batch: int) -> list[float]:
@@ -32,7 +31,3 @@ def test_every_pack_is_handed_out_once_and_no_rank_has_much_more(costs, num_rank
 def test_one_long_episode_is_met_by_short_ones_on_the_other_rank():
     order = balance_packs([100, 1, 1, 97], num_ranks=2, packs_per_batch=1)
     assert rank_costs([100, 1, 1, 97], order, num_ranks=2, packs_per_batch=1) == pytest.approx([101, 98])
-
-
-def test_a_cpu_has_no_known_ceiling():
-    assert measure_ceiling(torch.device("cpu")) is None

@@ -15,20 +15,15 @@ from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import answer_loss, target_logits
-from manyicl.planning.footprint import (
-    Row,
-    StorageMeter,
-    choose_checkpointed_layers,
-    measure_footprint,
-    meter_step,
-    predict_memory,
-)
-from manyicl.training.recompute import Checkpointed, measure_activations, prepared_layers
+from manyicl.training import memory
+from manyicl.training.footprint import Row, StorageMeter, measure_footprint, meter_step
+from manyicl.training.memory import choose_recompute, fewest_recomputed, predict_memory
+from manyicl.training.recompute import Recompute, measure_kept, prepared_layers
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)
 NUM_LAYERS = 6
-WHOLE = Checkpointed(NUM_LAYERS, keeps_attention=False)
+WHOLE = Recompute(NUM_LAYERS, keep_attention=False)
 DEEP = {**COMMON, "num_hidden_layers": NUM_LAYERS}
 
 
@@ -60,7 +55,7 @@ def deep_model(name, *, lora):
 )
 def test_the_predicted_peak_is_what_real_tensors_take(name, precision, lora):
     batch = row_of(400, num_answers=20)
-    for checkpointed in (*map(Checkpointed, (0, 1, 4, NUM_LAYERS)), WHOLE):
+    for checkpointed in (*map(Recompute, (0, 1, 4, NUM_LAYERS)), WHOLE):
         config, model = deep_model(name, lora=lora)
         if lora is not None and precision == "bf16":  # a frozen base is stored in it
             for parameter in model.parameters():
@@ -91,7 +86,7 @@ def test_a_layer_keeps_the_tensors_that_autograd_saves(name, lora):
     batch = row_of(400, num_answers=20)
     with (
         segment_attention(model),
-        prepared_layers(model, Checkpointed(0), compiled=False),
+        prepared_layers(model, Recompute(0), compiled=False),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
         answer_loss(target_logits(model, batch), batch)
@@ -105,11 +100,11 @@ def test_a_layer_keeps_the_tensors_that_autograd_saves(name, lora):
 def test_states_by_hand():
     config = CONFIGS["llama"]()
     row = Row(64, 8, "bf16")
-    full = predict_memory(measure_footprint(config, row), Checkpointed(0))
+    full = predict_memory(measure_footprint(config, row), Recompute(0))
     num_weights = 25600 + 27648 + 224
     assert full.weights_bytes == full.gradients_bytes == 4 * num_weights
     assert (full.optimizer_bytes, full.adapters_bytes) == (8 * num_weights, 0)
-    lora = predict_memory(measure_footprint(config, row, lora=RANK_4), Checkpointed(0))
+    lora = predict_memory(measure_footprint(config, row, lora=RANK_4), Recompute(0))
     num_adapter = 4 * 3 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
     assert lora.weights_bytes == 2 * num_weights
     assert lora.adapters_bytes == lora.gradients_bytes == 4 * num_adapter
@@ -123,9 +118,9 @@ def test_a_7b_model_in_32k_tokens_is_known_without_weights():
     # A checkpointed layer leaves its input and its attention's output: twice 8192 tokens of 4096 numbers in bfloat16.
     assert footprint.layer.recomputed == pytest.approx(2 * 8192 * 4096 * 2, rel=0.05)
     assert footprint.layer.whole == 8192 * 4096 * 2
-    none, every = (predict_memory(footprint, Checkpointed(n)).total_bytes / 2**30 for n in (0, 32))
+    none, every = (predict_memory(footprint, Recompute(n)).total_bytes / 2**30 for n in (0, 32))
     assert 17 < every < 20
-    whole = predict_memory(footprint, Checkpointed(32, keeps_attention=False)).total_bytes / 2**30
+    whole = predict_memory(footprint, Recompute(32, keep_attention=False)).total_bytes / 2**30
     assert 1.8 < every - whole < 2.1  # 32 outputs of 64 MiB, less the one of the layer that goes backward
     assert 55 < none < 75
 
@@ -136,7 +131,7 @@ def test_compiled_layers_are_predicted_to_keep_what_they_keep_when_run():
     torch._dynamo.reset()
     config, model = deep_model("llama", lora=RANK_4)
     plain, compiled = (measure_footprint(config, Row(400, 80, "fp32", compiled=c), lora=RANK_4) for c in (False, True))
-    kept = measure_activations(model, compiled=True).layer_bytes * 400
+    kept = measure_kept(model, compiled=True) * 400
     assert compiled.layer.kept == pytest.approx(kept, rel=0.1)
     assert compiled.layer.kept < 0.95 * plain.layer.kept
     assert (compiled.layer.recomputed, compiled.layer.whole) == (plain.layer.recomputed, plain.layer.whole)
@@ -163,11 +158,11 @@ def test_compiled_layers_keep_no_copies_of_weights_that_autocast_makes():
 
 def test_as_few_layers_are_checkpointed_as_memory_asks():
     footprint = measure_footprint(LlamaConfig(**DEEP), Row(400, 80, "fp32"))
-    peaks = [predict_memory(footprint, Checkpointed(n)).total_bytes for n in range(NUM_LAYERS + 1)]
+    peaks = [predict_memory(footprint, Recompute(n)).total_bytes for n in range(NUM_LAYERS + 1)]
     assert peaks[0] > peaks[3] > peaks[6]
-    assert choose_checkpointed_layers(footprint, free_bytes=2 * peaks[0]) == Checkpointed(0)
-    assert choose_checkpointed_layers(footprint, free_bytes=int(peaks[3] / 0.92) + 1) == Checkpointed(3)
-    assert choose_checkpointed_layers(footprint, free_bytes=min(peaks)) == WHOLE
+    assert fewest_recomputed(footprint, free_bytes=2 * peaks[0]) == Recompute(0)
+    assert fewest_recomputed(footprint, free_bytes=int(peaks[3] / 0.92) + 1) == Recompute(3)
+    assert fewest_recomputed(footprint, free_bytes=min(peaks)) == WHOLE
     assert predict_memory(footprint, WHOLE).total_bytes < min(peaks)
 
 
@@ -180,7 +175,7 @@ def test_capped_scores_are_run_as_they_are_because_no_fused_kernel_knows_them():
 
 
 def test_a_model_that_needs_contents_is_one_line(monkeypatch):
-    from manyicl.planning import footprint
+    from manyicl.training import footprint
 
     def needs_contents(model, batch, **_):
         return float(target_logits(model, batch).sum())
@@ -208,3 +203,53 @@ def test_a_meter_counts_storages_once_and_until_their_end():
         assert meter.live_bytes == 4000
         del view
         assert meter.live_bytes == 0
+
+
+def test_training_and_plan_choose_the_same_layers_with_the_same_memory(monkeypatch):
+    """One predictor decides for both: as many bytes free, as many layers recomputed."""
+    config, model = deep_model("llama", lora=None)
+    row = Row(400, 80, "fp32")
+    footprint = measure_footprint(config, row)
+    peaks = [predict_memory(footprint, Recompute(n)).total_bytes for n in range(NUM_LAYERS + 1)]
+    for free_bytes in (2 * peaks[0], int(peaks[2] / 0.92) + 1, int(peaks[4] / 0.92) + 1, min(peaks)):
+        planned = fewest_recomputed(footprint, free_bytes=free_bytes)
+        trained = choose_recompute(model, "auto", row=row, free_bytes=free_bytes)
+        assert trained == planned
+
+
+def test_a_setting_is_taken_and_a_cpu_recomputes_nothing_by_itself():
+    model, row = tiny_model("llama"), Row(10**9, 1, "fp32")
+    expected = {
+        "auto": Recompute(0),
+        "none": Recompute(0),
+        "selective": Recompute(3),
+        "full": Recompute(3, keep_attention=False),
+        2: Recompute(2),
+    }
+    for setting, chosen in expected.items():
+        assert choose_recompute(model, setting, row=row) == chosen
+
+
+def test_a_model_whose_memory_is_unknown_is_recomputed_in_full_and_says_so(monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("llama: its memory cannot be predicted")
+
+    monkeypatch.setattr(memory, "measure_footprint", refuse)
+    with pytest.warns(UserWarning, match=r"cannot be predicted; so all layers are recomputed: set train\.recompute"):
+        chosen = choose_recompute(tiny_model("llama"), "auto", row=Row(64, 8, "fp32"), free_bytes=10**9)
+    assert chosen == Recompute(3, keep_attention=False)
+
+
+@pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
+def test_under_fsdp2_gpus_share_states_and_hold_three_units_whole(lora):
+    config, row = CONFIGS["llama"](), Row(64, 8, "bf16")
+    one, four = (measure_footprint(config, row, lora=lora, num_shards=n) for n in (1, 4))
+    whole, part = (predict_memory(footprint, Recompute(0)) for footprint in (one, four))
+    assert part.states_bytes == pytest.approx(whole.states_bytes / 4, abs=4)
+    # The largest unit is an end of the model, 400 words of 32 numbers in float32; beside a frozen base it is a layer,
+    # its 9,280 weights in bfloat16 and its adapters in float32.
+    unit = 4 * 400 * 32 if lora is None else 2 * 9280 + 4 * 4 * (2 * 64 + 2 * 48 + 3 * 96)
+    assert (whole.gathered_bytes, part.gathered_bytes) == (0, 3 * unit)
+    # FSDP2 gathers weights in bfloat16, so that autocast makes no copies of them.
+    assert part.activations_bytes <= whole.activations_bytes
+    assert part.total_bytes == part.states_bytes + part.gathered_bytes + part.activations_bytes

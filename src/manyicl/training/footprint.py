@@ -1,15 +1,11 @@
-"""How much memory a training step takes up, found by running the model's own code on tensors that hold nothing.
+"""What a training step's memory is made of, found by running the model's own code on tensors that hold nothing.
 
 The forward pass, loss and backward pass of training run on torch's fake tensors, which have shapes, types and storages
 but no contents, with every storage counted from its birth to its end. Two and three layers are run, each time with all
-of them kept, checkpointed, and recomputed as a whole: what a further layer adds is known from that, for a model of any
-depth and size, in seconds. Attention is stood in for by what every fused kernel keeps (queries, keys, values, output,
-log-sum-exp).
-
-Memory may be at its peak when the head is at work (all layers are forward; logits of targets and their gradients), when
-a kept layer goes backward, or when a checkpointed one goes forward once more and then backward. Compiled layers keep
-less: the share is measured on one real layer of the model, with short rows. What is not counted: the device's own
-context, and what an allocator loses between tensors.
+of them kept, recomputed selectively, and recomputed in full: what a further layer adds is known from that, for a model
+of any depth and size, in seconds. Attention is stood in for by what every fused kernel keeps (queries, keys, values,
+output, log-sum-exp). Compiled layers keep less: the fraction is measured on one real layer of the model, with short
+rows. `memory` predicts the peak from it.
 """
 
 from __future__ import annotations
@@ -41,16 +37,16 @@ from manyicl.models import (
     attend_segments,
     count_weights,
     decoder_layers,
+    inner_model,
     row_loss,
 )
-from manyicl.training import (
+from manyicl.training.recompute import (
     RECOMPUTED_WORK_COMPILED,
     WHOLE_WORK_COMPILED,
-    Checkpointed,
+    Recompute,
     cast_bytes,
-    measure_activations,
+    measure_kept,
     prepared_layers,
-    spread,
     unwidened_inputs,
 )
 
@@ -58,49 +54,53 @@ from manyicl.training import (
 STAND_IN = "manyicl_footprint"
 # AdamW keeps two float32 moments of each trained weight.
 OPTIMIZER_BYTES = 8
-# Of free memory, what a choice of layers counts on: allocators lose some between tensors, libraries take workspaces.
-USABLE_SHARE = 0.92
+# Units of FSDP2 that are whole at once: one at work, the next one's weights, and the last one's gradients.
+GATHERED_UNITS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The row that goes through the model at once.
-
-    precision: of the products, as in `model.precision`. compiled: whether layers are.
-    """
+    """The row that goes through the model at once."""
 
     num_tokens: int
+    """Tokens, padding included."""
     num_targets: int
     precision: str
+    """Of the products, as in `model.precision`."""
     compiled: bool = False
+    """Whether layers are compiled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Bytes beside the states at one moment, as a line in the number of layers.
-
-    kept: what a layer that is not checkpointed adds. recomputed: what one that is adds: its input, and its attention's
-    output. whole: what one that is recomputed as a whole adds: its input. work_...: what else there is, where the
-    layer at hand is of that kind.
-    """
+    """Bytes beside the states at one moment, as a line in the number of layers."""
 
     kept: int
+    """What a layer that is not recomputed adds."""
     recomputed: int
+    """What one that is recomputed selectively adds: its input, and its attention's output."""
     whole: int
+    """What one that is recomputed in full adds: its input."""
     work_kept: int
+    """What else there is if the layer at hand is not recomputed."""
     work_recomputed: int
+    """The same if it is recomputed selectively."""
     work_whole: int
+    """The same if it is recomputed in full."""
 
-    def added_by(self, checkpointed: Checkpointed) -> tuple[int, int]:
-        """Return what one of the checkpointed layers adds, and what else there is where it is the layer at hand."""
-        if checkpointed.keeps_attention:
+    def added_by(self, recompute: Recompute) -> tuple[int, int]:
+        """Return what one of the recomputed layers adds, and what else there is if it is the layer at hand."""
+        if recompute.keep_attention:
             return self.recomputed, self.work_recomputed
         return self.whole, self.work_whole
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What decides the peak of a model's training step. Made by `measure_footprint`, read by `predict_memory`."""
+    """What decides the peak of a model's training step. Made by `measure_footprint`, read by `memory.predict_memory`.
+
+    States are those of one device: under FSDP2 its part of them.
+    """
 
     num_layers: int
     weights_bytes: int
@@ -108,50 +108,24 @@ class Footprint:
     gradients_bytes: int
     optimizer_bytes: int
     head: Moment
+    """When the head is at work."""
     layer: Moment
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPrediction:
-    """Bytes on one device at the peak of a step, by part; the parts add up to `total_bytes`.
-
-    weights_bytes: of the base. adapters_bytes: the adapters' weights. optimizer_bytes: AdamW's two moments.
-    layers_bytes: activations of layers that are not checkpointed. checkpoints_bytes: of those that are, their inputs
-    and, where they keep them, their attention's outputs.
-    work_bytes: what stands beside them only for a moment; `moment` names it: 'head' (logits of targets and their
-    gradients), 'layer' (a layer that was kept goes backward) or 'recompute' (a checkpointed one does, forward first).
-    """
-
-    weights_bytes: int
-    adapters_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    layers_bytes: int
-    checkpoints_bytes: int
-    work_bytes: int
-    moment: str
-    checkpointed: Checkpointed
-
-    @property
-    def states_bytes(self) -> int:
-        """What stays between steps."""
-        return self.weights_bytes + self.adapters_bytes + self.gradients_bytes + self.optimizer_bytes
-
-    @property
-    def activations_bytes(self) -> int:
-        """What a forward and backward pass needs beside it."""
-        return self.layers_bytes + self.checkpoints_bytes + self.work_bytes
-
-    @property
-    def total_bytes(self) -> int:
-        """The peak."""
-        return self.states_bytes + self.activations_bytes
+    """When a layer goes backward."""
+    gathered_bytes: int = 0
+    """Of FSDP2's units that are whole at once."""
 
 
 def measure_footprint(
-    config: Any, row: Row, *, lora: LoraSettings | None = None, trust_remote_code: bool = False
+    config: Any,
+    row: Row,
+    *,
+    lora: LoraSettings | None = None,
+    trust_remote_code: bool = False,
+    num_shards: int = 1,
 ) -> Footprint:
     """Return the footprint of training a model of `config` on rows such as `row`: 32k tokens of a 7B model in seconds.
+
+    num_shards: GPUs that share weights, gradients and optimizer (FSDP2), and gather units of them for a moment.
 
     Raises:
         UserError: the model cannot be run without contents, or modules to adapt are not there.
@@ -159,17 +133,20 @@ def measure_footprint(
     weights = count_weights(config, lora=lora, trust_remote_code=trust_remote_code)
 
     def run(num_layers: int, way: str) -> tuple[int, int]:
-        checkpointed = Checkpointed(0 if way == "kept" else num_layers, keeps_attention=way != "whole")
-        return _run_empty(_build_empty(config, num_layers, lora, row, trust_remote_code), row, checkpointed)
+        recompute = Recompute(0 if way == "kept" else num_layers, keep_attention=way != "whole")
+        return _run_empty(_build_empty(config, num_layers, lora, row, trust_remote_code), row, recompute)
 
     try:
         runs = {(n, way): run(n, way) for n in (2, 3) for way in ("kept", "recomputed", "whole")}
-        share, casts = 1.0, 0
+        fraction, casts, gathered = 1.0, 0, 0
         if row.compiled:
             kind: Any = type(config)
-            share = _share_kept_compiled(kind, config.to_json_string(), row.precision, lora, trust_remote_code)
-            if row.precision == "bf16":  # a compiled layer casts its own weights, and again in the backward pass
-                casts = cast_bytes(_build_empty(config, 1, lora, row, trust_remote_code))
+            fraction = _fraction_kept_compiled(kind, config.to_json_string(), row.precision, lora, trust_remote_code)
+        if row.compiled or num_shards > 1:
+            one = _build_empty(config, 1, lora, row, trust_remote_code)
+            # A compiled layer casts its own weights, and again in the backward pass; FSDP2 gathers them in bfloat16.
+            casts = cast_bytes(one) if row.precision == "bf16" else 0
+            gathered = GATHERED_UNITS * _unit_bytes(one) if num_shards > 1 else 0
     except UserError:
         raise
     except Exception as error:  # whatever a model's code does with the contents that are not there
@@ -179,65 +156,25 @@ def measure_footprint(
             f"{kind}: its memory cannot be predicted, its code needs the contents of tensors: {told}"
         ) from error
     head, layer = (_fit_moment(runs, place) for place in (0, 1))
-    if row.compiled:
-        # What a recomputed layer holds until the head is done, and not beyond, are the casts.
+    if row.compiled or num_shards > 1:
+        # Autocast's copies of the weights are what a recomputed layer holds until the head is done, and not beyond.
         head = replace(
             head,
-            kept=round(share * (head.kept - casts)),
+            kept=round(fraction * (head.kept - casts)),
             recomputed=min(head.recomputed, layer.recomputed),
             whole=min(head.whole, layer.whole),
         )
-        layer = _as_compiled(replace(layer, kept=layer.kept - casts), share)
+        layer = replace(layer, kept=layer.kept - casts)
+    if row.compiled:
+        layer = _as_compiled(layer, fraction)
+    states = count_states(weights, lora=lora, precision=row.precision)
     return Footprint(
         num_layers=int(config.get_text_config().num_hidden_layers),
-        **_count_states(weights, lora=lora, precision=row.precision),
+        **{name: -(-num_bytes // num_shards) for name, num_bytes in states.items()},
         head=head,
         layer=layer,
+        gathered_bytes=gathered,
     )
-
-
-def predict_memory(footprint: Footprint, checkpointed: Checkpointed) -> MemoryPrediction:
-    """Return the peak of a step with layers checkpointed, spread as training spreads them."""
-    num_layers, head, layer = footprint.num_layers, footprint.head, footprint.layer
-    chosen = spread(checkpointed.num_layers, among=num_layers) if checkpointed.num_layers else frozenset()
-    # Bytes of (layers kept, what checkpointed ones keep, work) at each moment.
-    each, work = head.added_by(checkpointed)
-    work = work if num_layers - 1 in chosen else head.work_kept
-    moments = [("head", ((num_layers - len(chosen)) * head.kept, len(chosen) * each, work))]
-    each, work_again = layer.added_by(checkpointed)
-    for place in range(num_layers):  # its turn to go backward: what layers behind it kept is gone
-        inputs = len([number for number in chosen if number <= place])
-        kept = place + 1 - inputs
-        name, work = ("recompute", work_again) if place in chosen else ("layer", layer.work_kept)
-        moments.append((name, (kept * layer.kept, inputs * each, work)))
-    moment, (kept, inputs, work) = max(moments, key=lambda item: sum(item[1]))
-    return MemoryPrediction(
-        weights_bytes=footprint.weights_bytes,
-        adapters_bytes=footprint.adapters_bytes,
-        gradients_bytes=footprint.gradients_bytes,
-        optimizer_bytes=footprint.optimizer_bytes,
-        layers_bytes=kept,
-        checkpoints_bytes=inputs,
-        work_bytes=work,
-        moment=moment,
-        # Attention that is dropped from, or capped, has nothing that could be kept.
-        checkpointed=replace(
-            checkpointed, keeps_attention=checkpointed.keeps_attention and layer.recomputed > layer.whole
-        ),
-    )
-
-
-def choose_checkpointed_layers(footprint: Footprint, *, free_bytes: int) -> Checkpointed:
-    """Return the fewest layers to checkpoint so that a step fits `USABLE_SHARE` of `free_bytes`.
-
-    Where all do not fit, and whether that does or not: all as a whole. free_bytes: of the device before the weights are
-    on it.
-    """
-    for num_checkpointed in range(footprint.num_layers + 1):
-        chosen = Checkpointed(num_checkpointed)
-        if predict_memory(footprint, chosen).total_bytes <= USABLE_SHARE * free_bytes:
-            return chosen
-    return Checkpointed(footprint.num_layers, keeps_attention=False)
 
 
 class StorageMeter(TorchDispatchMode):
@@ -329,16 +266,24 @@ def _build_empty(
         return add_adapter(model, lora) if lora is not None else model  # type: ignore[no-any-return]
 
 
-def _run_empty(model: Any, row: Row, checkpointed: Checkpointed) -> tuple[int, int]:
+def _run_empty(model: Any, row: Row, recompute: Recompute) -> tuple[int, int]:
     """Return the peaks (head, layers) of one step of a model on the meta device, on fake tensors."""
     model.train()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.set_attn_implementation(STAND_IN)
     mode = FakeTensorMode()
     batch = _fake_batch(row, mode)
-    with mode, prepared_layers(model, checkpointed, compiled=False):
+    with mode, prepared_layers(model, recompute, compiled=False):
         _fill_with_fakes(model)
         return meter_step(model, batch, autocast=row.precision == "bf16", most_logits=MOST_LOGITS["cuda"])
+
+
+def _unit_bytes(model: Any) -> int:
+    """Return the bytes of the largest unit that FSDP2 gathers: a layer, or an end of the model."""
+    inner = inner_model(model)
+    units = [*decoder_layers(model), inner.get_input_embeddings(), inner.get_output_embeddings()]
+    sizes: list[int] = [sum(p.nbytes for p in unit.parameters()) for unit in units if unit is not None]
+    return max(sizes)
 
 
 def _fill_with_fakes(model: nn.Module) -> None:
@@ -414,23 +359,23 @@ def _fit_moment(runs: dict[tuple[int, str], tuple[int, int]], place: int) -> Mom
 
 
 @lru_cache(maxsize=8)  # a plan that does not fit tries many rows of one model
-def _share_kept_compiled(
+def _fraction_kept_compiled(
     kind: type[PretrainedConfig], config: str, precision: str, lora: LoraSettings | None, trust_remote_code: bool
 ) -> float:
-    """Return the share that a compiled layer keeps of what it keeps uncompiled, by a real one on the CPU.
+    """Return the fraction that a compiled layer keeps of what it keeps uncompiled, by a real one on the CPU.
 
     kind, config: the model's config, as its class and its JSON.
     """
     row = Row(num_tokens=0, num_targets=0, precision=precision)
     model = _build_empty(kind.from_dict(json.loads(config)), 1, lora, row, trust_remote_code).to_empty(device="cpu")
     autocast = precision == "bf16"
-    plain, compiled = (measure_activations(model, autocast=autocast, compiled=c).layer_bytes for c in (False, True))
+    plain, compiled = (measure_kept(model, autocast=autocast, compiled=c) for c in (False, True))
     return compiled / plain
 
 
-def _as_compiled(moment: Moment, share: float) -> Moment:
-    """Return the moment with layers that keep a share; one that is recomputed takes up more while it goes backward."""
-    kept = round(share * moment.kept)
+def _as_compiled(moment: Moment, fraction: float) -> Moment:
+    """Return the moment with layers that keep a fraction; a recomputed one takes more while it goes backward."""
+    kept = round(fraction * moment.kept)
     return replace(
         moment,
         kept=kept,
@@ -439,12 +384,16 @@ def _as_compiled(moment: Moment, share: float) -> Moment:
     )
 
 
-def _count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:
-    """Return the bytes that stay between steps: a trained weight is float32, and so is its gradient."""
+def count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:
+    """Return the bytes that stay between steps: a trained weight is float32, and so is its gradient.
+
+    weights: with `lora`, its adapter's may be missing; then the base alone is counted.
+    """
     size = 2 if lora is not None and precision == "bf16" else 4
+    trained = weights.base if lora is None else weights.adapters
     return {
         "weights_bytes": size * weights.base,
         "adapters_bytes": 4 * weights.adapters,
-        "gradients_bytes": 4 * weights.trained,
-        "optimizer_bytes": OPTIMIZER_BYTES * weights.trained,
+        "gradients_bytes": 4 * trained,
+        "optimizer_bytes": OPTIMIZER_BYTES * trained,
     }

@@ -1,0 +1,175 @@
+"""How much memory a training step takes, and which layers to recompute so that it fits a device.
+
+The one predictor: `manyicl plan` asks it for a device that it is told of, training for the one that it runs on.
+`footprint` measures what it is made of. Memory may be at its peak when the head is at work (all layers are forward;
+logits of targets and their gradients), when a kept layer goes backward, or when a recomputed one goes forward once more
+and then backward. Not counted: the device's own context, and what an allocator loses between tensors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from manyicl.errors import UserError
+from manyicl.models import LoraSettings, decoder_layers, device_of, inner_model
+from manyicl.training.footprint import Footprint, Row, measure_footprint
+from manyicl.training.recipe import RecomputeSetting
+from manyicl.training.recompute import Recompute, spread
+
+# Of free memory, what is counted on: allocators lose some between tensors, and libraries take workspaces.
+USABLE_FRACTION = 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """Bytes on one device at the peak of a step, by part; the parts add up to `total_bytes`."""
+
+    weights_bytes: int
+    """Of the base."""
+    adapters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    """AdamW's two moments."""
+    gathered_bytes: int
+    """Of units that are whole at once although weights are sharded; 0 without FSDP2."""
+    layers_bytes: int
+    """Activations of layers that are not recomputed."""
+    recomputed_bytes: int
+    """What recomputed layers keep: their inputs and, if they keep it, their attention's outputs."""
+    work_bytes: int
+    """What exists beside them only for a moment."""
+    moment: str
+    """Which moment: 'head' (logits of targets and their gradients), 'layer' (a layer that was kept goes backward) or
+    'recompute' (a recomputed one does, forward first)."""
+    recompute: Recompute
+
+    @property
+    def states_bytes(self) -> int:
+        """What stays between steps."""
+        return self.weights_bytes + self.adapters_bytes + self.gradients_bytes + self.optimizer_bytes
+
+    @property
+    def activations_bytes(self) -> int:
+        """What a forward and backward pass needs beside it."""
+        return self.layers_bytes + self.recomputed_bytes + self.work_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak."""
+        return self.states_bytes + self.gathered_bytes + self.activations_bytes
+
+    def fits(self, memory_bytes: int) -> bool:
+        """Return whether a step fits what can be used of a device's memory."""
+        return self.total_bytes <= USABLE_FRACTION * memory_bytes
+
+
+def predict_memory(footprint: Footprint, recompute: Recompute) -> MemoryPrediction:
+    """Return the peak of a step with layers recomputed, spread as training spreads them."""
+    num_layers, head, layer = footprint.num_layers, footprint.head, footprint.layer
+    chosen = spread(recompute.num_layers, among=num_layers) if recompute.num_layers else frozenset()
+    # Bytes of (layers kept, what recomputed ones keep, work) at each moment.
+    each, work = head.added_by(recompute)
+    work = work if num_layers - 1 in chosen else head.work_kept
+    moments = [("head", ((num_layers - len(chosen)) * head.kept, len(chosen) * each, work))]
+    each, work_again = layer.added_by(recompute)
+    for place in range(num_layers):  # its turn to go backward: what later layers kept is gone
+        inputs = len([number for number in chosen if number <= place])
+        kept = place + 1 - inputs
+        name, work = ("recompute", work_again) if place in chosen else ("layer", layer.work_kept)
+        moments.append((name, (kept * layer.kept, inputs * each, work)))
+    moment, (kept, inputs, work) = max(moments, key=lambda item: sum(item[1]))
+    return MemoryPrediction(
+        weights_bytes=footprint.weights_bytes,
+        adapters_bytes=footprint.adapters_bytes,
+        gradients_bytes=footprint.gradients_bytes,
+        optimizer_bytes=footprint.optimizer_bytes,
+        gathered_bytes=footprint.gathered_bytes,
+        layers_bytes=kept,
+        recomputed_bytes=inputs,
+        work_bytes=work,
+        moment=moment,
+        # Attention whose weights are dropped or whose scores are capped leaves no output that could be kept.
+        recompute=replace(recompute, keep_attention=recompute.keep_attention and layer.recomputed > layer.whole),
+    )
+
+
+def fewest_recomputed(footprint: Footprint, *, free_bytes: int) -> Recompute:
+    """Return the fewest layers to recompute so that a step fits; all in full if even all selectively do not fit.
+
+    free_bytes: of the device before the weights are on it.
+    """
+    for num_layers in range(footprint.num_layers + 1):
+        chosen = Recompute(num_layers)
+        if predict_memory(footprint, chosen).fits(free_bytes):
+            return chosen
+    return Recompute(footprint.num_layers, keep_attention=False)
+
+
+def resolve_recompute(setting: RecomputeSetting, *, num_layers: int) -> Recompute | None:
+    """Return what a setting says of a model with so many layers; None for "auto", which is for the device to say.
+
+    Raises:
+        UserError: more layers than the model has.
+
+    >>> resolve_recompute("selective", num_layers=32), resolve_recompute("full", num_layers=32)
+    (Recompute(num_layers=32, keep_attention=True), Recompute(num_layers=32, keep_attention=False))
+    """
+    if isinstance(setting, int):
+        if setting > num_layers:
+            raise UserError(
+                f"train.recompute = {setting}: the model has {num_layers} layers; set at most that, or 'selective'"
+            )
+        return Recompute(setting)
+    if setting == "auto":
+        return None
+    return Recompute(0) if setting == "none" else Recompute(num_layers, keep_attention=setting == "selective")
+
+
+def choose_recompute(
+    model: nn.Module,
+    setting: RecomputeSetting,
+    *,
+    row: Row,
+    lora: LoraSettings | None = None,
+    trust_remote_code: bool = False,
+    num_shards: int = 1,
+    free_bytes: int | None = None,
+) -> Recompute:
+    """Return which layers are recomputed; "auto" is as few as fit the memory of a GPU, and none on a CPU.
+
+    row: the largest that is trained on. lora: of the adapter that the model is in. num_shards: GPUs that FSDP2 will
+    shard the model over. free_bytes: of the device before the model is on it; None reads it from the GPU that the model
+    is on, without a wrapper that shards it.
+
+    Raises:
+        UserError: more layers than the model has.
+    """
+    layers = decoder_layers(model)
+    chosen = resolve_recompute(setting, num_layers=len(layers))
+    if chosen is not None:
+        return chosen
+    device = device_of(model)
+    if free_bytes is None and device.type == "cuda":
+        free_bytes = free_memory(device)
+    if free_bytes is None or not layers:
+        return Recompute(0)
+    try:
+        config = inner_model(model).config
+        footprint = measure_footprint(
+            config, row, lora=lora, trust_remote_code=trust_remote_code, num_shards=num_shards
+        )
+    except UserError as error:
+        warnings.warn(f"{error}; so all layers are recomputed: set train.recompute to change that", stacklevel=2)
+        return Recompute(len(layers), keep_attention=False)
+    return fewest_recomputed(footprint, free_bytes=free_bytes)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that this process can have, those that it holds by now included."""
+    torch.cuda.empty_cache()
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device)

@@ -1,0 +1,82 @@
+"""What lies in a run's folder: read back as it was written, also if an earlier version wrote it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from manyicl.errors import UserError
+from manyicl.training.run import train
+from manyicl.training.run_folder import RunFolder
+from tests.trajectory.setting import write_setting
+
+# As runs of early versions have it: no weights, no rows, and another name for the recomputed layers.
+EARLY = {
+    "schema": 1,
+    "finished": False,
+    "python": "3.11.7",
+    "packages": {"torch": "2.11.0"},
+    "git_commit": None,
+    "model": "/somewhere/start",
+    "tasks": {"animals": {"sha256": "abc", "dropped": {"too long": 3}}},
+    "plan": {
+        "packs": 8,
+        "episodes": 9,
+        "answers": 40,
+        "targets": 80,
+        "tokens": 900,
+        "tokens_by_task": {"animals": 900},
+        "fill": 0.9,
+        "sha256": "def",
+    },
+    "wall_s": 12.5,
+    "checkpointed_layers": 3,
+    "attention_recomputed": False,
+    "of a later version": [1, 2],
+}
+
+
+def test_the_state_of_an_early_run_is_read_and_nothing_of_it_is_lost(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.state_file.write_text(json.dumps(EARLY))
+    state = folder.read_state()
+    assert (state.recomputed_layers, state.tasks["animals"].dropped, state.plan.tokens) == (3, {"too long": 3}, 900)
+    assert (state.weights, state.rows, state.model_step, state.peak_bytes) == (None, None, None, None)
+    folder.update_state(finished=True, model_step=20)
+    kept = {key: value for key, value in EARLY.items() if key != "checkpointed_layers"}
+    assert json.loads(folder.state_file.read_text()) == kept | {
+        "recomputed_layers": 3,
+        "finished": True,
+        "model_step": 20,
+    }
+    assert folder.is_finished
+
+
+def test_a_state_that_cannot_be_read_is_one_line(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert not folder.is_finished
+    for content in ("{", json.dumps({**EARLY, "plan": {"packs": "many"}})):
+        folder.state_file.write_text(content)
+        with pytest.raises(
+            UserError, match=rf"^{re.escape(str(tmp_path))}: has no run\.json that can be read"
+        ) as caught:
+            folder.read_state()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_goes_on_with_its_recomputed_layers(tmp_path):
+    config = write_setting(tmp_path, num_steps=2, recompute="full")
+    folder = RunFolder(tmp_path / "run")
+    train(config, out=folder.path)
+    folder.config_file.write_text(
+        folder.config_file.read_text().replace('recompute = "full"', 'checkpointed_layers = "whole"')
+    )
+    folder.update_state(finished=False)
+    with pytest.warns(UserWarning, match=r"train\.checkpointed_layers = 'whole' is now train\.recompute = 'full'$"):
+        run = train(folder.read_config(), out=folder.path, resume=True)
+    assert run.held_out
+    assert folder.is_finished
+    assert folder.read_state().changes == []
