@@ -73,3 +73,11 @@ def test_the_change_log_has_each_finding_of_the_review():
     log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     labels = [label for row in re.findall(r"^\| ([^|]+) \|", log, flags=re.MULTILINE) for label in row.split(", ")]
     assert labels[1:] == [*(f"A{n}" for n in range(1, 11)), *(f"B{n}" for n in range(1, 13)), "C"]
+
+
+def test_the_glossary_defines_each_word_once():
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]*\|$", glossary, flags=re.MULTILINE)
+    words = [word.strip() for row in rows for word in re.split("[;,]", row)]
+    assert len(words) > 40
+    assert [word for word in words if words.count(word) > 1] == []
