@@ -1,4 +1,4 @@
-"""The work of a comparison, done: models trained, tasks asked, texts read; several processes may share it."""
+"""Does the work of a comparison: trains models, evaluates them on tasks and texts; several processes may share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep: which numbers of shots, draws and queries are asked of a task, fixed before anything is asked.
+"""A sweep: the numbers of shots, draws and queries of each task, fixed before any query is answered.
 
 Shots come from a task's train split, queries from its test split. In one draw the shots for k are the first k of the
 shots for any larger k, so a sweep encodes its shots once. One set of queries serves every k and every draw.

@@ -1,4 +1,4 @@
-"""Pieces of a model that stand between its products, compiled while queries are asked on a GPU.
+"""Pieces of a model between its matrix products, compiled while it answers queries on a GPU.
 
 Behind a long prefix nearly all time goes into products, which run at the device's rate; what stands between them reads
 and writes the whole row several times. Compiled, each piece reads and writes it once. The formulas are the models' own;

@@ -1,4 +1,4 @@
-"""Attention that keeps the episodes of a row apart, and attention behind a shared prefix. No dense mask of a row.
+"""Attention that keeps the episodes of a row apart, and attention to a shared prefix. No dense mask of a row.
 
 It is registered with transformers under a name; the model's forward hands it `segments` (training) or a `layout`
 (behind a prefix) as keyword arguments. No mask function is registered under that name on purpose: transformers then
