@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from manyicl.demo import export_tasks
-from manyicl.episodes.batch import BatchMaker, lengths_of
+from manyicl.episodes.batch import BatchMaker
 from manyicl.episodes.packing import iter_packs
 from manyicl.episodes.plan import EpisodeSettings
 from manyicl.episodes.template import TemplateSettings
-from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenized import lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.models import ModelSettings, load_tokenizer
 from manyicl.tasks.task import load_tasks

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from manyicl.episodes.batch import BatchMaker, lengths_of
+from manyicl.episodes.batch import BatchMaker
 from manyicl.episodes.packing import Pack
 from manyicl.episodes.plan import EpisodeSettings, plan_episode
-from manyicl.episodes.tokenized import join_examples, query_ids
+from manyicl.episodes.tokenized import join_examples, lengths_of, query_ids
 from manyicl.evaluation.curves import score_episode
 from manyicl.evaluation.loop import evaluate
 from manyicl.inference.model import load_for_inference, tokenize_for

@@ -31,9 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from manyicl.demo.lexicon import all_words, load_lexicon
 from manyicl.demo.tasks import KINDS, iter_tasks, write_tasks
-from manyicl.episodes.batch import lengths_of
 from manyicl.episodes.plan import EpisodeSettings, plan_episode
-from manyicl.episodes.tokenized import join_examples, tokenize_task
+from manyicl.episodes.tokenized import join_examples, lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.models.seed import TEMPLATE
 from manyicl.tasks.task import load_tasks

@@ -8,10 +8,9 @@ from typing import get_args
 
 import pytest
 
-from manyicl.episodes.batch import lengths_of
 from manyicl.episodes.plan import EpisodeSettings, iter_episodes
 from manyicl.episodes.template import TemplateSettings
-from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenized import lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.drawing import draw_shots

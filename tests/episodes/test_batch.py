@@ -22,7 +22,6 @@ from manyicl.episodes.batch import (
     answer_weight,
     count_divisors,
     join_row,
-    lengths_of,
     pad_row,
     positions_of,
     segment_lengths_of,
@@ -31,7 +30,7 @@ from manyicl.episodes.batch import (
 from manyicl.episodes.packing import Pack, iter_packs
 from manyicl.episodes.plan import Episode, EpisodeSettings
 from manyicl.episodes.template import TemplateSettings
-from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, tokenize_task
+from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.tasks.task import Example
 from tests.conftest import make_task

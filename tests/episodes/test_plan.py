@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from manyicl.episodes.batch import lengths_of
 from manyicl.episodes.plan import (
     Episode,
     EpisodeSettings,
@@ -23,7 +22,7 @@ from manyicl.episodes.plan import (
     plan_episode,
 )
 from manyicl.episodes.template import TemplateSettings
-from manyicl.episodes.tokenized import join_examples, tokenize_task
+from manyicl.episodes.tokenized import join_examples, lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from tests.conftest import make_task

@@ -15,12 +15,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from manyicl.cli.run_tables import plan_table
-from manyicl.episodes.batch import BatchMaker, PackDataset, count_divisors, lengths_of
+from manyicl.episodes.batch import BatchMaker, PackDataset, count_divisors
 from manyicl.episodes.packing import Pack, iter_packs
 from manyicl.episodes.plan import Episode, EpisodeSettings, TaskLengths, iter_episodes
 from manyicl.episodes.renaming import WORDS, LabelLengths, check_names, draw_names, names_a_label
 from manyicl.episodes.template import TemplateSettings
-from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, join_examples, tokenize_task, with_names
+from manyicl.episodes.tokenized import (
+    TokenizedEpisode,
+    TokenizedTask,
+    join_examples,
+    lengths_of,
+    tokenize_task,
+    with_names,
+)
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention

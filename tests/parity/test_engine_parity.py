@@ -71,8 +71,8 @@ def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
     loaded = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=256, trained_shots={})
     curve = one_pass_curve(loaded, [task.task], episodes=1, token_budget=200).curves[0]
     # The same episode, asked again and again behind its own first k examples.
-    from manyicl.episodes.batch import lengths_of
     from manyicl.episodes.plan import EpisodeSettings, iter_episodes
+    from manyicl.episodes.tokenized import lengths_of
 
     lengths = lengths_of(task, split="test")
     episode = next(

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from manyicl.episodes.batch import lengths_of
 from manyicl.episodes.plan import EpisodeSettings
 from manyicl.episodes.template import TemplateSettings
-from manyicl.episodes.tokenized import tokenize_task
+from manyicl.episodes.tokenized import lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.planning.audit import audit_task
 from manyicl.planning.preview import draw_episode

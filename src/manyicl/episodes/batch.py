@@ -16,9 +16,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from manyicl.episodes.packing import Pack, iter_packs
-from manyicl.episodes.plan import EpisodeSettings, Targets, TaskLengths
+from manyicl.episodes.plan import EpisodeSettings, Targets
 from manyicl.episodes.segments import Segments, bounds_of, make_segments, power_of_two
-from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples
+from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples, lengths_of
 
 Normalization = Literal["answer", "token", "task"]
 
@@ -281,17 +281,6 @@ def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np
     before = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     ranges: NDArray[np.int64] = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
     return ranges
-
-
-def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths:
-    """Return what the plan of episodes needs to know of one split of a tokenised task."""
-    return TaskLengths(
-        name=tokenized.task.name,
-        num_head_tokens=len(tokenized.head_ids),
-        num_between=tokenized.num_between,
-        lengths=tokenized.splits[split].lengths,
-        labels=tokenized.names.lengths(split) if tokenized.names else None,
-    )
 
 
 class PackDataset(Dataset[tuple[Pack, Divisors]]):

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from manyicl.episodes.plan import TaskLengths
 from manyicl.episodes.renaming import LabelNames, collect_names
 from manyicl.episodes.tokenizer import NOT_GIVEN_BACK, TERMINATOR_INSIDE, ExampleTokens, TaskTokenizer
 from manyicl.errors import UserError
@@ -237,3 +238,14 @@ def _read_cache(path: Path, task: Task, tokenizer: TaskTokenizer) -> TokenizedTa
         for split in SPLITS
     }
     return _make_task(task, tokenizer, splits, json.loads(table.schema.metadata[b"dropped"]))
+
+
+def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths:
+    """Return what the plan of episodes needs to know of one split of a tokenised task."""
+    return TaskLengths(
+        name=tokenized.task.name,
+        num_head_tokens=len(tokenized.head_ids),
+        num_between=tokenized.num_between,
+        lengths=tokenized.splits[split].lengths,
+        labels=tokenized.names.lengths(split) if tokenized.names else None,
+    )
