@@ -13,7 +13,7 @@ import pytest
 
 from manyicl.errors import UserError
 from manyicl.tasks.layouts import find_layout
-from manyicl.tasks.task import SPLITS, Task, load_tasks
+from manyicl.tasks.task import SPLITS, Task, load_tasks, name_sources
 
 
 def write_csv(path: Path, first: int, count: int) -> None:
@@ -212,3 +212,11 @@ def test_a_pipe_is_not_waited_for_and_a_link_to_the_folder_itself_is_no_second_t
     layout = find_layout(tmp_path)
     assert [source.stem for source in layout.sources] == [tmp_path.name]
     assert layout.left_out == ["latest/ (a link to a folder that contains it)", "pipe.json (not a file)"]
+
+
+def test_a_file_that_is_called_after_a_split_and_names_the_split_of_each_row_is_a_task(tmp_path):
+    """Field trial 21: eval.jsonl beside training.jsonl, both with a column `split`."""
+    for name in ("eval", "training"):
+        rows = [f'{{"input": "{name} {split}", "answer": "a", "Split": "{split}"}}\n' for split in ("train", "test")]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    assert sorted(name_sources(tmp_path)) == ["eval", "training"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from manyicl.errors import UserError
 from manyicl.tasks.faults import near_word
 from manyicl.tasks.formats import SUFFIXES, data_suffix
-from manyicl.tasks.readers import holds_rows
+from manyicl.tasks.readers import has_split_column, holds_rows
 from manyicl.tasks.rows import SPLIT_WORDS
 
 _SPLIT_NAME = re.compile(
@@ -312,6 +312,8 @@ def _refuse_lonely(groups: Mapping[str, Sequence[tuple[Path, str]]], contents: _
         return
     for name, files in groups.items():
         if name and "train" not in kinds[name] and "other" in kinds[name]:
+            if all(has_split_column(path) for path, _ in files):
+                continue  # a task of that name, whose rows say themselves what they are for
             path = next(path for path, split in files if _kind_of(path, split) == "other")
             raise UserError(
                 f"{path}: is not for training by its name, but of which task is it? Give a task's files one name"

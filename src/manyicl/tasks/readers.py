@@ -58,6 +58,16 @@ def read_records(path: Path, *, columns: Columns, log: FaultLog) -> Iterator[tup
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def has_split_column(path: Path) -> bool:
+    """Return whether the first row of a file has a column `split`, in any case.
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
+    _, record = next(read_records(path, columns=Columns({}), log=FaultLog(path)), (0, None))
+    return record is not None and any(name.strip().lower() == "split" for name in record)
+
+
 def holds_rows(path: Path) -> bool:
     """Return whether a .json file may be data: a list, JSON Lines, or an object that is a table.
 
