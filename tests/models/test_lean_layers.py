@@ -19,7 +19,8 @@ SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
 
 
 class Operations(TorchDispatchMode):
