@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -110,7 +111,7 @@ def choose_engine(
     return WholePrompts(model, fault) if fault else SharedPrefix(model)
 
 
-class _LocalEngine:
+class _LocalEngine(ABC):
     """What both engines have in common whose model is on this machine."""
 
     has_likelihoods = True
@@ -128,6 +129,32 @@ class _LocalEngine:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def generate(
+        self,
+        prefix: Prefix,
+        queries: Sequence[Ids],
+        *,
+        limits: Sequence[int],
+        references: Sequence[Sequence[int]] | None = None,
+        on_answer: OnAnswer = lambda _: None,  # noqa: ARG002
+    ) -> list[Generated]:
+        """Return the greedy answer of each query after `prefix`, those with the same limit together."""
+        places: dict[int, list[int]] = {}
+        for place, limit in enumerate(limits):
+            places.setdefault(limit, []).append(place)
+        answers: dict[int, Generated] = {}
+        for limit, alike in places.items():
+            wanted = None if references is None else [references[place] for place in alike]
+            given = self._generate(prefix, [queries[place] for place in alike], wanted, limit=limit)
+            answers.update(zip(alike, given, strict=True))
+        return [answers[place] for place in range(len(queries))]
+
+    @abstractmethod
+    def _generate(
+        self, prefix: Prefix, queries: Sequence[Ids], references: Sequence[Sequence[int]] | None, *, limit: int
+    ) -> list[Generated]:
+        """Return the greedy answers of queries that have one limit, with the nats of their references if any."""
+
 
 class SharedPrefix(_LocalEngine):
     """Encodes a prefix once; many queries then share its keys and values (`prefix`, `generation`)."""
@@ -144,31 +171,17 @@ class SharedPrefix(_LocalEngine):
         """Return the nats (O,) of each query's options."""
         return score_choices(self.model, prefix, queries, options, count=self.count)
 
-    def generate(
-        self,
-        prefix: Prefix,
-        queries: Sequence[Ids],
-        *,
-        limits: Sequence[int],
-        references: Sequence[Sequence[int]] | None = None,
-        on_answer: OnAnswer = lambda _: None,  # noqa: ARG002
+    def _generate(
+        self, prefix: Prefix, queries: Sequence[Ids], references: Sequence[Sequence[int]] | None, *, limit: int
     ) -> list[Generated]:
-        """Return each query's greedy answer, and the nats of its reference from the same pass."""
-        answers: dict[int, Generated] = {}
-        for limit, places in _places_by_limit(limits).items():
-            chosen = [queries[place] for place in places]
-            if references is None:
-                given = generate_after(
-                    self.model, self.tokenizer, prefix, chosen, max_new_tokens=limit, count=self.count
-                )
-            else:
-                pairs = [(queries[place], references[place]) for place in places]
-                texts, nats = generate_and_score(
-                    self.model, self.tokenizer, prefix, pairs, max_new_tokens=limit, count=self.count
-                )
-                given = [one.with_reference(nll) for one, nll in zip(texts, nats.tolist(), strict=True)]
-            answers.update(zip(places, given, strict=True))
-        return [answers[place] for place in range(len(queries))]
+        """Return greedy answers, and the nats of the references from the same pass."""
+        if references is None:
+            return generate_after(self.model, self.tokenizer, prefix, queries, max_new_tokens=limit, count=self.count)
+        pairs = list(zip(queries, references, strict=True))
+        texts, nats = generate_and_score(
+            self.model, self.tokenizer, prefix, pairs, max_new_tokens=limit, count=self.count
+        )
+        return [one.with_reference(nll) for one, nll in zip(texts, nats.tolist(), strict=True)]
 
 
 class WholePrompts(_LocalEngine):
@@ -205,28 +218,26 @@ class WholePrompts(_LocalEngine):
         *,
         limits: Sequence[int],
         references: Sequence[Sequence[int]] | None = None,
-        on_answer: OnAnswer = lambda _: None,  # noqa: ARG002
+        on_answer: OnAnswer = lambda _: None,
     ) -> list[Generated]:
-        """Return each query's greedy answer, by transformers' own generate()."""
-        answers: dict[int, Generated] = {}
-        for limit, places in _places_by_limit(limits).items():
-            chosen = [queries[place] for place in places]
-            given = generate_whole_prompts(self.model, self.tokenizer, prefix.ids, chosen, max_new_tokens=limit)
-            answers.update(zip(places, given, strict=True))
+        """Return the greedy answer of each query, by transformers' own generate(), and the nats of its reference."""
+        answers = super().generate(prefix, queries, limits=limits, on_answer=on_answer)
         self.count.num_prefix_tokens += prefix.num_tokens * len(queries)
         self.count.num_query_tokens += sum(len(query) for query in queries)
-        if references is not None:
-            nats = self.score(prefix, queries, [[reference] for reference in references])
-            answers = {place: answers[place].with_reference(float(nats_O[0])) for place, nats_O in enumerate(nats)}
-        return [answers[place] for place in range(len(queries))]
+        if references is None:
+            return answers
+        nats = self.score(prefix, queries, [[reference] for reference in references])
+        return [answer.with_reference(float(nats_O[0])) for answer, nats_O in zip(answers, nats, strict=True)]
 
-
-def _places_by_limit(limits: Sequence[int]) -> dict[int, list[int]]:
-    """Return limit -> the queries that have it."""
-    places: dict[int, list[int]] = {}
-    for place, limit in enumerate(limits):
-        places.setdefault(limit, []).append(place)
-    return places
+    def _generate(
+        self,
+        prefix: Prefix,
+        queries: Sequence[Ids],
+        references: Sequence[Sequence[int]] | None,  # noqa: ARG002
+        *,
+        limit: int,
+    ) -> list[Generated]:
+        return generate_whole_prompts(self.model, self.tokenizer, prefix.ids, queries, max_new_tokens=limit)
 
 
 def score_whole_prompts(
