@@ -39,16 +39,18 @@ from manyicl.tasks import flip_map
 
 def list_shot_losses(grid: Grid) -> Iterator[ShotLoss]:
     """Yield the shared arms' training losses by the number of shots before an answer."""
+    for arm, seed, record, shots, value in _logged(grid, "loss_by_shot/"):
+        yield ShotLoss(
+            arm=arm, seed=seed, step=record["step"], tokens=record["tokens"], shots=shots, nats_a_token=value
+        )
+
+
+def _logged(grid: Grid, prefix: str) -> Iterator[tuple[ArmName, int, dict[str, Any], str, float]]:
+    """Yield (arm, seed, record, what comes after `prefix`, value) of each logged value whose name begins with it."""
     for arm, seed, record in read_metrics(grid):
-        for name in [key for key in record if key.startswith("loss_by_shot/")]:
-            yield ShotLoss(
-                arm=arm,
-                seed=seed,
-                step=record["step"],
-                tokens=record["tokens"],
-                shots=name.removeprefix("loss_by_shot/"),
-                nats_a_token=record[name],
-            )
+        for name, value in record.items():
+            if name.startswith(prefix):
+                yield arm, seed, record, name.removeprefix(prefix), value
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,13 +286,7 @@ def _drift(grid: Grid, texts: Texts) -> Iterator[DriftPoint]:
             for file in texts.get(("base", seed), []) if (arm, seed) in texts else []:
                 start = float(np.sum(file["bits"]) / np.sum(file["bytes"]))
                 yield DriftPoint(arm=arm, seed=seed, step=0, tokens=0, file=file["file"], bits_per_byte=start)
-    for arm, seed, record in read_metrics(grid):
-        for name in [key for key in record if key.startswith("drift/")]:
-            yield DriftPoint(
-                arm=arm,
-                seed=seed,
-                step=record["step"],
-                tokens=record["tokens"],
-                file=name.removeprefix("drift/"),
-                bits_per_byte=record[name],
-            )
+    for arm, seed, record, name, value in _logged(grid, "drift/"):
+        yield DriftPoint(
+            arm=arm, seed=seed, step=record["step"], tokens=record["tokens"], file=name, bits_per_byte=value
+        )
