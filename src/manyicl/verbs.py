@@ -188,22 +188,25 @@ def compare(
     console: where progress is printed. Default: nowhere.
 
     Raises:
-        UserError: the recipe is wrong, or both or neither of `recipe` and `resume` are given.
+        UserError: the recipe is wrong, both or neither of `recipe` and `resume` are given, `resume` comes with what it
+            keeps as it is (`out`, `overrides`), or this is one of several ranks.
     """
-    from manyicl.comparison import CompareConfig, check_seeds, open_comparison, read_comparison, run_comparison
+    from manyicl.comparison import CompareConfig, check_seeds, open_comparison, refuse_ranks, run_comparison
     from manyicl.files import default_folder
     from manyicl.report import write_outcome
     from manyicl.training import load_recipe
 
+    refuse_ranks()
     if (recipe is None) == (resume is None):
         raise UserError("compare: give either a recipe (*.toml) or resume=FOLDER of a comparison that was stopped")
+    if resume is not None and (out is not None or overrides):
+        raise UserError(f"resume={resume}: keeps its own folder and recipe; omit `out` and `overrides`")
     config = load_recipe(Path(recipe), overrides=overrides, kind=CompareConfig) if recipe is not None else None
     folder = Path(resume or out or default_folder(Path(recipe or "").stem))
     grid = open_comparison(folder, config)
     check_seeds(grid, seeds)
     run_comparison(grid, seeds=seeds, console=console or make_console(quiet=True))
-    write_outcome(grid)
-    return read_comparison(folder)
+    return write_outcome(grid)
 
 
 def write_report(folder: str | Path, *, others: Sequence[str | Path] = ()) -> Path:

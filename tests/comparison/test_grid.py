@@ -22,7 +22,7 @@ from manyicl.comparison.grid import open_comparison
 from manyicl.comparison.summary import summarize
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import load_config
-from manyicl.report.document import finish_comparison
+from manyicl.report.document import print_outcome, write_outcome
 from manyicl.training.preparation import prepare_run
 from manyicl.training.run_folder import RunFolder
 from tests.support.comparison_setting import make_recipe, write_world
@@ -249,7 +249,9 @@ def test_a_missing_result_is_absent_and_never_zero(copied):
     state.write_text(json.dumps(read_json(state) | {"finished": False}))
     whole = read_json(copied / "comparison.json")
     text = StringIO()
-    assert finish_comparison(open_comparison(copied, None), console=Console(file=text)) is False
+    found = write_outcome(open_comparison(copied, None))
+    print_outcome(found, copied, console=Console(file=text))
+    assert found.finished is False
     assert "not finished; resume it: manyicl compare --resume" in text.getvalue().replace("\n", " ")
     content = read_json(copied / "comparison.json")
     assert content["finished"] is False
@@ -284,7 +286,7 @@ def test_nothing_done_is_reported_as_nothing(recipe, tmp_path):
     for name in ("curves", "means", "headline", "differences", "flatness", "flips", "orders", "examples", "trials"):
         assert getattr(found, name) == (), name
     assert {work.done for work in found.grid} == {0}
-    assert finish_comparison(grid, console=Console(file=StringIO())) is False
+    assert write_outcome(grid).finished is False
 
 
 @pytest.mark.slow

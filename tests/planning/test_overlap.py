@@ -14,7 +14,7 @@ from manyicl.comparison.inputs import INPUTS_FILE
 from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison
 from manyicl.planning.overlap import Overlap, SplitOverlap, find_overlaps, tell_overlap, tell_overlaps
-from manyicl.report.document import finish_comparison
+from manyicl.report.document import write_outcome
 from manyicl.tasks.task import load_tasks
 from tests.cli.test_app import run_manyicl
 from tests.support.comparison_setting import make_recipe, write_world
@@ -113,7 +113,7 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     comparison = open_comparison(folder / "out", config)
     printed = StringIO()
     run_comparison(comparison, console=Console(file=printed))
-    finish_comparison(comparison, console=Console(file=StringIO()))
+    write_outcome(comparison)
     return folder / "out", held, printed.getvalue()
 
 

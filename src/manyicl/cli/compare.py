@@ -37,29 +37,33 @@ def compare(
     The arms: base, zero-shot and few-shot fine-tuning, ManyICL, and a dedicated model per task. Resume a killed
     comparison with --resume DIR. To use several GPUs, start it once per GPU with --resume DIR --seed N.
     """
-    from manyicl.comparison import CompareConfig, check_seeds, open_comparison, refuse_ranks, run_comparison
+    from manyicl import verbs
+    from manyicl.comparison import open_comparison
     from manyicl.console import make_console
     from manyicl.files import default_folder
-    from manyicl.report import finish_comparison, grid_table
-    from manyicl.training import load_recipe
+    from manyicl.report import grid_table, print_outcome
 
     console = make_console()
     if status is not None:
         console.print(grid_table(open_comparison(status, None)))
         return
-    refuse_ranks()
     if resume is not None and (recipe is not None or out is not None):
         raise UserError(f"--resume {resume}: keeps its own recipe and folder; omit RECIPE and --out")
     if recipe is None and resume is None:
         raise UserError("name a recipe (*.toml), or a comparison to resume: --resume DIR")
-    config = load_recipe(recipe, overrides=overrides or (), kind=CompareConfig) if recipe else None
     folder = resume or out or default_folder(recipe.stem if recipe else "")
-    comparison = open_comparison(folder, config)
-    check_seeds(comparison, seeds)
     some = [word for seed in seeds or () for word in ("--seed", str(seed))]
     with stoppable("compare", "--resume", str(folder), *some, kept=folder, recipe=folder / "recipe.toml"):
-        run_comparison(comparison, seeds=seeds, console=make_console(stderr=True))
-    if not finish_comparison(comparison, console=console) and not seeds:
+        comparison = verbs.compare(
+            recipe,
+            out=folder if resume is None else None,
+            resume=resume,
+            overrides=overrides or (),
+            seeds=seeds,
+            console=make_console(stderr=True),
+        )
+    print_outcome(comparison, folder, console=console)
+    if not comparison.finished and not seeds:
         raise typer.Exit(1)
 
 

@@ -28,7 +28,7 @@ from manyicl.demo.tasks import WorldTask, write_tasks
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
 from manyicl.models import NEUTRAL_TEXT, TEMPLATE, ModelSettings
-from manyicl.report import finish_comparison
+from manyicl.report import print_outcome, write_outcome
 from manyicl.training import TaskSettings, TrainSettings
 
 TOKEN_BUDGET = 1280
@@ -158,7 +158,7 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = Fals
         console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
         with _helped(grid, console=console):
             run_comparison(grid, console=make_console(stderr=True, quiet=console.quiet))
-        finish_comparison(grid, console=console)
+        print_outcome(write_outcome(grid), grid.folder, console=console)
     minutes = (time.monotonic() - started) / 60
     headline = grids[0]
     model, tasks = headline.folder / f"seed-{seed}" / "manyicl", headline.config.tasks.folder

@@ -48,12 +48,10 @@ def write_outcome(grid: Grid) -> Comparison:
     return comparison
 
 
-def finish_comparison(grid: Grid, *, console: Console) -> bool:
-    """Write and print the outcome; return whether all work is done."""
-    comparison = write_outcome(grid)
+def print_outcome(comparison: Comparison, folder: Path, *, console: Console) -> None:
+    """Print the table and the curves of the comparison in `folder`, where its report is, and how to resume it."""
     console.print(comparison_table(comparison))
     console.print(comparison_plot(comparison, width=min(78, console.width), colour=console.is_terminal))
-    console.print(f"report: {grid.folder / PAGE}", soft_wrap=True)
+    console.print(f"report: {folder / PAGE}", soft_wrap=True)
     if not comparison.finished:
-        console.print(f"not finished; resume it: manyicl compare --resume {grid.folder}", soft_wrap=True)
-    return comparison.finished
+        console.print(f"not finished; resume it: manyicl compare --resume {folder}", soft_wrap=True)
