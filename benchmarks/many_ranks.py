@@ -556,7 +556,7 @@ def size_of(folder):
 
 
 class TimedTrainer(AnswerTrainer):
-    """The library's trainer; it saves if it is told to, and knows how long that took."""
+    """The library's trainer, which saves only if `saves` says so and measures how long that takes."""
 
     saves, save_s, started_at, step_0 = False, None, 0.0, 0
 

@@ -81,3 +81,19 @@ def test_the_glossary_defines_each_word_once():
     words = [word.strip() for row in rows for word in re.split("[;,]", row)]
     assert len(words) > 40
     assert [word for word in words if words.count(word) > 1] == []
+
+
+def test_commands_in_the_docs_name_scripts_and_options_that_exist():
+    commands = []
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        if page.name == "log.md":
+            continue  # of its day
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        commands += re.findall(r"python ((?:benchmarks|scripts)/\w+\.py)([^`\n]*)", text)
+        if page.name == "performance.md":  # its prose names options by themselves
+            own = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+            assert [name for name in re.findall(r"`(--[a-z][\w-]*)", text) if f'"{name}"' not in own] == []
+    assert len(commands) > 10
+    for script, options in commands:
+        source = (ROOT / script).read_text(encoding="utf-8")
+        assert [name for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", options) if f'"{name}"' not in source] == []

@@ -193,7 +193,7 @@ def test_without_named_rates_only_the_ceiling_has_trials_half_a_decade_apart(wor
 
 
 def rates_told(*trials: tuple[str, float, bool]) -> str:
-    """Return what is told of trials (arm, rate, is chosen)."""
+    """Return the sentences about trials (arm, rate, is chosen)."""
     arms = [{"arm": arm, "title": arm} for arm in dict.fromkeys(arm for arm, _, _ in trials)]
     listed = [{"arm": arm, "learning_rate": rate, "chosen": chosen} for arm, rate, chosen in trials]
     about = {"schema": 1, "name": "n", "finished": True, "config": "", "seeds": [0], "shots": [0], "match": "tokens"}

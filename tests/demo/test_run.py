@@ -96,7 +96,7 @@ def test_a_regime_is_a_pure_function_of_the_seed(tmp_path):
 def test_a_helper_does_a_share_and_ends_without_the_process_that_it_helps(tiny, tmp_path):
     comparison = open_demo(tmp_path / "demo", seeds=[0])[0]
     command = [sys.executable, "-m", open_demo.__module__, str(comparison.folder)]
-    assert subprocess.run([*command, "0"], check=False).returncode == 1  # 0 is no parent of any process here
+    assert subprocess.run([*command, "0"], check=False).returncode == 1  # 0 is not its parent
     assert not all(map(comparison.is_done, comparison.work()))
     assert subprocess.run([*command, str(os.getpid())], check=False).returncode == 0
     assert all(map(comparison.is_done, comparison.work()))

@@ -109,7 +109,7 @@ def comparison_plot(comparison: Comparison, *, width: int = 78, height: int = 15
             if note:
                 parts.append(Text(f"{role} tasks: {note}", style="dim"))
     if not parts:
-        return Group(Text("no curve: there is no number of shots at which every task has a score", style="dim"))
+        return Group(Text("no curve: at no number of shots does every task have a score", style="dim"))
     key = "   ".join(f"{_MARKS[place % len(_MARKS)]} {arm.title}" for place, arm in enumerate(comparison.arms))
     return Group(*parts, Text(key))
 

@@ -1,9 +1,9 @@
 """How much memory a training step takes, and which layers to recompute so that it fits a device.
 
-The one predictor: `manyicl plan` asks it for a device that it is told of, training for the one that it runs on.
-`footprint` measures what it is made of. Memory may be at its peak when the head is at work (all layers are forward;
-logits of targets and their gradients), when a kept layer goes backward, or when a recomputed one goes forward once more
-and then backward. Not counted: the device's own context, and what an allocator loses between tensors.
+The one predictor: `manyicl plan` uses it for the device that is named, training for the one that it runs on.
+`footprint` measures the parts of a prediction. Memory may be at its peak when the head is at work (all layers are
+forward; logits of targets and their gradients), when a kept layer goes backward, or when a recomputed one goes forward
+once more and then backward. Not counted: the device's own context, and what an allocator loses between tensors.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def is_usable() -> bool:
 
 @lru_cache(maxsize=1)
 def _is_installed() -> bool:
-    """Return whether the package is there and can be loaded; one that cannot be is told of, once."""
+    """Return whether the package is there and can be loaded; one that cannot is reported once."""
     if importlib.util.find_spec(PACKAGE) is None:
         return False
     try:
