@@ -20,7 +20,7 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference.generation import generate_after
-from manyicl.inference.prefix import EMPTY_PREFIX, encode_prefix, score_answers, score_choices
+from manyicl.inference.prefix import EMPTY_PREFIX, encode_prefix, score_choices
 from manyicl.inference.sharing import sharing_fault
 from manyicl.models.attention import partial
 from manyicl.models.attention import segments as segment_kernels
@@ -39,6 +39,7 @@ from tests.conftest import CONFIGS, tiny_model
 from tests.models.test_attention_segments import attend_densely
 from tests.parity.test_engine_parity import plain_nll
 from tests.parity.test_loss_parity import EPISODE, TokenizedEpisode, loss_and_gradients, random_episode, row
+from tests.support.answers import answer_nats
 from tests.trajectory.setting import read_metrics, write_setting
 
 pytestmark = [
@@ -209,7 +210,7 @@ def test_scores_behind_a_prefix_equal_the_cpus_plain_forward(name):
     pairs = [(rng.integers(3, 390, 6).astype(np.int32), rng.integers(3, 390, 3).tolist()) for _ in range(4)]
     expected = [plain_nll(model, [*before, *ids, *answer], num_answer=3) for ids, answer in pairs]
     model.to("cuda")
-    nll, _ = score_answers(model, encode_prefix(model, before), pairs)
+    nll = answer_nats(model, encode_prefix(model, before), pairs)
     assert nll == pytest.approx(expected, abs=1e-3)
 
 
@@ -275,9 +276,9 @@ def test_lora_unmerged_and_merged_score_alike(name, dtype):
     ).eval()
     adapted.to("cuda", dtype)
     before, asked = random_ids(40, seed=0), [(random_ids(6, seed=n), [3, 4 + n]) for n in range(3)]
-    unmerged, _ = score_answers(adapted, encode_prefix(adapted, before), asked)
+    unmerged = answer_nats(adapted, encode_prefix(adapted, before), asked)
     merged = adapted.merge_and_unload()
-    nll, _ = score_answers(merged, encode_prefix(merged, before), asked)
+    nll = answer_nats(merged, encode_prefix(merged, before), asked)
     assert nll == pytest.approx(unmerged, **({"abs": 1e-2} if dtype == torch.float32 else {"rel": 0.15, "abs": 0.2}))
 
 

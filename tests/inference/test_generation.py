@@ -12,10 +12,10 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference.generation import Generated, generate_after, generate_and_score
-from manyicl.inference.prefix import EMPTY_PREFIX, EngineCount, encode_prefix, score_answers
+from manyicl.inference.prefix import EMPTY_PREFIX, EngineCount, encode_prefix
 from tests.conftest import CONFIGS, tiny_model
 from tests.inference.test_prefix import run_out_of_memory, some_ids
-from tests.support.answers import engine_of
+from tests.support.answers import answer_nats, engine_of
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_an_answer_and_its_references_nats_are_those_of_each_alone(tokenizer, na
     asked = [(some_ids(3 + 4 * n, seed=n), some_ids(length, seed=9).tolist()) for n, length in enumerate((1, 4, 25))]
     answers, nats = generate_and_score(model, tokenizer, prefix, asked, max_new_tokens=6)
     assert answers == generate_after(model, tokenizer, prefix, [query for query, _ in asked], max_new_tokens=6)
-    assert nats == pytest.approx(score_answers(model, prefix, asked)[0], abs=1e-4)
+    assert nats == pytest.approx(answer_nats(model, prefix, asked), abs=1e-4)
 
 
 def test_a_query_is_encoded_once_for_its_answer_and_its_reference(tokenizer):
@@ -190,7 +190,7 @@ def test_drafts_of_any_length_change_no_answer(tokenizer, name):
     asked = [(query, [*ids[:n], 5, 6, 7]) for n, (query, ids) in enumerate(zip(queries, greedy, strict=True))]
     answers, nats = generate_and_score(model, tokenizer, prefix, asked, max_new_tokens=12)
     assert answers == alone
-    assert nats == pytest.approx(score_answers(model, prefix, asked)[0], abs=1e-4)
+    assert nats == pytest.approx(answer_nats(model, prefix, asked), abs=1e-4)
 
 
 def greedy_ids(model, ids, *, num):

@@ -14,11 +14,11 @@ from manyicl.inference.prefix import (
     EngineCount,
     choose_option,
     encode_prefix,
-    score_answers,
     score_choices,
 )
 from tests.conftest import CONFIGS, tiny_model
 from tests.parity.test_engine_parity import plain_nll
+from tests.support.answers import answer_nats
 
 CLASSES = sorted(CONFIGS)
 
@@ -75,7 +75,7 @@ def test_a_prefix_that_is_extended_twice_is_not_overwritten():
     assert torch.equal(left.layer(1)[1], kept)
     query = [(some_ids(4), [5, 6])]
     for prefix in (left, right):
-        nll, _ = score_answers(model, prefix, query)
+        nll = answer_nats(model, prefix, query)
         assert nll[0] == pytest.approx(plain_nll(model, [*prefix.ids, *query[0][0], 5, 6], num_answer=2), abs=1e-4)
 
 
@@ -109,27 +109,6 @@ def test_many_labels_run_few_tokens_and_their_last_tokens_never():
     assert count.num_query_tokens == 10 + 2 + 77
 
 
-def test_equal_queries_are_one_query_with_options():
-    model, count, query = tiny_model("llama"), EngineCount(), some_ids(10)
-    pairs = [(query, [5, 6, 2]), (some_ids(8, seed=1), [5, 2]), (query.copy(), [5, 7, 2])]
-    nll, greedy = score_answers(model, EMPTY_PREFIX, pairs, count=count)
-    alone = [score_answers(model, EMPTY_PREFIX, [pair])[0][0] for pair in pairs]
-    assert nll == pytest.approx(alone, abs=1e-5)
-    assert (nll.shape, greedy.dtype) == ((3,), bool)
-    assert count.num_query_tokens == (10 + 3) + (8 + 1)
-
-
-def test_a_greedy_answer_is_the_one_of_the_likeliest_tokens():
-    model, query = tiny_model("llama"), some_ids(6)
-    answer = []
-    for _ in range(3):
-        ids = torch.as_tensor([*query, *answer], dtype=torch.long)[None]
-        with torch.inference_mode():
-            answer.append(int(model(ids, use_cache=False).logits[0, -1].argmax()))
-    other = [answer[0], answer[1], (answer[2] + 1) % 400]
-    assert score_answers(model, EMPTY_PREFIX, [(query, answer), (query, other)])[1].tolist() == [True, False]
-
-
 def test_a_choice_is_by_the_whole_answer_or_by_the_mean_of_its_tokens():
     options = [[5, 2], [5, 6, 7, 2], [8, 2]]
     nats = np.array([2.0, 3.0, 2.0])
@@ -140,11 +119,10 @@ def test_a_choice_is_by_the_whole_answer_or_by_the_mean_of_its_tokens():
 def test_a_query_without_ids_is_an_error():
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="no ids"):
-        score_answers(model, EMPTY_PREFIX, [(some_ids(0), [5])])
+        score_choices(model, EMPTY_PREFIX, [some_ids(0)], [[[5]]])
     with pytest.raises(ValueError, match="at least one"):
         score_choices(model, EMPTY_PREFIX, [some_ids(3)], [[]])
     assert score_choices(model, EMPTY_PREFIX, [], []) == []
-    assert score_answers(model, EMPTY_PREFIX, [])[0].shape == (0,)
 
 
 def test_out_of_memory_halves_rows_and_changes_no_score():
@@ -167,7 +145,7 @@ def test_a_query_that_never_fits_is_one_line():
     prefix = encode_prefix(model, some_ids(10))
     run_out_of_memory(model, above=2)
     with pytest.raises(UserError, match="out of memory with one query at a time"):
-        score_answers(model, prefix, [(some_ids(5), [3])] * 2)
+        answer_nats(model, prefix, [(some_ids(5), [3])] * 2)
     with pytest.raises(UserError, match="out of memory at 10 tokens of shots"):
         encode_prefix(model, some_ids(9), after=prefix)
 
@@ -178,11 +156,11 @@ def test_lora_unmerged_and_merged_score_alike(name):
     torch.manual_seed(1)
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
     asked = [(some_ids(6, seed=n), [3, 4 + n]) for n in range(3)]
-    unmerged, _ = score_answers(model, encode_prefix(model, some_ids(30)), asked)
+    unmerged = answer_nats(model, encode_prefix(model, some_ids(30)), asked)
     with model.disable_adapter():
-        without, _ = score_answers(model, encode_prefix(model, some_ids(30)), asked)
+        without = answer_nats(model, encode_prefix(model, some_ids(30)), asked)
     merged = model.merge_and_unload()
-    nll, _ = score_answers(merged, encode_prefix(merged, some_ids(30)), asked)
+    nll = answer_nats(merged, encode_prefix(merged, some_ids(30)), asked)
     plain = [plain_nll(merged, [*some_ids(30), *query, *answer], num_answer=2) for query, answer in asked]
     assert unmerged == pytest.approx(plain, abs=1e-3)
     assert nll == pytest.approx(plain, abs=1e-4)
@@ -195,7 +173,7 @@ def test_bf16_behind_a_prefix_is_near_fp32(name):
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()  # the same weights in both
     asked = [(some_ids(6, seed=n), [3, 4 + n]) for n in range(8)]
-    expected, _ = score_answers(model, encode_prefix(model, some_ids(40)), asked)
+    expected = answer_nats(model, encode_prefix(model, some_ids(40)), asked)
     half = model.bfloat16()
-    nll, _ = score_answers(half, encode_prefix(half, some_ids(40)), asked)
+    nll = answer_nats(half, encode_prefix(half, some_ids(40)), asked)
     assert nll == pytest.approx(expected, rel=0.05)

@@ -10,11 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from manyicl.errors import UserError
-from manyicl.inference.prefix import encode_prefix, score_answers
+from manyicl.inference.prefix import encode_prefix
 from manyicl.inference.prefix_files import load_prefix, prefix_key, save_prefix
 from manyicl.models.attention.dispatch import EMPTY_PREFIX
 from tests.conftest import CONFIGS, tiny_model
 from tests.inference.test_prefix import some_ids
+from tests.support.answers import answer_nats
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -25,9 +26,9 @@ def test_a_prefix_comes_back_to_the_bit_and_can_be_extended(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
     loaded = load_prefix(tmp_path / "p.safetensors", model=model, ids=ids[:30])
     asked = [(some_ids(5), [3, 4])]
-    assert score_answers(model, loaded, asked)[0] == score_answers(model, prefix, asked)[0]
+    assert answer_nats(model, loaded, asked) == answer_nats(model, prefix, asked)
     longer = [encode_prefix(model, ids[30:], after=p) for p in (prefix, loaded)]
-    assert score_answers(model, longer[0], asked)[0] == score_answers(model, longer[1], asked)[0]
+    assert answer_nats(model, longer[0], asked) == answer_nats(model, longer[1], asked)
 
 
 def test_a_prefix_of_something_else_is_refused_and_the_part_is_named(tmp_path):

@@ -21,10 +21,10 @@ from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.drawing import draw_shots
 from manyicl.inference.generation import generate_after
 from manyicl.inference.model import InferenceModel
-from manyicl.inference.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_answers, score_choices
+from manyicl.inference.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_choices
 from manyicl.inference.questions import ask
 from tests.conftest import CONFIGS, make_task, tiny_model
-from tests.support.answers import answer_prompts, curve_of, engine_of
+from tests.support.answers import answer_nats, answer_prompts, curve_of, engine_of
 
 CLASSES = sorted(CONFIGS)
 
@@ -60,7 +60,7 @@ def test_scores_behind_a_nested_prefix_equal_a_plain_forward(name, asked):
         for query in (0, 3, 5):
             answer = test.ids[test.answer_starts[query] : test.starts[query + 1]].tolist()
             pairs.append((query_ids(task, split="test", index=query, after_shots=shots > 0), answer))
-        nll, _ = score_answers(model, prefix, pairs)
+        nll = answer_nats(model, prefix, pairs)
         expected = [plain_nll(model, [*before, *ids, *answer], num_answer=len(answer)) for ids, answer in pairs]
         assert nll == pytest.approx(expected, abs=1e-4)
 
@@ -83,9 +83,10 @@ def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
         before = join_examples(task, split="test", indices=episode.examples[: cell.shots]).ids
         answer = test.ids[test.answer_starts[example] : test.starts[example + 1]].tolist()
         ids = query_ids(task, split="test", index=example, after_shots=cell.shots > 0)
-        nll, greedy = score_answers(model, encode_prefix(model, before), [(ids, answer)])
-        assert cell.nll == pytest.approx(nll[0], rel=1e-5)
-        assert cell.score == float(greedy[0])
+        prefix = encode_prefix(model, before)
+        assert cell.nll == pytest.approx(answer_nats(model, prefix, [(ids, answer)])[0], rel=1e-5)
+        (greedy,) = generate_after(model, tokenizer, prefix, [ids], max_new_tokens=len(answer))
+        assert cell.score == (greedy.text == task.task.test[test.rows[example]].answer and not greedy.cut)
 
 
 one_model = cache(tiny_model)  # hypothesis asks one model again and again

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
 
 from manyicl.episodes.tokenized import TokenizedTask
 from manyicl.episodes.tokenizer import TaskTokenizer
@@ -13,7 +18,8 @@ from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.engine import Engine, choose_engine
 from manyicl.inference.generation import Generated, generate_after
 from manyicl.inference.model import InferenceModel
-from manyicl.inference.prefix import EMPTY_PREFIX
+from manyicl.inference.prefix import EMPTY_PREFIX, score_choices
+from manyicl.models.attention.dispatch import Prefix
 
 
 def engine_of(model: Any, tokenizer: TaskTokenizer) -> Engine:
@@ -37,3 +43,11 @@ def curve_of(
 def answer_prompts(model: Any, tokenizer: TaskTokenizer, prompts: Any, *, max_new_tokens: int) -> list[Generated]:
     """Return the greedy answer of each prompt, given as all its ids."""
     return generate_after(model, tokenizer, EMPTY_PREFIX, prompts, max_new_tokens=max_new_tokens)
+
+
+def answer_nats(
+    model: nn.Module, prefix: Prefix, pairs: Sequence[tuple[NDArray[np.int32], Sequence[int]]]
+) -> NDArray[np.float64]:
+    """Return the nats of each (query ids, answer ids) after `prefix`."""
+    nats = score_choices(model, prefix, [query for query, _ in pairs], [[answer] for _, answer in pairs])
+    return np.array([nats_O[0] for nats_O in nats])

@@ -101,7 +101,16 @@ def score_choices(
         UserError: a likelihood that is not finite, or memory runs out.
         ValueError: a query without ids or options, or an option without ids.
     """
-    return _score_options(model, prefix, queries, options, count=count)[0]
+    if not all(len(query) for query in queries):
+        raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
+    tries: dict[int, AnswerTrie] = {}
+    for group in options:
+        if id(group) not in tries:
+            tries[id(group)] = build_trie(group)
+    laid_out = [Query(np.asarray(q, np.int32), tries[id(group)]) for q, group in zip(queries, options, strict=True)]
+    nats = _score_rows(model, prefix, laid_out, count=count)
+    check_finite(nats)
+    return nats
 
 
 def choose_option(
@@ -113,56 +122,6 @@ def choose_option(
     return int(np.argmin(nats_O))
 
 
-def score_answers(
-    model: nn.Module,
-    prefix: Prefix,
-    pairs: Sequence[tuple[NDArray[np.int32], Sequence[int]]],
-    *,
-    count: EngineCount | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return for each (query ids, answer ids) after `prefix` the answer's nats, and whether it is the greedy one.
-
-    Query ids must not be empty: the first token of an answer is predicted from the last of its query. Answers to equal
-    queries are options of one.
-
-    Raises:
-        UserError: a likelihood that is not finite, or memory runs out.
-        ValueError: a query or an answer without ids.
-    """
-    groups: dict[bytes, list[int]] = {}
-    for place, (query, _) in enumerate(pairs):
-        groups.setdefault(np.asarray(query, dtype=np.int32).tobytes(), []).append(place)
-    members = list(groups.values())
-    queries = [np.asarray(pairs[places[0]][0], dtype=np.int32) for places in members]
-    options = [[pairs[place][1] for place in places] for places in members]
-    nats, greedy = _score_options(model, prefix, queries, options, count=count)
-    whole, hits = np.zeros(len(pairs)), np.zeros(len(pairs), dtype=bool)
-    for places, nat, hit in zip(members, nats, greedy, strict=True):
-        whole[places], hits[places] = nat, hit
-    return whole, hits
-
-
-def _score_options(
-    model: nn.Module,
-    prefix: Prefix,
-    queries: Sequence[NDArray[np.int32]],
-    options: Sequence[Sequence[Sequence[int]]],
-    *,
-    count: EngineCount | None,
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
-    """Return nats and greedy hits (O,) of every query."""
-    if not all(len(query) for query in queries):
-        raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
-    tries: dict[int, AnswerTrie] = {}
-    for group in options:
-        if id(group) not in tries:
-            tries[id(group)] = build_trie(group)
-    laid_out = [Query(np.asarray(q, np.int32), tries[id(group)]) for q, group in zip(queries, options, strict=True)]
-    nats, greedy = _score_rows(model, prefix, laid_out, count=count)
-    check_finite(nats)
-    return nats, greedy
-
-
 @torch.inference_mode()
 def _score_rows(
     model: nn.Module,
@@ -170,9 +129,9 @@ def _score_rows(
     queries: Sequence[Query],
     *,
     count: EngineCount | None,
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.bool_]]]:
+) -> list[NDArray[np.float64]]:
+    """Return the nats (O,) of every query's options."""
     nats: list[NDArray[np.float64]] = [np.zeros(0)] * len(queries)
-    greedy: list[NDArray[np.bool_]] = [np.zeros(0, dtype=bool)] * len(queries)
     budget = row_budget(model)
     tries = [trie for _, trie in queries if trie is not None]  # every query has one
     lengths = [len(ids) + len(trie.tokens_N) for (ids, _), trie in zip(queries, tries, strict=True)]
@@ -182,9 +141,8 @@ def _score_rows(
 
     def run(row: list[int]) -> None:
         scored = _score_row(model, prefix, [queries[place] for place in row])
-        for place, (logprobs_E, hits_E) in zip(row, scored, strict=True):
+        for place, logprobs_E in zip(row, scored, strict=True):
             nats[place] = -tries[place].sum_paths(logprobs_E)
-            greedy[place] = tries[place].sum_paths((~hits_E).astype(np.float64)) == 0
             if count is not None:
                 count.num_query_tokens += lengths[place]
 
@@ -192,19 +150,16 @@ def _score_rows(
     order = sorted(range(len(queries)), key=lengths.__getitem__)
     with segment_attention(model):
         run_rows(order, fraction=fraction, run=run)
-    return nats, greedy
+    return nats
 
 
-def _score_row(
-    model: nn.Module, prefix: Prefix, queries: Sequence[Query]
-) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Return log-probabilities and greedy hits of every edge (E,) of the row's tries."""
+def _score_row(model: nn.Module, prefix: Prefix, queries: Sequence[Query]) -> list[NDArray[np.float64]]:
+    """Return the log-probabilities of every edge (E,) of the row's tries."""
     device = device_of(model)
     *row, layout = lay_out_row(queries, prefix=prefix, device=device)
     ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(queries)))
-    return read_edges(
-        run_row(model, ids, positions, layout=layout, keep=kept), [trie for _, trie in queries if trie is not None]
-    )
+    logits_NV = run_row(model, ids, positions, layout=layout, keep=kept)
+    return [logprobs_E for logprobs_E, _ in read_edges(logits_NV, [trie for _, trie in queries if trie is not None])]
 
 
 def check_finite(nats: Sequence[NDArray[np.float64]]) -> None:
