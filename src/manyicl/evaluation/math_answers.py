@@ -74,18 +74,6 @@ def is_same_answer(prediction: str, *, answer: str) -> bool:
     return found is not None and _is_same(found, value)
 
 
-def final_number(text: str) -> Decimal | None:
-    """Return the number that `text` arrives at, or None if it has none or arrives at something else.
-
-    After the last `####` (how GSM8K marks its answers) it is the first number, None if none follows; without a mark it
-    is the last number of the text. Commas between thousands, a currency sign and a percent sign are dropped: `$1,234.5`
-    is 1234.5 and `50%` is 50. A fraction is its quotient, exact if decimals can be (`1/2` is 0.5), else rounded to
-    60 digits: `1/3` equals `2/6`, not `0.33`. A division by zero is None.
-    """
-    value = final_value(text)
-    return value.value if isinstance(value, _Number) else None
-
-
 def final_value(text: str) -> _Value | None:
     """Return the value that a text arrives at: the first after a mark, else the last."""
     part, is_marked = _final_part(text), "####" in text
