@@ -20,12 +20,12 @@ import torch
 
 from manyicl.episodes.batch import BatchMaker
 from manyicl.episodes.packing import Pack
-from manyicl.episodes.plan import EpisodeSettings, plan_episode
+from manyicl.episodes.plan import EpisodeSettings, iter_episodes
 from manyicl.episodes.tokenized import join_examples, lengths_of, query_ids
 from manyicl.evaluation.curves import score_episode
 from manyicl.evaluation.loop import evaluate
 from manyicl.inference.model import load_for_inference, tokenize_for
-from manyicl.inference.prefix import encode_prefix, score_answers
+from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.inference.questions import ask
 from manyicl.tasks.task import Task, load_tasks
 from manyicl.training.run_folder import RunFolder
@@ -57,7 +57,8 @@ def check_agreement(out: Path, task: Task) -> float:
     asked = load_for_inference(str(out), precision="fp32")
     tokenized = tokenize_for(task, asked)
     worst = 0.0
-    episode = plan_episode(lengths_of(tokenized, split="test"), settings=EpisodeSettings(token_budget=asked.max_tokens))
+    settings = EpisodeSettings(token_budget=asked.max_tokens)
+    episode = next(iter_episodes([lengths_of(tokenized, split="test")], settings=settings, seed=0))
     one_pass, _ = score_episode(
         asked.model, BatchMaker({task.name: tokenized}, split="test"), Pack(index=0, episodes=(episode,))
     )
@@ -67,7 +68,7 @@ def check_agreement(out: Path, task: Task) -> float:
         before = join_examples(tokenized, split="test", indices=episode.examples[:shots]).ids
         answer = test.ids[test.answer_starts[index] : test.starts[index + 1]].tolist()
         query = query_ids(tokenized, split="test", index=index, after_shots=shots > 0)
-        engine, _ = score_answers(asked.model, encode_prefix(asked.model, before), [(query, answer)])
+        (engine,) = score_choices(asked.model, encode_prefix(asked.model, before), [query], [[answer]])
         plain = plain_nll(asked.model, [*before, *query, *answer], num_answer=len(answer))
         worst = max(worst, relative(engine[0], one_pass[shots]), relative(plain, one_pass[shots]))
     text = task.test[int(test.rows[0])].input

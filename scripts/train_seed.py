@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from manyicl.demo.lexicon import all_words, load_lexicon
 from manyicl.demo.tasks import KINDS, iter_tasks, write_tasks
-from manyicl.episodes.plan import EpisodeSettings, plan_episode
+from manyicl.episodes.plan import EpisodeSettings, iter_episodes
 from manyicl.episodes.tokenized import join_examples, lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.models.seed import TEMPLATE
@@ -152,7 +152,7 @@ def make_probe(plan: Plan, tokenizer: PreTrainedTokenizerFast, *, seed: int, tas
         for task in load_tasks(folder):
             tokenized = tokenize_task(task, tokenizer=writer, cache_dir=Path(folder) / "cache")
             settings = EpisodeSettings(token_budget=plan.row_tokens)
-            episode = plan_episode(lengths_of(tokenized, split="train"), settings=settings)
+            episode = next(iter_episodes([lengths_of(tokenized, split="train")], settings=settings, seed=0))
             built = join_examples(tokenized, split="train", indices=episode.examples)
             rows.append(torch.from_numpy(built.ids.astype(np.int64)))
             spans.append(built.spans)

@@ -6,7 +6,6 @@ from .evaluation.results import Evaluation
 from .inference.model import InferenceModel, load_for_inference
 from .inference.questions import ask
 from .models.loading import LoraSettings, ModelSettings
-from .planning.preview import draw_episode
 from .tasks.task import Example, Task, load_tasks
 from .training.recipe import RunConfig, TaskSettings, TrainSettings, load_recipe
 from .training.run import train
@@ -32,7 +31,6 @@ __all__ = [
     "check",
     "compare",
     "diff",
-    "draw_episode",
     "evaluate",
     "export",
     "load_for_inference",

@@ -19,7 +19,6 @@ from manyicl.episodes.plan import (
     TaskLengths,
     find_usable,
     iter_episodes,
-    plan_episode,
 )
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import join_examples, lengths_of, tokenize_task
@@ -199,13 +198,6 @@ def test_which_answers_are_targets_switches_nothing_in_the_plan():
     assert written_out(first_episodes(tasks, 50, targets="all", **options)) == written_out(
         first_episodes(tasks, 50, targets="last", **options)
     )
-
-
-def test_plan_episode_is_the_numbered_episode_of_the_task_alone():
-    task = task_of("a", range(1, 40), head=3)
-    plan = first_episodes(task, 5, seed=3, token_budget=80)
-    planned = [plan_episode(task, settings=EpisodeSettings(token_budget=80), seed=3, number=n) for n in (4, 0, 2)]
-    assert written_out(planned) == written_out([plan[4], plan[0], plan[2]])
 
 
 # --- shots -------------------------------------------------------------------------------------------------------

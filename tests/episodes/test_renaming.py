@@ -32,13 +32,14 @@ from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import answer_loss, target_logits
-from manyicl.planning.preview import draw_episode, preview_recipe
+from manyicl.planning.preview import preview_recipe
 from manyicl.tasks.task import Example, Task
 from manyicl.training.preparation import count_plan, prepare_run
 from manyicl.training.recipe import dump_config, make_config
 from tests.cli.test_app import run_manyicl
 from tests.conftest import make_task, tiny_model
 from tests.episodes.test_template import CHATML, chat_tokenizer
+from tests.support.drawn import draw_episode
 from tests.trajectory.setting import write_setting
 
 KINDS = ("bpe", "unigram", "sentencepiece")

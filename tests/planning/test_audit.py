@@ -14,11 +14,11 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.planning.audit import audit_task
-from manyicl.planning.preview import draw_episode
 from manyicl.tasks.task import load_task
 from tests.cli.test_app import run_manyicl
 from tests.conftest import SHARED, needs_shared, tiny_model, train_tokenizer
 from tests.episodes.test_template import CHATML, chat_tokenizer
+from tests.support.drawn import draw_episode
 
 COLOURS = ("red", "blue")
 

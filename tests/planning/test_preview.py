@@ -11,12 +11,13 @@ from rich.console import Console
 from manyicl.episodes.plan import EpisodeSettings
 from manyicl.episodes.template import TemplateSettings
 from manyicl.errors import UserError
-from manyicl.planning.preview import DrawnEpisode, draw_episode, preview_recipe, render_episode
+from manyicl.planning.preview import DrawnEpisode, preview_recipe, render_episode
 from manyicl.tasks.task import Example, Task
 from manyicl.training.preparation import prepare_run
 from manyicl.training.recipe import RunConfig, make_config
 from tests.cli.test_app import run_manyicl
 from tests.conftest import make_task, train_tokenizer
+from tests.support.drawn import draw_episode
 from tests.trajectory.setting import write_setting
 
 KINDS = ("bpe", "unigram", "sentencepiece")

@@ -10,7 +10,7 @@ from .batch import (
     targets_of,
 )
 from .packing import Pack, pack_episodes
-from .plan import TOO_LONG, Episode, EpisodeSettings, Targets, iter_episodes, plan_episode
+from .plan import TOO_LONG, Episode, EpisodeSettings, Targets, iter_episodes
 from .segments import Segments
 from .template import Frame, TemplateSettings
 from .tokenized import (
@@ -53,7 +53,6 @@ __all__ = [
     "lengths_of",
     "pack_episodes",
     "pad_row",
-    "plan_episode",
     "query_ids",
     "split_row",
     "targets_of",

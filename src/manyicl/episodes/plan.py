@@ -170,14 +170,6 @@ def iter_episodes(
         index += 1
 
 
-def plan_episode(task: TaskLengths, *, settings: EpisodeSettings, seed: int = 0, number: int = 0) -> Episode:
-    """Return episode `number`, from 0, of a plan of one task."""
-    episodes = iter_episodes([task], settings=settings, seed=seed)
-    for _ in range(number):
-        next(episodes)
-    return next(episodes)
-
-
 def _measure_progress(task: TaskLengths, usable: NDArray[np.int32], *, mixture: Mixture) -> Callable[[Episode], float]:
     """Return a function that measures how far an episode advances its task: in tokens if uniform, else in epochs.
 

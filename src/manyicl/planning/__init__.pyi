@@ -3,7 +3,7 @@ from .devices import ASSUMED_UTILIZATION, Device, find_device
 from .fit import predict_recipe
 from .forecast import SHOT_EDGES, Forecast, find_blockers, forecast_run, forecast_tasks
 from .overlap import Overlap, find_overlaps, tell_overlap, tell_overlaps
-from .preview import DrawnEpisode, draw_episode, preview_recipe, render_episode
+from .preview import DrawnEpisode, preview_recipe, render_episode
 
 __all__ = [
     "ASSUMED_UTILIZATION",
@@ -14,7 +14,6 @@ __all__ = [
     "Overlap",
     "TaskAudit",
     "audit_task",
-    "draw_episode",
     "find_blockers",
     "find_device",
     "find_overlaps",

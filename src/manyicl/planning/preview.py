@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.text import Text
@@ -13,23 +12,15 @@ from manyicl.episodes import (
     Episode,
     EpisodeSettings,
     TaskTokenizer,
-    TemplateSettings,
     TokenizedEpisode,
     TokenizedTask,
     iter_episodes,
     join_examples,
     lengths_of,
-    plan_episode,
     targets_of,
-    tokenize_task,
-    with_names,
 )
 from manyicl.models import load_tokenizer
-from manyicl.tasks import Task
 from manyicl.training import RunConfig, tokenize_tasks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +56,6 @@ class DrawnEpisode:
         """One line that says what each label of the episode is called; '' where none is renamed."""
         pairs = ", ".join(f"{label} → {name}" for label, name in self.renamed)
         return f"renamed episode: {pairs}" if pairs else ""
-
-
-def draw_episode(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    settings: EpisodeSettings | None = None,
-    template: TemplateSettings | None = None,
-    seed: int = 0,
-    number: int = 0,
-) -> DrawnEpisode:
-    """Return the `number`-th episode that training on `task` alone would see.
-
-    tokenizer: any of Hugging Face's.
-
-    Raises:
-        UserError: no train example fits the budget.
-    """
-    settings = settings or EpisodeSettings()
-    writer = TaskTokenizer(tokenizer, template or TemplateSettings())
-    tokenized = tokenize_task(task, tokenizer=writer)
-    if settings.needs_labels:
-        tokenized = with_names(tokenized, tokenizer=writer)
-    episode = plan_episode(lengths_of(tokenized), settings=settings, seed=seed, number=number)
-    return cut_episode(episode, tokenized, tokenizer=writer, settings=settings)
 
 
 def preview_recipe(config: RunConfig, *, number: int = 0) -> DrawnEpisode:
