@@ -201,7 +201,7 @@ def join_row(
         position_ids_1T=torch.from_numpy(positions_of(segment_ids_T))[None],
         segment_lengths=segment_lengths,
         segment_bounds_S=torch.from_numpy(bounds_of(segment_lengths)),
-        target_positions_N=torch.from_numpy(_ranges(spans_A2[:, 0], answer_lengths_A)),
+        target_positions_N=torch.from_numpy(np.concatenate([np.arange(start, stop) for start, stop in spans_A2])),
         target_weights_N=torch.from_numpy(np.repeat(np.concatenate(weights), answer_lengths_A).astype(np.float32)),
         target_answers_N=torch.from_numpy(np.repeat(np.arange(len(spans_A2)), answer_lengths_A)),
         answer_shots_A=torch.from_numpy(np.concatenate(shots)),
@@ -268,19 +268,13 @@ def positions_of(segment_ids_T: NDArray[np.int64]) -> NDArray[np.int64]:
     [0, 1, 2, 0, 1]
     """
     lengths = np.bincount(segment_ids_T)
-    return _ranges(np.zeros(len(lengths), dtype=np.int64), lengths)
+    positions: NDArray[np.int64] = np.arange(len(segment_ids_T)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return positions
 
 
 def segment_lengths_of(segment_ids_T: NDArray[np.int64]) -> tuple[int, ...]:
     """Return the tokens of each segment, in order."""
     return tuple(int(n) for n in np.bincount(segment_ids_T))
-
-
-def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return start, start + 1, ..., as many as its length, for each start; joined."""
-    before = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    ranges: NDArray[np.int64] = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
-    return ranges
 
 
 class PackDataset(Dataset[tuple[Pack, Divisors]]):
