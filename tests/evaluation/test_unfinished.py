@@ -11,8 +11,9 @@ import pytest
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation.loop import evaluate
+from manyicl.evaluation.loop import evaluate, evaluate_sweep
 from manyicl.evaluation.points import Prediction
+from manyicl.evaluation.sweep import Sweep
 from manyicl.evaluation.unfinished import HEADER, Unfinished
 from manyicl.inference.model import InferenceModel
 from tests.conftest import make_task, tiny_model
@@ -134,7 +135,8 @@ def test_nothing_to_ask_is_an_error_unless_it_is_allowed(asked):
     sizes = {**SIZES, "shots": (500,)}
     with pytest.raises(UserError, match="nothing can be asked: task 'animals' at 500 shots: it has only 40 train rows"):
         evaluate(asked, TASKS, **sizes)
-    assert evaluate(asked, TASKS, **sizes, allow_empty=True).curves[0].points[0].score is None
+    sweep = Sweep((500,), num_draws=2, num_queries=4, max_tokens=asked.max_tokens)
+    assert evaluate_sweep(asked, TASKS, sweep, allow_empty=True).curves[0].points[0].score is None
 
 
 def test_another_model_or_task_is_refused_and_the_same_elsewhere_is_not(asked, tmp_path):

@@ -19,8 +19,8 @@ from manyicl.comparison.schema import ArmEntry, Cost, PlainPath, TaskEntry, Tria
 from manyicl.comparison.scores import list_curves, list_differences, list_flatness, list_headline, list_means
 from manyicl.comparison.settings import Arm, ArmName
 from manyicl.evaluation import PlainPath as PlainPathTokens
-from manyicl.evaluation import package_versions, sum_plain_paths
-from manyicl.training import dump_config, git_commit
+from manyicl.evaluation import sum_plain_paths
+from manyicl.training import dump_config, git_commit, package_versions
 
 
 def summarize(grid: Grid) -> Comparison:

@@ -19,7 +19,7 @@ from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkItem, WorkKin
 from manyicl.comparison.settings import ARMS
 from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
-from manyicl.evaluation import drift_every, evaluate, window_bits
+from manyicl.evaluation import drift_every, evaluate_sweep, window_bits
 from manyicl.files import write_atomically
 from manyicl.inference import InferenceModel, load_for_inference
 from manyicl.locks import claiming
@@ -231,17 +231,10 @@ def _ask(worker: Worker, item: WorkItem, title: str) -> None:
     """Ask a model the tasks of an item, and write the result with its predictions."""
     tasks, sweep = worker.grid.sweep_of(item)
     with _titled(worker.console, title) as report:
-        evaluate(
+        evaluate_sweep(
             worker.load_model(item),
             tasks,
-            shots=sweep.shots,
-            draws=sweep.num_draws,
-            queries=sweep.num_queries,
-            seed=sweep.seed,
-            max_new_tokens=sweep.max_new_tokens,
-            fixed_shots=sweep.fixed_shots,
-            most_only=sweep.most_only,
-            purpose=sweep.purpose,
+            sweep,
             allow_empty=True,  # none of the validation rows may fit, say
             out=worker.grid.path_of(item),
             on_progress=report,

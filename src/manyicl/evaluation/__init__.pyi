@@ -1,12 +1,11 @@
 from .difference import Difference, MeanDifference, MetricDifference, PointDifference, compare_results, tell_difference
-from .loop import evaluate, one_pass_curve
+from .loop import evaluate, evaluate_sweep, one_pass_curve
 from .points import DrawPoint, PlainPath, Prediction, ShotCurve, ShotPoint, sum_plain_paths
 from .results import Evaluation, check_out, predictions_path, refuse_other_result
 from .scoring import chance_score
 from .shots import FILL, Shots, cap_shots, shots_order, sort_shots, tell_asked_with, tell_shot_count
 from .sweep import Sweep, TaskSweep
 from .text_loss import TextWindows, drift_every, read_windows, window_bits, window_table
-from .unfinished import package_versions
 
 __all__ = [
     "FILL",
@@ -30,8 +29,8 @@ __all__ = [
     "compare_results",
     "drift_every",
     "evaluate",
+    "evaluate_sweep",
     "one_pass_curve",
-    "package_versions",
     "predictions_path",
     "read_windows",
     "refuse_other_result",

@@ -15,12 +15,11 @@ from manyicl.evaluation.answering import PointAnswers, answer_draw
 from manyicl.evaluation.curves import OnProgress, make_curve, score_one_pass
 from manyicl.evaluation.points import ShotCurve
 from manyicl.evaluation.results import Evaluation, refuse_other_result
-from manyicl.evaluation.shots import FILL, Shots, sort_shots
-from manyicl.evaluation.sweep import DEFAULT_SHOTS, Sweep, TaskSweep, refuse_empty
+from manyicl.evaluation.shots import Shots, sort_shots
+from manyicl.evaluation.sweep import DEFAULT_SHOTS, Sweep, TaskSweep, check_sweep, refuse_empty
 from manyicl.evaluation.unfinished import (
     Unfinished,
     answer_log_path,
-    package_versions,
     read_header,
     sole_writer_of_out,
 )
@@ -33,8 +32,9 @@ from manyicl.inference import (
     trained_shots_of,
 )
 from manyicl.models import device_of, hash_weights, read_note
-from manyicl.seeds import STREAMS, AskPurpose
+from manyicl.seeds import STREAMS
 from manyicl.tasks import Task
+from manyicl.training import package_versions
 
 if TYPE_CHECKING:  # it needs packages that only those who use a server install
     from manyicl.inference import EndpointSettings
@@ -42,7 +42,6 @@ if TYPE_CHECKING:  # it needs packages that only those who use a server install
 _Point = tuple[str, int, Shots]  # task, draw, number of shots
 
 
-@sole_writer_of_out
 def evaluate(
     model: str | InferenceModel,
     tasks: Sequence[Task],
@@ -55,9 +54,6 @@ def evaluate(
     by: Literal["sum", "mean"] = "sum",
     max_new_tokens: int | None = None,
     fixed_shots: int | Literal["most"] | None = None,
-    most_only: bool = False,
-    purpose: AskPurpose = "evaluation",
-    allow_empty: bool = False,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
     on_progress: OnProgress = lambda what, done, total: None,
@@ -67,14 +63,11 @@ def evaluate(
     endpoint: a server that answers instead of the model's own weights. It reports no likelihoods, so every answer is
         generated, and a known answer counts if it is written exactly.
     shots: numbers of shots, and "fill" for as many as fit in each draw.
-    most_only: ask each task only with the largest number of shots that it can be asked with.
     by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
     max_new_tokens: limit of a generated answer; one that reaches it is counted as cut. Default: as many tokens as the
         task's longest train answer has, at most 256.
     fixed_shots: one of `shots`: all draws hold the same shots up to that number, each in another order, so that the
         spread at that number is due to the order alone. "most": each task's own largest number.
-    purpose: "choice of settings" draws other shots and queries than those that are reported.
-    allow_empty: return empty points, instead of an error, if no task has room for a query.
     out: FILE.json to write. What is finished is kept beside it until the result is complete (`unfinished`); the same
         call resumes from there.
     ranks: processes among which the draws of all tasks are divided; all of them return the same.
@@ -84,36 +77,60 @@ def evaluate(
         UserError: a task has no test rows, its answers cannot be written by the tokenizer, nothing can be asked, the
             server refuses, or `out` holds another evaluation, finished or not.
     """
-    if endpoint is not None:
-        _check_server_can(by=by, ranks=ranks)
     loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str) else model
+    sweep = Sweep(
+        tuple(shots),
+        num_draws=draws,
+        num_queries=queries,
+        seed=seed,
+        max_tokens=loaded.max_tokens,
+        by=by,
+        fixed_shots=fixed_shots,
+        max_new_tokens=max_new_tokens,
+    )
+    return evaluate_sweep(loaded, tasks, sweep, endpoint=endpoint, out=out, ranks=ranks, on_progress=on_progress)
+
+
+@sole_writer_of_out
+def evaluate_sweep(
+    loaded: InferenceModel,
+    tasks: Sequence[Task],
+    sweep: Sweep,
+    *,
+    endpoint: EndpointSettings | None = None,
+    allow_empty: bool = False,
+    out: str | Path | None = None,
+    ranks: Ranks = ALONE,
+    on_progress: OnProgress = lambda what, done, total: None,
+) -> Evaluation:
+    """Return the shot curve of every task, as `evaluate` does, with all settings of a sweep.
+
+    allow_empty: return empty points, instead of an error, if no task has room for a query.
+    """
+    if endpoint is not None:
+        _check_server_can(by=sweep.by, ranks=ranks)
+    check_sweep(sweep)
     path = None if out is None else Path(out)
     if path is not None and endpoint is None:
         loaded = _with_kept_frame(loaded, path)
-    settings = make_sweep(
-        loaded, shots=shots, draws=draws, queries=queries, seed=seed, by=by, max_new_tokens=max_new_tokens
-    )
-    settings = replace(settings, purpose=purpose, most_only=most_only)
-    if fixed_shots is not None:
-        settings = fix_shots(settings, fixed_shots)
-    sweeps = _plan_sweeps(loaded, tasks, settings)
+    sweeps = _plan_sweeps(loaded, tasks, sweep)
     if not allow_empty:
         refuse_empty(sweeps)
     result = Evaluation(
         loaded.path,
         "sweep",
-        seed=seed,
+        seed=sweep.seed,
         max_tokens=loaded.max_tokens,
         curves=(),
-        by=by if endpoint is None else None,
+        by=sweep.by if endpoint is None else None,
         engine="local" if endpoint is None else "endpoint",
-        fixed_shots=fixed_shots,
-        max_new_tokens=max_new_tokens,
+        fixed_shots=sweep.fixed_shots,
+        max_new_tokens=sweep.max_new_tokens,
     )
     if path is not None:
         server_model = None if endpoint is None else endpoint.model
-        refuse_other_result(path, result, [sweep.about for sweep in sweeps], endpoint_model=server_model)
-    unfinished = Unfinished(path, _identify(loaded, settings, tasks) if path is not None and endpoint is None else None)
+        refuse_other_result(path, result, [one.about for one in sweeps], endpoint_model=server_model)
+    unfinished = Unfinished(path, _identify(loaded, sweep, tasks) if path is not None and endpoint is None else None)
     try:
         with choose_engine(loaded, endpoint=endpoint, kept=unfinished.answers) as engine:
             work = partial(_answer_points, engine, sweeps, unfinished=unfinished, ranks=ranks, on_progress=on_progress)
@@ -169,48 +186,6 @@ def _make_curves(
             trained_shots=trained_shots_of(model, sweep.task),
             shared=None if engine.sharing_fault is None else not engine.sharing_fault,
         )
-
-
-def make_sweep(
-    model: InferenceModel,
-    *,
-    shots: Sequence[Shots],
-    draws: int,
-    queries: int,
-    seed: int,
-    by: Literal["sum", "mean"] = "sum",
-    max_new_tokens: int | None = None,
-) -> Sweep:
-    """Return what is asked of every task.
-
-    Raises:
-        UserError: nothing would be asked.
-    """
-    sweep = Sweep(tuple(shots), num_draws=draws, num_queries=queries, seed=seed, max_tokens=model.max_tokens, by=by)
-    sweep = replace(sweep, max_new_tokens=max_new_tokens)
-    if max_new_tokens is not None and not 1 <= max_new_tokens < model.max_tokens:
-        raise UserError(
-            f"max_new_tokens={max_new_tokens}: an answer needs at least 1 token, and must leave room for its input in"
-            f" {model.max_tokens:,} tokens"
-        )
-    if not sweep.shots or any(k != FILL and k < 0 for k in sweep.shots) or draws < 1 or queries < 1:
-        raise UserError(f"shots={list(shots)}, draws={draws}, queries={queries}: need shots from 0, and at least 1")
-    return sweep
-
-
-def fix_shots(sweep: Sweep, fixed_shots: int | Literal["most"]) -> Sweep:
-    """Return the sweep with the same shots in all draws, in other orders.
-
-    Raises:
-        UserError: the number is not asked, or there is no second order to compare with.
-    """
-    known = fixed_shots == "most" or (fixed_shots >= 2 and fixed_shots in sweep.shots)
-    if not known or sweep.num_draws < 2:
-        raise UserError(
-            f"fixed_shots = {fixed_shots}: needs one of the shot counts {sort_shots(sweep.shots)} from 2, and at least"
-            f" 2 draws; there are {sweep.num_draws}"
-        )
-    return replace(sweep, fixed_shots=fixed_shots)
 
 
 def _answer_points(

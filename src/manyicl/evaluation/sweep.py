@@ -69,6 +69,33 @@ class Sweep:
     """Limit of a generated answer. Default: the longest train answer, at most 256 tokens."""
 
 
+def check_sweep(sweep: Sweep) -> None:
+    """Refuse a sweep that asks nothing, or whose settings contradict each other.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    limit, fixed = sweep.max_new_tokens, sweep.fixed_shots
+    if limit is not None and not 1 <= limit < sweep.max_tokens:
+        raise UserError(
+            f"max_new_tokens={limit}: an answer needs at least 1 token, and must leave room for its input in"
+            f" {sweep.max_tokens:,} tokens"
+        )
+    is_negative = any(k != FILL and k < 0 for k in sweep.shots)
+    if not sweep.shots or is_negative or sweep.num_draws < 1 or sweep.num_queries < 1:
+        raise UserError(
+            f"shots={list(sweep.shots)}, draws={sweep.num_draws}, queries={sweep.num_queries}: need shots from 0, and"
+            " at least 1"
+        )
+    if fixed is None:
+        return
+    if sweep.num_draws < 2 or (fixed != "most" and (fixed < 2 or fixed not in sweep.shots)):
+        raise UserError(
+            f"fixed_shots = {fixed}: needs one of the shot counts {sort_shots(sweep.shots)} from 2, and at least"
+            f" 2 draws; there are {sweep.num_draws}"
+        )
+
+
 def tokens_kept_for_query(needs: NDArray[np.int64], *, max_tokens: int) -> int:
     """Return the tokens that shots leave free for a query and its answer; 0 if there are no queries.
 

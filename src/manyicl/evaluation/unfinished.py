@@ -11,7 +11,6 @@ Until the result FILE.json is complete, there stands beside it what is finished 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 import os
 from collections import UserDict
@@ -30,7 +29,6 @@ from manyicl.files import sync_folder, write_atomically
 from manyicl.inference import Generated
 from manyicl.locks import sole_writer
 
-PACKAGES = ("manyicl", "torch", "transformers", "tokenizers", "numpy")
 HEADER = "evaluation.json"
 
 P = ParamSpec("P")
@@ -222,11 +220,6 @@ def read_header(out: Path) -> Mapping[str, Any]:
     header = parts_folder(out) / HEADER
     content: dict[str, Any] = json.loads(header.read_bytes()) if header.is_file() else {}
     return content
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that compute the result."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

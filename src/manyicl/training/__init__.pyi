@@ -30,7 +30,7 @@ from .recipe import (
 )
 from .recompute import Recompute
 from .run import train
-from .run_folder import Run, RunFolder, RunState, find_changes, git_commit
+from .run_folder import Run, RunFolder, RunState, find_changes, git_commit, package_versions
 
 __all__ = [
     "USABLE_FRACTION",
@@ -66,6 +66,7 @@ __all__ = [
     "make_config",
     "mean_of_tasks",
     "measure_footprint",
+    "package_versions",
     "plan_packs",
     "plan_validation",
     "predict_memory",

@@ -383,7 +383,7 @@ def describe_run(prepared: Prepared) -> RunState:
         "schema": RUN_SCHEMA,
         "finished": False,
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "git_commit": git_commit(),
         "model": locate_model(config.model.path),
         "weights": fingerprint_weights(locate_model(config.model.path)),
@@ -394,6 +394,11 @@ def describe_run(prepared: Prepared) -> RunState:
         "plan": {**count_plan(prepared.packs, pack_tokens=config.pack_tokens), "sha256": hash_plan(prepared.packs)},
     }
     return RunState.model_validate(content)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what training and answering find."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:
