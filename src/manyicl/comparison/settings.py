@@ -73,67 +73,56 @@ ARMS: Mapping[ArmName, Arm] = {
 class CompareSettings(BaseModel):
     """Which arms are compared, on which tasks, and how they are evaluated."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: str = Field("comparison", min_length=1, description="the title of its report")
-    arms: tuple[ArmName, ...] = Field(
-        ("base", "zero-shot", "few-shot", "manyicl", "dedicated"),
-        min_length=1,
-        description="in the order of the tables",
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), min_length=1, description="training seeds; each has its own episodes, adapters, shots and queries"
-    )
-    match: Match = Field(
-        "tokens", description="the amount that is equal for all arms: processed tokens, supervised answers or FLOPs"
-    )
-    few_shot_shots: Annotated[int, Field(gt=0)] = Field(5, description="shots per sequence of the few-shot arm")
-    held_out_tasks: tuple[str, ...] = Field((), description="new tasks, which no arm is trained on")
-    familiar_tasks: tuple[str, ...] = Field(
-        (),
-        description="tasks that the base can already do and no arm is trained on: they measure forgetting, and are not"
-        " in the headline",
-    )
-    dedicated_tasks: tuple[str, ...] = Field(
-        (), description="tasks that get a model of their own; default: all trained tasks"
-    )
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (),
-        description="rates to try for every arm, with the first seed; the one that scores best on validation rows is"
-        " used for all seeds. Default: train.learning_rate, and for dedicated-tuned 0.1 to 10 times as much",
-    )
-    asked_tasks: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="how many trained tasks are evaluated, spread over the families; 0: all. Tasks with a dedicated"
-        " model always are",
-    )
-    shots: tuple[Annotated[int, Field(ge=0)] | Literal["fill"], ...] = Field(
-        (0, 1, 4, 16, 64),
-        min_length=1,
-        description="numbers of shots, and fill for as many as fit; few_shot_shots is added if that arm is compared",
-    )
-    draws: Annotated[int, Field(gt=0)] = Field(5, description="draws of shots per task and seed")
-    queries: Annotated[int, Field(gt=0)] = Field(200, description="test rows per task, the same at every k and draw")
-    validation_queries: Annotated[int, Field(ge=0)] = Field(
-        50,
-        description="validation rows per trained task, to choose k and the learning rate; 0: every arm gets the most"
-        " shots that it was trained with, and no rates can be tried",
-    )
-    max_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="longest sequence of a query with its shots; default: episodes.token_budget"
-    )
-    max_new_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None,
-        description="most tokens of a generated answer; default: as many as the longest train answer has, at most 256",
-    )
-    text_files: tuple[str, ...] = Field((), description="files of neutral text, to measure forgetting on")
-    text_windows: Annotated[int, Field(gt=0)] = Field(200, description="windows read per text file, evenly spread")
-    text_window_tokens: Annotated[int, Field(gt=1)] = Field(512, description="length of a window")
-    flips: bool = Field(
-        True, description="evaluate after shots with exchanged labels: does the model read its context?"
-    )
-    orders: bool = Field(True, description="evaluate after the same shots in other orders")
-    examples: Annotated[int, Field(ge=0)] = Field(2, description="queries per task that the report shows in full")
+    name: str = Field("comparison", min_length=1)
+    """Title of its report."""
+    arms: tuple[ArmName, ...] = Field(("base", "zero-shot", "few-shot", "manyicl", "dedicated"), min_length=1)
+    """Arms, in the order of the tables."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    """Training seeds; each has its own episodes, adapters, shots and queries."""
+    match: Match = "tokens"
+    """The amount that is equal for all arms: processed tokens, supervised answers or FLOPs."""
+    few_shot_shots: Annotated[int, Field(gt=0)] = 5
+    """Shots per sequence of the few-shot arm."""
+    held_out_tasks: tuple[str, ...] = ()
+    """New tasks, which no arm is trained on."""
+    familiar_tasks: tuple[str, ...] = ()
+    """Tasks that the base can already do and no arm is trained on: they measure forgetting, and are not in the
+    headline."""
+    dedicated_tasks: tuple[str, ...] = ()
+    """Tasks that get a model of their own. Default: all trained tasks."""
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Rates to try for every arm, with the first seed; the one that scores best on validation rows is used for all
+    seeds. Default: train.learning_rate, and for dedicated-tuned 0.1 to 10 times as much."""
+    asked_tasks: Annotated[int, Field(ge=0)] = 0
+    """How many trained tasks are evaluated, spread over the families; 0: all. Tasks with a dedicated model always
+    are."""
+    shots: tuple[Annotated[int, Field(ge=0)] | Literal["fill"], ...] = Field((0, 1, 4, 16, 64), min_length=1)
+    """Numbers of shots, and fill for as many as fit; few_shot_shots is added if that arm is compared."""
+    draws: Annotated[int, Field(gt=0)] = 5
+    """Draws of shots per task and seed."""
+    queries: Annotated[int, Field(gt=0)] = 200
+    """Test rows per task, the same for every number of shots and draw."""
+    validation_queries: Annotated[int, Field(ge=0)] = 50
+    """Validation rows per trained task, to choose the number of shots and the learning rate; 0: every arm gets the most
+    shots that it was trained with, and no rates can be tried."""
+    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Longest sequence of a query with its shots. Default: episodes.token_budget."""
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Most tokens of a generated answer. Default: as many as the longest train answer has, at most 256."""
+    text_files: tuple[str, ...] = ()
+    """Files of neutral text, to measure forgetting on."""
+    text_windows: Annotated[int, Field(gt=0)] = 200
+    """Windows read per text file, evenly spread."""
+    text_window_tokens: Annotated[int, Field(gt=1)] = 512
+    """Length of a window."""
+    flips: bool = True
+    """Evaluate after shots with exchanged labels: does the model read its context?"""
+    orders: bool = True
+    """Evaluate after the same shots in other orders."""
+    examples: Annotated[int, Field(ge=0)] = 2
+    """Queries per task that the report shows in full."""
 
     @model_validator(mode="before")
     @classmethod

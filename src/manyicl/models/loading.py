@@ -40,50 +40,51 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 class LoraSettings(BaseModel):
     """A low-rank adapter (peft) on a frozen base."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    rank: Annotated[int, Field(gt=0)] = Field(16, description="rank of each adapter")
-    alpha: Annotated[int, Field(gt=0)] = Field(32, description="scale; the adapter counts alpha / rank")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
-    modules: str | tuple[str, ...] = Field(
-        "all-linear", description="'all-linear' (the head never), names of layers, or one regular expression"
-    )
+    rank: Annotated[int, Field(gt=0)] = 16
+    """Rank of each adapter."""
+    alpha: Annotated[int, Field(gt=0)] = 32
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapter."""
+    modules: str | tuple[str, ...] = "all-linear"
+    """'all-linear' (the head never), names of layers, or one regular expression."""
 
 
 class ModelSettings(BaseModel):
     """Which model is fine-tuned, and how it is loaded."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    path: str = Field(min_length=1, description="a folder in Hugging Face layout, a run, or a name on the hub")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    precision: PrecisionChoice = Field(
-        "auto",
-        description="of the products: 'auto' (bf16 if the device multiplies it in hardware, else fp32), 'bf16' or"
-        " 'fp32'; trained weights stay fp32, a frozen base is stored in this precision",
-    )
-    config: dict[str, Any] = Field(
-        default_factory=dict, description="changes to the model's own config.json, such as RoPE; recorded with the run"
-    )
-    lora: LoraSettings | None = Field(None, description="train an adapter instead of all weights")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    path: str = Field(min_length=1)
+    """A folder in Hugging Face layout, a run, or a name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    precision: PrecisionChoice = "auto"
+    """Precision of the products: 'auto' (bf16 if the device multiplies it in hardware, else fp32), 'bf16' or 'fp32'.
+    Trained weights stay fp32; a frozen base is stored in this precision."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the model's own config.json, such as RoPE; recorded with the run."""
+    lora: LoraSettings | None = None
+    """Train an adapter instead of all weights."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
 
 class ModelNote(BaseModel):
     """What a saved model says of how it was trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     template: TemplateSettings = TemplateSettings()
-    trained_shots: dict[str, int] = Field(
-        default_factory=dict, description="task -> most shots that an answer was trained after"
-    )
-    token_budget: int | None = Field(None, description="tokens of the longest episode it was trained on")
-    frame: Frame | None = Field(
-        None,
-        description="chat style only: the template's text as it was trained with, that day's date included; None for"
-        " the plain style, and for models that were saved before frames were kept",
-    )
+    trained_shots: dict[str, int] = Field(default_factory=dict)
+    """Task -> most shots that an answer was trained after."""
+    token_budget: int | None = None
+    """Tokens of the longest episode it was trained on."""
+    frame: Frame | None = None
+    """Chat style only: the template's text as it was trained with, that day's date included; None for the plain style,
+    and for models that were saved before frames were kept."""
 
 
 def locate_model(path: str) -> str:

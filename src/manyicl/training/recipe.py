@@ -23,55 +23,59 @@ _OLD_RECOMPUTE, _OLD_WORDS = "checkpointed_layers", {0: "none", "all": "selectiv
 class TaskSettings(BaseModel):
     """Which tasks are trained on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    folder: str = Field(min_length=1, description="a folder of task files")
-    names: tuple[str, ...] = Field((), description="the tasks to train on; all of the folder unless said")
+    folder: str = Field(min_length=1)
+    """A folder of task files."""
+    names: tuple[str, ...] = ()
+    """The tasks to train on. Default: all of the folder."""
 
 
 class TrainSettings(BaseModel):
     """How the model is trained. Counts of packs are over all ranks, so a run does not depend on their number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    num_steps: Annotated[int, Field(gt=0)] = Field(description="optimizer steps")
-    pack_tokens: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="length of a pack; default: episodes.token_budget"
-    )
-    packs_per_step: Annotated[int, Field(gt=0)] = Field(8, description="packs an optimizer step, over all ranks")
-    packs_per_batch: Annotated[int, Field(gt=0)] = Field(1, description="packs that go through a rank at once")
-    normalization: Normalization = Field(
-        "answer", description="what counts once in the loss: each answer, each token, or each task of the step"
-    )
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        1e-4, description="peak learning rate of AdamW"
-    )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW")
-    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradients are clipped to it; 0: never")
-    recompute: RecomputeSetting = Field(
-        "auto",
-        description="layers that are computed again in the backward pass, to save memory: 'none', 'selective' (all, but"
-        " their attention's output is kept), 'full' (all, attention too), a number of them (selectively), or 'auto' (as"
-        " few as a GPU's free memory allows, up to 'full'; none on a CPU)",
-    )
-    compile: bool = Field(
-        False, description="compile the layers for one row length, to which shorter rows are padded; costs a minute"
-    )
-    log_every_steps: Annotated[int, Field(gt=0)] = Field(10, description="steps a line of metrics.jsonl")
-    checkpoint_every_steps: Annotated[int, Field(gt=0)] = Field(
-        100, description="steps between checkpoints, each with a validation loss; a multiple of log_every_steps"
-    )
-    validation_tokens: Annotated[int, Field(ge=0)] = Field(
-        8192, description="tokens of validation episodes a task; 0: no validation"
-    )
-    keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the run's model")
-    num_workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="processes that build batches ahead; with none, one is built while the GPU works on the last"
-    )
-    report_to: tuple[str, ...] = Field((), description="the Trainer's integrations, such as 'tensorboard'")
+    num_steps: Annotated[int, Field(gt=0)]
+    """Optimizer steps."""
+    pack_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Length of a pack. Default: episodes.token_budget."""
+    packs_per_step: Annotated[int, Field(gt=0)] = 8
+    """Packs per optimizer step, over all ranks."""
+    packs_per_batch: Annotated[int, Field(gt=0)] = 1
+    """Packs that go through a rank at once."""
+    normalization: Normalization = "answer"
+    """What counts once in the loss: each 'answer', each 'token', or each 'task' of the step."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Norm that gradients are clipped to; 0: they are not clipped."""
+    recompute: RecomputeSetting = "auto"
+    """Layers that are computed again in the backward pass, to save memory: 'none', 'selective' (all, but their
+    attention's output is kept), 'full' (all, attention too), a number of them (selectively), or 'auto' (as few as a
+    GPU's free memory allows, up to 'full'; none on a CPU)."""
+    compile: bool = False
+    """Compile the layers for one row length, to which shorter rows are padded; costs a minute."""
+    log_every_steps: Annotated[int, Field(gt=0)] = 10
+    """Steps per line of metrics.jsonl."""
+    checkpoint_every_steps: Annotated[int, Field(gt=0)] = 100
+    """Steps between checkpoints, each with a validation loss; a multiple of log_every_steps."""
+    validation_tokens: Annotated[int, Field(ge=0)] = 8192
+    """Tokens of validation episodes per task; 0: no validation."""
+    keep: Literal["best", "last"] = "best"
+    """The checkpoint that becomes the run's model: that of the 'best' validation loss, or the 'last'."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that build batches ahead; with 0, one batch is built while the GPU works on the last."""
+    report_to: tuple[str, ...] = ()
+    """The Trainer's integrations, such as 'tensorboard'."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> TrainSettings:
@@ -90,20 +94,22 @@ class TrainSettings(BaseModel):
 class HeldOutSettings(BaseModel):
     """The table after training: loss per answer on test rows, before, after, and knowing only the answers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    episodes: int = Field(4, ge=0, description="episodes of test rows a task; 0: no table")
+    episodes: int = Field(4, ge=0)
+    """Episodes of test rows per task; 0: no table."""
 
 
 class RunConfig(BaseModel):
     """One recipe. Paths in a file that begin with a dot are taken from the file's folder, ~ is the user's own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     PATHS: ClassVar[tuple[tuple[str, str], ...]] = (("tasks", "folder"), ("model", "path"))
     """(section, key) of every setting that is a path or a list of paths."""
 
-    seed: int = Field(0, ge=0, description="decides episodes, their order and the adapter's first weights")
+    seed: int = Field(0, ge=0)
+    """Decides episodes, their order and the adapter's first weights."""
     tasks: TaskSettings
     model: ModelSettings
     template: TemplateSettings = TemplateSettings()
@@ -261,8 +267,8 @@ def _tell_fault(error: dict[str, Any], values: dict[str, Any], *, kind: type[Run
     if section is not None and not isinstance(value, dict):
         return f"{name} = {value!r}: is a section; write [{name}], and below it {', '.join(section.model_fields)}"
     if parent is not None and any(not part.isdigit() for part in inside):
-        use = " ".join(str(parent.model_fields[key[-1]].description).split())
-        return f"{name} = {value!r}: does not fit; {use.rstrip('.')}"
+        use = " ".join(str(parent.model_fields[key[-1]].description).split()).rstrip(".")
+        return f"{name} = {value!r}: does not fit; {use[0].lower()}{use[1:]}"
     message = str(error["msg"].removeprefix("Value error, "))
     if error["type"] == "tuple_type":
         message = 'needs a list, such as ["a", "b"]'
