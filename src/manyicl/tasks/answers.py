@@ -14,7 +14,8 @@ from dataclasses import replace
 from functools import partial
 
 from manyicl.tasks.faults import FaultLog, near_word, show
-from manyicl.tasks.rows import FileRows, Row
+from manyicl.tasks.formats import data_suffix, read_list
+from manyicl.tasks.rows import FileRows, Row, is_empty, tidy_answer
 
 _BETWEEN = re.compile(r"[\s_\u2010-\u2015-]+")
 # Invisible characters.
@@ -57,6 +58,55 @@ def resolve_choices(
             kept.append(replace(row, answer=right[0], also_right=right[1:]) if right else row)
         file.rows = kept
     return [f"answers are read as {name}"] if name else []
+
+
+def resolve_lists(files: Sequence[FileRows], *, log: FaultLog) -> list[str]:
+    """Replace answers of tables that are written as lists (["3", "three"]) by their members, in place; return notes.
+
+    Only where all answers of a file are lists of texts: the first is trained, and all are right. An empty list is a
+    fault.
+    """
+    notes = []
+    for file in files:
+        lists = _read_lists(file)
+        if not lists or None in lists:
+            continue
+        kept = []
+        for row, answers in zip(file.rows, lists, strict=True):
+            right = tuple(dict.fromkeys(tidy_answer(answer) for answer in answers or () if not is_empty(answer)))
+            if right:
+                kept.append(replace(row, answer=right[0], also_right=right[1:]))
+            else:
+                what = f"answer {show(row.answer)} is empty; fill it in or remove the row"
+                log.add("empty answer", what, row=row.number, path=file.path)
+                file.num_faulty += 1
+        file.rows = kept
+        notes.append(f"{file.path.name}: answers are read as lists of right answers")
+    return notes
+
+
+def describe_lists(files: Sequence[FileRows]) -> list[str]:
+    """Return a warning for each table in which some answers are lists of texts, but not all, after `resolve_lists`."""
+    warnings = []
+    for file in files:
+        found = [row.answer for row, texts in zip(file.rows, _read_lists(file), strict=False) if texts]
+        if found:
+            what = f"{len(found):,} of {len(file.rows):,} answers of {file.path.name} are written as lists"
+            warnings.append(
+                f"{what}, such as {show(found[0])}; write all as lists to give several right answers, or none"
+            )
+    return warnings
+
+
+def _read_lists(file: FileRows) -> list[list[str] | None]:
+    """Return the texts of each answer of a table that is a list of texts, else None; [] if the file is not a table."""
+    if not data_suffix(file.path).startswith((".csv", ".tsv")) or not any(r.answer.startswith("[") for r in file.rows):
+        return []
+    lists = [read_list(row.answer) for row in file.rows]
+    return [
+        [str(text) for text in texts] if texts is not None and all(type(text) is str for text in texts) else None
+        for texts in lists
+    ]
 
 
 def _find_reading(rows: Sequence[Row], answer_index: int | None) -> tuple[str, _Reading]:

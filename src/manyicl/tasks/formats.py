@@ -1,18 +1,32 @@
-"""What data files are made of: suffixes, encodings, and JSON whose numbers keep their digits (1.50 stays 1.50)."""
+"""What data files are made of: suffixes, words, encodings, lists, and JSON whose numbers keep their digits (1.50)."""
 
 from __future__ import annotations
 
+import ast
 import codecs
 import decimal
 import gzip
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+# More words for splits. "other": not for training, but which split is unclear.
+PARTS = SPLIT_WORDS | dict.fromkeys(("eval", "evaluation", "holdout", "heldout", "held-out", "unseen"), "other")
 # None: the record could not be read; its fault is in the log.
 Record = Mapping[str, object] | None
 HEAD_SIZE = 65_536  # bytes or characters from which a file's format is recognised
@@ -34,6 +48,17 @@ _FOREIGN = {
     codecs.BOM_UTF32_LE: "is text in UTF-32; save it as UTF-8",
     codecs.BOM_UTF32_BE: "is text in UTF-32; save it as UTF-8",
 }
+# A text in a list as JSON, Python or numpy writes it, and such a list: numpy puts no comma between texts.
+_QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+_LIST = re.compile(rf"\[\s*(?:{_QUOTED}(?:\s*,\s*|\s+))*{_QUOTED}?\s*,?\s*\]", re.DOTALL)
+# UTF-8 that was read as Windows' cp1252 or as Latin-1: the characters of its first byte, then those of the others.
+_MOJIBAKE = re.compile(
+    r"""(?x) \u00c3[\x80-\xbf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]
+    | \u00c2[\xa0-\xbf] | \u00e2(?:\u20ac|\x80). | \u00f0(?:\u0178|\x9f)..
+    | (?:[\u00d0\u00d1][^\x00-\x7f\u0370-\u1fff]){3}"""
+)
+# What a spreadsheet writes into a cell instead of a value, in English and German.
+_CELL_ERROR = re.compile(r"#(?:N/A|REF!|VALUE!|NAME\?|DIV/0!|NUM!|NULL!|NV|BEZUG!|WERT!)")
 _PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 
 
@@ -117,6 +142,47 @@ def decode_json(text: str) -> object:
         return _JSON.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def read_list(text: str) -> list[object] | None:
+    """Return the list in a table's cell, as JSON, Python (pandas) or numpy writes it; None if it is not a list."""
+    text = text.strip()
+    if not text.startswith("["):
+        return None
+    try:
+        value = decode_json(text)
+    except ValueError:
+        if not _LIST.fullmatch(text):
+            return None
+        # One text at a time: Python would join numpy's 'a' 'b'.
+        return [ast.literal_eval(found[0].replace("\n", "\\n")) for found in re.finditer(_QUOTED, text, re.DOTALL)]
+    return value if isinstance(value, list) else None
+
+
+def describe_damage(texts: Iterable[str]) -> list[str]:
+    """Return warnings with counts if characters of some texts were lost or misread before they came into the file."""
+    lost, misread, errors = 0, [], Counter[str]()
+    for text in texts:
+        if text.startswith("#") and _CELL_ERROR.fullmatch(text.strip()):
+            errors[text.strip()] += 1
+        if text.isascii():
+            continue
+        lost += "\ufffd" in text
+        if found := _MOJIBAKE.search(text):
+            misread.append(text[max(0, found.start() - 15) : found.end() + 10])
+    warnings = []
+    if lost:
+        rows = "1 text has" if lost == 1 else f"{lost:,} texts have"
+        warnings.append(f"{rows} the mark of a lost character (U+FFFD); convert the source to UTF-8 again")
+    if misread:
+        rows = "1 text looks" if len(misread) == 1 else f"{len(misread):,} texts look"
+        warnings.append(
+            f"{rows} like UTF-8 that was read as another encoding, such as {misread[0]!r}; convert the source again"
+        )
+    if errors:
+        told = ", ".join(f"{error!r} {count:,}" for error, count in errors.most_common(4))
+        warnings.append(f"cells that hold the error of a spreadsheet: {told}; correct or remove these rows")
+    return warnings
 
 
 def as_text(value: object) -> str | None:

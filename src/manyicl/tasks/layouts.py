@@ -20,9 +20,8 @@ from pathlib import Path
 
 from manyicl.errors import UserError
 from manyicl.tasks.faults import near_word
-from manyicl.tasks.formats import SUFFIXES, data_suffix
+from manyicl.tasks.formats import SPLIT_WORDS, SUFFIXES, data_suffix
 from manyicl.tasks.readers import has_split_column, holds_rows
-from manyicl.tasks.rows import SPLIT_WORDS
 
 _SPLIT_NAME = re.compile(
     rf"(?:(?P<prefix>.+?)[-_. ])?(?P<word>{'|'.join(SPLIT_WORDS)})"

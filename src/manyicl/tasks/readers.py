@@ -15,7 +15,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from manyicl.errors import UserError
 from manyicl.tasks.columns import Columns
@@ -23,6 +23,7 @@ from manyicl.tasks.csv_reader import read_table
 from manyicl.tasks.faults import FaultLog, show
 from manyicl.tasks.formats import (
     HEAD_SIZE,
+    PARTS,
     Record,
     RepeatedKeys,
     data_suffix,
@@ -88,7 +89,7 @@ def holds_rows(path: Path) -> bool:
         value = decode_json(content.decode())
     except ValueError:
         return b"\n" in content.strip()
-    return isinstance(value, dict) and _list_rows(value) is not None
+    return isinstance(value, dict) and (bool(_list_splits(value)) or _list_rows(value) is not None)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -121,12 +122,58 @@ def _read_json(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[in
             log.add("invalid JSON", f"invalid JSON ({error}); the file must be one list of objects", path=path)
             return
         value = None
+    if isinstance(value, dict) and (tables := _list_splits(value)):
+        yield from _read_splits(value, tables, path, columns, log)
+        return
     rows = value if isinstance(value, list) else _list_rows(value) if isinstance(value, dict) else None
     if rows is None:
         yield from _read_lines(io.BytesIO(content), path, columns, log)
         return
     for number, row in enumerate(rows, start=1):
         yield number, _check_object(row, number, path, columns, log)
+
+
+def _list_splits(value: Mapping[str, Any]) -> dict[str, Sequence[object]]:
+    """Return word -> rows if a JSON object holds the rows of splits ({"train": [...], "test": [...]}), else {}.
+
+    The words may be any that name splits, also unclear ones such as "eval".
+    """
+    tables: dict[str, Sequence[object]] = {}
+    for word, table in value.items():
+        rows = table if isinstance(table, list) else _list_rows(table) if isinstance(table, dict) else None
+        if word.strip().lower() in PARTS and rows and _has_objects(rows):
+            tables[word] = _flatten_squad(rows)
+    return tables
+
+
+def _read_splits(
+    value: Mapping[str, Any], tables: Mapping[str, Sequence[object]], path: Path, columns: Columns, log: FaultLog
+) -> Iterator[tuple[int, Record]]:
+    """Yield the rows of a JSON object that holds the rows of splits; each gets its split. They count through."""
+    others = [word for word, table in value.items() if word not in tables and _has_objects(table)]
+    unclear = [word for word in tables if PARTS[word.strip().lower()] == "other"]
+    if others or unclear:
+        what = f"holds the rows {show(next(iter(tables)))} and {show((unclear + others)[0])}"
+        log.add("unclear split", f"{what}; name the splits train, validation and test, and remove others", path=path)
+        return
+    own = columns.paths["split"][0]
+    alone = {PARTS[word.strip().lower()] for word in tables} == {"train"}
+    number = 0
+    for word, rows in tables.items():
+        split = PARTS[word.strip().lower()]
+        for row in rows:
+            number += 1
+            record = _check_object(row, number, path, columns, log)
+            if record is None or alone:  # without test rows: divided as if no split were named
+                yield number, record
+                continue
+            given = record.get(own)
+            if given and PARTS.get(str(given).strip().lower()) != split:
+                what = f"split {show(given)} among the rows of {word!r}; correct one of them"
+                log.add("two splits", what, row=number, path=path)
+                yield number, None
+            else:
+                yield number, {**record, own: split}
 
 
 def _is_line(content: bytes) -> bool:
@@ -141,10 +188,14 @@ def _is_line(content: bytes) -> bool:
 def _list_rows(value: Mapping[str, Any]) -> Sequence[object] | None:
     """Return the rows of a JSON object that is a table; None if it is not one.
 
-    Known tables: a single list of objects under any key; SQuAD's file (data, paragraphs, qas); and columns, as pandas
-    ({"input": {"0": ...}}) and datasets ({"input": [...]}) write them.
+    Known tables: a single list of objects under any key; SQuAD's file (data, paragraphs, qas); columns, as pandas
+    ({"input": {"0": ...}}) and datasets ({"input": [...]}) write them; and pandas' names beside lists of cells
+    ({"columns": ["input", ...], "data": [[...], ...]}).
     """
-    tables = [inner for inner in value.values() if isinstance(inner, list) and any(isinstance(r, dict) for r in inner)]
+    names, cells = value.get("columns"), value.get("data")
+    if _are_texts(names) and isinstance(cells, list) and all(_fills(row, names) for row in cells):
+        return [dict(zip(names, row, strict=True)) for row in cells]
+    tables = [inner for inner in value.values() if _has_objects(inner)]
     if len(tables) == 1:
         return _flatten_squad(tables[0])
     columns = list(value.values())
@@ -157,6 +208,14 @@ def _list_rows(value: Mapping[str, Any]) -> Sequence[object] | None:
     if len(columns) < 2 or any(list(column) != list(columns[0]) for column in columns) or not columns[0]:
         return None
     return [dict(zip(value, cells, strict=True)) for cells in zip(*(c.values() for c in columns), strict=True)]
+
+
+def _has_objects(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(row, dict) for row in value)
+
+
+def _fills(row: object, names: Sequence[str]) -> bool:
+    return isinstance(row, list) and len(row) == len(names)
 
 
 def _are_rows(values: Sequence[object]) -> bool:
@@ -298,7 +357,7 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]
         return {}
 
 
-def _are_texts(value: object) -> bool:
+def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(member, str) for member in value)
 
 

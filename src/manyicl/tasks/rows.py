@@ -16,22 +16,19 @@ from pathlib import Path
 from manyicl.errors import suggest
 from manyicl.tasks.columns import MISSING, Columns, describe_missing, nested_paths
 from manyicl.tasks.faults import FaultLog, show
-from manyicl.tasks.formats import JsonNumber, as_text, data_suffix, decode_json, is_missing, is_unicode
+from manyicl.tasks.formats import (
+    PARTS,
+    SPLIT_WORDS,
+    JsonNumber,
+    as_text,
+    data_suffix,
+    is_missing,
+    is_unicode,
+    read_list,
+)
 from manyicl.tasks.readers import read_records
 from manyicl.tasks.shapes import describe_shape, write_columns
 
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-# More words for splits in a column that we do not read. "other": not for training, but which split is unclear.
-_PARTS = SPLIT_WORDS | dict.fromkeys(("eval", "evaluation", "holdout", "heldout", "held-out", "unseen"), "other")
 # Names of columns of true and false that mark rows for training, or not for training.
 _FLAGS = re.compile(
     r"(?:is|in)[-_ ]?(?:train|test|training|testing|valid|validation|val|dev|eval|heldout|holdout)", re.I
@@ -367,7 +364,7 @@ def _read_word(name: str, value: object) -> str:
     word = text.strip().lower() if text is not None and len(text) < 20 else ""
     if word in _TRUTHS:
         return word if _FLAGS.fullmatch(name.strip()) else ""
-    return _PARTS.get(word, "")
+    return PARTS.get(word, "")
 
 
 def _describe_split(value: object) -> str:
@@ -378,13 +375,11 @@ def _describe_split(value: object) -> str:
 
 
 def _split_cell(cell: str) -> object:
-    """Return the options in a CSV cell, a JSON list or values between bars; the cell itself if it is broken JSON."""
+    """Return the options in a CSV cell, a list or values between bars; the cell itself if it is a broken list."""
     cell = cell.strip()
     if not cell:
         return None
     if cell.startswith("["):
-        try:
-            return decode_json(cell)
-        except ValueError:
-            return cell
+        found = read_list(cell)
+        return cell if found is None else found
     return [option.strip() for option in cell.split("|")]

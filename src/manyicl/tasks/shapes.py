@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 # Common names of an input and of an answer column, in order of preference.
@@ -53,6 +54,14 @@ _PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "
 # Names in chats of the list of turns, the speaker and the text.
 _CHATS = (("messages", "role", "content"), ("conversations", "from", "value"), ("conversation", "role", "content"))
 _LETTERS = ("A", "B", "C", "D", "E", "F", "G", "H")
+# Names of texts that a question is about, which stand before it in the input.
+_PASSAGES = ("passage", "context", "article", "document", "story", "paragraph", "background", "support", "premise")
+# Names of columns that hold one option each, before a number or letter: sol1 and sol2, answerA to answerC.
+_OPTION = re.compile(
+    r"(?P<name>options?|choices?|sol|solution|endings?|answers?|alternatives?|candidates?|distractors?|opt)[-_ ]?"
+    r"(?P<mark>\d|[a-h])",
+    re.IGNORECASE,
+)
 
 Mapped = dict[str, str | list[str]]
 
@@ -88,8 +97,23 @@ def write_columns(mapped: Mapping[str, object]) -> str:
     return json.dumps({"columns": dict(mapped)}, ensure_ascii=False)
 
 
-def find_letter_columns(names: Sequence[str]) -> list[str]:
-    """Return a file's columns A, B, C, ..., in this order, if there are two or more; else []."""
+def find_option_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns that hold one option each, in their order, if there are two or more; else [].
+
+    They are called A, B, C, ..., or have a number or letter at their end: sol1, sol2; option_a, option_b.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        if match := _OPTION.fullmatch(name.strip()):
+            groups.setdefault(match["name"].casefold(), {})[match["mark"].upper()] = name
+    for marked in groups.values():
+        for marks in ("0123456789", "123456789", "ABCDEFGH"):
+            if len(marked) > 1 and set(marked) == set(marks[: len(marked)]):
+                return [marked[mark] for mark in sorted(marked)]
+    return _find_letters(names)
+
+
+def _find_letters(names: Sequence[str]) -> list[str]:
     folded = {name.strip().upper(): name for name in names}
     found = []
     for letter in _LETTERS:
@@ -115,25 +139,42 @@ def _find_chat(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[s
 
 def _find_choices(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
     """Recognise multiple choice: ARC (choices.text, choices.label, answerKey), MMLU (choices or A to D, answer)."""
-    question = next((keys[name] for name in ("question", "input", "ctx", "sentence", "goal") if name in keys), None)
-    answer = next((keys[n] for n in ("answerkey", "answer", "label", "gold", "answer_index") if n in keys), None)
-    if question is None or answer is None:
+    asked = ("question", "input", "ctx", "sentence", "goal", "premise", "query")
+    question = next((keys[name] for name in asked if name in keys), None)
+    answer = next(
+        (keys[n] for n in ("answerkey", "answer", "label", "gold", "answer_index", "correct") if n in keys), None
+    )
+    if question is None:
+        return None
+    source = _with_passage(question, keys)
+    own_columns = find_option_columns(list(record))
+    if "correct_answer" in keys and own_columns and own_columns[0].casefold().startswith("distractor"):
+        right = keys["correct_answer"]
+        return "a row like SciQ's", {"input": source, "answer": right, "options": [right, *own_columns]}
+    if answer is None:
         return None
     for name in ("choices", "options", "endings"):
         choices = record.get(keys.get(name, name))
         own = keys.get(name, name)
         if isinstance(choices, dict) and isinstance(choices.get("text"), list):
-            mapped: Mapped = {"input": question, "answer": answer, "options": f"{own}.text"}
+            mapped: Mapped = {"input": source, "answer": answer, "options": f"{own}.text"}
             return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in choices else {})
         if isinstance(choices, list) and choices and all(isinstance(c, dict) and "text" in c for c in choices):
-            mapped = {"input": question, "answer": answer, "options": f"{own}.text"}
+            mapped = {"input": source, "answer": answer, "options": f"{own}.text"}
             return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in choices[0] else {})
         if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
-            return "a row like MMLU's", {"input": question, "answer": answer, "options": own}
-    letters = find_letter_columns(list(record))
-    if letters:
-        return "a row like MMLU's", {"input": question, "answer": answer, "options": list(letters)}
+            return "a row like MMLU's", {"input": source, "answer": answer, "options": own}
+    if own_columns and answer not in own_columns:
+        kind = "a row like MMLU's" if len(own_columns[0].strip()) == 1 else "a row with a column per option"
+        return kind, {"input": source, "answer": answer, "options": list(own_columns)}
     return None
+
+
+def _with_passage(question: str, keys: Mapping[str, str]) -> str | list[str]:
+    """Return the column of a question, after that of the text it is about if there is one."""
+    passage = next((keys[name] for name in _PASSAGES if name in keys and keys[name] != question), None)
+    is_question = question.strip().casefold() in ("question", "query")
+    return question if passage is None or not is_question else [passage, question]
 
 
 def _find_squad(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
@@ -144,7 +185,7 @@ def _find_squad(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[
     nested = nested or (isinstance(answers, list) and all(isinstance(a, dict) and "text" in a for a in answers))
     if not nested and not isinstance(answers, list):
         return None
-    source = [keys["context"], keys["question"]] if "context" in keys else keys["question"]
+    source = _with_passage(keys["question"], keys)
     return "a row like SQuAD's", {"input": source, "answer": f"{own}.text" if nested else own}
 
 
@@ -171,4 +212,8 @@ def _find_names(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[
         return None
     if isinstance(record[answer], dict):
         return None
-    return f"{source!r} looks like the input and {answer!r} like the answer", {"input": source, "answer": answer}
+    joined = _with_passage(source, keys)
+    inputs = [name for name in ([joined] if isinstance(joined, str) else joined) if name != answer]
+    named = " and ".join(map(repr, inputs)) + (" looks like the input" if len(inputs) == 1 else " look like the input")
+    mapped: Mapped = {"input": inputs if len(inputs) > 1 else source, "answer": answer}
+    return f"{named} and {answer!r} like the answer", mapped

@@ -4,7 +4,8 @@ A task is a file `<name>.jsonl`, `.json`, `.csv`, `.tsv` (these also `.gz`) or `
 (`layouts.py`). It has the columns `input` and `answer`. An answer is a text, a number, true or false, or a list of
 right answers: the first is trained, and a prediction gets the best score that one of them gives. Two more columns are
 optional: `split` (train, validation or test; also dev, valid, val, training, testing) and `options` (this row's
-candidate answers: a list; in CSV a JSON list, or values between bars, `a|b`).
+candidate answers: a list; in CSV a JSON list, or values between bars, `a|b`). If all answers of a CSV
+file are lists of texts, as JSON or Python writes them, each is a list of right answers.
 
 A file `<name>.task.json` beside it can have any of these keys:
 
@@ -42,12 +43,13 @@ from pathlib import Path
 
 from manyicl.errors import UserError, suggest
 from manyicl.seeds import make_seed
-from manyicl.tasks.answers import describe_lookalikes, resolve_choices
+from manyicl.tasks.answers import describe_lists, describe_lookalikes, resolve_choices, resolve_lists
 from manyicl.tasks.faults import Fault, FaultLog, near_word, show
+from manyicl.tasks.formats import describe_damage
 from manyicl.tasks.layouts import Source, find_layout, source_of
 from manyicl.tasks.rows import FileRows, Row, read_rows
 from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, read_settings
-from manyicl.tasks.shapes import find_letter_columns, write_columns
+from manyicl.tasks.shapes import find_option_columns, write_columns
 
 __all__ = [
     "FAMILIES",
@@ -246,7 +248,8 @@ def inspect_task(source: Path | Source) -> tuple[Task | None, list[Fault]]:
         read_rows(path, columns=settings.columns, split=split, settings_name=settings_name, log=log)
         for path, split in source.files
     ]
-    notes = resolve_choices(files, answer_index=settings.answer_index, settings_name=settings_name, log=log)
+    notes = resolve_lists(files, log=log)
+    notes += resolve_choices(files, answer_index=settings.answer_index, settings_name=settings_name, log=log)
     _check_splits(files, log)
     _check_labels(files, settings.labels, log)
     faults = log.list_faults()
@@ -305,8 +308,10 @@ def _build_task(settings: TaskSettings, files: Sequence[FileRows], *, notes: Seq
         num_rows=len(rows) + num_blank,
         dropped=dropped,
         split_note=_describe_split(rows),
-        warnings=tuple(
-            _find_warnings(rows, family, labels=labels, has_choices=has_choices, settings_name=settings_name)
+        warnings=(
+            *_find_warnings(rows, family, labels=labels, has_choices=has_choices, settings_name=settings_name),
+            *describe_lists(files),
+            *describe_damage(text for row in rows for text in (row.input, row.answer, *row.options)),
         ),
         notes=(*notes, *_find_notes(files, rows, settings, settings_name=settings_name)),
     )
@@ -369,11 +374,12 @@ def _find_notes(
             f"each row's {instruction} is not read; to put it before the {own}, write {write_columns(mapped)} into"
             f" {settings_name}"
         )
-    letters = find_letter_columns(unread)
-    if letters and {row.answer for row in rows} <= {name.strip() for name in letters}:
-        mapped = {**settings.columns, "options": letters}
+    options = find_option_columns(unread)
+    words = {word.upper() for name in options for word in (name.strip(), name.strip()[-1:])}
+    if options and {row.answer.upper() for row in rows} <= words | {str(place) for place in range(len(options))}:
+        mapped = {**settings.columns, "options": options}
         notes.append(
-            f"{', '.join(letters)} look like the options; to read them, write {write_columns(mapped)} into"
+            f"{', '.join(options)} look like the options; to read them, write {write_columns(mapped)} into"
             f" {settings_name}"
         )
     return notes
