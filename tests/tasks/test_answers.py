@@ -69,7 +69,7 @@ def test_options_of_a_table_are_lists_too(tmp_path: Path, cell: str) -> None:
         ),
         ("#N/A|x", "cells that hold the error of a spreadsheet: '#N/A' 1; correct or remove these rows"),
         (
-            ("20 \u00b0C, caf\u00e9, S\u00c3O|\u00abAmanh\u00e3\u2026\u201d, \u00e0\u00a0\u00ab b \u00bb", ""),
+            "20 \u00b0C, caf\u00e9, S\u00c3O|\u00abAmanh\u00e3\u2026\u201d, \u00e0\u00a0\u00ab b \u00bb",
             "",
         ),
         ("#1|NA", ""),
