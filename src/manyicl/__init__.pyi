@@ -10,7 +10,7 @@ from .tasks.task import Example, Task, load_tasks
 from .training.recipe import RunConfig, TaskSettings, TrainSettings, load_recipe
 from .training.run import train
 from .training.run_folder import Run
-from .verbs import Check, check, compare, diff, export, merge, plan, run_demo, show, write_report, write_world
+from .verbs import Check, check, compare, diff, export, merge, open, plan, run_demo, show, write_report, write_world
 
 __all__ = [
     "Check",
@@ -38,6 +38,7 @@ __all__ = [
     "load_tasks",
     "merge",
     "one_pass_curve",
+    "open",
     "plan",
     "run_demo",
     "show",

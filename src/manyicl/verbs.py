@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from manyicl.comparison import Comparison, ComparisonForecast
     from manyicl.evaluation import Difference
+    from manyicl.inference import EndpointSettings, InferenceModel
     from manyicl.planning import DrawnEpisode, Forecast, Overlap, TaskAudit
+    from manyicl.service import Service, ServiceSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,30 @@ def write_report(folder: str | Path, *, others: Sequence[str | Path] = ()) -> Pa
     from manyicl import report
 
     return report.write_report(Path(folder), others=[Path(other) for other in others])
+
+
+def open(
+    model: str | InferenceModel,
+    data: str | Path | None = None,
+    *,
+    endpoint: EndpointSettings | None = None,
+    settings: ServiceSettings | None = None,
+) -> Service:
+    """Open a service in this process: tasks are added from examples, measured at once, and answered (docs/service.md).
+
+    >>> with manyicl.open("seed") as service:  # doctest: +SKIP
+    ...     service.add_task("banking.csv").predict("my card was swallowed")
+
+    model: a checkpoint, an adapter, a run, or a hub name; or a model that is loaded.
+    data: the folder in which tasks are kept. None: nothing is kept.
+    endpoint: a server that runs the model.
+
+    Raises:
+        UserError: the model or the data cannot be used.
+    """
+    from manyicl.service import open_service
+
+    return open_service(model, data=data, endpoint=endpoint, settings=settings)
 
 
 def merge(model: str, out: str | Path) -> Path:

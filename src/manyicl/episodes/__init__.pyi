@@ -25,7 +25,7 @@ from .tokenized import (
     tokenize_task,
     with_names,
 )
-from .tokenizer import TaskTokenizer
+from .tokenizer import ExampleTokens, TaskTokenizer
 
 __all__ = [
     "TOO_LONG",
@@ -34,6 +34,7 @@ __all__ = [
     "Divisors",
     "Episode",
     "EpisodeSettings",
+    "ExampleTokens",
     "Frame",
     "Normalization",
     "Pack",

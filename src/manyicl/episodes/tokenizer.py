@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -41,6 +42,8 @@ CACHE_VERSION = "3"
 TERMINATOR_INSIDE = "terminator inside the answer"
 NOT_GIVEN_BACK = "answer the tokenizer cannot give back"
 
+# Held while a tokenizer encodes: whether special tokens are recognised is a state of it, which each call may change.
+_encoding = threading.Lock()
 # Tokenizers whose add_bos_token has been checked, so that the warning is logged once.
 _checked: set[str] = set()
 
@@ -248,7 +251,8 @@ class TaskTokenizer:
         return tokens, dropped
 
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        with _encoding:
+            encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
@@ -256,7 +260,8 @@ class TaskTokenizer:
         """Return the ids of the frame's text, in which special tokens are recognised."""
         if not text:
             return []
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        with _encoding:
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [int(i) for i in ids]
 
     def _terminator_ids(self) -> list[int]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.inference.generation import Generated
+from manyicl.inference.generation import Generated, OnIds
 from manyicl.inference.prefix import EngineCount
 from manyicl.models import EMPTY_PREFIX, Prefix
 
@@ -175,6 +175,7 @@ class Endpoint:
         limits: Sequence[int],
         references: Sequence[Sequence[int]] | None = None,  # noqa: ARG002
         on_answer: Callable[[int], None] = lambda _: None,
+        on_ids: OnIds | None = None,  # noqa: ARG002
     ) -> list[Generated]:
         """Return each query's answer, or why it has none; only queries without a kept answer are sent.
 

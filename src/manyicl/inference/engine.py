@@ -16,7 +16,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from manyicl.episodes import TaskTokenizer
 from manyicl.inference.budget import row_budget, run_rows
-from manyicl.inference.generation import Generated, generate_after, generate_and_score, read_answer
+from manyicl.inference.generation import Generated, OnIds, generate_after, generate_and_score, read_answer
 from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EngineCount, check_finite, encode_prefix, score_choices
 from manyicl.inference.query_rows import edge_logprobs
@@ -81,12 +81,15 @@ class Engine(Protocol):
         limits: Sequence[int],
         references: Sequence[Sequence[int]] | None = None,
         on_answer: OnAnswer = lambda _: None,
+        on_ids: OnIds | None = None,
     ) -> list[Generated]:
         """Return the greedy answer of each query after `prefix`, up to where it ends or its limit.
 
         limits: most tokens of each answer.
         references: ids of an answer to each query, whose nats are wanted too; ignored without likelihoods.
         on_answer: called as answers come, if they come one by one.
+        on_ids: called after each token with a query's place and its answer's ids so far; False ends the answer. An
+            engine that gets its answers whole never calls it. Not together with `references`.
 
         Raises:
             UserError: memory runs out, or the server refuses.
@@ -137,6 +140,7 @@ class _LocalEngine(ABC):
         limits: Sequence[int],
         references: Sequence[Sequence[int]] | None = None,
         on_answer: OnAnswer = lambda _: None,  # noqa: ARG002
+        on_ids: OnIds | None = None,
     ) -> list[Generated]:
         """Return the greedy answer of each query after `prefix`, those with the same limit together."""
         places: dict[int, list[int]] = {}
@@ -145,13 +149,20 @@ class _LocalEngine(ABC):
         answers: dict[int, Generated] = {}
         for limit, alike in places.items():
             wanted = None if references is None else [references[place] for place in alike]
-            given = self._generate(prefix, [queries[place] for place in alike], wanted, limit=limit)
+            hook = None if on_ids is None else lambda n, ids, alike=alike: on_ids(alike[n], ids)
+            given = self._generate(prefix, [queries[place] for place in alike], wanted, limit=limit, on_ids=hook)
             answers.update(zip(alike, given, strict=True))
         return [answers[place] for place in range(len(queries))]
 
     @abstractmethod
     def _generate(
-        self, prefix: Prefix, queries: Sequence[Ids], references: Sequence[Sequence[int]] | None, *, limit: int
+        self,
+        prefix: Prefix,
+        queries: Sequence[Ids],
+        references: Sequence[Sequence[int]] | None,
+        *,
+        limit: int,
+        on_ids: OnIds | None,
     ) -> list[Generated]:
         """Return the greedy answers of queries that have one limit, with the nats of their references if any."""
 
@@ -172,11 +183,19 @@ class SharedPrefix(_LocalEngine):
         return score_choices(self.model, prefix, queries, options, count=self.count)
 
     def _generate(
-        self, prefix: Prefix, queries: Sequence[Ids], references: Sequence[Sequence[int]] | None, *, limit: int
+        self,
+        prefix: Prefix,
+        queries: Sequence[Ids],
+        references: Sequence[Sequence[int]] | None,
+        *,
+        limit: int,
+        on_ids: OnIds | None,
     ) -> list[Generated]:
         """Return greedy answers, and the nats of the references from the same pass."""
         if references is None:
-            return generate_after(self.model, self.tokenizer, prefix, queries, max_new_tokens=limit, count=self.count)
+            return generate_after(
+                self.model, self.tokenizer, prefix, queries, max_new_tokens=limit, count=self.count, on_ids=on_ids
+            )
         pairs = list(zip(queries, references, strict=True))
         texts, nats = generate_and_score(
             self.model, self.tokenizer, prefix, pairs, max_new_tokens=limit, count=self.count
@@ -219,6 +238,7 @@ class WholePrompts(_LocalEngine):
         limits: Sequence[int],
         references: Sequence[Sequence[int]] | None = None,
         on_answer: OnAnswer = lambda _: None,
+        on_ids: OnIds | None = None,  # noqa: ARG002
     ) -> list[Generated]:
         """Return the greedy answer of each query, by transformers' own generate(), and the nats of its reference."""
         answers = super().generate(prefix, queries, limits=limits, on_answer=on_answer)
@@ -236,6 +256,7 @@ class WholePrompts(_LocalEngine):
         references: Sequence[Sequence[int]] | None,  # noqa: ARG002
         *,
         limit: int,
+        on_ids: OnIds | None,  # noqa: ARG002
     ) -> list[Generated]:
         return generate_whole_prompts(self.model, self.tokenizer, prefix.ids, queries, max_new_tokens=limit)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_e
 from manyicl.inference.tries import build_trie
 from manyicl.models import Prefix, RowLayout, device_of, segment_attention
 
+# Called with a query's place and the ids of its answer so far, after each; False ends the answer there.
+OnIds = Callable[[int, Sequence[int]], bool]
 # Ended rows are dropped once they are this fraction of a batch, because dropping copies the keys of the others.
 ENDED_FRACTION = 0.1
 
@@ -34,6 +36,8 @@ class Generated:
     """Nats of the reference given with the query; None without one, and if no likelihoods are known."""
     fault: str = ""
     """Why a server gave no answer, as it is counted; the text is empty then."""
+    num_tokens: int | None = field(default=None, compare=False)
+    """Tokens that were generated, the one that ended it included; None if a server did not say."""
 
     def with_reference(self, nll: float) -> Generated:
         """Return the answer with the nats of its query's reference."""
@@ -49,6 +53,7 @@ def generate_after(
     *,
     max_new_tokens: int,
     count: EngineCount | None = None,
+    on_ids: OnIds | None = None,
 ) -> list[Generated]:
     """Return the greedy answer of each query after `prefix`, up to where it ends (`cut_answer`) or the limit.
 
@@ -56,7 +61,9 @@ def generate_after(
         UserError: memory runs out.
     """
     laid_out = [Query(np.asarray(query, dtype=np.int32), None) for query in queries]
-    return _answer_rows(model, tokenizer, prefix, laid_out, max_new_tokens=max_new_tokens, count=count)[0]
+    return _answer_rows(model, tokenizer, prefix, laid_out, max_new_tokens=max_new_tokens, count=count, on_ids=on_ids)[
+        0
+    ]
 
 
 def generate_and_score(
@@ -93,6 +100,7 @@ def _answer_rows(
     *,
     max_new_tokens: int,
     count: EngineCount | None,
+    on_ids: OnIds | None = None,
 ) -> tuple[list[Generated], NDArray[np.float64]]:
     """Return each query's greedy answer, and the nats (Q,) of its reference, 0 without one."""
     answers: dict[int, Generated] = {}
@@ -107,7 +115,12 @@ def _answer_rows(
 
     def run(row: list[int]) -> None:
         decoded, row_nats, num_drafted = _decode_batch(
-            model, tokenizer, prefix, [queries[p] for p in row], max_new_tokens=max_new_tokens
+            model,
+            tokenizer,
+            prefix,
+            [queries[p] for p in row],
+            max_new_tokens=max_new_tokens,
+            on_ids=None if on_ids is None else lambda place, ids: on_ids(row[place], ids),
         )
         answers.update(zip(row, (read_answer(tokenizer, ids) for ids in decoded), strict=True))
         nats[row] = row_nats
@@ -183,6 +196,7 @@ def _decode_batch(
     queries: Sequence[Query],
     *,
     max_new_tokens: int,
+    on_ids: OnIds | None = None,
 ) -> tuple[list[list[int]], NDArray[np.float64], list[int]]:
     """Return each query's greedy ids up to where it ended, its reference's nats, and how many ids the reference gave.
 
@@ -206,7 +220,9 @@ def _decode_batch(
     num_drafted = np.array([draft.num_run for draft in drafts])
     keys.begin(np.array([len(query) for query, _ in queries]) + num_drafted)
     logits_BV = logits_NV[torch.from_numpy(np.cumsum(num_kept) - num_kept + num_drafted).to(device)]
-    decoded = _decode_greedily(model, tokenizer, keys, logits_BV, drafts=drafts, max_new_tokens=max_new_tokens)
+    decoded = _decode_greedily(
+        model, tokenizer, keys, logits_BV, drafts=drafts, max_new_tokens=max_new_tokens, on_ids=on_ids
+    )
     return decoded, nats, num_drafted.tolist()
 
 
@@ -243,6 +259,7 @@ def _decode_greedily(
     *,
     drafts: Sequence[_Draft],
     max_new_tokens: int,
+    on_ids: OnIds | None = None,
 ) -> list[list[int]]:
     """Return the greedy ids of each query, its draft's first; logits: of the last token that `keys` counts."""
     device, num_prefix = logits_BV.device, keys.layout.prefix.num_tokens
@@ -254,6 +271,8 @@ def _decode_greedily(
             if not ended[row]:
                 decoded[row].append(token)
                 ended[row] = len(decoded[row]) == max_new_tokens or tokenizer.has_ended(decoded[row])
+                if on_ids is not None and not on_ids(row, decoded[row]):
+                    ended[row] = True
         alive = [place for place, row in enumerate(rows) if not ended[row]]
         if not alive:
             return decoded
@@ -269,4 +288,4 @@ def _decode_greedily(
 def read_answer(tokenizer: TaskTokenizer, ids: list[int]) -> Generated:
     """Return the answer that generated ids are, up to where it ends."""
     text, ended = tokenizer.cut_answer(ids)
-    return Generated(text=text, cut=not ended)
+    return Generated(text=text, cut=not ended, num_tokens=len(ids))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,19 @@ _ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "t
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixKey:
-    """What a prefix depends on, each part as a hash; `dtype` as its name."""
+class ModelKey:
+    """What a prefix depends on of its model, each part as a hash; `dtype` as its name."""
 
     config: str
     weights: str
     adapter: str
     dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixKey(ModelKey):
+    """What a prefix depends on, each part as a hash; `dtype` as its name."""
+
     token_ids: str
 
     @property
@@ -39,25 +47,33 @@ class PrefixKey:
         return _hash(json.dumps(asdict(self), sort_keys=True).encode())
 
 
-def prefix_key(model: nn.Module, ids: NDArray[np.int32]) -> PrefixKey:
-    """Return the key of the prefix `ids` of `model`.
+def model_key(model: nn.Module) -> ModelKey:
+    """Return what prefixes of `model` depend on besides their ids.
 
     It reads all weights (models.hash_weights): a merged adapter, another revision or one more training step change it.
     """
     inner = inner_model(model)
     adapter = [hash_weights(model, named=lambda name: "lora_" in name), *_adapter_settings(model)]
     config = {key: value for key, value in inner.config.to_dict().items() if key not in _ORIGIN}
-    return PrefixKey(
+    return ModelKey(
         config=_hash(json.dumps(config, sort_keys=True, default=str).encode()),
         weights=hash_weights(model, named=lambda name: "lora_" not in name),
         adapter=_hash("\n".join(adapter).encode()),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        token_ids=_hash(np.ascontiguousarray(ids, dtype=np.int32).tobytes()),
     )
 
 
-def save_prefix(path: Path, prefix: Prefix, *, model: nn.Module) -> None:
-    """Write an encoded prefix whole or not at all.
+def prefix_key(model: nn.Module, ids: NDArray[np.int32], *, known: ModelKey | None = None) -> PrefixKey:
+    """Return the key of the prefix `ids` of `model`.
+
+    known: the model's own key, if it has been made and the model has not changed since: all weights are read for it.
+    """
+    token_ids = _hash(np.ascontiguousarray(ids, dtype=np.int32).tobytes())
+    return PrefixKey(**asdict(known or model_key(model)), token_ids=token_ids)
+
+
+def save_prefix(path: Path, prefix: Prefix, *, model: nn.Module, known: ModelKey | None = None) -> None:
+    """Write an encoded prefix whole or not at all. known: as in `prefix_key`.
 
     Raises:
         ValueError: nothing is encoded, because the prefix is empty or the model's cache cannot be shared.
@@ -68,17 +84,18 @@ def save_prefix(path: Path, prefix: Prefix, *, model: nn.Module) -> None:
     for layer in prefix.store.buffers:
         for name, x in zip(("keys", "values"), prefix.layer(layer), strict=True):
             tensors[f"{layer}.{name}"] = x.cpu().contiguous()
+    about = {**asdict(prefix_key(model, prefix.ids, known=known)), "checksum": _sum_tensors(tensors)}
     with writing_atomically(path) as partial:
-        save_file(tensors, partial, metadata=asdict(prefix_key(model, prefix.ids)))
+        save_file(tensors, partial, metadata=about)
 
 
-def load_prefix(path: Path, *, model: nn.Module, ids: NDArray[np.int32]) -> Prefix:
-    """Return the prefix `ids` of `model` from a file, on the model's device.
+def load_prefix(path: Path, *, model: nn.Module, ids: NDArray[np.int32], known: ModelKey | None = None) -> Prefix:
+    """Return the prefix `ids` of `model` from a file, on the model's device. known: as in `prefix_key`.
 
     Raises:
         UserError: the file cannot be read, or was encoded with something else; it says with what.
     """
-    wanted = asdict(prefix_key(model, ids))
+    wanted = asdict(prefix_key(model, ids, known=known))
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             found = file.metadata() or {}
@@ -88,17 +105,20 @@ def load_prefix(path: Path, *, model: nn.Module, ids: NDArray[np.int32]) -> Pref
             other = [name for name in wanted if found[name] != wanted[name]]
             if other:
                 raise UserError(f"{path}: was encoded with other {_and(other)} than asked for; encode it anew")
-            return _read_prefix(file, np.asarray(ids, dtype=np.int32), device=device_of(model))
+            prefix = _read_prefix(file, np.asarray(ids, dtype=np.int32), device=device_of(model), path=path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a saved prefix ({error}); encode it anew") from error
+    return prefix
 
 
-def _read_prefix(file: Any, ids: NDArray[np.int32], *, device: torch.device) -> Prefix:
+def _read_prefix(file: Any, ids: NDArray[np.int32], *, device: torch.device, path: Path) -> Prefix:
     store = KeyValueBuffer(len(ids))
-    names = set(file.keys()) - {"token_ids"}
-    layers = sorted({int(name.split(".")[0]) for name in names})
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
+    if file.metadata().get("checksum", "") not in ("", _sum_tensors(tensors)):  # earlier versions wrote none
+        raise UserError(f"{path}: is damaged (its checksum differs); encode it anew")
+    layers = sorted({int(name.split(".")[0]) for name in tensors if name != "token_ids"})
     for layer in layers:
-        keys, values = (file.get_tensor(f"{layer}.{name}").to(device) for name in ("keys", "values"))
+        keys, values = (tensors[f"{layer}.{name}"].to(device) for name in ("keys", "values"))
         store.buffers[layer] = (keys, values)
     store.num_tokens = len(ids)
     return Prefix(ids=ids, store=store)
@@ -113,6 +133,15 @@ def _adapter_settings(model: nn.Module) -> list[str]:
             state = [sorted(scaling.items()), *(getattr(module, key, None) for key in ("active_adapters", "merged"))]
             parts.append(f"{name} {state} {getattr(module, 'disable_adapters', None)}")
     return parts
+
+
+def _sum_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of names and contents: a disk that loses a bit must not change an answer."""
+    total = 0
+    for name, tensor in sorted(tensors.items()):
+        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def _hash(data: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,10 @@ from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples
 from manyicl.errors import UserError
 from manyicl.inference.drawing import LONG_TRAIN, draw_shots, most_answer_tokens, prefix_lengths, write_answers
 from manyicl.inference.engine import Engine, choose_engine
+from manyicl.inference.generation import OnIds
 from manyicl.inference.model import InferenceModel, tokenize_for
 from manyicl.inference.prefix import choose_option
+from manyicl.models import Prefix
 from manyicl.tasks import Task
 
 
@@ -62,8 +64,7 @@ def ask(
     tokenized = tokenize_for(task, model)
     written = write_answers(model.tokenizer, task.labels)
     longest = most_answer_tokens(tokenized, written if task.labels else None, limit=max_new_tokens)
-    between, after = model.tokenizer.between_ids, model.tokenizer.before_answer_ids
-    queries = [np.asarray(between + ids + after, dtype=np.int32) for ids in model.tokenizer.encode_inputs(inputs)]
+    queries = write_queries(model.tokenizer, inputs, after_shots=True)
     room = model.max_tokens - longest - max(len(q) for q in queries)
     order = draw_shots(tokenized, seed=seed, draw=0, most_tokens=room - len(tokenized.head_ids))
     num_long = len(tokenized.splits["train"]) - len(order)
@@ -78,11 +79,19 @@ def ask(
     if not num_shots:
         queries = [query[tokenized.num_between :] for query in queries]
     with choose_engine(model) as engine:
-        answers = _answer_queries(
-            engine, model.tokenizer, task, list(inputs), queries=queries, before=before, limit=longest
+        answers = answer_queries(
+            engine,
+            model.tokenizer,
+            engine.encode(before),
+            queries,
+            choices=[written if task.labels else ()] * len(queries),
+            limits=[longest] * len(queries),
         )
     left_out = {LONG_TRAIN: num_long} if num_long else {}
-    return [replace(answer, shots=num_shots, left_out=left_out) for answer in answers]
+    return [
+        Answer(text, one.text, nll=one.nll, shots=num_shots, cut=one.cut, left_out=left_out)
+        for text, one in zip(inputs, answers, strict=True)
+    ]
 
 
 def _describe_no_room(
@@ -99,34 +108,87 @@ def _describe_no_room(
     )
 
 
-def _answer_queries(
+def write_queries(tokenizer: TaskTokenizer, inputs: Sequence[str], *, after_shots: bool) -> list[NDArray[np.int32]]:
+    """Return the ids of each input as a query: what the model gets after the shots, or after the head, to answer it."""
+    between, after = tokenizer.between_ids if after_shots else [], tokenizer.before_answer_ids
+    return [np.asarray(between + ids + after, dtype=np.int32) for ids in tokenizer.encode_inputs(inputs)]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an engine answers to one query."""
+
+    text: str
+    nll: float | None
+    """Nats of the answer with its terminator; None if it is not known."""
+    cut: bool = False
+    """Whether a generated answer reached its limit."""
+    choice_nll: Mapping[str, float] | None = None
+    """Nats of each known answer; None for a generated answer."""
+    num_tokens: int = 0
+    """Tokens of the answer with its terminator."""
+    fault: str = ""
+    """Why a server gave no answer."""
+
+
+def answer_queries(
     engine: Engine,
     tokenizer: TaskTokenizer,
-    task: Task,
-    inputs: Sequence[str],
-    *,
+    prefix: Prefix,
     queries: Sequence[NDArray[np.int32]],
-    before: NDArray[np.int32],
-    limit: int,
-) -> list[Answer]:
-    """Return the answers after the prefix `before`: the likeliest of the task's labels, or generated ones."""
-    prefix = engine.encode(before)
-    if task.labels:
-        pairs = write_answers(tokenizer, task.labels)
-        options = [ids for _, ids in pairs]
-        nats = engine.score(prefix, queries, [options] * len(queries))
-        best = [choose_option(nats_O, options) for nats_O in nats]
-        return [
-            Answer(text, pairs[place][0], nll=float(nats_O[place]), shots=0, cut=False)
-            for text, place, nats_O in zip(inputs, best, nats, strict=True)
-        ]
-    generated = engine.generate(prefix, queries, limits=[limit] * len(queries))
-    encoded = tokenizer.encode_answers([g.text for g in generated])
+    *,
+    choices: Sequence[Sequence[tuple[str, Sequence[int]]]],
+    limits: Sequence[int],
+    on_ids: OnIds | None = None,
+) -> list[Answered]:
+    """Return the answers after `prefix`: for each query the likeliest of its choices, or a generated one.
+
+    choices: the known answers of each query with their ids; () for an open answer. An engine without likelihoods
+        generates all answers.
+    limits: most tokens of each generated answer.
+    on_ids: as in `Engine.generate`; the place is that among all queries.
+
+    Raises:
+        UserError: memory runs out, a likelihood is not finite, or a server refuses.
+    """
+    known = [n for n, pairs in enumerate(choices) if pairs and engine.has_likelihoods]
+    answers = dict(zip(known, _choose(engine, prefix, queries, choices, known), strict=True))
+    places = [n for n in range(len(queries)) if n not in answers]
+    if not places:
+        return [answers[n] for n in range(len(queries))]
+    hook = None if on_ids is None else lambda n, ids: on_ids(places[n], ids)
+    generated = engine.generate(prefix, [queries[n] for n in places], limits=[limits[n] for n in places], on_ids=hook)
+    encoded = tokenizer.encode_answers([one.text for one in generated])
     # An answer that was cut, or whose text no ids give back, has no likelihood as a whole answer.
-    whole = {n: ids for n, ids in enumerate(encoded) if not generated[n].cut and not isinstance(ids, str)}
-    nats = engine.score(prefix, [queries[n] for n in whole], [[ids] for ids in whole.values()])
+    whole = {
+        n: ids
+        for n, one, ids in zip(places, generated, encoded, strict=True)
+        if engine.has_likelihoods and not (one.cut or one.fault or isinstance(ids, str))
+    }
+    nats = engine.score(prefix, [queries[n] for n in whole], [[ids] for ids in whole.values()]) if whole else []
     nll = {n: float(nats_O[0]) for n, nats_O in zip(whole, nats, strict=True)}
-    return [
-        Answer(text, one.text, nll=nll.get(n), shots=0, cut=one.cut)
-        for n, (text, one) in enumerate(zip(inputs, generated, strict=True))
-    ]
+    for n, one, ids in zip(places, generated, encoded, strict=True):
+        num_tokens = one.num_tokens or (0 if isinstance(ids, str) else len(ids))
+        answers[n] = Answered(one.text, nll.get(n), cut=one.cut, num_tokens=num_tokens, fault=one.fault)
+    return [answers[n] for n in range(len(queries))]
+
+
+def _choose(
+    engine: Engine,
+    prefix: Prefix,
+    queries: Sequence[NDArray[np.int32]],
+    choices: Sequence[Sequence[tuple[str, Sequence[int]]]],
+    places: Sequence[int],
+) -> list[Answered]:
+    """Return the likeliest choice of the queries at `places`; queries with the same choices share one trie of them."""
+    options = {id(choices[n]): [ids for _, ids in choices[n]] for n in places}
+    nats = (
+        engine.score(prefix, [queries[n] for n in places], [options[id(choices[n])] for n in places]) if places else []
+    )
+    answers = []
+    for n, nats_O in zip(places, nats, strict=True):
+        best = choose_option(nats_O, options[id(choices[n])])
+        text, ids = choices[n][best]
+        choice_nll = dict(zip((choice for choice, _ in choices[n]), nats_O.tolist(), strict=True))
+        answers.append(Answered(text, float(nats_O[best]), choice_nll=choice_nll, num_tokens=len(ids)))
+    return answers

@@ -1,5 +1,6 @@
 from .duplicates import CopyIndex, find_copies
-from .layouts import Source
+from .layouts import Source, source_of
+from .rows import tidy_answer
 from .settings import METRICS
 from .task import (
     NO_SPLIT_NOTE,
@@ -33,4 +34,6 @@ __all__ = [
     "load_task",
     "load_tasks",
     "name_sources",
+    "source_of",
+    "tidy_answer",
 ]

@@ -23,6 +23,11 @@ _UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u00ab\u00bb", '\'\'""""')
 _PARTS = re.compile(r"[,;|/+]")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
+MOST_LABELS = 256
+# A file without a family is classification if its answers are within these limits.
+MOST_CLASSES = 64
+LONGEST_CLASS = 50
+_ROWS_PER_CLASS = 5
 # Returns the option of a row that an answer means, or None if it means none.
 _Reading = Callable[[Row, str], str | None]
 
@@ -156,6 +161,26 @@ def _describe_wrong(row: Row, are_numbers: bool, settings_name: str) -> str:
         example = '{"answer_index": 0}'
         return f"{what}; if it is an option's number, write {example} (counted from 0, or 1) into {settings_name}"
     return what + near_word(row.answer, row.options)
+
+
+def guess_family(rows: Sequence[Row]) -> str:
+    """Return the family of a task that names none: classification or qa."""
+    answers = {row.answer for row in rows}
+    are_classes = (
+        len(answers) <= MOST_CLASSES
+        and len(answers) * _ROWS_PER_CLASS <= len(rows)
+        and all(len(answer) <= LONGEST_CLASS and "\n" not in answer for answer in answers)
+    )
+    return "classification" if are_classes or any(row.options for row in rows) else "qa"
+
+
+def find_labels(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the answers that are possible in all rows, sorted; () if rows differ in them, or if they are too many."""
+    option_sets = {frozenset(row.options) for row in rows}
+    if len(option_sets) > 1:  # multiple choice
+        return ()
+    labels = option_sets.pop() or {row.answer for row in rows}
+    return tuple(sorted(labels)) if len(labels) <= MOST_LABELS else ()
 
 
 def find_lookalikes(counts: Mapping[str, int]) -> list[list[str]]:

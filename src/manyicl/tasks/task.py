@@ -43,7 +43,17 @@ from pathlib import Path
 
 from manyicl.errors import UserError, suggest
 from manyicl.seeds import make_seed
-from manyicl.tasks.answers import describe_lists, describe_lookalikes, resolve_choices, resolve_lists
+from manyicl.tasks.answers import (
+    LONGEST_CLASS,
+    MOST_CLASSES,
+    MOST_LABELS,
+    describe_lists,
+    describe_lookalikes,
+    find_labels,
+    guess_family,
+    resolve_choices,
+    resolve_lists,
+)
 from manyicl.tasks.faults import Fault, FaultLog, near_word, show
 from manyicl.tasks.formats import describe_damage
 from manyicl.tasks.layouts import Source, find_layout, source_of
@@ -68,11 +78,6 @@ NO_SPLIT_NOTE = "No split is given: 20 % are test and 10 % of the rest validatio
 
 _TEST_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
-_MOST_LABELS = 256
-# A file without a family is classification if its answers are within these limits.
-_MOST_CLASSES = 64
-_LONGEST_CLASS = 50
-_ROWS_PER_CLASS = 5
 _PANDAS_INDEX = "__index_level_0__"  # row numbers, which pandas adds to Parquet
 # If there are at most this many different answers per row, they are treated as labels in warnings.
 _MOST_LABELS_PER_ROW = 0.5
@@ -232,8 +237,10 @@ def flip_labels(task: Task, *, seed: int) -> Task:
     return replace(task, train=train, validation=validation, test=test, sha256=sha256)
 
 
-def inspect_task(source: Path | Source) -> tuple[Task | None, list[Fault]]:
+def inspect_task(source: Path | Source, *, one_split: bool = False) -> tuple[Task | None, list[Fault]]:
     """Return the task of one data file or source; if it has faults, None and the faults in order of occurrence.
+
+    one_split: every row is train, in the order of the files, whatever split it or its file names.
 
     Raises:
         UserError: a file does not exist, cannot be opened, or is not a data file; never because of its content.
@@ -250,10 +257,13 @@ def inspect_task(source: Path | Source) -> tuple[Task | None, list[Fault]]:
     ]
     notes = resolve_lists(files, log=log)
     notes += resolve_choices(files, answer_index=settings.answer_index, settings_name=settings_name, log=log)
+    for file in files if one_split else ():
+        file.rows = [replace(row, split="train") for row in file.rows]
     _check_splits(files, log)
     _check_labels(files, settings.labels, log)
-    faults = log.list_faults()
-    return (None if faults else _build_task(settings, files, notes=notes, settings_name=settings_name)), faults
+    if faults := log.list_faults():
+        return None, faults
+    return _build_task(settings, files, notes=notes, settings_name=settings_name, one_split=one_split), []
 
 
 def _check_splits(files: Sequence[FileRows], log: FaultLog) -> None:
@@ -283,17 +293,18 @@ def _describe_label(answer: str, labels: tuple[str, ...]) -> str:
     return f"answer {show(answer)} is not among the labels of its task.json{near_word(answer, labels)}"
 
 
-def _build_task(settings: TaskSettings, files: Sequence[FileRows], *, notes: Sequence[str], settings_name: str) -> Task:
+def _build_task(
+    settings: TaskSettings, files: Sequence[FileRows], *, notes: Sequence[str], settings_name: str, one_split: bool
+) -> Task:
     rows = [row for file in files for row in file.rows]
-    family = settings.family or _guess_family(rows)
+    family = settings.family or guess_family(rows)
     labels = settings.labels
     if labels is None:
-        labels = _find_labels(rows) if family in ("classification", "nli") else ()
+        labels = find_labels(rows) if family in ("classification", "nli") else ()
     has_choices = bool(labels) or any(row.options for row in rows)
     metric = settings.metric or _default_metric(family, has_choices)
-    splits, dropped = _split_rows(rows)
-    num_blank = sum(file.num_blank for file in files)
-    if num_blank:
+    splits, dropped = _split_rows(rows, one_split=one_split)
+    if num_blank := sum(file.num_blank for file in files):
         dropped["blank row"] = num_blank
     return Task(
         name=settings.name,
@@ -307,7 +318,7 @@ def _build_task(settings: TaskSettings, files: Sequence[FileRows], *, notes: Seq
         sha256=_hash_task((settings.name, family, metric, settings.instruction, labels), splits),
         num_rows=len(rows) + num_blank,
         dropped=dropped,
-        split_note=_describe_split(rows),
+        split_note="All rows are train." if one_split else _describe_split(rows),
         warnings=(
             *_find_warnings(rows, family, labels=labels, has_choices=has_choices, settings_name=settings_name),
             *describe_lists(files),
@@ -340,17 +351,17 @@ def _find_warnings(
     are_labels = family in ("classification", "nli") or (
         family == "qa"
         and len(counts) <= _MOST_LABELS_PER_ROW * len(rows)
-        and all(len(answer) <= _LONGEST_CLASS for answer in counts)
+        and all(len(answer) <= LONGEST_CLASS for answer in counts)
     )
     if not are_labels or (has_choices and not labels):  # each row has its own options, so answers are not labels
         return warnings
     lookalikes = describe_lookalikes([row.answer for row in rows])
     if lookalikes:
         warnings.append(lookalikes)
-    if not has_choices and len(counts) > _MOST_LABELS:
+    if not has_choices and len(counts) > MOST_LABELS:
         fix = f'list them as "labels" in {settings_name}'
         warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
-    elif not has_choices and family == "qa" and len(counts) > _MOST_CLASSES:
+    elif not has_choices and family == "qa" and len(counts) > MOST_CLASSES:
         fix = f'write {{"family": "classification"}} into {settings_name}'
         warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
     return warnings
@@ -385,29 +396,10 @@ def _find_notes(
     return notes
 
 
-def _guess_family(rows: list[Row]) -> str:
-    answers = {row.answer for row in rows}
-    are_classes = (
-        len(answers) <= _MOST_CLASSES
-        and len(answers) * _ROWS_PER_CLASS <= len(rows)
-        and all(len(answer) <= _LONGEST_CLASS and "\n" not in answer for answer in answers)
-    )
-    return "classification" if are_classes or any(row.options for row in rows) else "qa"
-
-
 def _default_metric(family: str, has_choices: bool) -> str:
     if family in ("classification", "nli") or (has_choices and family != "summarization"):
         return "accuracy"
     return {"qa": "exact_match", "math": "math_exact_match", "summarization": "rouge_l"}[family]
-
-
-def _find_labels(rows: list[Row]) -> tuple[str, ...]:
-    """Return the answers that are possible in all rows, sorted; () if rows differ in them, or if they are too many."""
-    option_sets = {frozenset(row.options) for row in rows}
-    if len(option_sets) > 1:  # multiple choice
-        return ()
-    labels = option_sets.pop() or {row.answer for row in rows}
-    return tuple(sorted(labels)) if len(labels) <= _MOST_LABELS else ()
 
 
 def _hash_to_unit(purpose: str, text: str) -> float:
@@ -415,13 +407,13 @@ def _hash_to_unit(purpose: str, text: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{purpose}\0{text}".encode()).digest()[:6]) / 2**48
 
 
-def _split_rows(rows: list[Row]) -> tuple[dict[str, tuple[Example, ...]], dict[str, int]]:
+def _split_rows(rows: list[Row], *, one_split: bool) -> tuple[dict[str, tuple[Example, ...]], dict[str, int]]:
     """Return the examples of each split, in file order, and the number of dropped rows by reason."""
     placed = [row.split or ("test" if _hash_to_unit("split", row.input) < _TEST_SHARE else "train") for row in rows]
     inputs: dict[str, set[str]] = {split: set() for split in SPLITS}
     for row, split in zip(rows, placed, strict=True):
         inputs[split].add(row.input)
-    has_validation = bool(inputs["validation"])
+    has_validation = one_split or bool(inputs["validation"])
     kept: dict[str, list[Example]] = {split: [] for split in SPLITS}
     seen: dict[tuple[str, str], str] = {}
     dropped: Counter[str] = Counter()

@@ -1,0 +1,6 @@
+"""Tasks kept and served by one model: registered from examples, measured at once, answered in shared passes."""
+
+import lazy_loader
+
+# The names are in __init__.pyi; a module is imported when one of its names is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,337 @@
+"""One pass: inputs that share their shots are answered together after the encoded prefix, and become replies."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyicl.episodes import TaskTokenizer, TemplateSettings, join_examples
+from manyicl.errors import UserError
+from manyicl.inference import (
+    Answered,
+    EndpointSettings,
+    Engine,
+    Generated,
+    InferenceModel,
+    answer_queries,
+    choose_engine,
+)
+from manyicl.models import EMPTY_PREFIX
+from manyicl.service.prefix_cache import PrefixCache
+from manyicl.service.requests import Batch, Finish, Generation, Item, Reply, Request, Timing
+from manyicl.service.selection import Shots, TaskIds, count_fitting, find_nearest
+
+_UNFINISHED = "\ufffd"  # how a decoder writes the first bytes of a character
+
+
+class _Forgetful(dict[str, Generated]):
+    """Keeps no answer of a server: they would pile up as long as the service lives."""
+
+    def __setitem__(self, key: str, value: Generated) -> None:
+        """Forget it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model that answers."""
+
+    path: str
+    """As it was named."""
+    base_name: str
+    """The last part of that: OpenAI's clients name a task as `<base_name>:<task>`."""
+    max_tokens: int
+    """Its window."""
+    num_parameters: int | None
+    """None if a server has the model."""
+    device: str
+    dtype: str
+    shared_prefix: bool
+    """Whether many inputs share one encoded prefix."""
+    version: str
+    """Of this library."""
+
+
+@dataclass(slots=True)
+class TokenCount:
+    """Tokens of passes that answered requests."""
+
+    prompt: int = 0
+    """Of inputs and their shots, as if each input had had them to itself."""
+    answer: int = 0
+
+
+class Answerer:
+    """A model with its engines and its prefixes. Only one thread uses it, between `__enter__` and `__exit__`."""
+
+    def __init__(self, model: InferenceModel, *, endpoint: EndpointSettings | None, cache: PrefixCache) -> None:
+        self.model, self.cache = model, cache
+        self.tokens = TokenCount()
+        self._endpoint = endpoint
+        self.engine: Engine = choose_engine(model, endpoint=endpoint, kept=_Forgetful())
+        self.plain_tokenizer = _plain_tokenizer(model.tokenizer)
+        self._plain = choose_engine(
+            replace(model, tokenizer=self.plain_tokenizer), endpoint=endpoint, kept=_Forgetful()
+        )
+        self._encoding = threading.Lock()  # threads that submit prompts
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Answerer:
+        self._stack.enter_context(self.engine)
+        self._stack.enter_context(self._plain)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def encode_prompt(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the ids of a prompt as the model expects one: a text after BOS, or what the chat template writes.
+
+        Raises:
+            UserError: there is no chat template, or it refuses the messages.
+        """
+        tokenizer, bos = self.plain_tokenizer.tokenizer, self.plain_tokenizer.bos_ids
+        if not isinstance(prompt, str):
+            if not tokenizer.chat_template:
+                raise UserError("messages: this model has no chat template; send a prompt, or ask a task")
+            try:
+                text = tokenizer.apply_chat_template(
+                    [{**one} for one in prompt], tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:  # templates raise what they like
+                raise UserError(f"messages: the chat template refuses them ({' '.join(str(error).split())})") from error
+            prompt, bos = str(text), []
+        with self._encoding:
+            return [*bos, *map(int, tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])]
+
+    def answer(self, batch: Batch) -> None:
+        """Answer inputs of one group, and deliver each; a request that nobody waits for any more is left out.
+
+        Raises:
+            UserError: memory runs out, or a server refuses; nothing of the batch is delivered then.
+        """
+        open_ = [(request, item) for request, item in batch if not request.is_over]
+        if not open_:
+            return
+        if open_[0][0].task is None:
+            self._generate(open_)
+            return
+        parts: dict[int, list[_Query]] = {}
+        for request, item in open_:
+            try:
+                query = _place_input(request, item)
+            except UserError as error:  # too long for this version of the task
+                request.fail(error)
+            else:
+                parts.setdefault(query.num_shots, []).append(query)
+        for num_shots in sorted(parts, reverse=True):  # the longest first: the others are beginnings of it
+            self._answer_part(parts[num_shots], num_shots=num_shots)
+
+    def _answer_part(self, queries: Sequence[_Query], *, num_shots: int) -> None:
+        task, shots = queries[0].task, queries[0].shots
+        began = time.monotonic()
+        ids = join_examples(task.tokenized, split="train", indices=shots.order[:num_shots].astype(np.int32)).ids
+        prefix, cached = self.cache.get(self.engine, ids)
+        ready = time.monotonic()
+        stream = _Streams([(query.request, query.item) for query in queries], self.model.tokenizer)
+        answers = answer_queries(
+            self.engine,
+            self.model.tokenizer,
+            prefix,
+            [query.ids for query in queries],
+            choices=[query.item.choices for query in queries],
+            limits=[query.item.limit for query in queries],
+            on_ids=stream.on_ids,
+        )
+        ended = time.monotonic()
+        shown = task.ids_of(shots.order[:num_shots])
+        for place, (query, one) in enumerate(zip(queries, answers, strict=True)):
+            timing = _time(query.request, began, ready, ended, cached=cached, size=len(queries))
+            num_prompt = len(ids) + len(query.ids)
+            reply = _make_reply(query, one, shown=shown, timing=timing, num_prompt=num_prompt)
+            stream.finish(place, reply.answer)
+            self._deliver(query.request, query.item, reply, fault=one.fault, num_prompt=num_prompt)
+
+    def _generate(self, batch: Batch) -> None:
+        """Answer plain generations."""
+        began = time.monotonic()
+        stream = _Streams(batch, self.plain_tokenizer)
+        generated = self._plain.generate(
+            EMPTY_PREFIX,
+            [item.ids for _, item in batch],
+            limits=[item.limit for _, item in batch],
+            on_ids=stream.on_ids,
+        )
+        ended = time.monotonic()
+        for place, ((request, item), one) in enumerate(zip(batch, generated, strict=True)):
+            text, stopped = _cut_at(one.text, item.stop)
+            timing = _time(request, began, began, ended, cached=True, size=len(batch))
+            finish: Finish = "length" if one.cut and not stopped else "stop"
+            made = Generation(text, finish, len(item.ids), one.num_tokens or 0, timing)
+            stream.finish(place, text)
+            self._deliver(request, item, made, fault=one.fault, num_prompt=len(item.ids))
+
+    def _deliver(self, request: Request, item: Item, outcome: Any, *, fault: str, num_prompt: int) -> None:
+        self.tokens.prompt += num_prompt
+        self.tokens.answer += outcome.num_answer_tokens
+        if fault:
+            request.fail(UserError(f"endpoint: gave no answer ({fault}); try again, or look at the server's log"))
+        elif not (request.is_late and outcome.finish == "length"):  # its answer was ended by the deadline
+            request.deliver(item.place, outcome)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Query:
+    """One input behind its shots."""
+
+    request: Request
+    item: Item
+    task: TaskIds
+    shots: Shots
+    num_shots: int
+    """Shared ones."""
+    nearest: Sequence[int]
+    """Indices of its own shots."""
+    ids: NDArray[np.int32]
+    """Its own shots and the input."""
+
+
+def _place_input(request: Request, item: Item) -> _Query:
+    """Return an input with as many shots as fit before it.
+
+    Raises:
+        InputTooLong: it does not fit.
+    """
+    task, shots = request.task, request.shots
+    assert task is not None
+    assert shots is not None
+    head = len(task.tokenized.head_ids)
+    nearest = find_nearest(task, item.text, shots, room=task.max_tokens - head - len(item.ids) - item.limit)
+    tokens = task.tokens
+    own = [tokens.ids[tokens.starts[index] : tokens.starts[index + 1]] for index in nearest]
+    ids = np.concatenate([*own, item.ids]).astype(np.int32)
+    num_shots = count_fitting(task, shots, num_after=len(ids) + item.limit)
+    if not num_shots:
+        ids = ids[task.tokenized.num_between :]
+    return _Query(request, item, task, shots, num_shots, nearest, ids)
+
+
+def _make_reply(query: _Query, one: Answered, *, shown: tuple[int, ...], timing: Timing, num_prompt: int) -> Reply:
+    return Reply(
+        input=query.item.text,
+        answer=one.text,
+        probabilities=None if one.choice_nll is None else to_probabilities(one.choice_nll),
+        nll=one.nll,
+        shots=shown + query.task.ids_of(list(query.nearest)),
+        cut=one.cut,
+        finish="length" if one.cut else "stop",
+        timing=timing,
+        num_prompt_tokens=num_prompt,
+        num_answer_tokens=one.num_tokens,
+        task_version=query.task.record.version,
+    )
+
+
+def to_probabilities(nats: Any) -> dict[str, float]:
+    """Return what each choice has of all choices' likelihood, from their nats."""
+    values = np.array(list(nats.values()))
+    weights = np.exp(values.min() - values)
+    return dict(zip(nats, (weights / weights.sum()).tolist(), strict=True))
+
+
+def _time(request: Request, began: float, ready: float, ended: float, *, cached: bool, size: int) -> Timing:
+    return Timing(
+        queued_s=began - request.since,
+        prefix_s=ready - began,
+        model_s=ended - ready,
+        total_s=ended - request.since,
+        prefix_cached=cached,
+        batch_size=size,
+    )
+
+
+def _plain_tokenizer(tokenizer: TaskTokenizer) -> TaskTokenizer:
+    """Return a tokenizer for plain generations, which end at the end of the text or turn, not at a blank line."""
+    own = copy.deepcopy(tokenizer.tokenizer)  # in prompts special tokens are recognised, which is a state of it
+    end = own.eos_token
+    if tokenizer.settings.style == "plain" and isinstance(end, str):
+        with suppress(UserError):  # it cannot write its own end of text
+            return TaskTokenizer(own, TemplateSettings(terminator=end), end_ids=tokenizer.end_ids)
+    return TaskTokenizer(own, tokenizer.settings, frame=tokenizer.frame, end_ids=tokenizer.end_ids)
+
+
+def _cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """Return the text before the first of `stops`, and whether there is one."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+@dataclass(slots=True)
+class _Streams:
+    """The text of generated answers, handed out piece by piece while they are generated."""
+
+    batch: Sequence[tuple[Request, Item]]
+    tokenizer: TaskTokenizer
+    sent: dict[int, str] = field(default_factory=dict)
+    """Place in the batch -> the text that was handed out."""
+
+    def on_ids(self, place: int, ids: Sequence[int]) -> bool:
+        """Hand out what is certain of an answer; return whether it is to go on."""
+        request, item = self.batch[place]
+        if request.is_over or request.is_late:
+            return False
+        if request.on_text is None and not item.stop:
+            return True
+        text, ended = self.tokenizer.cut_answer(ids)
+        text, stopped = _cut_at(text, item.stop)
+        if not ended and not stopped:
+            text = _certain(text, (self.tokenizer.end_text, *item.stop))
+        self._send(place, text)
+        return not stopped
+
+    def finish(self, place: int, text: str) -> None:
+        """Hand out what is left of an answer."""
+        self._send(place, text)
+
+    def _send(self, place: int, text: str) -> None:
+        request, item = self.batch[place]
+        sent = self.sent.get(place, "")
+        if request.on_text is None or len(text) <= len(sent) or not text.startswith(sent) or request.is_over:
+            return
+        self.sent[place] = text
+        try:
+            request.on_text(item.place, text[len(sent) :])
+        except Exception as error:  # the caller's own: it must not end the pass of the others
+            request.fail(error)
+
+
+def _certain(text: str, ends: Sequence[str]) -> str:
+    """Return `text` without an end that may still become one of `ends`, or is half of a character."""
+    text = text.rstrip(_UNFINISHED)
+    held = [n for end in ends for n in range(1, len(end)) if text.endswith(end[:n])]
+    return text[: len(text) - max(held, default=0)]
+
+
+def describe_model(answerer: Answerer) -> ModelInfo:
+    """Return what the model of an answerer is."""
+    model = answerer.model
+    weights = None if model.model is None else next(model.model.parameters())
+    return ModelInfo(
+        path=model.path,
+        base_name=Path(model.path).name or model.path,
+        max_tokens=model.max_tokens,
+        num_parameters=None if model.model is None else sum(p.numel() for p in model.model.parameters()),
+        device="server" if weights is None else str(weights.device),
+        dtype="unknown" if weights is None else str(weights.dtype).removeprefix("torch."),
+        shared_prefix=answerer.engine.sharing_fault == "",
+        version=version("manyicl"),
+    )

@@ -1,0 +1,219 @@
+"""Files and rows -> examples of a served task, through the readers that `manyicl check` uses; drops are counted."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from manyicl.service.library import TaskChange
+from manyicl.service.refusals import BadExamples
+from manyicl.tasks import Example, Source, Task, inspect_task, name_sources, source_of, tidy_answer
+
+Rows = str | Path | Sequence[Mapping[str, Any]]
+MOST_NAME = 100
+DUPLICATE = "duplicate input"
+CONTRADICTION = "duplicate with another answer"
+_MOST_LABELS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What became of the rows of an upload."""
+
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> number of rows."""
+    notes: tuple[str, ...] = ()
+    """What is good to know about how the rows were read."""
+    warnings: tuple[str, ...] = ()
+    """What may be a mistake in the rows."""
+    ids: tuple[int, ...] = ()
+    """Of the new examples; empty for those of a new task."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadExamples:
+    """Examples as they were read, before they are kept."""
+
+    task: Task
+    """All of them are train rows."""
+    source: str
+    """Where they came from, in a word."""
+    settings: Mapping[str, Any]
+    """The task.json that they were read with."""
+
+    @property
+    def registration(self) -> Registration:
+        """What became of the rows."""
+        task = self.task
+        return Registration(len(task.train), dict(task.dropped), tuple(task.notes), tuple(task.warnings))
+
+    def about(self) -> dict[str, Any]:
+        """Return what the library keeps of the task besides examples."""
+        task = self.task
+        return {
+            "family": task.family,
+            "metric": task.metric,
+            "instruction": task.instruction,
+            "labels": list(task.labels),
+            "settings": dict(self.settings),
+            "registration": asdict(self.registration),
+        }
+
+
+def check_name(name: str) -> str:
+    """Return the name of a task.
+
+    Raises:
+        BadExamples: it cannot be one.
+    """
+    fix = f"give one of at most {MOST_NAME} characters on one line, without slashes"
+    shown = repr(name[:MOST_NAME])
+    if not name.strip() or name in (".", "..") or not name.isprintable() or set(name) & set("/\\"):
+        raise BadExamples(f"name={shown}: cannot be a task's name; {fix}")
+    if len(name) > MOST_NAME:
+        raise BadExamples(f"name={shown}...: has {len(name):,} characters; {fix}")
+    return name
+
+
+def read_examples(
+    rows: Rows, *, name: str | None, settings: Mapping[str, Any] | None, most: int, folder: Path | None = None
+) -> ReadExamples:
+    """Return the examples in a file, a folder of one task, or rows; whatever their split, all become examples.
+
+    settings: as a task.json; default: the one beside the file. most: examples.
+
+    Raises:
+        BadExamples: they cannot be read; each kind of mistake is in its `faults`.
+        UserError: there is no such file.
+    """
+    if name is not None:
+        check_name(name)
+    with tempfile.TemporaryDirectory(prefix="manyicl-", dir=folder) as place:
+        source, shown = _find_source(rows, Path(place), name=name, settings=settings)
+        task, faults = inspect_task(source, one_split=True)
+        raw = _read_settings(source.settings_path)
+    if task is None:
+        messages = [fault.message.replace(*shown) if shown else fault.message for fault in faults]
+        more = f" (and {len(faults) - 1} more {'kind' if len(faults) == 2 else 'kinds'} of mistakes)"
+        raise BadExamples(messages[0] + (more if len(faults) > 1 else ""), faults)
+    check_name(task.name if name is None else name)
+    if not task.train:
+        raise BadExamples(f"{shown[1] if shown else source.path}: holds no examples; add some")
+    if len(task.train) > most:
+        raise BadExamples(
+            f"{shown[1] if shown else source.path}: holds {len(task.train):,} examples, more than {most:,};"
+            " leave some out"
+        )
+    return ReadExamples(task, shown[1] if shown else source.path.name, raw)
+
+
+def _find_source(
+    rows: Rows, place: Path, *, name: str | None, settings: Mapping[str, Any] | None
+) -> tuple[Source, tuple[str, str] | None]:
+    """Return what to read, and (temporary path, words for it) if messages must not name that path."""
+    if isinstance(rows, str | Path):
+        path = Path(rows)
+        if path.is_dir():
+            sources = name_sources(path)
+            if len(sources) > 1:
+                raise BadExamples(f"{path}: holds {len(sources)} tasks ({', '.join(list(sources)[:5])}); add one each")
+            source = next(iter(sources.values()))
+        else:
+            source = source_of(path)
+        shown = None
+    else:
+        path = place / "examples.jsonl"
+        path.write_bytes(b"".join(_write_row(row, number) for number, row in enumerate(rows, start=1)))
+        source, shown = source_of(path), (str(path), "examples")
+        if name is None:
+            raise BadExamples("name: is missing; examples without a file need the name of their task")
+    stem = name if name is not None else source.stem
+    settings_path = source.settings_path
+    if settings is not None:
+        settings_path = place / "task.json"
+        settings_path.write_text(json.dumps({**settings}), encoding="utf-8")
+    return Source(source.path, stem, source.files, settings_path), shown
+
+
+def _write_row(row: Mapping[str, Any], number: int) -> bytes:
+    try:
+        return json.dumps(dict(row), allow_nan=True).encode() + b"\n"
+    except (TypeError, ValueError, UnicodeEncodeError) as error:
+        raise BadExamples(f"examples, row {number}: is not made of texts, numbers and lists ({error})") from None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Return the content of a task.json, which was found to be right; {} if there is none."""
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    return content if isinstance(content, dict) else {}
+
+
+def append_settings(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the task.json by which more examples of a task are read: as the first were, and of its kind."""
+    given = {key: value for key, value in about["settings"].items() if key != "name"}
+    return {**given, "family": about["family"], "metric": about["metric"], "instruction": about["instruction"]}
+
+
+def append_examples(change: TaskChange, read: ReadExamples, *, most: int) -> Registration:
+    """Add those of the examples whose inputs are new to the task; labels that come with them are labels of it.
+
+    Raises:
+        BadExamples: there would be too many examples.
+    """
+    new: list[Example] = []
+    dropped = Counter(read.registration.dropped)
+    for example in read.task.train:
+        known = change.find_input(example.input)
+        if known is None:
+            new.append(example)
+        else:
+            dropped[DUPLICATE if known.answer == example.answer else CONTRADICTION] += 1
+    if change.num_examples() + len(new) > most:
+        raise BadExamples(
+            f"{read.source}: task '{change.record.name}' would have {change.num_examples() + len(new):,} examples,"
+            f" more than {most:,}; remove some first"
+        )
+    ids = change.add(new, source=read.source)
+    update_labels(change)
+    registration = read.registration
+    return Registration(len(ids), dict(dropped), registration.notes, registration.warnings, tuple(ids))
+
+
+def correct_example(change: TaskChange, id_: int, answer: str) -> None:
+    """Change the answer of an example.
+
+    Raises:
+        UnknownExample: there is none with this id.
+        BadExamples: the answer is empty, or is not one of the answers to choose from.
+    """
+    example = change.find(id_)
+    answer = tidy_answer(answer)
+    if not answer:
+        raise BadExamples(f"example {id_}: the answer is empty; give one, or remove the example")
+    fixed = example.options or tuple(change.about["settings"].get("labels") or ())
+    if fixed and answer not in fixed:
+        raise BadExamples(f"example {id_}: {answer[:60]!r} is not among its answers ({', '.join(fixed)[:200]})")
+    if answer != example.answer:
+        change.correct(id_, answer)
+        update_labels(change)
+
+
+def update_labels(change: TaskChange) -> None:
+    """Find the labels anew after a change of examples, as the readers find them, unless the settings name them."""
+    about = change.about
+    if about["family"] not in ("classification", "nli") or about["settings"].get("labels"):
+        return
+    examples = change.examples()
+    option_sets = {frozenset(example.options) for example in examples}
+    labels: set[str] = set()
+    if len(option_sets) == 1:
+        labels = set(option_sets.pop()) or {example.answer for example in examples}
+    change.about = {**about, "labels": sorted(labels) if len(labels) <= _MOST_LABELS else []}

@@ -1,0 +1,449 @@
+"""The service: one model, its tasks, and their answers; in this process, from any number of threads."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from manyicl.errors import UserError
+from manyicl.inference import EndpointSettings, InferenceModel, load_for_inference, write_answers, write_queries
+from manyicl.service.answering import Answerer, describe_model
+from manyicl.service.library import Library, ServedExample, TaskRecord
+from manyicl.service.measurement.findings import Measurement
+from manyicl.service.measurement.measuring import Measurer
+from manyicl.service.prefix_cache import PrefixCache
+from manyicl.service.refusals import BadExamples, Closing, InputTooLong
+from manyicl.service.registering import (
+    Registration,
+    Rows,
+    append_examples,
+    append_settings,
+    correct_example,
+    read_examples,
+    update_labels,
+)
+from manyicl.service.requests import (
+    Generation,
+    Item,
+    OnText,
+    Reply,
+    Request,
+    Ticket,
+    WaitingLine,
+    to_deadline,
+    wait_for,
+)
+from manyicl.service.selection import TaskBook, TaskIds, check_writable, choose_shots, count_fitting
+from manyicl.service.served_task import ServedTask
+from manyicl.service.settings import ServiceSettings, ShotChoice
+from manyicl.service.worker import Background, NoBackground, ServiceStats, Worker
+
+PREFIX_FOLDER = "prefixes"
+Message = Mapping[str, str]
+
+
+def open_service(
+    model: str | InferenceModel,
+    *,
+    data: str | Path | None = None,
+    endpoint: EndpointSettings | None = None,
+    settings: ServiceSettings | None = None,
+) -> Service:
+    """Open a service. It is closed by `close`, or at the end of a `with` block.
+
+    model: a checkpoint, an adapter, a run, or a hub name; or a model that is loaded.
+    data: the folder of the library, which is made if it is not there. None: nothing is kept.
+    endpoint: a server that runs the model; `model` then gives tokenizer, template and window.
+
+    Raises:
+        UserError: the model cannot be loaded, or the server is not reached.
+        LibraryFault: the library is corrupt, from a newer version, or cannot be written.
+    """
+    library = Library(Path(data)) if data is not None else None  # before the model, which takes seconds
+    try:
+        loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str) else model
+        return Service(loaded, library=library, endpoint=endpoint, settings=settings or ServiceSettings())
+    except BaseException:
+        if library is not None:
+            library.close()
+        raise
+
+
+class Service:
+    """One model that serves many tasks. `open_service` makes it; its methods may be called from any thread.
+
+    Raises:
+        UserError: the server of `endpoint` is not reached.
+    """
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        *,
+        library: Library | None,
+        endpoint: EndpointSettings | None,
+        settings: ServiceSettings,
+    ) -> None:
+        self.settings = settings
+        self.is_ready = False
+        self._is_closed = False
+        keeps = library is not None
+        if library is None:
+            folder = Path(tempfile.mkdtemp(prefix="manyicl-service-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            library = Library(folder)
+        self._library, self._model = library, model
+        self._keeps_prefixes = keeps
+        self._cache = PrefixCache(
+            model,
+            most_bytes=settings.cache_bytes,
+            most_disk_bytes=settings.spill_bytes if endpoint is None else 0,
+            folder=library.path.parent / PREFIX_FOLDER,
+        )
+        self._answerer = Answerer(model, endpoint=endpoint, cache=self._cache)
+        self._book = TaskBook(library, model)
+        self._line = WaitingLine(max_items=settings.max_queue, max_batch_tokens=settings.max_batch_tokens)
+        self._measurer: Measurer | None = None
+        self._worker = Worker(self._answerer, self._line, make_background=self._make_background)
+        self._worker.start()
+        self.info = describe_model(self._answerer)
+
+    def _make_background(self, answerer: Answerer) -> Background:
+        if not self.settings.measure:
+            return NoBackground()
+        self._measurer = Measurer(
+            self._library,
+            self._book,
+            answerer,
+            most_tokens=self.settings.measure_tokens,
+            choice=self.settings.shots,
+        )
+        return self._measurer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, finish: bool = True, timeout: float | None = None) -> None:
+        """Take no more requests, and end.
+
+        finish: answer those that wait first; else they fail with `Closing`.
+        timeout: seconds after which they fail all the same.
+        """
+        self._line.close(finish=finish)
+        has_ended = self._worker.join(timeout)
+        if not has_ended:
+            self._line.close(finish=False)
+            has_ended = self._worker.join(1.0)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if has_ended and self._keeps_prefixes:
+            self._cache.spill_all()
+        self._cache.clear()
+        self._library.close()
+
+    @contextmanager
+    def _open(self) -> Iterator[Library]:
+        if self._is_closed:
+            raise Closing("the service is closed; open it again")
+        yield self._library
+
+    # Tasks.
+
+    def tasks(self) -> list[ServedTask]:
+        """Return all tasks by name."""
+        with self._open() as library:
+            return [ServedTask(self, record) for record in library.tasks()]
+
+    def task(self, name: str) -> ServedTask:
+        """Return a task.
+
+        Raises:
+            UnknownTask: there is none of this name.
+        """
+        with self._open() as library:
+            return ServedTask(self, library.task(name))
+
+    def add_task(
+        self,
+        source: Rows,
+        *,
+        name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        replace: bool = False,
+    ) -> ServedTask:
+        """Keep a task and return it. It can be asked at once, and is measured when nothing else is to be done.
+
+        source: a file that `manyicl check` reads, a folder of one task, or rows with `input` and `answer`.
+        name: default: that in its task.json, else the file's without its suffix.
+        settings: as a task.json; default: the one beside the file.
+        replace: in place of a task of this name, if there is one.
+
+        Raises:
+            BadExamples: the rows cannot be read, or the name cannot be one.
+            TaskExists: a task of this name is there, and `replace` is False.
+        """
+        with self._open() as library:
+            read = read_examples(source, name=name, settings=settings, most=self.settings.max_examples)
+            kept = name if name is not None else read.task.name
+            lost = check_writable(read.task, self._model)
+            about = read.about()
+            notes = [f"{number:,} examples are never shown ({reason})" for reason, number in lost.items()]
+            about["registration"]["warnings"] = [*about["registration"]["warnings"], *notes]
+            library.add_task(
+                kept,
+                about,
+                read.task.train,
+                source=read.source,
+                replace=replace,
+                most_tasks=self.settings.max_tasks,
+            )
+        self._line.wake()
+        return self.task(kept)
+
+    def remove_task(self, name: str) -> None:
+        """Remove a task with all of its examples.
+
+        Raises:
+            UnknownTask: there is none of this name.
+        """
+        with self._open() as library:
+            library.remove_task(name)
+
+    # Answers.
+
+    def submit(
+        self,
+        name: str,
+        inputs: str | Sequence[str],
+        *,
+        options: Sequence[Sequence[str]] | None = None,
+        shots: ShotChoice | None = None,
+        max_new_tokens: int | None = None,
+        deadline: float | None = None,
+        on_text: OnText | None = None,
+    ) -> Ticket[list[Reply]]:
+        """Let inputs of a task wait for their answers; `ServedTask.submit` says more.
+
+        Raises:
+            UnknownTask, InputTooLong, QueueFull, Closing: it is refused. UserError: an input is empty.
+        """
+        texts = self._check_inputs(inputs)
+        with self._open():
+            task = self._book.get(name)
+        choice = shots if shots is not None else self.settings.shots
+        items = self._make_items(task, texts, options=options, choice=choice, max_new_tokens=max_new_tokens)
+        ticket: Ticket[list[Reply]] = Ticket()
+        request = Request(
+            key=name,
+            group=(task.record.id, task.record.version, choice),
+            items=items,
+            ticket=ticket,
+            task=task,
+            shots=choose_shots(task, choice),
+            deadline=to_deadline(deadline),
+            on_text=on_text,
+        )
+        self._line.add(request)
+        return ticket
+
+    def _check_inputs(self, inputs: str | Sequence[str]) -> list[str]:
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        if not texts:
+            raise UserError("inputs: is empty; give one input or more")
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"input {number}: is empty, or not a text; give one")
+            if len(text) > self.settings.max_input_chars:
+                raise InputTooLong(
+                    f"input {number}: has {len(text):,} characters, more than {self.settings.max_input_chars:,};"
+                    " shorten it"
+                )
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"input {number}: holds half of a surrogate pair; write the whole character") from None
+        return texts
+
+    def _make_items(
+        self,
+        task: TaskIds,
+        texts: Sequence[str],
+        *,
+        options: Sequence[Sequence[str]] | None,
+        choice: ShotChoice,
+        max_new_tokens: int | None,
+    ) -> list[Item]:
+        tokenizer = self._model.tokenizer
+        if options is not None and len(options) != len(texts):
+            raise UserError(f"options: there are {len(options)} for {len(texts)} inputs; give a list for each input")
+        limit = min(max_new_tokens or task.limit, self.settings.max_new_tokens)
+        if limit < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens}: an answer has one token or more")
+        shots = choose_shots(task, choice)
+        items = []
+        for place, ids in enumerate(write_queries(tokenizer, texts, after_shots=True)):
+            choices = (
+                write_answers(tokenizer, options[place]) if options is not None and options[place] else task.labels
+            )
+            if options is not None and options[place] and not choices:
+                raise UserError(f"options of input {place + 1}: the model's tokenizer can write none of them")
+            most = max((len(answer) for _, answer in choices), default=limit)
+            item = Item(place, texts[place], ids, choices, most)
+            try:
+                count_fitting(task, shots, num_after=len(ids) + most)
+            except InputTooLong as error:
+                raise InputTooLong(f"input {place + 1}: {str(error).removeprefix('input: ')}") from None
+            items.append(item)
+        return items
+
+    def submit_generation(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        deadline: float | None = None,
+        on_text: OnText | None = None,
+    ) -> Ticket[Generation]:
+        """Let a prompt wait that the model completes as it is, without a task.
+
+        prompt: a text, or the messages of a chat, which the model's chat template writes.
+        stop: texts that end the answer and are not part of it.
+        deadline, on_text: as in `ServedTask.submit`; the index is 0.
+
+        Raises:
+            InputTooLong, QueueFull, Closing: it is refused. UserError: it is empty, or the model has no chat template.
+        """
+        text = prompt if isinstance(prompt, str) else "\n".join(str(one.get("content", "")) for one in prompt)
+        self._check_inputs(text)
+        with self._open():
+            ids = self._answerer.encode_prompt(prompt)
+        limit = min(max_new_tokens or self.settings.max_new_tokens, self.settings.max_new_tokens)
+        room = self._model.max_tokens - len(ids)
+        if room < 1:
+            raise InputTooLong(f"prompt: has {len(ids):,} tokens; the window is {self._model.max_tokens:,}; shorten it")
+        ticket: Ticket[Generation] = Ticket()
+        item = Item(0, text, np.asarray(ids, dtype=np.int32), limit=min(limit, room), stop=tuple(stop))
+        request = Request(
+            key="", group="generation", items=[item], ticket=ticket, deadline=to_deadline(deadline), on_text=on_text
+        )
+        self._line.add(request)
+        return ticket
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        timeout: float | None = None,
+    ) -> Generation:
+        """Return what `submit_generation` brings.
+
+        Raises:
+            DeadlinePassed: it takes more than `timeout` seconds. The others as `submit_generation`.
+        """
+        ticket = self.submit_generation(prompt, max_new_tokens=max_new_tokens, stop=stop, deadline=timeout)
+        return wait_for(ticket, timeout=timeout)
+
+    def ready(self) -> None:
+        """Try the model once, with a real forward pass; `is_ready` says that it went well.
+
+        Raises:
+            UserError: it did not.
+        """
+        self.generate("a", max_new_tokens=1)
+        self.is_ready = True
+
+    def stats(self) -> ServiceStats:
+        """Return what has been done so far, and what is held."""
+        served, cache, tokens = self._worker.served, asdict(self._cache.count), self._answerer.tokens
+        engine = self._answerer.engine.count
+        memory, disk = cache.pop("memory_bytes"), cache.pop("disk_bytes")
+        with self._open() as library:
+            num_tasks = len(library.versions())
+        return ServiceStats(
+            waiting=self._line.lengths(),
+            requests=dict(self._line.outcomes),
+            num_answers=served.num_answers,
+            num_passes=served.num_passes,
+            latency_sum_s=served.latency_sum_s,
+            latency_counts=served.latency_counts(),
+            prefixes=cache,
+            prefix_bytes=memory,
+            spilled_bytes=disk,
+            tokens={
+                "prompt": tokens.prompt,
+                "answer": tokens.answer,
+                "prefix": engine.num_prefix_tokens,
+                "query": engine.num_query_tokens,
+            },
+            num_tasks=num_tasks,
+            measuring=self._measurer.current if self._measurer is not None else None,
+        )
+
+    # What tasks need.
+
+    def find_record(self, name: str) -> TaskRecord:
+        """Return what the library knows of a task now."""
+        with self._open() as library:
+            return library.task(name)
+
+    def find_measurement(self, name: str) -> Measurement:
+        """Return what is known about the answers of a task."""
+        record = self.find_record(name)
+        if self._measurer is None:
+            return Measurement("off", version=record.version)
+        return self._measurer.find(record.id, record.version)
+
+    def list_examples(self, name: str, *, start: int, limit: int) -> list[ServedExample]:
+        """Return some examples of a task."""
+        record = self.find_record(name)
+        with self._open() as library:
+            return library.examples(record.id, start=max(0, start), limit=max(0, limit))
+
+    def count_examples(self, name: str) -> int:
+        """Return how many examples a task has."""
+        record = self.find_record(name)
+        with self._open() as library:
+            return library.num_examples(record.id)
+
+    def append(self, name: str, source: Rows) -> Registration:
+        """Add examples to a task."""
+        with self._open() as library:
+            settings = append_settings(library.task(name).about)
+            most = self.settings.max_examples
+            read = read_examples(source, name=name, settings=settings, most=most)
+            check_writable(read.task, self._model)
+            with library.changing(name) as change:
+                registration = append_examples(change, read, most=most)
+        self._line.wake()
+        return registration
+
+    def correct(self, name: str, id_: int, answer: str) -> None:
+        """Change the answer of an example."""
+        with self._open() as library, library.changing(name) as change:
+            correct_example(change, id_, answer)
+        self._line.wake()
+
+    def remove_examples(self, name: str, ids: Sequence[int]) -> None:
+        """Remove examples; all or, if one is not there, none."""
+        with self._open() as library, library.changing(name) as change:
+            wanted = {change.find(id_).id for id_ in ids}
+            if len(wanted) == change.num_examples():
+                raise BadExamples(f"task '{name}': would have no examples left; remove the task instead")
+            change.remove(sorted(wanted))
+            update_labels(change)
+        self._line.wake()

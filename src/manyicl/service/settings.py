@@ -1,0 +1,69 @@
+"""Settings of the service: its limits and budgets, and which examples are shown before an input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from manyicl.errors import UserError
+
+Policy = Literal["random", "fixed", "nearest"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShotChoice:
+    """Which examples of a task are shown before an input.
+
+    Raises:
+        UserError: an unknown policy, a negative count, ids without the policy "fixed", or that policy without ids.
+    """
+
+    policy: Policy = "random"
+    """random: a random order in which labels take turns; fixed: `ids`; nearest: a shared random part, then the examples
+    whose words are most like the input's (BM25), the most similar one last."""
+    count: int | None = None
+    """How many. None: as many as fit."""
+    seed: int = 0
+    """Decides the random order."""
+    ids: tuple[int, ...] = ()
+    """The examples to show, in this order; for the policy "fixed" only."""
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("random", "fixed", "nearest"):
+            raise UserError(f"shots.policy={self.policy!r}: is unknown; known: random, fixed, nearest")
+        if self.count is not None and self.count < 0:
+            raise UserError(f"shots.count={self.count}: shots count from 0")
+        if self.ids and self.policy != "fixed":
+            raise UserError(f"shots.ids: need shots.policy 'fixed', not '{self.policy}'")
+        if self.policy == "fixed" and not self.ids:
+            raise UserError("shots.policy='fixed': needs shots.ids, the examples to show")
+        if len(set(self.ids)) < len(self.ids):
+            raise UserError("shots.ids: name an example twice; name each once")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """Limits and budgets of a service."""
+
+    shots: ShotChoice = ShotChoice()
+    """The examples shown if a request does not choose."""
+    max_queue: int = 512
+    """Inputs that may wait; more are refused."""
+    max_batch_tokens: int = 8192
+    """Most tokens of inputs, options and answers in one pass."""
+    cache_bytes: int = 2 << 30
+    """Memory for encoded prefixes; the one in use is kept even if it is larger."""
+    spill_bytes: int = 8 << 30
+    """Disk for prefixes that no longer fit that memory; 0: they are dropped."""
+    measure: bool = True
+    """Whether tasks are measured while nothing else is to be done."""
+    measure_tokens: int | None = None
+    """Most tokens of a measurement. None: 90,000 on a CPU, 4,000,000 on a GPU or a server."""
+    max_tasks: int = 1000
+    """Tasks that may be kept."""
+    max_examples: int = 50_000
+    """Examples of one task."""
+    max_input_chars: int = 100_000
+    """Characters of one input."""
+    max_new_tokens: int = 1024
+    """Most tokens of one generated answer, whatever a request wants."""
