@@ -35,6 +35,10 @@ class UserError(Exception):
     """
 
 
+class TerminatedError(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM, as schedulers do; it stops as after Ctrl-C."""
+
+
 class OutOfMemoryError(UserError):
     """A GPU ran out of memory in training.
 

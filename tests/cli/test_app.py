@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from manyicl.cli import app, evaluate
 from manyicl.cli.options import in_flags
-from manyicl.errors import UserError
+from manyicl.errors import TerminatedError, UserError
 from manyicl.evaluation.loop import one_pass_curve
 from manyicl.evaluation.points import PREDICTION_SCHEMA, read_predictions
 from manyicl.evaluation.scoring import score_answer
@@ -709,6 +709,18 @@ def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeyp
     command += ["--out", str(tmp_path / "a b.json")]
     code, _, err = run_manyicl(capfd, *command)
     assert (code, err) == (130, f"stopped; resume with: manyicl {shlex.join(command)}\n")
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (TerminatedError, 143)])
+def test_a_verb_that_cannot_be_resumed_says_that_it_was_stopped(folder, capfd, monkeypatch, error, code):
+    def stop_it(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("manyicl.verbs.check", stop_it)
+    assert run_manyicl(capfd, "check", folder / "tasks") == (code, "", "stopped\n")
+    monkeypatch.setattr("manyicl.evaluation.evaluate", stop_it)
+    code_of_eval, _, err = run_manyicl(capfd, "eval", folder / "model", "--tasks", folder / "tasks", "--shots", "0")
+    assert (code_of_eval, err) == (code, "stopped, nothing is kept\n")
 
 
 def test_a_stopped_demo_says_how_to_go_on(tmp_path, capfd, monkeypatch):

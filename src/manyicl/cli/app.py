@@ -7,16 +7,33 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from manyicl.cli import compare, data, evaluate, train
-from manyicl.cli.options import in_flags, is_main
+from manyicl.cli.options import exit_code, in_flags, is_main
 from manyicl.distributed import SharedError
 from manyicl.errors import UserError, find_refusal
 
+
+class _Commands(TyperGroup):
+    """The verbs; one that is stopped where nothing can be resumed ends in a line, too."""
+
+    def invoke(self, ctx: Any) -> object:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            if is_main():
+                typer.secho("stopped", err=True, fg=typer.colors.YELLOW)
+            raise typer.Exit(exit_code(error)) from None
+
+
 app = typer.Typer(
     name="manyicl",
+    cls=_Commands,
     help="Many-shot in-context fine-tuning: one model, many tasks; bring examples, not adapters.\n\n"
     "Start with `manyicl demo`. Then: `check` your task files, `show` an episode, `train` a recipe, `eval` or `curve`"
     " the result, and `ask` it.",

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from manyicl.errors import OutOfMemoryError, UserError, find_refusal
+from manyicl.errors import OutOfMemoryError, TerminatedError, UserError, find_refusal
 
 TaskFolder = Annotated[
     Path, typer.Option("--tasks", help="Folder of task files (*.jsonl, *.json, *.csv, *.tsv, *.parquet).")
@@ -79,9 +79,16 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def exit_code(error: KeyboardInterrupt) -> int:
+    """Return the exit code of a process that was stopped: 128 and the number of the signal."""
+    return 143 if isinstance(error, TerminatedError) else 130
+
+
 @contextmanager
 def stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> Iterator[None]:
-    """Say in one line how to resume if the user stops the block (Ctrl-C, exit code 130), or memory or the system fail.
+    """Say in one line how to resume if the block is stopped, or memory or the system fail.
+
+    Ctrl-C ends it with exit code 130, SIGTERM with 143.
 
     command: resumes it, after `manyicl`. kept: exists once there is something to resume. recipe: the file in which to
     change the setting that takes less memory. Default: the command takes the setting.
@@ -102,8 +109,8 @@ def stoppable(*command: str, kept: Path | None, recipe: Path | None = None) -> I
             raise
         on = f"what was saved is kept; resume with: {shlex.join(['manyicl', *command])}"
         raise UserError(f"{refused}; {on if kept and kept.exists() else 'nothing is kept'}") from error
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         on = f"; resume with: {shlex.join(['manyicl', *command])}" if kept and kept.exists() else ", nothing is kept"
         if is_main():
             typer.secho(f"stopped{on}", err=True, fg=typer.colors.YELLOW)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(error)) from None
