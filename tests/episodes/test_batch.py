@@ -116,6 +116,13 @@ def test_a_row_with_the_last_answers_alone():
     assert batch.input_ids_1T.shape == (1, 11)  # the shots stay in the row
 
 
+def test_a_row_without_answers_has_no_targets():
+    silent = TokenizedEpisode(ids=np.array([1, 11, 12], np.int32), spans=np.zeros((0, 2), np.int64))
+    batch = join_row([silent], targets="all", weights=[np.zeros(0)], tasks=[0], episodes=(0,))
+    assert batch.target_positions_N.tolist() == batch.target_answers_N.tolist() == []
+    assert batch.target_positions_N.dtype == torch.int64
+
+
 @pytest.mark.parametrize(("targets", "chosen"), [("all", [0, 1, 2, 3]), ("last", [3])])
 def test_targets_of(targets, chosen):
     assert list(range(4))[targets_of(4, targets)] == chosen

@@ -193,6 +193,8 @@ def join_row(
         shots.append(np.arange(len(episode.spans))[chosen])
     spans_A2 = np.concatenate(spans)
     answer_lengths_A = spans_A2[:, 1] - spans_A2[:, 0]
+    # The first range is for a row without targets, as benchmarks have.
+    positions_N = np.concatenate([np.arange(0), *(np.arange(start, stop) for start, stop in spans_A2)])
     segment_ids_T = np.repeat(np.arange(len(built)), lengths)
     segment_lengths = segment_lengths_of(segment_ids_T)
     return Batch(
@@ -201,7 +203,7 @@ def join_row(
         position_ids_1T=torch.from_numpy(positions_of(segment_ids_T))[None],
         segment_lengths=segment_lengths,
         segment_bounds_S=torch.from_numpy(bounds_of(segment_lengths)),
-        target_positions_N=torch.from_numpy(np.concatenate([np.arange(start, stop) for start, stop in spans_A2])),
+        target_positions_N=torch.from_numpy(positions_N),
         target_weights_N=torch.from_numpy(np.repeat(np.concatenate(weights), answer_lengths_A).astype(np.float32)),
         target_answers_N=torch.from_numpy(np.repeat(np.arange(len(spans_A2)), answer_lengths_A)),
         answer_shots_A=torch.from_numpy(np.concatenate(shots)),
