@@ -182,7 +182,7 @@ def test_a_model_that_needs_contents_is_one_line(monkeypatch):
 
     monkeypatch.setattr(footprint, "row_loss", needs_contents)
     with pytest.raises(UserError, match="llama: its memory cannot be predicted") as caught:
-        measure_footprint(CONFIGS["llama"](), Row(64, 8, "fp32"))
+        measure_footprint(CONFIGS["llama"](), Row(61, 8, "fp32"))  # as no test before: what is known is not run again
     assert "\n" not in str(caught.value)
 
 

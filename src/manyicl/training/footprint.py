@@ -131,17 +131,12 @@ def measure_footprint(
         UserError: the model cannot be run without contents, or modules to adapt are not there.
     """
     weights = count_weights(config, lora=lora, trust_remote_code=trust_remote_code)
-
-    def run(num_layers: int, way: str) -> tuple[int, int]:
-        recompute = Recompute(0 if way == "kept" else num_layers, keep_attention=way != "whole")
-        return _run_empty(_build_empty(config, num_layers, lora, row, trust_remote_code), row, recompute)
-
+    kind, content = type(config), config.to_json_string()
     try:
-        runs = {(n, way): run(n, way) for n in (2, 3) for way in ("kept", "recomputed", "whole")}
+        runs = _run_shallow(kind, content, replace(row, compiled=False), lora, trust_remote_code)
         fraction, casts, gathered = 1.0, 0, 0
         if row.compiled:
-            kind: Any = type(config)
-            fraction = _fraction_kept_compiled(kind, config.to_json_string(), row.precision, lora, trust_remote_code)
+            fraction = _fraction_kept_compiled(kind, content, row.precision, lora, trust_remote_code)
         if row.compiled or num_shards > 1:
             one = _build_empty(config, 1, lora, row, trust_remote_code)
             # A compiled layer casts its own weights, and again in the backward pass; FSDP2 gathers them in bfloat16.
@@ -150,10 +145,10 @@ def measure_footprint(
     except UserError:
         raise
     except Exception as error:  # whatever a model's code does with the contents that are not there
-        kind = config.get_text_config().model_type
+        name = config.get_text_config().model_type
         told = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{kind}: its memory cannot be predicted, its code needs the contents of tensors: {told}"
+            f"{name}: its memory cannot be predicted, its code needs the contents of tensors: {told}"
         ) from error
     head, layer = (_fit_moment(runs, place) for place in (0, 1))
     if row.compiled or num_shards > 1:
@@ -248,6 +243,23 @@ def _on_output(act: Callable[[Tensor], None]) -> Callable[..., None]:
         hidden.register_hook(act)
 
     return hook
+
+
+@lru_cache(maxsize=64)  # the arms of a comparison, and the changes that a plan tries, have rows in common
+def _run_shallow(
+    kind: type[PretrainedConfig], config: str, row: Row, lora: LoraSettings | None, trust_remote_code: bool
+) -> dict[tuple[int, str], tuple[int, int]]:
+    """Return the peaks (head, layers) of models of (two or three layers, each of the three ways).
+
+    kind, config: the model's config, as its class and its JSON.
+    """
+    whole = kind.from_dict(json.loads(config))
+
+    def run(num_layers: int, way: str) -> tuple[int, int]:
+        recompute = Recompute(0 if way == "kept" else num_layers, keep_attention=way != "whole")
+        return _run_empty(_build_empty(whole, num_layers, lora, row, trust_remote_code), row, recompute)
+
+    return {(n, way): run(n, way) for n in (2, 3) for way in ("kept", "recomputed", "whole")}
 
 
 def _build_empty(
