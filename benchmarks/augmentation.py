@@ -69,7 +69,7 @@ def shared_config(out: Path, recipe: Path | None) -> CompareConfig:
     if recipe is not None:
         return load_recipe(recipe, kind=CompareConfig)
     folder = out / "tasks"
-    size = FULL[HEADLINE.name]
+    size = next(size for regime, size in FULL if regime is HEADLINE)
     names = write_regime(folder, HEADLINE, size, seed=0)
     return demo_config(folder, size, names=names, seeds=range(5))
 

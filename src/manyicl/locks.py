@@ -38,7 +38,7 @@ def sole_writer(path: Path, *, is_file: bool = False) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--out {path}: {error.filename} is a file, not a folder; name another place") from error
+        raise UserError(f"out={path}: {error.filename} is a file, not a folder; name another place") from error
     try:
         with claiming(folder / (f".{path.name}{LOCK}" if is_file else LOCK)) as holder:
             if holder is not None:

@@ -282,5 +282,9 @@ def run_demo(
     from manyicl import demo
 
     demo.run_demo(
-        out=Path(out), seed=seed, num_seeds=num_seeds, quick=quick, console=console or make_console(quiet=True)
+        out=Path(out),
+        seed=seed,
+        num_seeds=num_seeds,
+        parts=demo.QUICK if quick else demo.FULL,
+        console=console or make_console(quiet=True),
     )

@@ -14,42 +14,36 @@ import pytest
 from rich.console import Console
 
 from manyicl.comparison.comparison_file import read_comparison
-from manyicl.demo import run as demo
 from manyicl.demo.regimes import CONTRAST, HEADLINE
-from manyicl.demo.run import FULL, Size, demo_config, open_demo, run_demo, write_regime
+from manyicl.demo.run import FULL, QUICK, Size, demo_config, open_demo, run_demo, write_regime
 from manyicl.errors import UserError
 from manyicl.tasks.task import load_tasks
+from tests.trajectory.setting import start_process
 
 TINY = Size(
     num_steps=2,
     packs_per_step=1,
     learning_rates=(1e-4, 1e-3),
-    asked_tasks=3,
+    asked_tasks=2,
     held_out_tasks=1,
     draws=1,
-    queries=2,
+    queries=1,
     analysis=False,
+    dedicated_tasks=1,
     familiar_tasks=1,
+    token_budget=192,
 )
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    """Both regimes with four tasks, and hardly any questions."""
-    headline, contrast = (
-        replace(regime, num_tasks=4, num_train=40, num_test=12, num_held_out=2) for regime in (HEADLINE, CONTRAST)
-    )
-    monkeypatch.setattr(demo, "HEADLINE", headline)
-    monkeypatch.setattr(demo, "CONTRAST", contrast)
-    monkeypatch.setattr(demo, "FULL", {headline.name: TINY, contrast.name: TINY})
-    monkeypatch.setattr(demo, "QUICK", {headline.name: replace(TINY, num_steps=1), contrast.name: TINY})
-    monkeypatch.setattr(demo, "TOKEN_BUDGET", 128)
-    monkeypatch.setattr(demo, "PACK_TOKENS", 256)
+SHORT_HEADLINE, SHORT_CONTRAST = (
+    replace(regime, num_tasks=4, num_train=40, num_test=12, num_held_out=2) for regime in (HEADLINE, CONTRAST)
+)
+SHORT = ((SHORT_HEADLINE, TINY), (SHORT_CONTRAST, TINY))
 
 
 def run(out, **options) -> str:
     console = Console(width=160, record=True, file=StringIO())
-    run_demo(out=out, console=console, **options)
+    run_demo(out=out, console=console, **{"parts": SHORT, **options})
     return console.export_text()
 
 
@@ -68,19 +62,19 @@ def test_a_regime_is_written_as_tasks_of_three_roles(tmp_path, regime):
     assert (config.compare.seeds, config.compare.held_out_tasks) == ((1, 2), tuple(held_out))
 
 
-def test_every_arm_of_a_regime_has_the_same_trials_half_a_decade_apart(tiny, tmp_path):
+def test_every_arm_of_a_regime_has_the_same_trials_half_a_decade_apart(tmp_path):
     """A4: a rate that suits one arm only is no fair comparison; both folders are there before any work is done."""
-    comparisons = open_demo(tmp_path / "demo", seeds=[3, 4])
+    comparisons = open_demo(tmp_path / "demo", seeds=[3, 4], parts=SHORT)
     assert [c.folder.name for c in comparisons] == [HEADLINE.name, CONTRAST.name]
     for comparison in comparisons:
         assert (comparison.folder / "recipe.toml").is_file()
         tried = {(item.arm, item.rate) for item in comparison.work() if item.rate is not None}
         arms = ("zero-shot", "few-shot", "manyicl", "dedicated")
         assert tried == {(arm, rate) for arm in arms for rate in (1e-4, 1e-3)}
-    for rates in (FULL[HEADLINE.name].learning_rates, FULL[CONTRAST.name].learning_rates):
-        steps = [math.log10(high / low) for low, high in pairwise(rates)]
+    for _, size in FULL:
+        steps = [math.log10(high / low) for low, high in pairwise(size.learning_rates)]
         assert steps == pytest.approx([0.5] * len(steps), abs=0.03)
-        assert len(rates) >= 4
+        assert len(size.learning_rates) >= 4
 
 
 def test_a_regime_is_a_pure_function_of_the_seed(tmp_path):
@@ -93,18 +87,19 @@ def test_a_regime_is_a_pure_function_of_the_seed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_helper_does_a_share_and_ends_without_the_process_that_it_helps(tiny, tmp_path):
-    comparison = open_demo(tmp_path / "demo", seeds=[0])[0]
-    command = [sys.executable, "-m", open_demo.__module__, str(comparison.folder)]
-    assert subprocess.run([*command, "0"], check=False).returncode == 1  # 0 is not its parent
+def test_a_helper_does_a_share_and_ends_without_the_process_that_it_helps(tmp_path):
+    size = replace(TINY, learning_rates=(1e-3,), asked_tasks=1)
+    (comparison,) = open_demo(tmp_path / "demo", seeds=[0], parts=[(SHORT_HEADLINE, size)])
+    script = ["-m", open_demo.__module__, str(comparison.folder)]
+    assert start_process([*script, "0"]).returncode == 1  # 0 is not its parent
     assert not all(map(comparison.is_done, comparison.work()))
-    assert subprocess.run([*command, str(os.getpid())], check=False).returncode == 0
+    assert subprocess.run([sys.executable, *script, str(os.getpid())], check=False).returncode == 0
     assert all(map(comparison.is_done, comparison.work()))
     assert not (comparison.folder / "report.html").exists()
 
 
 @pytest.mark.slow
-def test_the_demo_runs_both_regimes_to_a_report_and_goes_on(tiny, tmp_path):
+def test_the_demo_runs_both_regimes_to_a_report_and_goes_on(tmp_path):
     out = tmp_path / "demo"
     printed = run(out)
     for arm in ("base", "zero-shot FT", "few-shot FT", "ManyICL", "dedicated FT"):
@@ -127,21 +122,22 @@ def test_the_demo_runs_both_regimes_to_a_report_and_goes_on(tiny, tmp_path):
     assert {p for p in finished if again[p] != finished[p]} <= {
         lost, lost.with_name("manyicl.test.predictions.parquet")
     }  # fmt: skip
-    for options in ({"seed": 1}, {"num_seeds": 2}, {"quick": True}):
+    other_size = [(regime, replace(TINY, num_steps=1)) for regime, _ in SHORT]
+    for options in ({"seed": 1}, {"num_seeds": 2}, {"parts": other_size}):
         with pytest.raises(UserError, match="holds a demo of other seeds or size; repeat that one") as refused:
             run(out, **options)
-        assert str(refused.value).startswith(f"--out {out}: ")
+        assert str(refused.value).startswith(f"out={out}: ")
 
 
-def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path):
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     place = tmp_path / "many_tasks"
     place.mkdir()
     (place / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match=f"^--out {tmp_path}: is not empty; name a new folder"):
+    with pytest.raises(UserError, match=f"^out={tmp_path}: is not empty; name a new folder"):
         run(tmp_path)
     assert [path.name for path in place.iterdir()] == ["thesis.tex"]
 
 
 def test_the_sizes_that_ship_name_both_regimes():
-    for sizes in (demo.FULL, demo.QUICK):
-        assert set(sizes) == {HEADLINE.name, CONTRAST.name}
+    for parts in (FULL, QUICK):
+        assert [regime for regime, _ in parts] == [HEADLINE, CONTRAST]

@@ -124,7 +124,7 @@ def _subtract(a: Table, b: Table) -> Table:
     unlike_draws = len(a.scores) != len(b.scores) and 1 not in (len(a.scores), len(b.scores))
     if a.queries != b.queries or unlike_draws:
         what = "draws" if unlike_draws else "queries"
-        raise UserError(f"two arms were asked other {what}; remove the result of one, and go on with --resume")
+        raise UserError(f"two arms were asked other {what}; remove the result of one, and go on with `resume`")
     return Table(a.scores - b.scores, a.queries)  # a single row is broadcast
 
 

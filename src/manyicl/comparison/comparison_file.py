@@ -179,7 +179,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Return the comparison that `manyicl compare --out FOLDER` left.
+    """Return the comparison that `compare` left in its folder.
 
     Raises:
         UserError: there is none, it is broken, or another version of this package wrote it.
@@ -191,7 +191,7 @@ def read_comparison(folder: Path) -> Comparison:
         fix = "give the folder of a `manyicl compare`"
         raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
     except ValueError as error:
-        fix = f"`manyicl compare --resume {folder}` writes it anew"
+        fix = f"a comparison with resume={folder} writes it anew"
         raise UserError(f"{path}: is not JSON ({error}); {fix}") from error
     return check_comparison(content, path=path)
 
@@ -205,7 +205,7 @@ def check_comparison(content: Any, *, path: Path = Path(COMPARISON_FILE)) -> Com
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema not in COMPARISON_SCHEMAS:
         found = "no schema" if schema is None else f"schema {schema!r}"
-        fix = "`manyicl compare --resume` of this version writes it anew"
+        fix = "a comparison of this version with `resume` writes it anew"
         raise UserError(f"{path}: has {found}, not {' or '.join(map(str, COMPARISON_SCHEMAS))}; {fix}")
     try:
         return Comparison.model_validate(content)
@@ -214,5 +214,5 @@ def check_comparison(content: Any, *, path: Path = Path(COMPARISON_FILE)) -> Com
         place = ".".join(str(part) for part in first["loc"])
         value = repr(first["input"])
         shown = value if len(value) <= 60 else f"{value[:57]}..."
-        fix = "`manyicl compare --resume` writes it anew"
+        fix = "a comparison with `resume` writes it anew"
         raise UserError(f"{path}: {place}: {first['msg']}, found {shown}; {fix}") from error

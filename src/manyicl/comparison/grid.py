@@ -380,7 +380,7 @@ def _open_in(folder: Path, config: CompareConfig | None) -> Grid:
     if (folder / RECIPE).is_file():
         return _continue_in(folder, config)
     if config is None:
-        raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one: manyicl compare RECIPE --out {folder}")
+        raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one with a recipe and out={folder}")
     return _begin_in(folder, config)
 
 
@@ -390,7 +390,7 @@ def _continue_in(folder: Path, config: CompareConfig | None) -> Grid:
         # It began with a precision of its own, which stays the same on any machine.
         config = with_precision(config, resolve_precision(grid.config.model.precision))
     if config is not None and dump_config(absolute_texts(config)) != dump_config(grid.config):
-        raise UserError(f"--out {folder}: holds another comparison; go on with --resume {folder}, or name another")
+        raise UserError(f"out={folder}: holds another comparison; go on with resume={folder}, or name another")
     now = hash_inputs(grid.tasks, grid.settings.text_files)
     refuse_other_inputs(folder, now, task_folder=grid.config.tasks.folder)
     began = read_inputs(folder)
@@ -405,7 +405,7 @@ def _begin_in(folder: Path, config: CompareConfig) -> Grid:
     ours = ("tasks", INPUTS_FILE, LOCK)
     taken = [path for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
     if taken:
-        raise UserError(f"--out {folder}: is not empty ({taken[0].name}); name a new folder")
+        raise UserError(f"out={folder}: is not empty ({taken[0].name}); name a new folder")
     # All arms and seeds share one precision, also if they are trained on different machines.
     config = with_precision(config, resolve_precision(config.model.precision))
     grid = Grid(folder, absolute_texts(config))

@@ -39,9 +39,7 @@ def check_seeds(grid: Grid, seeds: Sequence[int] | None) -> None:
     """
     for seed in seeds or ():
         if seed not in grid.settings.seeds:
-            raise UserError(
-                f"--seed {seed}: is none of this comparison's {list(grid.settings.seeds)}; give one of them"
-            )
+            raise UserError(f"seed={seed}: is none of this comparison's {list(grid.settings.seeds)}; give one of them")
 
 
 def refuse_ranks() -> None:
@@ -53,8 +51,8 @@ def refuse_ranks() -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
         raise UserError(
-            f"{ranks} processes: a comparison is split by seeds; start `manyicl compare --resume DIR --seed N`"
-            " once per GPU (CUDA_VISIBLE_DEVICES=N), not accelerate launch"
+            f"{ranks} processes: a comparison is split by seeds; start one process per GPU (CUDA_VISIBLE_DEVICES=N)"
+            " with `resume` and a `seed` of its own, not accelerate launch"
         )
 
 
@@ -110,7 +108,7 @@ def _refuse_other_streams(grid: Grid) -> None:
         is_result = item.kind in SWEEP_KINDS and path.is_file()
         if is_result and json.loads(path.read_bytes()).get("streams") != STREAMS:
             raise UserError(
-                f"--resume {grid.folder}: {path.relative_to(grid.folder)} was asked by another version of"
+                f"resume={grid.folder}: {path.relative_to(grid.folder)} was asked by another version of"
                 " manyicl, which draws other shots; go on with that version, or start a new comparison"
             )
 

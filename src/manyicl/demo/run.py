@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,6 @@ from manyicl.models import NEUTRAL_TEXT, TEMPLATE, ModelSettings
 from manyicl.report import print_outcome, write_outcome
 from manyicl.training import TaskSettings, TrainSettings
 
-TOKEN_BUDGET = 1280
-PACK_TOKENS = 1280
 # At most this many processes share the work; each takes about 0.7 GB of memory.
 MOST_PROCESSES = 4
 ARMS_WITH_CEILING: tuple[ArmName, ...] = (
@@ -63,19 +61,23 @@ class Size:
     """Tasks with a model of their own: one of each of the regime's first kinds, which take turns."""
     familiar_tasks: int = 6
     """Tasks that the seed model can already do, to measure forgetting."""
+    token_budget: int = 1280
+    """Tokens of an episode, and of a pack."""
 
 
 # Half a decade apart. On many tasks the best rates of plain fine-tuning and of ManyICL are neither the lowest nor the
 # highest. On few tasks zero-shot fine-tuning is best at the lowest rate, since with shots no training at all is best.
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-FULL = {
-    HEADLINE.name: Size(40, 2, RATES, 12, 16, 2, 24, dedicated_tasks=2),
-    CONTRAST.name: Size(20, 2, RATES[1:], 4, 8, 2, 16, analysis=False, dedicated_tasks=1),
-}
-QUICK = {
-    HEADLINE.name: Size(8, 2, RATES[2:4], 4, 4, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
-    CONTRAST.name: Size(4, 2, RATES[2:4], 4, 2, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2),
-}
+Parts = Sequence[tuple[Regime, Size]]
+"""What a demo runs, the headline first."""
+FULL: Parts = (
+    (HEADLINE, Size(40, 2, RATES, 12, 16, 2, 24, dedicated_tasks=2)),
+    (CONTRAST, Size(20, 2, RATES[1:], 4, 8, 2, 16, analysis=False, dedicated_tasks=1)),
+)
+QUICK: Parts = (
+    (HEADLINE, Size(8, 2, RATES[2:4], 4, 4, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2)),
+    (CONTRAST, Size(4, 2, RATES[2:4], 4, 2, 2, 4, analysis=False, dedicated_tasks=2, familiar_tasks=2)),
+)
 
 
 def write_regime(folder: Path, regime: Regime, size: Size, *, seed: int) -> tuple[list[str], list[str], list[str]]:
@@ -104,10 +106,9 @@ def demo_config(
         tasks=TaskSettings(folder=str(folder), names=tuple(sorted(trained))),
         model=ModelSettings(path="seed", precision="fp32"),
         template=TEMPLATE,
-        episodes=EpisodeSettings(token_budget=TOKEN_BUDGET),
+        episodes=EpisodeSettings(token_budget=size.token_budget),
         train=TrainSettings(
             num_steps=size.num_steps,
-            pack_tokens=PACK_TOKENS,
             packs_per_step=size.packs_per_step,
             packs_per_batch=size.packs_per_step,
             learning_rate=size.learning_rates[-1],
@@ -142,8 +143,8 @@ def demo_config(
     )
 
 
-def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = False, console: Console) -> list[Grid]:
-    """Run both regimes into `out` and return their grids, the headline first.
+def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, parts: Parts = FULL, console: Console) -> list[Grid]:
+    """Run the regimes of `parts` into `out` and return their grids, the headline first.
 
     The training seeds are `seed` and the following ones, `num_seeds` in all. The demo runs one process per core that
     torch would use, at most `MOST_PROCESSES`. If it was killed, the same call continues. More processes can take a part
@@ -153,8 +154,8 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, quick: bool = Fals
         UserError: `out` holds something else.
     """
     started = time.monotonic()
-    grids = open_demo(out, seeds=range(seed, seed + num_seeds), quick=quick)
-    for regime, grid in zip((HEADLINE, CONTRAST), grids, strict=True):
+    grids = open_demo(out, seeds=range(seed, seed + num_seeds), parts=parts)
+    for (regime, _), grid in zip(parts, grids, strict=True):
         console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
         with _helped(grid, console=console):
             run_comparison(grid, console=make_console(stderr=True, quiet=console.quiet))
@@ -216,35 +217,33 @@ def _end_without(parent: int) -> None:
     os._exit(1)
 
 
-def open_demo(out: Path, *, seeds: Sequence[int], quick: bool = False) -> list[Grid]:
-    """Begin both regimes in `out`, or open those that are there; return their grids, the headline first.
+def open_demo(out: Path, *, seeds: Sequence[int], parts: Parts = FULL) -> list[Grid]:
+    """Begin the regimes of `parts` in `out`, or open those that are there; return their grids.
 
-    Both exist before any work is done, so that several processes can share it from the start.
+    All exist before any work is done, so that several processes can share it from the start.
 
     Raises:
         UserError: `out` holds something else.
     """
-    _refuse_other_folder(out)
-    sizes = QUICK if quick else FULL
-    return [_open_regime(out / one.name, one, sizes[one.name], seeds=seeds) for one in (HEADLINE, CONTRAST)]
+    _refuse_other_folder(out, known={regime.name for regime, _ in parts})
+    return [_open_regime(out / regime.name, regime, size, seeds=seeds) for regime, size in parts]
 
 
 def tell_regime(regime: Regime) -> str:
     """Return one line that describes a regime."""
-    kind = "the headline" if regime is HEADLINE else "the contrast"
+    kind = "the headline" if regime.name == HEADLINE.name else "the contrast"
     return f"{kind}: {regime.num_tasks} tasks of {regime.num_train} examples each, on the packaged seed model"
 
 
-def _refuse_other_folder(folder: Path) -> None:
+def _refuse_other_folder(folder: Path, *, known: Set[str]) -> None:
     """Refuse a folder that contains anything but a demo.
 
     Raises:
         UserError: naming the first other file.
     """
-    known = {HEADLINE.name, CONTRAST.name}
     others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []
     if others:
-        raise UserError(f"--out {folder}: is not empty ({others[0]}); name a new folder")
+        raise UserError(f"out={folder}: is not empty ({others[0]}); name a new folder")
 
 
 def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int]) -> Grid:
@@ -252,11 +251,11 @@ def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int
         grid = open_comparison(place, None)
         if list(grid.settings.seeds) != list(seeds) or grid.config.train.num_steps != size.num_steps:
             raise UserError(
-                f"--out {place.parent}: holds a demo of other seeds or size; repeat that one, or name another"
+                f"out={place.parent}: holds a demo of other seeds or size; repeat that one, or name another"
             )
         return grid
     if place.exists() and any(place.iterdir()) and not (place / "tasks").is_dir():
-        raise UserError(f"--out {place.parent}: is not empty; name a new folder")
+        raise UserError(f"out={place.parent}: is not empty; name a new folder")
     names = write_regime(place / "tasks", regime, size, seed=seeds[0])
     return open_comparison(place, demo_config(place / "tasks", size, names=names, seeds=seeds))
 
