@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -153,6 +154,12 @@ def smollm2() -> Path:
 def gemma3() -> Path:
     """Folder of Gemma 3 270M: pretrained, 32,768 positions, sliding windows of 512, a vocabulary of 262,144."""
     return real_base("gemma3-270m")
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of garbage collection: a training asks for one at its end, 0.3 s each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from manyicl import distributed as ranks_module
 from manyicl.distributed import ALONE, Ranks, joined_ranks
 from manyicl.errors import UserError
-from tests.trajectory.setting import start_process, write_setting
+from tests.trajectory.setting import start_process, start_ranks, write_setting
 
 FAILING = str(Path(__file__).parent / "trajectory" / "failing_rank.py")
 LEAVING = str(Path(__file__).parent / "trajectory" / "leaving.py")
@@ -55,7 +55,7 @@ def test_two_ranks_write_what_one_process_writes(tmp_path):
     tasks, out = config.tasks.folder, tmp_path / "c.json"
     sizes = ["--shots", "0,1,3", "--draws", "3", "--queries", "5"]
     arguments = ["-m", "manyicl", "eval", str(tmp_path / "start"), "--tasks", tasks, *sizes, "--out", str(out)]
-    process = start_process(arguments, launcher=two_ranks())
+    process = start_ranks(arguments)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("worst draw") == 2  # one rank speaks: a column and its note
     assert process.stdout.count(f"wrote {out}") == 1
@@ -72,7 +72,7 @@ def test_two_ranks_write_what_one_process_writes(tmp_path):
 @pytest.mark.slow
 def test_a_mistake_that_all_ranks_meet_is_told_once(tmp_path):
     arguments = ["-m", "manyicl", "eval", str(tmp_path), "--tasks", str(tmp_path / "no")]
-    process = start_process(arguments, launcher=two_ranks())
+    process = start_ranks(arguments)
     assert process.returncode != 0
     (line,) = error_lines(process.stderr)
     assert line.startswith(f"error: {tmp_path / 'no'}: no such folder")
@@ -82,7 +82,7 @@ def test_a_mistake_that_all_ranks_meet_is_told_once(tmp_path):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_what_one_rank_meets_ends_the_other_soon_and_is_told_once(tmp_path, rank):
     config = write_setting(tmp_path)
-    process = start_process([FAILING, rank, str(tmp_path / "start"), config.tasks.folder], launcher=two_ranks())
+    process = start_ranks([FAILING, rank, str(tmp_path / "start"), config.tasks.folder])
     assert process.returncode != 0
     assert error_lines(process.stderr) == [f"error: rank {rank} has met something"]
     # Each rank has 13 or 14 of the 27 cells; the other has asked one, or two, when it sees the failure.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.comparison_setting import make_recipe, write_world
+from tests.support.forked import ForkedPopen
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -93,7 +95,7 @@ def test_each_sides_peak_is_that_of_a_process_of_its_own(run):
 
 @pytest.mark.slow
 def test_what_augmentation_changes_is_told_less_the_run_without(tmp_path, monkeypatch, capsys):
-    make_recipe(tmp_path, write_world(tmp_path), seeds=[0], dedicated_tasks=[])
+    make_recipe(tmp_path, write_world(tmp_path), seeds=[0], dedicated_tasks=[], draws=1, queries=2)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     options = ["--out", str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.toml")]
     monkeypatch.setattr(sys, "argv", ["augmentation.py", *options])
@@ -142,6 +144,7 @@ def test_gpu_many_on_two_processes_keeps_a_line_of_each_result(tmp_path, monkeyp
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_many
 
+    monkeypatch.setattr(subprocess, "Popen", ForkedPopen)
     options = ["--gpus", "1,2", "--models", "tiny", "--small-shape", "tiny", "--tokens", "256", "--mode", "lora-ddp"]
     monkeypatch.setattr(sys, "argv", ["gpu_many.py", "--out", str(tmp_path), *options, "--no-compile"])
     gpu_many.main()

@@ -44,7 +44,8 @@ def small(world, **compare: Any):
 @pytest.mark.slow
 def test_the_planned_tokens_are_those_that_the_comparison_spends(world, tmp_path):
     """Issue 16, fault 4: plan of a comparison's recipe."""
-    config = small(world)
+    less = {"draws": 1, "queries": 1, "validation_queries": 1, "shots": [0, 1], "held_out_tasks": [], "flips": False}
+    config = small(world, **less, text_files=[])
     planned = forecast_comparison(Grid(tmp_path, config))
     grid = open_comparison(tmp_path / "out", config)
     run_comparison(grid, console=Console(file=StringIO()))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,8 @@ from manyicl.training.metrics import MetricsLog
 from manyicl.training.run_folder import RunFolder
 from tests.support.claims import other_process
 from tests.support.comparison_setting import make_recipe, write_world
-from tests.trajectory.setting import ROOT
+from tests.support.forked import run_forked
+from tests.trajectory.setting import python_process
 
 RATES = [1e-4, 1e-3]
 
@@ -43,7 +41,8 @@ def begin(world, folder: Path, **compare: Any):
         train={"num_steps": 1},
         **{
             "arms": ["manyicl"], "learning_rates": RATES, "shots": [0, 1], "queries": 2, "asked_tasks": 1,
-            "familiar_tasks": [], "flips": False, "orders": False, "text_files": [], **compare,
+            "draws": 1, "familiar_tasks": [], "held_out_tasks": world[1][1][:1], "flips": False, "orders": False,
+            "text_files": [], **compare,
         },
     )  # fmt: skip
     return open_comparison(folder, config)
@@ -67,16 +66,12 @@ def test_a_later_seed_that_is_done_first_does_the_trials_of_the_first_one(world,
 def test_two_processes_share_the_trials(world, tmp_path):
     """B1: each is trained once, by whichever process comes first, and both end well."""
     grid = begin(world, tmp_path / "out")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
-    call = [sys.executable, "-m", "manyicl", "compare", "--resume", str(grid.folder), "--seed"]
-    processes = [
-        subprocess.Popen([*call, seed], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for seed in "01"
-    ]
-    told = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    environment = {**python_process([])["env"], "COLUMNS": "200"}
+    call = ["-m", "manyicl", "compare", "--resume", str(grid.folder), "--seed"]
+    ended = run_forked(*(([*call, seed], environment) for seed in "01"))
+    assert ended.returncode == 0, ended.stderr
     assert all(map(grid.is_done, grid.work()))
-    printed = "".join(err for _, err in told)
+    printed = ended.stderr
     for rate in ("0.0001", "0.001"):
         lines = [line for line in printed.splitlines() if f"learning rate {rate}: train" in line]
         numbers = {line.split("]")[0] for line in lines}

@@ -33,6 +33,7 @@ def test_a_window_that_the_prefix_path_does_not_know_is_found(dtype):
 
 
 @pytest.mark.real_model
+@pytest.mark.slow
 def test_a_real_model_shares_its_prefix_also_by_a_trial_on_control_tokens(smollm2):
     asked = load_for_inference(str(smollm2), precision="fp32")
     assert sharing_fault(asked.model) == ""

@@ -308,8 +308,12 @@ def test_texts_of_the_user_are_printed_as_they_are(tmp_path, capfd):
 @needs_shared
 @pytest.mark.real_data
 @pytest.mark.slow
-def test_the_real_tasks_are_all_usable(capfd):
-    code, out, err = check(SHARED / "data" / "tasks", capfd, "--model", SHARED / "models" / "stories260K")
+def test_the_real_tasks_are_all_usable(capfd, tmp_path):
+    """Of large tasks every third row: that all of them load is tests/tasks/test_task.py's."""
+    for path in (SHARED / "data" / "tasks").glob("*.json*"):
+        lines = path.read_bytes().splitlines(keepends=True)
+        (tmp_path / path.name).write_bytes(b"".join(lines[:: 3 if len(lines) > 6500 else 1]))
+    code, out, err = check(tmp_path, capfd, "--model", SHARED / "models" / "stories260K")
     assert (code, err) == (0, "")
     table = out.split("\n", 2)[2].split("split: ")[0].splitlines()
     verdicts = [line.split("  ")[-1] for line in table if "  " in line]

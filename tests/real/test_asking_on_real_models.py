@@ -15,7 +15,7 @@ from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.models.loading import ModelSettings, load_model, load_tokenizer
 from manyicl.models.trials import trial_ids
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 
 SHOTS = """Input: The soup was cold and the waiter was rude.
 Answer:

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[2]
 FORKS = multiprocessing.get_context("forkserver")
@@ -24,6 +26,36 @@ FORKS.set_forkserver_preload(
     ["manyicl.cli.app", "manyicl.evaluation.loop", "manyicl.report.document", "tests.trajectory.setting"]
 )
 TIMEOUT_S = 300
+
+
+@contextmanager
+def forked(script: Sequence[str], environment: Mapping[str, str]) -> Iterator[multiprocessing.process.BaseProcess]:
+    """Have Python run on `script` during the block, without output; it is killed at the end of the block."""
+    nowhere = (os.devnull, os.devnull)
+    process = FORKS.Process(target=_become, args=(list(script), dict(environment), *nowhere))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+class ForkedPopen:
+    """Takes the place of `subprocess.Popen` in code that starts Python scripts with a log each, and polls them."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: IO[str], **_: object) -> None:
+        self.process = FORKS.Process(target=_become, args=(list(command[1:]), dict(env), stdout.name, stdout.name))
+        self.process.start()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self) -> None:
+        self.process.join()
 
 
 def run_forked(*processes: tuple[Sequence[str], Mapping[str, str]]) -> subprocess.CompletedProcess[str]:
@@ -75,7 +107,7 @@ def _wait(started: Sequence[multiprocessing.process.BaseProcess]) -> int:
 def _become(script: Sequence[str], environment: Mapping[str, str], out: str, err: str) -> None:
     """Do in this process what `python SCRIPT` does."""
     for descriptor, path in ((1, out), (2, err)):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, descriptor)
         os.close(file)
     os.chdir(ROOT)
@@ -87,6 +119,7 @@ def _become(script: Sequence[str], environment: Mapping[str, str], out: str, err
             runpy.run_module(script[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = list(script)
+            sys.path.insert(0, str(Path(script[0]).parent))
             runpy.run_path(script[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()

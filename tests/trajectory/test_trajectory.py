@@ -168,7 +168,7 @@ def test_a_run_killed_at_five_random_moments_equals_an_uninterrupted_one(tmp_pat
 
 @pytest.mark.slow
 def test_a_run_that_the_user_stops_says_how_to_go_on_and_does(tmp_path):
-    write_setting(tmp_path, family="gemma", num_steps=100)  # its tied head lies in a checkpoint once
+    write_setting(tmp_path, family="gemma", num_steps=30)  # its tied head lies in a checkpoint once
     run = tmp_path / "a run"
     # A shell's job in the background ignores the signal, and so would what it starts; a handler is not inherited.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
