@@ -131,7 +131,8 @@ def measure_footprint(
         UserError: the model cannot be run without contents, or modules to adapt are not there.
     """
     weights = count_weights(config, lora=lora, trust_remote_code=trust_remote_code)
-    kind, content = type(config), config.to_json_string()
+    kind: Any = type(config)
+    content = config.to_json_string()
     try:
         runs = _run_shallow(kind, content, replace(row, compiled=False), lora, trust_remote_code)
         fraction, casts, gathered = 1.0, 0, 0
