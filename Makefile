@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test fast fuzz coverage bases lint format
+.PHONY: demo test fast fuzz coverage bases lint format times
 
 demo: .venv/installed
 	$(BIN)/manyicl demo
@@ -17,6 +17,15 @@ test: .venv/installed-dev
 
 fast: .venv/installed-dev
 	$(PYTEST) -m "not slow"
+
+# How long the three commands of CONTRIBUTING.md take; what they print is in build/times.
+times: .venv/installed-dev
+	@mkdir -p build/times
+	@for command in lint fast test; do \
+	    start=$$(date +%s); \
+	    $(MAKE) $$command > build/times/$$command.txt 2>&1 && ended=passed || ended=FAILED; \
+	    echo "make $$command: $$(($$(date +%s) - start)) s, $$ended"; \
+	done
 
 # 100,000 random inputs for each reader of data files, task.json and recipes, shared out over WORKERS processes.
 fuzz: .venv/installed-dev

@@ -85,6 +85,7 @@ def test_every_score_and_difference_can_be_read(width):
     render_terminal(curve_plot(evaluation(shots), width=width, colour=False), width=width)
 
 
+@pytest.mark.slow
 @NARROW
 def test_plan_and_status_can_be_read(tmp_path, width):
     names = write_world(tmp_path)

@@ -250,6 +250,7 @@ def test_pairing_removes_what_both_share() -> None:
 # Coverage (docs/intervals.md has the whole table) -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_seeds", "shared"), [(1, True), (2, True), (2, False), (3, True), (5, True), (5, False), (8, True)]
 )
@@ -260,5 +261,6 @@ def test_an_interval_holds_the_truth_95_times_in_100(title: str, num_seeds: int,
     assert 0.92 <= measure_coverage(mix, repetitions=400, num_seeds=num_seeds, num_tasks=1, shared=shared) <= 0.98
 
 
+@pytest.mark.slow
 def test_an_interval_over_16_tasks_and_5_seeds_holds_the_truth_95_times_in_100() -> None:
     assert 0.92 <= measure_coverage(MIXES[0], repetitions=150, num_seeds=5, num_tasks=16, shared=True) <= 0.98

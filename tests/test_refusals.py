@@ -50,6 +50,7 @@ def test_a_bug_of_ours_is_not_taken_for_a_refusal():
         assert find_refusal(error) is None
 
 
+@pytest.mark.slow
 @needs_full
 def test_a_full_disk_is_one_line_that_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, capfd):
     config = write_setting(tmp_path, num_steps=4)
@@ -99,6 +100,7 @@ def test_a_curve_whose_result_cannot_be_written_is_shown_all_the_same(tmp_path, 
     assert err.splitlines()[-1] == f"error: {tmp_path / 'c.json'}: the disk is full; free some space"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_damaged_checkpoint_is_named_with_how_to_go_on_without_it(tmp_path, name):
     config = write_setting(tmp_path, num_steps=4)

@@ -39,6 +39,7 @@ def test_a_folder_is_checked_and_its_held_out_rows_are_found_in_other_tasks(tmp_
         manyicl.check(tmp_path, held_out=["nwe"])
 
 
+@pytest.mark.slow
 def test_a_recipe_is_shown_planned_and_exported(tmp_path):
     write_setting(tmp_path, num_steps=2)
     recipe = tmp_path / "recipe.toml"

@@ -206,6 +206,7 @@ def test_wrong_uses_of_train_are_one_line(tmp_path, capfd):
     assert refusal(capfd, "train", "--resume", tmp_path, "--out", tmp_path).startswith(f"--out {tmp_path}: ")
 
 
+@pytest.mark.slow
 def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
     tasks, model = ("--tasks", folder / "tasks"), folder / "model"
     for verb in ("eval", "curve"):
@@ -386,6 +387,7 @@ def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
     assert "greedy exact match in % by number of shots" in printed
 
 
+@pytest.mark.slow
 def test_diff_compares_two_results_on_the_same_rows(folder, tmp_path, capfd):
     other = tmp_path / "other"
     tiny_model("llama", seed=1).save_pretrained(other)
@@ -427,6 +429,7 @@ def test_an_unfinished_evaluation_of_other_arguments_is_refused(folder, tmp_path
     assert not parts.exists()
 
 
+@pytest.mark.slow
 def test_a_plain_checkpoint_is_asked_in_the_template_of_a_recipe(folder, tmp_path, capfd):
     recipe = tmp_path / "r.toml"
     sections = f'[tasks]\nfolder = "{folder / "tasks"}"\n[model]\npath = "{folder / "model"}"\n[train]\nnum_steps = 1\n'
@@ -486,6 +489,7 @@ def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
     assert set(out.splitlines()) <= {"fox", "owl", "cat", "dog"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["animals", "sums"])
 @pytest.mark.parametrize("shots", [None, 0, 3])
 def test_ask_tells_what_it_did_in_json(folder, tmp_path, capfd, task, shots):
@@ -611,6 +615,7 @@ def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, c
     )
 
 
+@pytest.mark.slow
 def test_a_task_of_one_train_row_is_not_trained_on_behind_shots_trial_43(tmp_path, capfd):
     config = write_setting(tmp_path)
     row = {"input": "the only one", "answer": "a", "split": "train"}

@@ -75,6 +75,7 @@ def test_arms_share_all_of_the_recipe_but_the_layout_and_the_length_of_packs(wor
         assert config.template == shared.template
 
 
+@pytest.mark.slow
 def test_the_episodes_of_each_arm_are_laid_out_as_it_says(world, tokenized):
     matcher = make_matcher(world, tokenized)
     lengths, answers = {}, {}
@@ -90,6 +91,7 @@ def test_the_episodes_of_each_arm_are_laid_out_as_it_says(world, tokenized):
     assert answers["manyicl"] == sum(lengths["manyicl"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_matched_by_tokens_arms_process_as_many_in_as_many_steps(world, tokenized, seed):
     matcher = make_matcher(world, tokenized)
@@ -100,6 +102,7 @@ def test_matched_by_tokens_arms_process_as_many_in_as_many_steps(world, tokenize
     assert spent["manyicl"].answers > 2 * spent["few-shot"].answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match", ["answers", "flops"])
 def test_matched_by_answers_or_flops_arms_take_the_steps_that_come_nearest(world, tokenized, match):
     matcher = make_matcher(world, tokenized, match=match)
@@ -113,6 +116,7 @@ def test_matched_by_answers_or_flops_arms_take_the_steps_that_come_nearest(world
     assert spent["few-shot"].steps != 20 or match == "flops"
 
 
+@pytest.mark.slow
 def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
     """Counted again from the rows that a training step reads, not from the plan's own sums."""
     matcher = make_matcher(world, tokenized, num_steps=3)
@@ -131,6 +135,7 @@ def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
         assert spent.flops == sum(flops)
 
 
+@pytest.mark.slow
 def test_what_a_plan_spends_on_instructions_and_which_rows_it_supervises_is_counted(world, tokenized):
     """Review A5: the few-shot arm's targets are its last answers, and each zero-shot example has a head of its own."""
     matcher = make_matcher(world, tokenized, num_steps=3)
@@ -159,6 +164,7 @@ def test_episodes_with_fewer_shots_than_the_recipe_says_are_counted(world, token
         assert (spent.short_episodes == spent.episodes) is all_short
 
 
+@pytest.mark.slow
 def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world, tokenized):
     matcher = make_matcher(world, tokenized, num_steps=40)
     _, shared = matcher.match_shared("zero-shot", seed=0)
@@ -184,6 +190,7 @@ def test_a_task_that_the_matched_arm_never_reaches_has_no_share_for_a_model_of_i
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_tuned_dedicated_model_has_eight_times_the_tokens_and_sixteen_checkpoints_to_choose_from(world, tokenized):
     """B7: a real ceiling, which says that it is not matched."""
     matcher = make_matcher(world, tokenized)
@@ -199,6 +206,7 @@ def test_a_tuned_dedicated_model_has_eight_times_the_tokens_and_sixteen_checkpoi
     assert ARMS["dedicated-tuned"].title == "dedicated FT, tuned (ceiling, not matched)"
 
 
+@pytest.mark.slow
 def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tokenized):
     """B7: with the recipe's defaults the shared arms kept their best checkpoint, and dedicated ones their last."""
     train = {"num_steps": 40, "checkpoint_every_steps": 10, "keep": "best", "validation_tokens": 500}
@@ -213,6 +221,7 @@ def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tok
     assert prepare_run(dedicated).validation[1]  # the task has episodes that are measured
 
 
+@pytest.mark.slow
 def test_a_run_on_tasks_that_are_already_read_has_the_same_plan(world, tokenized):
     """Each run of the demo used to read and check its 128 task files again, a quarter of a short run's time."""
     matcher = make_matcher(world, tokenized)

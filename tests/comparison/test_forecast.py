@@ -100,6 +100,7 @@ def test_work_adds_up():
     assert Work(1, 2, 3, 4).times(3) == Work(3, 6, 9, 12)
 
 
+@pytest.mark.slow
 def test_the_table_fits_80_columns_and_says_what_it_assumes(world, tmp_path):
     planned = forecast_comparison(Grid(tmp_path, small(world)), device=find_device("h100"), num_devices=2)
     shown = render_terminal(comparison_forecast_table(planned), width=80)
@@ -110,6 +111,7 @@ def test_the_table_fits_80_columns_and_says_what_it_assumes(world, tmp_path):
     assert "nothing stands in its way" in shown
 
 
+@pytest.mark.slow
 def test_the_command_plans_a_comparison_and_tells_what_is_in_its_way(world):
     """Issue 16, fault 4: it ended with "compare: unknown key"."""
     small(world)

@@ -346,6 +346,7 @@ def test_learning_rates_are_tried_for_every_arm_and_one_is_chosen(world, tmp_pat
         assert RunFolder(run.parent).read_config().train.learning_rate == used
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_something_else_is_refused(base_recipe, tmp_path):
     taken, other = tmp_path / "taken", tmp_path / "other"
     taken.mkdir()
@@ -378,6 +379,7 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_what_whole_prompts_cost_in_all_evaluations_is_added_up(base_recipe, tmp_path):
     """Issue 16, fault 1: of a model that cannot share its shots, how much slower its evaluations were."""
     assert compare(base_recipe, "--out", tmp_path / "tiny").returncode == 0

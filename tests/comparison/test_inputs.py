@@ -71,6 +71,7 @@ def test_a_changed_text_is_refused_by_name(began):
     assert refusal(folder).startswith(f"compare.text_files: {text}: cannot be read (No such file or directory); ")
 
 
+@pytest.mark.slow
 def test_without_recorded_hashes_those_of_the_finished_results_count(began):
     """A comparison of an earlier version has no inputs.json."""
     folder, config = began
@@ -101,6 +102,7 @@ def test_a_kill_before_the_recipe_was_written_leaves_a_folder_that_can_be_begun_
     assert set(open_comparison(folder, config).inputs.tasks) >= set(config.tasks.names)
 
 
+@pytest.mark.slow
 def test_results_that_an_earlier_version_asked_after_other_shots_are_not_added_to(tmp_path):
     """A2: the answers of two arms would not be pairs."""
     config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], flips=False, orders=False, text_files=[])

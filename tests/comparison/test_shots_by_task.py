@@ -65,6 +65,7 @@ def short_held_out(tmp_path_factory) -> Comparison:
     return run(folder, short={4: 12}, shots=[1, 16])
 
 
+@pytest.mark.slow
 def test_a_held_out_task_with_too_few_rows_is_asked_with_its_own_chosen_and_most_shots(short_held_out):
     rows = {(row.arm, row.role, row.asked): row for row in short_held_out.headline}
     for arm in ("base", "manyicl"):
@@ -102,6 +103,7 @@ def test_a_comparison_that_is_read_back_is_written_with_the_same_bytes(short_hel
     assert (tmp_path / "a" / "comparison.json").read_bytes() == (tmp_path / "b" / "comparison.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_report_is_written_and_says_where_a_mean_has_fewer_tasks(tmp_path):
     """Review B9, and A7's second case: of four trained tasks one has only two train rows."""
     found = run(tmp_path, short={0: 2}, shots=[0, 1, 4, FILL], flips=False, orders=False)

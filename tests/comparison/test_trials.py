@@ -54,6 +54,7 @@ def run(grid, **options: Any) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_later_seed_that_is_done_first_does_the_trials_of_the_first_one(world, tmp_path):
     """B1: they were left out, and reading them ended in a traceback."""
     grid = begin(world, tmp_path / "out")
@@ -79,6 +80,7 @@ def test_two_processes_share_the_trials(world, tmp_path):
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_what_another_process_does_is_waited_for(world, tmp_path):
     grid = begin(world, tmp_path / "out", seeds=[0])
     trial = WorkItem("manyicl", 0, "train", rate=RATES[0])
@@ -91,6 +93,7 @@ def test_what_another_process_does_is_waited_for(world, tmp_path):
     assert all(map(grid.is_done, grid.work()))
 
 
+@pytest.mark.slow
 def test_the_first_seed_takes_the_run_of_its_trial(world, tmp_path):
     """The same recipe is not trained twice."""
     grid = begin(world, tmp_path / "out", seeds=[0])
@@ -124,6 +127,7 @@ def test_a_task_that_was_not_asked_with_so_many_shots_counts_with_its_most(world
     assert judged == Judged(16, pytest.approx(0.7), pytest.approx(0.3))
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_not_asked_anything_is_not_judged(world, tmp_path):
     assert judge_trial([]) is None
     assert judge_trial([curve(k0=None)]) is None

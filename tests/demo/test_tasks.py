@@ -234,6 +234,7 @@ SOLVERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_solver_of_its_own_finds_every_answer(name):
     drawn = draw_tasks(name, each=10)
@@ -283,6 +284,7 @@ OPEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_answer_that_ignores_the_input_is_good(name):
     for task, _ in draw_tasks(name, each=10):
@@ -303,6 +305,7 @@ def fingerprint(seed):
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_another_process_draws_the_same_tasks(hash_seed):
     code = "from tests.demo.test_tasks import fingerprint; print(fingerprint(3))"
@@ -336,6 +339,7 @@ def meaning(task):
     return (kind, parameters[0], frozenset(parameters[1])) if kind == "fact" else (kind, *parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rule_is_in_both_pools(name):
     (kind,) = find_kinds([name])

@@ -235,6 +235,7 @@ def total_weights(batches: list[Batch]) -> tuple[list[float], dict[int, float], 
     return by_answer, by_task, np.concatenate([b.target_weights_N.double().numpy() for b in batches])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packs_per_batch", [1, 2, 8])
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -260,6 +261,7 @@ def test_the_weights_of_a_step_sum_to_one_however_it_is_cut(tasks, normalization
                 assert whole == pytest.approx(1 / 3 / divisors.num_answers_by_task[maker.task_names[task]], rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     cuts=st.lists(st.integers(1, 5), min_size=1, max_size=5),

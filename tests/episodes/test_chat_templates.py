@@ -206,6 +206,7 @@ def recipe(folder: Path, *, num_steps: int = 2) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 def test_b3_a_run_is_asked_and_resumed_on_another_day_in_the_text_it_was_trained_in(chat_run, tmp_path):
     folder = chat_run / "run"
     with tomorrow():

@@ -163,6 +163,7 @@ def test_what_an_epoch_leaves_over_for_a_pack_comes_late_but_comes():
     assert max(seen.values()) <= 5
 
 
+@pytest.mark.slow
 def test_a_pack_is_the_same_whenever_it_is_asked_for():
     packs = first_packs(1300, shots=(0, 15), token_budget=1024)
     again = first_packs(1300, shots=(0, 15), token_budget=1024)
@@ -179,6 +180,7 @@ def test_two_plans_that_are_read_in_turns_do_not_touch_one_another():
     assert written_out(first) == written_out(again) != written_out(other)
 
 
+@pytest.mark.slow
 def test_long_packs_do_not_come_first():
     # Best-fit decreasing makes the packs of long episodes first; were they trained first, a block would drift.
     options = EpisodeSettings(shots=0, token_budget=1024)
@@ -204,6 +206,7 @@ def test_the_order_of_packs_stays_what_it_is():
     assert digest.hexdigest()[:16] == "6d4edcb3dcfbabc0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shots", "token_budget", "pack_tokens"),
     [("fill", 2048, 2048), ("fill", 2048, 8192), (0, 2048, 2048), (5, 2048, 2048), ((0, 15), 2048, 4096)],

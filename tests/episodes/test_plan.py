@@ -56,6 +56,7 @@ lengths_lists = st.lists(st.integers(1, 40), min_size=1, max_size=25)
 all_shots = st.sampled_from(["fill", 0, 1, 3, (0, 0), (0, 7), (2, 5)])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     lengths=st.lists(lengths_lists, min_size=1, max_size=3),
@@ -222,6 +223,7 @@ def test_a_range_of_one_number_is_that_number():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(0, 15), (3, 10)])
 def test_a_range_of_shots_is_log_uniform_in_the_number_of_examples(low, high):
     counts: Counter[int] = Counter()
@@ -270,6 +272,7 @@ def widest_gap(steps: Sequence[tuple[str, float]]) -> float:
     return widest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", ["fill", 0, (0, 15)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_proportional_brings_all_tasks_to_the_end_of_their_epochs_together(shots, seed):
@@ -281,6 +284,7 @@ def test_proportional_brings_all_tasks_to_the_end_of_their_epochs_together(shots
     assert widest_gap(steps) <= 1 + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", ["fill", 0, (0, 15)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_uniform_gives_every_task_the_same_tokens_to_within_one_episode(shots, seed):
@@ -298,6 +302,7 @@ def test_tasks_of_one_size_do_not_always_come_in_the_same_order():
 # --- what was planned before stays planned -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sha256"),
     [

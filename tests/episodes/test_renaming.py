@@ -205,6 +205,7 @@ plans = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(**plans)
 def test_renamed_or_not_each_epoch_uses_each_example_once_within_the_budget(task, budget, share, to, shots, seed):
@@ -229,6 +230,7 @@ def test_renamed_or_not_each_epoch_uses_each_example_once_within_the_budget(task
             assert sorted(examples) == list(range(len(task.lengths)))
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(**plans)
 def test_a_renaming_depends_on_nothing_that_was_drawn_before_or_beside_it(task, budget, share, to, shots, seed):
@@ -454,6 +456,7 @@ def test_show_and_the_plan_tell_of_renamed_episodes(tmp_path, capfd):
     assert "49 episodes (49 renamed), " in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_the_renamed_episodes_shown_are_those_trained(tmp_path):
     config = write_config(tmp_path, rename_share=0.5, rename_to="permuted")
     prepared = prepare_run(config)

@@ -101,6 +101,7 @@ def draw_indices(tokenized: TokenizedTask, *, num_episodes: int, most: int = 7) 
 # --- what is trained ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_trained_token_belongs_to_an_answer_or_its_terminator(kind, style):
@@ -115,6 +116,7 @@ def test_every_trained_token_belongs_to_an_answer_or_its_terminator(kind, style)
         assert told == [answer + tokenizer.terminator for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @needs_shared
 @pytest.mark.parametrize("kind", REAL)
@@ -186,6 +188,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 likely_texts = st.text(st.sampled_from("ab 9.\n</s>▁\u00a0é漢🦊\u0301\t;"), max_size=12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["plain", "chatml", "mistral"])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=100, deadline=None)
@@ -311,6 +314,7 @@ def test_no_texts_have_no_ids():
 # --- what is asked is a prefix of what is trained ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_query_behind_its_shots_is_a_token_prefix_of_training(kind, style):

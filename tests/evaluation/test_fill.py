@@ -65,6 +65,7 @@ def test_the_same_shots_in_other_orders_may_fill(tokenizers):
     assert len({frozenset(draw[:num_shots].tolist()) for draw in plan.draws}) == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_writes_fill_as_a_cell_of_its_own_and_two_are_compared_by_it(tmp_path):
     asked = load_for_inference("seed", max_tokens=300)
     tasks = [make_task("animals"), replace(make_task("few", num_examples=12), sha256="few")]  # 40 and 8 train rows

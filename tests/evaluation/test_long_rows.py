@@ -156,6 +156,7 @@ def test_ask_with_more_shots_than_there_are_train_rows_says_so(asked):
         ask(asked, make_task("animals", num_examples=30), ["the red fox 7"], shots=64)
 
 
+@pytest.mark.slow
 def test_a_one_pass_curve_counts_the_rows_it_leaves_out(asked):
     task = stretch(make_task("animals"), test=(1, 2))
     result = one_pass_curve(asked, [task], episodes=1)

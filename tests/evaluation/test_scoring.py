@@ -233,6 +233,7 @@ def test_majority_score() -> None:
 ANSWERS = st.text(max_size=20) | st.from_regex(r"[ab 0-9,./#$-]{0,20}", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(prediction=ANSWERS, answer=ANSWERS)
 @settings(deadline=None)
 def test_scores_lie_between_0_and_1(prediction: str, answer: str) -> None:

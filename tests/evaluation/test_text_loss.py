@@ -209,6 +209,7 @@ def test_one_window_has_no_interval():
     assert math.isnan(interval.high)
 
 
+@pytest.mark.slow
 def test_measuring_drift_leaves_records_and_changes_nothing(tmp_path, tokenizers):
     config = write_setting(tmp_path, validation_tokens=0)
     path = write(tmp_path / "neutral.txt", DOCUMENT * 20)

@@ -250,6 +250,7 @@ def ask(server: ModelServer, asked: InferenceModel, *, out: Path | None = None, 
     return evaluate(asked, [open_task()], endpoint=settings, out=out, **SWEEP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("takes_ids", [True, False])
 def test_ids_or_text_the_answers_are_the_engines(asked, takes_ids):
     with ModelServer(asked, takes_ids=takes_ids) as server:
@@ -259,6 +260,7 @@ def test_ids_or_text_the_answers_are_the_engines(asked, takes_ids):
     assert [p.prediction for p in remote.curves[0].predictions] == [p.prediction for p in local.curves[0].predictions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("takes_extra_fields", [True, False])
 def test_b4_end_tokens_are_sent_in_chat_style_to_servers_that_take_them(asked, takes_extra_fields):
     tokenizer = chat_tokenizer(train_tokenizer("bpe"), CHATML)
@@ -312,6 +314,7 @@ def test_what_may_pass_is_asked_again(asked):
     ]
 
 
+@pytest.mark.slow
 def test_a_query_without_an_answer_makes_its_cell_incomplete_and_is_all_that_is_asked_again(asked, tmp_path):
     out = tmp_path / "r.json"
     with ModelServer(asked) as server:
@@ -335,6 +338,7 @@ def test_a_query_without_an_answer_makes_its_cell_incomplete_and_is_all_that_is_
     assert {p.nll for p in read_predictions(tmp_path / "r.predictions.parquet")} == {None}
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_keeps_its_answers_and_goes_on(asked, tmp_path):
     out = tmp_path / "r.json"
     with ModelServer(asked) as server:

@@ -179,6 +179,7 @@ def test_what_a_reference_begins_with_rightly_is_not_decoded_again(tokenizer):
         assert count.num_query_tokens == len(reference) + num_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_drafts_of_any_length_change_no_answer(tokenizer, name):
     model = tiny_model(name, seed=3)

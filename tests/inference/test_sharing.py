@@ -87,6 +87,7 @@ def test_a_model_that_cannot_share_says_why_and_only_once(name):
         assert isinstance(choose_engine(asked_model(model, None)), WholePrompts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lfm2", "mamba2"])
 def test_the_plain_path_scores_and_generates_as_transformers_does(name, tokenizers):
     model, rng = unshared_model(name), np.random.default_rng(0)

@@ -54,6 +54,7 @@ def uncompiled(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [*((name,) for name in PIECES), PIECES], ids="+".join)
 @pytest.mark.parametrize("name", KNOWN)
 def test_likelihoods_are_those_of_the_model_as_it_is(name, names, uncompiled):
@@ -87,6 +88,7 @@ def test_each_piece_is_run(uncompiled, monkeypatch):
             assert np.abs(nats_behind(model) - expected).max() > 1e-3, name
 
 
+@pytest.mark.slow
 def test_traced_by_the_compiler_they_give_the_same():
     model = tiny_model("qwen3")
     expected = nats_behind(model)

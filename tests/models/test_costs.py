@@ -57,6 +57,7 @@ def test_the_weights_of_a_small_model_by_hand():
     assert adapted.base == weights.base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_are_those_of_the_model_that_is_trained(name, lora):
@@ -101,6 +102,7 @@ def trainable(name, lora):
     return add_adapter(model, lora)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_flops_are_what_torch_counts_forward_and_backward(name, lora):
@@ -116,6 +118,7 @@ def test_flops_are_what_torch_counts_forward_and_backward(name, lora):
     assert count_flops(shape, [48], num_targets=5) == counter.get_total_flops() - unseen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
 @pytest.mark.parametrize("name", ["llama", "gemma", "qwen3"])
 def test_a_row_of_segments_costs_what_our_own_forward_does(name, lora):
@@ -128,6 +131,7 @@ def test_a_row_of_segments_costs_what_our_own_forward_does(name, lora):
     assert count_flops(shape, [30, 7, 11], num_targets=9) - attention == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_flops_of_a_7b_model_by_hand():
     full, lora = shape_model(MISTRAL_7B), shape_model(MISTRAL_7B, lora=LoraSettings(rank=16))
     body, head, adapter = 6_979_321_856, 131_072_000, 41_943_040

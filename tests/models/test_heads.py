@@ -52,6 +52,7 @@ def tying_model(name: str):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({**CONFIGS, **ALONE_CONFIGS}))
 @pytest.mark.filterwarnings("ignore:.*shots are encoded anew")
 def test_options_that_tie_in_bfloat16_are_told_apart(name):

@@ -28,6 +28,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_class_that_keeps_episodes_apart_passes_the_trial(name):
     assert isolation_fault(tiny_model(name), TEXT, longest=512) == ""
@@ -135,6 +136,7 @@ def test_the_episodes_of_a_row_are_split_with_their_targets_and_weights():
     assert split_row(first) == [first]
 
 
+@pytest.mark.slow
 def test_training_runs_the_episodes_alone_and_says_so_in_run_json(tmp_path):
     config = write_setting(tmp_path, family="lfm2", num_steps=2)
     with pytest.warns(UserWarning, match="each episode goes through the model alone"):
@@ -150,6 +152,7 @@ def test_training_runs_the_episodes_alone_and_says_so_in_run_json(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_class_that_keeps_episodes_apart_trains_them_together(tmp_path):
     train(write_setting(tmp_path, num_steps=2), out=tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "run.json").read_text())["rows"]

@@ -268,6 +268,7 @@ def test_nothing_saved_is_a_pickle(saved):
     assert {Path(name).suffix for name in names} <= {".safetensors", ".json", ".md", ".jinja"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:peft")  # peft's advice on tied weights
 @pytest.mark.parametrize(
     ("modules", "untied"), [(("q_proj", "lm_head"), True), (("embed_tokens",), True), ("all-linear", False)]

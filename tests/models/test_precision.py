@@ -35,6 +35,7 @@ def test_auto_is_what_the_device_is_fast_in_and_a_choice_stays():
     assert loaded.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[resolve_precision("auto")]
 
 
+@pytest.mark.slow
 def test_a_run_writes_the_resolved_precision_and_goes_on_in_it(tmp_path):
     config = write_setting(tmp_path, num_steps=2)
     auto = config.model_copy(update={"model": config.model.model_copy(update={"precision": "auto"})})

@@ -46,6 +46,7 @@ def asked(tokenizers):
     return tokenizer, tokenize_task(make_task("animals"), tokenizer=tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_scores_behind_a_nested_prefix_equal_a_plain_forward(name, asked):
     model, (_, task) = tiny_model(name), asked
@@ -65,6 +66,7 @@ def test_scores_behind_a_nested_prefix_equal_a_plain_forward(name, asked):
         assert nll == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_one_pass_equals_the_engine_for_one_token_sequence(name, asked):
     model, (tokenizer, task) = tiny_model(name), asked
@@ -98,6 +100,7 @@ OPTION = st.lists(st.integers(3, 5), min_size=1, max_size=4)
 QUERIES = st.lists(st.tuples(st.integers(1, 24), st.lists(OPTION, min_size=1, max_size=5)), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(steps=STEPS, asked=QUERIES)
@@ -118,6 +121,7 @@ def test_choices_of_any_shape_equal_plain_forwards(name, steps, asked):
             assert len({nat for nat, other in zip(nats_O.tolist(), group, strict=True) if other == option}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(steps=STEPS, lengths=st.lists(st.integers(1, 24), min_size=1, max_size=5))
@@ -146,6 +150,7 @@ def their_ids(model, prompt, *, max_new_tokens):
     return output[0, len(prompt) :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_batched_generation_equals_generation_alone(name, asked):
     model, (tokenizer, task) = tiny_model(name, seed=3), asked

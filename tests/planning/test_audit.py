@@ -250,6 +250,7 @@ def test_a_terminator_inside_more_than_1_percent_of_the_answers_exits_1(tmp_path
         assert (expected in out) == bool(code)
 
 
+@pytest.mark.slow
 def test_a_task_too_long_for_any_budget_exits_1(tmp_path, capfd):
     train_tokenizer("bpe").save_pretrained(tmp_path / "model")
     write_task(tmp_path, [{**row, "input": f"{row['input']} {'quark ' * 9000}"} for row in good_rows(60)])

@@ -51,6 +51,7 @@ def forecast(config):
     return forecast_run(config, device=find_device("H100"), num_devices=2)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_forecast_add_up_to_the_plan(forecast, prepared):
     plan = count_plan(prepared.packs, pack_tokens=160)
     assert forecast.plan == plan
@@ -68,6 +69,7 @@ def test_the_parts_of_a_forecast_add_up_to_the_plan(forecast, prepared):
     assert forecast.known_positions == 512
 
 
+@pytest.mark.slow
 def test_last_targets_are_one_answer_an_episode(config):
     last = forecast_run(changed(config, episodes={"targets": "last"}))
     for task in last.tasks:
@@ -118,6 +120,7 @@ def test_a_query_that_is_fed_otherwise_than_trained_is_found(prepared):
     assert not is_exact_prefix(broken, episode, query=2, tokenizer=tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sections", "blocker"),
     [
@@ -133,6 +136,7 @@ def test_what_would_be_in_vain_is_said_in_words(config, sections, blocker):
     assert all("\n" not in line for line in told)
 
 
+@pytest.mark.slow
 def test_a_task_with_one_answer_blocks(config, tmp_path):
     (tmp_path / "same.jsonl").write_text(
         "".join(json.dumps({"input": f"n {i}", "answer": "a"}) + "\n" for i in range(40))
@@ -141,12 +145,14 @@ def test_a_task_with_one_answer_blocks(config, tmp_path):
     assert "task 'same': every train row has the same answer" in told.blockers[0]
 
 
+@pytest.mark.slow
 def test_too_many_epochs_and_ranks_that_cannot_share_are_noted(config):
     notes = forecast_run(changed(config, train={"num_steps": 300}), num_devices=3).notes
     assert any("rows are seen" in note for note in notes)
     assert any("cannot be shared by 3 devices with 2 packs a batch" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_rows_that_no_episode_holds_are_counted(config):
     # Each of the three tasks has 40 train rows, and eight or nine of them fit the 160 tokens of a pack.
     forecast = forecast_run(changed(config, train={"num_steps": 1, "packs_per_step": 6, "packs_per_batch": 2}))
@@ -158,6 +164,7 @@ def test_rows_that_no_episode_holds_are_counted(config):
     assert not any("in no episode" in line for line in forecast_run(changed(config, train={"num_steps": 4})).notes)
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_never_ends_and_a_rank_beyond_the_model_are_noted(config):
     settings = {"model": {"lora": {"rank": 32}}, "train": {"warmup_steps": 6}}
     notes = forecast_run(changed(config, **settings)).notes

@@ -117,6 +117,7 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     return folder / "out", held, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_a_comparison_tells_at_its_start_and_in_its_findings_and_report(leaky):
     folder, held, printed = leaky
     content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))

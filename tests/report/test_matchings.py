@@ -17,6 +17,7 @@ def matched(match: str, **changes):
     return {**content, "match": match, "config": config, **changes}
 
 
+@pytest.mark.slow
 def test_differences_under_each_matching_stand_side_by_side(tmp_path):
     tokens, answers = matched("tokens"), matched("answers")
     for pair in answers["differences"]:

@@ -40,6 +40,7 @@ def metadata(card: Path) -> dict:
     return yaml.safe_load(head)
 
 
+@pytest.mark.slow
 def test_the_metadata_is_what_hugging_face_knows_and_claims_no_license(run, comparison):
     card = write_model_card(run, comparison, "manyicl", 0)
     assert card == run / "model" / "README.md"
@@ -54,6 +55,7 @@ def test_the_metadata_is_what_hugging_face_knows_and_claims_no_license(run, comp
     assert "- trained on 3 tasks: animals, beasts, colours\n" in text
 
 
+@pytest.mark.slow
 def test_an_adapter_is_named_as_one_with_its_base_on_the_hub(tmp_path, comparison, monkeypatch):
     folder = train(write_setting(tmp_path, lora=True, num_steps=2), out=tmp_path / "run").folder
     config = RunFolder(folder).read_config()

@@ -122,6 +122,7 @@ def known_numbers(value: Any) -> set[float]:
     return {float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else set()
 
 
+@pytest.mark.slow
 def test_every_number_in_the_tables_is_one_of_the_json(content, page):
     numbers = known_numbers(content)
     costs = content["costs"]
@@ -176,6 +177,7 @@ def test_bold_stands_only_where_the_comparison_says_best(content, rendered):
     assert rendered.count('class="num best') == len(wanted)
 
 
+@pytest.mark.slow
 def test_with_few_seeds_each_seed_is_shown_and_the_words_are_about_these_runs(few):
     rendered = render_page(check_comparison(few))
     page = Page(rendered)
@@ -251,6 +253,7 @@ def test_facts_name_flat_curves_and_forgetting(content):
     assert told in facts["Forgetting, text"]
 
 
+@pytest.mark.slow
 def test_a_flat_curve_is_tagged():
     content = small()
     content["flatness"][0] |= {"flat": True, "difference": 0.001, "sentence": "Base is flat."}
@@ -259,6 +262,7 @@ def test_a_flat_curve_is_tagged():
     assert "Base  +0.1, flat" in page  # in the plot
 
 
+@pytest.mark.slow
 def test_a_change_that_may_be_chance_is_not_called_flat():
     content = small()
     content["flatness"][0] |= {"flat": True, "difference": 0.2, "low": -0.05, "high": 0.45, "sentence": "Who knows."}
@@ -267,6 +271,7 @@ def test_a_change_that_may_be_chance_is_not_called_flat():
     assert "Base  +20.0, may be chance" in page
 
 
+@pytest.mark.slow
 def test_a_mean_over_fewer_tasks_stands_in_no_plot_beside_means_over_all():
     content = small()
     content["means"] = [{**m, "tasks": 1} if m["arm"] == "dedicated" else {**m, "tasks": 2} for m in content["means"]]
@@ -294,6 +299,7 @@ def test_labels_are_moved_as_little_as_they_must_be_and_not_below_the_plot():
     assert spread_apart([0.0, 0.0], space=2.0, lowest=0.0) == [0.0, 2.0]
 
 
+@pytest.mark.slow
 def test_drift_is_the_mean_over_seeds_at_each_step_and_begins_where_all_arms_do():
     content = small()
     points = [(0, 0, 0, 1.0), (1, 0, 0, 1.0), (0, 5, 990, 1.2), (1, 5, 1010, 1.4)]
@@ -308,6 +314,7 @@ def test_drift_is_the_mean_over_seeds_at_each_step_and_begins_where_all_arms_do(
     assert "Bits per byte of prose.txt over training: ManyICL from 1.000 to 1.300." in labels
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_shown_and_run_nowhere(tmp_path):
     content = small()
     for key in ("name", "device", "git_commit", "config"):
@@ -371,6 +378,7 @@ def test_plots_and_tables_can_be_read_by_those_who_do_not_see_them(page):
     assert any(label.startswith("Score against shots, Trained tasks, mean of 15: Base from ") for label in labels)
 
 
+@pytest.mark.slow
 def test_what_is_missing_of_an_unfinished_comparison_stands_on_top(rendered):
     assert "Not finished" not in rendered
     content = make_comparison(num_seeds=2, num_tasks=5, finished=False)
@@ -397,6 +405,7 @@ def test_a_comparison_of_nothing_yet_is_a_page_too(tmp_path):
     assert "nan" not in page.text.lower().split()
 
 
+@pytest.mark.slow
 def test_every_null_is_drawn_and_told_as_missing():
     content = small()
     for key in ("curves", "means", "headline", "differences", "flatness"):
@@ -411,6 +420,7 @@ def test_every_null_is_drawn_and_told_as_missing():
     assert "nan" not in page.text.lower().split()
 
 
+@pytest.mark.slow
 def test_the_same_comparison_gives_the_same_bytes():
     comparison = check_comparison(small())
     assert render_page(comparison) == render_page(comparison)
@@ -428,6 +438,7 @@ def test_drops_cuts_and_copies_are_told(content):
     assert any(note.startswith("no arm has a score at 64 shots") for note in rows["summarization_amber_03"].notes)
 
 
+@pytest.mark.slow
 def test_metrics_beside_the_main_one_have_a_table_for_each_task(content):
     comparison = check_comparison(content)
     cells = [c for c in content["curves"] if (c["arm"], c["task"]) == ("manyicl", "qa_amber_02")]
@@ -480,6 +491,7 @@ def test_a_file_that_is_no_comparison_is_one_line(tmp_path, write, told):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_verb_writes_both_files_anew(tmp_path):
     write_comparison(tmp_path, small())
     (tmp_path / "report.html").write_text("old")
@@ -535,6 +547,7 @@ def test_text_and_lines_stand_out_from_the_paper(number):
         assert lightness_contrast(colours, f"arm-{place}", "paper") >= 3
 
 
+@pytest.mark.slow
 def test_what_whole_prompts_cost_is_told_below_the_verdict(content):
     """Issue 16, fault 1: the terminal, the page and the Markdown say how much slower the plain path was."""
     path = {"processed_tokens": 120_000, "shared_tokens": 4_000, "fault": "keeps a state"}

@@ -36,6 +36,7 @@ def shots():
     return [(text, task, pool) for text, (task, pool) in zip(texts, drawn, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_document_depends_on_the_seed_and_its_place():
     whole = list(islice(iter_documents(seed=4, shares=SHARES), 30))
     assert whole == list(islice(iter_documents(seed=4, shares=SHARES), 30))

@@ -57,6 +57,7 @@ def test_bases_are_kept_outside_the_checkout(monkeypatch, tmp_path):
     assert bases_folder() == tmp_path / "manyicl" / "bases"
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_smollm2_is_what_its_package_holds(smollm2):
     assert is_intact(smollm2)

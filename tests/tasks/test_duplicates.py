@@ -69,6 +69,7 @@ def test_ideographs_are_words_of_their_own():
     assert find_copies([text], shots=[text[:-1] + "吃"])[0].near == (0,)
 
 
+@pytest.mark.slow
 @given(st.lists(WORDS, max_size=8), st.lists(WORDS, max_size=12))
 @settings(deadline=None, max_examples=200)
 def test_the_index_finds_what_comparing_all_pairs_finds(queries, shots):
@@ -85,6 +86,7 @@ def test_boilerplate_that_all_inputs_share_makes_none_of_them_near():
     assert all(found == Copies((n,), ()) for n, found in enumerate(find_copies(texts, shots=texts)))
 
 
+@pytest.mark.slow
 @given(st.lists(WORDS, max_size=8), st.lists(st.tuples(WORDS, st.integers(0, 2)), max_size=16))
 @settings(deadline=None, max_examples=200)
 def test_with_groups_a_similar_input_of_each_group_is_found(queries, grouped):

@@ -113,6 +113,7 @@ def write_csv(rows: list[list[str]], separator: str) -> bytes:
     return text.getvalue().encode(errors="surrogatepass")
 
 
+@pytest.mark.slow
 @fuzz(st.lists(VALUES, max_size=6), st.sampled_from([b"\n", b"\r\n", b",\n", b"\n\n"]), st.binary(max_size=4))
 def test_json_lines(tmp_path: Path, values: list[object], end: bytes, noise: bytes) -> None:
     lines = [json.dumps(value).encode() for value in values]
@@ -121,6 +122,7 @@ def test_json_lines(tmp_path: Path, values: list[object], end: bytes, noise: byt
         check(tmp_path / "t.jsonl", b"\n".join(lines), num_rows=len(lines))
 
 
+@pytest.mark.slow
 @fuzz(VALUES | st.lists(RECORDS, max_size=6), st.binary(max_size=4), st.booleans())
 def test_json(tmp_path: Path, value: object, noise: bytes, pretty: bool) -> None:
     content = json.dumps(value, indent=1 if pretty else None).encode()
@@ -136,6 +138,7 @@ HEADERS = st.lists(NAMES | TEXTS, max_size=4) | st.permutations(["input", "answe
 SEPARATORS, NOISE, CODECS = st.sampled_from(",;\t|"), st.binary(max_size=4), st.sampled_from(["utf-8", "utf-16"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 @fuzz(HEADERS, TABLES, SEPARATORS, NOISE, CODECS)
 def test_tables(
@@ -154,6 +157,7 @@ def test_tables(
     check(path, noise + content)
 
 
+@pytest.mark.slow
 @fuzz(st.lists(st.tuples(TEXTS, TEXTS), max_size=6), st.sampled_from(",;\t|"))
 def test_the_rows_of_a_whole_table_are_counted(tmp_path: Path, rows: list[tuple[str, str]], separator: str) -> None:
     content = write_csv([["input", "answer"], *(list(row) for row in rows)], separator)
@@ -190,6 +194,7 @@ PARQUET = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @fuzz(PARQUET, st.binary(max_size=200), st.integers(0, 400), st.booleans())
 def test_parquet(tmp_path: Path, columns: dict[str, list[object]], metadata: bytes, place: int, broken: bool) -> None:
     table = pyarrow.table(columns)
@@ -212,6 +217,7 @@ def either(what: Callable[[], object]) -> None:
             what()
 
 
+@pytest.mark.slow
 @fuzz(SETTINGS | CELLS, st.binary(max_size=3))
 def test_task_json(tmp_path: Path, value: object, noise: bytes) -> None:
     rows = [{"input": "x", "answer": ["a", "b"], "text": "y"}, {"input": "z", "answer": "b", "A": "1"}]
@@ -230,6 +236,7 @@ TOML = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @fuzz(
     st.lists(TOML | st.text(max_size=12), max_size=8), st.binary(max_size=4), st.lists(st.text(max_size=12), max_size=2)
 )

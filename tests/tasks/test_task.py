@@ -566,6 +566,7 @@ def test_a_task_without_two_labels_cannot_be_flipped(labels: tuple[str, ...]) ->
         flip_map(labels, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL_TASKS.is_dir(), reason="../shared/data/tasks is absent")
 def test_the_real_tasks_load_without_a_fault() -> None:

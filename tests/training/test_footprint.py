@@ -70,6 +70,7 @@ def test_the_predicted_peak_is_what_real_tensors_take(name, precision, lora):
         assert (prediction.moment == "head") == (peaks[0] > peaks[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
 @pytest.mark.parametrize("name", ["llama", "gemma"])
 def test_a_layer_keeps_the_tensors_that_autograd_saves(name, lora):
@@ -97,6 +98,7 @@ def test_a_layer_keeps_the_tensors_that_autograd_saves(name, lora):
     assert footprint.layer.kept * NUM_LAYERS + beside == pytest.approx(num_saved, rel=0.1)
 
 
+@pytest.mark.slow
 def test_states_by_hand():
     config = CONFIGS["llama"]()
     row = Row(64, 8, "bf16")
@@ -112,6 +114,7 @@ def test_states_by_hand():
     assert lora.total_bytes == lora.states_bytes + lora.activations_bytes
 
 
+@pytest.mark.slow
 def test_a_7b_model_in_32k_tokens_is_known_without_weights():
     config = MistralConfig(sliding_window=None, num_hidden_layers=32)
     footprint = measure_footprint(config, Row(8192, 800, "bf16"), lora=LoraSettings(rank=16))
@@ -166,6 +169,7 @@ def test_as_few_layers_are_checkpointed_as_memory_asks():
     assert predict_memory(footprint, WHOLE).total_bytes < min(peaks)
 
 
+@pytest.mark.slow
 def test_capped_scores_are_run_as_they_are_because_no_fused_kernel_knows_them():
     row = Row(400, 80, "fp32")
     capped = measure_footprint(Gemma2Config(**{**DEEP, "pad_token_id": 0}), row)

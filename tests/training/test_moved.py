@@ -37,6 +37,7 @@ def moved(tmp_path) -> tuple[Path, Path]:
     return old, new
 
 
+@pytest.mark.slow
 def test_a_moved_run_is_asked_on_the_base_that_was_moved_with_it(moved):
     _, new = moved
     tasks = load_tasks(new / "tasks", names=["animals"])
@@ -44,6 +45,7 @@ def test_a_moved_run_is_asked_on_the_base_that_was_moved_with_it(moved):
     assert result.curves[0].points[0].score is not None
 
 
+@pytest.mark.slow
 def test_another_base_of_the_same_name_is_not_taken(moved):
     old, new = moved
     tiny_model("llama", seed=1).save_pretrained(new / "start")
@@ -51,6 +53,7 @@ def test_another_base_of_the_same_name_is_not_taken(moved):
         load_for_inference(str(new / "run"), precision="fp32")
 
 
+@pytest.mark.slow
 def test_a_moved_run_goes_on_with_new_paths_where_the_same_files_lie(moved):
     old, new = moved
     run = new / "run"
@@ -69,6 +72,7 @@ def test_a_moved_run_goes_on_with_new_paths_where_the_same_files_lie(moved):
     assert json.loads((run / "run.json").read_text())["finished"]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_weights_or_tasks_in_the_new_place(moved):
     _, new = moved
     run = new / "run"
@@ -84,6 +88,7 @@ def test_a_run_does_not_go_on_with_other_weights_or_tasks_in_the_new_place(moved
         train(RunFolder(run).read_config(overrides=overrides), out=run, resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_that_knows_no_fingerprint_goes_on(tmp_path):
     config = write_setting(tmp_path, num_steps=1)
     run = tmp_path / "run"

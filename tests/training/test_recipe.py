@@ -265,6 +265,7 @@ INFINITE = RunConfig(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(configs())
 @example(INFINITE)

@@ -47,6 +47,7 @@ def gradients_with(model, checkpointed: Recompute, *, compiled: bool = False) ->
     return torch.cat([p.grad.flatten() for p in model.parameters()]), runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_attention", [True, False])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_recomputed_layers_run_twice_and_change_no_gradient(name, keep_attention):

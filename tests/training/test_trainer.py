@@ -161,6 +161,7 @@ def test_a_transformers_that_divides_gradients_once_more_is_refused(tmp_path, mo
         train(config, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_the_readme_promises(tmp_path):
     config = write_setting(tmp_path, num_steps=2, report_to=["tensorboard"])
     run = train(config, out=tmp_path / "run")
