@@ -634,7 +634,7 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
     recipe, out, tasks = tmp_path / "recipe.toml", tmp_path / "run", ("--tasks", config.tasks.folder)
     code, printed, err = run_manyicl(capfd, "train", recipe, "train.num_steps=2", "--out", out)
     assert code == 0
-    assert "train: 2/2, loss " in err
+    assert re.search("train: 2/2,.* loss ", err)  # seconds per step stand between them if one takes long
     assert "Held-out loss per answer" in printed
     assert "\nmean of tasks  " in printed
     command = f"manyicl ask {out} --tasks {config.tasks.folder} --task animals"
