@@ -53,13 +53,23 @@ def shares(spent: dict[str, Spent], match: str) -> list[float]:
     [
         ("zero-shot", {"shots": 0, "targets": "all"}),
         ("few-shot", {"shots": 3, "targets": "last"}),
+        ("metaicl", {"shots": 16, "targets": "last", "token_budget": 1024}),
         ("manyicl", {"targets": "all"}),
         ("dedicated", {"shots": 0, "targets": "all"}),
         ("dedicated-tuned", {"shots": 0, "targets": "all"}),
     ],
 )
 def test_an_arm_changes_the_layout_of_episodes_and_their_targets(world, arm, changes):
-    assert episode_changes(arm, make_recipe(*world).compare) == changes
+    assert episode_changes(arm, make_recipe(*world, episodes={"token_budget": 2048}, train={"pack_tokens": 2048})) == changes
+
+
+def test_metaicls_short_sequences_share_packs_so_that_it_spends_what_the_others_do(world, tokenized):
+    """A recipe without pack_tokens gave it packs as short as its sequences, a tenth of the others' tokens."""
+    recipe = make_recipe(
+        *world, episodes={"token_budget": 2048}, train={"pack_tokens": None}, arms=["metaicl", "manyicl"]
+    )
+    spent = {arm: ArmMatcher(recipe, tokenized).match_shared(arm, seed=0)[1] for arm in ("metaicl", "manyicl")}
+    assert shares(spent, "tokens")[0] == pytest.approx(1, abs=TOKENS_APART)
 
 
 def test_arms_share_all_of_the_recipe_but_the_layout_and_the_length_of_packs(world, tokenized):

@@ -206,11 +206,13 @@ def test_a_mean_says_how_many_tasks_it_holds_and_flatness_leaves_out_a_task_with
     assert (flat.tasks, flat.from_shots, flat.to_shots) == (1, 1, 16)
 
 
-def test_the_few_shot_arms_own_number_of_shots_is_always_asked(tmp_path):
+def test_the_number_of_shots_that_an_arm_is_trained_with_is_always_asked(tmp_path):
     """Review B7: with few_shot_shots = 5 and shots = 0, 1, 4, 16, 64 it was never asked as it was trained."""
     names = write_world(tmp_path)
     with_it = make_recipe(tmp_path, names, arms=["base", "few-shot"], few_shot_shots=5, shots=[0, FILL, 16])
     assert open_comparison(tmp_path / "out", with_it).shots == [0, 5, 16, FILL]
+    metaicl = make_recipe(tmp_path, names, arms=["base", "metaicl"], few_shot_shots=5, shots=[0, 64])
+    assert open_comparison(tmp_path / "metaicl", metaicl).shots == [0, 16, 64]
     without = make_recipe(tmp_path, names, arms=["base", "manyicl"], few_shot_shots=5, shots=[0, 16])
     assert open_comparison(tmp_path / "other", without).shots == [0, 16]
 

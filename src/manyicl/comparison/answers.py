@@ -246,8 +246,8 @@ class Findings:
         """Return the most shots that an answer was trained after; None for the base, and if it differs by task."""
         if arm.name in ("zero-shot", "dedicated", "dedicated-tuned"):
             return 0
-        if arm.name == "few-shot":
-            return self.settings.few_shot_shots
+        if arm.name in self.settings.fixed_shots:
+            return self.settings.fixed_shots[arm.name]
         if not arm.trained or arm.per_task:
             return None
         runs = [RunFolder(self.grid.path_of(WorkItem(arm.name, seed, "train"))) for seed in self.seeds]

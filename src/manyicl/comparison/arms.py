@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
-from manyicl.comparison.settings import ARMS, TUNED_FACTOR, Arm, ArmName, CompareConfig, CompareSettings, Match
+from manyicl.comparison.settings import (
+    ARMS,
+    METAICL_SHOTS,
+    METAICL_TOKENS,
+    TUNED_FACTOR,
+    Arm,
+    ArmName,
+    CompareConfig,
+    Match,
+)
 from manyicl.episodes import Episode, PackDataset, TokenizedTask, iter_episodes, lengths_of, pack_episodes
 from manyicl.errors import UserError
 from manyicl.models import ModelShape, load_config, shape_model
@@ -71,10 +80,13 @@ def run_config(config: CompareConfig, *, seed: int, tasks: Sequence[str], **chan
     return RunConfig.model_validate(values)
 
 
-def episode_changes(arm: ArmName, settings: CompareSettings) -> dict[str, Any]:
+def episode_changes(arm: ArmName, config: CompareConfig) -> dict[str, Any]:
     """Return the settings that an arm changes in [episodes]."""
     if arm == "few-shot":
-        return {"shots": settings.few_shot_shots, "targets": "last"}
+        return {"shots": config.compare.few_shot_shots, "targets": "last"}
+    if arm == "metaicl":
+        tokens = min(METAICL_TOKENS, config.episodes.token_budget)
+        return {"shots": METAICL_SHOTS, "targets": "last", "token_budget": tokens}
     if arm == "manyicl":
         return {"targets": "all"}
     return {"shots": 0, "targets": "all"}
@@ -172,8 +184,10 @@ class ArmMatcher:
     def _unmatched_run(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
         """Return an arm's recipe before it is matched to the others, and what it spends."""
         if (arm, seed) not in self._unmatched:
-            changes = episode_changes(arm, self.config.compare)
-            config = run_config(self.config, seed=seed, tasks=list(self.tasks), episodes=changes)
+            changes = episode_changes(arm, self.config)
+            # Episodes with a shorter budget of their own share packs of the recipe's length.
+            train = {"pack_tokens": self.config.pack_tokens} if "token_budget" in changes else {}
+            config = run_config(self.config, seed=seed, tasks=list(self.tasks), episodes=changes, train=train)
             self._unmatched[arm, seed] = self._spend(config)
         return self._unmatched[arm, seed]
 
@@ -208,7 +222,7 @@ class ArmMatcher:
             )
         matched = whole.tokens_by_task[task]
         tokens = matched * (TUNED_FACTOR if ARMS[arm].tuned else 1)
-        changes = episode_changes(arm, self.config.compare)
+        changes = episode_changes(arm, self.config)
         shared, alone = self.config.train, lengths_of(self.tasks[task]).alone
         longest = int(alone[alone <= self.config.episodes.token_budget].max(initial=1))
         a_step = max(longest, matched // shared.num_steps)

@@ -188,10 +188,10 @@ class Grid:
     def shots(self) -> list[Shots]:
         """The numbers of shots that every arm is evaluated with, ascending.
 
-        The number that the few-shot arm is trained with is one of them, or it would never be seen as it was trained.
+        The number that an arm is trained with is one of them, or it would never be seen as it was trained.
         """
-        own = [self.settings.few_shot_shots] if "few-shot" in self.settings.arms else []
-        return sort_shots([*self.settings.shots, *own])
+        own = [shots for arm, shots in self.settings.fixed_shots.items() if arm in self.settings.arms]
+        return sort_shots({*self.settings.shots, *own})
 
     @property
     def max_tokens(self) -> int:

@@ -14,12 +14,14 @@ from manyicl.errors import UserError
 from manyicl.tasks import Task
 from manyicl.training import RunConfig
 
-ArmName = Literal["base", "zero-shot", "few-shot", "manyicl", "dedicated", "dedicated-tuned"]
+ArmName = Literal["base", "zero-shot", "few-shot", "metaicl", "manyicl", "dedicated", "dedicated-tuned"]
 # Arms of earlier versions, which old recipes still name.
 GONE_ARMS = ("dedicated-many-shot", "dedicated-free")
 Match = Literal["tokens", "answers", "flops"]
 Role = Literal["trained", "held-out"]
 TaskRole = Literal["trained", "held-out", "familiar"]
+# The setting of MetaICL's authors (arXiv 2110.15943): so many shots, in sequences of so many tokens.
+METAICL_SHOTS, METAICL_TOKENS = 16, 1024
 # A run of dedicated-tuned trains on this many times the tokens of the dedicated model of the same task.
 TUNED_FACTOR = 8
 # Its learning rates as multiples of train.learning_rate, if the recipe names none: steps of half a decade.
@@ -54,6 +56,11 @@ ARMS: Mapping[ArmName, Arm] = {
             "few-shot",
             "few-shot FT",
             "All tasks at once, a few shots and one query per sequence; only the last answer is trained.",
+        ),
+        Arm(
+            "metaicl",
+            "MetaICL's own setting",
+            f"As few-shot FT, with {METAICL_SHOTS} shots per sequence, in at most {METAICL_TOKENS:,} tokens.",
         ),
         Arm("manyicl", "ManyICL", "All tasks at once, as many examples per sequence as fit; every answer is trained."),
         Arm("dedicated", "dedicated FT", "One model per task, one example per sequence.", per_task=True),
@@ -99,7 +106,8 @@ class CompareSettings(BaseModel):
     """How many trained tasks are evaluated, spread over the families; 0: all. Tasks with a dedicated model always
     are."""
     shots: tuple[Annotated[int, Field(ge=0)] | Literal["fill"], ...] = Field((0, 1, 4, 16, 64), min_length=1)
-    """Numbers of shots, and fill for as many as fit; few_shot_shots is added if that arm is compared."""
+    """Numbers of shots, and fill for as many as fit; those that few-shot and metaicl are trained with are added if these
+    arms are compared."""
     draws: Annotated[int, Field(gt=0)] = 5
     """Draws of shots per task and seed."""
     queries: Annotated[int, Field(gt=0)] = 200
@@ -123,6 +131,11 @@ class CompareSettings(BaseModel):
     """Evaluate after the same shots in other orders."""
     examples: Annotated[int, Field(ge=0)] = 2
     """Queries per task that the report shows in full."""
+
+    @property
+    def fixed_shots(self) -> Mapping[ArmName, int]:
+        """Arm -> shots per training sequence, of the arms that are trained with one number of shots."""
+        return {"few-shot": self.few_shot_shots, "metaicl": METAICL_SHOTS}
 
     @model_validator(mode="before")
     @classmethod

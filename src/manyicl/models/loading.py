@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models.precision import PrecisionChoice, resolve_precision
-from manyicl.models.seed import SEED_MODEL
+from manyicl.models.seed import SEED_MODEL, SMOLLM2_MANY, find_built_base
 from manyicl.models.structure import max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
@@ -88,7 +88,7 @@ class ModelNote(BaseModel):
 
 
 def locate_model(path: str) -> str:
-    """Return the model folder of a run, that of the packaged seed model for `seed`, or `path` itself."""
+    """Return the model folder of a run, that of a packaged model (`seed`, `smollm2-many`), or `path` itself."""
     folder = Path(path).expanduser()
     if (folder / RUN_STATE).is_file():
         if not (folder / RUN_MODEL).is_dir():
@@ -96,8 +96,8 @@ def locate_model(path: str) -> str:
         return str((folder / RUN_MODEL).absolute())
     if folder.is_dir():
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
-    if path == "seed":
-        return str(SEED_MODEL)
+    if packaged := {"seed": SEED_MODEL, "smollm2-many": SMOLLM2_MANY}.get(path):
+        return str(packaged)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{path}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub")
     return path
@@ -277,6 +277,8 @@ def _locate_base(adapter: Path, base: str) -> str:
         UserError: an absolute path that has gone, and no folder with the same weights was found.
     """
     path = Path(base).expanduser()
+    if adapter == SMOLLM2_MANY and (built := find_built_base()):
+        return str(built)
     if not path.is_absolute():
         beside = [place / path for place in (adapter, adapter.parent) if (place / path / "config.json").is_file()]
         return str(beside[0].resolve()) if beside else locate_model(base)

@@ -1,7 +1,8 @@
-"""The seed model: a small pretrained language model of the world that ships with the package."""
+"""Models that ship with the package: the seed model of the generated world, and an adapter on a real base."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from manyicl.episodes import TemplateSettings
@@ -12,3 +13,14 @@ SEED_MODEL = Path(__file__).parent / "seed_model"
 NEUTRAL_TEXT = Path(__file__).parent / "neutral.txt"
 # How the world's tasks are asked; no text that the seed model read looks like it.
 TEMPLATE = TemplateSettings(input="{input} ->\n")
+
+# An adapter on SmolLM2-135M-Instruct, trained by ManyICL; made by scripts/smollm2_many.py.
+SMOLLM2_MANY = Path(__file__).parent / "smollm2_many"
+
+
+def find_built_base() -> Path | None:
+    """Return the folder of SmolLM2-135M-Instruct that `make bases` has built; None if it has not."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    bases = Path(os.environ.get("MANYICL_BASES") or f"{cache}/manyicl/bases").expanduser()
+    folder = bases / "smollm2-135m"
+    return folder if (folder / "SOURCE.json").is_file() else None  # written last
