@@ -1,10 +1,13 @@
-"""Put a demo's results where the documents show them: docs/example and the block of output in the README.
+"""Put results where the documents show them: docs/example and the blocks of output in the README.
 
     manyicl demo --seeds 5 --out OUT
-    python scripts/renew_example.py OUT --pictures
+    python scripts/renew_example.py OUT                          # both halves of the demo
 
-It writes both reports to docs/example (with --pictures, the six pictures of the headline's too, which needs what
-screenshot_report.py needs) and the README's block anew, and prints the tables of docs/results.md. Only
+    manyicl compare recipes/compare-smollm2.toml --out runs/smollm2
+    python scripts/renew_example.py runs/smollm2 --pictures      # one comparison
+
+It writes the reports to docs/example (with --pictures, six pictures of the first one too, which needs what
+screenshot_report.py needs) and the README's block of that name anew, and prints the tables of docs/results.md. Only
 comparison.json is read, so models may be missing from OUT. Sentences are for a person to look at again.
 """
 
@@ -35,23 +38,25 @@ ROOT = Path(__file__).parents[1]
 REGIMES = ("many_tasks", "few_tasks")
 # What the documents call the folder of a demo, wherever it was run.
 SHOWN_FOLDER = "runs/demo"
-BLOCK = re.compile(r"(<!-- demo-output -->\n```text\n).*?(```)", flags=re.DOTALL)
+# An absolute path within a quoted recipe; its last two parts are shown.
+ABSOLUTE = re.compile(r'(?<=\\")/[^"\\]*?([^/"\\]+/[^/"\\]+)(?=\\")')
 
 
-def write_reports(out: Path, folder: Path) -> None:
-    """Write both regimes' reports into `folder` as pages and as text, without the paths of the machine of the run."""
-    for regime in REGIMES:
+def write_reports(comparisons: Sequence[Path], folder: Path) -> None:
+    """Write comparisons' reports into `folder` as pages and as text, without the paths of the machine of the run."""
+    for comparison in comparisons:
         with tempfile.TemporaryDirectory() as place:
             copy = Path(place)
-            content = (out / regime / "comparison.json").read_text(encoding="utf-8")
-            ran_in = re.search(r'folder = \\"([^"\\]+)/' + regime + "/tasks", content)
+            content = (comparison / "comparison.json").read_text(encoding="utf-8")
+            ran_in = re.search(r'folder = \\"([^"\\]+)/' + comparison.name + "/tasks", content)
             if ran_in is not None:
                 content = content.replace(ran_in[1], SHOWN_FOLDER)
             content = re.sub(r'[^"\\]*/' + re.escape(NEUTRAL_TEXT.name), NEUTRAL_TEXT.name, content)
+            content = ABSOLUTE.sub(r"\1", content)
             (copy / "comparison.json").write_text(content, encoding="utf-8")
             page = write_report(copy)
-            shutil.copyfile(page, folder / f"{regime}.html")
-            shutil.copyfile(page.with_suffix(".md"), folder / f"{regime}.md")
+            shutil.copyfile(page, folder / f"{comparison.name}.html")
+            shutil.copyfile(page.with_suffix(".md"), folder / f"{comparison.name}.md")
 
 
 def take_pictures(page: Path, folder: Path) -> None:
@@ -167,26 +172,37 @@ def print_tables(comparison: Comparison) -> None:
     print(markdown_table(["spent a seed", *(head for _, head, _ in COST_COLUMNS)], costs))
 
 
+def renew_block(readme: Path, name: str, block: str) -> None:
+    """Write the README's block of output of that name anew.
+
+    Raises:
+        SystemExit: it has no such block, or several.
+    """
+    pattern = re.compile(rf"(<!-- {name}-output -->\n```text\n).*?(```)", flags=re.DOTALL)
+    text, count = pattern.subn(lambda found: found[1] + block + found[2], readme.read_text(encoding="utf-8"))
+    if count != 1:
+        raise SystemExit(f"{readme}: has {count} blocks after <!-- {name}-output -->, not one")
+    readme.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     """Read the arguments, renew the documents."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the folder of a finished demo")
-    parser.add_argument("--pictures", action="store_true", help="take the pictures of the headline's report too")
+    parser.add_argument("out", type=Path, help="the folder of a finished demo or comparison")
+    parser.add_argument("--pictures", action="store_true", help="take the pictures of the first report too")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository whose documents are renewed")
     args = parser.parse_args()
     example, readme = args.root / "docs" / "example", args.root / "README.md"
-    comparisons = [read_comparison(args.out / regime) for regime in REGIMES]
-    for regime, comparison in zip(REGIMES, comparisons, strict=True):
+    is_demo = not (args.out / "comparison.json").is_file()
+    folders = [args.out / regime for regime in REGIMES] if is_demo else [args.out]
+    comparisons = [read_comparison(folder) for folder in folders]
+    for folder, comparison in zip(folders, comparisons, strict=True):
         if not comparison.finished:
-            parser.error(f"{args.out / regime}: is not finished; go on: manyicl compare --resume {args.out / regime}")
-    write_reports(args.out, example)
-    block = readme_block(comparisons[0])
-    text, count = BLOCK.subn(lambda found: found[1] + block + found[2], readme.read_text(encoding="utf-8"))
-    if count != 1:
-        parser.error(f"{readme}: has {count} blocks after <!-- demo-output -->, not one")
-    readme.write_text(text, encoding="utf-8")
+            parser.error(f"{folder}: is not finished; go on: manyicl compare --resume {folder}")
+    write_reports(folders, example)
+    renew_block(readme, "demo" if is_demo else args.out.name, readme_block(comparisons[0]))
     if args.pictures:
-        take_pictures(example / "many_tasks.html", example)
+        take_pictures(example / f"{folders[0].name}.html", example)
     for comparison in comparisons:
         print_tables(comparison)
     print(f"\nrenewed {example} and the block of {readme}")
