@@ -90,7 +90,7 @@ def tell_lost_text(comparison: Comparison, arm: str) -> str:
 def readme_block(comparison: Comparison) -> str:
     """Return what the README shows: the verdict, the arms with most shots, and the plot of the held-out tasks."""
     most = comparison.headline_score("manyicl", "held-out", "most")
-    shots = "most" if most is None else most.shots
+    shots = "most" if most is None or most.shots == "fill" else most.shots
     rows = [("arm", f"trained, {shots} shots", f"held out, {shots} shots", "forgetting, bits per byte")]
     for arm in comparison.arms:
         cells = [comparison.headline_score(arm.arm, role, "most") for role in ("trained", "held-out")]
