@@ -489,6 +489,17 @@ def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
     assert set(out.splitlines()) <= {"fox", "owl", "cat", "dog"}
 
 
+def test_ask_shows_all_rows_of_a_file_that_names_no_splits(folder, tmp_path, capfd):
+    """A third of a small file was set aside for tests that `ask` does not make."""
+    (tmp_path / "tasks").mkdir()
+    rows = "".join(f"the red fox {n},fox\nthe blue owl {n},owl\n" for n in range(6))
+    (tmp_path / "tasks" / "beasts.csv").write_text("input,answer\n" + rows)
+    (tmp_path / "in.txt").write_text("the red fox 7\n")
+    ask = ("ask", folder / "model", "--tasks", tmp_path / "tasks", "--task", "beasts", tmp_path / "in.txt")
+    code, _, err = run_manyicl(capfd, *ask)
+    assert (code, err) == (0, "shots: 12 of 12 train rows\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["animals", "sums"])
 @pytest.mark.parametrize("shots", [None, 0, 3])

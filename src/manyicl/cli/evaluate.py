@@ -230,15 +230,20 @@ def ask_(
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Answer one input per line, after as many examples as fit; standard error says how many that are."""
+    """Answer one input per line, after as many examples as fit; standard error says how many that are.
+
+    Examples are the task's train rows, or all rows of a file that names no splits.
+    """
     from dataclasses import asdict
 
     from manyicl.cli.inputs import describe_answers, read_inputs
     from manyicl.inference import ask
-    from manyicl.tasks import load_tasks
+    from manyicl.tasks import NO_SPLIT_NOTE, load_task, load_tasks, name_sources
 
     inputs = read_inputs(file)
     chosen = load_tasks(tasks, names=[task])[0]
+    if chosen.split_note == NO_SPLIT_NOTE:  # no row was set aside for tests by who wrote the file
+        chosen = load_task(name_sources(tasks)[task], one_split=True)
     loaded = _load(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
     answers = ask(loaded, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
     if not as_json:

@@ -173,13 +173,15 @@ def name_sources(folder: str | Path) -> dict[str, Source]:
     return sources
 
 
-def load_task(source: Path | Source) -> Task:
+def load_task(source: Path | Source, *, one_split: bool = False) -> Task:
     """Return the task of one data file, or of the files of a source.
+
+    one_split: every row is train, in the order of the files, whatever split it or its file names.
 
     Raises:
         UserError: the file does not exist or has faults; the message is the first fault's.
     """
-    task, faults = inspect_task(source)
+    task, faults = inspect_task(source, one_split=one_split)
     if task is not None:
         return task
     others = len(faults) - 1
