@@ -24,7 +24,6 @@ import manyicl
 from manyicl.models.loading import MODEL_NOTE
 
 LICENSES = ("CC BY 3.0", "CC BY 4.0", "MIT", "Apache-2.0")
-# Task -> where its rows come from.
 TASKS = (
     "aqua",
     "banking77",
@@ -43,7 +42,11 @@ ADAPTER = Path(__file__).parents[1] / "src/manyicl/models/smollm2_many"
 
 
 def gather(source: Path, out: Path) -> None:
-    """Write the training tasks to the new folder `out`; refuse a task whose licence is not known or does not allow it."""
+    """Write the training tasks to the new folder `out`.
+
+    Raises:
+        SystemExit: the licence of a task is not known, or does not allow it.
+    """
     manyicl.write_world(out, num_tasks=WORLD_TASKS, num_train=WORLD_TRAIN, num_test=WORLD_TEST, seed=WORLD_SEED)
     for name in TASKS:
         about = json.loads((source / f"{name}.task.json").read_text(encoding="utf-8"))
@@ -58,7 +61,9 @@ def ship(run: Path) -> None:
     """Write a run's adapter to the package, in bf16, with what it says of its training."""
     model = run / "model"
     ADAPTER.mkdir(exist_ok=True)
-    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(model / "adapter_model.safetensors").items()}
+    tensors = {
+        name: tensor.to(torch.bfloat16) for name, tensor in load_file(model / "adapter_model.safetensors").items()
+    }
     save_file(tensors, ADAPTER / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = json.loads((model / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"

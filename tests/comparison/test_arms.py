@@ -60,7 +60,10 @@ def shares(spent: dict[str, Spent], match: str) -> list[float]:
     ],
 )
 def test_an_arm_changes_the_layout_of_episodes_and_their_targets(world, arm, changes):
-    assert episode_changes(arm, make_recipe(*world, episodes={"token_budget": 2048}, train={"pack_tokens": 2048})) == changes
+    assert (
+        episode_changes(arm, make_recipe(*world, episodes={"token_budget": 2048}, train={"pack_tokens": 2048}))
+        == changes
+    )
 
 
 def test_metaicls_short_sequences_share_packs_so_that_it_spends_what_the_others_do(world, tokenized):

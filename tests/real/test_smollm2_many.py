@@ -21,7 +21,7 @@ def test_it_is_a_bf16_adapter_of_at_most_12_mb_on_a_base_by_its_hub_name():
     weights = SMOLLM2_MANY / "adapter_model.safetensors"
     assert weights.stat().st_size < 12_000_000
     with safe_open(weights, framework="pt") as file:
-        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118: not a dict
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118 (not a dict)
     assert '"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"' in (
         SMOLLM2_MANY / "adapter_config.json"
     ).read_text(encoding="utf-8")

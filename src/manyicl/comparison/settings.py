@@ -106,8 +106,8 @@ class CompareSettings(BaseModel):
     """How many trained tasks are evaluated, spread over the families; 0: all. Tasks with a dedicated model always
     are."""
     shots: tuple[Annotated[int, Field(ge=0)] | Literal["fill"], ...] = Field((0, 1, 4, 16, 64), min_length=1)
-    """Numbers of shots, and fill for as many as fit; those that few-shot and metaicl are trained with are added if these
-    arms are compared."""
+    """Numbers of shots, and fill for as many as fit; those that few-shot and metaicl are trained with are added if they
+    are compared."""
     draws: Annotated[int, Field(gt=0)] = 5
     """Draws of shots per task and seed."""
     queries: Annotated[int, Field(gt=0)] = 200
