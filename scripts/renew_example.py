@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import json
 import re
 import shutil
 import tempfile
@@ -42,8 +43,11 @@ SHOWN_FOLDER = "runs/demo"
 ABSOLUTE = re.compile(r'(?<=\\")/[^"\\]*?([^/"\\]+/[^/"\\]+)(?=\\")')
 
 
-def write_reports(comparisons: Sequence[Path], folder: Path) -> None:
-    """Write comparisons' reports into `folder` as pages and as text, without the paths of the machine of the run."""
+def write_reports(comparisons: Sequence[Path], folder: Path, *, with_examples: bool) -> None:
+    """Write comparisons' reports into `folder` as pages and as text, without the paths of the machine of the run.
+
+    with_examples: show queries with their shots; False if the tasks' rows are not ours to publish.
+    """
     for comparison in comparisons:
         with tempfile.TemporaryDirectory() as place:
             copy = Path(place)
@@ -53,6 +57,8 @@ def write_reports(comparisons: Sequence[Path], folder: Path) -> None:
                 content = content.replace(ran_in[1], SHOWN_FOLDER)
             content = re.sub(r'[^"\\]*/' + re.escape(NEUTRAL_TEXT.name), NEUTRAL_TEXT.name, content)
             content = ABSOLUTE.sub(r"\1", content)
+            if not with_examples:
+                content = json.dumps(json.loads(content) | {"examples": []})
             (copy / "comparison.json").write_text(content, encoding="utf-8")
             page = write_report(copy)
             shutil.copyfile(page, folder / f"{comparison.name}.html")
@@ -199,7 +205,7 @@ def main() -> None:
     for folder, comparison in zip(folders, comparisons, strict=True):
         if not comparison.finished:
             parser.error(f"{folder}: is not finished; go on: manyicl compare --resume {folder}")
-    write_reports(folders, example)
+    write_reports(folders, example, with_examples=is_demo)  # the demo's tasks are generated
     renew_block(readme, "demo" if is_demo else args.out.name, readme_block(comparisons[0]))
     if args.pictures:
         take_pictures(example / f"{folders[0].name}.html", example)
