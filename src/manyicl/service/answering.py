@@ -79,15 +79,12 @@ class Answerer:
         self._endpoint = endpoint
         self.engine: Engine = choose_engine(model, endpoint=endpoint, kept=_Forgetful())
         self.plain_tokenizer = _plain_tokenizer(model.tokenizer)
-        self._plain = choose_engine(
-            replace(model, tokenizer=self.plain_tokenizer), endpoint=endpoint, kept=_Forgetful()
-        )
+        self._plain: Engine | None = None  # made for the first plain generation: a server is tried again for it
         self._encoding = threading.Lock()  # threads that submit prompts
         self._stack = ExitStack()
 
     def __enter__(self) -> Answerer:
         self._stack.enter_context(self.engine)
-        self._stack.enter_context(self._plain)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -164,6 +161,10 @@ class Answerer:
     def _generate(self, batch: Batch) -> None:
         """Answer plain generations."""
         began = time.monotonic()
+        if self._plain is None:
+            model = replace(self.model, tokenizer=self.plain_tokenizer)
+            engine = choose_engine(model, endpoint=self._endpoint, kept=_Forgetful())
+            self._plain = self._stack.enter_context(engine)
         stream = _Streams(batch, self.plain_tokenizer)
         generated = self._plain.generate(
             EMPTY_PREFIX,

@@ -156,9 +156,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def append_settings(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the task.json by which more examples of a task are read: as the first were, and of its kind."""
-    given = {key: value for key, value in about["settings"].items() if key != "name"}
+def append_settings(about: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """Return the task.json by which more examples of a task are read: as the first were, and of its kind.
+
+    A file has the columns of the first one; rows that come as such have our own names, whatever that file's were.
+    """
+    left_out = {"name"} if isinstance(rows, str | Path) else {"name", "columns", "answer_index"}
+    given = {key: value for key, value in about["settings"].items() if key not in left_out}
     return {**given, "family": about["family"], "metric": about["metric"], "instruction": about["instruction"]}
 
 

@@ -423,7 +423,7 @@ class Service:
     def append(self, name: str, source: Rows) -> Registration:
         """Add examples to a task."""
         with self._open() as library:
-            settings = append_settings(library.task(name).about)
+            settings = append_settings(library.task(name).about, source)
             most = self.settings.max_examples
             read = read_examples(source, name=name, settings=settings, most=most)
             check_writable(read.task, self._model)

@@ -143,7 +143,7 @@ class ServedTask:
         Raises:
             BadExamples: they cannot be read; the old ones stay then.
         """
-        settings = append_settings(self._record.about)
+        settings = append_settings(self._record.about, source)
         return self._service.add_task(source, name=self.name, settings=settings, replace=True).registration
 
     def submit(

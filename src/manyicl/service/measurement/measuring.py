@@ -39,7 +39,7 @@ from manyicl.service.selection import TaskBook, TaskIds, choose_shots, shuffle_b
 from manyicl.service.settings import ShotChoice
 
 # Default of ServiceSettings.measure_tokens, by where the model is.
-CPU_TOKENS, OTHER_TOKENS = 90_000, 4_000_000
+CPU_TOKENS, OTHER_TOKENS = 60_000, 4_000_000
 # Parts of those tokens: encoding shots, and answering after the most shots; the rest is for all other points.
 _PREFIX_SHARE, _LAST_SHARE = 0.35, 0.6
 _MOST_FOLDS = 4
@@ -91,10 +91,10 @@ def make_plan(task: TaskIds, *, most_tokens: int, query_tokens: float) -> Plan:
         orders.append(order)
         most_shots.append(int(np.searchsorted(np.cumsum(lengths[order]), free, side="right")))
     left = max(0.0, most_tokens - num_folds * min(free, whole))
-    most, size = min(most_shots), min(len(fold) for fold in folds)
+    most, size = min(most_shots), max(len(fold) for fold in folds)
     for step in (2, 4):
         points = _list_points(most, step=step)
-        num_last = max(_FEWEST_ROWS, min(size + 1, int(_LAST_SHARE * left / query_tokens / num_folds)))
+        num_last = max(_FEWEST_ROWS, min(size, int(_LAST_SHARE * left / query_tokens / num_folds)))
         left_rows = (left / query_tokens - num_last * num_folds) / num_folds / max(1, len(points) - 1)
         num_rows = min(max(_FEWEST_ROWS, int(left_rows)), num_last)
         if num_rows >= _ENOUGH_ROWS:
@@ -327,7 +327,7 @@ class Measurer:
             return now if last is None else replace(last, state="running", fraction=now.fraction)
         if last is None:
             return Measurement("waiting", version=version)
-        return last if self._tried.get(task) == version else replace(last, state="waiting", fraction=0.0)
+        return last if last.version == version else replace(last, state="waiting", fraction=0.0)
 
     def step(self) -> bool:
         """Do a piece of work in less than a second; return whether there was any."""

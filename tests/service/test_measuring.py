@@ -1,0 +1,198 @@
+"""Measurements: curves of tasks that improve, or do not, with shots; suspects, duplicates, and work that yields."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from manyicl.intervals import Interval
+from manyicl.service.library import Library
+from manyicl.service.measurement.findings import (
+    CurvePoint,
+    Doubt,
+    Duplicates,
+    find_slope,
+    find_suspects,
+    from_content,
+    make_points,
+    to_content,
+    write_sentence,
+)
+from manyicl.service.measurement.measuring import make_plan
+from manyicl.service.selection import TaskBook
+from manyicl.service.served import open_service
+from manyicl.service.settings import ServiceSettings
+from tests.service.conftest import INPUTS, QUIET, ROWS, make_rows
+
+SMALL = ServiceSettings(measure_tokens=20_000)
+
+
+def test_the_curve_of_a_task_that_is_learned_from_shots_rises(seed_model):
+    with open_service(seed_model, settings=SMALL) as service:
+        task = service.add_task(make_rows(160), name="animals")
+        found = task.measure(120)
+        assert (found.state, found.fraction, found.version) == ("done", 1.0, 1)
+        assert [point.shots for point in found.curve][:4] == [0, 1, 2, 4]
+        few, most = found.curve[1], found.curve[-1]
+        assert most.shots > 50
+        assert most.score > few.score + 0.3
+        assert most.low > found.majority
+        assert found.chance == pytest.approx(0.25)
+        assert all(point.low <= point.score <= point.high for point in found.curve)
+        assert "That is better than always answering" in found.sentence
+        assert found.slope_low <= found.slope <= found.slope_high
+
+
+def test_examples_that_come_later_move_the_curve_and_the_old_one_stays_meanwhile(seed_model):
+    with open_service(seed_model, settings=SMALL) as service:
+        task = service.add_task(make_rows(60), name="animals")
+        before = task.measure(120)
+        task.add_examples(make_rows(100, seed=1))
+        meanwhile = task.measurement
+        assert meanwhile.state in ("waiting", "running")
+        assert meanwhile.curve == before.curve
+        after = task.measure(120)
+        assert after.version == 2
+        assert after.curve[-1].shots > before.curve[-1].shots
+
+
+def test_a_task_without_a_rule_is_said_to_be_no_better_than_guessing(seed_model):
+    rng = random.Random(0)
+    rows = [{**row, "answer": rng.choice(["yes", "no"])} for row in make_rows(120)]
+    with open_service(seed_model, settings=SMALL) as service:
+        found = service.add_task(rows, name="noise").measure(120)
+    assert found.suspects == ()
+    assert "better than always answering" not in found.sentence.replace("not clearly better than always", "")
+
+
+def test_wrong_labels_are_suspects(seed_model):
+    rows = make_rows(160)
+    wrong = {rows[place]["input"]: rows[place] for place in (7, 40, 90)}
+    others = {"fox": "owl", "owl": "cat", "cat": "dog", "dog": "fox"}
+    rows = [{**row, "answer": others[row["answer"]]} if row["input"] in wrong else row for row in rows]
+    with open_service(seed_model, settings=ServiceSettings(measure_tokens=60_000)) as service:
+        found = service.add_task(rows, name="animals").measure(120)
+    assert {suspect.input for suspect in found.suspects[:3]} & set(wrong)
+    for suspect in found.suspects:
+        assert suspect.nats_gap >= 3
+        assert suspect.likelier != suspect.answer
+
+
+def test_near_copies_are_found_and_told(seed_model):
+    text = "please send the report about the {} to the whole team before the end of this long week"
+    rows = [{"input": text.format(word), "answer": "a"} for word in ("red fox", "red  fox", "blue owl")]
+    with open_service(seed_model, settings=SMALL) as service:
+        task = service.add_task(rows + make_rows(20), name="copies")
+        found = task.measure(120)
+        ids = {example.input: example.id for example in task.examples()}
+    assert (ids[rows[0]["input"]], ids[rows[1]["input"]]) in found.duplicates.pairs
+    assert "have a near copy" in found.sentence
+
+
+def test_generated_answers_are_measured_too(seed_model):
+    with open_service(seed_model, settings=SMALL) as service:
+        found = service.add_task(make_rows(60), name="open", settings={"family": "qa"}).measure(120)
+    assert found.state == "done"
+    assert found.chance is None
+    assert found.suspects == ()
+    assert found.curve[-1].num_scored > 10
+
+
+def test_too_few_examples_are_told(seed_model):
+    with open_service(seed_model, settings=SMALL) as service:
+        found = service.add_task(make_rows(5), name="few", settings={"family": "classification"}).measure(60)
+    assert (found.state, found.curve) == ("done", ())
+    assert found.sentence.startswith("5 examples are too few to measure anything")
+
+
+def test_requests_are_answered_while_a_task_is_measured(seed_model):
+    with open_service(seed_model, settings=ServiceSettings(measure_tokens=200_000)) as service:
+        task = service.add_task(make_rows(400), name="animals")
+        while task.measurement.state == "waiting":
+            time.sleep(0.01)
+        replies = task.predict(INPUTS)
+        assert task.measurement.state == "running"
+        assert replies[0].timing.queued_s < 3
+        assert service.stats().measuring == "animals"
+
+
+def test_a_measurement_is_kept_with_the_task(seed_model, tmp_path):
+    with open_service(seed_model, data=tmp_path, settings=SMALL) as service:
+        before = service.add_task(make_rows(60), name="animals").measure(120)
+    with open_service(seed_model, data=tmp_path, settings=SMALL) as service:
+        assert service.task("animals").measure(5) == before
+    assert from_content(to_content(before)) == before
+
+
+def tokenize_rows(model, rows, folder):
+    with open_service(model, data=folder, settings=QUIET) as service:
+        assert service.add_task(rows, name="animals").measurement.state == "off"
+    return TaskBook(Library(folder), model).get("animals")
+
+
+def test_every_example_is_answered_from_others_only(seed_model, tmp_path):
+    plan = make_plan(tokenize_rows(seed_model, ROWS, tmp_path), most_tokens=30_000, query_tokens=10)
+    assert sorted(np.concatenate(plan.folds).tolist()) == list(range(80))
+    for fold, order in zip(plan.folds, plan.orders, strict=True):
+        assert not set(fold.tolist()) & set(order.tolist())
+    assert plan.points == (0, 1, 2, 4, 8, 16, 32, 60)
+    assert plan.num_last == 20
+
+
+@pytest.mark.parametrize("budget", [20_000, 100_000])
+def test_the_plan_stays_within_its_tokens(seed_model, tmp_path, budget):
+    ids = tokenize_rows(seed_model, make_rows(1000), tmp_path)
+    plan = make_plan(ids, most_tokens=budget, query_tokens=15)
+    shots = sum(int(ids.tokens.lengths[order[: plan.points[-1]]].sum()) for order in plan.orders)
+    rows = ((len(plan.points) - 1) * plan.num_rows + plan.num_last) * len(plan.folds)
+    assert shots + rows * 15 < 1.1 * budget
+
+
+def test_the_slope_compares_the_same_examples():
+    scores = {0: {1: 0.0}, 4: {n: float(n < 4) for n in range(10)}, 16: {n: float(n < 6) for n in range(20)}}
+    slope = find_slope(scores, task="x")
+    assert slope.mean == pytest.approx(0.1)  # 2 of 10 more, in two doublings
+    assert slope.low < 0 < slope.high
+    assert find_slope({0: {1: 0.0}, 1: {1: 1.0}}, task="x") is None
+
+
+def test_suspects_need_a_model_that_knows_better():
+    examples = service_examples = [type("E", (), {"id": n, "input": f"i{n}", "answer": "a"})() for n in range(3)]
+    doubts = [Doubt(0, "b", 3.5), Doubt(1, "b", 1.0), Doubt(2, "b", 9.0)]
+    good = CurvePoint(8, 0.9, 0.8, 0.95, 50)
+    assert [s.example_id for s in find_suspects(doubts, examples, last=good, majority=0.5)] == [2, 0]
+    assert find_suspects(doubts, service_examples, last=good, majority=0.85) == ()
+
+
+POINTS = make_points({0: dict.fromkeys(range(50), 0.0), 64: {n: float(n % 5 > 0) for n in range(50)}}, task="x")
+TELL = {"majority": 0.3, "majority_answer": "yes", "num_examples": 100, "num_shown": 100, "duplicates": Duplicates()}
+
+
+def test_the_sentence_says_no_more_than_the_intervals():
+    words = write_sentence(POINTS, Interval(0.05, 0.02, 0.08), **TELL)
+    assert words == (
+        "After 64 shots expect a score of 80 % (95 % interval 66 to 89 %). That is better than always answering"
+        " 'yes', which scores 30 %. More examples would help: the last doublings of the shots added +5.0 points each"
+        " (+2.0 to +8.0 points)."
+    )
+    assert "would hardly help" in write_sentence(POINTS, Interval(0.0, -0.01, 0.005), **TELL)
+    assert "is not clear" in write_sentence(POINTS, Interval(0.02, -0.01, 0.05), **TELL)
+    assert "the window holds 60 of 100 examples" in write_sentence(
+        POINTS, Interval(0.05, 0.02, 0.08), **{**TELL, "num_shown": 60}
+    )
+    assert "not clearly better" in write_sentence(POINTS, None, **{**TELL, "majority": 0.75})
+    assert "is worse than always answering" in write_sentence(POINTS, None, **{**TELL, "majority": 0.95})
+
+
+def test_a_service_that_closes_does_not_wait_for_a_measurement(seed_model):
+    service = open_service(seed_model, settings=ServiceSettings(measure_tokens=4_000_000))
+    service.add_task(make_rows(500), name="animals")
+    began = time.monotonic()
+    closing = threading.Thread(target=service.close)
+    closing.start()
+    closing.join(20)
+    assert time.monotonic() - began < 15

@@ -1,0 +1,217 @@
+"""What waits: limits, deadlines, cancellation, turns of tasks, and errors that fail only those whom they concern."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+
+from manyicl.errors import UserError
+from manyicl.service.refusals import Closing, DeadlinePassed, QueueFull
+from manyicl.service.requests import Item, Request, Ticket, WaitingLine
+from manyicl.service.served import open_service
+from manyicl.service.settings import ServiceSettings
+from manyicl.service.worker import Worker
+from tests.service.conftest import INPUTS, QUIET, ROWS
+
+IDS = np.arange(10, dtype=np.int32)
+
+
+def make_request(key, *, num=1, group=None, deadline=None):
+    items = [Item(place, f"{key} {place}", IDS, limit=10) for place in range(num)]
+    return Request(key=key, group=group or key, items=items, ticket=Ticket(), deadline=deadline)
+
+
+def take_texts(line):
+    return [item.text for _, item in line.take(timeout=0)]
+
+
+def test_tasks_take_turns_and_requests_of_one_group_share_a_pass():
+    line = WaitingLine(max_items=100, max_batch_tokens=40)  # two items of 20 tokens
+    line.add(make_request("a", num=5))
+    line.add(make_request("b"))
+    line.add(make_request("b", group="other shots"))
+    line.add(make_request("b"))
+    assert [take_texts(line) for _ in range(6)] == [
+        ["a 0", "a 1"],
+        ["b 0", "b 0"],
+        ["a 2", "a 3"],
+        ["b 0"],
+        ["a 4"],
+        [],
+    ]
+
+
+def test_an_input_larger_than_a_pass_has_one_of_its_own():
+    line = WaitingLine(max_items=100, max_batch_tokens=5)
+    line.add(make_request("a", num=2))
+    assert [take_texts(line) for _ in range(3)] == [["a 0"], ["a 1"], []]
+
+
+def test_a_full_queue_says_when_there_will_be_room():
+    line = WaitingLine(max_items=4, max_batch_tokens=40)
+    line.note_pace(20.0, 2)  # seconds for two
+    line.add(make_request("a", num=3))
+    with pytest.raises(QueueFull, match=r"3 inputs wait already \(at most 4\); try again in 5 s") as refused:
+        line.add(make_request("a", num=3))
+    assert refused.value.retry_after_s == pytest.approx(4.8)
+    with pytest.raises(QueueFull, match="5 inputs at once are more than may wait"):
+        line.add(make_request("b", num=5))
+    line.take(timeout=0)
+    line.add(make_request("a", num=3))
+    assert line.outcomes == {"refused": 2}
+
+
+def test_the_late_and_the_cancelled_leave_the_queue():
+    line = WaitingLine(max_items=4, max_batch_tokens=400)
+    late, gone, kept = make_request("a", deadline=time.monotonic() - 1), make_request("a", num=2), make_request("a")
+    for request in (late, gone, kept):
+        line.add(request)
+    assert gone.ticket.cancel()
+    assert take_texts(line) == ["a 0"]
+    with pytest.raises(DeadlinePassed, match="no answer within"):
+        late.ticket.future.result(0)
+    assert line.outcomes == {"late": 1, "cancelled": 1}
+    assert len(line) == 0
+
+
+def test_a_closed_line_takes_no_more_and_fails_what_waits():
+    line = WaitingLine(max_items=4, max_batch_tokens=40)
+    waiting = make_request("a")
+    line.add(waiting)
+    line.close(finish=True)
+    with pytest.raises(Closing):
+        line.add(make_request("a"))
+    assert take_texts(line) == ["a 0"]
+    other = WaitingLine(max_items=4, max_batch_tokens=40)
+    other.add(waiting)
+    other.close(finish=False)
+    with pytest.raises(Closing, match="was closed before it answered"):
+        waiting.ticket.future.result(0)
+
+
+class StubbornAnswerer:
+    """Answers by counting, and fails at inputs that say so."""
+
+    def __init__(self):
+        self.batches = []
+        self.may_go = threading.Event()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def answer(self, batch):
+        self.may_go.wait(10)
+        self.batches.append([item.text for _, item in batch])
+        for _, item in batch:
+            if item.text.startswith("bug"):
+                raise ZeroDivisionError("a bug")
+            if item.text.startswith("refused"):
+                raise UserError("refused")
+        for request, item in batch:
+            request.deliver(item.place, item.text)
+
+
+class NoWork:
+    def step(self):
+        return False
+
+
+def test_an_error_fails_its_own_requests_and_the_worker_goes_on(caplog):
+    line, answerer = WaitingLine(max_items=100, max_batch_tokens=1000), StubbornAnswerer()
+    worker = Worker(answerer, line, make_background=lambda _: NoWork())
+    worker.start()
+    requests = [make_request(key, group="one") for key in ("good", "refused", "bug")]
+    for request in requests:
+        request.key = "task"
+        line.add(request)
+    answerer.may_go.set()
+    assert requests[0].ticket.future.result(5) == "good 0"
+    with pytest.raises(UserError, match="refused"):
+        requests[1].ticket.future.result(5)
+    later = make_request("later")
+    with pytest.raises((ZeroDivisionError, UserError)):
+        requests[2].ticket.future.result(5)
+    line.add(later)
+    assert later.ticket.future.result(5) == "later 0"
+    line.close(finish=True)
+    assert worker.join(5)
+
+
+def test_nothing_waits_for_ever_for_a_thread_that_has_ended(caplog):
+    line, answerer = WaitingLine(max_items=100, max_batch_tokens=20), StubbornAnswerer()
+    answerer.answer = lambda batch: (answerer.may_go.wait(10), exec("raise SystemExit"))
+    worker = Worker(answerer, line, make_background=lambda _: NoWork())
+    worker.start()
+    first, second = make_request("a"), make_request("b")
+    line.add(first)
+    line.add(second)
+    answerer.may_go.set()
+    for request in (first, second):
+        with pytest.raises(Closing):
+            request.ticket.future.result(5)
+    with pytest.raises(Closing):
+        line.add(make_request("c"))
+
+
+def test_requests_at_once_share_passes(service, animals):
+    animals.predict(INPUTS)
+    before = service.stats().num_passes
+    service.generate("the", max_new_tokens=2)
+    tickets = [animals.submit(text) for text in INPUTS * 8]
+    replies = [ticket.future.result(60)[0] for ticket in tickets]
+    assert max(reply.timing.batch_size for reply in replies) > 4
+    assert service.stats().num_passes - before < 20
+    stats = service.stats()
+    assert stats.requests["answered"] == 34
+    assert stats.latency_counts[float("inf")] == 34
+
+
+def test_a_generated_answer_ends_at_its_deadline_or_when_nobody_wants_it(service):
+    task = service.add_task(ROWS, name="open", settings={"family": "qa"})
+    task.predict("the red fox", max_new_tokens=1)
+    pieces: list[str] = []
+    ticket = service.submit_generation(
+        "The red fox", max_new_tokens=1000, on_text=lambda _, piece: pieces.append(piece)
+    )
+    while not pieces:
+        time.sleep(0.01)
+    assert ticket.cancel()
+    with pytest.raises(CancelledError):
+        ticket.future.result(0)
+    late = service.submit_generation("The red fox", max_new_tokens=1000, deadline=0.2)
+    with pytest.raises(DeadlinePassed):
+        late.future.result(30)
+    assert task.predict("the red fox", max_new_tokens=1)[0].num_answer_tokens == 1
+    assert service.stats().requests["cancelled"] == service.stats().requests["late"] == 1
+
+
+def test_an_error_in_what_takes_the_text_fails_that_request_alone(service):
+    def broken(index, piece):
+        raise ValueError("the caller's own bug")
+
+    ticket = service.submit_generation("The red fox", max_new_tokens=5, on_text=broken)
+    other = service.submit_generation("The red fox", max_new_tokens=5)
+    with pytest.raises(ValueError, match="the caller's own bug"):
+        ticket.future.result(30)
+    assert other.future.result(30).num_answer_tokens == 5
+
+
+def test_closing_finishes_what_was_taken_or_fails_it(seed_model):
+    with open_service(seed_model, settings=QUIET) as service:
+        task = service.add_task(ROWS, name="animals")
+        tickets = [task.submit(INPUTS) for _ in range(3)]
+    assert all(len(ticket.future.result(0)) == 4 for ticket in tickets)
+    service = open_service(seed_model, settings=ServiceSettings(measure=False, max_batch_tokens=20))
+    task = service.add_task(ROWS, name="animals")
+    tickets = [task.submit(INPUTS) for _ in range(20)]
+    service.close(finish=False)
+    outcomes = [ticket.future.exception(10) for ticket in tickets]
+    assert isinstance(outcomes[-1], Closing)
+    service.close()
