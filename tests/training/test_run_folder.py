@@ -9,7 +9,7 @@ import pytest
 
 from manyicl.errors import UserError
 from manyicl.training.run import train
-from manyicl.training.run_folder import RunFolder
+from manyicl.training.run_folder import RunFolder, refuse_other_sharding
 from tests.trajectory.setting import write_setting
 
 # As runs of early versions have it: no weights, no rows, and another name for the recomputed layers.
@@ -80,3 +80,25 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_recomputed_layers(tmp_path
     assert run.held_out
     assert folder.is_finished
     assert folder.read_state().changes == []
+
+
+@pytest.mark.parametrize(
+    ("file", "sharded", "told"),
+    [
+        (
+            "pytorch_model_fsdp.bin",
+            False,
+            "under FSDP; resume it so: accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m manyicl train",
+        ),
+        ("model.safetensors", True, "without FSDP; resume it so: manyicl train"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_of_launch_is_refused_with_the_command(tmp_path, file, sharded, told):
+    """Resumed by one plain process, a run under FSDP2 ended in a traceback of transformers."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / file).touch()
+    refuse_other_sharding(checkpoint, sharded=not sharded)
+    with pytest.raises(UserError) as refused:
+        refuse_other_sharding(checkpoint, sharded=sharded)
+    assert str(refused.value) == f"{checkpoint}: was written {told} --resume {tmp_path / 'run'}"

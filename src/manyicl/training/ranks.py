@@ -15,6 +15,11 @@ from manyicl.models import ModelShape, count_flops, inner_model
 from manyicl.training.recompute import Recompute
 
 
+def uses_fsdp(environment: Mapping[str, str]) -> bool:
+    """Return whether `accelerate launch` shards this process's model."""
+    return environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def check_launch(environment: Mapping[str, str]) -> None:
     """Refuse what `accelerate launch` may have set up that would go wrong here without a word, or late.
 
@@ -35,7 +40,7 @@ def check_launch(environment: Mapping[str, str]) -> None:
                     f"parallelism_config_{kind}_size = {size}: {what} parallelism is not supported, a pack goes whole"
                     " through a rank; set it to 1, and shard weights with recipes/accelerate/fsdp2.yaml instead"
                 )
-    if is_on("ACCELERATE_USE_FSDP"):
+    if uses_fsdp(environment):
         if environment.get("FSDP_VERSION", "1") != "2":
             raise UserError("fsdp_version = 1: is not supported; use recipes/accelerate/fsdp2.yaml, or set it to 2")
         if is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):

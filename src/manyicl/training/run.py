@@ -51,9 +51,16 @@ from manyicl.training.held_out import (
 )
 from manyicl.training.metrics import BarCallback, MetricsLog, PeakMemory
 from manyicl.training.preparation import Prepared, count_step_flops, largest_row, prepare_run, row_multiple
-from manyicl.training.ranks import balance_steps, check_launch, refuse_data_parallel
+from manyicl.training.ranks import balance_steps, check_launch, refuse_data_parallel, uses_fsdp
 from manyicl.training.recipe import RunConfig, absolute_paths, load_recipe
-from manyicl.training.run_folder import Run, RunFolder, RunState, read_best_step, refuse_damaged
+from manyicl.training.run_folder import (
+    Run,
+    RunFolder,
+    RunState,
+    read_best_step,
+    refuse_damaged,
+    refuse_other_sharding,
+)
 from manyicl.training.trainer import AnswerTrainer, LastStepCallback, training_arguments
 
 
@@ -222,6 +229,7 @@ def _train_model(
         return  # killed after the last checkpoint, before the model was written
     if checkpoint is not None:
         refuse_damaged(checkpoint)
+        refuse_other_sharding(checkpoint, sharded=uses_fsdp(os.environ))
     if PartialState().is_main_process:
         folder.metrics.cut_after(step)
     config = prepared.config

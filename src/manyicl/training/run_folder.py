@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 
@@ -361,6 +362,23 @@ def refuse_damaged(checkpoint: Path) -> None:
                 f"{path}: is damaged ({error}); remove {checkpoint} and go on from the checkpoint before it, or"
                 f" from the start: manyicl train --resume {checkpoint.parents[1]}"
             ) from error
+
+
+def refuse_other_sharding(checkpoint: Path, *, sharded: bool) -> None:
+    """Refuse a checkpoint of a run that was sharded by FSDP2 without FSDP2, and the reverse: their files differ.
+
+    Raises:
+        UserError: naming the launch that it needs.
+    """
+    was_sharded = (checkpoint / f"{FSDP_MODEL_NAME}.bin").exists() or (checkpoint / f"{FSDP_MODEL_NAME}_0").exists()
+    if was_sharded == sharded:
+        return
+    run = checkpoint.parents[1]
+    if was_sharded:
+        how = "under FSDP; resume it so: accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m manyicl train"
+    else:
+        how = "without FSDP; resume it so: manyicl train"
+    raise UserError(f"{checkpoint}: was written {how} --resume {run}")
 
 
 def find_changes(before: RunConfig, now: RunConfig) -> dict[str, Any]:
