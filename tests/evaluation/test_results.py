@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 
 from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction, ShotCurve, ShotPoint
-from manyicl.evaluation.results import Evaluation, predictions_path, refuse_other_result
+from manyicl.evaluation.results import Evaluation, check_out, predictions_path, refuse_other_result
 
 ROWS = (Prediction("t", 0, 4, "q", "owl", "owl", 1.0, 0.5, choice_nll={"owl": 0.5, "fox": 1.0}),)
 CELL = ShotPoint(4, 1.0, None, None, 0.5, 1, 0, None)
@@ -103,3 +104,11 @@ def test_a_file_that_is_no_result_is_not_written_over(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json: exists, and is not a result of manyicl; name another file"):
         refuse_other_result(tmp_path / "a.json", Evaluation("m", "sweep", 0, 9, curves=()), [{"task": "t"}])
+
+
+def test_a_result_is_not_written_in_place_of_a_device_or_a_pipe(tmp_path):
+    """With --out /dev/full it read the device as an earlier result, until memory was used up."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"^out=.*pipe: is a device or a pipe, not a file; name a file$"):
+        check_out(tmp_path / "pipe")
+    check_out(tmp_path / "r.json")

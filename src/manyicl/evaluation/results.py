@@ -203,12 +203,14 @@ def check_out(path: Path | None) -> None:
     """Refuse a place that the result could not be written to, before hours are spent on it.
 
     Raises:
-        UserError: it is a folder, or lies below a file.
+        UserError: it is a folder, a device or a pipe, or lies below a file.
     """
     if path is None:
         return
     if path.is_dir():
         raise UserError(f"out={path}: is a folder; name a file in it, such as {path / 'curve.json'}")
+    if path.exists() and not path.is_file():  # it would be read as an earlier result, without end, or replaced
+        raise UserError(f"out={path}: is a device or a pipe, not a file; name a file")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"out={path}: cannot be written below {above}; name another place")
