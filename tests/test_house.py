@@ -39,6 +39,7 @@ def test_there_are_modules_to_look_at():
         "models",
         "planning",
         "report",
+        "server",
         "service",
         "tasks",
         "training",

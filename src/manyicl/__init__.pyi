@@ -1,3 +1,4 @@
+from .client import Client
 from .episodes.plan import EpisodeSettings
 from .episodes.template import TemplateSettings
 from .errors import UserError
@@ -6,6 +7,7 @@ from .evaluation.results import Evaluation
 from .inference.model import InferenceModel, load_for_inference
 from .inference.questions import ask
 from .models.loading import LoraSettings, ModelSettings
+from .server.running import serve
 from .tasks.task import Example, Task, load_tasks
 from .training.recipe import RunConfig, TaskSettings, TrainSettings, load_recipe
 from .training.run import train
@@ -14,6 +16,7 @@ from .verbs import Check, check, compare, diff, export, merge, open, plan, run_d
 
 __all__ = [
     "Check",
+    "Client",
     "EpisodeSettings",
     "Evaluation",
     "Example",
@@ -41,6 +44,7 @@ __all__ = [
     "open",
     "plan",
     "run_demo",
+    "serve",
     "show",
     "train",
     "write_report",

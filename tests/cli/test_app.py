@@ -43,6 +43,8 @@ VERBS = {
     "curve": "one forward pass over each episode of test rows",
     "diff": "Which of two results is better",
     "ask": "Answer one input per line, after as many examples as fit",
+    "serve": "Serve a model over HTTP",
+    "token": "Make a token for",
     "merge": "Fold a run's adapter into its base",
     "world": "Write tasks of the embedded world",
     "compare": "Train the arms of the paper from one recipe",

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from manyicl.cli import compare, data, evaluate, train
+from manyicl.cli import compare, data, evaluate, serve, train
 from manyicl.cli.options import exit_code, in_flags, is_main
 from manyicl.distributed import SharedError
 from manyicl.errors import UserError, find_refusal
@@ -36,13 +36,13 @@ app = typer.Typer(
     cls=_Commands,
     help="Many-shot in-context fine-tuning: one model, many tasks; bring examples, not adapters.\n\n"
     "Start with `manyicl demo`. Then: `check` your task files, `show` an episode, `train` a recipe, `eval` or `curve`"
-    " the result, and `ask` it.",
+    " the result, `ask` it, and `serve` it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for part in (data, train, evaluate, compare):
+for part in (data, train, evaluate, serve, compare):
     app.add_typer(part.commands)
 
 

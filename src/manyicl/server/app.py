@@ -1,0 +1,112 @@
+"""The application: the routes of the API, the page, errors in one shape, and the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.staticfiles import StaticFiles
+
+from manyicl.server.access import load_tokens
+from manyicl.server.gate import Gate, needed_role
+from manyicl.server.operations import Metrics, make_operation_routes
+from manyicl.server.problems import OPENAI_ROUTES, PROBLEM_TYPE, ProblemBody, find_problem, handle_errors
+from manyicl.server.routes.bodies import ExampleBody, UploadBody
+from manyicl.server.routes.completions import make_completion_routes
+from manyicl.server.routes.predict import make_predict_routes
+from manyicl.server.routes.tasks import make_task_routes
+from manyicl.server.settings import ServerSettings
+from manyicl.service import Service
+
+PAGE = Path(__file__).parent / "page"
+_ABOUT = """One model, every task: upload labelled examples, and ask. Errors are `application/problem+json`; on OpenAI's
+routes they have OpenAI's shape."""
+
+
+def create_app(service: Service, settings: ServerSettings) -> FastAPI:
+    """Return the application that serves `service`, which is closed with it.
+
+    Raises:
+        UserError: the file of tokens cannot be used.
+    """
+    tokens = load_tokens(settings.token_file) if settings.token_file is not None else None
+    metrics = Metrics(service)
+    app = FastAPI(
+        title="manyicl",
+        summary="Answers from examples.",
+        description=_ABOUT,
+        version=version("manyicl"),
+        lifespan=partial(_living, service, settings),
+        redoc_url=None,
+    )
+    app.add_middleware(Gate, settings=settings, tokens=tokens, metrics=metrics)
+    handle_errors(app)
+    for routes in (
+        make_task_routes(service, settings),
+        make_predict_routes(service, settings),
+        make_completion_routes(service, settings),
+        make_operation_routes(service, settings, metrics),
+    ):
+        app.include_router(routes)
+    if has_page():
+        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    app.openapi = partial(_describe, app, with_tokens=tokens is not None)  # type: ignore[method-assign]
+    return app
+
+
+def has_page() -> bool:
+    """Return whether this installation has the page for browsers."""
+    return (PAGE / "index.html").is_file()
+
+
+@asynccontextmanager
+async def _living(service: Service, settings: ServerSettings, _: FastAPI) -> AsyncIterator[None]:
+    """Try the model once in the background, and close the service at the end."""
+    trial = asyncio.create_task(run_sync(service.ready, abandon_on_cancel=True))
+    trial.add_done_callback(_note_trial)
+    yield
+    trial.cancel()
+    await run_sync(partial(service.close, finish=True, timeout=settings.shutdown_s))
+
+
+def _note_trial(trial: asyncio.Task[Any]) -> None:
+    """Report a model that cannot do one forward pass; /readyz says no until it can."""
+    if not trial.cancelled() and (error := trial.exception()) is not None:
+        find_problem(error)
+
+
+def _describe(app: FastAPI, *, with_tokens: bool) -> dict[str, Any]:
+    """Return the OpenAPI document: FastAPI's, with our form of errors, and the bodies that FastAPI cannot derive."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for body in (UploadBody, ExampleBody, ProblemBody):
+        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema.pop("$defs", None)
+        schemas[body.__name__] = schema
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
+    error = {"application/json": {"schema": {"type": "object", "required": ["error"]}}}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            operation["responses"].pop("422", None)
+            is_openai = path.startswith(OPENAI_ROUTES)
+            operation["responses"]["default"] = {"description": "An error", "content": error if is_openai else problem}
+            if with_tokens and needed_role(method.upper(), path) is not None:
+                operation["security"] = [{"bearer": []}]
+    if with_tokens:
+        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    app.openapi_schema = document
+    return document

@@ -1,0 +1,208 @@
+"""OpenAI's routes, called by OpenAI's own client: calls, streams, models, errors."""
+
+from __future__ import annotations
+
+import asyncio
+
+import openai
+import pytest
+
+from manyicl.server import ServerSettings, make_token
+from manyicl.server.routes.completion_bodies import Answered, Shape
+from manyicl.service import Closing, DeadlinePassed, InputTooLong, QueueFull
+from tests.support.serving import app_in_thread
+from tests.support.slow_service import SlowService, wait_until
+
+ASKED = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def service():
+    return SlowService()
+
+
+@pytest.fixture(scope="module")
+def url(service):
+    with app_in_thread(service) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def refusing(service):
+    def refuse(error):
+        service.refusal = error
+
+    yield refuse
+    service.refusal = None
+    service.failure = None
+
+
+def test_models_are_the_base_and_its_tasks(client):
+    assert [model.id for model in client.models.list()] == ["base", "base:slow"]
+    assert client.models.retrieve("base:slow").owned_by == "manyicl"
+    with pytest.raises(openai.NotFoundError, match="there is no such task"):
+        client.models.retrieve("base:other")
+    with pytest.raises(openai.NotFoundError, match="/v1/models lists what is"):
+        client.models.retrieve("gpt-4")
+
+
+def test_a_chat_with_a_task(client):
+    answer = client.chat.completions.create(model="base:slow", messages=ASKED)
+    assert answer.choices[0].message.content == "one two three"
+    assert answer.choices[0].finish_reason == "stop"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 3, 8)
+    assert answer.model_extra["manyicl"][0]["shots"] == [1, 2]
+
+
+def test_the_parts_of_a_message_are_its_text(client):
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    answer = client.chat.completions.create(model="base:slow", messages=[{"role": "user", "content": parts}])
+    assert answer.choices[0].message.content == "one two three"
+
+
+def test_several_prompts_have_a_choice_each(client):
+    answer = client.completions.create(model="base:slow", prompt=["a", "b"])
+    assert [(choice.index, choice.text) for choice in answer.choices] == [(0, "one two three"), (1, "one two three")]
+    assert answer.usage.prompt_tokens == 10
+
+
+def test_the_base_alone_completes_a_prompt_and_continues_a_chat(client):
+    completed = client.completions.create(model="base", prompt="once", max_tokens=5, stop=["\n"])
+    assert (completed.choices[0].text, completed.choices[0].finish_reason) == ("one two three", "length")
+    chatted = client.chat.completions.create(model="base", messages=[{"role": "system", "content": "s"}, *ASKED])
+    assert chatted.choices[0].message.content == "one two three"
+
+
+def test_a_streamed_chat(client):
+    chunks = list(client.chat.completions.create(model="base:slow", messages=ASKED, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "one two three"
+    assert [chunk.choices[0].finish_reason for chunk in chunks[-2:]] == [None, "stop"]
+
+
+def test_a_stream_ends_with_its_usage_if_that_is_wanted(client):
+    options = {"include_usage": True}
+    chunks = list(client.completions.create(model="base:slow", prompt="a", stream=True, stream_options=options))
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == "one two three"
+    assert (chunks[-1].choices, chunks[-1].usage.total_tokens) == ([], 8)
+
+
+def test_the_client_streams_with_its_own_helper(client):
+    with client.chat.completions.stream(model="base:slow", messages=ASKED) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.content == "one two three"
+
+
+def test_the_asynchronous_client(url):
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            calls = [client.chat.completions.create(model="base:slow", messages=ASKED) for _ in range(10)]
+            return [answer.choices[0].message.content for answer in await asyncio.gather(*calls)]
+
+    assert asyncio.run(ask()) == ["one two three"] * 10
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "code"),
+    [
+        (QueueFull("busy", retry_after_s=1), openai.RateLimitError, "queue_full"),
+        (Closing("closing"), openai.InternalServerError, "closing"),
+        (InputTooLong("long"), openai.BadRequestError, "context_length_exceeded"),
+        (DeadlinePassed("late"), openai.InternalServerError, "deadline_passed"),
+        (RuntimeError("bug"), openai.InternalServerError, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors_are_the_clients_own_classes(client, refusing, error, raised, code, stream):
+    refusing(error)
+    with pytest.raises(raised) as caught:
+        client.chat.completions.create(model="base:slow", messages=ASKED, stream=stream)
+    assert caught.value.code == code
+    assert caught.value.request_id
+
+
+def test_an_error_during_a_stream_is_raised_by_the_client(client, service, refusing):
+    service.failure = DeadlinePassed("too late")
+    with pytest.raises(openai.APIError, match="too late"):
+        list(client.chat.completions.create(model="base:slow", messages=ASKED, stream=True))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"top_logprobs": 99}, "top_logprobs"),
+        ({"extra_body": {"shots": {"policy": "x"}}}, "shots.policy"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(client, wanted, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="base:slow", messages=ASKED, **wanted)
+    assert caught.value.param == param
+
+
+def test_prompts_of_token_ids_are_refused(client):
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="base:slow", prompt=[1, 2, 3])
+
+
+def test_a_task_answers_the_user_and_not_the_assistant(client):
+    with pytest.raises(openai.BadRequestError, match="last one is not the user's"):
+        client.chat.completions.create(model="base:slow", messages=[*ASKED, {"role": "assistant", "content": "hm"}])
+
+
+def test_settings_that_change_nothing_are_named_in_a_header(client):
+    raw = client.chat.completions.with_raw_response.create(
+        model="base:slow", messages=[{"role": "system", "content": "s"}, *ASKED], temperature=0.7, top_p=0.9, stop=["x"]
+    )
+    assert raw.headers["x-manyicl-ignored"] == "temperature, top_p, stop, messages"
+    plain = client.chat.completions.with_raw_response.create(model="base:slow", messages=ASKED, user="ada")
+    assert "x-manyicl-ignored" not in plain.headers
+
+
+def test_a_closed_stream_gives_its_question_up(client, service):
+    service.pieces, before = ("x ",) * 1000, service.pieces
+    try:
+        stream = client.chat.completions.create(model="base:slow", messages=ASKED, stream=True)
+        next(iter(stream))
+        stream.close()
+        assert wait_until(service.tickets[-1].cancelled.is_set)
+    finally:
+        service.pieces = before
+
+
+def test_the_api_key_is_the_token(tmp_path):
+    path = tmp_path / "tokens.txt"
+    token = make_token(path)
+    with app_in_thread(SlowService(), ServerSettings(token_file=path)) as url:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=token) as client:
+            assert client.chat.completions.create(model="base:slow", messages=ASKED).choices
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
+            client.models.list()
+
+
+def test_the_probabilities_of_choices_are_given_as_log_probabilities():
+    answer = Answered("yes", "stop", 5, 1, probabilities={"yes": 0.75, "no": 0.25, "maybe": 0.0})
+    choice = Shape("text", id="1", model="m").whole([answer], top=2)["choices"][0]["logprobs"]
+    assert choice["tokens"] == ["yes"]
+    assert choice["token_logprobs"] == pytest.approx([-0.2877], abs=1e-4)
+    assert list(choice["top_logprobs"][0]) == ["yes", "no"]
+    content = Shape("chat", id="1", model="m").whole([answer], top=3)["choices"][0]["logprobs"]["content"][0]
+    assert (content["token"], content["bytes"]) == ("yes", [121, 101, 115])
+    assert content["top_logprobs"][2] == {"token": "maybe", "logprob": -9999.0, "bytes": list(b"maybe")}
+
+
+def test_an_answer_without_choices_has_no_log_probabilities():
+    answer = Answered("free text", "stop", 5, 1)
+    assert Shape("text", id="1", model="m").whole([answer], top=2)["choices"][0]["logprobs"] is None

@@ -1,0 +1,146 @@
+"""The Python client against a real server of the seed model, and against servers that misbehave."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+import manyicl
+from manyicl.client import Client, ServerRefusal
+from manyicl.errors import UserError
+from manyicl.server import make_token
+from tests.server.conftest import ROWS, rows_as_csv
+from tests.support.serving import serving
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("client")
+    token = make_token(folder / "tokens.txt", role="admin")
+    with (
+        serving(folder / "data", "--token-file", str(folder / "tokens.txt")) as served,
+        Client(served.url + "/v1/", token=token) as client,
+    ):
+        yield client
+
+
+def test_a_task_from_a_file_is_asked_corrected_measured_and_removed(client, tmp_path):
+    path = tmp_path / "animals.csv"
+    path.write_bytes(rows_as_csv(ROWS))
+    task = client.add_task(path)
+    assert (task.name, task.registered.kept, task.info.num_examples) == ("animals", len(ROWS), len(ROWS))
+    one, other = task.predict(["the red fox 1", "the blue owl 2"], shots={"count": 10, "seed": 1})
+    assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-3)
+    assert one.shots == other.shots
+    assert len(one.shots) == 10
+    assert task.predict("the red fox 1", shots={"count": 10, "seed": 1})[0].answer == one.answer
+    assert task.predict([]) == []
+    rows = list(task.examples())
+    assert [row.input for row in rows] == [row["input"] for row in ROWS]
+    assert task.correct(rows[0].id, "owl").version == task.info.version
+    assert next(task.examples()).answer == "owl"
+    assert task.add_examples([{"input": "late", "answer": "fox"}]).kept == 1
+    assert task.remove_examples([rows[0].id, rows[1].id]).num_examples == len(ROWS) - 1
+    curve = task.curve(wait_s=60)
+    assert curve.state == "done"
+    assert curve.curve[0].shots == 0
+    assert [info.name for info in client.tasks()] == ["animals"]
+    task.remove()
+    assert client.tasks() == []
+
+
+def test_rows_need_a_name_and_can_replace_a_task(client):
+    with pytest.raises(UserError, match="rows need the name of their task"):
+        client.add_task(ROWS)
+    task = client.add_task(ROWS, name="odd name & more", settings={"instruction": "Name it."})
+    assert task.info.instruction == "Name it."
+    with pytest.raises(ServerRefusal) as caught:
+        client.add_task(ROWS, name="odd name & more")
+    assert (caught.value.status, caught.value.kind) == (409, "task-exists")
+    assert client.add_task(ROWS[:30], name="odd name & more", replace=True).info.num_examples == 30
+    task.remove()
+
+
+def test_a_refusal_is_one_line_with_its_kind(client):
+    with pytest.raises(ServerRefusal) as caught:
+        client.task("none").predict("x")
+    assert (caught.value.status, caught.value.kind) == (404, "unknown-task")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_one_line(client, tmp_path):
+    with pytest.raises(UserError, match=r"none\.csv: cannot be read"):
+        client.add_task(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8300", "ftp://x", "http://", ""])
+def test_a_wrong_url_is_refused(url):
+    with pytest.raises(UserError, match="is not a URL"):
+        Client(url)
+
+
+def test_no_server_is_one_line():
+    with pytest.raises(UserError, match="is `manyicl serve` running there"):
+        Client("http://127.0.0.1:1").tasks()
+
+
+@pytest.fixture
+def misbehaving():
+    """A server that gives these answers, one after the other: (status, headers, body)."""
+    answers: list[tuple[int, dict[str, str], bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, body = answers.pop(0)
+            self.send_response(status)
+            for name, value in {"content-length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Client(f"http://127.0.0.1:{server.server_address[1]}") as client:
+        yield client, answers
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_busy_server_is_asked_again_when_it_says(misbehaving):
+    client, answers = misbehaving
+    busy = json.dumps({"type": "urn:manyicl:queue-full", "detail": "busy"}).encode()
+    answers += [(429, {"retry-after": "0"}, busy), (503, {"retry-after": "0"}, busy), (200, {}, b'{"tasks": []}')]
+    assert client.tasks() == []
+
+
+def test_a_server_that_stays_busy_is_a_refusal(misbehaving):
+    client, answers = misbehaving
+    busy = json.dumps({"type": "urn:manyicl:queue-full", "detail": "busy"}).encode()
+    answers += [(429, {"retry-after": "0"}, busy)] * 8
+    with pytest.raises(ServerRefusal, match="busy"):
+        client.tasks()
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"tasks": 3}', b'{"tasks": [{"name": "x"}]}', b"[]"])
+def test_an_answer_of_another_kind_of_server_is_one_line(misbehaving, body):
+    client, answers = misbehaving
+    answers.append((200, {}, body))
+    with pytest.raises(UserError, match="the server's answer is not manyicl's"):
+        client.tasks()
+
+
+def test_a_proxys_refusal_is_one_line(misbehaving):
+    client, answers = misbehaving
+    answers.append((502, {}, b"<html>Bad gateway</html>"))
+    with pytest.raises(ServerRefusal, match="the server refused \\(502"):
+        client.tasks()
+
+
+def test_the_library_exports_the_client():
+    assert manyicl.Client is Client
