@@ -45,7 +45,7 @@ def small(world, **compare: Any):
 def test_the_planned_tokens_are_those_that_the_comparison_spends(world, tmp_path):
     """Issue 16, fault 4: plan of a comparison's recipe."""
     less = {"draws": 1, "queries": 1, "validation_queries": 1, "shots": [0, 1], "held_out_tasks": [], "flips": False}
-    config = small(world, **less, text_files=[])
+    config = small(world, **less, learning_rates=[1e-3], text_files=[])
     planned = forecast_comparison(Grid(tmp_path, config))
     grid = open_comparison(tmp_path / "out", config)
     run_comparison(grid, console=Console(file=StringIO()))

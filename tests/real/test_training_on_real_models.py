@@ -24,6 +24,8 @@ from manyicl.training.run import train
 from tests.parity.test_loss_parity import row
 from tests.trajectory.setting import read_metrics, read_weights, write_tasks
 
+# Of the 30 of SmolLM2: what steps and checkpoints do is the same in each.
+NUM_LAYERS = 6
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 
 
@@ -68,7 +70,7 @@ def recipe(base: Path, folder: Path, *, lora: bool, **train_settings: object):
     write_tasks(folder)
     values = {
         "tasks": {"folder": str(folder / "tasks")},
-        "model": {"path": str(base), "precision": "fp32"},
+        "model": {"path": str(base), "precision": "fp32", "config": {"num_hidden_layers": NUM_LAYERS}},
         "episodes": {"token_budget": 96},
         "train": {
             "num_steps": 1,
@@ -94,7 +96,7 @@ def test_one_training_step_equals_a_plain_hugging_face_loop(smollm2, tmp_path):
     config = recipe(smollm2, tmp_path, lora=False, normalization="token")
     train(config, out=tmp_path / "run")
     prepared = prepare_run(config)
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, num_hidden_layers=NUM_LAYERS)
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
