@@ -125,6 +125,15 @@ def test_as_many_shots_as_fit_are_shown_and_the_window_is_kept(seed_model):
         assert task.predict("x", shots=ShotChoice(count=0))[0].shots == ()
 
 
+def test_on_a_cpu_shots_are_bounded_unless_they_are_counted(seed_model):
+    settings = ServiceSettings(measure=False, shot_tokens=100)
+    with open_service(seed_model, settings=settings) as service:
+        task = service.add_task(ROWS, name="animals")
+        assert len(task.predict("the red fox")[0].shots) < 15
+        assert len(task.predict("the red fox", shots=ShotChoice(count=50))[0].shots) == 50
+    assert ServiceSettings().shot_tokens is None
+
+
 def test_each_label_comes_early_and_evenly(animals):
     shown = animals.predict("the red fox")[0].shots
     answers = {example.id: example.answer for example in animals.examples()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from manyicl.models import check_vocabulary
 from manyicl.seeds import make_seed
 from manyicl.service.library import Library, ServedExample, TaskRecord
 from manyicl.service.refusals import BadExamples, InputTooLong, UnknownExample
-from manyicl.service.settings import ShotChoice
+from manyicl.service.settings import CPU_SHOT_TOKENS, ShotChoice
 from manyicl.tasks import Example, Task
 
 # Tasks whose ids are kept in memory; more are tokenised again when they are asked for.
@@ -48,6 +48,8 @@ class TaskIds:
     """Its fixed answers with their ids, in one object, so that queries share one trie; () for open answers."""
     max_tokens: int
     """The model's window."""
+    most_shot_tokens: int | None = None
+    """Most tokens of shots if a request does not count them; None: as many as fit."""
     orders: dict[Any, Any] = field(default_factory=dict)
     """What was worked out once: orders by choice, the index of inputs."""
 
@@ -73,6 +75,13 @@ class TaskIds:
         """Most tokens of the head and the shots, if neither input nor answer is longer than usual."""
         return max(len(self.tokenized.head_ids), self.max_tokens - self.limit - self.input_room)
 
+    @property
+    def usual_room(self) -> int:
+        """The same if a request does not count its shots."""
+        if self.most_shot_tokens is None:
+            return self.shot_room
+        return min(self.shot_room, len(self.tokenized.head_ids) + self.most_shot_tokens)
+
     def example_of(self, index: int) -> ServedExample:
         """Return the example behind an index into the usable ones."""
         return self.examples[int(self.tokens.rows[index])]
@@ -83,10 +92,15 @@ class TaskIds:
 
 
 class TaskBook:
-    """The tasks of a library in ids; each version is tokenised once, and only what is new in it."""
+    """The tasks of a library in ids; each version is tokenised once, and only what is new in it.
 
-    def __init__(self, library: Library, model: InferenceModel) -> None:
+    shot_tokens: `ServiceSettings.shot_tokens`.
+    """
+
+    def __init__(self, library: Library, model: InferenceModel, *, shot_tokens: int | None = None) -> None:
         self.library, self.model = library, model
+        on_cpu = model.model is not None and next(model.model.parameters()).device.type == "cpu"
+        self._most_shot_tokens = shot_tokens if shot_tokens is not None or not on_cpu else CPU_SHOT_TOKENS
         self._lock = threading.Lock()
         self._known: OrderedDict[int, TaskIds] = OrderedDict()
         self._pieces: dict[int, dict[tuple[str, str], Piece | str]] = {}
@@ -106,6 +120,7 @@ class TaskBook:
             record, examples = self.library.read_task(name)
             pieces = self._pieces.get(record.id, {})
             fresh, pieces = make_task_ids(record, examples, model=self.model, pieces=pieces)
+            fresh = replace(fresh, most_shot_tokens=self._most_shot_tokens)
             self._known[record.id], self._pieces[record.id] = fresh, pieces
             self._known.move_to_end(record.id)
             while len(self._known) > _MOST_TASKS:
@@ -261,13 +276,14 @@ def _choose_shots(task: TaskIds, choice: ShotChoice) -> Shots:
             raise UnknownExample(f"shots.ids: task '{task.record.name}' has no usable example {unknown[0]}")
         order = np.asarray([places[id_] for id_ in choice.ids], dtype=np.int64)
         return Shots(order if choice.count is None else order[: choice.count], must_fit=True)
+    room = task.usual_room if choice.count is None else task.shot_room
     if choice.policy == "nearest":
         count = len(task.tokens) if choice.count is None else choice.count
         num_nearest = min(MOST_NEAREST, (count + 1) // 2)
-        nearest_tokens = int(_NEAREST_SHARE * (task.shot_room - len(task.tokenized.head_ids)))
-        order = order_random(task, seed=choice.seed, room=task.shot_room - nearest_tokens)
+        nearest_tokens = int(_NEAREST_SHARE * (room - len(task.tokenized.head_ids)))
+        order = order_random(task, seed=choice.seed, room=room - nearest_tokens)
         return Shots(order[: max(0, count - num_nearest)], num_nearest, nearest_tokens)
-    order = order_random(task, seed=choice.seed, room=task.shot_room)
+    order = order_random(task, seed=choice.seed, room=room)
     return Shots(order if choice.count is None else order[: choice.count])
 
 

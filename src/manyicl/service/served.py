@@ -109,7 +109,7 @@ class Service:
             folder=library.path.parent / PREFIX_FOLDER,
         )
         self._answerer = Answerer(model, endpoint=endpoint, cache=self._cache)
-        self._book = TaskBook(library, model)
+        self._book = TaskBook(library, model, shot_tokens=settings.shot_tokens)
         self._line = WaitingLine(max_items=settings.max_queue, max_batch_tokens=settings.max_batch_tokens)
         self._measurer: Measurer | None = None
         self._worker = Worker(self._answerer, self._line, make_background=self._make_background)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from manyicl.errors import UserError
 
+# Default of `shot_tokens` on a CPU.
+CPU_SHOT_TOKENS = 4096
 Policy = Literal["random", "fixed", "nearest"]
 
 
@@ -47,6 +49,9 @@ class ServiceSettings:
 
     shots: ShotChoice = ShotChoice()
     """The examples shown if a request does not choose."""
+    shot_tokens: int | None = None
+    """Most tokens of shots if a request does not count them. None: as many as fit, on a CPU at most 4,096: encoding
+    more would take it half a minute. A large number: as many as fit there too."""
     max_queue: int = 512
     """Inputs that may wait; more are refused."""
     max_batch_tokens: int = 8192

@@ -26,7 +26,9 @@ from manyicl.service.library import Library
 from manyicl.service.measurement.findings import (
     FEWEST_EXAMPLES,
     Doubt,
+    Duplicates,
     Measurement,
+    State,
     find_duplicates,
     find_slope,
     find_suspects,
@@ -77,7 +79,7 @@ def make_plan(task: TaskIds, *, most_tokens: int, query_tokens: float) -> Plan:
     query_tokens: of one answer, all its options included.
     """
     lengths = task.tokens.lengths
-    free = task.shot_room - len(task.tokenized.head_ids)
+    free = task.usual_room - len(task.tokenized.head_ids)
     usable = shuffle_by_label(task, np.flatnonzero(lengths <= max(free, 0)).astype(np.int64), seed=0)
     whole = int(lengths[usable].sum())
     budget = _PREFIX_SHARE * most_tokens
@@ -131,6 +133,7 @@ class TaskMeasuring:
         self._pace = _FIRST_PACE[on_cpu]
         self._choices = self._find_choices()
         self._query_tokens = self._estimate_query()
+        self._levels = self._find_levels()
         self.seconds, self._done, self._total = 0.0, 0.0, 1.0
         self._found = _Found()
         self.measurement = Measurement("running", version=task.record.version)
@@ -244,46 +247,56 @@ class TaskMeasuring:
                     given = min(nats[text] for text in right if text in nats)
                     self._found.doubts.append(Doubt(row, likelier, given - others[likelier]))
 
-    def _publish(self, state: Any, duplicates: Any) -> None:
-        task, scores = self.task, self._found.scores
-        about, examples = task.record.about, task.examples
-        answers = [(one.answer, *one.also_right) for one in examples]
-        metric, common = about["metric"], [one.answer for one in examples]
-        if state == "running" and self.measurement.curve and len(scores) == len(self.measurement.curve):
-            # All is worked out anew only when a point is new, or at the end.
-            self.measurement = replace(self.measurement, fraction=min(1.0, self._done / self._total))
-            return
-        points = make_points(scores, task=task.record.name)
-        majority = majority_score(answers, train_answers=common, metric=metric)
-        slope = find_slope(scores, task=task.record.name) if state == "done" else None
-        choices = [task.example_of(n).options or tuple(about["labels"]) for n in range(len(task.tokens))]
-        rights = [answers[int(row)] for row in task.tokens.rows]
-        self.measurement = Measurement(
+    def _publish(self, state: State, duplicates: Duplicates) -> None:
+        """Make what has been found so far the measurement."""
+        name, fewest = self.task.record.name, 1 if state == "done" else _FEWEST_ROWS
+        points = make_points(
+            {shots: found for shots, found in self._found.scores.items() if len(found) >= fewest}, task=name
+        )
+        now = Measurement(
             state,
-            1.0 if state == "done" else min(1.0, self._done / self._total),
+            min(1.0, self._done / self._total),
             points,
-            majority=majority,
-            chance=chance_score(choices, test_answers=rights, metric=metric),
-            suspects=find_suspects(self._found.doubts, examples, last=points[-1] if points else None, majority=majority)
-            if state == "done"
-            else (),
+            majority=self._levels[0],
+            chance=self._levels[1],
             duplicates=duplicates,
+            version=self.task.record.version,
+        )
+        self.measurement = now if state == "running" else self._conclude(now)
+
+    def _conclude(self, found: Measurement) -> Measurement:
+        """Return a measurement of all points with what follows from them."""
+        examples, points = self.task.examples, found.curve
+        slope = find_slope(self._found.scores, task=self.task.record.name)
+        last = points[-1] if points else None
+        return replace(
+            found,
+            fraction=1.0,
+            suspects=find_suspects(self._found.doubts, examples, last=last, majority=found.majority),
             sentence=write_sentence(
                 points,
                 slope,
-                majority=majority,
-                majority_answer=majority_answer(common) or "",
+                majority=found.majority,
+                majority_answer=majority_answer([one.answer for one in examples]) or "",
                 num_examples=len(examples),
                 num_shown=self.num_shown,
-                duplicates=duplicates,
-            )
-            if state == "done"
-            else "",
+                duplicates=found.duplicates,
+            ),
             slope=None if slope is None else slope.mean,
             slope_low=None if slope is None else slope.low,
             slope_high=None if slope is None else slope.high,
-            seconds=self.seconds if state == "done" else None,
-            version=task.record.version,
+            seconds=self.seconds,
+        )
+
+    def _find_levels(self) -> tuple[float | None, float | None]:
+        """Return what the commonest answer scores on all usable examples, and what a die does."""
+        about, examples = self.task.record.about, [self.task.example_of(n) for n in range(len(self.task.tokens))]
+        right = [(one.answer, *one.also_right) for one in examples]
+        common = [one.answer for one in examples]
+        choices = [one.options or tuple(about["labels"]) for one in examples]
+        return (
+            majority_score(right, train_answers=common, metric=about["metric"]),
+            chance_score(choices, test_answers=right, metric=about["metric"]),
         )
 
 
