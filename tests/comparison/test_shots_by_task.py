@@ -75,6 +75,7 @@ def test_a_held_out_task_with_too_few_rows_is_asked_with_its_own_chosen_and_most
     assert short_held_out.schema_version == 2
 
 
+@pytest.mark.slow
 def test_the_verdict_is_made_from_numbers_that_are_there(short_held_out):
     """With all work done it was first "Nothing can be told yet", and then not of the chosen shots."""
     verdict = tell_verdict(short_held_out)
@@ -83,6 +84,7 @@ def test_the_verdict_is_made_from_numbers_that_are_there(short_held_out):
     assert "there is nothing to compare" not in verdict
 
 
+@pytest.mark.slow
 def test_flips_and_orders_take_each_tasks_own_most(short_held_out):
     for rows in (short_held_out.flips, short_held_out.orders):
         shots = {(row.arm, row.role): row.shots for row in rows}
@@ -92,6 +94,7 @@ def test_flips_and_orders_take_each_tasks_own_most(short_held_out):
     assert all(row.role == "trained" for row in short_held_out.orders)  # one shot has one order
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_read_back_is_written_with_the_same_bytes(short_held_out, tmp_path):
     """The writer and the reader share one schema, so no key and no number is lost between them."""
     for folder in ("a", "b"):

@@ -225,6 +225,7 @@ def test_b3_a_run_is_asked_and_resumed_on_another_day_in_the_text_it_was_trained
         assert load_for_inference(str(killed)).tokenizer.fingerprint() == asked.fingerprint()
 
 
+@pytest.mark.slow
 def test_b3_an_unfinished_evaluation_of_a_base_model_goes_on_the_next_day(chat_run, tmp_path):
     out, tasks = tmp_path / "r.json", load_tasks(chat_run / "tasks")
     sweep = {"shots": (0, 1, 2), "draws": 2, "queries": 3, "out": out}

@@ -133,6 +133,7 @@ def test_a_comparison_tells_at_its_start_and_in_its_findings_and_report(leaky):
         assert "test rows of held-out tasks, 12 are rows of trained tasks too, and" in text
 
 
+@pytest.mark.slow
 def test_it_is_found_once_and_kept_and_an_earlier_comparison_gets_it(leaky):
     folder, held, _ = leaky
     file = folder / INPUTS_FILE

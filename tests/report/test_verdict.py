@@ -200,6 +200,7 @@ def standing_of(comparison: Comparison, other: str, *, role: str, asked: str) ->
     return sign * pair.difference, told, pair.tasks, sum(seed is not None for seed in pair.seeds)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tables())
 def test_no_sentence_of_the_verdict_is_stronger_than_its_intervals(comparison):
@@ -247,6 +248,7 @@ def test_no_sentence_of_the_verdict_is_stronger_than_its_intervals(comparison):
     assert runs is None or int(runs[1]) == min(num_seeds)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tables(), st.integers(1, 4))
 def test_facts_below_the_verdict_name_tasks_intervals_and_what_is_not_matched(comparison, num_tasks):

@@ -46,6 +46,7 @@ def test_a_document_depends_on_the_seed_and_its_place():
     assert len({*whole, *others}) >= 58  # the same docstring may come twice
 
 
+@pytest.mark.slow
 def test_shares_are_kept():
     prose = set(read_prose())
     assert set(islice(iter_documents(seed=0, shares={"prose": 1.0}), 20)) <= prose
@@ -54,6 +55,7 @@ def test_shares_are_kept():
     assert 70 <= sum(text in prose for text in mixed) <= 130
 
 
+@pytest.mark.slow
 def test_nothing_is_written_in_the_template_of_a_demo(shots):
     _, separator = TEMPLATE.input.split("{input}")
     assert separator == " ->\n"
@@ -65,6 +67,7 @@ def test_nothing_is_written_in_the_template_of_a_demo(shots):
     assert max(text.count(separator) for text in read_prose()) <= 1
 
 
+@pytest.mark.slow
 def test_a_document_of_shots_asks_a_pretrained_kind_of_the_pretraining_pool(shots):
     names = LEXICON.labels[0::2]
     for _, task, pool in shots:
@@ -78,6 +81,7 @@ def test_a_document_of_shots_asks_a_pretrained_kind_of_the_pretraining_pool(shot
     assert min(kinds["topic"], kinds["keyword"], kinds["tone"]) > max(kinds["size"], kinds["story"], kinds["gist"])
 
 
+@pytest.mark.slow
 def test_no_task_that_a_demo_asks_is_read(shots):
     read = {spelt for _, task, _ in shots for spelt in (task.rule.parameters, *task.rule.twins)}
     asked = {task.rule.parameters for task in islice(iter_tasks(KINDS, seed=0, pool="open"), 30 * len(KINDS))}
@@ -95,6 +99,7 @@ def test_facts_told_in_the_other_order_are_the_same_task():
             assert zlib.crc32(repr(("fact", (kind, wanted, order))).encode()) % 2 == 1
 
 
+@pytest.mark.slow
 def test_a_class_is_never_named_by_a_word_of_a_demo(shots):
     open_names = set(LEXICON.labels[1::2])
     for text, task, _ in shots:
@@ -105,6 +110,7 @@ def test_a_class_is_never_named_by_a_word_of_a_demo(shots):
         assert set(task.rule.labels) & set(re.findall("[a-z]+", text))
 
 
+@pytest.mark.slow
 def test_a_document_of_shots_has_many_and_fits_a_row(shots):
     lengths = [len(text) for text, _, _ in shots]
     assert max(lengths) <= MOST_CHARACTERS + 20  # and its opening
@@ -112,6 +118,7 @@ def test_a_document_of_shots_has_many_and_fits_a_row(shots):
     assert sorted(lengths)[len(lengths) // 2] > 400
 
 
+@pytest.mark.slow
 def test_formats_differ(shots):
     tails = Counter(text[-6:] for text, task, _ in shots if task.kind.name == "linear")
     assert len(tails) > 5

@@ -159,6 +159,7 @@ def test_compiled_layers_keep_no_copies_of_weights_that_autocast_makes():
     assert 0 < compiled.layer.kept <= plain.layer.kept - copies
 
 
+@pytest.mark.slow
 def test_as_few_layers_are_checkpointed_as_memory_asks():
     footprint = measure_footprint(LlamaConfig(**DEEP), Row(400, 80, "fp32"))
     peaks = [predict_memory(footprint, Recompute(n)).total_bytes for n in range(NUM_LAYERS + 1)]
@@ -244,6 +245,7 @@ def test_a_model_whose_memory_is_unknown_is_recomputed_in_full_and_says_so(monke
     assert chosen == Recompute(3, keep_attention=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
 def test_under_fsdp2_gpus_share_states_and_hold_three_units_whole(lora):
     config, row = CONFIGS["llama"](), Row(64, 8, "bf16")
