@@ -38,7 +38,7 @@ def test_every_block_of_the_tutorial_runs(tmp_path):
         "NO_COLOR": "1",
     }
     blocks = read_blocks(PAGE.read_text(encoding="utf-8").replace("8300", str(port)))
-    assert len(blocks) >= 10
+    assert len(blocks) >= 9
     printed, server = [], None
     try:
         for language, content in blocks:
