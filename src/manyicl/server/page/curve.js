@@ -3,15 +3,17 @@
 import { count, draw, make, percent } from "./dom.js";
 
 const HEIGHT = 270;
-const LEFT = 42;
+const LEFT = 50;
 const RIGHT = 18;
 const TOP = 18;
 const BOTTOM = 44;
 
+const isGoing = (measured) => ["waiting", "running"].includes(measured.state);
+
 // Returns the figure's content. before: the curve before the last change, if there was one.
 export function drawCurve(measured, before, width) {
   const points = measured.curve;
-  const most = Math.max(1, ...points.map((point) => point.shots), ...(before || []).map((point) => point.shots));
+  const most = Math.max(isGoing(measured) ? 16 : 1, ...points.map((point) => point.shots), ...(before || []).map((point) => point.shots));
   const right = width - RIGHT;
   // Doublings are equally far apart; 0 has its place at the left.
   const x = (shots) => LEFT + ((right - LEFT) * Math.log2(1 + shots)) / Math.log2(1 + most);

@@ -1,0 +1,274 @@
+"""The page in a real browser, on the seed model behind the real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx2
+import pytest
+
+pytest.importorskip("selenium", reason="selenium is not installed (it is in the dev extra)")
+
+from scripts.screenshot_report import find_chromium, set_view, start_chromium
+from selenium.webdriver import ActionChains, Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from manyicl.server import ServerSettings, make_token
+from tests.server.conftest import ROWS, rows_as_csv
+from tests.support.serving import app_in_thread
+from tests.support.slow_service import SlowService
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_chromium() is None, reason="needs chromium and chromedriver"),
+]
+HOSTILE = "<img src=https://example.com/x.png onerror=\"document.title='hacked'\"><b>bold</b>"
+# The machine of the tests may be busy with others.
+PATIENCE_S = 90
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    with start_chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Chrome, url: str) -> Iterator[Chrome]:
+    """The start of the page. After the test: it logged nothing, and fetched nothing from elsewhere."""
+    yield from opened(browser, url)
+
+
+def opened(browser: Chrome, url: str) -> Iterator[Chrome]:
+    set_view(browser, width=1280, height=900)
+    browser.get("about:blank")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get(f"{url}/")
+    wait(browser, "#start h1")
+    yield browser
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert asked
+    assert [address for address in asked if not address.startswith(f"{url}/")] == []
+    # A refusal of the service is in the console as a failed request; everything else there is a fault of the page.
+    assert [entry for entry in browser.get_log("browser") if "Failed to load resource" not in entry["message"]] == []
+
+
+def find(page: Chrome, selector: str):
+    return page.find_element(By.CSS_SELECTOR, selector)
+
+
+def wait(page: Chrome, selector: str, text: str = ""):
+    """Return an element once it is shown and has a text."""
+
+    def is_shown(_: Chrome):
+        return next(
+            (e for e in page.find_elements(By.CSS_SELECTOR, selector) if e.is_displayed() and text in e.text), None
+        )
+
+    return WebDriverWait(page, PATIENCE_S, ignored_exceptions=None).until(is_shown, f"{selector} with {text!r}")
+
+
+def wait_until_measured(page: Chrome) -> None:
+    WebDriverWait(page, PATIENCE_S).until(lambda _: find(page, "#sentence").text.startswith("After "))
+
+
+def focused(page: Chrome) -> str:
+    return page.switch_to.active_element.get_attribute("id")
+
+
+def open_task(page: Chrome, url: str, name: str) -> None:
+    page.get(f"{url}/#{quote(name)}")
+    wait(page, "#task-name", name)
+    wait(page, "#examples li")
+
+
+def write_rows(path: Path, rows=ROWS) -> Path:
+    path.write_bytes(rows_as_csv(rows))
+    return path
+
+
+def test_a_file_becomes_a_task_that_is_asked_and_corrected_and_its_curve_moves(page, url, tmp_path):
+    find(page, "#new-file").send_keys(str(write_rows(tmp_path / "colours & animals.csv")))
+    wait(page, "#task-name", "colours & animals")
+    assert page.title == "colours & animals – manyicl"
+    wait(page, "#news", "120 examples added.")
+    wait_until_measured(page)
+    assert len(page.find_elements(By.CSS_SELECTOR, "#curve .point")) >= 4
+    assert page.find_elements(By.CSS_SELECTOR, "#curve .band, #curve .majority, #curve .before") != []
+    assert page.find_elements(By.CSS_SELECTOR, "#curve .before") == []
+    assert "examples shown; 0 shots: " in find(page, "#curve svg").get_attribute("aria-label")
+
+    find(page, "#input").send_keys("the mauve badger 7")
+    find(page, "#ask-button").click()
+    wait(page, "#reply .correct")
+    api = f"{url}/v1/tasks/{quote('colours & animals')}"
+    reply = httpx2.post(f"{api}/predict", json={"input": "the mauve badger 7"}, timeout=60).json()["replies"][0]
+    shown = [bar.text.split("\n") for bar in page.find_elements(By.CSS_SELECTOR, ".bars li")]
+    ranked = sorted(reply["probabilities"], key=reply["probabilities"].get, reverse=True)
+    assert [label for label, _ in shown] == ranked
+    assert find(page, "#reply .answer").text == reply["answer"]
+    assert sum(float(share.removesuffix(" %").lstrip("<> ")) for _, share in shown) == pytest.approx(100, abs=0.3)
+    find(page, "#reply details:last-of-type summary").click()
+    wait(page, ".shown li")
+    assert len(page.find_elements(By.CSS_SELECTOR, ".shown li")) == len(reply["shots"])
+
+    Select(find(page, "#right-answer")).select_by_value(ranked[-1])
+    find(page, ".correct button").click()
+    wait(page, "#kept", ranked[-1])
+    wait(page, "#task-facts", "121 examples")
+    last = httpx2.get(f"{api}/examples?start=120").json()["examples"]
+    assert [(one["input"], one["answer"]) for one in last] == [("the mauve badger 7", ranked[-1])]
+    assert len(page.find_elements(By.CSS_SELECTOR, "#curve .before")) == 1
+    wait_until_measured(page)
+    assert httpx2.get(f"{api}/curve").json()["version"] == 2
+
+
+def test_the_same_input_again_corrects_its_example(page, url):
+    open_task(page, url, "animals")
+    find(page, "#input").send_keys(ROWS[0]["input"])
+    find(page, "#ask-button").click()
+    wait(page, "#reply .correct")
+    other = next(row["answer"] for row in ROWS if row["answer"] != ROWS[0]["answer"])
+    Select(find(page, "#right-answer")).select_by_value(other)
+    find(page, ".correct button").click()
+    wait(page, "#kept")
+    assert find(page, "#task-facts").text.startswith("120 examples")
+    first = httpx2.get(f"{url}/v1/tasks/animals/examples?limit=1").json()["examples"][0]
+    assert (first["input"], first["answer"]) == (ROWS[0]["input"], other)
+
+
+def test_a_task_is_asked_and_deleted_with_the_keyboard_alone(page, url):
+    rows = [{**row, "answer": row["answer"]} for row in ROWS[:20]]
+    assert httpx2.post(f"{url}/v1/tasks", json={"name": "keys", "examples": rows}).status_code == 201
+    page.refresh()
+    wait(page, "#tasks", "keys")
+    press_tab_until(page, lambda element: element.text.startswith("keys"))
+    press(page, Keys.ENTER)
+    wait(page, "#task-name", "keys")
+    WebDriverWait(page, PATIENCE_S).until(lambda _: focused(page) == "task-name")
+    press(page, Keys.TAB)
+    assert focused(page) == "input"
+    page.switch_to.active_element.send_keys("the red horse", Keys.CONTROL, Keys.ENTER)
+    wait(page, "#reply .answer")
+    answer = find(page, "#reply .answer").text
+    WebDriverWait(page, 5).until(
+        lambda _: find(page, "#status").get_attribute("textContent").startswith(f"Answer: {answer}, ")
+    )
+    press_tab_until(page, lambda element: element.get_attribute("id") == "right-answer")
+    press_tab_until(page, lambda element: element.text == "Keep as an example")
+    press(page, Keys.ENTER)
+    wait(page, "#task-facts", "21 examples")
+    WebDriverWait(page, 5).until(lambda _: focused(page) == "kept")
+
+    press_tab_until(page, lambda element: element.get_attribute("id") == "delete-task")
+    press(page, Keys.ENTER)
+    wait(page, "#confirm-title", "Delete “keys”?")
+    assert page.switch_to.active_element.text == "Cancel"
+    press(page, Keys.ENTER)
+    assert focused(page) == "delete-task"
+    assert httpx2.get(f"{url}/v1/tasks/keys").status_code == 200
+    press(page, Keys.ENTER)
+    wait(page, "#confirm-title")
+    press(page, Keys.TAB)
+    press(page, Keys.ENTER)
+    wait(page, "#start h1")
+    WebDriverWait(page, 5).until(lambda _: httpx2.get(f"{url}/v1/tasks/keys").status_code == 404)
+
+
+def press(page: Chrome, key: str) -> None:
+    ActionChains(page).send_keys(key).perform()
+
+
+def press_tab_until(page: Chrome, is_there) -> None:
+    """Press Tab until the focus is where it should be, and see that each stop on the way has a name to be read out."""
+    for _ in range(120):
+        press(page, Keys.TAB)
+        element = page.switch_to.active_element
+        if element.tag_name != "body":
+            assert element.accessible_name or element.text, element.get_attribute("outerHTML")
+        if is_there(element):
+            return
+    raise AssertionError("120 stops of Tab did not lead there")
+
+
+def test_examples_are_added_corrected_and_deleted_and_texts_of_users_stay_text(page, url):
+    rows = [{"input": f"{HOSTILE} {number}", "answer": "yes" if number % 2 else HOSTILE} for number in range(9)]
+    assert httpx2.post(f"{url}/v1/tasks", json={"name": HOSTILE.replace("/", "|"), "examples": rows}).status_code == 201
+    open_task(page, url, HOSTILE.replace("/", "|"))
+    assert find(page, "#examples li .text").text == f"{HOSTILE} 0"
+    assert page.find_elements(By.CSS_SELECTOR, "main img, main b") == []
+
+    find(page, "#add-input").send_keys("a new one")
+    Select(find(page, "#add-answer")).select_by_value("yes")
+    find(page, "#add button").click()
+    wait(page, "#task-facts", "10 examples")
+    row = wait(page, "#examples li:last-child", "a new one")
+    row.find_element(By.CSS_SELECTOR, "button").click()
+    Select(row.find_element(By.CSS_SELECTOR, "select")).select_by_value(HOSTILE)
+    row.find_element(By.CSS_SELECTOR, ".edit button").click()
+    wait(page, "#examples li:last-child .sub", HOSTILE)
+    find(page, "#examples li:last-child .danger").click()
+    wait(page, "#confirm-text", "a new one")
+    find(page, "#confirm-buttons .danger").click()
+    wait(page, "#task-facts", "9 examples")
+    assert "a new one" not in find(page, "#examples").text
+    assert "hacked" not in page.title
+
+
+def test_a_refusal_is_told_in_words(page, url, tmp_path):
+    (tmp_path / "wrong.csv").write_text("one,two\n1,2\n", encoding="utf-8")
+    find(page, "#new-file").send_keys(str(tmp_path / "wrong.csv"))
+    assert "wrong.csv" in wait(page, "#alert .note").text
+    find(page, "#alert button").click()
+    assert page.find_elements(By.CSS_SELECTOR, "#alert .note") == []
+
+    find(page, "#new-file").send_keys(str(write_rows(tmp_path / "animals.csv")))
+    wait(page, "#confirm-title", "There is already a task “animals”")
+    find(page, "#confirm-name").clear()
+    find(page, "#confirm-name").send_keys("more animals")
+    find(page, "#confirm-buttons .main").click()
+    wait(page, "#task-name", "more animals")
+    page.get(f"{url}/#nothing")
+    wait(page, "#alert", "nothing")
+    assert find(page, "#start").is_displayed()
+
+
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(page, url):
+    for scheme in ("light", "dark"):
+        set_view(page, width=360, height=740, scheme=scheme)
+        open_task(page, url, "animals")
+        wait_until_measured(page)
+        assert page.execute_script("return document.documentElement.scrollWidth") == 360
+    for field in page.find_elements(By.CSS_SELECTOR, "input, select, textarea, button, summary"):
+        assert not field.is_displayed() or field.accessible_name, field.get_attribute("outerHTML")
+
+
+def test_a_token_is_asked_for_and_kept_in_the_tab(browser, tmp_path):
+    token = make_token(tmp_path / "tokens.txt")
+    service = SlowService()
+    service.tasks = list
+    with app_in_thread(service, ServerSettings(token_file=tmp_path / "tokens.txt")) as url:
+        for page in opened(browser, url):
+            wait(page, "#token-title", "needs a token")
+            assert focused(page) == "token-value"
+            find(page, "#token-value").send_keys("wrong", Keys.ENTER)
+            wait(page, "#token-title", "not accepted")
+            find(page, "#token-value").send_keys(token, Keys.ENTER)
+            wait(page, "#tasks", "None yet.")
+            assert page.execute_script("return [sessionStorage.length, localStorage.length, document.cookie]") == [
+                1,
+                0,
+                "",
+            ]
+            page.refresh()
+            wait(page, "#tasks", "None yet.")
+            find(page, "#token-button").click()
+            wait(page, "#token-title", "needs a token")
