@@ -10,9 +10,13 @@ const BOTTOM = 44;
 
 const isGoing = (measured) => ["waiting", "running"].includes(measured.state);
 
+// While it is measured, a point of very few answers says nothing yet, and is left out.
+const FEWEST = 8;
+export const shownPoints = (measured) => measured.curve.filter((point) => !isGoing(measured) || point.num_scored >= FEWEST);
+
 // Returns the figure's content. before: the curve before the last change, if there was one.
 export function drawCurve(measured, before, width) {
-  const points = measured.curve;
+  const points = shownPoints(measured);
   const most = Math.max(isGoing(measured) ? 16 : 1, ...points.map((point) => point.shots), ...(before || []).map((point) => point.shots));
   const right = width - RIGHT;
   // Doublings are equally far apart; 0 has its place at the left.
@@ -78,15 +82,16 @@ function tell(point) {
   return `${count(point.shots, "shot")}: ${percent(point.score)}${interval}, from ${count(point.num_scored, "answer")}`;
 }
 
-function describe({ curve, majority, chance }) {
+function describe(measured) {
+  const { majority, chance } = measured;
   const levels = [majority !== null && `always the commonest answer: ${percent(majority)}`, chance !== null && `chance: ${percent(chance)}`];
-  return ["Score by number of examples shown", ...curve.map(tell), ...levels.filter(Boolean)].join("; ");
+  return ["Score by number of examples shown", ...shownPoints(measured).map(tell), ...levels.filter(Boolean)].join("; ");
 }
 
 // The same numbers as a table.
-export function tableOf({ curve }) {
+export function tableOf(measured) {
   const row = (cell, values) => make("tr", {}, ...values.map((value, index) => make(index ? cell : "th", { scope: cell === "th" ? "col" : index ? false : "row" }, value)));
-  const body = curve.map((p) => row("td", [String(p.shots), percent(p.score), p.low === null ? "–" : `${percent(p.low)} to ${percent(p.high)}`, String(p.num_scored)]));
+  const body = shownPoints(measured).map((p) => row("td", [String(p.shots), percent(p.score), p.low === null ? "–" : `${percent(p.low)} to ${percent(p.high)}`, String(p.num_scored)]));
   const table = make("table", {}, make("thead", {}, row("th", ["Shots", "Score", "95 % interval", "Answers"])), make("tbody", {}, ...body));
   return make("details", { id: "numbers" }, make("summary", {}, "The numbers as a table"), table);
 }

@@ -47,7 +47,7 @@ function rowOf(example, context) {
   const row = make("li", { "data-id": example.id }, text);
   if (!context.mayChange) return row;
   const edit = make("button", { type: "button", class: "quiet", "aria-label": `Correct: ${shorten(example.input)}`, onclick: () => openEditor(row, example, context) }, "Correct");
-  const remove = make("button", { type: "button", class: "quiet danger", "aria-label": `Delete: ${shorten(example.input)}`, onclick: () => removeExample(example, context, row) }, "Delete");
+  const remove = make("button", { type: "button", class: "quiet danger", "aria-label": `Delete: ${shorten(example.input)}`, onclick: () => removeExample(example, context) }, "Delete");
   row.append(make("div", { class: "tools" }, edit, remove));
   return row;
 }
@@ -63,7 +63,7 @@ function openEditor(row, example, context) {
   };
   const submit = (event) => {
     event.preventDefault();
-    correct(example, field.value, context);
+    correct(example, field.value, context).then((went) => went && document.querySelector(`#examples [data-id="${example.id}"] button`)?.focus());
   };
   const buttons = [make("button", { class: "main" }, "Save"), make("button", { type: "button", onclick: close }, "Cancel")];
   const form = make("form", { class: "edit", onsubmit: submit, onkeydown: (event) => event.key === "Escape" && close() }, make("label", { for: id }, "Right answer"), make("div", { class: "row" }, make("span", {}, field), ...buttons));
@@ -105,6 +105,9 @@ function fold(rows, what) {
   return [first, make("details", {}, make("summary", {}, `${rows.length - 5} more ${what}`), make("ul", { class: "list" }, ...rows.slice(5)))];
 }
 
+// After a change the doubts are found anew, with the curve.
+const focusDoubts = () => byId(byId("doubts").hidden ? "expect-head" : "doubts-head").focus();
+
 function suspectRow(suspect, context) {
   const odds = Math.exp(Math.min(suspect.nats_gap, 20));
   const times = odds > 1000 ? "more than 1,000" : Math.round(odds).toLocaleString("en");
@@ -112,7 +115,7 @@ function suspectRow(suspect, context) {
   const row = make("li", {}, make("div", {}, make("div", { class: "text" }, suspect.input), sub));
   if (!context.mayChange) return row;
   const about = shorten(suspect.input);
-  const fix = make("button", { type: "button", "aria-label": `Change to ${suspect.likelier}: ${about}`, onclick: () => correct(suspect, suspect.likelier, context).then(() => byId("doubts-head").focus()) }, `Change to “${shorten(suspect.likelier)}”`);
+  const fix = make("button", { type: "button", "aria-label": `Change to ${suspect.likelier}: ${about}`, onclick: () => correct(suspect, suspect.likelier, context).then(focusDoubts) }, `Change to “${shorten(suspect.likelier)}”`);
   const remove = make("button", { type: "button", class: "quiet danger", "aria-label": `Delete: ${about}`, onclick: () => removeExample(suspect, context) }, "Delete");
   row.append(make("div", { class: "tools" }, fix, remove));
   return row;

@@ -1,9 +1,9 @@
 // The page: tasks, one task's curve, questions and corrections. See api.js, curve.js, dom.js and examples.js.
 
 import { Refusal, ask, events, hasToken, keepToken, onTokenNeeded, send, taskPath } from "./api.js";
-import { drawCurve, tableOf } from "./curve.js";
+import { drawCurve, shownPoints, tableOf } from "./curve.js";
 import { answerField, byId, count, make, percent, say } from "./dom.js";
-import { allExamples, correct, replyContent, restart, shotsOf, showDoubts, showExamples, turn } from "./examples.js";
+import { allExamples, replyContent, restart, shotsOf, showDoubts, showExamples, turn } from "./examples.js";
 
 const state = { tasks: [], task: null, measured: null, readOnly: false, polling: 0, asking: null };
 // Curves before the last change, by task, so that one sees them move.
@@ -117,10 +117,19 @@ async function showTask() {
   byId("task-name").textContent = task.name;
   const answers = task.labels.length ? count(task.labels.length, "answer") : "open answers";
   byId("task-facts").textContent = `${count(task.num_examples, "example")} · ${answers} · ${task.metric.replaceAll("_", " ")}`;
-  for (const part of document.querySelectorAll(".change")) part.hidden = state.readOnly;
   byId("add-answer-field").replaceChildren(answerField("add-answer", task.labels));
   await attempt(() => showExamples(context()));
   await follow();
+}
+
+// Shows what others have changed meanwhile.
+async function refresh() {
+  const before = state.task;
+  if (document.hidden || !before) return;
+  const now = await ask("GET", taskPath(before.name)).catch(() => before);
+  if (state.task !== before || now.version === before.version) return;
+  state.task = now;
+  await showTask();
 }
 
 // Does a change, then shows the task as it is after it.
@@ -128,8 +137,8 @@ async function change(words, request) {
   byId("alert").replaceChildren();
   return attempt(async () => {
     const { name } = state.task;
-    if (state.measured?.curve.length) curves.set(name, state.measured.curve);
     const outcome = await request();
+    if (state.measured?.state === "done") curves.set(name, state.measured.curve);
     const news = outcome?.registration ? tellRegistration(outcome.registration) : null;
     if (news) byId("news").replaceChildren(news);
     if (state.task?.name !== name) return;
@@ -238,12 +247,13 @@ function showMeasured() {
   const before = curves.get(task.name);
   const wasOpen = byId("numbers")?.open;
   byId("curve").replaceChildren();
-  if (!measured.curve.length && !(isGoing && before)) return;
+  const isEmpty = !shownPoints(measured).length;
+  if (isEmpty && !(isGoing && before)) return;
   const width = Math.max(280, Math.min(640, byId("curve").clientWidth));
   byId("curve").append(drawCurve(measured, before, width));
   const words = "The band is the 95 % interval of each point.";
   byId("curve").append(make("p", { class: "muted" }, before ? `${words} The thin dotted line is the curve before your last change.` : words));
-  if (measured.curve.length) byId("curve").append(tableOf(measured));
+  if (!isEmpty) byId("curve").append(tableOf(measured));
   if (wasOpen && byId("numbers")) byId("numbers").open = true;
 }
 
@@ -318,7 +328,7 @@ function correctionOf(reply) {
   const submit = async (event) => {
     event.preventDefault();
     button.disabled = true;
-    if (await keepReply(reply.input, field.value)) form.replaceWith(make("p", { class: "note", tabindex: "-1", id: "kept" }, `It is an example now, with the answer “${field.value}”. The curve is measured anew.`));
+    if (await keepExample(reply.input, field.value)) form.replaceWith(make("p", { class: "note", tabindex: "-1", id: "kept" }, `It is an example now, with the answer “${field.value}”. New inputs are answered after it.`));
     else button.disabled = false;
     byId("kept")?.focus({ preventScroll: true });
   };
@@ -327,20 +337,16 @@ function correctionOf(reply) {
 }
 
 // Adds an example; if its input is one already, that one is corrected.
-async function keepReply(input, answer) {
-  const known = await allExamples(state.task).catch(() => new Map());
-  const same = [...known.values()].find((example) => example.input.trim() === input.trim());
-  if (same) return correct(same, answer, context());
-  return addExample(input, answer);
-}
-
-function addExample(input, answer) {
-  return change("Example added. The curve is measured anew.", async () => {
-    const outcome = await ask("POST", `${taskPath(state.task.name)}/examples`, { examples: [{ input, answer }] });
-    const [reason] = Object.keys(outcome.registration.dropped);
-    if (reason) throw new Refusal({ detail: `This example was not added: ${reason}.` }, 422);
-    restart();
-    return outcome.registration.notes.length || outcome.registration.warnings.length ? outcome : null;
+function keepExample(input, answer) {
+  return change("The example is kept. The curve is measured anew.", async () => {
+    const path = `${taskPath(state.task.name)}/examples`;
+    const { registration } = await ask("POST", path, { examples: [{ input, answer }] });
+    const [reason] = Object.keys(registration.dropped);
+    if (!reason) return;
+    const known = [...(await allExamples(state.task)).values()];
+    const same = known.find((example) => example.input.trim() === input.trim());
+    if (!same) throw new Refusal({ detail: `This example was not added: ${reason}.` }, 422);
+    if (same.answer !== answer) await ask("PATCH", `${path}/${same.id}`, { answer });
   });
 }
 
@@ -362,6 +368,7 @@ async function greet() {
   try {
     const ready = await ask("GET", "readyz");
     state.readOnly = ready.read_only;
+    for (const part of document.querySelectorAll(".change, .drop")) part.hidden = state.readOnly;
     byId("model").textContent = `${ready.model}${ready.read_only ? " · read-only" : ""}`;
   } catch (error) {
     byId("model").textContent = error.status === 503 ? "The model is getting ready…" : error.message;
@@ -384,7 +391,7 @@ function listen() {
   });
   byId("add").addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (!(await addExample(byId("add-input").value, byId("add-answer").value))) return;
+    if (!(await keepExample(byId("add-input").value, byId("add-answer").value))) return;
     byId("add").reset();
     byId("add-input").focus();
   });
@@ -402,6 +409,7 @@ function listen() {
     byId("token-button").hidden = true;
     openFromAddress();
   });
+  document.addEventListener("visibilitychange", refresh);
   addEventListener("popstate", () => openFromAddress());
   let width = innerWidth;
   addEventListener("resize", () => {
@@ -431,5 +439,6 @@ function listenForDrops() {
 listen();
 byId("token-button").hidden = !hasToken();
 await greet();
-document.querySelector(".drop").hidden = state.readOnly;
 await openFromAddress({ focus: false });
+// A file that was chosen before this script ran.
+if (byId("new-file").files.length && !state.task) addTask(byId("new-file").files[0]);
