@@ -239,7 +239,7 @@ async function follow() {
 function showMeasured() {
   const { measured, task } = state;
   const isGoing = ["waiting", "running"].includes(measured.state);
-  const waiting = { off: "This service does not measure tasks.", waiting: "The measurement waits for its turn. You can ask meanwhile.", running: "Each example is answered from those before it. You can ask meanwhile." };
+  const waiting = { off: "This service does not measure tasks.", waiting: "The measurement waits for its turn. You can ask meanwhile.", running: "Examples are answered after growing numbers of others. You can ask meanwhile." };
   byId("sentence").textContent = measured.sentence || waiting[measured.state] || "";
   byId("progress").hidden = !isGoing;
   byId("progress-bar").value = measured.fraction;
