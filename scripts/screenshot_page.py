@@ -12,10 +12,9 @@ import base64
 from pathlib import Path
 from urllib.parse import quote
 
+from scripts.screenshot_report import set_view, start_chromium
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-
-from scripts.screenshot_report import set_view, start_chromium
 
 # name -> width, height, device pixels a pixel, colour scheme
 VIEWS = {
