@@ -166,7 +166,8 @@ function formOf(file, name) {
   return form;
 }
 
-const stem = (file) => file.name.replace(/\.gz$/i, "").replace(/\.[^.]+$/, "");
+// The name of a task from a file, as it is: the service would replace unusual characters of a file's name.
+const stem = (file) => file.name.replace(/\.gz$/i, "").replace(/\.[^.]+$/, "").slice(0, 100);
 
 async function addTask(file, name) {
   say(`Reading ${file.name}`);
@@ -174,7 +175,7 @@ async function addTask(file, name) {
   byId("news").replaceChildren(make("p", { class: "note" }, `Reading ${file.name}…`));
   const went = await attempt(async () => {
     try {
-      const { task, registration } = await ask("POST", "v1/tasks", formOf(file, name));
+      const { task, registration } = await ask("POST", "v1/tasks", formOf(file, name || stem(file)));
       curves.delete(task.name);
       await open(task.name);
       byId("news").replaceChildren(tellRegistration(registration));
