@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 VIEWS = {
     "light": (1280, 1040, 1, "light"),
     "dark": (1280, 1040, 1, "dark"),
-    "phone": (390, 1500, 1.5, "light"),
+    "phone": (390, 1760, 1.5, "light"),
 }
 ANSWER_S = 120
 

@@ -241,19 +241,24 @@ function showMeasured() {
   const { measured, task } = state;
   const isGoing = ["waiting", "running"].includes(measured.state);
   const waiting = { off: "This service does not measure tasks.", waiting: "The measurement waits for its turn. You can ask meanwhile.", running: "Examples are answered after growing numbers of others. You can ask meanwhile." };
-  byId("sentence").textContent = measured.sentence || waiting[measured.state] || "";
+  // No line ends between a number and its percent sign.
+  byId("sentence").textContent = measured.sentence.replaceAll(" %", "\u00a0%") || waiting[measured.state] || "";
   byId("progress").hidden = !isGoing;
   byId("progress-bar").value = measured.fraction;
   byId("progress-text").textContent = percent(measured.fraction);
-  const before = curves.get(task.name);
+  // While a new version waits or is measured, the service goes on to give the curve of the old one.
+  const isOld = measured.version !== task.version && measured.curve.length > 0;
+  const before = isOld ? undefined : curves.get(task.name);
   const wasOpen = byId("numbers")?.open;
   byId("curve").replaceChildren();
   const isEmpty = !shownPoints(measured).length;
   if (isEmpty && !(isGoing && before)) return;
   const width = Math.max(280, Math.min(640, byId("curve").clientWidth));
   byId("curve").append(drawCurve(measured, before, width));
-  const words = "The band is the 95 % interval of each point.";
-  byId("curve").append(make("p", { class: "muted" }, before ? `${words} The thin dotted line is the curve before your last change.` : words));
+  const words = ["The band is the 95 % interval of each point."];
+  if (isOld) words.push("The curve is the one before the last change, until it is measured anew.");
+  if (before) words.push("The thin dotted line is the curve before your last change.");
+  byId("curve").append(make("p", { class: "muted" }, words.join(" ")));
   if (!isEmpty) byId("curve").append(tableOf(measured));
   if (wasOpen && byId("numbers")) byId("numbers").open = true;
 }
