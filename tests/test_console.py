@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from manyicl.cli.forecast_tables import forecast_table
 from manyicl.cli.result_tables import audit_table, curve_plot, difference_table, evaluation_table
 from manyicl.comparison.comparison_file import check_comparison
 from manyicl.comparison.grid import open_comparison
-from manyicl.console import Table
+from manyicl.console import Table, progress_bar
 from manyicl.planning.forecast import forecast_run
 from manyicl.report.terminal import comparison_table, grid_table
 from manyicl.training.recipe import load_recipe
@@ -63,6 +65,18 @@ def test_sentences_go_below_the_table_and_then_every_row_is_a_paragraph():
     assert render_terminal(small_table(), width=25) == (
         "Fruit\napple\n  weight: 120 g\n  about: sweet\nfig\n  about: dries well\n"
     )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_progress_bar_leaves_its_numbers_whole_on_a_narrow_terminal(width):
+    """At 40 columns "300/1000" was "300…"."""
+    file = StringIO()
+    with progress_bar(Console(file=file, width=width, force_terminal=True, color_system=None), total=1000) as bar:
+        bar.update("group_dristebebrox: episode", 300, note="loss 1.25 (validation 1.31)")
+        bar.progress.refresh()
+    assert "300/1000" in file.getvalue()
+    assert "-:--:--" in file.getvalue()
+    assert "…" not in file.getvalue()
 
 
 @NARROW

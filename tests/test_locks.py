@@ -18,7 +18,7 @@ import pytest
 from manyicl.comparison.grid import open_comparison
 from manyicl.errors import UserError
 from manyicl.evaluation.loop import evaluate
-from manyicl.locks import LOCK, claiming, sole_writer
+from manyicl.locks import LOCK, claiming, new_folder, sole_writer
 from manyicl.tasks.task import load_tasks
 from manyicl.training.run import train
 from tests.support.claims import other_process
@@ -50,6 +50,37 @@ def test_a_second_writer_is_refused_with_the_process_that_is_at_work_and_the_fol
     with sole_writer(run):
         (run / "config.toml").touch()
     assert [path.name for path in run.iterdir()] == ["config.toml"]
+
+
+def test_a_new_folder_is_whole_or_absent_and_has_one_writer(tmp_path):
+    """Exports, merges and worlds: of two at once one was left in a traceback; one that failed left its half."""
+    out = tmp_path / "rows"
+
+    def write(fault: BaseException | None) -> None:
+        with new_folder(out) as partial:
+            (partial / "1.txt").write_text("one")
+            if fault is not None:
+                raise fault
+
+    for fault in (OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()):
+        with pytest.raises(type(fault)):
+            write(fault)
+        assert not list(tmp_path.iterdir())
+    with new_folder(out) as partial:
+        (partial / "1.txt").write_text("one")
+        with pytest.raises(UserError, match=rf"^{out}: process {os.getpid()} on .* is at work on it"):
+            write(None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["rows", "1.txt"]
+    with pytest.raises(UserError, match=rf"^{out}: exists already; name a new folder$"):
+        write(None)
+
+
+def test_what_a_killed_writer_left_of_a_new_folder_is_not_in_the_next_one(tmp_path):
+    (tmp_path / ".rows.partial").mkdir()
+    (tmp_path / ".rows.partial" / "old.txt").touch()
+    with new_folder(tmp_path / "rows") as partial:
+        (partial / "1.txt").write_text("one")
+    assert [path.name for path in tmp_path.rglob("*")] == ["rows", "1.txt"]
 
 
 def test_a_lock_whose_process_was_killed_is_taken_over(tmp_path):

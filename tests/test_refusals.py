@@ -35,6 +35,14 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
         (SafetensorError("Error: I/O error: No space left on device (os error 28)"), "the disk is full"),
         (OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"), "the disk is full"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "the disk is full"),
+        (
+            OSError(errno.EFBIG, "File too large", "x"),
+            "x: the file is larger than a limit",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            "no temporary file can be ",
+        ),
         (MemoryError(), "this computer is out of memory"),
     ],
 )

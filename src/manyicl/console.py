@@ -18,13 +18,23 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
 # Seconds between two plain lines of progress if the output is not a terminal.
 QUIET_S = 15.0
+# Columns of the narrowest terminal that has room for a progress bar beside its numbers.
+_BAR_WIDTH = 60
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -112,13 +122,16 @@ def progress_bar(console: Console, *, total: int) -> Iterator[Bar]:
     if not console.is_terminal:
         yield Bar(console, None, total)
         return
+    # Texts may be folded, numbers may not: rich would cut "300/1000" before it shortens the bar on a narrow terminal.
+    done = MofNCompleteColumn(table_column=Column(no_wrap=True))
+    left = TimeRemainingColumn(table_column=Column(no_wrap=True))
+    numbers: list[ProgressColumn] = [done, left]
+    if console.width >= _BAR_WIDTH:
+        numbers = [BarColumn(), done, TimeElapsedColumn(Column(no_wrap=True)), left]
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column()),
+        *numbers,
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column()),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(console, progress, total)

@@ -14,7 +14,7 @@ _REASONS = {
     errno.EACCES: "permission is denied; name another place, or change its permissions",
     errno.EPERM: "permission is denied; name another place, or change its permissions",
     errno.EIO: "the device failed to read or write",
-    errno.EFBIG: "the file is larger than the file system allows",
+    errno.EFBIG: "the file is larger than a limit of this process (see ulimit -f) or of the file system",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ENOTDIR: "a folder of this path is a file",
     errno.EISDIR: "is a folder, not a file",
@@ -25,6 +25,9 @@ _REASONS = {
 _NUMBER = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
 # torch.save gives no number: it says only that it could not write.
 _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+")
+
+# tempfile, which torch uses while it is imported, tries some folders and reports only that none can be written to.
+_NO_TEMPORARY = "No usable temporary directory"
 
 
 class UserError(Exception):
@@ -68,6 +71,8 @@ def find_refusal(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, MemoryError):
             return "this computer is out of memory; use a smaller model or fewer rows"
+        if _NO_TEMPORARY in str(cause):
+            return "no temporary file can be written (the disk is full, or read-only?); free some space, or set TMPDIR"
         path = cause.filename if isinstance(cause, OSError) else None
         number = cause.errno if isinstance(cause, OSError) else None
         if number is None:

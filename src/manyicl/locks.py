@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from manyicl.errors import UserError
+from manyicl.files import sync_folder, sync_tree
 
 LOCK = ".lock"
 # How network file systems without locks refuse one.
@@ -48,6 +50,31 @@ def sole_writer(path: Path, *, is_file: bool = False) -> Iterator[None]:
         with suppress(OSError):  # a folder that is not empty stays
             for parent in created:
                 parent.rmdir()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give the block an empty folder to fill; it becomes `path` once it is whole and on disk.
+
+    If the block fails or is stopped, nothing of it is left.
+
+    Raises:
+        UserError: `path` exists, or another process is writing it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with sole_writer(path, is_file=True):
+        if path.exists():  # perhaps by a process that has ended just now
+            raise UserError(f"{path}: exists already; name a new folder")
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        try:
+            partial.mkdir()
+            yield partial
+            sync_tree(partial)
+            partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
 
 
 @contextmanager

@@ -81,6 +81,13 @@ def test_blank_rows_are_passed_over_and_counted_trial_06(tmp_path: Path) -> None
     assert "t.csv: the file has no rows" in only_message(tmp_path, "t.csv", "input,answer\n,\n,\n")
 
 
+def test_columns_are_named_in_the_order_of_the_file(tmp_path: Path) -> None:
+    """A message about a CSV file without a header listed its columns from right to left."""
+    assert "(it has 'red', 'round', 'apple')" in only_message(
+        tmp_path, "t.csv", "red,round,apple\nyellow,long,banana\n"
+    )
+
+
 def test_a_separator_in_a_cell_is_told_by_its_name(tmp_path: Path) -> None:
     message = only_message(tmp_path, "t.csv", "input;answer\none;a\ntwo;b;c\n")
     assert "row 2: 3 cells, but the header has 2, separated by a semicolon; " in message

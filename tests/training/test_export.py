@@ -71,11 +71,11 @@ def test_a_folder_that_exists_is_left_alone_and_a_failure_leaves_nothing_of_its_
     def full(_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("manyicl.training.export.sync_tree", full)
+    monkeypatch.setattr("manyicl.locks.sync_tree", full)
     with pytest.raises(OSError, match="disk full"):
         export_trl(prepared, tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    monkeypatch.setattr("manyicl.training.export.sync_tree", sync_tree)
+    monkeypatch.setattr("manyicl.locks.sync_tree", sync_tree)
     export_trl(prepared, tmp_path / "other")
 
 

@@ -20,6 +20,7 @@ from manyicl.demo.lexicon import coin_words, load_lexicon
 from manyicl.demo.rules import Draft, DrawRule, Rule, Words
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
+from manyicl.locks import new_folder
 
 Pool = Literal["pretraining", "open"]
 
@@ -152,7 +153,8 @@ def export_tasks(folder: Path, *, num_tasks: int, num_train: int, num_test: int,
     if folder.exists():
         raise UserError(f"{folder}: exists already; name a new folder")
     tasks = list(islice(iter_tasks(KINDS, seed=seed, pool="open"), num_tasks))
-    write_tasks(folder, tasks, num_train=num_train, num_test=num_test, seed=seed)
+    with new_folder(folder) as partial:
+        write_tasks(partial, tasks, num_train=num_train, num_test=num_test, seed=seed)
 
 
 def write_tasks(folder: Path, tasks: Sequence[WorldTask], *, num_train: int, num_test: int, seed: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manyicl.errors import UserError
-from manyicl.files import sync_tree, write_atomically
+from manyicl.files import write_atomically
+from manyicl.locks import new_folder
 from manyicl.models.loading import (
     MODEL_NOTE,
     ModelNote,
@@ -66,13 +66,10 @@ def merge_adapter(path: str, out: Path) -> str:
         raise UserError(f"out={out}: exists already; name a new folder")
     settings = ModelSettings(path=str(source), precision="fp32")
     dtype = getattr(load_config(settings), "dtype", None) or torch.float32
-    model, was_untied = fold_adapter(load_model(settings))
-    model.to(dtype)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left
-    save_model(model, load_tokenizer(settings), partial, note=read_note(path))
-    sync_tree(partial)
-    partial.rename(out)
+    with new_folder(out) as partial:
+        model, was_untied = fold_adapter(load_model(settings))
+        model.to(dtype)
+        save_model(model, load_tokenizer(settings), partial, note=read_note(path))
     untied = ", with a head of its own: the base's shares its weights with the embedding" if was_untied else ""
     return f"{out}: a plain model in {str(dtype).removeprefix('torch.')}, as its base{untied}"
 

@@ -109,8 +109,11 @@ def _check_cells(cells: list[str], header: list[str], separator: str, *, row: in
     elif [cell.strip(" \t\r\n\ufeff") for cell in cells] == header and any(header):
         log.add("repeated header", "the row repeats the header; remove it", row=row, path=path)
         return None
+    record = dict(zip(header, cells, strict=True))
+    if len(record) == len(header):
+        return record
     # Of two columns with one name the first is kept. Only columns that we do not read can have the same name.
-    return dict(zip(reversed(header), reversed(cells), strict=True))
+    return {name: cells[header.index(name)] for name in record}
 
 
 def _dialect(text: str, separator: str) -> dict[str, Any]:

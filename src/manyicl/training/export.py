@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 
 from manyicl.episodes import BatchMaker, Pack
 from manyicl.errors import UserError
-from manyicl.files import sync_tree
+from manyicl.locks import new_folder
 from manyicl.training.preparation import Prepared, count_plan
 from manyicl.training.recipe import dump_config
 
@@ -78,17 +77,14 @@ def export_trl(prepared: Prepared, out: Path, *, rows: Rows = "episodes") -> dic
         "train": _iter_rows(prepared.packs.maker, packs if rows == "packs" else _split_packs(packs)),
         "validation": _iter_rows(maker, [item.pack for item in planned]),
     }
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
-    (partial / "data").mkdir(parents=True)
     counts: dict[str, int] = {}
-    for split, written in splits.items():
-        first = next(written, None)
-        if first is not None:
-            counts[split] = _write_rows(partial / "data" / f"{split}.parquet", chain([first], written))
-    (partial / "README.md").write_text(_write_card(prepared, out, rows=rows, counts=counts), encoding="utf-8")
-    sync_tree(partial)
-    partial.rename(out)
+    with new_folder(out) as partial:
+        (partial / "data").mkdir()
+        for split, written in splits.items():
+            first = next(written, None)
+            if first is not None:
+                counts[split] = _write_rows(partial / "data" / f"{split}.parquet", chain([first], written))
+        (partial / "README.md").write_text(_write_card(prepared, out, rows=rows, counts=counts), encoding="utf-8")
     return counts
 
 
