@@ -31,6 +31,9 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
     [
         (OSError(errno.ENOSPC, "No space left", "r.json"), "r.json: the disk is full; free some space"),
         (OSError(errno.EROFS, "Read-only", "x"), "x: the file system is read-only; name a folder that can be written"),
+        (OSError(errno.EROFS, "", "runs/.r.json.4711-0a1b2c3d.partial"), "runs/r.json: the file system is read-only"),
+        (OSError(errno.EROFS, "", "runs/.rows.lock"), "runs/rows: the file system is read-only"),
+        (OSError(errno.EROFS, "", "runs/one/.lock"), "runs/one: the file system is read-only"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "x: permission is denied; "),
         (SafetensorError("Error: I/O error: No space left on device (os error 28)"), "the disk is full"),
         (OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"), "the disk is full"),

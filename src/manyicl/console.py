@@ -34,7 +34,7 @@ from rich.text import Text
 # Seconds between two plain lines of progress if the output is not a terminal.
 QUIET_S = 15.0
 # Columns of the narrowest terminal that has room for a progress bar beside its numbers.
-_BAR_WIDTH = 60
+_BAR_WIDTH = 70
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -127,11 +127,11 @@ def progress_bar(console: Console, *, total: int) -> Iterator[Bar]:
     left = TimeRemainingColumn(table_column=Column(no_wrap=True))
     numbers: list[ProgressColumn] = [done, left]
     if console.width >= _BAR_WIDTH:
-        numbers = [BarColumn(), done, TimeElapsedColumn(Column(no_wrap=True)), left]
+        numbers = [BarColumn(40 if console.width >= 100 else 10), done, TimeElapsedColumn(Column(no_wrap=True)), left]
     columns = (
-        TextColumn("{task.description}", markup=False, table_column=Column()),
+        TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
         *numbers,
-        TextColumn("{task.fields[note]}", markup=False, table_column=Column()),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(overflow="fold")),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(console, progress, total)

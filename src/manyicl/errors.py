@@ -28,6 +28,8 @@ _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d
 
 # tempfile, which torch uses while it is imported, tries some folders and reports only that none can be written to.
 _NO_TEMPORARY = "No usable temporary directory"
+# Names of our own that the user has not seen: DIR/.lock, DIR/.NAME.lock and DIR/.NAME.4711-0a1b2c3d.partial.
+_OURS = re.compile(r"(?<![^/\\])\.([^/\\]+?)(?:\.lock|\.\d+-[0-9a-f]{8}\.partial)$|[/\\]\.lock$")
 
 
 class UserError(Exception):
@@ -81,7 +83,8 @@ def find_refusal(error: BaseException) -> str | None:
         if number is None and _TORCH_WRITES.search(str(cause)):
             number = errno.ENOSPC
         if number in _REASONS:
-            return f"{path}: {_REASONS[number]}" if path else _REASONS[number]
+            place = _OURS.sub(lambda found: found[1] or "", str(path or ""))
+            return f"{place}: {_REASONS[number]}" if place else _REASONS[number]
     return None
 
 
