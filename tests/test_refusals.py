@@ -46,6 +46,8 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
             FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
             "no temporary file can be ",
         ),
+        (FileExistsError(errno.EEXIST, "File exists", "x"), "x: a file stands in its way; name another place"),
+        (OSError(errno.ELOOP, "Too many levels", "runs/one/.lock"), "runs/one: is a link that cannot be followed"),
         (MemoryError(), "this computer is out of memory"),
     ],
 )

@@ -16,6 +16,8 @@ _REASONS = {
     errno.EIO: "the device failed to read or write",
     errno.EFBIG: "the file is larger than a limit of this process (see ulimit -f) or of the file system",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EEXIST: "a file stands in its way; name another place",
+    errno.ELOOP: "is a link that cannot be followed; remove it",
     errno.ENOTDIR: "a folder of this path is a file",
     errno.EISDIR: "is a folder, not a file",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",

@@ -116,3 +116,17 @@ def test_results_that_an_earlier_version_asked_after_other_shots_are_not_added_t
     tests[-1].unlink()
     with pytest.raises(UserError, match=r"seed-0.base.test.json was asked by another version of manyicl, which draws"):
         run_comparison(grid, console=Console(file=StringIO()))
+
+
+def test_a_comparison_whose_project_was_moved_says_where_to_write_the_new_place(tmp_path):
+    """It was "no such folder; give a folder of tasks", which `--resume` does not take."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    open_comparison(old / "out", make_recipe(old, write_world(old)))
+    old.rename(new)
+    recipe = new / "out" / "recipe.toml"
+    with pytest.raises(UserError) as refused:
+        open_comparison(new / "out", None)
+    assert str(refused.value).startswith(f"{recipe}: tasks.folder = {old / 'tasks'} is not there any more; if it was")
+    recipe.write_text(recipe.read_text().replace(f"{old}/", f"{new}/"))
+    assert open_comparison(new / "out", None).config.tasks.folder == str(new / "tasks")

@@ -495,6 +495,19 @@ def test_a_task_read_from_the_cache_is_byte_for_byte_the_fresh_one(name, style, 
     assert not read.splits["train"].ids.flags.owndata
 
 
+def test_a_changed_byte_in_the_cache_is_no_other_token(tmp_path):
+    """Arrow does not find it: it was trained on, or blamed on the tokenizer."""
+    task, tokenizer = make_task("animals"), task_tokenizer("bpe", "plain")
+    fresh = tokenize_task(task, tokenizer=tokenizer, cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    written = file.read_bytes()
+    at = written.index(fresh.splits["train"].ids.tobytes())
+    file.unlink()  # the arrays of `fresh` may lie in it
+    file.write_bytes(written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :])
+    assert_same(tokenize_task(task, tokenizer=tokenizer, cache_dir=tmp_path), fresh)
+    assert file.read_bytes() == written
+
+
 def test_sequences_of_a_mapped_task_are_those_of_a_fresh_one_and_may_be_changed(tmp_path):
     tokenizer = task_tokenizer("bpe", "chatml")
     fresh, read = (tokenize_task(ODD_TASK, tokenizer=tokenizer, cache_dir=d) for d in (None, tmp_path))

@@ -160,6 +160,15 @@ def test_a_folder_that_is_none_of_ours_is_left_alone(tmp_path):
     assert (tmp_path / "c.json.parts" / "thesis.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+def test_a_damaged_header_is_told_in_one_line(tmp_path, content):
+    parts = Unfinished(tmp_path / "c.json", {"tasks": {}})
+    (parts.folder / HEADER).write_bytes(content)
+    told = rf"c\.json: {parts.folder / HEADER} is damaged, .*; name another `out`, or remove {parts.folder}$"
+    with pytest.raises(UserError, match=told):
+        Unfinished(tmp_path / "c.json", {"tasks": {}})
+
+
 def test_what_a_kill_in_a_write_or_a_removal_leaves_is_no_hindrance(tmp_path):
     identity = {"tasks": {"a/b": "x"}}
     parts = Unfinished(tmp_path / "c.json", identity)

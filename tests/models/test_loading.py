@@ -36,6 +36,7 @@ from manyicl.models.loading import (
     ModelNote,
     ModelSettings,
     load_config,
+    load_end_ids,
     load_model,
     load_tokenizer,
     locate_model,
@@ -423,6 +424,15 @@ def test_a_broken_model_is_told_in_one_line(saved, tmp_path, file, content, what
         (tmp_path / "base" / file).write_bytes(content)
     load = {"model": load_model, "config": load_config, "tokenizer": load_tokenizer}[what]
     assert refusal(load, base_settings(tmp_path)).startswith(f"{tmp_path / 'base'}: cannot load its {what}: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_generation_config_is_told_and_not_passed_over(tmp_path, content):
+    """Its end tokens were lost in silence, so answers ended elsewhere; `[]` was a traceback."""
+    damaged = tmp_path / "generation_config.json"
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{damaged}: is damaged; restore it, or remove it$"):
+        load_end_ids(ModelSettings(path=str(tmp_path)))
 
 
 def test_a_folder_without_a_tokenizer_is_told_in_one_line(tmp_path):

@@ -54,6 +54,18 @@ def test_the_state_of_an_early_run_is_read_and_nothing_of_it_is_lost(tmp_path):
     assert folder.is_finished
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_damaged_losses_of_the_untrained_model_are_told_in_one_line(tmp_path, content):
+    file = tmp_path / "held_out_before.json"
+    file.write_bytes(content)
+    with pytest.raises(
+        UserError, match=f"^{file}: is damaged; restore it, or remove it: its losses are measured again$"
+    ):
+        RunFolder(tmp_path).take_losses_before(lambda: {"animals": [1.0]})
+    file.unlink()
+    assert RunFolder(tmp_path).take_losses_before(lambda: {"animals": [1.0]}) == {"animals": [1.0]}
+
+
 def test_a_state_that_cannot_be_read_is_one_line(tmp_path):
     folder = RunFolder(tmp_path)
     assert not folder.is_finished

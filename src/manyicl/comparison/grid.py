@@ -20,6 +20,7 @@ from manyicl.comparison.inputs import (
     keep_frame,
     read_frame,
     read_inputs,
+    refuse_moved,
     refuse_other_inputs,
     write_inputs,
 )
@@ -386,6 +387,7 @@ def _open_in(folder: Path, config: CompareConfig | None) -> Grid:
 
 def _continue_in(folder: Path, config: CompareConfig | None) -> Grid:
     grid = Grid(folder, load_recipe(folder / RECIPE, kind=CompareConfig))
+    refuse_moved(folder / RECIPE, task_folder=grid.config.tasks.folder)
     if config is not None and config.model.precision == "auto":
         # It began with a precision of its own, which stays the same on any machine.
         config = with_precision(config, resolve_precision(grid.config.model.precision))

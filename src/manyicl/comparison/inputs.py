@@ -74,6 +74,19 @@ def read_inputs(folder: Path) -> Inputs | None:
     return Inputs(content["tasks"], content["texts"], overlaps)
 
 
+def refuse_moved(recipe: Path, *, task_folder: str) -> None:
+    """Refuse to continue a comparison whose tasks have gone, as they do when a project is moved.
+
+    Raises:
+        UserError: with the file in which to write where they are now.
+    """
+    if not Path(task_folder).exists():
+        raise UserError(
+            f"{recipe}: tasks.folder = {task_folder} is not there any more; if it was moved, write its new place into"
+            " this file, and that of compare.text_files"
+        )
+
+
 def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str) -> None:
     """Refuse to continue with other tasks or texts than those that the comparison in `folder` began with.
 

@@ -212,7 +212,10 @@ def _write_cache(path: Path, tokenized: TokenizedTask) -> None:
     # Columns must have one length, and the arrays have several: so the table has one row, each array a list in a cell.
     arrays = [pa.array([values], type=pa.large_list(pa.from_numpy_dtype(values.dtype))) for values in columns.values()]
     table = pa.table(arrays, names=list(columns)).replace_schema_metadata(
-        {"dropped": json.dumps({split: dict(counts) for split, counts in tokenized.dropped.items()})}
+        {
+            "dropped": json.dumps({split: dict(counts) for split, counts in tokenized.dropped.items()}),
+            "digest": _digest_arrays(columns.values()),
+        }
     )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -221,7 +224,11 @@ def _write_cache(path: Path, tokenized: TokenizedTask) -> None:
 
 
 def _read_cache(path: Path, task: Task, tokenizer: TaskTokenizer) -> TokenizedTask:
-    """Read a cache file without copying: the arrays point into the memory-mapped file."""
+    """Read a cache file without copying: the arrays point into the memory-mapped file.
+
+    Raises:
+        KeyError: the file is damaged: its ids are not those that were written.
+    """
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     def column(name: str) -> NDArray[Any]:
@@ -237,7 +244,17 @@ def _read_cache(path: Path, task: Task, tokenizer: TaskTokenizer) -> TokenizedTa
         )
         for split in SPLITS
     }
+    # Arrow finds a file that was cut off, but not a changed byte, which would be trained on as another token.
+    if table.schema.metadata[b"digest"].decode() != _digest_arrays(map(column, table.column_names)):
+        raise KeyError(f"{path}: damaged")
     return _make_task(task, tokenizer, splits, json.loads(table.schema.metadata[b"dropped"]))
+
+
+def _digest_arrays(arrays: Iterable[NDArray[Any]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths:

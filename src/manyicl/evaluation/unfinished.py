@@ -87,7 +87,7 @@ class Unfinished:
         self._numbers = {name: number for number, name in enumerate(identity["tasks"])}
         header = self.folder / HEADER
         if header.is_file():
-            self._refuse_another(out, json.loads(header.read_bytes()), json.loads(json.dumps(identity)))
+            self._refuse_another(out, read_header(out), json.loads(json.dumps(identity)))
         elif self.folder.exists() and (not self.folder.is_dir() or any(self._visible(self.folder))):
             raise UserError(f"out={out}: {self.folder} stands in its way; name another `out`, or move that away")
         else:
@@ -216,9 +216,21 @@ def answer_log_path(out: Path) -> Path:
 
 
 def read_header(out: Path) -> Mapping[str, Any]:
-    """Return what decides the unfinished evaluation at `out`; empty if there is none."""
+    """Return what decides the unfinished evaluation at `out`; empty if there is none.
+
+    Raises:
+        UserError: the file that says so is damaged.
+    """
     header = parts_folder(out) / HEADER
-    content: dict[str, Any] = json.loads(header.read_bytes()) if header.is_file() else {}
+    try:
+        content: dict[str, Any] = json.loads(header.read_bytes()) if header.is_file() else {}
+    except ValueError:  # not JSON, or not UTF-8
+        content = []  # type: ignore[assignment]
+    if not isinstance(content, dict):
+        raise UserError(
+            f"out={out}: {header} is damaged, so it is not known what the finished points beside it are of; name"
+            f" another `out`, or remove {header.parent}"
+        )
     return content
 
 

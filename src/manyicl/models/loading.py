@@ -153,17 +153,16 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 
 def load_end_ids(settings: ModelSettings) -> tuple[int, ...]:
-    """Return the tokens that end a text by the model's generation_config.json and config.json, in that order.
-
-    Many chat models name several: the end of a turn and the end of a document.
-    """
+    """Return the tokens that end a text, by generation_config.json and config.json. Many chat models name several."""
     found: list[int] = []
     for file, load in (("generation_config.json", GenerationConfig.from_pretrained), ("config.json", None)):
         source, revision = _find_source(settings, file)
         try:
             config: Any = load_config(settings) if load is None else load(source, revision=revision or "main")
-        except OSError:  # most base models have no generation_config.json
-            continue
+        except (OSError, TypeError) as error:  # TypeError: it is JSON, but no object
+            if (path := Path(source, file)).is_file():
+                raise UserError(f"{path}: is damaged; restore it, or remove it") from error
+            continue  # most base models have none
         ids = getattr(config, "eos_token_id", None)
         found += ids if isinstance(ids, list | tuple) else [ids] if isinstance(ids, int) else []
     return tuple(dict.fromkeys(int(token) for token in found if token >= 0))

@@ -206,8 +206,15 @@ class RunFolder:
         """Return the untrained model's held-out losses, measured once per run: a resumed run has no untrained model."""
         if not self._losses_before_file.exists():
             write_atomically(self._losses_before_file, _to_json(measure()))
-        losses: Losses = json.loads(self._losses_before_file.read_bytes())
-        return losses
+        try:
+            losses: Losses = json.loads(self._losses_before_file.read_bytes())
+            if isinstance(losses, dict):
+                return losses
+        except ValueError:  # not JSON, or not UTF-8
+            pass
+        raise UserError(
+            f"{self._losses_before_file}: is damaged; restore it, or remove it: its losses are measured again"
+        )
 
     @contextmanager
     def writing_model(self) -> Iterator[Path]:
