@@ -130,3 +130,12 @@ def test_a_comparison_whose_project_was_moved_says_where_to_write_the_new_place(
     assert str(refused.value).startswith(f"{recipe}: tasks.folder = {old / 'tasks'} is not there any more; if it was")
     recipe.write_text(recipe.read_text().replace(f"{old}/", f"{new}/"))
     assert open_comparison(new / "out", None).config.tasks.folder == str(new / "tasks")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_file_of_a_comparison_is_told_in_one_line(tmp_path, content):
+    open_comparison(tmp_path / "out", make_recipe(tmp_path, write_world(tmp_path)))
+    damaged = tmp_path / "out" / INPUTS_FILE
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{damaged}: is damaged; restore it from a copy, or start a new comparison$"):
+        open_comparison(tmp_path / "out", None)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from manyicl.episodes import Frame
 from manyicl.errors import UserError
@@ -62,12 +63,27 @@ def write_inputs(folder: Path, inputs: Inputs) -> None:
     write_atomically(folder / INPUTS_FILE, json.dumps(content, indent=1) + "\n")
 
 
+def read_object(file: Path, *, fix: str = "restore it from a copy, or start a new comparison") -> dict[str, Any]:
+    """Return the JSON object of a comparison's own file.
+
+    Raises:
+        UserError: the file is damaged; the message ends in `fix`.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError:  # not JSON, or not UTF-8
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: is damaged; {fix}")
+    return content
+
+
 def read_inputs(folder: Path) -> Inputs | None:
     """Return the hashes that a comparison began with; None if an earlier version, which kept none, began it."""
     file = folder / INPUTS_FILE
     if not file.is_file():
         return None
-    content = json.loads(file.read_bytes())
+    content = read_object(file)
     overlaps = content.get("overlaps")
     if overlaps is not None:
         overlaps = {name: Overlap.model_validate(overlap) for name, overlap in overlaps.items()}
@@ -128,7 +144,7 @@ def _find_file(task_folder: str, name: str) -> Path:
 def read_frame(folder: Path) -> Frame | None:
     """Return the text around examples that a comparison in the chat style began with; None if it has not begun."""
     file = folder / FRAME_FILE
-    return Frame(**json.loads(file.read_bytes())) if file.is_file() else None
+    return Frame(**read_object(file)) if file.is_file() else None
 
 
 def keep_frame(folder: Path, frame: Frame | None) -> None:
