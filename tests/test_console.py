@@ -59,6 +59,9 @@ def test_sentences_go_below_the_table_and_then_every_row_is_a_paragraph():
     below = render_terminal(small_table(sentences="about"), width=25)
     assert "│ apple │  120 g │" in below
     assert below.endswith("apple: sweet\nfig: dries well\n")
+    table = small_table(sentences="about")
+    table.add_row("total", "120 g", "")
+    assert render_terminal(table, width=25).endswith("fig: dries well\n")  # not "total: "
     assert render_terminal(small_table(sentences="about"), width=15) == (
         "Fruit\napple\n  weight: 120 g\n  sweet\nfig\n  dries well\n"
     )

@@ -194,7 +194,8 @@ class Table(RichTable):
         elif self.sentences and _width(console, short := self._without_sentences(), options) <= options.max_width:
             yield from RichTable.__rich_console__(short, console, options)
             for name, *_, sentence in self._rows():
-                yield Text.assemble(name, ": ", sentence)
+                if sentence.plain:
+                    yield Text.assemble(name, ": ", sentence)
         else:
             yield from self._paragraphs(options.max_width)
 
