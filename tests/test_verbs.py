@@ -18,12 +18,13 @@ FUNCTIONS = {
     "report": "write_report",
     "world": "write_world",
     "demo": "run_demo",
+    "token": "make_token",
 }
 
 
 def test_every_verb_has_a_function():
     verbs = get_command(app).commands
-    assert len(verbs) == 14
+    assert len(verbs) == 16
     assert {FUNCTIONS.get(verb, verb) for verb in verbs} <= set(manyicl.__all__)
 
 

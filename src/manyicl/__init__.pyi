@@ -7,6 +7,7 @@ from .evaluation.results import Evaluation
 from .inference.model import InferenceModel, load_for_inference
 from .inference.questions import ask
 from .models.loading import LoraSettings, ModelSettings
+from .server.access import make_token
 from .server.running import serve
 from .tasks.task import Example, Task, load_tasks
 from .training.recipe import RunConfig, TaskSettings, TrainSettings, load_recipe
@@ -39,6 +40,7 @@ __all__ = [
     "load_for_inference",
     "load_recipe",
     "load_tasks",
+    "make_token",
     "merge",
     "one_pass_curve",
     "open",

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
+from manyicl.locks import sole_writer
 
 Role = Literal["read", "admin"]
 _LINE = re.compile(r"(read|admin) ([0-9a-f]{64})(?: .*)?")
@@ -74,11 +75,17 @@ def make_token(path: str | Path, *, role: Role = "read", note: str = "") -> str:
     note: whose token it is, for the reader of the file.
 
     Raises:
-        UserError: the file exists and is not a file of tokens, or the note has a line break.
+        UserError: the file exists and is not a file of tokens, another process is writing it, or the note has a line
+            break.
     """
     path = Path(path)
     if not note.isprintable():
-        raise UserError("--note: has a line break or a control character; write one line of text")
+        raise UserError("note: has a line break or a control character; write one line of text")
+    with sole_writer(path, is_file=True):  # or two at once would each write the other's token away
+        return _add_token(path, role=role, note=note)
+
+
+def _add_token(path: Path, *, role: Role, note: str) -> str:
     if path.exists():
         load_tokens(path)
         before = path.read_text(encoding="utf-8").rstrip("\n") + "\n"
