@@ -320,4 +320,6 @@ def test_the_real_tasks_are_all_usable(capfd, tmp_path):
     verdicts = [line.split("  ")[-1] for line in table if "  " in line]
     assert len(verdicts) >= 12
     long = re.compile(r"usable, but [\d,]+ t\w+ rows too long to be \w+ \(longest sequence: 512 tokens\)")
-    assert {verdict for verdict in verdicts if not long.fullmatch(verdict)} <= {"good"}
+    lost = "usable, but 1 text has the mark of a lost character (U+FFFD); convert the source to UTF-8 again"
+    assert {verdict for verdict in verdicts if not long.fullmatch(verdict)} <= {"good", lost}
+    assert verdicts.count(lost) <= 1
