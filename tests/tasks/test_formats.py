@@ -84,7 +84,7 @@ def test_blank_rows_are_passed_over_and_counted_trial_06(tmp_path: Path) -> None
 def test_columns_are_named_in_the_order_of_the_file(tmp_path: Path) -> None:
     """A message about a CSV file without a header listed its columns from right to left."""
     _, faults = read(tmp_path, "t.csv", "red,round,apple\nyellow,long,banana\n")
-    assert all("(it has 'red', 'round', 'apple')" in str(fault) for fault in faults)
+    assert all("(it has 'red', 'round', 'apple')" in fault.message for fault in faults)
     assert [fault.kind for fault in faults] == ["no input column", "no answer column"]
 
 
