@@ -27,43 +27,44 @@ class ServedTask:
         return f"ServedTask({self.name!r})"
 
     @property
-    def _record(self) -> TaskRecord:
+    def record(self) -> TaskRecord:
+        """What the library knows of it besides its examples, read at once."""
         return self._service.find_record(self.name)
 
     @property
     def family(self) -> str:
         """The kind of task, such as classification."""
-        return str(self._record.about["family"])
+        return str(self.record.about["family"])
 
     @property
     def metric(self) -> str:
         """How answers are scored."""
-        return str(self._record.about["metric"])
+        return str(self.record.about["metric"])
 
     @property
     def instruction(self) -> str:
         """The text before all examples."""
-        return str(self._record.about["instruction"])
+        return str(self.record.about["instruction"])
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The fixed answers; () for open answers, or if each example has its own."""
-        return tuple(self._record.about["labels"])
+        return tuple(self.record.about["labels"])
 
     @property
     def version(self) -> int:
         """Goes up by one with each change."""
-        return self._record.version
+        return self.record.version
 
     @property
     def created(self) -> str:
         """When it was first added, in UTC."""
-        return self._record.created
+        return self.record.created
 
     @property
     def changed(self) -> str:
         """When it was last changed, in UTC."""
-        return self._record.changed
+        return self.record.changed
 
     @property
     def num_examples(self) -> int:
@@ -73,7 +74,7 @@ class ServedTask:
     @property
     def registration(self) -> Registration:
         """What became of the rows that it was made from."""
-        found = self._record.about["registration"]
+        found = self.record.about["registration"]
         return Registration(found["kept"], found["dropped"], tuple(found["notes"]), tuple(found["warnings"]))
 
     @property
@@ -143,7 +144,7 @@ class ServedTask:
         Raises:
             BadExamples: they cannot be read; the old ones stay then.
         """
-        settings = append_settings(self._record.about, source)
+        settings = append_settings(self.record.about, source)
         return self._service.add_task(source, name=self.name, settings=settings, replace=True).registration
 
     def submit(

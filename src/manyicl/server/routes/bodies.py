@@ -129,8 +129,24 @@ class TaskBody(AnswerBody):
 
 def make_task(task: ServedTask, base: str) -> TaskBody:
     """Return a task as it is sent. base: the name of the model, for OpenAI's clients."""
-    fields = ("name", "family", "metric", "instruction", "labels", "version", "num_examples", "created", "changed")
-    return TaskBody(**{name: getattr(task, name) for name in fields}, model=f"{base}:{task.name}")
+    record = task.record  # read once: each property of the task would read the library again
+    return TaskBody(
+        name=record.name,
+        family=record.about["family"],
+        metric=record.about["metric"],
+        instruction=record.about["instruction"],
+        labels=record.about["labels"],
+        version=record.version,
+        num_examples=task.num_examples,
+        created=record.created,
+        changed=record.changed,
+        model=model_name(base, record.name),
+    )
+
+
+def model_name(base: str, task: str) -> str:
+    """Return the name of a task as a model of OpenAI's clients. base: the name of the model that answers."""
+    return f"{base}:{task}"
 
 
 class TasksBody(AnswerBody):

@@ -18,6 +18,7 @@ from fastapi.sse import format_sse_event
 from pydantic_core import to_json
 
 from manyicl.server.problems import ProblemError, find_problem
+from manyicl.server.routes.bodies import model_name
 from manyicl.server.routes.completion_bodies import Answered, ChatBody, CompletionBody, OpenAIBody, Shape
 from manyicl.server.routes.predict import STREAM_HEADERS, check_count, log_replies
 from manyicl.server.settings import ServerSettings
@@ -70,11 +71,6 @@ def make_completion_routes(service: Service, settings: ServerSettings) -> APIRou
     return router
 
 
-def model_name(base: str, task: str) -> str:
-    """Return the name of a task as a model."""
-    return f"{base}:{task}"
-
-
 def _describe_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "manyicl"}
 
@@ -110,7 +106,7 @@ class _Desk:
         base = self.service.info.base_name
         if model == base:
             return None
-        name = model.removeprefix(f"{base}:")
+        name = model.removeprefix(model_name(base, ""))
         if name == model:
             raise ProblemError(
                 "unknown-model", 404, f"model: {model!r} is not served; /v1/models lists what is", param="model"
