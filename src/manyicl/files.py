@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -32,6 +34,19 @@ def writing_atomically(path: Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file of our own; None if it is damaged: not UTF-8, not JSON, or not an object.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def default_folder(name: str) -> Path:

@@ -20,7 +20,7 @@ from manyicl.comparison.answers import (
     shared_shots,
 )
 from manyicl.comparison.grid import Grid, WorkKind
-from manyicl.comparison.inputs import read_object
+from manyicl.comparison.inputs import read_whole
 from manyicl.comparison.schema import (
     DriftPoint,
     ExampleQuery,
@@ -184,7 +184,7 @@ def find_forgetting(findings: Findings) -> Forgetting:
     """Return what each arm that trains one model lost: on text, on untrained tasks, and on text during training."""
     grid = findings.grid
     items = [item for item in grid.work() if item.kind == "text" and grid.is_done(item)]
-    texts = {(item.arm, item.seed): read_object(grid.path_of(item))["texts"] for item in items}
+    texts = {(item.arm, item.seed): read_whole(grid.path_of(item))["texts"] for item in items}
     return Forgetting(
         window_tokens=findings.settings.text_window_tokens,
         bos=any(file["bos"] for files in texts.values() for file in files),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from manyicl.comparison.grid import Grid, Scores, WorkItem, WorkKind, judge_shots, plan_file, scores_of
-from manyicl.comparison.inputs import read_object
+from manyicl.comparison.inputs import read_whole
 from manyicl.comparison.schema import AskedAs, ChosenShots, Seeds, ShotsScore, count_seeds
 from manyicl.comparison.settings import ARMS, Arm, ArmName, Role
 from manyicl.errors import UserError
@@ -327,7 +327,7 @@ def finished_runs(grid: Grid, arm: Arm) -> Iterator[FinishedRun]:
             item = WorkItem(arm.name, seed, "train", task)
             if grid.is_done(item):
                 folder = RunFolder(grid.path_of(item))
-                plan = read_object(plan_file(folder.path))
+                plan = read_whole(plan_file(folder.path))
                 yield FinishedRun(seed, folder, plan, folder.read_state())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from manyicl.episodes import Frame
 from manyicl.errors import UserError
-from manyicl.files import write_atomically
+from manyicl.files import read_object, write_atomically
 from manyicl.models import RUN_STATE
 from manyicl.planning import Overlap
 from manyicl.tasks import Task, name_sources
@@ -63,18 +63,15 @@ def write_inputs(folder: Path, inputs: Inputs) -> None:
     write_atomically(folder / INPUTS_FILE, json.dumps(content, indent=1) + "\n")
 
 
-def read_object(file: Path, *, fix: str = "restore it from a copy, or start a new comparison") -> dict[str, Any]:
+def read_whole(file: Path) -> dict[str, Any]:
     """Return the JSON object of a comparison's own file.
 
     Raises:
-        UserError: the file is damaged; the message ends in `fix`.
+        UserError: the file is damaged.
     """
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError:  # not JSON, or not UTF-8
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: is damaged; {fix}")
+    content = read_object(file)
+    if content is None:
+        raise UserError(f"{file}: is damaged; restore it from a copy, or start a new comparison")
     return content
 
 
@@ -83,7 +80,7 @@ def read_inputs(folder: Path) -> Inputs | None:
     file = folder / INPUTS_FILE
     if not file.is_file():
         return None
-    content = read_object(file)
+    content = read_whole(file)
     overlaps = content.get("overlaps")
     if overlaps is not None:
         overlaps = {name: Overlap.model_validate(overlap) for name, overlap in overlaps.items()}
@@ -144,7 +141,7 @@ def _find_file(task_folder: str, name: str) -> Path:
 def read_frame(folder: Path) -> Frame | None:
     """Return the text around examples that a comparison in the chat style began with; None if it has not begun."""
     file = folder / FRAME_FILE
-    return Frame(**read_object(file)) if file.is_file() else None
+    return Frame(**read_whole(file)) if file.is_file() else None
 
 
 def keep_frame(folder: Path, frame: Frame | None) -> None:

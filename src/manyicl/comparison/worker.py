@@ -16,7 +16,7 @@ from rich.console import Console
 
 from manyicl.comparison.arms import Spent
 from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkItem, WorkKind, plan_file
-from manyicl.comparison.inputs import read_object
+from manyicl.comparison.inputs import read_whole
 from manyicl.comparison.settings import ARMS
 from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
@@ -107,7 +107,7 @@ def _refuse_other_streams(grid: Grid) -> None:
     for item in grid.work():
         path = grid.path_of(item)
         is_result = item.kind in SWEEP_KINDS and path.is_file()
-        if is_result and read_object(path).get("streams") != STREAMS:
+        if is_result and read_whole(path).get("streams") != STREAMS:
             raise UserError(
                 f"resume={grid.folder}: {path.relative_to(grid.folder)} was asked by another version of"
                 " manyicl, which draws other shots; go on with that version, or start a new comparison"

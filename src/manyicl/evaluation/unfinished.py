@@ -25,7 +25,7 @@ from manyicl.distributed import ALONE, Ranks
 from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction, predictions_bytes, read_predictions
 from manyicl.evaluation.shots import Shots
-from manyicl.files import sync_folder, write_atomically
+from manyicl.files import read_object, sync_folder, write_atomically
 from manyicl.inference import Generated
 from manyicl.locks import sole_writer
 
@@ -222,11 +222,8 @@ def read_header(out: Path) -> Mapping[str, Any]:
         UserError: the file that says so is damaged.
     """
     header = parts_folder(out) / HEADER
-    try:
-        content: dict[str, Any] = json.loads(header.read_bytes()) if header.is_file() else {}
-    except ValueError:  # not JSON, or not UTF-8
-        content = []  # type: ignore[assignment]
-    if not isinstance(content, dict):
+    content = read_object(header) if header.is_file() else {}
+    if content is None:
         raise UserError(
             f"out={out}: {header} is damaged, so it is not known what the finished points beside it are of; name"
             f" another `out`, or remove {header.parent}"

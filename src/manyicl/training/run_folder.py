@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from manyicl.episodes import Frame
 from manyicl.errors import UserError
-from manyicl.files import sync_folder, sync_tree, write_atomically
+from manyicl.files import read_object, sync_folder, sync_tree, write_atomically
 from manyicl.locks import LOCK
 from manyicl.models import RUN_MODEL, RUN_STATE, fingerprint_weights, locate_model, resolve_precision
 from manyicl.training.held_out import HeldOutRow, Losses
@@ -206,15 +206,12 @@ class RunFolder:
         """Return the untrained model's held-out losses, measured once per run: a resumed run has no untrained model."""
         if not self._losses_before_file.exists():
             write_atomically(self._losses_before_file, _to_json(measure()))
-        try:
-            losses: Losses = json.loads(self._losses_before_file.read_bytes())
-            if isinstance(losses, dict):
-                return losses
-        except ValueError:  # not JSON, or not UTF-8
-            pass
-        raise UserError(
-            f"{self._losses_before_file}: is damaged; restore it, or remove it: its losses are measured again"
-        )
+        losses: Losses | None = read_object(self._losses_before_file)
+        if losses is None:
+            raise UserError(
+                f"{self._losses_before_file}: is damaged; restore it, or remove it: its losses are measured again"
+            )
+        return losses
 
     @contextmanager
     def writing_model(self) -> Iterator[Path]:
