@@ -13,7 +13,6 @@ from typing import Any
 
 from manyicl.comparison.settings import (
     ARMS,
-    METAICL_SHOTS,
     METAICL_TOKENS,
     TUNED_FACTOR,
     Arm,
@@ -82,11 +81,11 @@ def run_config(config: CompareConfig, *, seed: int, tasks: Sequence[str], **chan
 
 def episode_changes(arm: ArmName, config: CompareConfig) -> dict[str, Any]:
     """Return the settings that an arm changes in [episodes]."""
-    if arm == "few-shot":
-        return {"shots": config.compare.few_shot_shots, "targets": "last"}
-    if arm == "metaicl":
-        tokens = min(METAICL_TOKENS, config.episodes.token_budget)
-        return {"shots": METAICL_SHOTS, "targets": "last", "token_budget": tokens}
+    if arm in config.compare.fixed_shots:
+        changes: dict[str, Any] = {"shots": config.compare.fixed_shots[arm], "targets": "last"}
+        if arm == "metaicl":
+            changes["token_budget"] = min(METAICL_TOKENS, config.episodes.token_budget)
+        return changes
     if arm == "manyicl":
         return {"targets": "all"}
     return {"shots": 0, "targets": "all"}
