@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from manyicl.cli.options import (
+    EndpointModel,
     MaxNewTokens,
     MaxTokens,
     ModelPath,
@@ -20,6 +21,7 @@ from manyicl.cli.options import (
     TaskFolder,
     TaskNames,
     Trust,
+    endpoint_settings,
     stoppable,
 )
 from manyicl.errors import UserError
@@ -28,7 +30,7 @@ from manyicl.evaluation import FILL, Shots
 commands = typer.Typer()
 
 if TYPE_CHECKING:
-    from manyicl.inference import EndpointSettings, InferenceModel
+    from manyicl.inference import InferenceModel
 
 
 @commands.command("eval")
@@ -59,9 +61,7 @@ def eval_(
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="Generate on this OpenAI-compatible server.")
     ] = None,
-    endpoint_model: Annotated[
-        str | None, typer.Option("--endpoint-model", help="The server's name for the model. Default: MODEL_OR_RUN.")
-    ] = None,
+    endpoint_model: EndpointModel = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Queries in flight at the server.")] = 8,
 ) -> None:
     """Score against number of shots, by task, with 95 % intervals over draws and queries.
@@ -89,7 +89,7 @@ def eval_(
             weights=endpoint is None,
             compiled=compiled,
         )
-        server = _endpoint_settings(endpoint, endpoint_model or model, concurrency)
+        server = endpoint_settings(endpoint, endpoint_model or model, concurrency=concurrency)
         with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as on_progress:
             result = evaluate(
                 loaded,
@@ -138,18 +138,6 @@ def _check_endpoint(
         raise UserError(f"--endpoint {endpoint}: one process asks a server; leave accelerate out, raise --concurrency")
     if wrong:
         raise UserError(f"{wrong}; leave it out")
-
-
-def _endpoint_settings(url: str | None, model: str, concurrency: int) -> EndpointSettings | None:
-    """Return which server answers; None if none does."""
-    if url is None:
-        return None
-    try:
-        from manyicl.inference import EndpointSettings
-    except ModuleNotFoundError as error:
-        # Not the extra, which pip finds only if the package is on an index.
-        raise UserError(f"--endpoint: {error.name} is not installed; pip install httpx2 tenacity") from error
-    return EndpointSettings(url, model=model, concurrency=concurrency)
 
 
 @commands.command()

@@ -8,11 +8,14 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from manyicl.errors import OutOfMemoryError, TerminatedError, UserError, find_refusal
+
+if TYPE_CHECKING:
+    from manyicl.inference import EndpointSettings
 
 TaskFolder = Annotated[
     Path, typer.Option("--tasks", help="Folder of task files (*.jsonl, *.json, *.csv, *.tsv, *.parquet).")
@@ -72,6 +75,27 @@ def in_flags(message: str) -> str:
 
 def _flag(name: str) -> str:
     return "--compile" if name == "compiled" else f"--{name.replace('_', '-').replace('.', '-')}"
+
+
+EndpointModel = Annotated[
+    str | None, typer.Option("--endpoint-model", help="The server's name for the model. Default: MODEL_OR_RUN.")
+]
+
+
+def endpoint_settings(url: str | None, model: str, **more: int) -> EndpointSettings | None:
+    """Return which server runs the model; None if none does. more: other fields of the settings.
+
+    Raises:
+        UserError: a package that servers need is not installed.
+    """
+    if url is None:
+        return None
+    try:
+        from manyicl.inference import EndpointSettings
+    except ModuleNotFoundError as error:
+        # Not the extra, which pip finds only if the package is on an index.
+        raise UserError(f"--endpoint: {error.name} is not installed; pip install httpx2 tenacity") from error
+    return EndpointSettings(url, model=model, **more)
 
 
 def is_main() -> bool:

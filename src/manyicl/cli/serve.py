@@ -12,13 +12,12 @@ from urllib.parse import quote
 
 import typer
 
-from manyicl.cli.options import MaxTokens, ModelPath, Precision, Recipe, Trust
+from manyicl.cli.options import EndpointModel, MaxTokens, ModelPath, Precision, Recipe, Trust, endpoint_settings
 from manyicl.errors import UserError
 
 commands = typer.Typer()
 
 if TYPE_CHECKING:
-    from manyicl.inference import EndpointSettings
     from manyicl.service import Service
 
 _MOST_NAMED = 5
@@ -51,9 +50,7 @@ def serve_(
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="This OpenAI-compatible server runs the model.")
     ] = None,
-    endpoint_model: Annotated[
-        str | None, typer.Option("--endpoint-model", help="The server's name for the model. Default: MODEL_OR_RUN.")
-    ] = None,
+    endpoint_model: EndpointModel = None,
     max_queue: Annotated[
         int | None, typer.Option("--max-queue", min=1, help="Inputs that may wait; more are refused (429).")
     ] = None,
@@ -104,7 +101,7 @@ def serve_(
             trust_remote_code=trust_remote_code,
             weights=endpoint is None,
         )
-        settings = _endpoint_settings(endpoint, endpoint_model or model)
+        settings = endpoint_settings(endpoint, endpoint_model or model)
         return open_service(loaded, data=folder, endpoint=settings, settings=limits)
 
     settings = server.ServerSettings(
@@ -128,17 +125,6 @@ def _check_packages() -> None:
     if missing:
         # Not the extra, which pip finds only if the package is on an index.
         raise UserError(f"manyicl serve: {missing[0]} is not installed; pip install {' '.join(_PACKAGES.values())}")
-
-
-def _endpoint_settings(url: str | None, model: str) -> EndpointSettings | None:
-    """Return which server runs the model; None if none does."""
-    if url is None:
-        return None
-    try:
-        from manyicl.inference import EndpointSettings
-    except ModuleNotFoundError as error:
-        raise UserError(f"--endpoint: {error.name} is not installed; pip install httpx2 tenacity") from error
-    return EndpointSettings(url, model=model)
 
 
 def _greet_in_json(url: str, service: Service) -> None:
