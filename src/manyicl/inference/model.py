@@ -25,6 +25,7 @@ from manyicl.models import (
     PrecisionChoice,
     check_vocabulary,
     check_window,
+    device_of,
     load_config,
     load_end_ids,
     load_model,
@@ -54,6 +55,11 @@ class InferenceModel:
     """Task name -> most shots that one of its answers was trained after; empty for a plain checkpoint."""
     compiled: bool = False
     """Whether pieces of it run compiled while it answers (`models.fused_pieces`)."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether its weights are here, on a CPU."""
+        return self.model is not None and device_of(self.model).type == "cpu"
 
     def answering(self) -> AbstractContextManager[None]:
         """Return the context in which the model answers: with its compiled pieces, if any."""

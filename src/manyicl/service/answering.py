@@ -192,7 +192,7 @@ class Answerer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
-    """One input behind its shots."""
+    """One input after its shots."""
 
     request: Request
     item: Item

@@ -209,7 +209,7 @@ class Library:
     def tasks(self) -> list[TaskRecord]:
         """Return all tasks by name."""
         with self._reading() as db:
-            rows = db.execute("SELECT id, name, about, version, created, changed FROM tasks ORDER BY name").fetchall()
+            rows = db.execute(f"{_SELECT_TASK} ORDER BY name").fetchall()
         return [_to_record(row) for row in rows]
 
     def task(self, name: str) -> TaskRecord:
@@ -226,9 +226,7 @@ class Library:
             name.encode()
         except UnicodeEncodeError:
             raise UnknownTask("task: its name holds half of a surrogate pair; no task has it") from None
-        row = db.execute(
-            "SELECT id, name, about, version, created, changed FROM tasks WHERE name = ?", (name,)
-        ).fetchone()
+        row = db.execute(f"{_SELECT_TASK} WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise UnknownTask(f"task {name[:100]!r}: there is none of this name")
         return _to_record(row)
@@ -249,10 +247,10 @@ class Library:
             db.execute("BEGIN")
             try:
                 record = self._task(db, name)
-                rows = db.execute(f"{_SELECT} WHERE task = ? ORDER BY id", (record.id,)).fetchall()
+                examples = _all_examples(db, record.id)
             finally:
                 db.execute("COMMIT")
-        return record, [_to_example(row) for row in rows]
+        return record, examples
 
     def examples(self, task: int, *, start: int, limit: int) -> list[ServedExample]:
         """Return some of a task's examples, by id, from the `start`-th on."""
@@ -263,7 +261,7 @@ class Library:
     def num_examples(self, task: int) -> int:
         """Return how many examples a task has."""
         with self._reading() as db:
-            return int(db.execute("SELECT count(*) FROM examples WHERE task = ?", (task,)).fetchone()[0])
+            return _count_examples(db, task)
 
     def find_measurement(self, task: int, *, model: str) -> tuple[int, dict[str, Any]] | None:
         """Return version and content of the last measurement of a task with a model; None if there is none."""
@@ -351,10 +349,7 @@ class TaskChange:
 
     def examples(self) -> list[ServedExample]:
         """Return all examples by id."""
-        return [
-            _to_example(row)
-            for row in self._db.execute(f"{_SELECT} WHERE task = ? ORDER BY id", (self.record.id,)).fetchall()
-        ]
+        return _all_examples(self._db, self.record.id)
 
     def find(self, id_: int) -> ServedExample:
         """Return an example.
@@ -375,7 +370,7 @@ class TaskChange:
 
     def num_examples(self) -> int:
         """Return how many examples it has."""
-        return int(self._db.execute("SELECT count(*) FROM examples WHERE task = ?", (self.record.id,)).fetchone()[0])
+        return _count_examples(self._db, self.record.id)
 
     def add(self, examples: Sequence[Example], *, source: str) -> list[int]:
         """Add examples with new inputs; return their ids."""
@@ -394,7 +389,16 @@ class TaskChange:
         self._db.executemany("DELETE FROM examples WHERE id = ?", [(id_,) for id_ in ids])
 
 
+_SELECT_TASK = "SELECT id, name, about, version, created, changed FROM tasks"
 _SELECT = "SELECT id, input, answer, added, source, options, also_right, batch FROM examples"
+
+
+def _all_examples(db: sqlite3.Connection, task: int) -> list[ServedExample]:
+    return [_to_example(row) for row in db.execute(f"{_SELECT} WHERE task = ? ORDER BY id", (task,)).fetchall()]
+
+
+def _count_examples(db: sqlite3.Connection, task: int) -> int:
+    return int(db.execute("SELECT count(*) FROM examples WHERE task = ?", (task,)).fetchone()[0])
 
 
 def _insert(db: sqlite3.Connection, task: int, examples: Sequence[Example], *, batch: int, source: str) -> list[int]:

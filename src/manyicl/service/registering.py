@@ -12,13 +12,12 @@ from typing import Any
 
 from manyicl.service.library import TaskChange
 from manyicl.service.refusals import BadExamples
-from manyicl.tasks import Example, Source, Task, inspect_task, name_sources, source_of, tidy_answer
+from manyicl.tasks import Example, Source, Task, find_labels, inspect_task, name_sources, source_of, tidy_answer
 
 Rows = str | Path | Sequence[Mapping[str, Any]]
 MOST_NAME = 100
 DUPLICATE = "duplicate input"
 CONTRADICTION = "duplicate with another answer"
-_MOST_LABELS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +214,4 @@ def update_labels(change: TaskChange) -> None:
     about = change.about
     if about["family"] not in ("classification", "nli") or about["settings"].get("labels"):
         return
-    examples = change.examples()
-    option_sets = {frozenset(example.options) for example in examples}
-    labels: set[str] = set()
-    if len(option_sets) == 1:
-        labels = set(option_sets.pop()) or {example.answer for example in examples}
-    change.about = {**about, "labels": sorted(labels) if len(labels) <= _MOST_LABELS else []}
+    change.about = {**about, "labels": list(find_labels(change.examples()))}

@@ -25,7 +25,7 @@ from manyicl.tasks import Example, Task
 _MOST_TASKS = 64
 # Part of the window that is left for examples that come later, so that the prefix of a full window can be extended.
 TAIL_SHARE = 0.1
-# Most tokens of an input that room is left for behind the shots, as part of the window; a longer one gets fewer shots.
+# Room that is left for an input after the shots, as part of the window; a longer input gets fewer shots.
 _INPUT_SHARE = 0.25
 # The nearest examples are at most so many, and take at most this part of the room for shots.
 MOST_NEAREST = 16
@@ -65,7 +65,7 @@ class TaskIds:
 
     @property
     def input_room(self) -> int:
-        """Tokens that are left for an input behind the shots."""
+        """Tokens that are left for an input after the shots."""
         lengths = self.tokens.lengths - self.tokens.answer_lengths
         longest = int(lengths.max()) if len(lengths) else 0
         return min(max(64, longest + longest // 4), int(_INPUT_SHARE * self.max_tokens))
@@ -83,7 +83,7 @@ class TaskIds:
         return min(self.shot_room, len(self.tokenized.head_ids) + self.most_shot_tokens)
 
     def example_of(self, index: int) -> ServedExample:
-        """Return the example behind an index into the usable ones."""
+        """Return the example at an index into the usable ones."""
         return self.examples[int(self.tokens.rows[index])]
 
     def ids_of(self, order: Sequence[int] | Order) -> tuple[int, ...]:
@@ -99,8 +99,7 @@ class TaskBook:
 
     def __init__(self, library: Library, model: InferenceModel, *, shot_tokens: int | None = None) -> None:
         self.library, self.model = library, model
-        on_cpu = model.model is not None and next(model.model.parameters()).device.type == "cpu"
-        self._most_shot_tokens = shot_tokens if shot_tokens is not None or not on_cpu else CPU_SHOT_TOKENS
+        self._most_shot_tokens = shot_tokens if shot_tokens is not None or not model.on_cpu else CPU_SHOT_TOKENS
         self._lock = threading.Lock()
         self._known: OrderedDict[int, TaskIds] = OrderedDict()
         self._pieces: dict[int, dict[tuple[str, str], Piece | str]] = {}
@@ -298,7 +297,7 @@ def order_random(task: TaskIds, *, seed: int, room: int) -> Order:
     fitting = np.flatnonzero(lengths <= free)
     batches = np.asarray([task.example_of(int(index)).batch for index in fitting])
     base, tail, tail_tokens = np.zeros(0, np.int64), np.zeros(0, np.int64), 0
-    base_tokens = 0
+    base_tokens, most = 0, free
     for batch in np.unique(batches).tolist():
         new = fitting[batches == batch]
         num_new = int(lengths[new].sum())
@@ -309,7 +308,6 @@ def order_random(task: TaskIds, *, seed: int, room: int) -> Order:
         most = free if int(lengths[base].sum()) <= free else int((1 - TAIL_SHARE) * free)
         base_tokens = min(int(lengths[base].sum()), most)
     shuffled = shuffle_by_label(task, base, seed=seed)
-    most = free if int(lengths[base].sum()) <= free else int((1 - TAIL_SHARE) * free)
     num_base = int(np.searchsorted(np.cumsum(lengths[shuffled]), most, side="right"))
     return np.concatenate([shuffled[:num_base], shuffle_by_label(task, tail, seed=seed)])
 

@@ -41,7 +41,7 @@ from manyicl.service.requests import (
     to_deadline,
     wait_for,
 )
-from manyicl.service.selection import TaskBook, TaskIds, check_writable, choose_shots, count_fitting
+from manyicl.service.selection import Shots, TaskBook, TaskIds, check_writable, choose_shots, count_fitting
 from manyicl.service.served_task import ServedTask
 from manyicl.service.settings import ServiceSettings, ShotChoice
 from manyicl.service.worker import Background, NoBackground, ServiceStats, Worker
@@ -243,7 +243,8 @@ class Service:
         with self._open():
             task = self._book.get(name)
         choice = shots if shots is not None else self.settings.shots
-        items = self._make_items(task, texts, options=options, choice=choice, max_new_tokens=max_new_tokens)
+        chosen = choose_shots(task, choice)
+        items = self._make_items(task, texts, options=options, shots=chosen, max_new_tokens=max_new_tokens)
         ticket: Ticket[list[Reply]] = Ticket()
         request = Request(
             key=name,
@@ -251,7 +252,7 @@ class Service:
             items=items,
             ticket=ticket,
             task=task,
-            shots=choose_shots(task, choice),
+            shots=chosen,
             deadline=to_deadline(deadline),
             on_text=on_text,
         )
@@ -282,7 +283,7 @@ class Service:
         texts: Sequence[str],
         *,
         options: Sequence[Sequence[str]] | None,
-        choice: ShotChoice,
+        shots: Shots,
         max_new_tokens: int | None,
     ) -> list[Item]:
         tokenizer = self._model.tokenizer
@@ -291,7 +292,6 @@ class Service:
         limit = min(max_new_tokens or task.limit, self.settings.max_new_tokens)
         if limit < 1:
             raise UserError(f"max_new_tokens={max_new_tokens}: an answer has one token or more")
-        shots = choose_shots(task, choice)
         items = []
         for place, ids in enumerate(write_queries(tokenizer, texts, after_shots=True)):
             choices = (

@@ -1,3 +1,4 @@
+from .answers import find_labels
 from .duplicates import CopyIndex, find_copies
 from .layouts import Source, source_of
 from .rows import tidy_answer
@@ -28,6 +29,7 @@ __all__ = [
     "Task",
     "ask_validation",
     "find_copies",
+    "find_labels",
     "flip_labels",
     "flip_map",
     "inspect_task",

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from manyicl.tasks.faults import FaultLog, near_word, show
 from manyicl.tasks.formats import data_suffix, read_list
@@ -30,6 +31,18 @@ LONGEST_CLASS = 50
 _ROWS_PER_CLASS = 5
 # Returns the option of a row that an answer means, or None if it means none.
 _Reading = Callable[[Row, str], str | None]
+
+
+class Labelled(Protocol):
+    """What labels are found from: rows of a file, and examples that are kept elsewhere."""
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Its own candidate answers; () if it has none."""
 
 
 def resolve_choices(
@@ -174,7 +187,7 @@ def guess_family(rows: Sequence[Row]) -> str:
     return "classification" if are_classes or any(row.options for row in rows) else "qa"
 
 
-def find_labels(rows: Sequence[Row]) -> tuple[str, ...]:
+def find_labels(rows: Sequence[Labelled]) -> tuple[str, ...]:
     """Return the answers that are possible in all rows, sorted; () if rows differ in them, or if they are too many."""
     option_sets = {frozenset(row.options) for row in rows}
     if len(option_sets) > 1:  # multiple choice

@@ -127,8 +127,7 @@ class TaskMeasuring:
 
     def __init__(self, task: TaskIds, answerer: Answerer, *, most_tokens: int | None, num_shown: int) -> None:
         self.task, self.answerer, self.num_shown = task, answerer, num_shown
-        engine = answerer.engine
-        on_cpu = engine.server is None and next(answerer.model.model.parameters()).device.type == "cpu"
+        on_cpu = answerer.engine.server is None and answerer.model.on_cpu
         self._most_tokens = most_tokens or (CPU_TOKENS if on_cpu else OTHER_TOKENS)
         self._pace = _FIRST_PACE[on_cpu]
         self._choices = self._find_choices()
