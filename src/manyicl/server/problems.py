@@ -105,7 +105,7 @@ class ProblemError(HTTPException):
 
 
 def find_problem(error: BaseException) -> ProblemError:
-    """Return what a client is told about an error; one that is a bug of ours is logged with its traceback."""
+    """Return an error as it is reported to a client; a bug of ours is logged with its traceback."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, UserError):

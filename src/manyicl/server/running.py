@@ -1,4 +1,4 @@
-"""Run a server: bind its address first, load the model, serve until it is told to stop."""
+"""Run a server: bind its address first, load the model, serve until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def serve(
     endpoint: EndpointSettings | None = None,
     on_start: Callable[[str, Service], None] | None = None,
 ) -> None:
-    """Serve a model over HTTP until the process is told to stop (Ctrl-C, SIGTERM).
+    """Serve a model over HTTP until Ctrl-C or SIGTERM.
 
     model: a checkpoint, an adapter, a run, or a hub name; or a model that is loaded.
     data: folder of the tasks and their examples. Default: `default_data_folder()`.

@@ -31,7 +31,7 @@ class ServerSettings:
     send_timeout_s: float = 60.0
     """How long a client may leave a piece of an answer unread before it is cut off."""
     shutdown_s: float = 60.0
-    """How long a server that is told to stop goes on with the requests that it has taken."""
+    """How long a server that is stopped goes on with the requests that it has taken."""
     log_json: bool = False
     """Write the log as JSON lines."""
     log_texts: bool = False
