@@ -481,14 +481,13 @@ def test_what_no_attempt_will_change_is_one_line_with_the_fix(asked):
         Endpoint(replace(settings, url=server.url), asked.tokenizer).__enter__()
 
 
-def test_a_server_that_is_not_there_is_told_at_once_trial_86(asked):
+def test_a_server_that_is_not_there_is_told_at_once_trial_86(asked, caplog):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"  # bound, but nobody listens
-        began = time.monotonic()
         with pytest.raises(UserError, match=r"cannot be reached \(.*\); start it, or correct the URL"):
             Endpoint(EndpointSettings(url, model="tiny"), asked.tokenizer).__enter__()
-    assert time.monotonic() - began < 5
+    assert not [record for record in caplog.records if "waiting for it" in record.getMessage()]
 
 
 def test_a_server_that_is_not_ready_yet_is_waited_for_and_that_is_told(asked, caplog):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import socket
-import time
 
 import httpx2
 import pytest
@@ -72,19 +72,32 @@ def test_a_client_that_sends_its_body_too_slowly_is_let_go():
         assert httpx2.get(f"{url}/healthz").status_code == 200
 
 
-def test_a_client_that_does_not_read_its_answer_is_let_go_and_its_question_given_up():
+@pytest.fixture
+def _no_garbage_collection():
+    """Nothing may lean on the collector: it comes when it likes."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/tasks/slow/predict", b'{"input": "x", "stream": true}'),
+        ("/v1/completions", b'{"model": "base", "prompt": "x", "stream": true}'),
+    ],
+)
+def test_a_client_that_does_not_read_its_answer_is_let_go_and_its_question_given_up(path, body):
     service = SlowService(pieces=["x" * 100_000] * 20_000, piece_s=0.001)
     with app_in_thread(service, ServerSettings(send_timeout_s=0.3)) as url, connect(url) as link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        body = b'{"input": "x", "stream": true}'
         link.sendall(
-            b"POST /v1/tasks/slow/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"POST " + path.encode() + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
         )
         assert wait_until(lambda: bool(service.tickets) and service.tickets[0].cancelled.is_set())
-        began = time.monotonic()
         assert httpx2.get(f"{url}/healthz").status_code == 200
-        assert time.monotonic() - began < 2
 
 
 def test_a_connection_that_brings_no_request_is_closed(monkeypatch):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from manyicl.server.problems import CLIENT_LEFT, ProblemError
 from manyicl.service import DeadlinePassed
@@ -122,30 +124,53 @@ class Stream(Generic[Outcome]):
     async def pieces(self) -> AsyncIterator[tuple[int, str] | None]:
         """Yield pieces of text with the index of their input, or None if there was none for a while.
 
-        If this is left early, because the client is gone, the ticket is cancelled.
-
         Raises:
             DeadlinePassed: no end came in time.
         """
+        while True:
+            try:
+                if self._first:
+                    piece = self._first.pop()
+                else:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        piece = await self._queue.get()
+            except TimeoutError:
+                if time.monotonic() > self._late:
+                    raise _late(self._deadline_s) from None
+                yield None
+                continue
+            if piece is None:
+                return
+            yield piece
+
+    def close(self) -> None:
+        """Give the ticket up; one that has its outcome keeps it."""
         assert self._ticket is not None, "the stream has not begun"
+        self._ticket.cancel()
+
+
+class EventsResponse(StreamingResponse):
+    """Server-sent events made of a stream, which is closed however the response ends: sent, failed or cut off.
+
+    Starlette does not close the iterator that it is given; one that is left early would go on until it is collected
+    as garbage, and the model with it.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncIterator[bytes], stream: Stream[Any], *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        # A buffering proxy would hold the events back.
+        super().__init__(events, headers={"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})})
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
         try:
-            while True:
-                try:
-                    if self._first:
-                        piece = self._first.pop()
-                    else:
-                        async with asyncio.timeout(KEEP_ALIVE_S):
-                            piece = await self._queue.get()
-                except TimeoutError:
-                    if time.monotonic() > self._late:
-                        raise _late(self._deadline_s) from None
-                    yield None
-                    continue
-                if piece is None:
-                    return
-                yield piece
+            await super().__call__(scope, receive, send)
         finally:
-            self._ticket.cancel()
+            self._stream.close()
 
 
 class Unsent:

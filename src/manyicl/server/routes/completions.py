@@ -13,16 +13,15 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic_core import to_json
 
 from manyicl.server.problems import ProblemError, find_problem
 from manyicl.server.routes.bodies import model_name
 from manyicl.server.routes.completion_bodies import Answered, ChatBody, CompletionBody, OpenAIBody, Shape
-from manyicl.server.routes.predict import STREAM_HEADERS, check_count, log_replies
+from manyicl.server.routes.predict import check_count, log_replies
 from manyicl.server.settings import ServerSettings
-from manyicl.server.waiting import AnyTicket, Stream, Unsent, wait_for
+from manyicl.server.waiting import AnyTicket, EventsResponse, Stream, Unsent, wait_for
 from manyicl.service import Generation, Reply, Service
 
 OnText = Callable[[int, str], None]
@@ -125,7 +124,7 @@ class _Desk:
             stream: Stream[Any] = Stream(deadline_s=deadline_s)
             await stream.begin(partial(submit, stream.on_text))
             chunks = self._chunks(order, shape, stream, log)
-            return StreamingResponse(chunks, media_type="text/event-stream", headers={**STREAM_HEADERS, **headers})
+            return EventsResponse(chunks, stream, headers=headers)
         answers = self._read(order, await wait_for(request, submit, deadline_s=deadline_s), log)
         content = to_json(shape.whole(answers, top=order.top), inf_nan_mode="null")
         return Response(content, media_type="application/json", headers=headers)

@@ -7,17 +7,15 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic_core import to_json
 
 from manyicl.server.problems import ProblemError, find_problem
 from manyicl.server.routes.bodies import PredictBody, PredictedBody, ReplyBody
 from manyicl.server.settings import ServerSettings
-from manyicl.server.waiting import AnyTicket, Stream, Unsent, wait_for
+from manyicl.server.waiting import AnyTicket, EventsResponse, Stream, Unsent, wait_for
 from manyicl.service import Reply, Service
 
-STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 _EVENTS = """`stream: true` answers with server-sent events: `text` {index, text} while text is generated, `reply`
 {index, reply} for each input, then `done` {task, version}; or `problem` if it fails after it has begun."""
 
@@ -50,7 +48,7 @@ def make_predict_routes(service: Service, settings: ServerSettings) -> APIRouter
             stream: Stream[list[Reply]] = Stream(deadline_s=deadline_s)
             await stream.begin(partial(submit, stream.on_text))
             events = _events(task, stream, log, log_texts=settings.log_texts)
-            return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
+            return EventsResponse(events, stream)
         replies = await wait_for(request, submit, deadline_s=deadline_s)
         log_replies(log, replies, texts=settings.log_texts)
         return make_predicted(task, replies)
