@@ -233,7 +233,7 @@ def run_plain_server(model: str, port: int) -> None:
 
 def resolve_model(model: str) -> str:
     """Return a folder that plain Hugging Face code loads."""
-    from manyicl.models.seed import SEED_MODEL
+    from manyicl.models.places import SEED_MODEL
 
     return str(SEED_MODEL) if model == "seed" else model
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from manyicl.models.seed import BASE_SOURCE, bases_folder
+from manyicl.models.places import BASE_SOURCE, bases_folder
 
 
 @dataclass(frozen=True)

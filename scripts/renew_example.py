@@ -28,7 +28,7 @@ from screenshot_report import VIEWS, set_view, start_chromium
 
 from manyicl.comparison.comparison_file import Comparison, read_comparison
 from manyicl.comparison.schema import PairDifference, Scored
-from manyicl.models.seed import NEUTRAL_TEXT
+from manyicl.models.places import NEUTRAL_TEXT
 from manyicl.report.document import write_report
 from manyicl.report.numbers import DASH, count_noun, is_known, tell_bits, tell_interval, tell_percent, tell_points
 from manyicl.report.tables import COST_COLUMNS, mean_costs

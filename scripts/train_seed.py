@@ -34,7 +34,7 @@ from manyicl.demo.tasks import KINDS, iter_tasks, write_tasks
 from manyicl.episodes.plan import EpisodeSettings, iter_episodes
 from manyicl.episodes.tokenized import join_examples, lengths_of, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.models.seed import TEMPLATE
+from manyicl.models.places import TEMPLATE
 from manyicl.tasks.task import load_tasks
 
 SHOT_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 96)

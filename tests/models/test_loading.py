@@ -39,9 +39,9 @@ from manyicl.models.loading import (
     load_end_ids,
     load_model,
     load_tokenizer,
-    locate_model,
     read_note,
 )
+from manyicl.models.places import locate_model
 from manyicl.models.saving import hash_weights, merge_adapter, save_model
 from manyicl.models.structure import check_window, common_window, max_tokens_of
 from tests.conftest import CONFIGS, tiny_model, train_tokenizer

@@ -15,7 +15,7 @@ from manyicl.demo.lexicon import all_words, load_lexicon
 from manyicl.demo.tasks import draw_task, find_kinds, write_tasks
 from manyicl.episodes.tokenized import join_examples, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.models.seed import SEED_MODEL, TEMPLATE
+from manyicl.models.places import SEED_MODEL, TEMPLATE
 from manyicl.tasks.task import load_tasks
 
 WORDS = all_words(load_lexicon())

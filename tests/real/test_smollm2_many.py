@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from manyicl.cli.app import app
 from manyicl.models.loading import ModelSettings, load_config, read_note
-from manyicl.models.seed import SMOLLM2_MANY, find_built_base
+from manyicl.models.places import SMOLLM2_MANY, find_built_base
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from scripts.seed_corpus.documents import MOST_CHARACTERS, iter_documents, read_
 
 from manyicl.demo.lexicon import load_lexicon
 from manyicl.demo.tasks import KINDS, draw_task, find_kinds, iter_tasks
-from manyicl.models.seed import TEMPLATE
+from manyicl.models.places import TEMPLATE
 
 SHARES = {"text": 0.4, "tasks": 0.5, "prose": 0.1}
 LEXICON = load_lexicon()

@@ -8,7 +8,7 @@ from typing import Any
 from manyicl.comparison.settings import CompareConfig
 from manyicl.demo.regimes import Regime, draw_familiar, draw_regime
 from manyicl.demo.tasks import write_tasks
-from manyicl.models.seed import TEMPLATE
+from manyicl.models.places import TEMPLATE
 from manyicl.training.recipe import dump_config, make_config
 
 # Tables of words, so that all have labels but `price`, whose answers are open.

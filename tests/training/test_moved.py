@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 from manyicl.errors import UserError
 from manyicl.evaluation.loop import evaluate
 from manyicl.inference.model import load_for_inference
-from manyicl.models.loading import ModelSettings, fingerprint_weights, load_config, load_model
+from manyicl.models.loading import ModelSettings, load_config, load_model
+from manyicl.models.places import fingerprint_weights
 from manyicl.tasks.task import load_tasks
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder

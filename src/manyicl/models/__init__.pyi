@@ -16,25 +16,21 @@ from .isolation import TRIAL_TOKENS, isolation_fault, own_attention, refuse_unus
 from .lean_layers import lean_pieces
 from .loading import (
     MODEL_FILES,
-    RUN_MODEL,
-    RUN_STATE,
     LoraSettings,
     ModelNote,
     ModelSettings,
     add_adapter,
     find_max_tokens,
-    fingerprint_weights,
     load_config,
     load_end_ids,
     load_model,
     load_tokenizer,
-    locate_model,
     read_note,
 )
 from .loss import MOST_LOGITS, AnswerLoss, row_loss, target_logits
+from .places import NEUTRAL_TEXT, RUN_MODEL, RUN_STATE, TEMPLATE, fingerprint_weights, locate_model
 from .precision import Precision, PrecisionChoice, multiplies_bf16, resolve_precision
 from .saving import hash_weights, merge_adapter, save_beside_weights
-from .seed import NEUTRAL_TEXT, TEMPLATE
 from .structure import (
     caps_scores,
     check_vocabulary,

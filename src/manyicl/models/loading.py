@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -23,14 +21,12 @@ from transformers.utils import logging as transformers_logging
 
 from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
+from manyicl.models.places import find_source, locate_model, read_adapter
 from manyicl.models.precision import PrecisionChoice, resolve_precision
-from manyicl.models.seed import SEED_MODEL, SMOLLM2_MANY, find_built_base
 from manyicl.models.structure import max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
 MODEL_NOTE = "manyicl.json"
-# What a run's folder is known by, and the folder of its model; `training.RunFolder` owns the rest of it.
-RUN_STATE, RUN_MODEL = "run.json", "model"
 # What save_pretrained writes of a model or an adapter beside its weights.
 MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json")
 # Of which nearly every tokenizer has one.
@@ -87,22 +83,6 @@ class ModelNote(BaseModel):
     and for models that were saved before frames were kept."""
 
 
-def locate_model(path: str) -> str:
-    """Return the model folder of a run, that of a packaged model (`seed`, `smollm2-many`), or `path` itself."""
-    folder = Path(path).expanduser()
-    if (folder / RUN_STATE).is_file():
-        if not (folder / RUN_MODEL).is_dir():
-            raise UserError(f"{path}: this run has not finished, so it has no model; go on with resume={path}")
-        return str((folder / RUN_MODEL).absolute())
-    if folder.is_dir():
-        return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
-    if packaged := {"seed": SEED_MODEL, "smollm2-many": SMOLLM2_MANY}.get(path):
-        return str(packaged)
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"{path}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub")
-    return path
-
-
 def read_note(path: str) -> ModelNote:
     """Return what the model at `path` says of its training; defaults where it says nothing.
 
@@ -137,7 +117,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    source, revision = _find_source(settings, "tokenizer_config.json")
+    source, revision = find_source(settings.path, "tokenizer_config.json", revision=settings.revision)
     try:
         with _one_line_errors(settings, "tokenizer"):
             return AutoTokenizer.from_pretrained(
@@ -156,7 +136,7 @@ def load_end_ids(settings: ModelSettings) -> tuple[int, ...]:
     """Return the tokens that end a text, by generation_config.json and config.json. Many chat models name several."""
     found: list[int] = []
     for file, load in (("generation_config.json", GenerationConfig.from_pretrained), ("config.json", None)):
-        source, revision = _find_source(settings, file)
+        source, revision = find_source(settings.path, file, revision=settings.revision)
         try:
             config: Any = load_config(settings) if load is None else load(source, revision=revision or "main")
         except (OSError, TypeError) as error:  # TypeError: it is JSON, but no object
@@ -174,7 +154,7 @@ def load_config(settings: ModelSettings) -> Any:
     Raises:
         UserError: no such model, or a change to an entry that its config does not have.
     """
-    source, revision = _find_source(settings, "config.json")
+    source, revision = find_source(settings.path, "config.json", revision=settings.revision)
     with _one_line_errors(settings, "config"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
     known = config.to_dict()
@@ -201,13 +181,13 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
 
     precision = torch.bfloat16 if resolve_precision(settings.precision) == "bf16" else torch.float32
     dtype = torch.float32 if trainable and settings.lora is None else precision
-    is_adapter = _read_adapter(settings.path) is not None
+    is_adapter = read_adapter(settings.path) is not None
     if is_adapter and trainable and settings.lora:
         raise UserError(
             f"model.path = {settings.path!r}: is an adapter already, and a second one could not be told from it;"
             f" fold it in first: manyicl merge {settings.path} --out DIR"
         )
-    source, revision = _find_source(settings, "model.safetensors")
+    source, revision = find_source(settings.path, "model.safetensors", revision=settings.revision)
     config = load_config(settings)
     _refuse_other_kinds(settings, Path(source), config)
     with _one_line_errors(settings, "model"):
@@ -232,80 +212,6 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
     return add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
 
 
-def fingerprint_weights(folder: str) -> str | None:
-    """Return a hash of the safetensors files in a folder, of their sizes and samples; None if there are none.
-
-    It stays the same when files are moved or copied. 64 samples of 64 KiB a file tell apart what was trained apart, and
-    take less than a second for any model.
-    """
-    digest = hashlib.sha256()
-    files = sorted(Path(folder).glob("*.safetensors"))
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for place in sorted({size * number // 64 for number in range(64)}):
-                file.seek(place)
-                digest.update(file.read(2**16))
-    return digest.hexdigest() if files else None
-
-
-def _find_source(settings: ModelSettings, file: str) -> tuple[str, str | None]:
-    """Return where to load from, and which revision: the base of an adapter whose folder does not hold `file`.
-
-    Raises:
-        UserError: it is a folder that has no such base, or that was cloned without its large files.
-    """
-    source = locate_model(settings.path)
-    adapter = _read_adapter(settings.path)
-    if adapter is None or (Path(source) / file).is_file():
-        _refuse_pointers(Path(source))
-        return source, settings.revision
-    base = _locate_base(Path(source), adapter["base_model_name_or_path"])
-    _refuse_pointers(Path(base))
-    return base, adapter.get("revision")
-
-
-def _locate_base(adapter: Path, base: str) -> str:
-    """Return where the base of an adapter is: beside the adapter if its name is relative, or where it was moved to.
-
-    A base that has gone from its absolute path may have been moved together with its run, which knows its fingerprint:
-    it is looked for under the same name above the run.
-
-    Raises:
-        UserError: an absolute path that has gone, and no folder with the same weights was found.
-    """
-    path = Path(base).expanduser()
-    if adapter == SMOLLM2_MANY and (built := find_built_base()):
-        return str(built)
-    if not path.is_absolute():
-        beside = [place / path for place in (adapter, adapter.parent) if (place / path / "config.json").is_file()]
-        return str(beside[0].resolve()) if beside else locate_model(base)
-    if path.is_dir():
-        return str(path)
-    run = adapter.parent / RUN_STATE
-    expected = json.loads(run.read_bytes()).get("weights") if run.is_file() else None
-    places = [place.joinpath(*path.parts[-depth:]) for place in adapter.parents for depth in (3, 2, 1)]
-    for place in places if expected else []:
-        if (place / "config.json").is_file() and fingerprint_weights(str(place)) == expected:
-            return str(place)
-    raise UserError(
-        f"{adapter}: its base {base} is not there any more; put it back, or correct base_model_name_or_path in"
-        f" {adapter / 'adapter_config.json'}"
-    )
-
-
-def _refuse_pointers(folder: Path) -> None:
-    """Refuse a folder that was cloned without its large files.
-
-    Raises:
-        UserError: naming the first that is missing.
-    """
-    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
-            raise UserError(f"{path}: is a Git LFS pointer, not the file itself; fetch it: git lfs pull, in {folder}")
-
-
 def _refuse_other_kinds(settings: ModelSettings, source: Path, config: Any) -> None:
     """Refuse a checkpoint that is not a causal language model, or whose weights are pickles.
 
@@ -326,24 +232,6 @@ def _refuse_other_kinds(settings: ModelSettings, source: Path, config: Any) -> N
             f"{settings.path}: has {pickles[0].name} and no safetensors; convert it once, in Python:"
             f" transformers.AutoModelForCausalLM.from_pretrained({str(source)!r}).save_pretrained({str(source)!r})"
         )
-
-
-def _read_adapter(path: str) -> dict[str, Any] | None:
-    """Return the adapter_config.json of the adapter at `path`; None where it is no adapter.
-
-    Raises:
-        UserError: it cannot be read, or names no base.
-    """
-    file = Path(locate_model(path)) / "adapter_config.json"
-    if not file.is_file():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if content["base_model_name_or_path"]:
-            return content
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{file}: is not an adapter's config that names its base (base_model_name_or_path); save it anew")
 
 
 def _check_weights(settings: ModelSettings, found: Any) -> None:
@@ -424,9 +312,9 @@ def _one_line_errors(settings: ModelSettings, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # whatever a file of the user's breaks: safetensors, jinja2, json, ... have their own
-        adapter = _read_adapter(settings.path)
+        adapter = read_adapter(settings.path)
         where = "" if Path(settings.path).expanduser().is_dir() else " from the hub (there is no such folder here)"
-        if adapter is not None and not Path(_find_source(settings, "config.json")[0]).is_dir():
+        if adapter is not None and not Path(find_source(settings.path, "config.json")[0]).is_dir():
             base = adapter["base_model_name_or_path"]
             where = f": its base '{base}' (adapter_config.json) is not a folder here or beside it, nor on the hub"
         raise UserError(

@@ -23,9 +23,9 @@ from manyicl.models.loading import (
     load_config,
     load_model,
     load_tokenizer,
-    locate_model,
     read_note,
 )
+from manyicl.models.places import locate_model
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> None:

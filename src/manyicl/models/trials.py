@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manyicl.models.seed import NEUTRAL_TEXT
+from manyicl.models.places import NEUTRAL_TEXT
 
 # Shape suffixes: N positions, V vocabulary.
 
