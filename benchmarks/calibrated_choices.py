@@ -144,7 +144,9 @@ def print_table(kept: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
             means.append(f"{100 * np.mean([table.scores.mean() for table in tables[way].values()]):.1f}")
             gaps = {task: Table(one.scores - base[task].scores, one.queries) for task, one in tables[way].items()}
             gap = difference_interval([gaps])
-            cells.append(f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]" if way != "none" else "")
+            cells.append(
+                f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]" if way != "none" else ""
+            )
         print(f"| **mean of {len(base)}** | {shots} | | {' | '.join(means)} |")
         print(f"| **minus none** | {shots} | | {' | '.join(cells)} |")
 

@@ -24,9 +24,9 @@ from manyicl.episodes.plan import EpisodeSettings, iter_episodes
 from manyicl.episodes.tokenized import join_examples, lengths_of, query_ids
 from manyicl.evaluation.curves import score_episode
 from manyicl.evaluation.loop import evaluate
+from manyicl.inference.answering.questions import ask
 from manyicl.inference.model import load_for_inference, tokenize_for
 from manyicl.inference.prefix import encode_prefix, score_choices
-from manyicl.inference.questions import ask
 from manyicl.tasks.task import Task, load_tasks
 from manyicl.training.run_folder import RunFolder
 

@@ -4,8 +4,8 @@ from .episodes.template import TemplateSettings
 from .errors import UserError
 from .evaluation.loop import evaluate, one_pass_curve
 from .evaluation.results import Evaluation
+from .inference.answering.questions import ask
 from .inference.model import InferenceModel, load_for_inference
-from .inference.questions import ask
 from .models.loading import LoraSettings, ModelSettings
 from .server.access import make_token
 from .server.running import serve

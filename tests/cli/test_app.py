@@ -23,7 +23,7 @@ from manyicl.cli.options import in_flags
 from manyicl.errors import TerminatedError, UserError
 from manyicl.evaluation.loop import one_pass_curve
 from manyicl.evaluation.points import PREDICTION_SCHEMA, read_predictions
-from manyicl.evaluation.scoring import score_answer
+from manyicl.evaluation.scoring.answers import score_answer
 from manyicl.inference.model import load_for_inference
 from manyicl.models.loading import MODEL_NOTE, ModelNote
 from manyicl.tasks.task import load_tasks

@@ -17,7 +17,7 @@ import pytest
 from manyicl.demo.lexicon import load_lexicon
 from manyicl.demo.tasks import KINDS, METRICS, draw_task, find_kinds, iter_tasks, pool_words, write_tasks
 from manyicl.errors import UserError
-from manyicl.evaluation.scoring import score_answer
+from manyicl.evaluation.scoring.answers import score_answer
 from manyicl.tasks.task import load_tasks
 
 LEXICON = load_lexicon()

@@ -19,15 +19,15 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import join_examples, query_ids, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.evaluation.loop import evaluate
+from manyicl.inference.answering.questions import ask
 from manyicl.inference.model import load_for_inference
-from manyicl.inference.questions import ask
 from manyicl.models.loading import ModelNote
 from manyicl.models.saving import save_model
 from manyicl.tasks.task import Example, Task, load_tasks
 from manyicl.training.recipe import RunConfig, make_config
 from manyicl.training.run import train
 from tests.conftest import make_task, tiny_model, train_tokenizer
-from tests.inference.test_generation import reciting_model
+from tests.inference.answering.test_generation import reciting_model
 
 TEMPLATES = Path(__file__).parents[1] / "data" / "chat_templates"
 CHAT = TemplateSettings(style="chat")

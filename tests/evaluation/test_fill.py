@@ -17,9 +17,9 @@ from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.results import Evaluation
 from manyicl.evaluation.shots import FILL, sort_shots
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.answering.questions import ask
 from manyicl.inference.drawing import prefix_lengths
 from manyicl.inference.model import load_for_inference
-from manyicl.inference.questions import ask
 from tests.conftest import make_task
 
 

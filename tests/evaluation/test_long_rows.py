@@ -18,9 +18,9 @@ from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.loop import evaluate, one_pass_curve
 from manyicl.evaluation.sweep import LONG_TEST, Sweep, TaskSweep, refuse_empty, tokens_kept_for_query
+from manyicl.inference.answering.questions import ask
 from manyicl.inference.drawing import LONG_TRAIN
 from manyicl.inference.model import load_for_inference
-from manyicl.inference.questions import ask
 from manyicl.tasks.task import Example, Task
 from tests.conftest import make_task
 

@@ -19,7 +19,7 @@ from manyicl.episodes.segments import bounds_of, make_segments
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.inference.generation import generate_after
+from manyicl.inference.answering.generation import generate_after
 from manyicl.inference.prefix import EMPTY_PREFIX, encode_prefix, score_choices
 from manyicl.inference.sharing import sharing_fault
 from manyicl.models.attention import partial

@@ -16,9 +16,9 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation import loop
+from manyicl.inference.answering.questions import ask
 from manyicl.inference.model import InferenceModel, load_for_inference
 from manyicl.inference.prefix import encode_prefix, score_choices
-from manyicl.inference.questions import ask
 from manyicl.models.attention import dispatch
 from manyicl.models.compiled_pieces import PIECES, fused_pieces
 from tests.conftest import make_task, tiny_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from manyicl.evaluation.loop import evaluate, one_pass_curve
+from manyicl.inference.answering.questions import ask
 from manyicl.inference.model import load_for_inference
-from manyicl.inference.questions import ask
 from manyicl.tasks.task import load_tasks
 from manyicl.training.recipe import make_config
 from manyicl.training.run import train

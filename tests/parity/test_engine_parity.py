@@ -18,11 +18,11 @@ from manyicl.errors import UserError
 from manyicl.evaluation.answering import answer_draw
 from manyicl.evaluation.loop import one_pass_curve
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.answering.generation import generate_after
+from manyicl.inference.answering.questions import ask
 from manyicl.inference.drawing import draw_shots
-from manyicl.inference.generation import generate_after
 from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EMPTY_PREFIX, choose_option, encode_prefix, score_choices
-from manyicl.inference.questions import ask
 from tests.conftest import CONFIGS, make_task, tiny_model
 from tests.support.answers import answer_nats, answer_prompts, curve_of, engine_of
 

@@ -10,7 +10,7 @@ import torch
 
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.inference.generation import generate_after
+from manyicl.inference.answering.generation import generate_after
 from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.models.loading import ModelSettings, load_model, load_tokenizer
 from manyicl.models.trials import trial_ids

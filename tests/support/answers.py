@@ -15,8 +15,8 @@ from manyicl.evaluation.answering import PointAnswers, answer_draw
 from manyicl.evaluation.curves import make_curve
 from manyicl.evaluation.points import ShotCurve
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.answering.generation import Generated, generate_after
 from manyicl.inference.engine import Engine, choose_engine
-from manyicl.inference.generation import Generated, generate_after
 from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EMPTY_PREFIX, score_choices
 from manyicl.models.attention.dispatch import Prefix

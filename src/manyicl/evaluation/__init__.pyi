@@ -2,7 +2,7 @@ from .difference import Difference, MeanDifference, MetricDifference, PointDiffe
 from .loop import evaluate, evaluate_sweep, one_pass_curve
 from .points import DrawPoint, PlainPath, Prediction, ShotCurve, ShotPoint, sum_plain_paths
 from .results import Evaluation, check_out, predictions_path, refuse_other_result
-from .scoring import best_score, chance_score, majority_answer, majority_score
+from .scoring.answers import best_score, chance_score, majority_answer, majority_score
 from .shots import FILL, Shots, cap_shots, shots_order, sort_shots, tell_asked_with, tell_shot_count
 from .sweep import Sweep, TaskSweep
 from .text_loss import TextWindows, drift_every, read_windows, window_bits, window_table

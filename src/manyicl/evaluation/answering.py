@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from manyicl.episodes import query_ids
 from manyicl.evaluation.points import Prediction
-from manyicl.evaluation.scoring import best_score, score_others
+from manyicl.evaluation.scoring.answers import best_score, score_others
 from manyicl.evaluation.shots import FILL, Shots, shots_order
 from manyicl.evaluation.sweep import TaskSweep
 from manyicl.inference import Engine, choose_option, prefix_lengths

@@ -14,7 +14,7 @@ from manyicl.episodes import BatchMaker, EpisodeSettings, Pack, TokenizedTask, i
 from manyicl.errors import UserError
 from manyicl.evaluation.answering import PointAnswers
 from manyicl.evaluation.points import DrawPoint, Prediction, ShotCurve, ShotPoint
-from manyicl.evaluation.scoring import (
+from manyicl.evaluation.scoring.answers import (
     MACRO_F1,
     chance_score,
     macro_f1,

@@ -12,7 +12,7 @@ import numpy as np
 from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.results import Evaluation
-from manyicl.evaluation.scoring import MACRO_F1, macro_f1
+from manyicl.evaluation.scoring.answers import MACRO_F1, macro_f1
 from manyicl.evaluation.shots import Shots, shots_order, sort_shots, tell_asked_with
 from manyicl.intervals import Table, difference_interval
 

@@ -126,7 +126,7 @@ class Prediction:
     fill: bool = False
     """Whether the shots were as many as fit, so that it belongs to the point `fill`."""
     other_scores: Mapping[str, float] | None = None
-    """By further metrics (`scoring.other_metrics`); None in a file of an earlier version."""
+    """By further metrics (`scoring.answers.other_metrics`); None in a file of an earlier version."""
 
     @property
     def asked(self) -> Shots:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.inference.generation import Generated, OnIds
+from manyicl.inference.answering.generation import Generated, OnIds
 from manyicl.inference.prefix import EngineCount
 from manyicl.models import EMPTY_PREFIX, Prefix
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from manyicl.episodes import TaskTokenizer
+from manyicl.inference.answering.generation import Generated, OnIds, generate_after, generate_and_score, read_answer
 from manyicl.inference.budget import row_budget, run_rows
-from manyicl.inference.generation import Generated, OnIds, generate_after, generate_and_score, read_answer
 from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EngineCount, check_finite, encode_prefix, score_choices
 from manyicl.inference.query_rows import edge_logprobs

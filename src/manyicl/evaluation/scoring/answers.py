@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from manyicl.errors import UserError, suggest
-from manyicl.evaluation.math_answers import is_same_answer
+from manyicl.inference import is_same_answer
 from manyicl.tasks import METRICS
 
 # A metric of all answers together, reported beside accuracy if labels are fixed.

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples
 from manyicl.errors import UserError
+from manyicl.inference.answering.generation import OnIds
 from manyicl.inference.drawing import LONG_TRAIN, draw_shots, most_answer_tokens, prefix_lengths, write_answers
 from manyicl.inference.engine import Engine, choose_engine
-from manyicl.inference.generation import OnIds
 from manyicl.inference.model import InferenceModel, tokenize_for
 from manyicl.inference.prefix import choose_option
 from manyicl.models import Prefix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manyicl.evaluation.math_answers import is_same_answer
+from manyicl.inference.answering.math_answers import is_same_answer
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from rouge_score import tokenizers
 
 from manyicl.errors import UserError
-from manyicl.evaluation.math_answers import is_same_answer
-from manyicl.evaluation.scoring import (
+from manyicl.evaluation.scoring.answers import (
     best_score,
     chance_score,
     macro_f1,
@@ -23,6 +22,7 @@ from manyicl.evaluation.scoring import (
     rouge_words,
     score_answer,
 )
+from manyicl.inference.answering.math_answers import is_same_answer
 from manyicl.tasks.settings import METRICS
 
 

@@ -11,7 +11,7 @@ import torch
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.inference.generation import Generated, generate_after, generate_and_score
+from manyicl.inference.answering.generation import Generated, generate_after, generate_and_score
 from manyicl.inference.prefix import EMPTY_PREFIX, EngineCount, encode_prefix
 from tests.conftest import CONFIGS, tiny_model
 from tests.inference.test_prefix import run_out_of_memory, some_ids

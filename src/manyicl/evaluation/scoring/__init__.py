@@ -1,0 +1,1 @@
+"""Scores of answers: was one right, and what did the model make of it."""

@@ -1,0 +1,1 @@
+"""How a query gets its answer after a prefix: a known answer is chosen, or one is generated."""
