@@ -8,15 +8,15 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from manyicl.cli.forecast_tables import forecast_table
-from manyicl.cli.result_tables import audit_table, curve_plot, difference_table, evaluation_table
+from manyicl.cli.tables.forecasts import forecast_table
+from manyicl.cli.tables.results import audit_table, curve_plot, difference_table, evaluation_table
 from manyicl.comparison.comparison_file import check_comparison
 from manyicl.comparison.grid import open_comparison
 from manyicl.console import Table, progress_bar
 from manyicl.planning.forecast import forecast_run
 from manyicl.report.terminal import comparison_table, grid_table
 from manyicl.training.recipe import load_recipe
-from tests.cli.test_result_tables import AUDIT, cell, difference, evaluation
+from tests.cli.test_tables_of_results import AUDIT, cell, difference, evaluation
 from tests.support.comparison_data import make_comparison
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.support.rendering import render, render_terminal

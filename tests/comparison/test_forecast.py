@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyicl.cli.comparison_tables import comparison_forecast_table
+from manyicl.cli.tables.comparisons import comparison_forecast_table
 from manyicl.comparison.forecast import Work, count_sweep, forecast_comparison
 from manyicl.comparison.grid import Grid, WorkItem, open_comparison
 from manyicl.comparison.summary import summarize

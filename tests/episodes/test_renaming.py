@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from manyicl.cli.run_tables import plan_table
+from manyicl.cli.tables.runs import plan_table
 from manyicl.episodes.batch import BatchMaker, PackDataset, count_divisors
 from manyicl.episodes.packing import Pack, iter_packs
 from manyicl.episodes.plan import Episode, EpisodeSettings, TaskLengths, iter_episodes

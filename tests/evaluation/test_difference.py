@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manyicl.cli.result_tables import difference_table
+from manyicl.cli.tables.results import difference_table
 from manyicl.errors import UserError
 from manyicl.evaluation.difference import MeanDifference, PointDifference, compare_results, tell_difference
 from manyicl.evaluation.points import DrawPoint, Prediction, ShotCurve, ShotPoint

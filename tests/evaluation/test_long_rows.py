@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from manyicl.cli import app
-from manyicl.cli.result_tables import evaluation_table
+from manyicl.cli.tables.results import evaluation_table
 from manyicl.console import make_console
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task

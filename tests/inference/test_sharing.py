@@ -22,7 +22,7 @@ from transformers import (
     Phi3Config,
 )
 
-from manyicl.cli.result_tables import evaluation_table
+from manyicl.cli.tables.results import evaluation_table
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer

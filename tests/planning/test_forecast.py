@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from manyicl.cli.forecast_tables import forecast_table
+from manyicl.cli.tables.forecasts import forecast_table
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.models.costs import count_flops, shape_model

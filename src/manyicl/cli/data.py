@@ -34,7 +34,7 @@ def check(
     With --held-out or --recipe also: are rows of held-out tasks also rows of tasks that are trained on?
     """
     from manyicl import verbs
-    from manyicl.cli.result_tables import audit_table
+    from manyicl.cli.tables.results import audit_table
     from manyicl.planning import tell_overlaps
 
     found = verbs.check(folder, model=model, held_out=held_out or (), recipe=recipe)
@@ -81,8 +81,8 @@ def plan(
     For a comparison's recipe, which has a section \\[compare]: what all arms, their trials and their evaluation take.
     """
     from manyicl import verbs
-    from manyicl.cli.comparison_tables import comparison_forecast_table
-    from manyicl.cli.forecast_tables import forecast_table
+    from manyicl.cli.tables.comparisons import comparison_forecast_table
+    from manyicl.cli.tables.forecasts import forecast_table
     from manyicl.planning import Forecast
 
     forecast = verbs.plan(recipe, overrides=overrides or (), device=device, num_devices=devices)

@@ -68,7 +68,7 @@ def eval_(
 
     With --out, call a killed evaluation again to resume it. Several GPUs: accelerate launch -m manyicl eval ...
     """
-    from manyicl.cli.result_tables import curve_plot, evaluation_table
+    from manyicl.cli.tables.results import curve_plot, evaluation_table
     from manyicl.console import make_console, reporting
     from manyicl.distributed import joined_ranks
     from manyicl.evaluation import check_out, evaluate, predictions_path
@@ -154,7 +154,7 @@ def curve(
     trust_remote_code: Trust = False,
 ) -> None:
     """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
-    from manyicl.cli.result_tables import curve_plot, evaluation_table
+    from manyicl.cli.tables.results import curve_plot, evaluation_table
     from manyicl.console import make_console, reporting
     from manyicl.evaluation import Evaluation, check_out, one_pass_curve, refuse_other_result
     from manyicl.tasks import load_tasks
@@ -190,7 +190,7 @@ def diff(
 ) -> None:
     """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
     from manyicl import verbs
-    from manyicl.cli.result_tables import difference_table
+    from manyicl.cli.tables.results import difference_table
     from manyicl.console import make_console
 
     difference = verbs.diff(a, b)

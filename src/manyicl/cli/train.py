@@ -30,7 +30,7 @@ def train(
 
     A run that was stopped, or was out of memory: manyicl train --resume DIR [train.recompute=full]
     """
-    from manyicl.cli.run_tables import held_out_table, plan_table
+    from manyicl.cli.tables.runs import held_out_table, plan_table
     from manyicl.console import make_console
     from manyicl.files import default_folder
     from manyicl.training import Prepared, RunFolder, load_recipe

@@ -7,7 +7,7 @@ from textwrap import fill
 from rich.console import Group
 from rich.text import Text
 
-from manyicl.cli.forecast_tables import tell_way
+from manyicl.cli.tables.forecasts import tell_way
 from manyicl.comparison import TRIALS, WHILE_TRAINING, WORK, ComparisonForecast, Work
 from manyicl.console import Table
 from manyicl.planning import ASSUMED_UTILIZATION

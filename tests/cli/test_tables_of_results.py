@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from manyicl.cli.result_tables import (
+from manyicl.cli.tables.results import (
     audit_table,
     curve_plot,
     difference_table,

@@ -8,7 +8,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from manyicl.cli.run_tables import held_out_table, plan_table
+from manyicl.cli.tables.runs import held_out_table, plan_table
 from manyicl.intervals import Interval
 from manyicl.training.held_out import HeldOutRow
 from manyicl.training.preparation import count_plan, prepare_run
