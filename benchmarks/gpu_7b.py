@@ -4,7 +4,8 @@
                                 [--tokens 8192,32768] [--checkpointed auto] [--compile both] [--rows 4] [--repeats 3]
                                 [--seconds 500] [--json OUT]
 
-Random weights, made on the GPU. --modes: lora, of rank 16 on all projections, with a frozen base in bf16; full, all
+Random weights, made on the GPU. --modes: lora, of rank 16 on all projections, with a frozen base in bf16; qlora, the
+same on a base in 4 bits, which is written to the folder of temporary files in bf16 and packed as it is read; full, all
 weights in bf16; full-fp32, all weights in float32, as manyicl trains them, with --autocast in bf16 products. The
 optimizer is left out: it is not what is measured, and at 7B its moments leave no room on most cards. One filled episode
 a row, answers of three tokens on --share of its tokens. What is timed is forward and backward of --rows rows, whose
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from manyicl.episodes.batch import pad_row
 from manyicl.models.attention import flash
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.costs import count_flops, shape_model
-from manyicl.models.loading import LoraSettings, add_adapter
+from manyicl.models.loading import LoraSettings, ModelSettings, add_adapter, load_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
 from manyicl.training.footprint import Row, measure_footprint
@@ -43,12 +45,13 @@ from manyicl.training.recompute import prepared_layers, unwidened_inputs
 
 GIB = 1 << 30
 HELD_SECONDS = 6.0
+ADAPTED = ("lora", "qlora")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="mistral-7b,gemma-7b,llama-3-8b")
-    parser.add_argument("--modes", default="lora", help="lora, full, full-fp32, or several with commas")
+    parser.add_argument("--modes", default="lora", help="lora, qlora, full, full-fp32, or several with commas")
     parser.add_argument("--tokens", default="8192,32768")
     parser.add_argument(
         "--checkpointed", default="auto", help="layers recomputed: auto, none, selective, full, or numbers"
@@ -107,9 +110,15 @@ def build(shape, mode, *, num_layers, device):
     config = SHAPES[shape]()
     if num_layers:
         config.num_hidden_layers = num_layers
-    lora = LoraSettings() if mode == "lora" else None
+    lora = LoraSettings() if mode in ADAPTED else None
     model = make_model(config, device=device, dtype=torch.float32 if mode == "full-fp32" else torch.bfloat16)
-    if lora:
+    if mode == "qlora":
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            del model  # packed beside it, it would not fit
+            settings = ModelSettings(path=folder, precision="bf16", quantize="nf4", lora=lora)
+            model = load_model(settings, trainable=True, device=device)
+    elif lora:
         with device:
             model = add_adapter(model, lora)
     return model, shape_model(config, lora=lora)
@@ -132,8 +141,8 @@ def measure(model, cost, setting, options, *, mode):
     about |= {"autocast": options.autocast}
     try:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        row = Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16", compiled=compiled)
-        chosen = choose_recompute(model, checkpointed, row=row, lora=LoraSettings() if mode == "lora" else None)
+        row = make_plan_row(num_tokens, num_targets, compiled=compiled, mode=mode)
+        chosen = choose_recompute(model, checkpointed, row=row, lora=LoraSettings() if mode in ADAPTED else None)
         about |= {"checkpointed": chosen.num_layers, "keeps_attention": chosen.keep_attention}
         about |= {"layers": len(decoder_layers(model)), "weights_gib": before / GIB}
         predicted = predict_bytes(model, chosen, setting, num_targets=num_targets, mode=mode)
@@ -178,13 +187,19 @@ def measure(model, cost, setting, options, *, mode):
     }
 
 
+def make_plan_row(num_tokens, num_targets, *, compiled, mode):
+    """Return the row as the predictor knows it."""
+    packed = "nf4" if mode == "qlora" else None
+    return Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16", compiled=compiled, quantize=packed)
+
+
 def predict_bytes(model, checkpointed, setting, *, num_targets, mode):
     """Return what `manyicl plan` predicts, less AdamW's moments; of full weights in bf16 it knows nothing."""
     if mode == "full":
         return None
     num_tokens, _, compiled = setting
-    row = Row(num_tokens=num_tokens, num_targets=num_targets, precision="bf16", compiled=compiled)
-    if mode == "lora":
+    row = make_plan_row(num_tokens, num_targets, compiled=compiled, mode=mode)
+    if mode in ADAPTED:
         footprint = measure_footprint(model.get_base_model().config, row, lora=LoraSettings())
     else:
         footprint = measure_footprint(model.config, row)

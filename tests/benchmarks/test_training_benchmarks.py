@@ -32,7 +32,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lora", "full", "full-fp32"])
+@pytest.mark.parametrize("mode", ["lora", "qlora", "full", "full-fp32"])
 def test_gpu_7b_on_a_tiny_shape(run, mode):
     results = run(
         "gpu_7b", "--shapes", "tiny", "--modes", mode, "--tokens", "64", "--checkpointed", "auto,1", "--compile", "no"

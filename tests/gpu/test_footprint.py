@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from manyicl.episodes.batch import join_row
 from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.models.attention.dispatch import segment_attention
-from manyicl.models.loading import LoraSettings, add_adapter
+from manyicl.models.loading import LoraSettings, ModelSettings, add_adapter, load_model
 from manyicl.models.loss import row_loss
 from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import predict_memory
@@ -57,3 +57,28 @@ def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, chec
     predicted = prediction.total_bytes - prediction.optimizer_bytes  # there is no optimizer here
     print(f"{num_tokens} tokens, measured {measured / 2**30:.2f} GiB, predicted {predicted / 2**30:.2f}")
     assert predicted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointed", [*map(Recompute, (0, 8)), Recompute(8, keep_attention=False)], ids=str)
+def test_the_predicted_peak_on_a_base_in_4_bits_is_what_the_allocator_reports(tmp_path, checkpointed):
+    pytest.importorskip("bitsandbytes")
+    num_tokens, num_targets = 16384, 1638
+    span = np.array([[num_tokens - num_targets, num_tokens]])
+    built = TokenizedEpisode(ids=np.full(num_tokens, 5, dtype=np.int32), spans=span)
+    batch = join_row([built], targets="all", weights=[np.ones(1)], tasks=[0], episodes=(0,)).to("cuda")
+    AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    lora = LoraSettings()
+    settings = ModelSettings(path=str(tmp_path), precision="bf16", quantize="nf4", lora=lora)
+    model = load_model(settings, trainable=True, device="cuda").train()
+    row = Row(num_tokens, num_targets, "bf16", quantize="nf4")
+    prediction = predict_memory(measure_footprint(CONFIG, row, lora=lora), checkpointed)
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        layers = prepared_layers(model, checkpointed, compiled=False)
+        with segment_attention(model, row_tokens=num_tokens), layers, unwidened_inputs(model, autocast=True):
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = row_loss(model, batch).loss
+            loss.backward()
+        del loss
+    measured = torch.cuda.max_memory_allocated()
+    assert prediction.total_bytes - prediction.optimizer_bytes == pytest.approx(measured, rel=0.1)

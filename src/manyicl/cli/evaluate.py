@@ -16,6 +16,7 @@ from manyicl.cli.options import (
     ModelPath,
     Out,
     Precision,
+    Quantize,
     Recipe,
     Seed,
     TaskFolder,
@@ -53,6 +54,7 @@ def eval_(
     max_tokens: MaxTokens = None,
     max_new_tokens: MaxNewTokens = None,
     precision: Precision = "auto",
+    quantize: Quantize = "auto",
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
     compiled: Annotated[
@@ -78,13 +80,16 @@ def eval_(
     with joined_ranks() as ranks, stoppable(*sys.argv[1:], kept=out.parent if out else None):
         counts = parse_shots(shots)
         check_out(out)
-        _check_endpoint(endpoint, endpoint_model, precision, by=by, compiled=compiled, num_ranks=ranks.count)
+        _check_endpoint(
+            endpoint, endpoint_model, precision, quantize=quantize, by=by, compiled=compiled, num_ranks=ranks.count
+        )
         chosen = load_tasks(tasks, names=task)
         loaded = _load(
             model,
             max_tokens,
             recipe,
             precision=precision,
+            quantize=quantize,
             trust_remote_code=trust_remote_code,
             weights=endpoint is None,
             compiled=compiled,
@@ -120,6 +125,7 @@ def _check_endpoint(
     endpoint_model: str | None,
     precision: str,
     *,
+    quantize: str,
     by: Literal["sum", "mean"],
     compiled: bool,
     num_ranks: int,
@@ -130,6 +136,8 @@ def _check_endpoint(
         wrong = "--endpoint-model: needs --endpoint" if endpoint_model else ""
     elif precision != "auto":
         wrong = "--precision: is the server's own"
+    elif quantize != "auto":
+        wrong = "--quantize: is the server's own"
     elif compiled:
         wrong = "--compile: the server runs the model"
     elif by == "mean":
@@ -150,6 +158,7 @@ def curve(
     out: Out = None,
     max_tokens: MaxTokens = None,
     precision: Precision = "auto",
+    quantize: Quantize = "auto",
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -161,7 +170,9 @@ def curve(
 
     check_out(out)
     chosen = load_tasks(tasks, names=task)
-    loaded = _load(model, max_tokens, recipe, precision=precision, trust_remote_code=trust_remote_code)
+    loaded = _load(
+        model, max_tokens, recipe, precision=precision, quantize=quantize, trust_remote_code=trust_remote_code
+    )
     if out is not None:
         planned = Evaluation(loaded.path, "one-pass", seed=seed, max_tokens=loaded.max_tokens, curves=())
         refuse_other_result(out, planned, [{"task": t.name, "sha256": t.sha256} for t in chosen])
@@ -215,6 +226,7 @@ def ask_(
     ] = False,
     max_tokens: MaxTokens = None,
     max_new_tokens: MaxNewTokens = None,
+    quantize: Quantize = "auto",
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -232,7 +244,7 @@ def ask_(
     chosen = load_tasks(tasks, names=[task])[0]
     if chosen.split_note == NO_SPLIT_NOTE:  # no row was set aside for tests by who wrote the file
         chosen = load_task(name_sources(tasks)[task], one_split=True)
-    loaded = _load(model, max_tokens, recipe, precision="auto", trust_remote_code=trust_remote_code)
+    loaded = _load(model, max_tokens, recipe, precision="auto", quantize=quantize, trust_remote_code=trust_remote_code)
     answers = ask(loaded, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
     if not as_json:
         typer.echo(describe_answers(answers, num_train=len(chosen.train)), err=True)
@@ -246,6 +258,7 @@ def _load(
     recipe: Path | None,
     *,
     precision: Literal["auto", "bf16", "fp32"],
+    quantize: Literal["auto", "nf4", "none"],
     trust_remote_code: bool,
     weights: bool = True,
     compiled: bool = False,
@@ -257,6 +270,7 @@ def _load(
     return load_for_inference(
         model,
         precision=precision,
+        quantize=quantize,
         max_tokens=max_tokens,
         template=load_recipe(recipe).template if recipe else None,
         trust_remote_code=trust_remote_code,

@@ -47,6 +47,12 @@ Precision = Annotated[
     Literal["auto", "bf16", "fp32"],
     typer.Option("--precision", help="auto: bf16 if the device multiplies it in hardware, else fp32."),
 ]
+Quantize = Annotated[
+    Literal["auto", "nf4", "none"],
+    typer.Option(
+        "--quantize", help="Base in 4 bits: nf4 or none. auto: as it was when its adapter was trained, else none."
+    ),
+]
 Recipe = Annotated[
     Path | None,
     typer.Option(
@@ -56,7 +62,7 @@ Recipe = Annotated[
 # Parameters that the library names in its messages and the command line has as options. A recipe's own keys, such as
 # train.seed=1, stay as they are.
 _NAMES = (
-    "held_out|shots|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|length_normalized|precision|compile"
+    "held_out|shots|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|length_normalized|precision|quantize|compile"
     "|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
 )
 _GIVEN = re.compile(rf"(?<![\w.])({_NAMES})=(.)")

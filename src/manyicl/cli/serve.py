@@ -12,7 +12,16 @@ from urllib.parse import quote
 
 import typer
 
-from manyicl.cli.options import EndpointModel, MaxTokens, ModelPath, Precision, Recipe, Trust, endpoint_settings
+from manyicl.cli.options import (
+    EndpointModel,
+    MaxTokens,
+    ModelPath,
+    Precision,
+    Quantize,
+    Recipe,
+    Trust,
+    endpoint_settings,
+)
 from manyicl.errors import UserError
 
 commands = typer.Typer()
@@ -68,6 +77,7 @@ def serve_(
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Also log inputs and answers.")] = False,
     max_tokens: MaxTokens = None,
     precision: Precision = "auto",
+    quantize: Quantize = "auto",
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -96,6 +106,7 @@ def serve_(
         loaded = load_for_inference(
             model,
             precision=precision,
+            quantize=quantize,
             max_tokens=max_tokens,
             template=load_recipe(recipe).template if recipe else None,
             trust_remote_code=trust_remote_code,

@@ -23,6 +23,7 @@ from manyicl.inference.sharing import TRIAL_TOKENS, sharing_fault
 from manyicl.models import (
     ModelSettings,
     PrecisionChoice,
+    QuantizationChoice,
     check_vocabulary,
     check_window,
     device_of,
@@ -80,6 +81,7 @@ def load_for_inference(
     weights: bool = True,
     compiled: bool = False,
     frame: Frame | None = None,
+    quantize: QuantizationChoice = "auto",
 ) -> InferenceModel:
     """Load a checkpoint, adapter or run, onto the GPU if there is one.
 
@@ -91,6 +93,8 @@ def load_for_inference(
     compiled: compile pieces of the model, on a GPU; takes a minute, and pays if many queries follow long prefixes.
     frame: the text around examples in the chat style. Default: the one that the model was trained with, or else what
         its chat template writes today.
+    quantize: how the base's linear layers are stored: "nf4", "none", or "auto", as they were when its adapter was
+        trained; else as `model` says.
 
     Raises:
         UserError: it cannot be loaded or compiled, its tokens see those after them, or `max_tokens` is more than it can
@@ -108,16 +112,19 @@ def load_for_inference(
         }
     )
     path = settings.path
+    note = read_note(path)
+    if quantize != "auto" or note.quantize:
+        stored = note.quantize if quantize == "auto" else None if quantize == "none" else quantize
+        settings = settings.model_copy(update={"quantize": stored})
     config = load_config(settings)
     if max_tokens is not None:
         check_window(config, num_tokens=max_tokens, what="`max_tokens`")
-    note = read_note(path)
     if frame is None and template in (None, note.template):
         frame = note.frame
     tokenizer = TaskTokenizer(
         load_tokenizer(settings), template or note.template, frame=frame, end_ids=load_end_ids(settings)
     )
-    loaded = load_model(settings).to("cuda" if on_gpu else "cpu").eval() if weights else None
+    loaded = load_model(settings, device="cuda" if on_gpu else "cpu").eval() if weights else None
     if loaded is not None:
         text = np.asarray(trial_ids(tokenizer.tokenizer, TRIAL_TOKENS), dtype=np.int32)
         if sharing_fault(loaded, text):

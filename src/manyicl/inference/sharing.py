@@ -11,8 +11,8 @@ where it would take minutes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,7 @@ from manyicl.models import (
     KeyValueBuffer,
     Prefix,
     caps_scores,
+    in_float32,
     inner_model,
     logit_difference,
     longest_boundary,
@@ -186,17 +187,3 @@ def _has_room_for_float32(model: nn.Module) -> bool:
     if device.type == "cuda":
         return num_bytes < 0.7 * torch.cuda.mem_get_info(device)[0]
     return num_bytes < 4 * MOST_CPU_WEIGHTS
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Let `model` compute in float32 in the block; its own weights return afterwards, to the bit."""
-    tensors = [*model.parameters(), *model.buffers()]
-    kept = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in (torch.bfloat16, torch.float16)]
-    try:
-        for tensor, data in kept:
-            tensor.data = data.float()
-        yield
-    finally:
-        for tensor, data in kept:
-            tensor.data = data

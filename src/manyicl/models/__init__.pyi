@@ -29,7 +29,16 @@ from .loading import (
 )
 from .loss import MOST_LOGITS, AnswerLoss, row_loss, target_logits
 from .places import NEUTRAL_TEXT, RUN_MODEL, RUN_STATE, TEMPLATE, fingerprint_weights, locate_model
-from .precision import Precision, PrecisionChoice, multiplies_bf16, resolve_precision
+from .precision import (
+    NF4_BYTES,
+    Precision,
+    PrecisionChoice,
+    Quantization,
+    QuantizationChoice,
+    in_float32,
+    multiplies_bf16,
+    resolve_precision,
+)
 from .saving import hash_weights, merge_adapter, save_beside_weights
 from .structure import (
     caps_scores,
@@ -52,6 +61,7 @@ __all__ = [
     "MODEL_FILES",
     "MOST_LOGITS",
     "NEUTRAL_TEXT",
+    "NF4_BYTES",
     "RUN_MODEL",
     "RUN_STATE",
     "TEMPLATE",
@@ -66,6 +76,8 @@ __all__ = [
     "Precision",
     "PrecisionChoice",
     "Prefix",
+    "Quantization",
+    "QuantizationChoice",
     "RowLayout",
     "WeightCounts",
     "add_adapter",
@@ -87,6 +99,7 @@ __all__ = [
     "fused_pieces",
     "hash_weights",
     "head_dims",
+    "in_float32",
     "inner_model",
     "isolation_fault",
     "kernels_taken",

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models.places import find_source, locate_model, read_adapter
-from manyicl.models.precision import PrecisionChoice, resolve_precision
+from manyicl.models.precision import PrecisionChoice, Quantization, keep_layout, loading_options, resolve_precision
 from manyicl.models.structure import max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
@@ -60,6 +60,8 @@ class ModelSettings(BaseModel):
     precision: PrecisionChoice = "auto"
     """Precision of the products: 'auto' (bf16 if the device multiplies it in hardware, else fp32), 'bf16' or 'fp32'.
     Trained weights stay fp32; a frozen base is stored in this precision."""
+    quantize: Quantization | None = None
+    """Store the linear layers of a frozen base in 4 bits: 'nf4' (QLoRA; double quantisation). Needs `lora` to train."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Changes to the model's own config.json, such as RoPE; recorded with the run."""
     lora: LoraSettings | None = None
@@ -81,6 +83,8 @@ class ModelNote(BaseModel):
     frame: Frame | None = None
     """Chat style only: the template's text as it was trained with, that day's date included; None for the plain style,
     and for models that were saved before frames were kept."""
+    quantize: Quantization | None = None
+    """How the base was stored while its adapter was trained; the adapter makes up for what that loses."""
 
 
 def read_note(path: str) -> ModelNote:
@@ -171,11 +175,14 @@ def load_config(settings: ModelSettings) -> Any:
     return config
 
 
-def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
-    """Return the model on the CPU; with `trainable`, ready for full fine-tuning or inside a fresh adapter.
+def load_model(settings: ModelSettings, *, trainable: bool = False, device: torch.device | str = "cpu") -> Any:
+    """Return the model on `device`; with `trainable`, ready for full fine-tuning or inside a fresh adapter.
 
     A full model to train is loaded in float32 (small updates vanish in bfloat16; autocast makes the products fast);
-    everything else is in `settings.precision`.
+    everything else is in `settings.precision`, but for the layers that `settings.quantize` packs.
+
+    Raises:
+        UserError: it cannot be loaded, or not as the settings want it.
     """
     from peft import PeftModel
 
@@ -190,6 +197,9 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
     source, revision = find_source(settings.path, "model.safetensors", revision=settings.revision)
     config = load_config(settings)
     _refuse_other_kinds(settings, Path(source), config)
+    if settings.quantize:
+        _refuse_to_quantize(settings, config, trainable=trainable)
+    packed = loading_options(settings.quantize, dtype=dtype, device=torch.device(device))
     with _one_line_errors(settings, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -200,8 +210,11 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
             trust_remote_code=settings.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that the misfits are told in our words
+            **packed,
         )
         model, found = loaded
+        if settings.quantize:
+            keep_layout(model)
         _check_weights(settings, found)
         model.has_changed_config = bool(settings.config)
         if is_adapter:
@@ -209,7 +222,24 @@ def load_model(settings: ModelSettings, *, trainable: bool = False) -> Any:
                 model = PeftModel.from_pretrained(model, locate_model(settings.path))
     if is_adapter and trainable:
         model, _ = fold_adapter(model)
-    return add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
+    model = add_adapter(model, settings.lora, revision=settings.revision) if trainable and settings.lora else model
+    return model.to(device)
+
+
+def _refuse_to_quantize(settings: ModelSettings, config: Any, *, trainable: bool) -> None:
+    """Refuse what 4 bits are not for.
+
+    Raises:
+        UserError: all weights are to be trained, the checkpoint is quantised already, or most weights are experts.
+    """
+    told = f"model.quantize = {settings.quantize!r}"
+    if trainable and settings.lora is None:
+        raise UserError(f"{told}: packed weights cannot be trained; train an adapter (model.lora) or leave it out")
+    if method := getattr(config, "quantization_config", None):
+        name = (method if isinstance(method, dict) else method.to_dict()).get("quant_method")
+        raise UserError(f"{told}: {settings.path} is quantised already, by {name}; leave it out")
+    if getattr(config.get_text_config(), "num_experts_per_tok", None):
+        raise UserError(f"{told}: experts cannot be packed, and most weights of {config.model_type} are; leave it out")
 
 
 def _refuse_other_kinds(settings: ModelSettings, source: Path, config: Any) -> None:

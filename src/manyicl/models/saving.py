@@ -52,7 +52,8 @@ def merge_adapter(path: str, out: Path) -> str:
     """Fold the adapter at `path` (a run or a folder) into its base, save a plain model in `out`, and say what was done.
 
     Products are summed in float32 and the weights saved in the type that the base's config names. A head that shares
-    its weights with the embedding gets weights of its own if the adapter is on one of the two.
+    its weights with the embedding gets weights of its own if the adapter is on one of the two. An adapter that was
+    trained on a base in 4 bits is folded into the base's own weights, which are not quite those it was trained on.
 
     Raises:
         UserError: there is no adapter, or `out` exists.
@@ -69,9 +70,15 @@ def merge_adapter(path: str, out: Path) -> str:
     with new_folder(out) as partial:
         model, was_untied = fold_adapter(load_model(settings))
         model.to(dtype)
-        save_model(model, load_tokenizer(settings), partial, note=read_note(path))
+        note = read_note(path)
+        save_model(model, load_tokenizer(settings), partial, note=note.model_copy(update={"quantize": None}))
     untied = ", with a head of its own: the base's shares its weights with the embedding" if was_untied else ""
-    return f"{out}: a plain model in {str(dtype).removeprefix('torch.')}, as its base{untied}"
+    packed = (
+        f"; the adapter was trained on the base in {note.quantize}, whose rounding it made up for: measure it again"
+        if note.quantize
+        else ""
+    )
+    return f"{out}: a plain model in {str(dtype).removeprefix('torch.')}, as its base{untied}{packed}"
 
 
 def hash_weights(model: nn.Module, *, named: Callable[[str], bool] = lambda _: True) -> str:

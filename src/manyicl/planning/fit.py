@@ -61,14 +61,19 @@ def suggest_changes(
     for overrides, changed in _iter_changes(config):
         num_tokens = row.num_tokens * changed.row_tokens // config.row_tokens
         num_targets = max(1, row.num_targets * num_tokens // row.num_tokens)
-        precision = changed.model.precision
-        smaller = replace(row, num_tokens=num_tokens, num_targets=num_targets, precision=precision)
-        states = count_states(replace(weights, adapter=0, adapter_head=0), lora=changed.model.lora, precision=precision)
+        model = changed.model
+        smaller = replace(
+            row, num_tokens=num_tokens, num_targets=num_targets, precision=model.precision, quantize=model.quantize
+        )
+        states = count_states(
+            replace(weights, adapter=0, adapter_head=0),
+            lora=model.lora,
+            precision=model.precision,
+            quantize=model.quantize,
+        )
         if sum(states.values()) > USABLE_FRACTION * device.memory_bytes:
             continue  # what stays between steps alone does not fit
-        footprint = measure_footprint(
-            model_config, smaller, lora=changed.model.lora, trust_remote_code=changed.model.trust_remote_code
-        )
+        footprint = measure_footprint(model_config, smaller, lora=model.lora, trust_remote_code=model.trust_remote_code)
         prediction = predict_recipe(changed, footprint, device=device)
         if prediction.fits(device.memory_bytes):
             return Change(overrides=overrides, total_bytes=prediction.total_bytes)
@@ -96,6 +101,8 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
     if config.model.lora is None:
         lora: dict[str, Any] = {}
         yield change("model.lora", lora, "{}")
+    if config.model.quantize is None:
+        yield change("model.quantize", "nf4", "nf4")
     budget = config.episodes.token_budget // 2
     while budget >= FEWEST_BUDGET_TOKENS:
         if config.train.pack_tokens is not None:

@@ -31,7 +31,9 @@ from manyicl.episodes import Batch, TokenizedEpisode, join_row
 from manyicl.errors import UserError
 from manyicl.models import (
     MOST_LOGITS,
+    NF4_BYTES,
     LoraSettings,
+    Quantization,
     WeightCounts,
     add_adapter,
     attend_segments,
@@ -69,6 +71,8 @@ class Row:
     """Of the products, as in `model.precision`."""
     compiled: bool = False
     """Whether layers are compiled."""
+    quantize: Quantization | None = None
+    """How the linear layers of a frozen base are stored, as in `model.quantize`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ def measure_footprint(
         layer = replace(layer, kept=layer.kept - casts)
     if row.compiled:
         layer = _as_compiled(layer, fraction)
-    states = count_states(weights, lora=lora, precision=row.precision)
+    states = count_states(weights, lora=lora, precision=row.precision, quantize=row.quantize)
     return Footprint(
         num_layers=int(config.get_text_config().num_hidden_layers),
         **{name: -(-num_bytes // num_shards) for name, num_bytes in states.items()},
@@ -276,7 +280,36 @@ def _build_empty(
     dtype = torch.float32 if lora is None or row.precision == "fp32" else torch.bfloat16
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(shallow, dtype=dtype, trust_remote_code=trust_remote_code)
+        for module in model.modules() if row.quantize else ():
+            if type(module) is nn.Linear and module is not model.get_output_embeddings():
+                module.__class__ = _PackedLinear
         return add_adapter(model, lora) if lora is not None else model  # type: ignore[no-any-return]
+
+
+class _PackedLinear(nn.Linear):
+    """Takes the memory of a layer in 4 bits: its matrix is unpacked for each product, and peft copies the output."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the product; its copy is what peft adds the adapter's output to."""
+        product: Tensor = _UnpackedProduct.apply(input.to(self.weight.dtype), self.weight)
+        return (product if self.bias is None else product + self.bias).clone()
+
+
+class _UnpackedProduct(torch.autograd.Function):
+    """A product with a matrix that is unpacked in both passes and not kept in between."""
+
+    apply: Any
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Return x times the transposed matrix."""
+        ctx.save_for_backward(weight)
+        return nn.functional.linear(x, weight.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of x."""
+        return gradient @ ctx.saved_tensors[0].clone(), None
 
 
 def _run_empty(model: Any, row: Row, recompute: Recompute) -> tuple[int, int]:
@@ -397,15 +430,18 @@ def _as_compiled(moment: Moment, fraction: float) -> Moment:
     )
 
 
-def count_states(weights: WeightCounts, *, lora: LoraSettings | None, precision: str) -> dict[str, int]:
+def count_states(
+    weights: WeightCounts, *, lora: LoraSettings | None, precision: str, quantize: Quantization | None = None
+) -> dict[str, int]:
     """Return the bytes that stay between steps: a trained weight is float32, and so is its gradient.
 
     weights: with `lora`, its adapter's may be missing; then the base alone is counted.
     """
     size = 2 if lora is not None and precision == "bf16" else 4
     trained = weights.base if lora is None else weights.adapters
+    packed = weights.matrices if quantize else 0
     return {
-        "weights_bytes": size * weights.base,
+        "weights_bytes": size * (weights.base - packed) + round(NF4_BYTES * packed),
         "adapters_bytes": 4 * weights.adapters,
         "gradients_bytes": 4 * trained,
         "optimizer_bytes": OPTIMIZER_BYTES * trained,

@@ -240,6 +240,7 @@ def largest_row(packs: PackDataset, *, config: RunConfig) -> Row:
         num_targets=most_targets,
         precision=config.model.precision,
         compiled=config.train.compile,
+        quantize=config.model.quantize,
     )
 
 

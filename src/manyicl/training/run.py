@@ -169,7 +169,7 @@ def _train_in(
     transformers_logging.disable_progress_bar()  # one bar is enough
     set_seed(config.seed)
     with _enough_memory("loading the model", fix="try model.precision = 'bf16' with model.lora, or shard it over GPUs"):
-        model = load_model(config.model, trainable=True).to(args.device)
+        model = load_model(config.model, trainable=True, device=args.device)
     with _enough_memory("trying the model on rows of several episodes", fix="lower episodes.token_budget"):
         _try_rows(folder, model, prepared, is_main=state.is_main_process)
     held_out = _held_out_episodes(prepared)
@@ -311,6 +311,7 @@ def _finish_model(folder: RunFolder, model: Any, prepared: Prepared) -> None:
         trained_shots=_trained_shots(prepared),
         token_budget=prepared.config.episodes.token_budget,
         frame=prepared.frame if prepared.config.template.style == "chat" else None,
+        quantize=prepared.config.model.quantize,
     )
     # The live model may be sharded over ranks, so the weights are the checkpoint's own files; it gives the config.
     with folder.writing_model() as partial:
@@ -344,9 +345,11 @@ def _close_held_out(
 ) -> list[HeldOutRow]:
     if not any(episodes.values()):
         return []
-    precision = "fp32" if prepared.config.model.lora is None else prepared.config.model.precision
-    final = load_model(ModelSettings(path=str(folder.model), precision=precision)).eval()
-    final.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = prepared.config.model
+    settings = ModelSettings(
+        path=str(folder.model), precision="fp32" if model.lora is None else model.precision, quantize=model.quantize
+    )
+    final = load_model(settings, device="cuda" if torch.cuda.is_available() else "cpu").eval()
     return held_out_rows(
         prepared.tasks,
         episodes,

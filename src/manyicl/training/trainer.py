@@ -112,6 +112,8 @@ class AnswerTrainer(Trainer):
         model: Any = self.model
         text, longest = _text_of(self.packs), config.episodes.token_budget
         fault = isolation_fault(model, text, longest=longest)
+        if config.model.quantize and self.is_fsdp_enabled:
+            raise UserError("model.quantize: packed weights are not sharded; launch without FSDP, or leave it out")
         _refuse_if_alone(fault, compiled=config.train.compile, sharded=self.is_fsdp_enabled)
         chosen = choose_recompute(
             model,
