@@ -131,8 +131,18 @@ def test_two_servers_share_one_library(tmp_path):
             task = httpx2.get(f"{url}/v1/tasks/animals").json()
             assert task["num_examples"] == len(ROWS) + 40
             assert httpx2.post(url + place, json=ask, timeout=60).json()["version"] == task["version"]
-        assert httpx2.delete(f"{two.url}/v1/tasks/animals").status_code == 204
-        assert httpx2.post(one.url + place, json=ask).status_code == 404
+        # A correction through one is in the other's next answer, and a killed one does not stop the other.
+        id_ = first["replies"][0]["shots"][0]
+        corrected = httpx2.patch(f"{one.url}/v1/tasks/animals/examples/{id_}", json={"answer": "owl"})
+        assert corrected.status_code == 200
+        one.kill()
+        seen = httpx2.post(two.url + place, json=ask, timeout=60).json()
+        assert seen["version"] == task["version"] + 1
+        assert append(two.url, 40) == 201
+        with serving(tmp_path, "--no-measure") as three:
+            assert httpx2.get(f"{three.url}/v1/tasks/animals").json()["num_examples"] == len(ROWS) + 41
+            assert httpx2.delete(f"{three.url}/v1/tasks/animals").status_code == 204
+            assert httpx2.post(two.url + place, json=ask).status_code == 404
 
 
 def test_a_full_queue_answers_429_and_a_short_deadline_504(tmp_path):
