@@ -3,7 +3,8 @@
     pip install ".[serve,dev]"
     python benchmarks/serve_load.py --model MODEL [--shot-tokens 2048] [--clients 1,8,64] [--rounds 3] [--seconds 30]
                                     [--sides ours,transformers,transformers-batching,plain] [--peer-seconds 120]
-                                    [--requests 10000] [--threads 2] [--data FILE.csv] [--out result.json]
+                                    [--requests 10000] [--uploads 3] [--threads 2] [--data FILE.csv] [--out result.json]
+    python benchmarks/serve_load.py --join one.json two.json ...
 
 Everything listens on this computer alone, in processes that this one starts and ends. All sides get the same model, the
 same shots in the same order, and the same inputs as the same text: ours as the input of a task whose shots are fixed by
@@ -18,8 +19,13 @@ lower bound, marked with >=. Rounds alternate: each round runs each side at each
 of the medians, with the least and the most of the rounds. The clients run on the same cores and take their part of all
 sides.
 
-Ours also: the time from an upload of 1,000 rows until the first answer and until the whole curve, each in a new task;
-and the server's memory over --requests requests, as its resident size after the first tenth and at the end.
+The load runs on a server that does not measure tasks, since a measurement would run beside the first level. Ours also,
+on a server that does: the time from an upload of 1,000 rows until the first answer and until the whole curve, each in a
+new task, with the longest answer to requests that come every 5 s meanwhile. And the memory of the first server over
+--requests requests, as its resident size after each tenth.
+
+A run of one level and one round takes a few minutes; --join puts the results of several runs together. --rounds 0 runs
+no level. An adapter, such as smollm2-many, is for our side alone (--sides ours).
 """
 
 from __future__ import annotations
@@ -37,7 +43,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,12 +149,12 @@ Send = Callable[[httpx2.AsyncClient, str], Any]
 
 
 @contextmanager
-def ours(setting: Setting) -> Iterator[tuple[str, int]]:
+def ours(setting: Setting, *, measures: bool = False) -> Iterator[tuple[str, int]]:
     """Run `manyicl serve`; give its URL and process id."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "manyicl", "serve", setting.model, "--port", str(port), "--log-json"]
-    command += ["--data", str(setting.folder / f"data-{port}")]
+    command += ["--data", str(setting.folder / f"data-{port}"), "--measure" if measures else "--no-measure"]
     with running(command, url, "/readyz", setting) as pid:
         yield url, pid
 
@@ -178,7 +184,8 @@ def prompt_sender(model: str, url: str, write: Callable[[str], str], *, max_toke
 @contextmanager
 def transformers_server(setting: Setting, *, batching: bool) -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", setting.model, "--host", "127.0.0.1"]
+    path = resolve_model(setting.model)
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", path, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--dtype", "float32", *(["--continuous-batching"] if batching else [])]
     with running(command, f"http://127.0.0.1:{port}", "/health", setting):
         yield f"http://127.0.0.1:{port}"
@@ -295,22 +302,37 @@ def number_texts(inputs: Sequence[str]) -> Iterator[str]:
 
 
 def time_upload(setting: Setting, url: str, *, number: int) -> dict[str, float]:
-    """Return the seconds from an upload to the first answer and to the whole curve, of a new task."""
+    """Return the seconds from an upload to the first answer and to the whole curve, of a new task.
+
+    meanwhile_s: the longest answer to a request while the curve was made.
+    """
     path = setting.folder / f"upload{number}.csv"
     write_rows(path, setting.rows)
     with Client(url) as client:
         began = time.monotonic()
         task = client.add_task(path)
         uploaded = time.monotonic() - began
-        task.predict(setting.inputs[number % len(setting.inputs)])
-        answered = time.monotonic() - began
-        while (curve := task.curve(wait_s=5)).state in ("waiting", "running"):
-            pass
+        [reply] = task.predict(setting.inputs[number % len(setting.inputs)])
+        answered, took = time.monotonic() - began, [0.0]
+        for text in number_texts(setting.inputs):
+            if (curve := task.curve(wait_s=5)).state not in ("waiting", "running"):
+                break
+            asked = time.monotonic()
+            task.predict(text)
+            took.append(time.monotonic() - asked)
         whole = time.monotonic() - began
         task.remove()
     if curve.state != "done":
         raise SystemExit(f"the curve was not measured: {curve.state}")
-    return {"rows": len(setting.rows), "uploaded_s": uploaded, "first_answer_s": answered, "curve_s": whole}
+    return {
+        "rows": len(setting.rows),
+        "shots": len(reply.shots),
+        "uploaded_s": round(uploaded, 2),
+        "first_answer_s": round(answered, 2),
+        "curve_s": round(whole, 2),
+        "meanwhile_s": round(max(took), 2),
+        "curve": [[point.shots, point.score, point.low, point.high, point.num_scored] for point in curve.curve],
+    }
 
 
 def write_rows(path: Path, rows: Sequence[Example]) -> None:
@@ -388,8 +410,6 @@ def shown_prompt(setting: Setting, url: str) -> tuple[str, int]:
         reply = client.request("POST", "/v1/tasks/load/predict", json=body)["replies"][0]
         rows = {example.id: example for example in task.examples()}
         instruction = task.info.instruction
-        while task.curve(wait_s=5).state in ("waiting", "running"):  # it would run beside the first level
-            pass
     shots = [write_example(rows[i].input, rows[i].answer) for i in reply["shots"]]
     return (f"{instruction}\n\n" if instruction else "") + "".join(shots), int(reply["num_prompt_tokens"])
 
@@ -401,6 +421,8 @@ def describe(levels: Sequence[Level], sides: Sequence[str]) -> list[str]:
         own = [level.throughput for level in levels if (level.side, level.clients) == ("ours", clients)]
         for side in sides:
             found = [level for level in levels if (level.side, level.clients) == (side, clients)]
+            if not found:
+                continue
             speed = [level.throughput for level in found]
             line = (
                 f"{clients:3} clients  {side:22} {statistics.median(speed):8.3f} requests/s ({min(speed):.3f} to"
@@ -424,7 +446,8 @@ def tell_ratio(own: Sequence[float], other: Sequence[float], pairs: Sequence[flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="seed, or a folder")
+    parser.add_argument("--model", help="seed, a folder or, for our side alone, an adapter")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="results of --out to put together")
     parser.add_argument("--data", type=Path, help="a file of labelled rows; default: a generated task")
     parser.add_argument("--shot-tokens", type=int, default=2048)
     parser.add_argument("--clients", default="1,8,64")
@@ -441,8 +464,11 @@ def main() -> None:
     if chosen.plain_port:
         run_plain_server(chosen.model, chosen.plain_port)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        result = run(chosen, Path(folder))
+    if chosen.join:
+        result = join([json.loads(path.read_text()) for path in chosen.join])
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = run(chosen, Path(folder))
     print("\n".join(result["lines"]))
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -450,52 +476,76 @@ def main() -> None:
 
 def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run all levels, the uploads and the memory test; return what was measured."""
-    from transformers import AutoTokenizer
+    from manyicl.models import ModelSettings, load_tokenizer
 
-    sides = chosen.sides.split(",")
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(chosen.model))
+    tokenizer = load_tokenizer(ModelSettings(path=chosen.model))
     rows, inputs = read_rows(chosen.data, folder)
     num_shots = choose_num_shots(tokenizer, rows, tokens=chosen.shot_tokens)
-    setting = Setting(resolve_model(chosen.model), rows, inputs, num_shots, chosen.threads, folder)
+    setting = Setting(chosen.model, rows, inputs, num_shots, chosen.threads, folder)
     longest = max(len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows)
-    texts, levels = number_texts(inputs), []
     result: dict[str, Any] = {"model": chosen.model, "num_shots": num_shots, "rows": len(rows), "uploads": []}
-    with ExitStack() as stack:
-        url, pid = stack.enter_context(ours(setting))
-        if chosen.uploads:
-            result["uploads"] = [time_upload(setting, url, number=number) for number in range(chosen.uploads)]
-        shots, num_prompt = shown_prompt(setting, url)
-        result["prompt_tokens"] = num_prompt
-        print(f"{num_shots} shots, prompts of about {num_prompt} tokens, answers of at most {longest}", flush=True)
-        send_ours = our_sender(setting, url)
+    result |= {"levels": [], "memory": []}
+    if chosen.uploads:
+        with ours(setting, measures=True) as (url, _):
+            for number in range(chosen.uploads):
+                result["uploads"].append(time_upload(setting, url, number=number))
+                print(f"upload: {result['uploads'][-1]}", flush=True)
+    if chosen.rounds or chosen.requests:
+        with ours(setting) as (url, pid):
+            shots, result["prompt_tokens"] = shown_prompt(setting, url)
+            print(
+                f"{num_shots} shots, prompts of about {result['prompt_tokens']} tokens, answers of at most {longest}",
+                flush=True,
+            )
+            texts, send = number_texts(inputs), our_sender(setting, url)
+            result["levels"] = run_levels(chosen, setting, send, texts, shots=shots, longest=longest)
+            if chosen.requests:
+                result["memory"] = asyncio.run(measure_memory(send, pid, texts, requests=chosen.requests, clients=8))
+    return result | {"lines": tell(result)}
 
-        @contextmanager
-        def sender(side: str) -> Iterator[Send]:
-            if side == "ours":
-                yield send_ours
-                return
-            # A server of its own for each level: one that clients have left goes on with what they asked.
-            is_plain, batching = side == "plain", side.endswith("batching")
-            with plain_server(setting) if is_plain else transformers_server(setting, batching=batching) as its_url:
-                yield prompt_sender(
-                    setting.model, its_url, lambda text: shots + write_example(text), max_tokens=longest
-                )
 
-        for number, clients in itertools.product(range(chosen.rounds), map(int, chosen.clients.split(","))):
-            for side in sides:
-                seconds = chosen.seconds if side == "ours" else chosen.peer_seconds
-                with sender(side) as send:
-                    asyncio.run(warm_up(send, texts))
-                    level = asyncio.run(measure(side, send, texts, clients=clients, seconds=seconds))
-                levels.append(level)
-                print(f"round {number + 1}: {asdict(level)}", flush=True)
-        if chosen.requests:
-            rows_of_memory = measure_memory(send_ours, pid, texts, requests=chosen.requests, clients=8)
-            result["memory"] = asyncio.run(rows_of_memory)
-    result["levels"] = [asdict(level) for level in levels]
-    result["lines"] = [*describe(levels, sides), *(f"upload: {row}" for row in result["uploads"])]
-    result["lines"] += [f"memory: {row}" for row in result.get("memory", [])]
-    return result
+def run_levels(
+    chosen: argparse.Namespace, setting: Setting, send_ours: Send, texts: Iterator[str], *, shots: str, longest: int
+) -> list[dict[str, Any]]:
+    """Run each side at each number of clients in each round."""
+
+    @contextmanager
+    def sender(side: str) -> Iterator[Send]:
+        if side == "ours":
+            yield send_ours
+            return
+        # A server of its own for each level: one that clients have left goes on with what they asked.
+        is_plain, batching = side == "plain", side.endswith("batching")
+        model = resolve_model(setting.model)
+        with plain_server(setting) if is_plain else transformers_server(setting, batching=batching) as its_url:
+            yield prompt_sender(model, its_url, lambda text: shots + write_example(text), max_tokens=longest)
+
+    levels = []
+    for number, clients in itertools.product(range(chosen.rounds), map(int, chosen.clients.split(","))):
+        for side in chosen.sides.split(","):
+            seconds = chosen.seconds if side == "ours" else chosen.peer_seconds
+            with sender(side) as send:
+                asyncio.run(warm_up(send, texts))
+                level = asyncio.run(measure(side, send, texts, clients=clients, seconds=seconds))
+            levels.append(asdict(level))
+            print(f"round {number + 1}: {levels[-1]}", flush=True)
+    return levels
+
+
+def join(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the results of several runs as those of one."""
+    joined = dict(results[0])
+    for key in ("uploads", "levels", "memory"):
+        joined[key] = [row for result in results for row in result[key]]
+    return joined | {"lines": tell(joined)}
+
+
+def tell(result: Mapping[str, Any]) -> list[str]:
+    """Return what was measured, line by line."""
+    levels = [Level(**level) for level in result["levels"]]
+    lines = describe(levels, list(dict.fromkeys(level.side for level in levels)))
+    lines += [f"upload: {row}" for row in result["uploads"]]
+    return lines + [f"memory: {row}" for row in result["memory"]]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -33,6 +34,15 @@ def test_the_ratio_is_of_medians_with_the_spread_of_rounds():
     assert "ours 15.0 times (10.0 to 20.0)" in lines[1]
     silent = [level("ours", 8, 200), level("plain", 8, 0)]
     assert "did not finish one request" in serve_load.describe(silent, ["ours", "plain"])[1]
+
+
+def test_results_of_runs_of_one_level_each_are_put_together():
+    def result(side: str, answered: int) -> dict[str, object]:
+        return {"model": "x", "levels": [asdict(level(side, 8, answered))], "uploads": [{"rows": 5}], "memory": []}
+
+    joined = serve_load.join([result("ours", 200), result("plain", 10)])
+    assert "ours 20.0 times" in joined["lines"][1]
+    assert joined["lines"][2:] == ["upload: {'rows': 5}"] * 2
 
 
 def test_no_input_is_sent_twice():
