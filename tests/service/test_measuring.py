@@ -22,7 +22,7 @@ from manyicl.service.measurement.findings import (
     to_content,
     write_sentence,
 )
-from manyicl.service.measurement.measuring import make_plan
+from manyicl.service.measurement.plans import make_plan
 from manyicl.service.selection import TaskBook
 from manyicl.service.served import open_service
 from manyicl.service.settings import ServiceSettings
@@ -141,6 +141,34 @@ def test_every_example_is_answered_from_others_only(seed_model, tmp_path):
         assert not set(fold.tolist()) & set(order.tolist())
     assert plan.points == (0, 1, 2, 4, 8, 16, 32, 60)
     assert plan.num_last == 20
+
+
+def test_examples_that_requests_do_not_show_are_answered_after_those_that_they_do(seed_model, tmp_path):
+    ids = tokenize_rows(seed_model, make_rows(1000), tmp_path)
+    served = np.arange(0, 400, 4)
+    plan = make_plan(ids, most_tokens=10_000, query_tokens=15, served=served)
+    assert plan.as_served
+    assert plan.orders[0].tolist() == served.tolist()
+    assert sorted([*plan.folds[0].tolist(), *served.tolist()]) == list(range(1000))
+    assert plan.points == (0, 1, 4, 16, 64, 100)
+    # With tokens for all of them, those that are shown are answered too.
+    all_of_them = make_plan(ids, most_tokens=100_000, query_tokens=15, served=served)
+    assert not all_of_them.as_served
+    assert sum(map(len, all_of_them.folds)) == 1000
+    # If most are shown, too few would be left.
+    assert not make_plan(ids, most_tokens=20_000, query_tokens=15, served=np.arange(600)).as_served
+
+
+def test_a_measurement_and_the_first_request_share_one_prefix(seed_model):
+    settings = ServiceSettings(measure_tokens=4_000, shot_tokens=600)
+    with open_service(seed_model, settings=settings) as service:
+        task = service.add_task(make_rows(400), name="animals")
+        found = task.measure(120)
+        [reply] = task.predict("red fox 1")
+        assert found.curve[-1].shots == len(reply.shots)
+        assert reply.timing.prefix_cached
+        assert service.stats().prefixes["encoded"] == 0
+        assert service.stats().prefixes["hits"] == 1
 
 
 @pytest.mark.parametrize("budget", [20_000, 100_000])

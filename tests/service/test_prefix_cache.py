@@ -41,6 +41,19 @@ def test_a_prefix_is_found_and_a_longer_one_extends_it(seed_model, engine):
     assert (cache.count.hits, cache.count.encoded, cache.count.extended) == (2, 1, 1)
 
 
+def test_a_prefix_is_encoded_in_pieces_that_are_not_counted_as_requests(seed_model, engine):
+    cache, ids = PrefixCache(seed_model, most_bytes=1 << 30), some_ids(300)
+    assert cache.get(engine, ids, most=0)[0].num_tokens == 0
+    assert [cache.get(engine, ids, most=30)[0].num_tokens for _ in range(3)] == [30, 60, 90]
+    assert cache.get(engine, ids, most=0)[0].num_tokens == 90
+    assert (cache.count.encoded, cache.count.extended) == (0, 0)
+    whole, cached = cache.get(engine, ids)
+    assert not cached
+    assert (cache.count.encoded, cache.count.extended) == (0, 1)
+    assert engine.count.num_prefix_tokens == 300
+    np.testing.assert_allclose(nats_after(engine, whole), nats_after(engine, engine.encode(ids)), rtol=1e-5)
+
+
 def test_of_a_changed_prefix_the_common_beginning_is_kept(seed_model, engine):
     cache, ids = PrefixCache(seed_model, most_bytes=1 << 30), some_ids(300)
     cache.get(engine, ids)

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +68,27 @@ class PrefixCache:
         self._key: ModelKey | None = None
         self._saved: set[str] = set()
 
-    def get(self, engine: Engine, ids: NDArray[np.int32]) -> tuple[Prefix, bool]:
+    def get(
+        self, engine: Engine, ids: NDArray[np.int32], *, most: int | None = None, room: int = 0
+    ) -> tuple[Prefix, bool]:
         """Return the prefix `ids`, and whether nothing had to be encoded for it.
+
+        most: encode at most so many tokens, and return a beginning of `ids` if they are not enough. Such a call is not
+            counted: no request needs the prefix yet.
+        room: tokens of the longest prefix to come.
 
         Raises:
             UserError: memory runs out.
         """
         if engine.server is not None or engine.sharing_fault:
             return engine.encode(ids), True  # nothing is encoded before there is a query
+        before = replace(self.count)
+        prefix, found = self._get(engine, ids, most=len(ids) if most is None else most, room=room)
+        if most is not None:
+            self.count.hits, self.count.extended, self.count.encoded = before.hits, before.extended, before.encoded
+        return prefix, found
+
+    def _get(self, engine: Engine, ids: NDArray[np.int32], *, most: int, room: int) -> tuple[Prefix, bool]:
         entry, num_shared = self._find_longest(ids)
         if num_shared == len(ids):
             self.count.hits += 1
@@ -86,14 +99,17 @@ class PrefixCache:
             self.count.loaded += 1
             self._keep(loaded)
             return loaded, True
-        room = len(ids) + int(_SPARE_SHARE * len(ids))
-        if num_shared >= _FEWEST_SHARED:
+        if not most:
+            return Prefix(ids[:num_shared], entry.store), True
+        room = max(room, len(ids)) + int(_SPARE_SHARE * max(room, len(ids)))
+        is_whole = entry.store is not None and entry.store.num_tokens == num_shared  # to be extended without a copy
+        if num_shared >= _FEWEST_SHARED or is_whole:
             shared = Prefix(entry.ids[:num_shared], entry.store)
-            prefix = engine.encode(ids[num_shared:], after=shared, room=room)
+            prefix = engine.encode(ids[num_shared : num_shared + most], after=shared, room=room)
             self.count.extended += 1
         else:
             num_shared = 0
-            prefix = engine.encode(ids, room=room)
+            prefix = engine.encode(ids[:most], room=room)
             self.count.encoded += 1
         if num_shared == entry.num_tokens:
             self._entries = [one for one in self._entries if one is not entry]  # the longer one has its tokens

@@ -77,7 +77,7 @@ class Background(Protocol):
     """Work for the time when nothing waits."""
 
     def step(self) -> bool:
-        """Do a piece of it, in less than a second; return whether there was any."""
+        """Do a piece of it, in a second or two; return whether there was any."""
 
 
 class NoBackground:

@@ -1,16 +1,15 @@
-"""Measures tasks while nothing else is to be done: every example is answered from others, in pieces of half a second.
+"""Measures tasks while nothing else is to be done, in pieces of a second or two, as `plans` says.
 
-The examples are dealt into a few folds, labels spread evenly. The examples of one fold are answered after growing
-numbers of shots from all others, in a random order: after none, 1, 2, 4 and so on up to as many as fit. So every answer
-is given without its own example among the shots, each example can be answered, and none is lost to a test set. All
-numbers of shots of a fold extend one prefix, and the answers are chosen just as for requests.
+The answers are chosen just as for requests.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from manyicl.episodes import join_examples
 from manyicl.evaluation import best_score, chance_score, majority_answer, majority_score
 from manyicl.inference import answer_queries, build_trie, model_key, write_answers
-from manyicl.models import Prefix
+from manyicl.models import EMPTY_PREFIX, Prefix
 from manyicl.service.answering import Answerer
-from manyicl.service.library import Library
+from manyicl.service.library import Library, ServedExample
 from manyicl.service.measurement.findings import (
     FEWEST_EXAMPLES,
     Doubt,
@@ -37,80 +36,23 @@ from manyicl.service.measurement.findings import (
     to_content,
     write_sentence,
 )
-from manyicl.service.selection import TaskBook, TaskIds, choose_shots, shuffle_by_label
+from manyicl.service.measurement.plans import FEWEST_ROWS, Plan, make_plan
+from manyicl.service.selection import Order, TaskBook, TaskIds, choose_shots
 from manyicl.service.settings import ShotChoice
 
 # Default of ServiceSettings.measure_tokens, by where the model is.
-CPU_TOKENS, OTHER_TOKENS = 60_000, 4_000_000
-# Parts of those tokens: encoding shots, and answering after the most shots; the rest is for all other points.
-_PREFIX_SHARE, _LAST_SHARE = 0.35, 0.6
-_MOST_FOLDS = 4
-# Examples of a fold that are answered at each point, if that is not too dear; below it there are fewer points.
-_ENOUGH_ROWS, _FEWEST_ROWS = 16, 4
-# How long a piece of work may take, since a request may be waiting for its end.
-_PIECE_S = 0.4
+CPU_TOKENS, OTHER_TOKENS = 13_000, 4_000_000
+# How long a piece of work may take, since a request may be waiting for its end. Shorter pieces are slow: after 3,000
+# tokens SmolLM2 on two cores answers one query of 60 tokens in 0.48 s, four in 1.22 s, eight in 2.40 s.
+_PIECE_S = 1.5
 _FIRST_PACE = {True: 500.0, False: 5000.0}  # tokens per second of a model on a CPU, or elsewhere
 # A generated token takes about as long as so many that go through the model together.
 _STEP_TOKENS = 4
+# How long to wait for the search for near copies before requests have their turn.
+_WAIT_S = 0.05
 # How often the library is looked at for changes, also by other processes.
 _LOOK_S = 0.5
 _logger = logging.getLogger("manyicl")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a measurement answers, after which shots."""
-
-    folds: tuple[NDArray[np.int64], ...]
-    """The examples of each fold, by index, in a random order."""
-    orders: tuple[NDArray[np.int64], ...]
-    """The shots of each fold, from the other folds."""
-    points: tuple[int, ...]
-    """Numbers of shots, ascending."""
-    num_rows: int
-    """Examples of a fold that are answered at each point but the last."""
-    num_last: int
-    """The same at the last."""
-
-
-def make_plan(task: TaskIds, *, most_tokens: int, query_tokens: float) -> Plan:
-    """Return the plan of a measurement that takes about `most_tokens`.
-
-    query_tokens: of one answer, all its options included.
-    """
-    lengths = task.tokens.lengths
-    free = task.usual_room - len(task.tokenized.head_ids)
-    usable = shuffle_by_label(task, np.flatnonzero(lengths <= max(free, 0)).astype(np.int64), seed=0)
-    whole = int(lengths[usable].sum())
-    budget = _PREFIX_SHARE * most_tokens
-    num_folds = next((n for n in range(_MOST_FOLDS, 2, -1) if n * min(free, whole * (n - 1) / n) <= budget), 2)
-    free = min(free, max(int(budget / num_folds), int(lengths[usable].max(initial=0))))
-    folds = tuple(usable[fold::num_folds] for fold in range(num_folds))
-    orders, most_shots = [], []
-    for fold in range(num_folds):
-        others = np.concatenate([folds[other] for other in range(num_folds) if other != fold])
-        order = shuffle_by_label(task, others, seed=fold + 1)
-        orders.append(order)
-        most_shots.append(int(np.searchsorted(np.cumsum(lengths[order]), free, side="right")))
-    left = max(0.0, most_tokens - num_folds * min(free, whole))
-    most, size = min(most_shots), max(len(fold) for fold in folds)
-    for step in (2, 4):
-        points = _list_points(most, step=step)
-        num_last = max(_FEWEST_ROWS, min(size, int(_LAST_SHARE * left / query_tokens / num_folds)))
-        left_rows = (left / query_tokens - num_last * num_folds) / num_folds / max(1, len(points) - 1)
-        num_rows = min(max(_FEWEST_ROWS, int(left_rows)), num_last)
-        if num_rows >= _ENOUGH_ROWS:
-            break
-    return Plan(folds, tuple(orders), points, num_rows, num_last)
-
-
-def _list_points(most: int, *, step: int) -> tuple[int, ...]:
-    """Return 0, 1, and powers of `step` up to `most`, which is the last."""
-    points, shots = [0], 1
-    while shots * 1.4 < most:
-        points.append(shots)
-        shots *= step
-    return (*points, most) if most else (0,)
 
 
 @dataclass(slots=True)
@@ -125,8 +67,8 @@ class _Found:
 class TaskMeasuring:
     """The measurement of one version of a task, done piece by piece. measurement: what is known so far."""
 
-    def __init__(self, task: TaskIds, answerer: Answerer, *, most_tokens: int | None, num_shown: int) -> None:
-        self.task, self.answerer, self.num_shown = task, answerer, num_shown
+    def __init__(self, task: TaskIds, answerer: Answerer, *, most_tokens: int | None, served: Order) -> None:
+        self.task, self.answerer, self.served = task, answerer, served
         on_cpu = answerer.engine.server is None and answerer.model.on_cpu
         self._most_tokens = most_tokens or (CPU_TOKENS if on_cpu else OTHER_TOKENS)
         self._pace = _FIRST_PACE[on_cpu]
@@ -162,38 +104,44 @@ class TaskMeasuring:
 
     def pieces(self) -> Iterator[None]:
         """Do the work, and yield after each piece of it; at the end `measurement` is done."""
-        task = self.task
-        began = time.monotonic()
-        duplicates = find_duplicates(task.examples)
-        self.seconds += time.monotonic() - began
+        task, copies = self.task, _find_in_background(self.task.examples)
         if len(task.tokens) < FEWEST_EXAMPLES:
-            self._publish("done", duplicates)
+            self._publish("done", copies.result())
             return
-        plan = make_plan(task, most_tokens=self._most_tokens, query_tokens=self._query_tokens)
+        plan = make_plan(task, most_tokens=self._most_tokens, query_tokens=self._query_tokens, served=self.served)
         lengths = task.tokens.lengths
         shot_tokens = sum(int(lengths[order[: plan.points[-1]]].sum()) for order in plan.orders)
         rows = (len(plan.points) - 1) * plan.num_rows + plan.num_last
         self._total = shot_tokens + rows * len(plan.folds) * self._query_tokens
         for fold in range(len(plan.folds)):
             for _ in self._measure_fold(plan, fold):
-                self._publish("running", duplicates)
+                self._publish("running", copies.result() if copies.done() else Duplicates())
                 yield
+        while not copies.done():
+            time.sleep(_WAIT_S)
+            yield
         self._done = self._total
-        self._publish("done", duplicates)
+        self._publish("done", copies.result())
 
     def _measure_fold(self, plan: Plan, fold: int) -> Iterator[None]:
         """Answer the examples of a fold after each number of shots, all of which extend one prefix."""
-        engine, tokenized, order = self.answerer.engine, self.task.tokenized, plan.orders[fold]
-        room = len(tokenized.head_ids) + int(self.task.tokens.lengths[order[: plan.points[-1]]].sum())
-        prefix = engine.encode(tokenized.head_ids, room=room)
+        engine, order = self.answerer.engine, plan.orders[fold]
+        cache, room = self.answerer.cache, len(self._join(order[: plan.points[-1]]))
+        prefix = EMPTY_PREFIX
         for shots in plan.points:
-            ids = join_examples(tokenized, split="train", indices=order[:shots].astype(np.int32)).ids
+            ids = self._join(order[:shots])
+            if plan.as_served:  # requests may have extended it since, or it is on disk
+                prefix, _ = cache.get(engine, ids, most=0)
             while prefix.num_tokens < len(ids):
-                stop = min(len(ids), prefix.num_tokens + self._piece_tokens())
+                before = prefix.num_tokens
+                stop = min(len(ids), before + self._piece_tokens())
                 if engine.server is not None or engine.sharing_fault:
                     stop = len(ids)  # nothing is encoded yet
-                with self._timed(stop - prefix.num_tokens):
-                    prefix = engine.encode(ids[prefix.num_tokens : stop], after=prefix, room=room)
+                with self._timed(stop - before):
+                    if plan.as_served:
+                        prefix, _ = cache.get(engine, ids, most=stop - before, room=room)
+                    else:
+                        prefix = engine.encode(ids[before:stop], after=prefix, room=room)
                 yield
             wanted = plan.folds[fold][: plan.num_last if shots == plan.points[-1] else plan.num_rows].tolist()
             while wanted:
@@ -202,6 +150,9 @@ class TaskMeasuring:
                     self._answer(prefix, wanted[:size], shots=shots, is_last=shots == plan.points[-1])
                 wanted = wanted[size:]
                 yield
+
+    def _join(self, order: Order) -> NDArray[np.int32]:
+        return join_examples(self.task.tokenized, split="train", indices=order.astype(np.int32)).ids
 
     def _piece_tokens(self) -> int:
         return max(32, int(self._pace * _PIECE_S))
@@ -248,7 +199,7 @@ class TaskMeasuring:
 
     def _publish(self, state: State, duplicates: Duplicates) -> None:
         """Make what has been found so far the measurement."""
-        name, fewest = self.task.record.name, 1 if state == "done" else _FEWEST_ROWS
+        name, fewest = self.task.record.name, 1 if state == "done" else FEWEST_ROWS
         points = make_points(
             {shots: found for shots, found in self._found.scores.items() if len(found) >= fewest}, task=name
         )
@@ -278,7 +229,7 @@ class TaskMeasuring:
                 majority=found.majority,
                 majority_answer=majority_answer([one.answer for one in examples]) or "",
                 num_examples=len(examples),
-                num_shown=self.num_shown,
+                num_shown=len(self.served),
                 duplicates=found.duplicates,
             ),
             slope=None if slope is None else slope.mean,
@@ -297,6 +248,20 @@ class TaskMeasuring:
             majority_score(right, train_answers=common, metric=about["metric"]),
             chance_score(choices, test_answers=right, metric=about["metric"]),
         )
+
+
+def _find_in_background(examples: Sequence[ServedExample]) -> Future[Duplicates]:
+    """Look for near copies in another thread: among 20,000 examples it takes 12 s, for which no request should wait."""
+    found: Future[Duplicates] = Future()
+
+    def find() -> None:
+        try:
+            found.set_result(find_duplicates(examples))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=find, name="manyicl-copies", daemon=True).start()
+    return found
 
 
 class _Stopwatch:
@@ -342,7 +307,7 @@ class Measurer:
         return last if last.version == version else replace(last, state="waiting", fraction=0.0)
 
     def step(self) -> bool:
-        """Do a piece of work in less than a second; return whether there was any."""
+        """Do a piece of work in a second or two; return whether there was any."""
         if self._current is None and not self._begin():
             return False
         assert self._current is not None
@@ -385,8 +350,8 @@ class Measurer:
                 continue
             self._tried[task] = version
             ids = self.book.get(name)
-            num_shown = len(choose_shots(ids, replace(self._choice, policy="random", ids=())).order)
-            measuring = TaskMeasuring(ids, self.answerer, most_tokens=self._most_tokens, num_shown=num_shown)
+            served = choose_shots(ids, replace(self._choice, policy="random", ids=())).order
+            measuring = TaskMeasuring(ids, self.answerer, most_tokens=self._most_tokens, served=served)
             self._current = (name, task, measuring, measuring.pieces())
             return True
         self._looked = now
