@@ -82,7 +82,13 @@ def test_the_document_has_every_route_and_one_shape_of_errors(url):
         "/readyz",
         "/metrics",
     }
+    listed = httpx2.get(f"{url}/docs")
+    assert listed.headers["content-type"].startswith("text/html")
     for path, operations in document["paths"].items():
+        assert f"<code>{next(iter(operations)).upper()} {path}</code>" in listed.text
         for operation in operations.values():
             assert "default" in operation["responses"], path
             assert operation["description"], path
+    # Offline, and as the content security policy has it: no script, nothing from elsewhere.
+    assert "<script" not in listed.text
+    assert "//" not in listed.text

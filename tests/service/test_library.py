@@ -13,6 +13,7 @@ import pytest
 from manyicl.service.library import FILE, Library
 from manyicl.service.refusals import LibraryFault, TaskExists, UnknownTask
 from manyicl.service.served import open_service
+from manyicl.service.settings import ServiceSettings
 from manyicl.tasks.task import Example
 from tests.service.conftest import QUIET, ROWS
 from tests.support.killed_writes import ABOUT, kill_once
@@ -192,6 +193,18 @@ def test_what_one_service_changes_the_other_sees_with_its_next_request(seed_mode
         assert (second.task_version, second.shots[-1]) == (2, id_)
         other.remove_task("animals")
         assert one.tasks() == []
+
+
+def test_a_measurement_that_one_service_made_is_not_made_again_by_another(seed_model, tmp_path):
+    small = ServiceSettings(measure_tokens=5_000)
+    with (
+        open_service(seed_model, data=tmp_path, settings=QUIET) as busy,
+        open_service(seed_model, data=tmp_path) as idle,
+    ):
+        busy.add_task(ROWS, name="animals")
+        made = idle.task("animals").measure(120)
+        with open_service(seed_model, data=tmp_path, settings=small) as third:
+            assert third.task("animals").measure(10) == made  # with its own tokens it would have another curve
 
 
 def test_tasks_are_there_again_when_the_service_is_opened_again(seed_model, tmp_path):

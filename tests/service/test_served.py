@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 import manyicl
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.model import tokenize_for
@@ -97,6 +98,23 @@ def test_every_row_with_an_answer_is_an_example_whatever_its_split(service, tmp_
     registration = task.registration
     assert (registration.kept, registration.dropped) == (80, {"duplicate input": 1, "duplicate with another answer": 1})
     assert task.examples(start=78) == task.examples(limit=1000)[78:]
+
+
+def test_an_upload_is_tokenised_once(service, monkeypatch):
+    tokenised = []
+    real = TaskTokenizer.tokenize_examples
+
+    def count(self, examples):
+        tokenised.extend(example.input for example in examples)
+        return real(self, examples)
+
+    monkeypatch.setattr(TaskTokenizer, "tokenize_examples", count)
+    task = service.add_task(ROWS, name="animals")
+    task.predict("the red fox")
+    assert sorted(tokenised) == sorted(row["input"] for row in ROWS)
+    task.add_examples([{"input": "a late fox", "answer": "fox"}])
+    task.predict("the red fox")
+    assert sorted(tokenised) == sorted([*(row["input"] for row in ROWS), "a late fox"])
 
 
 def test_rows_are_added_by_our_names_whatever_the_columns_of_the_file_were(service, tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from manyicl.server import ServerSettings, create_app
+from manyicl.server.access import load_tokens
 from manyicl.server.protocol import ImpatientProtocol
 from tests.support.slow_service import wait_until
 
@@ -96,8 +97,14 @@ def _read_lines(process: subprocess.Popen[str], served: Served, lines: queue.Que
 @contextmanager
 def app_in_thread(service: Any, settings: ServerSettings = ServerSettings()) -> Iterator[str]:  # noqa: B008
     """Serve a service of this process on a free port; give the block its URL."""
+    tokens = load_tokens(settings.token_file) if settings.token_file is not None else None
     config = uvicorn.Config(
-        create_app(service, settings), port=0, http=ImpatientProtocol, ws="none", log_config=None, access_log=False
+        create_app(service, settings, tokens=tokens),
+        port=0,
+        http=ImpatientProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -15,10 +15,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 
-from manyicl.server.access import load_tokens
+from manyicl.server.access import Tokens
 from manyicl.server.gate import Gate, needed_role
 from manyicl.server.operations import Metrics, make_operation_routes
 from manyicl.server.problems import OPENAI_ROUTES, PROBLEM_TYPE, ProblemBody, find_problem, handle_errors
+from manyicl.server.reference import make_reference
 from manyicl.server.routes.bodies import ExampleBody, UploadBody
 from manyicl.server.routes.completions import make_completion_routes
 from manyicl.server.routes.predict import make_predict_routes
@@ -31,13 +32,11 @@ _ABOUT = """One model, every task: upload labelled examples, and ask. Errors are
 routes they have OpenAI's shape."""
 
 
-def create_app(service: Service, settings: ServerSettings) -> FastAPI:
+def create_app(service: Service, settings: ServerSettings, *, tokens: Tokens | None = None) -> FastAPI:
     """Return the application that serves `service`, which is closed with it.
 
-    Raises:
-        UserError: the file of tokens cannot be used.
+    tokens: those of `settings.token_file`; None: no token is needed.
     """
-    tokens = load_tokens(settings.token_file) if settings.token_file is not None else None
     metrics = Metrics(service)
     app = FastAPI(
         title="manyicl",
@@ -45,6 +44,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         description=_ABOUT,
         version=version("manyicl"),
         lifespan=partial(_living, service, settings),
+        docs_url=None,  # its page loads scripts from a CDN; ours is `make_reference`
         redoc_url=None,
     )
     app.add_middleware(Gate, settings=settings, tokens=tokens, metrics=metrics)
@@ -56,6 +56,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         make_operation_routes(service, settings, metrics),
     ):
         app.include_router(routes)
+    app.include_router(make_reference(app))
     if has_page():
         app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     app.openapi = partial(_describe, app, with_tokens=tokens is not None)  # type: ignore[method-assign]

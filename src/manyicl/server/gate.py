@@ -17,14 +17,10 @@ from manyicl.server.operations import Metrics
 from manyicl.server.problems import CLIENT_LEFT, ProblemError, answer_problem, find_problem
 from manyicl.server.settings import ServerSettings
 
-# What a page of this server may load: its own files. /docs is FastAPI's own page, whose scripts come from a CDN.
+# What a page of this server may load: its own files.
 _PAGE_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none';"
     " img-src 'self' data:"
-)
-_DOCS_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'self' 'unsafe-inline'"
-    " https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com; frame-ancestors 'none'"
 )
 _ASKING = re.compile(r"/v1/(tasks/[^/]+/predict|completions|chat/completions)")
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
@@ -160,8 +156,7 @@ class _Passage:
             headers["x-request-id"] = self.id
             headers["x-content-type-options"] = "nosniff"
             headers["referrer-policy"] = "no-referrer"
-            is_docs = self.scope["path"].startswith(("/docs", "/redoc"))
-            headers["content-security-policy"] = _DOCS_POLICY if is_docs else _PAGE_POLICY
+            headers["content-security-policy"] = _PAGE_POLICY
             if self.scope["path"].startswith("/v1"):
                 headers["cache-control"] = "no-store"
         try:

@@ -75,9 +75,8 @@ def run_server(
         UserError: the address is in use or cannot be had, it can be reached from elsewhere and there are no tokens, or
             the file of tokens cannot be used.
     """
-    if settings.token_file is not None:
-        load_tokens(settings.token_file)
-    elif not is_loopback(settings.host):
+    tokens = load_tokens(settings.token_file) if settings.token_file is not None else None
+    if tokens is None and not is_loopback(settings.host):
         raise UserError(
             f"--host {settings.host}: other computers could reach it, and there are no tokens; make one with `manyicl"
             " token --file tokens.txt --role admin` and add --token-file tokens.txt"
@@ -87,7 +86,7 @@ def run_server(
         port = listener.getsockname()[1]
         service = open_service()
         try:
-            app = create_app(service, replace(settings, port=port))
+            app = create_app(service, replace(settings, port=port), tokens=tokens)
             set_up_logs(as_json=settings.log_json)
             config = uvicorn.Config(
                 app,

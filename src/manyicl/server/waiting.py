@@ -54,16 +54,12 @@ async def wait_for(request: Request, submit: Callable[[], AnyTicket[Outcome]], *
             return outcome.result()
         if leaving.done():
             raise ProblemError("client-left", CLIENT_LEFT, "the client closed the connection")
-        raise _late(deadline_s)
+        raise DeadlinePassed.after(deadline_s)
     finally:
         leaving.cancel()
         if not outcome.done():
             ticket.cancel()
             outcome.cancel()
-
-
-def _late(deadline_s: float) -> DeadlinePassed:
-    return DeadlinePassed(f"no answer within {deadline_s:g} s; try again later, or ask for a longer deadline")
 
 
 async def _wait_until_left(request: Request) -> None:
@@ -136,7 +132,7 @@ class Stream(Generic[Outcome]):
                         piece = await self._queue.get()
             except TimeoutError:
                 if time.monotonic() > self._late:
-                    raise _late(self._deadline_s) from None
+                    raise DeadlinePassed.after(self._deadline_s) from None
                 yield None
                 continue
             if piece is None:

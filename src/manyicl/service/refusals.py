@@ -49,6 +49,12 @@ class QueueFull(UserError):  # noqa: N818
 class DeadlinePassed(UserError):  # noqa: N818
     """No answer in the time that the caller allowed."""
 
+    @classmethod
+    def after(cls, seconds: float) -> DeadlinePassed:
+        """Return the refusal of a request that waited so long for its answer."""
+        shown = f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
+        return cls(f"no answer within {shown} s; try again later, or allow more time")
+
 
 class Closing(UserError):  # noqa: N818
     """The service is closed, or takes no more requests because it is being closed."""

@@ -288,8 +288,7 @@ class WaitingLine:
             self.outcomes["cancelled"] += 1
         elif not request.is_over:
             self.outcomes["late"] += 1
-            waited = time.monotonic() - request.since
-            request.fail(DeadlinePassed(f"no answer within {waited:.3g} s; try again later, or allow more time"))
+            request.fail(DeadlinePassed.after(time.monotonic() - request.since))
 
     def wake(self) -> None:
         """Make `take` look again."""
@@ -321,7 +320,7 @@ def wait_for(ticket: Ticket[Outcome], *, timeout: float | None) -> Outcome:
         return ticket.future.result(timeout)
     except TimeoutError:
         ticket.cancel()
-        raise DeadlinePassed(f"no answer within {timeout:g} s; try again later, or allow more time") from None
+        raise DeadlinePassed.after(timeout or 0) from None
 
 
 def to_deadline(seconds: float | None) -> float | None:

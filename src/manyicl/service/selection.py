@@ -103,6 +103,19 @@ class TaskBook:
         self._lock = threading.Lock()
         self._known: OrderedDict[int, TaskIds] = OrderedDict()
         self._pieces: dict[int, dict[tuple[str, str], Piece | str]] = {}
+        self._uploaded: dict[tuple[str, str], Piece | str] = {}  # of the last upload, until its task is read
+
+    def check_writable(self, task: Task) -> dict[str, int]:
+        """Return how many examples of an upload the model's tokenizer cannot write, by reason; keep what it wrote.
+
+        Raises:
+            BadExamples: so many that the task would not be the one that was meant, or all.
+        """
+        pieces = _write_pieces(task.train, self.model.tokenizer)
+        lost = _check_pieces(task, pieces, model=self.model)
+        with self._lock:
+            self._uploaded = pieces
+        return lost
 
     def get(self, name: str) -> TaskIds:
         """Return a task as the library has it now.
@@ -117,7 +130,8 @@ class TaskBook:
                 self._known.move_to_end(record.id)
                 return known
             record, examples = self.library.read_task(name)
-            pieces = self._pieces.get(record.id, {})
+            pieces = {**self._uploaded, **self._pieces.get(record.id, {})}
+            self._uploaded = {}
             fresh, pieces = make_task_ids(record, examples, model=self.model, pieces=pieces)
             fresh = replace(fresh, most_shot_tokens=self._most_shot_tokens)
             self._known[record.id], self._pieces[record.id] = fresh, pieces
@@ -159,13 +173,10 @@ def make_task_ids(
     return TaskIds(record, tuple(examples), tokenized, labels, model.max_tokens), kept
 
 
-def check_writable(task: Task, model: InferenceModel) -> dict[str, int]:
-    """Return how many examples the model's tokenizer cannot write, by reason.
-
-    Raises:
-        BadExamples: so many that the task would not be the one that was meant, or all.
-    """
-    pieces = _write_pieces(task.train, model.tokenizer)
+def _check_pieces(
+    task: Task, pieces: Mapping[tuple[str, str], Piece | str], *, model: InferenceModel
+) -> dict[str, int]:
+    """Return how many examples cannot be written, by reason. Raises BadExamples if too few can."""
     dropped = _count_reasons(pieces.values())
     tokens = _join_pieces(pieces.values())
     tokenized = TokenizedTask(

@@ -41,7 +41,7 @@ from manyicl.service.requests import (
     to_deadline,
     wait_for,
 )
-from manyicl.service.selection import Shots, TaskBook, TaskIds, check_writable, choose_shots, count_fitting
+from manyicl.service.selection import Shots, TaskBook, TaskIds, choose_shots, count_fitting
 from manyicl.service.served_task import ServedTask
 from manyicl.service.settings import ServiceSettings, ShotChoice
 from manyicl.service.worker import Background, NoBackground, ServiceStats, Worker
@@ -197,7 +197,7 @@ class Service:
         with self._open() as library:
             read = read_examples(source, name=name, settings=settings, most=self.settings.max_examples)
             kept = name if name is not None else read.task.name
-            lost = check_writable(read.task, self._model)
+            lost = self._book.check_writable(read.task)
             about = read.about()
             notes = [f"{number:,} examples are never shown ({reason})" for reason, number in lost.items()]
             about["registration"]["warnings"] = [*about["registration"]["warnings"], *notes]
@@ -426,7 +426,7 @@ class Service:
             settings = append_settings(library.task(name).about, source)
             most = self.settings.max_examples
             read = read_examples(source, name=name, settings=settings, most=most)
-            check_writable(read.task, self._model)
+            self._book.check_writable(read.task)
             with library.changing(name) as change:
                 registration = append_examples(change, read, most=most)
         self._line.wake()
