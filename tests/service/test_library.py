@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from datetime import UTC, datetime
 
 import pytest
 
+from manyicl.service import library as library_module
 from manyicl.service.library import FILE, Library
 from manyicl.service.refusals import LibraryFault, TaskExists, UnknownTask
 from manyicl.service.served import open_service
@@ -205,6 +209,30 @@ def test_a_measurement_that_one_service_made_is_not_made_again_by_another(seed_m
         made = idle.task("animals").measure(120)
         with open_service(seed_model, data=tmp_path, settings=small) as third:
             assert third.task("animals").measure(10) == made  # with its own tokens it would have another curve
+
+
+def test_a_clock_that_jumps_neither_loses_nor_reorders_anything(seed_model, tmp_path, monkeypatch):
+    """Orders go by ids and versions, waiting by the monotonic clock; dates are only shown."""
+    years = itertools.cycle([2026, 1971, 2099])
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(next(years), 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(library_module, "datetime", Jumping)
+    monkeypatch.setattr(time, "time", lambda: Jumping.now(UTC).timestamp())
+    with open_service(seed_model, data=tmp_path, settings=QUIET) as service:
+        task = service.add_task(ROWS, name="animals")
+        [before] = task.predict("the red fox", timeout=60)
+        ids = [task.add_example(f"a late owl {number}", "owl") for number in range(5)]
+        [after] = service.task("animals").predict("the red fox", timeout=60)
+    assert ids == sorted(ids)
+    assert after.shots == (*before.shots, *(id_ for id_ in after.shots if id_ in ids))
+    assert set(ids) <= set(after.shots)
+    with open_service(seed_model, data=tmp_path, settings=QUIET) as service:
+        assert service.task("animals").num_examples == len(ROWS) + 5
+        assert service.task("animals").predict("the red fox", timeout=60)[0].shots == after.shots
 
 
 def test_tasks_are_there_again_when_the_service_is_opened_again(seed_model, tmp_path):
