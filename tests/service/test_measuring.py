@@ -209,7 +209,7 @@ def test_the_sentence_says_no_more_than_the_intervals():
     )
     assert "would hardly help" in write_sentence(POINTS, Interval(0.0, -0.01, 0.005), **TELL)
     assert "is not clear" in write_sentence(POINTS, Interval(0.02, -0.01, 0.05), **TELL)
-    assert "the window holds 60 of 100 examples" in write_sentence(
+    assert "an input is shown 60 of 100 examples" in write_sentence(
         POINTS, Interval(0.05, 0.02, 0.08), **{**TELL, "num_shown": 60}
     )
     assert "not clearly better" in write_sentence(POINTS, None, **{**TELL, "majority": 0.75})

@@ -217,8 +217,8 @@ def _tell_slope(slope: Interval | None, *, num_examples: int, num_shown: int) ->
         gain = f"the last doublings of the shots added {_points(slope.mean)} points each ({change})"
         if is_full:
             return (
-                f"More shots would help: {gain}, but the window holds {num_shown:,} of {num_examples:,} examples; try"
-                " the policy 'nearest', or a longer window."
+                f"More shots would help: {gain}, but an input is shown {num_shown:,} of {num_examples:,} examples; try"
+                " the policy 'nearest', or a higher limit of shots."
             )
         return f"More examples would help: {gain}."
     if slope.high < _SMALL:
