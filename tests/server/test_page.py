@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from manyicl.server import ServerSettings, make_token
 from tests.server.conftest import ROWS, rows_as_csv
 from tests.support.serving import app_in_thread
-from tests.support.slow_service import SlowService
+from tests.support.slow_service import SlowService, wait_until
 
 pytestmark = [
     pytest.mark.browser,
@@ -156,6 +156,8 @@ def test_the_same_input_again_corrects_its_example(page, url):
 
 def test_a_task_is_asked_and_deleted_with_the_keyboard_alone(page, url):
     assert httpx2.post(f"{url}/v1/tasks", json={"name": "keys", "examples": ROWS[:20]}).status_code == 201
+    # The end of the measurement is announced too, perhaps right after the answer.
+    assert wait_until(lambda: httpx2.get(f"{url}/v1/tasks/keys/curve").json()["state"] == "done", seconds=PATIENCE_S)
     page.refresh()
     wait(page, "#tasks", "keys")
     press_tab_until(page, lambda element: element.text.startswith("keys"))
