@@ -20,6 +20,7 @@ from manyicl.training import run as runs
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
 from tests.cli.test_app import refusal, run_manyicl
+from tests.support.forked import run_forked
 from tests.trajectory.setting import python_process, write_setting
 
 FULL = Path("/dev/full")  # every write to it finds the disk full
@@ -154,6 +155,38 @@ def test_closed_input_is_one_line_and_closed_output_is_none(tmp_path):
     check = f"{sys.executable} -m manyicl check {config.tasks.folder}"
     ended = subprocess.run(["sh", "-c", f"{check} >&-"], **environment, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@needs_full
+def test_a_full_standard_error_leaves_the_output_and_the_exit_code_as_they_are(tmp_path):
+    """Beyond the list of field trials: it was exit code 1, for a traceback that nobody could see."""
+    (tmp_path / "desk.csv").write_text("input,answer\n" + "the bell rings,yes\nno bell,no\n" * 3)
+    check = [sys.executable, "-m", "manyicl", "check", tmp_path]
+    with FULL.open("w") as full:
+        environment = python_process([])["env"]
+        ended = subprocess.run(check, stdout=subprocess.PIPE, stderr=full, env=environment, text=True, check=False)
+        assert (ended.returncode, "desk" in ended.stdout) == (1, True)
+        ended = subprocess.run([*check, "--no-such-option"], stderr=full, env=environment, check=False)
+        assert ended.returncode == 2
+
+
+@pytest.mark.slow
+@needs_full
+def test_what_takes_long_goes_on_when_standard_error_is_full(tmp_path):
+    """A traceback ended `eval`, `curve`, `ask` and `train` when they first told their progress."""
+    config = write_setting(tmp_path, num_steps=1)
+    environment = python_process([])["env"]
+    asking = ["--tasks", config.tasks.folder, "--task", "animals"]
+    queries = tmp_path / "queries.txt"
+    queries.write_text("a fox\n")
+    for arguments, told in (
+        (["train", tmp_path / "recipe.toml", "--out", tmp_path / "run"], f"model: {tmp_path / 'run' / 'model'}"),
+        (["eval", tmp_path / "start", *asking, "--shots", "0", "--draws", "1", "--queries", "2"], "animals"),
+        (["curve", tmp_path / "start", *asking, "--episodes", "1"], "animals"),
+        (["ask", tmp_path / "start", queries, *asking, "--json"], '"input": "a fox"'),
+    ):
+        ended = run_forked((["-m", "manyicl", *map(str, arguments)], environment), err="/dev/full")
+        assert (ended.returncode, told in ended.stdout) == (0, True), arguments[0]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):

@@ -1,15 +1,33 @@
 """The command `manyicl`, and `python -m manyicl`, also under `accelerate launch -m manyicl`."""
 
+from __future__ import annotations
+
+import io
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from manyicl.errors import TerminatedError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+
+class _LenientFile(io.FileIO):
+    """A file that drops what the system does not take, because its disk is full or nobody reads the pipe any more."""
+
+    def write(self, data: Buffer, /) -> int:
+        """Write, and call it written either way."""
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
 
 
 def run() -> None:
     """Run the command line. Ctrl-C (exit code 130) and SIGTERM (143) are one line at any time, imports included."""
+    _let_stderr_fail()
     if "RANK" not in os.environ:  # the processes of a launch may wait for each other, and must end at once
         signal.signal(signal.SIGTERM, _stop)
     try:
@@ -19,6 +37,18 @@ def run() -> None:
     except KeyboardInterrupt as error:
         sys.stderr.write("stopped\n")
         sys.exit(143 if isinstance(error, TerminatedError) else 130)
+
+
+def _let_stderr_fail() -> None:
+    """Go on if standard error takes no more: progress and warnings are no reason to lose a result or hours of training.
+
+    Libraries write to it as well, so this is done once for all of them, before any is imported.
+    """
+    if type(sys.stderr) is not io.TextIOWrapper:
+        return  # it is closed, or somebody who calls this has put a stream of their own in its place
+    raw = _LenientFile(sys.stderr.fileno(), "w", closefd=False)
+    encoding, errors = sys.stderr.encoding, sys.stderr.errors
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=True)
 
 
 def _stop(*_: object) -> NoReturn:

@@ -186,12 +186,14 @@ def compare(
     recipe: a file (TOML) with a section [compare], or None with `resume`.
     out: a new folder. Default: runs/RECIPE-TIME.
     resume: the folder of a comparison that was stopped.
+    overrides: changes to the recipe, such as `compare.draws=10`; with `resume`, only where its files lie now, such as
+        `tasks.folder=PATH`, and they must be the same files.
     seeds: only these of its training seeds, one GPU each for instance. Default: all.
     console: where progress is printed. Default: nowhere.
 
     Raises:
-        UserError: the recipe is wrong, both or neither of `recipe` and `resume` are given, `resume` comes with what it
-            keeps as it is (`out`, `overrides`), or this is one of several ranks.
+        UserError: the recipe is wrong, both or neither of `recipe` and `resume` are given, `resume` comes with `out` or
+            with overrides of what must stay as it is, or this is one of several ranks.
     """
     from manyicl.comparison import CompareConfig, check_seeds, open_comparison, refuse_ranks, run_comparison
     from manyicl.files import default_folder
@@ -201,11 +203,11 @@ def compare(
     refuse_ranks()
     if (recipe is None) == (resume is None):
         raise UserError("compare: give either a recipe (*.toml) or resume=FOLDER of a comparison that was stopped")
-    if resume is not None and (out is not None or overrides):
-        raise UserError(f"resume={resume}: keeps its own folder and recipe; omit `out` and `overrides`")
+    if resume is not None and out is not None:
+        raise UserError(f"resume={resume}: keeps its own folder; omit `out`")
     config = load_recipe(Path(recipe), overrides=overrides, kind=CompareConfig) if recipe is not None else None
     folder = Path(resume or out or default_folder(Path(recipe or "").stem))
-    grid = open_comparison(folder, config)
+    grid = open_comparison(folder, config, overrides=overrides if config is None else ())
     check_seeds(grid, seeds)
     run_comparison(grid, seeds=seeds, console=console or make_console(quiet=True))
     return write_outcome(grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from manyicl.comparison.settings import CompareConfig
 from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison
 from manyicl.errors import UserError
+from manyicl.models.loading import LoraSettings
+from manyicl.models.seed import SEED_MODEL
 from manyicl.tasks.task import load_tasks
+from manyicl.training.run_folder import RunFolder
 from tests.support.comparison_setting import make_recipe, write_world
+from tests.trajectory.setting import run_command
 
 
 @pytest.fixture
@@ -68,7 +73,10 @@ def test_a_changed_text_is_refused_by_name(began):
     Path(text).write_text(Path(text).read_text(encoding="utf-8") + "One more line.\n", encoding="utf-8")
     assert refusal(folder).startswith(f"{text}: this text is not what it was when the comparison in {folder} began; ")
     Path(text).unlink()
-    assert refusal(folder).startswith(f"compare.text_files: {text}: cannot be read (No such file or directory); ")
+    assert refusal(folder).endswith(
+        f": compare.text_files = {text} is not there any more; if it was moved, say where it is now: manyicl compare"
+        f""" --resume {folder} 'compare.text_files=["PATH"]'"""
+    )
 
 
 @pytest.mark.slow
@@ -118,18 +126,79 @@ def test_results_that_an_earlier_version_asked_after_other_shots_are_not_added_t
         run_comparison(grid, console=Console(file=StringIO()))
 
 
-def test_a_comparison_whose_project_was_moved_says_where_to_write_the_new_place(tmp_path):
+def test_a_comparison_whose_project_was_moved_goes_on_with_the_new_places(tmp_path):
     """It was "no such folder; give a folder of tasks", which `--resume` does not take."""
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     open_comparison(old / "out", make_recipe(old, write_world(old)))
     old.rename(new)
-    recipe = new / "out" / "recipe.toml"
-    with pytest.raises(UserError) as refused:
-        open_comparison(new / "out", None)
-    assert str(refused.value).startswith(f"{recipe}: tasks.folder = {old / 'tasks'} is not there any more; if it was")
-    recipe.write_text(recipe.read_text().replace(f"{old}/", f"{new}/"))
-    assert open_comparison(new / "out", None).config.tasks.folder == str(new / "tasks")
+    out = new / "out"
+    assert refusal(out) == (
+        f"resume={out}: tasks.folder = {old / 'tasks'} and compare.text_files = {old / 'neutral.txt'} is not there any"
+        f" more; if it was moved, say where it is now: manyicl compare --resume {out} tasks.folder=PATH"
+        """ 'compare.text_files=["PATH"]'"""
+    )
+    places = [f"tasks.folder={new / 'tasks'}", f'compare.text_files=["{new / "neutral.txt"}"]']
+    open_comparison(out, None, overrides=places)
+    config = open_comparison(out, None).config
+    assert (config.tasks.folder, config.compare.text_files) == (str(new / "tasks"), (str(new / "neutral.txt"),))
+
+
+def test_new_places_of_a_comparison_must_hold_the_same_files(began, tmp_path):
+    folder, config = began
+    recipe = (folder / "recipe.toml").read_bytes()
+
+    def refused(*overrides: str) -> str:
+        with pytest.raises(UserError) as told:
+            open_comparison(folder, None, overrides=overrides)
+        assert (folder / "recipe.toml").read_bytes() == recipe
+        return str(told.value)
+
+    assert refused("compare.draws=7", "train.num_steps=9") == (
+        f"resume={folder}: train.num_steps, compare.draws would be another than in its recipe.toml; leave it out to go"
+        " on (only tasks.folder, model.path, compare.text_files may change), or start anew in another folder"
+    )
+    tasks = shutil.copytree(config.tasks.folder, tmp_path / "copy")
+    file = change_tests(tasks, config.compare.held_out_tasks[0])
+    assert refused(f"tasks.folder={tasks}").startswith(f"{file}: task '{file.stem}' is not what it was when")
+    (tmp_path / "other.txt").write_text("Another text.\n" * 30)
+    told = refused(f'compare.text_files=["{tmp_path / "other.txt"}"]')
+    assert told.startswith(f"{tmp_path / 'other.txt'}: this text is not what it was when")
+    assert refused("compare.text_files=[]").startswith("compare.text_files: names 0 texts, but the comparison in")
+    model = shutil.copytree(SEED_MODEL, tmp_path / "model")
+    weights = model / "model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
+    told = refused(f"model.path={model}")
+    assert told.startswith(f"model.path = {model}: holds other weights than the comparison in {folder} began with; ")
+    assert refused(f"tasks.folder={tmp_path / 'nowhere'}").startswith(f"resume={folder}: tasks.folder = ")
+
+
+@pytest.mark.slow
+def test_a_moved_comparison_is_resumed_and_its_adapters_are_answered_on_the_moved_base(tmp_path):
+    """Its runs know their base by its old path, and a finished trial is still taken over as the run that it is."""
+    old, new = tmp_path / "old", tmp_path / "elsewhere"
+    old.mkdir()
+    base = shutil.copytree(SEED_MODEL, old / "base")
+    config = make_recipe(
+        old, write_world(old), arms=["base", "manyicl"], flips=False, orders=False, text_files=[], learning_rates=[1e-3]
+    )
+    model = config.model.model_copy(update={"path": str(base), "lora": LoraSettings(rank=2, alpha=2)})
+    grid = open_comparison(old / "out", config.model_copy(update={"model": model}))
+    trial = next(item for item in grid.work() if item.rate is not None)
+    run_comparison(grid, seeds=[], console=Console(file=StringIO()))  # the trials alone
+    assert grid.is_done(trial)
+    old.rename(new)
+    (new / "base").rename(new / "start")
+    code = run_command(
+        *("compare", "--resume", new / "out", f"tasks.folder={new / 'tasks'}", f"model.path={new / 'start'}")
+    )
+    assert code.returncode == 0, code.stderr
+    run = RunFolder(new / "out" / "seed-0" / "manyicl")
+    assert run.read_config().model.path == str(new / "start")
+    assert json.loads((run.model / "adapter_config.json").read_text())["base_model_name_or_path"] == str(new / "start")
+    trained = RunFolder(new / "out" / "trials" / "0.001" / "manyicl").read_state()
+    assert run.read_state().wall_s == trained.wall_s  # copied, not trained again
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])

@@ -58,13 +58,17 @@ class ForkedPopen:
         self.process.join()
 
 
-def run_forked(*processes: tuple[Sequence[str], Mapping[str, str]]) -> subprocess.CompletedProcess[str]:
+def run_forked(
+    *processes: tuple[Sequence[str], Mapping[str, str]], err: str | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run Python on each (script, environment) at once from the repository's root; return all as one when they end.
 
     A script is `["-m", module, ...]` or `[file, ...]`. If one fails, the others are killed, as by a launcher.
+    err: the device that standard error goes to. Default: it is returned.
     """
     with tempfile.TemporaryDirectory() as folder:
-        streams = [(Path(folder, f"{number}.out"), Path(folder, f"{number}.err")) for number in range(len(processes))]
+        errors = [Path(folder, f"{number}.err") if err is None else Path(err) for number in range(len(processes))]
+        streams = [(Path(folder, f"{number}.out"), file) for number, file in enumerate(errors)]
         started = [
             FORKS.Process(target=_become, args=(list(script), dict(environment), *map(str, files)))
             for (script, environment), files in zip(processes, streams, strict=True)
@@ -72,10 +76,10 @@ def run_forked(*processes: tuple[Sequence[str], Mapping[str, str]]) -> subproces
         for process in started:
             process.start()
         code = _wait(started)
-        out, err = (
-            "".join(file.read_text() for file in files if file.exists()) for files in zip(*streams, strict=True)
+        out, told = (
+            "".join(file.read_text() for file in files if file.is_file()) for files in zip(*streams, strict=True)
         )
-    return subprocess.CompletedProcess([script for script, _ in processes], code, out, err)
+    return subprocess.CompletedProcess([script for script, _ in processes], code, out, told)
 
 
 def launch_forked(script: Sequence[str], environment: Mapping[str, str], *, ranks: int) -> subprocess.CompletedProcess:

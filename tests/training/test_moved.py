@@ -21,7 +21,7 @@ from manyicl.tasks.task import load_tasks
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
 from tests.conftest import tiny_model, train_tokenizer
-from tests.trajectory.setting import write_setting
+from tests.trajectory.setting import run_command, write_setting
 
 
 def load(path: Path):
@@ -66,11 +66,23 @@ def test_a_moved_run_goes_on_with_new_paths_where_the_same_files_lie(moved):
         f"resume={run}: tasks.folder = {old / 'tasks'} and model.path = {old / 'start'} is not there any more; if it"
         f" was moved, say where it is now: manyicl train --resume {run} tasks.folder=PATH model.path=PATH"
     )
-    overrides = [f"tasks.folder={new / 'tasks'}", f"model.path={new / 'start'}"]
-    assert train(RunFolder(run).read_config(overrides=overrides), out=run, resume=True).held_out
+    # As the command line that is told there: it took the first place for the path of a recipe.
+    done = run_command("train", "--resume", run, f"tasks.folder={new / 'tasks'}", f"model.path={new / 'start'}")
+    assert (done.returncode, f"model: {run / 'model'}" in done.stdout) == (0, True), done.stderr
     kept = RunFolder(run).read_config()
     assert (kept.tasks.folder, kept.model.path) == (str(new / "tasks"), str(new / "start"))
     assert json.loads((run / "run.json").read_text())["finished"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_takes_new_paths_and_its_adapter_the_base(moved):
+    _, new = moved
+    run = RunFolder(new / "run")
+    (new / "start").rename(new / "elsewhere")
+    overrides = [f"tasks.folder={new / 'tasks'}", f"model.path={new / 'elsewhere'}"]
+    train(run.read_config(overrides=overrides), out=run.path, resume=True)
+    assert run.read_config().model.path == str(new / "elsewhere")
+    assert load_for_inference(str(run), precision="fp32").path == str(run)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manyicl.cli.options import stoppable
+from manyicl.cli.options import split_overrides, stoppable
 from manyicl.errors import UserError
 
 commands = typer.Typer()
@@ -35,7 +35,8 @@ def compare(
     """Train the arms of the paper from one recipe, matched by tokens, evaluate them alike, and write a report.
 
     The arms: base, zero-shot and few-shot fine-tuning, ManyICL, and a dedicated model per task. Resume a killed
-    comparison with --resume DIR. To use several GPUs, start it once per GPU with --resume DIR --seed N.
+    comparison with --resume DIR, and one whose files were moved with --resume DIR tasks.folder=PATH (or model.path,
+    compare.text_files). To use several GPUs, start it once per GPU with --resume DIR --seed N.
     """
     from manyicl import verbs
     from manyicl.comparison import open_comparison
@@ -47,6 +48,8 @@ def compare(
     if status is not None:
         console.print(grid_table(open_comparison(status, None)))
         return
+    if resume is not None:
+        recipe, overrides = split_overrides(recipe, overrides)
     if resume is not None and (recipe is not None or out is not None):
         raise UserError(f"--resume {resume}: keeps its own recipe and folder; omit RECIPE and --out")
     if recipe is None and resume is None:

@@ -83,6 +83,18 @@ def _flag(name: str) -> str:
     return "--compile" if name == "compiled" else f"--{name.replace('_', '-').replace('.', '-')}"
 
 
+def split_overrides(recipe: Path | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
+    """Return the recipe and the overrides of a command that is resumed: the first argument may be an override, too.
+
+    >>> split_overrides(Path("tasks.folder=/new/tasks"), ["model.path=base"])
+    (None, ['tasks.folder=/new/tasks', 'model.path=base'])
+    """
+    given = list(overrides or ())
+    if recipe is not None and "=" in str(recipe) and not recipe.exists():
+        return None, [str(recipe), *given]
+    return recipe, given
+
+
 EndpointModel = Annotated[
     str | None, typer.Option("--endpoint-model", help="The server's name for the model. Default: MODEL_OR_RUN.")
 ]

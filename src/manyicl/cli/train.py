@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manyicl.cli.options import ModelPath, stoppable
+from manyicl.cli.options import ModelPath, split_overrides, stoppable
 from manyicl.errors import UserError
 
 commands = typer.Typer()
@@ -28,7 +28,8 @@ def train(
 ) -> None:
     """Fine-tune as a recipe says, into a run directory that holds everything.
 
-    A run that was stopped, or was out of memory: manyicl train --resume DIR [train.recompute=full]
+    A run that was stopped, or was out of memory: manyicl train --resume DIR [train.recompute=full]. One whose tasks or
+    base were moved: manyicl train --resume DIR tasks.folder=PATH model.path=PATH
     """
     from manyicl.cli.tables.runs import held_out_table, plan_table
     from manyicl.console import make_console
@@ -42,11 +43,10 @@ def train(
     if resume is not None and out is not None:
         raise UserError(f"--out {out}: a run is resumed in its own folder; omit --out")
     if resume is not None:
-        if recipe is not None and "=" in recipe.name and not recipe.exists():
-            recipe, overrides = None, [str(recipe), *(overrides or ())]
-        config = RunFolder(resume).read_config(overrides=overrides or ())
+        recipe, overrides = split_overrides(recipe, overrides)
+        config = RunFolder(resume).read_config(overrides=overrides)
         if recipe is not None:
-            config = load_recipe(recipe, overrides=overrides or ())
+            config = load_recipe(recipe, overrides=overrides)
         was_finished = RunFolder(resume).is_finished
         with stoppable("train", "--resume", str(resume), kept=resume):
             run = train_run(config, out=resume, resume=True, on_prepared=show_plan)

@@ -15,13 +15,15 @@ from typing import Any, Literal
 from manyicl.comparison.arms import ArmMatcher
 from manyicl.comparison.inputs import (
     INPUTS_FILE,
+    RECIPE,
     Inputs,
     hash_inputs,
     keep_frame,
     read_frame,
     read_inputs,
-    refuse_moved,
+    read_recipe,
     refuse_other_inputs,
+    take_places,
     write_inputs,
 )
 from manyicl.comparison.settings import (
@@ -31,6 +33,7 @@ from manyicl.comparison.settings import (
     CompareConfig,
     CompareSettings,
     Roles,
+    absolute_texts,
     choose_roles,
     choose_tasks,
 )
@@ -52,9 +55,13 @@ from manyicl.locks import LOCK, sole_writer
 from manyicl.models import check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import find_overlaps
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
-from manyicl.training import RunFolder, absolute_paths, dump_config, load_recipe, tokenize_all, with_precision
+from manyicl.training import (
+    RunFolder,
+    dump_config,
+    tokenize_all,
+    with_precision,
+)
 
-RECIPE = "recipe.toml"
 WorkKind = Literal["train", "validation", "test", "text", "flip", "order"]
 # Kinds of work that ask tasks, and so leave a result with predictions.
 SWEEP_KINDS: tuple[WorkKind, ...] = ("validation", "test", "flip", "order")
@@ -183,7 +190,11 @@ class Grid:
     @cached_property
     def inputs(self) -> Inputs:
         """Hashes of the tasks and texts as they were when the comparison began."""
-        return read_inputs(self.folder) or hash_inputs(self.tasks, self.settings.text_files)
+        return read_inputs(self.folder) or self.hash_inputs()
+
+    def hash_inputs(self) -> Inputs:
+        """Return the hashes of the tasks, the texts and the base as they are now."""
+        return hash_inputs(self.tasks, self.settings.text_files, model=self.config.model.path)
 
     @property
     def shots(self) -> list[Shots]:
@@ -362,43 +373,45 @@ class Trials:
         return [curve for path in paths for curve in Evaluation.load(path).curves]
 
 
-def open_comparison(folder: Path, config: CompareConfig | None) -> Grid:
+def open_comparison(folder: Path, config: CompareConfig | None, *, overrides: Sequence[str] = ()) -> Grid:
     """Return the comparison in `folder`: a new one with this recipe, or the one that is there.
 
     config: None continues the one that is there; if it is given and one is there, the two must be the same.
+    overrides: `KEY=VALUE`, without a config: where the same tasks, base and texts lie now. They are kept.
 
     Raises:
-        UserError: there is none to continue, or another one; its tasks or texts have changed since it began; or another
-            process is starting one there.
+        UserError: there is none to continue, or another one; its tasks, texts or weights have changed since it began,
+            or have gone; an override changes something else; or another process is starting one there.
     """
     if config is None:
-        return _open_in(folder, None)
+        return _open_in(folder, None, overrides=overrides)
     with sole_writer(folder):
         return _open_in(folder, config)
 
 
-def _open_in(folder: Path, config: CompareConfig | None) -> Grid:
+def _open_in(folder: Path, config: CompareConfig | None, *, overrides: Sequence[str] = ()) -> Grid:
     if (folder / RECIPE).is_file():
-        return _continue_in(folder, config)
+        return _continue_in(folder, config, overrides=overrides)
     if config is None:
         raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one with a recipe and out={folder}")
     return _begin_in(folder, config)
 
 
-def _continue_in(folder: Path, config: CompareConfig | None) -> Grid:
-    grid = Grid(folder, load_recipe(folder / RECIPE, kind=CompareConfig))
-    refuse_moved(folder / RECIPE, task_folder=grid.config.tasks.folder)
+def _continue_in(folder: Path, config: CompareConfig | None, *, overrides: Sequence[str]) -> Grid:
+    grid = Grid(folder, read_recipe(folder, overrides=overrides))
     if config is not None and config.model.precision == "auto":
         # It began with a precision of its own, which stays the same on any machine.
         config = with_precision(config, resolve_precision(grid.config.model.precision))
     if config is not None and dump_config(absolute_texts(config)) != dump_config(grid.config):
         raise UserError(f"out={folder}: holds another comparison; go on with resume={folder}, or name another")
-    now = hash_inputs(grid.tasks, grid.settings.text_files)
-    refuse_other_inputs(folder, now, task_folder=grid.config.tasks.folder)
+    now = grid.hash_inputs()
+    refuse_other_inputs(folder, now, task_folder=grid.config.tasks.folder, model=grid.config.model.path)
     began = read_inputs(folder)
     if began is None or began.overlaps is None:  # an earlier version began it
         write_inputs(folder, replace(began or now, overlaps=find_overlaps(grid.tasks, trained=grid.roles.trained)))
     keep_frame(folder, grid.frame)
+    if overrides:
+        take_places(folder, grid.config)
     return grid
 
 
@@ -413,8 +426,7 @@ def _begin_in(folder: Path, config: CompareConfig) -> Grid:
     grid = Grid(folder, absolute_texts(config))
     _ = grid.texts  # like a fault in the tasks, one in the texts is reported before the folder is made
     _check_splits(grid)
-    inputs = hash_inputs(grid.tasks, grid.settings.text_files)
-    write_inputs(folder, replace(inputs, overlaps=find_overlaps(grid.tasks, trained=grid.roles.trained)))
+    write_inputs(folder, replace(grid.hash_inputs(), overlaps=find_overlaps(grid.tasks, trained=grid.roles.trained)))
     write_atomically(folder / RECIPE, dump_config(grid.config))
     keep_frame(folder, grid.frame)
     return grid
@@ -431,10 +443,3 @@ def _check_splits(grid: Grid) -> None:
                 f"task '{name}': has no validation rows, which dedicated-tuned chooses its rate and steps by; give it"
                 " more train rows, or leave it out of compare.dedicated_tasks"
             )
-
-
-def absolute_texts(config: CompareConfig) -> CompareConfig:
-    """Return the recipe with all its paths absolute, so that it can be continued from anywhere."""
-    config = absolute_paths(config)
-    files = tuple(str(Path(file).expanduser().resolve()) for file in config.compare.text_files)
-    return config.model_copy(update={"compare": config.compare.model_copy(update={"text_files": files})})

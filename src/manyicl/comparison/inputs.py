@@ -9,21 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from manyicl.comparison.settings import CompareConfig, absolute_texts
 from manyicl.episodes import Frame
 from manyicl.errors import UserError
 from manyicl.files import read_object, write_atomically
-from manyicl.models import RUN_STATE
+from manyicl.locks import sole_writer
+from manyicl.models import RUN_STATE, fingerprint_weights, locate_model
 from manyicl.planning import Overlap
 from manyicl.tasks import Task, name_sources
-from manyicl.training import RunFolder
+from manyicl.training import (
+    RunFolder,
+    dump_config,
+    find_changes,
+    load_recipe,
+    refuse_changes,
+    refuse_gone,
+)
 
+RECIPE = "recipe.toml"
 INPUTS_FILE = "inputs.json"
 FRAME_FILE = "frame.json"
+RUN_STATES = f"seed-*/**/{RUN_STATE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +45,9 @@ class Inputs:
     tasks: Mapping[str, str]
     """Task -> the sha256 of its rows and settings, as in results and run.json."""
     texts: Mapping[str, str]
-    """File of neutral text -> the sha256 of its bytes."""
+    """File of neutral text -> the sha256 of its bytes, in the order of the recipe."""
+    weights: str | None = None
+    """The fingerprint of the base; None if it is on the hub, or an earlier version began the comparison."""
     overlaps: Mapping[str, Overlap] | None = None
     """Held-out or familiar task -> the rows that it shares with train rows of trained tasks.
 
@@ -41,8 +55,10 @@ class Inputs:
     """
 
 
-def hash_inputs(tasks: Mapping[str, Task], text_files: Sequence[str]) -> Inputs:
-    """Return the hashes of tasks and text files as they are now.
+def hash_inputs(tasks: Mapping[str, Task], text_files: Sequence[str], *, model: str) -> Inputs:
+    """Return the hashes of tasks, text files and the base as they are now.
+
+    model: the path or name of the base.
 
     Raises:
         UserError: a text file cannot be read.
@@ -53,13 +69,15 @@ def hash_inputs(tasks: Mapping[str, Task], text_files: Sequence[str]) -> Inputs:
             texts[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"compare.text_files: {file}: cannot be read ({error.strerror}); put it back") from error
-    return Inputs({name: task.sha256 for name, task in tasks.items()}, texts)
+    weights = fingerprint_weights(locate_model(model))
+    return Inputs({name: task.sha256 for name, task in tasks.items()}, texts, weights)
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
     """Write the hashes into a comparison's folder."""
     overlaps = {name: overlap.model_dump() for name, overlap in (inputs.overlaps or {}).items()}
-    content = {"tasks": dict(inputs.tasks), "texts": dict(inputs.texts), "overlaps": overlaps}
+    hashes = {"tasks": dict(inputs.tasks), "texts": dict(inputs.texts), "weights": inputs.weights}
+    content = {**hashes, "overlaps": overlaps}
     write_atomically(folder / INPUTS_FILE, json.dumps(content, indent=1) + "\n")
 
 
@@ -84,24 +102,41 @@ def read_inputs(folder: Path) -> Inputs | None:
     overlaps = content.get("overlaps")
     if overlaps is not None:
         overlaps = {name: Overlap.model_validate(overlap) for name, overlap in overlaps.items()}
-    return Inputs(content["tasks"], content["texts"], overlaps)
+    return Inputs(content["tasks"], content["texts"], content.get("weights"), overlaps)
 
 
-def refuse_moved(recipe: Path, *, task_folder: str) -> None:
-    """Refuse to continue a comparison whose tasks have gone, as they do when a project is moved.
+def read_recipe(folder: Path, *, overrides: Sequence[str]) -> CompareConfig:
+    """Return the recipe of the comparison in `folder`, with the places where its files lie now, if they are given.
 
     Raises:
-        UserError: with the file in which to write where they are now.
+        UserError: the files have gone, or an override changes something else than where they lie.
     """
-    if not Path(task_folder).exists():
-        raise UserError(
-            f"{recipe}: tasks.folder = {task_folder} is not there any more; if it was moved, write its new place into"
-            " this file, and that of compare.text_files"
-        )
+    config = load_recipe(folder / RECIPE, kind=CompareConfig)
+    if overrides:
+        before, config = config, absolute_texts(load_recipe(folder / RECIPE, overrides=overrides, kind=CompareConfig))
+        changes = find_changes(before, config)
+        refuse_changes(changes, allowed=config.movable, where=f"resume={folder}", file=RECIPE)
+    command = f"manyicl compare --resume {shlex.quote(str(folder))}"
+    refuse_gone(config, where=f"resume={folder}", command=command)
+    return config
 
 
-def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str) -> None:
-    """Refuse to continue with other tasks or texts than those that the comparison in `folder` began with.
+def take_places(folder: Path, config: CompareConfig) -> None:
+    """Write into a comparison and all its runs where its files lie now.
+
+    Raises:
+        UserError: another process is at work on a run.
+    """
+    for file in sorted(folder.glob(f"*/**/{RUN_STATE}")):
+        run = RunFolder(file.parent)
+        if run.is_started:
+            with sole_writer(run.path):
+                run.take_places(config)
+    write_atomically(folder / RECIPE, dump_config(config))  # last: after a kill, all is written again
+
+
+def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str, model: str) -> None:
+    """Refuse to continue with other tasks, texts or weights than those that the comparison in `folder` began with.
 
     A comparison of an earlier version has no inputs.json: the hashes in its finished runs and results take its place.
 
@@ -115,17 +150,34 @@ def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str) -> None:
                 f"{_find_file(task_folder, name)}: task '{name}' is not what it was when the comparison in {folder}"
                 " began; put the file back, or start a new comparison"
             )
-    for file, sha256 in began.texts.items() if began else ():
-        if now.texts.get(file, sha256) != sha256:
+    for before, (file, sha256) in zip(began.texts.items() if began else (), now.texts.items(), strict=False):
+        if (Path(before[0]).name, before[1]) != (Path(file).name, sha256):
             raise UserError(
                 f"{file}: this text is not what it was when the comparison in {folder} began; put the file back, or"
                 " start a new comparison"
             )
+    if began and len(began.texts) != len(now.texts):
+        raise UserError(
+            f"compare.text_files: names {len(now.texts)} texts, but the comparison in {folder} began with"
+            f" {len(began.texts)}; name the same ones"
+        )
+    weights = began.weights if began else None
+    if (weights or _weights_of_runs(folder) or now.weights) != now.weights:
+        raise UserError(
+            f"model.path = {model}: holds other weights than the comparison in {folder} began with; put them back, or"
+            " name the folder that they were moved to"
+        )
+
+
+def _weights_of_runs(folder: Path) -> str | None:
+    """Return the fingerprint of the base of a comparison's runs; None if none says it."""
+    runs = (RunFolder(file.parent).read_state() for file in sorted(folder.glob(RUN_STATES)))
+    return next((run.weights for run in runs if run.weights), None)
 
 
 def _hashes_of_results(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield (task, sha256) of every run and every test result in a comparison's folder."""
-    for file in sorted(folder.glob(f"seed-*/**/{RUN_STATE}")):
+    for file in sorted(folder.glob(RUN_STATES)):
         tasks = RunFolder(file.parent).read_state().tasks
         yield from ((name, task.sha256) for name, task in tasks.items())
     for file in sorted(folder.glob("seed-*/**/*.test.json")):

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from manyicl.errors import UserError
 from manyicl.tasks import Task
-from manyicl.training import RunConfig
+from manyicl.training import RunConfig, absolute_paths
 
 ArmName = Literal["base", "zero-shot", "few-shot", "metaicl", "manyicl", "dedicated", "dedicated-tuned"]
 # Arms of earlier versions, which old recipes still name.
@@ -259,3 +260,10 @@ def choose_tasks(config: CompareConfig, names: Sequence[str]) -> list[str]:
         if name not in trained:
             raise UserError(f"compare.dedicated_tasks: '{name}' is not a trained task; name trained ones")
     return trained
+
+
+def absolute_texts(config: CompareConfig) -> CompareConfig:
+    """Return the recipe with all its paths absolute, so that it can be continued from anywhere."""
+    config = absolute_paths(config)
+    files = tuple(str(Path(file).expanduser().resolve()) for file in config.compare.text_files)
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"text_files": files})})

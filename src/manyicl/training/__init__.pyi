@@ -26,6 +26,8 @@ from .recipe import (
     has_section,
     load_recipe,
     make_config,
+    refuse_changes,
+    refuse_gone,
     with_precision,
 )
 from .recompute import Recompute
@@ -71,6 +73,8 @@ __all__ = [
     "plan_validation",
     "predict_memory",
     "prepare_run",
+    "refuse_changes",
+    "refuse_gone",
     "resolve_recompute",
     "tokenize_all",
     "tokenize_tasks",

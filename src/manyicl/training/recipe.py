@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import tomllib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -106,7 +108,8 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     PATHS: ClassVar[tuple[tuple[str, str], ...]] = (("tasks", "folder"), ("model", "path"))
-    """(section, key) of every setting that is a path or a list of paths."""
+    """(section, key) of every setting that is a path or a list of paths. It may change when work is resumed, if the
+    same tasks, weights or texts lie in the new place."""
 
     seed: int = Field(0, ge=0)
     """Decides episodes, their order and the adapter's first weights."""
@@ -125,6 +128,11 @@ class RunConfig(BaseModel):
                 f" {self.episodes.token_budget}, so an episode would not fit a pack"
             )
         return self
+
+    @property
+    def movable(self) -> list[str]:
+        """The settings of `PATHS`, such as 'tasks.folder'."""
+        return [f"{section}.{key}" for section, key in self.PATHS]
 
     @property
     def pack_tokens(self) -> int:
@@ -205,6 +213,47 @@ def absolute_paths(config: ConfigT) -> ConfigT:
             "model": config.model.model_copy(update={"path": str(model.resolve())}) if model.is_dir() else config.model,
         }
     )
+
+
+def refuse_gone(config: RunConfig, *, where: str, command: str) -> None:
+    """Refuse to go on with files or folders that have gone, as they do when a project is moved.
+
+    where: begins the message. command: goes on with the new places, which are written after it.
+
+    Raises:
+        UserError: with the settings whose files are not there, and how to say where they are now.
+    """
+    gone: dict[str, str] = {}
+    places = []
+    for section, key in config.PATHS:
+        value = getattr(getattr(config, section), key)
+        paths = [value] if isinstance(value, str) else list(value)
+        lost = [path for path in paths if Path(path).is_absolute() and not Path(path).exists()]
+        if lost:
+            gone[f"{section}.{key}"] = lost[0]
+            new = "PATH" if isinstance(value, str) else json.dumps(["PATH"] * len(paths))
+            places.append(shlex.quote(f"{section}.{key}={new}"))
+    if gone:
+        told = " and ".join(f"{key} = {path}" for key, path in gone.items())
+        raise UserError(
+            f"{where}: {told} is not there any more; if it was moved, say where it is now: {command} {' '.join(places)}"
+        )
+
+
+def refuse_changes(changes: Iterable[str], *, allowed: Sequence[str], where: str, file: str) -> None:
+    """Refuse to go on with other settings than those of the start.
+
+    changes: the settings that would be another. where: begins the message. file: holds the settings of the start.
+
+    Raises:
+        UserError: a change is not one of those that are allowed.
+    """
+    others = [key for key in changes if key not in allowed]
+    if others:
+        raise UserError(
+            f"{where}: {', '.join(others)} would be another than in its {file}; leave it out to go on (only"
+            f" {', '.join(allowed)} may change), or start anew in another folder"
+        )
 
 
 def with_precision(config: ConfigT, precision: Precision) -> ConfigT:

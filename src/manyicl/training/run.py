@@ -79,8 +79,8 @@ def train(
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
-    A recipe to resume with may differ from the run's in the settings of `CHANGEABLE`, and in those of `MOVABLE` if the
-    same files lie in the new place. No other process may write to the run until this returns. title: what the progress
+    A recipe to resume with may differ from the run's in the settings of `CHANGEABLE`, and in its paths if the same
+    files lie in the new place. No other process may write to the run until this returns. title: what the progress
     bar calls it. callbacks: more of transformers' callbacks for the Trainer, made with the run's metrics.jsonl.
     on_prepared is called on the main process once the plan is made, before any weight is loaded.
     frame: of the chat style, the text around examples; None renders the chat template now. A run that is resumed keeps

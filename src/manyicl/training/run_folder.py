@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import zipfile
@@ -33,15 +34,20 @@ from manyicl.models import RUN_MODEL, RUN_STATE, fingerprint_weights, locate_mod
 from manyicl.training.held_out import HeldOutRow, Losses
 from manyicl.training.metrics import MetricsLog
 from manyicl.training.preparation import Prepared, count_dropped, count_plan, hash_plan
-from manyicl.training.recipe import RunConfig, dump_config, load_recipe, with_precision
+from manyicl.training.recipe import (
+    RunConfig,
+    dump_config,
+    load_recipe,
+    refuse_changes,
+    refuse_gone,
+    with_precision,
+)
 
 PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 RUN_SCHEMA = 1
 # Settings of train.* that decide a run's time and memory but not its course (except what dropout draws in batches of
 # other packs), so they may change when it is resumed.
 CHANGEABLE = ("recompute", "compile", "num_workers", "packs_per_batch")
-# Settings that say where things lie. They may change too, if the same tasks and weights lie in the new place.
-MOVABLE = ("tasks.folder", "model.path")
 # The Trainer's own record in a checkpoint.
 TRAINER_STATE = "trainer_state.json"
 
@@ -235,6 +241,20 @@ class RunFolder:
             step = max((step for step, _ in self.checkpoints.all()), default=0)
             self.update_state(changes=[*self.read_state().changes, {"after_step": step, **changes}])
             write_atomically(self.config_file, dump_config(prepared.config))
+        elif changes:
+            self.take_places(prepared.config)
+
+    def take_places(self, config: RunConfig) -> None:
+        """Write where the tasks and the base lie now into config.toml, and the base into the adapter, if it has one."""
+        before = self.read_config()
+        base = config.model.path
+        adapter = self.model / "adapter_config.json"
+        content = read_object(adapter) if adapter.is_file() else None
+        if content is not None and content.get("base_model_name_or_path") == before.model.path:
+            write_atomically(adapter, _to_json(content | {"base_model_name_or_path": base}))
+        tasks = before.tasks.model_copy(update={"folder": config.tasks.folder})
+        moved = before.model_copy(update={"tasks": tasks, "model": before.model.model_copy(update={"path": base})})
+        write_atomically(self.config_file, dump_config(moved))
 
     def open(self, config: RunConfig, *, resume: bool) -> RunConfig:
         """Return the config to train with: its precision resolved, on any machine the one that the run was started in.
@@ -248,8 +268,10 @@ class RunFolder:
         if config.model.precision == "auto":
             config = with_precision(config, resolve_precision("auto" if before is None else before.model.precision))
         if before is not None:
-            self._refuse_changes(find_changes(before, config))
-            self._refuse_moved(config)
+            changes = find_changes(before, config)
+            allowed = [*(f"train.{key}" for key in CHANGEABLE), *config.movable]
+            refuse_changes(changes, allowed=allowed, where=f"resume={self}", file=self.config_file.name)
+            refuse_gone(config, where=f"resume={self}", command=f"manyicl train --resume {shlex.quote(str(self))}")
         elif any(path.name != LOCK for path in self.path.iterdir()):
             fix = f"go on with resume={self}, or name" if self.is_started else "name"
             raise UserError(f"out={self}: is not empty; {fix} another")
@@ -277,25 +299,6 @@ class RunFolder:
             raise UserError(
                 f"resume={self}: was started with another tokenizer or version of manyicl, and its plan of packs"
                 " would be another now; go on with those, or start a new run"
-            )
-
-    def _refuse_changes(self, changes: dict[str, Any]) -> None:
-        others = [key for key in changes if key.removeprefix("train.") not in CHANGEABLE and key not in MOVABLE]
-        if others:
-            raise UserError(
-                f"resume={self}: {', '.join(others)} would be another than in the run's {self.config_file.name}; "
-                f"leave it out to go on (only train.{', train.'.join(CHANGEABLE)} may change), or start a new run"
-            )
-
-    def _refuse_moved(self, config: RunConfig) -> None:
-        """Refuse to go on with a run whose tasks or base have gone, as they do when a project is moved."""
-        places = {"tasks.folder": Path(config.tasks.folder), "model.path": Path(config.model.path)}
-        gone = {key: path for key, path in places.items() if path.is_absolute() and not path.exists()}
-        if gone:
-            told = " and ".join(f"{key} = {path}" for key, path in gone.items())
-            raise UserError(
-                f"resume={self}: {told} is not there any more; if it was moved, say where it is now: manyicl train"
-                f" --resume {self} {' '.join(f'{key}=PATH' for key in gone)}"
             )
 
 
