@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 from typer.main import get_command
 
 from manyicl.cli import app, evaluate
@@ -657,7 +659,7 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
         == f"--out {out}: is not empty; go on with --resume {out}, or name another"
     )
     assert refusal(capfd, "train", recipe, "--resume", out).startswith(
-        f"--resume {out}: train.num_steps would be another than in the run's config.toml; leave it out to go on"
+        f"--resume {out}: train.num_steps would be another than in its config.toml; leave it out to go on"
     )
     assert refusal(capfd, "train", "--resume", out, "seed=9", "train.num_steps=5").startswith(
         f"--resume {out}: seed, train.num_steps would be another"
@@ -710,6 +712,87 @@ def test_the_world_is_written_once_and_its_seed_model_is_asked_by_name(tmp_path,
     assert "topic_" in out
     code, _, err = run_manyicl(capfd, "world", folder)
     assert (code, err) == (2, f"error: {folder}: exists already; name a new folder\n")
+
+
+# Field trials of models, paths and environments --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_model_without_a_longest_sequence_is_asked_once_it_is_given_trial_59(folder, tmp_path, capfd):
+    model = tmp_path / "model"
+    train_tokenizer("bpe").save_pretrained(model)
+    bloom = BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
+    BloomForCausalLM(bloom).save_pretrained(model)
+    asking = ("eval", model, "--tasks", folder / "tasks", "--task", "animals", "--shots", "0,2", "--draws", 1)
+    told = "--max-tokens: a bloom model does not say how long a sequence may be; say it"
+    assert refusal(capfd, *asking, "--queries", 3) == told
+    code, printed, _ = run_manyicl(capfd, *asking, "--queries", 3, "--max-tokens", 300)
+    assert (code, "animals" in printed) == (0, True)
+
+
+@pytest.mark.slow
+def test_paths_may_hold_spaces_accents_and_pictures_trial_78(tmp_path, capfd):
+    """The command that `train` shows at its end can be pasted."""
+    place = tmp_path / "My Büro – données" / "été \N{BICYCLE}"
+    place.mkdir(parents=True)
+    config = write_setting(place, num_steps=1)
+    (place / "tasks").rename(place / "my tasks")
+    recipe = (place / "recipe.toml").read_text().replace(f"{config.tasks.folder}", "./my tasks")
+    (place / "my recipe.toml").write_text(recipe)
+    code, printed, _ = run_manyicl(capfd, "train", place / "my recipe.toml", "--out", place / "run 1")
+    assert code == 0
+    shown = printed.splitlines()[-1]
+    command = shlex.split(shown.removeprefix("ask it: "))
+    assert command[:3] == ["manyicl", "ask", str(place / "run 1")]
+    (place / "in é.txt").write_text("animals the red fox 7\n")
+    code, printed, _ = run_manyicl(capfd, *command[1:], place / "in é.txt", "--json")
+    assert (code, json.loads(printed)["input"]) == (0, "animals the red fox 7")
+    code, _, _ = run_manyicl(
+        *(capfd, "eval", place / "run 1", "--tasks", place / "my tasks", "--shots", 0, "--draws", 1, "--queries", 2),
+        *("--out", place / "r é.json"),
+    )
+    assert (code, (place / "r é.json").is_file()) == (0, True)
+
+
+@pytest.mark.slow
+def test_warnings_as_errors_and_a_plain_terminal_change_nothing_trial_82(folder):
+    """In a process of its own, because warnings are raised while libraries are imported, too."""
+    asking = ["eval", folder / "model", "--tasks", folder / "tasks", "--task", "animals", "--shots", "0"]
+    command = [sys.executable, "-W", "error", "-m", "manyicl", *asking, "--draws", "1", "--queries", "2"]
+    plain = {"PYTHONWARNINGS": "error", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **plain})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{folder / 'model'}: score in % by number of shots, 95 % interval"
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_recipe_that_is_run_from_another_folder_says_where_it_looked_trial_89(tmp_path, capfd, monkeypatch):
+    """A folder without a dot before it is taken from the folder that the command runs in."""
+    config = write_setting(tmp_path / "p")
+    (tmp_path / "p" / "plain.toml").write_text(
+        (tmp_path / "p" / "recipe.toml").read_text().replace(config.tasks.folder, "tasks")
+    )
+    monkeypatch.chdir(tmp_path)
+    told = refusal(capfd, "train", Path("p", "plain.toml"), "--out", tmp_path / "run")
+    assert told == f"{tmp_path / 'tasks'}: no such folder; give a folder of tasks"
+    monkeypatch.chdir(tmp_path / "p")
+    printed = run_manyicl(capfd, "plan", "plain.toml")[1]
+    assert "animals" in printed
+
+
+def test_a_task_that_is_new_to_the_model_is_marked_by_the_most_shots_of_any_other_trial_90(folder, tmp_path, capfd):
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    (model / MODEL_NOTE).write_text(ModelNote(trained_shots={"sums": 1, "others": 2}).model_dump_json())
+    sizes = ("--draws", 1, "--queries", 3, "--shots", "0,1,2,4", "--task", "animals", "--out", tmp_path / "c.json")
+    code, printed, _ = run_manyicl(capfd, "eval", model, "--tasks", folder / "tasks", *sizes)
+    (task,) = json.loads((tmp_path / "c.json").read_text())["tasks"]
+    assert [(point["shots"], point["extrapolated"]) for point in task["curve"]] == [
+        (0, False),
+        (1, False),
+        (2, False),
+        (4, True),
+    ]
+    assert (code, "* more shots than this task was trained with" in printed) == (0, True)
 
 
 # Stopped by the user ----------------------------------------------------------------------------------------------

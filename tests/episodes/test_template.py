@@ -19,6 +19,7 @@ from manyicl.episodes.template import (
     instruction_text,
     plain_frame,
 )
+from manyicl.episodes.tokenized import join_examples, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from tests.conftest import make_task
@@ -239,3 +240,14 @@ def test_a_chat_template_that_cannot_be_used_is_refused_in_one_line(template, me
         TaskTokenizer(tokenizer, TemplateSettings(style="chat"))
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("template.style = 'chat': ")
+
+
+def test_a_template_that_refuses_a_system_turn_is_used_trial_52(tokenizers):
+    """An instruction is a part of the first user turn, so there is no system turn to refuse."""
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHATML
+    writer = TaskTokenizer(chat_tokenizer(tokenizers["bpe"], refusing), TemplateSettings(style="chat"))
+    assert writer.frame == FRAMES["chatml"]
+    tokenized = tokenize_task(make_task("animals"), tokenizer=writer)
+    assert writer.decode(join_examples(tokenized, split="train", indices=[0]).ids) == (
+        "<|im_start|>user\nName the animal.\n\nthe red cow 20<|im_end|>\n<|im_start|>assistant\ncow<|im_end|>\n"
+    )

@@ -52,6 +52,19 @@ def open_task():
     return replace(make_task("open"), family="qa", metric="exact_match", instruction="", labels=(), sha256="open")
 
 
+def write_open_task(folder: Path) -> Path:
+    """Write the train and test rows of the open task into a new folder, and return it."""
+    folder.mkdir()
+    rows = [
+        {"input": e.input, "answer": e.answer, "split": split}
+        for split in ("train", "test")
+        for e in getattr(open_task(), split)
+    ]
+    (folder / "open.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "open.task.json").write_text(json.dumps({"family": "qa"}))
+    return folder
+
+
 def plain_model(tokenizer):
     """Return a model whose greedy answers hold no special token, and sometimes end by themselves."""
     model = tiny_model("llama", vocab_size=len(tokenizer))
@@ -481,6 +494,24 @@ def test_what_no_attempt_will_change_is_one_line_with_the_fix(asked):
         Endpoint(replace(settings, url=server.url), asked.tokenizer).__enter__()
 
 
+def test_a_server_with_a_smaller_context_is_told_with_what_to_lower_and_answers_are_kept_trial_88(
+    asked, tmp_path, capfd
+):
+    tasks = write_open_task(tmp_path / "tasks")
+    options = ("--tasks", tasks, "--shots", "0,2,8", "--draws", 1, "--queries", 4, "--max-new-tokens", 8)
+    command = ("eval", asked.path, *options, "--out", tmp_path / "r.json", "--endpoint-model", "tiny")
+    with ModelServer(asked, window=100) as server:
+        code, _, err = run_manyicl(capfd, *command, "--endpoint", server.url)
+        kept = len(server.prompts)
+    told = err.splitlines()[-1]
+    assert (code, 0 < kept < 12) == (2, True)
+    assert told.startswith(f"error: {server.url}/v1: a query is too long for it (maximum context length is 100 tokens)")
+    assert f"lower --max-tokens or --shots, or start it with a longer window; {kept} answers are kept in" in told
+    with ModelServer(asked) as server:
+        code, printed, _ = run_manyicl(capfd, *command, "--endpoint", server.url)
+        assert (code, "open" in printed, len(server.prompts)) == (0, True, 12 - kept)
+
+
 def test_a_server_that_is_not_there_is_told_at_once_trial_86(asked, caplog):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -512,15 +543,7 @@ def test_another_tokenizer_is_noticed_by_its_count(asked):
 
 
 def test_the_command_line_asks_a_server(asked, tmp_path, capfd):
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    rows = [
-        {"input": e.input, "answer": e.answer, "split": split}
-        for split in ("train", "test")
-        for e in getattr(open_task(), split)
-    ]
-    (tasks / "open.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tasks / "open.task.json").write_text(json.dumps({"family": "qa"}))
+    tasks = write_open_task(tmp_path / "tasks")
     options = ["--tasks", tasks, "--shots", "0,2", "--draws", "1", "--queries", "3", "--out", tmp_path / "r.json"]
     with ModelServer(asked) as server:
         here = ["--endpoint", server.url, "--endpoint-model", "tiny", "--concurrency", "2"]

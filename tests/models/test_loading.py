@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from transformers import (
 
 from manyicl.episodes.template import TemplateSettings
 from manyicl.errors import UserError
+from manyicl.evaluation.loop import evaluate
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import (
     MODEL_NOTE,
@@ -44,7 +46,7 @@ from manyicl.models.loading import (
 from manyicl.models.places import locate_model
 from manyicl.models.saving import hash_weights, merge_adapter, save_model
 from manyicl.models.structure import check_window, common_window, max_tokens_of
-from tests.conftest import CONFIGS, tiny_model, train_tokenizer
+from tests.conftest import CONFIGS, make_task, tiny_model, train_tokenizer
 
 IDS = torch.arange(3, 60)[None]
 EXTENDED = {"max_position_embeddings": 2048, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}
@@ -511,3 +513,52 @@ def test_adapters_are_made_and_loaded_without_a_word_of_what_others_renamed(save
         loaded = load_model(ModelSettings(path=str(saved / "adapter"), precision="fp32"))
     assert isinstance(fresh, PeftModel)
     assert isinstance(loaded, PeftModel)
+
+
+# Checkpoints as people have them ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_in_shards_is_loaded_whole_trial_58(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    assert torch.equal(logits_of(load_model(ModelSettings(path=str(tmp_path), precision="fp32"))), logits_of(model))
+
+
+def test_a_model_with_more_embeddings_than_tokens_answers_as_without_them_trial_61(tmp_path):
+    """The 64 rows that no token has are copies of an earlier row, so that they are never the first of the largest."""
+    tokenizer, model = train_tokenizer("bpe"), tiny_model("llama")
+    model.save_pretrained(tmp_path / "model")
+    more = tiny_model("llama", vocab_size=464)
+    with torch.no_grad():
+        for name, parameter in more.named_parameters():
+            own = model.get_parameter(name)
+            parameter.copy_(torch.cat([own, own[5:6].expand(64, -1)]) if len(parameter) == 464 else own)
+    more.save_pretrained(tmp_path / "more")
+    answers = []
+    task = replace(make_task("open"), family="qa", metric="exact_match", labels=())
+    for name in ("model", "more"):
+        tokenizer.save_pretrained(tmp_path / name)
+        result = evaluate(str(tmp_path / name), [task], shots=(0, 4), draws=1, queries=6)
+        answers.append([one.prediction for one in result.curves[0].predictions])
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) > 1
+
+
+def test_a_half_precision_checkpoint_is_loaded_as_it_is_trial_69(tmp_path):
+    model = tiny_model("llama").half()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
+    loaded = load_model(ModelSettings(path=str(tmp_path), precision="fp32"))
+    assert loaded.dtype == torch.float32
+    assert torch.equal(logits_of(loaded), logits_of(model.float()))
+
+
+def test_a_quantized_checkpoint_names_the_package_that_it_needs_trial_69(saved, tmp_path):
+    base = shutil.copytree(saved / "base", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps(config))
+    told = refusal(load_model, base_settings(tmp_path))
+    assert told.startswith(f"{base}: cannot load its model: ")
+    assert "bitsandbytes" in told

@@ -248,7 +248,7 @@ def test_a_run_started_before_a_setting_was_added_goes_on_with_its_default(tmp_p
     assert len(resolved.read_text().splitlines()) == len(lines) - 2
     assert train(config, out=tmp_path / "run", resume=True).held_out
     other = config.model_copy(update={"seed": 4})
-    with pytest.raises(UserError, match=r"seed would be another than in the run's config\.toml"):
+    with pytest.raises(UserError, match=r"seed would be another than in its config\.toml"):
         train(other, out=tmp_path / "run", resume=True)
 
 

@@ -241,7 +241,7 @@ class RunFolder:
             step = max((step for step, _ in self.checkpoints.all()), default=0)
             self.update_state(changes=[*self.read_state().changes, {"after_step": step, **changes}])
             write_atomically(self.config_file, dump_config(prepared.config))
-        elif changes:
+        elif set(changes) & set(prepared.config.movable):
             self.take_places(prepared.config)
 
     def take_places(self, config: RunConfig) -> None:
