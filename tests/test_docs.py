@@ -97,3 +97,24 @@ def test_commands_in_the_docs_name_scripts_and_options_that_exist():
     for script, options in commands:
         source = (ROOT / script).read_text(encoding="utf-8")
         assert [name for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", options) if f'"{name}"' not in source] == []
+
+
+def test_every_field_trial_has_a_verdict_and_tests_that_exist():
+    page = (ROOT / "docs" / "field-trials.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:3].strip("| ")]
+    trials = [row for row in rows if re.fullmatch(r"\d\d[a-d]?", row[0])]
+    assert len(trials) == 86
+    verdicts = [row[4].partition(":")[0] for row in trials]
+    assert set(verdicts) <= {"pass", "poor"}
+    assert verdicts.count("poor") <= 3
+    known = {name for path in (ROOT / "tests").rglob("test_*.py") for name in _tests_of(path)}
+    named = re.findall(r"\btest_\w+(?![\w.]*\.py)", " ".join(row[-1] for row in rows if len(row) in (3, 6)))
+    assert len(named) > 100
+    assert set(named) - known == set()
+    assert all(re.search(r"\btest_|check_speed", row[-1]) for row in trials)
+    for path in re.findall(r"\b(?:tests|benchmarks)/[\w/]+\.py", page):
+        assert (ROOT / path).is_file(), path
+
+
+def _tests_of(path: Path) -> list[str]:
+    return re.findall(r"(?m)^def (test_\w+)", path.read_text(encoding="utf-8"))

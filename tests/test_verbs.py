@@ -49,13 +49,9 @@ def test_a_recipe_is_shown_planned_and_exported(tmp_path):
     assert sum(manyicl.export(recipe, tmp_path / "rows").values()) > 0
 
 
-def test_a_resumed_comparison_takes_no_other_folder_and_no_changes(tmp_path):
-    with pytest.raises(
-        manyicl.UserError, match="resume=c: keeps its own folder and recipe; omit `out` and `overrides`"
-    ):
+def test_a_resumed_comparison_takes_no_other_folder(tmp_path):
+    with pytest.raises(manyicl.UserError, match="resume=c: keeps its own folder; omit `out`"):
         manyicl.compare(resume="c", out=tmp_path)
-    with pytest.raises(manyicl.UserError, match="resume=c: keeps its own"):
-        manyicl.compare(resume="c", overrides=["compare.draws=10"])
 
 
 def test_a_comparison_is_no_work_for_one_of_several_ranks(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def check(
     Raises:
         UserError: there is no such folder, it holds no task, or no task has the name.
     """
-    from manyicl.planning import audit_task, find_overlaps
+    from manyicl.planning import audit_tasks, find_overlaps
     from manyicl.tasks import load_task, name_sources
 
     sources = name_sources(Path(folder))
@@ -70,7 +70,7 @@ def check(
 
         tokenizer = TaskTokenizer(load_tokenizer(ModelSettings(path=model)), TemplateSettings())
         max_tokens = find_max_tokens(model)
-    audits = tuple(audit_task(source, tokenizer=tokenizer, max_tokens=max_tokens) for source in sources.values())
+    audits = audit_tasks(sources.values(), tokenizer=tokenizer, max_tokens=max_tokens)
     overlaps: Mapping[str, Overlap] = {}
     if roles:
         unread = {audit.path for audit in audits if audit.faults}

@@ -755,11 +755,13 @@ def test_paths_may_hold_spaces_accents_and_pictures_trial_78(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_warnings_as_errors_and_a_plain_terminal_change_nothing_trial_82(folder):
+def test_warnings_as_errors_and_a_plain_terminal_change_nothing_trials_78_82(folder, tmp_path):
     """In a process of its own, because warnings are raised while libraries are imported, too."""
     asking = ["eval", folder / "model", "--tasks", folder / "tasks", "--task", "animals", "--shots", "0"]
     command = [sys.executable, "-W", "error", "-m", "manyicl", *asking, "--draws", "1", "--queries", "2"]
-    plain = {"PYTHONWARNINGS": "error", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
+    (tmp_path / "my modules \N{BICYCLE}").mkdir()
+    modules = os.pathsep.join([str(tmp_path / "my modules \N{BICYCLE}"), os.environ.get("PYTHONPATH", "")])
+    plain = {"PYTHONWARNINGS": "error", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1", "PYTHONPATH": modules}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **plain})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f"{folder / 'model'}: score in % by number of shots, 95 % interval"

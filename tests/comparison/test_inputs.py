@@ -18,7 +18,7 @@ from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison
 from manyicl.errors import UserError
 from manyicl.models.loading import LoraSettings
-from manyicl.models.seed import SEED_MODEL
+from manyicl.models.places import SEED_MODEL
 from manyicl.tasks.task import load_tasks
 from manyicl.training.run_folder import RunFolder
 from tests.support.comparison_setting import make_recipe, write_world

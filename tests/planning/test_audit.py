@@ -229,6 +229,35 @@ def test_a_task_that_cannot_be_used_exits_1_and_says_why(tmp_path, capfd, change
     assert expected in line
 
 
+def test_train_rows_that_were_all_dropped_are_told_with_the_reason(tmp_path: Path) -> None:
+    """If the test file is a copy of the train file, the advice was to add train rows."""
+    rows = [row for row in good_rows() if row["split"] == "train"]
+    audit = audit_task(write_task(tmp_path, [*rows, *({**row, "split": "test"} for row in rows)]), tokenizer=None)
+    assert audit.verdict == (
+        "cannot be trained: no train rows are left, because 240 rows were dropped (train/test overlap); add others"
+    )
+
+
+def test_a_task_whose_test_rows_another_task_trains_on_is_told(tmp_path, capfd):
+    """A file of all rows beside its splits is a task of its own, which is divided by itself."""
+    rows = good_rows()
+    write_task(tmp_path, rows)
+    write_task(tmp_path, [{"input": row["input"], "answer": row["answer"]} for row in rows], name="everything")
+    other = [{**row, "answer": "warm" if row["answer"] == "red" else "cold"} for row in rows]
+    write_task(tmp_path, other, name="warmth")  # the same inputs with answers of its own
+    code, out, _ = check(tmp_path, capfd)
+    told = {line.split()[0]: line for line in out.splitlines() if " rows are train rows of task " in line}
+    assert (code, sorted(told)) == (0, ["colours", "everything"])
+    for name in ("everything", "warmth"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")  # with no other task that can be read, nothing is told
+    assert [line for line in check(tmp_path, capfd)[1].splitlines() if " rows are train rows of task " in line] == []
+    assert re.search(
+        r"usable, but [4-7]\d of its 80 test rows are train rows of task 'everything': a model that is trained on both"
+        r" has seen them; remove one of the two$",
+        told["colours"],
+    )
+
+
 def test_the_verdict_is_the_cause_trial_41(tmp_path: Path) -> None:
     tokenizer = TaskTokenizer(train_tokenizer("bpe"), TemplateSettings())
     rows = [{**row, "answer": f"Dear customer,\n\n{n}"} for n, row in enumerate(good_rows())]

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from manyicl.tasks.task import Example, Fault, Task, inspect_task, load_task
+from manyicl.tasks.task import Example, Fault, Task, inspect_task, load_task, name_sources
 
 ROWS = [{"input": "one", "answer": "a", "split": "train"}, {"input": "two", "answer": "b", "split": "train"}]
 EXPECTED = [Example("one", "a"), Example("two", "b")]
@@ -207,6 +207,8 @@ SHAPES = [
     ({"question": "x", "choices": {"text": ["z", "y"], "label": ["A", "B"]}, "answerKey": "B"}, "ARC"),
     ({"text": "x", "label": "y"}, "'text' looks like the input"),
     ({"premise": "x", "hypothesis": "z", "label": "y"}, "two texts"),
+    ({"prompt": "x", "chosen": "y", "rejected": "z"}, "'prompt' looks like the input and 'chosen' like the answer"),
+    ({"question": "x", "ground_truth": "y"}, "'question' looks like the input"),
 ]
 
 
@@ -394,7 +396,20 @@ def test_numbers_of_parquet_keep_their_digits_and_a_column_that_is_there_twice_i
 
 @pytest.mark.parametrize(
     "labels",
-    ["1|1.0", "007|7", "1,000|1000", "don't|don\u2019t", "AT&T|AT&amp;T", 'yes|"yes"', "yes|yes!", "ab|a\u200bb"],
+    [
+        "1|1.0",
+        "007|7",
+        "1,000|1000",
+        "don't|don\u2019t",
+        "AT&T|AT&amp;T",
+        'yes|"yes"',
+        "yes|yes!",
+        "ab|a\u200bb",
+        "y|yes",
+        "f|False",
+        "repair|r\u0435p\u0430ir",  # Cyrillic letters that look like Latin ones
+        "A|\u0391",  # a Greek one
+    ],
 )
 def test_more_labels_that_may_be_one_are_told(tmp_path: Path, labels: str) -> None:
     rows = [{"input": f"row {n}", "answer": label} for n in range(12) for label in labels.split("|")[n % 2 :][:1]]
@@ -403,12 +418,38 @@ def test_more_labels_that_may_be_one_are_told(tmp_path: Path, labels: str) -> No
     assert "answers that may be the same" in task.warnings[0]
 
 
-@pytest.mark.parametrize("labels", ["-5|5", "3.5|35", "+|-", "a|b"])
+@pytest.mark.parametrize("labels", ["-5|5", "3.5|35", "+|-", "a|b", "y|n", "true|yes"])
 def test_labels_that_are_two_are_not_told_to_be_one(tmp_path: Path, labels: str) -> None:
     rows = [{"input": f"row {n}", "answer": labels.split("|")[n % 2]} for n in range(12)]
     task, faults = read(tmp_path, "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert task is not None, faults
     assert task.warnings == ()
+
+
+def test_json_lines_may_end_in_a_carriage_return_alone(tmp_path: Path) -> None:
+    content = "".join(json.dumps({"input": f"row {n}", "answer": "a", "split": "test"}) + "\r" for n in range(3))
+    for name, text in (("t.jsonl", content), ("u.jsonl", content.replace("\r", "\r\n", 1)), ("v.jsonl", content[:-1])):
+        assert [example.input for example in examples_of(tmp_path, name, text)] == ["row 0", "row 1", "row 2"]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            "text,label\n",
+            "test.csv: its columns are called otherwise than in train.csv; call them alike in all files",
+        ),
+        ("id,other\n", "test.csv: its columns are called otherwise than in train.csv; call them alike in all files"),
+        ("input,id\n", "test.csv: has no answers, unlike train.csv; fill them in, or take the file out of the folder"),
+    ],
+)
+def test_a_file_with_other_columns_than_the_rest_of_its_task_is_not_sent_to_a_task_json(tmp_path, header, message):
+    """It was told the "columns" to write, with which the other file could not have been read."""
+    (tmp_path / "train.csv").write_text("input,answer\nx,a\ny,b\n")
+    (tmp_path / "test.csv").write_text(header + "z,a\nw,b\n")
+    (source,) = name_sources(tmp_path).values()
+    (fault,) = inspect_task(source)[1]
+    assert fault.message.startswith(f"{tmp_path}/{message}")
 
 
 def test_cells_of_blanks_in_a_table_are_no_quoted_cells(tmp_path):

@@ -220,3 +220,32 @@ def test_a_file_that_is_called_after_a_split_and_names_the_split_of_each_row_is_
         rows = [f'{{"input": "{name} {split}", "answer": "a", "Split": "{split}"}}\n' for split in ("train", "test")]
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
     assert sorted(name_sources(tmp_path)) == ["eval", "training"]
+
+
+@pytest.mark.parametrize("name", ["fold_{}", "fold {}", "part{}", "chunk-{}", "Batch_{}"])
+def test_parts_as_people_number_them_are_one_task(tmp_path: Path, name: str) -> None:
+    """Each part was a task of its own, divided into train and test by itself."""
+    for number in range(3):
+        write_csv(tmp_path / "desk" / f"{name.format(number)}.csv", 10 * number, 10)
+    (task,) = load_tasks(tmp_path / "desk")
+    assert (task.name, task.num_rows, sum(sizes(task))) == ("desk", 30, 30)
+    write_csv(tmp_path / "one" / f"{name.format(1)}.csv", 0, 10)
+    write_csv(tmp_path / "one" / "post.csv", 0, 10)
+    assert sorted(found(tmp_path / "one")) == sorted([name.format(1), "post"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("data.zip", "data.zip (unpack it)"),
+        ("desk.tar.gz", "desk.tar.gz (unpack it)"),
+        ("desk.ndjson", "desk.ndjson (rename it to .jsonl)"),
+        ("data-00000-of-00001.arrow", "data-00000-of-00001.arrow (save it as Parquet or CSV)"),
+        ("desk.txt", "desk.txt"),
+    ],
+)
+def test_what_is_not_read_is_told_with_what_makes_it_readable(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError) as refused:
+        find_layout(tmp_path)
+    assert str(refused.value).endswith(f" file (not read: {told})")

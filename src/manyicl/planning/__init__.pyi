@@ -1,4 +1,4 @@
-from .audit import TaskAudit, audit_task
+from .audit import TaskAudit, audit_task, audit_tasks
 from .devices import ASSUMED_UTILIZATION, Device, find_device
 from .fit import predict_recipe
 from .forecast import SHOT_EDGES, Forecast, find_blockers, forecast_run, forecast_tasks
@@ -14,6 +14,7 @@ __all__ = [
     "Overlap",
     "TaskAudit",
     "audit_task",
+    "audit_tasks",
     "find_blockers",
     "find_device",
     "find_overlaps",

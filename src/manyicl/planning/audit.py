@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from manyicl.tasks import NO_SPLIT_NOTE, SPLITS, CopyIndex, Fault, Source, Task,
 BUDGETS = (2048, 8192, 32768)
 # A label that makes up more than this share of the train answers leaves little to learn.
 LOPSIDED_SHARE = 0.9
+# Test rows that are also train rows of another task, as a share: more than these are no accident.
+MOST_SHARED = 0.02
 # Near-duplicates are looked for among this many inputs at the most: 15 seconds for short ones. `check` answers soon.
 MAX_COMPARED = 250_000
 
@@ -85,18 +87,58 @@ class TaskAudit:
         return not self.faults and not self.blockers
 
 
+def audit_tasks(
+    sources: Iterable[Path | Source], *, tokenizer: TaskTokenizer | None, max_tokens: int | None = None
+) -> tuple[TaskAudit, ...]:
+    """Return the audits of the tasks of one folder, in their order; a task whose test rows another trains on is told.
+
+    A copy of a file, or a file of all rows beside its splits, is a task of its own: a model that is trained on both
+    has seen the answers. Rows are the same if their input and answer are.
+    """
+    sources = list(sources)
+    keys: list[tuple[str, frozenset[int], frozenset[int]]] = []  # task, and the hashes of its train and test rows
+
+    def remember(task: Task) -> None:
+        train, test = (frozenset(hash((e.input, e.answer)) for e in rows) for rows in (task.train, task.test))
+        keys.append((task.name, train, test))
+
+    inspected = remember if len(sources) > 1 else None
+    audits = [audit_task(source, tokenizer=tokenizer, max_tokens=max_tokens, on_read=inspected) for source in sources]
+    shared = {name: _tell_shared(name, test, keys) for name, _, test in keys}
+    return tuple(
+        replace(audit, warnings=(shared[audit.name], *audit.warnings)) if shared.get(audit.name) else audit
+        for audit in audits
+    )
+
+
+def _tell_shared(name: str, test: frozenset[int], keys: Sequence[tuple[str, frozenset[int], frozenset[int]]]) -> str:
+    """Return a warning if test rows of a task are train rows of another; "" if so few are that it may be by chance."""
+    counts = {other: len(test & train) for other, train, _ in keys if other != name}
+    most = max(counts, key=counts.__getitem__, default=name)
+    if counts.get(most, 0) <= MOST_SHARED * len(test):
+        return ""
+    return (
+        f"{counts[most]:,} of its {len(test):,} test rows are train rows of task '{most}': a model that is trained on"
+        " both has seen them; remove one of the two"
+    )
+
+
 def audit_task(
     source: Path | Source,
     *,
     tokenizer: TaskTokenizer | None,
     budgets: Sequence[int] = BUDGETS,
     max_tokens: int | None = None,
+    on_read: Callable[[Task], None] | None = None,
 ) -> TaskAudit:
     """Return the audit of one data file or source; token counts only with a tokenizer.
 
     max_tokens: the longest sequence of the model that is to be asked; rows too long for it are counted.
+    on_read: gets the task, if it could be read.
     """
     task, faults = inspect_task(source)
+    if task is not None and on_read is not None:
+        on_read(task)
     path = source.path if isinstance(source, Source) else source
     if task is None:
         return TaskAudit(path, source.stem, "", 0, {}, {}, "", {}, None, None, {}, tuple(faults), (), ())
@@ -120,7 +162,7 @@ def audit_task(
         answer_tokens=_quantiles(tokenized.splits["train"].answer_lengths) if tokenized else None,
         fits={budget: _num_fitting(tokenized, budget) for budget in budgets} if tokenized else {},
         faults=tuple(faults),
-        blockers=tuple(_blockers(task, tokenized, kept=kept, budget=max(budgets))),
+        blockers=tuple(_blockers(task, tokenized, kept=kept, dropped=dropped, budget=max(budgets))),
         warnings=(
             *(f"{count:,} {reason} (longest sequence: {max_tokens:,} tokens)" for reason, count in left_out.items()),
             *_warnings(task, kept=kept, dropped=dropped),
@@ -177,12 +219,14 @@ def _num_fitting(tokenized: TokenizedTask, budget: int) -> int:
     return max(0, int((budget - len(tokenized.head_ids)) // max(1.0, float(np.median(lengths)))))
 
 
-def _blockers(task: Task, tokenized: TokenizedTask | None, *, kept: dict[str, int], budget: int) -> list[str]:
+def _blockers(
+    task: Task, tokenized: TokenizedTask | None, *, kept: dict[str, int], dropped: Counter[str], budget: int
+) -> list[str]:
     lost = check_lost_answers(tokenized) if tokenized else None
     # First, because it is why rows are missing below.
     blockers = [f"cannot be trained: {lost}"] if lost else []
     if not kept["train"]:
-        blockers.append("cannot be trained: no train rows are left; add rows with split 'train'")
+        blockers.append(_tell_no_train(dropped))
     if kept["train"] == 1:
         blockers.append("cannot be trained: one train row is left, and no other to stand before it; add some")
     if not kept["test"]:
@@ -194,6 +238,14 @@ def _blockers(task: Task, tokenized: TokenizedTask | None, *, kept: dict[str, in
         if len(alone) and int(alone.min()) > budget:
             blockers.append(f"cannot be trained in {budget} tokens: its shortest example needs {int(alone.min())}")
     return blockers
+
+
+def _tell_no_train(dropped: Counter[str]) -> str:
+    if not dropped:
+        return "cannot be trained: no train rows are left; add rows with split 'train'"
+    reason, count = dropped.most_common(1)[0]
+    rows = f"{count:,} rows were" if count > 1 else "one row was"
+    return f"cannot be trained: no train rows are left, because {rows} dropped ({reason}); add others"
 
 
 def _tell_no_test(task: Task) -> str:

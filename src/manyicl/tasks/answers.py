@@ -22,6 +22,14 @@ _BETWEEN = re.compile(r"[\s_\u2010-\u2015-]+")
 # Invisible characters.
 _UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u00ab\u00bb", '\'\'""""')
+# Small letters of Cyrillic and Greek that look like Latin ones, then capitals.
+_LOOKS = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u03bf\u03b1\u03bd\u03c1\u03b9"
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
+    "aeopcyxisjoavpiABEKMHOPCTYXABEZHIKMNOPTYX",
+)
+_SHORT = {"y": "yes", "n": "no", "t": "true", "f": "false"}
 _PARTS = re.compile(r"[,;|/+]")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 MOST_LABELS = 256
@@ -199,10 +207,10 @@ def find_labels(rows: Sequence[Labelled]) -> tuple[str, ...]:
 def find_lookalikes(counts: Mapping[str, int]) -> list[list[str]]:
     """Return the groups of answers that differ only in spelling, most frequent first within each group.
 
-    Spelling means case, blanks, hyphens and underscores, compatibility forms of characters (NFKC), invisible
-    characters, outer quotes, a full stop or exclamation mark at the end, HTML entities ("&amp;"), forms of a number
-    (1, 1.0, 01; 1,000), and the order of parts separated by a comma, semicolon, bar, slash or plus. counts: answer ->
-    number of rows.
+    Spelling means case, blanks, hyphens and underscores, compatibility forms of characters (NFKC), letters of other
+    scripts that look alike, "y" for "yes", invisible characters, outer quotes, a full stop or exclamation mark at the
+    end, HTML entities ("&amp;"), forms of a number (1, 1.0, 01; 1,000), and the order of parts separated by a comma,
+    semicolon, bar, slash or plus. counts: answer -> number of rows.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for answer in counts:
@@ -224,7 +232,8 @@ def describe_lookalikes(answers: Sequence[str]) -> str:
 
 def _spelling(answer: str) -> tuple[str, ...]:
     text = unicodedata.normalize("NFKC", _UNSEEN.sub("", html.unescape(answer))).translate(_QUOTES)
-    text = text.casefold().strip().rstrip(".!").strip("\"'") or text
+    text = text.translate(_LOOKS).casefold().strip().rstrip(".!").strip("\"'") or text
+    text = _SHORT.get(text, text)
     if _PLAIN_NUMBER.fullmatch(text):
         value = text.replace(",", "")
         whole, _, rest = value.lstrip("+").partition(".")

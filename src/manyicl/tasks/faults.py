@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,15 @@ class FaultLog:
         found.count += 1
         if row is not None and len(found.rows) < _ROWS_NAMED:
             found.rows.append(row)
+
+    def retell(self, path: Path, kinds: Collection[str], what: str) -> None:
+        """Describe faults of these kinds in a file as one of the file as a whole, if it has any."""
+        there = [kind for kind in kinds if (path, kind) in self._found]
+        for kind in there[1:]:
+            self._found[path, there[0]].count += self._found.pop((path, kind)).count
+        if there:
+            self._found[path, there[0]].what = what
+            self._found[path, there[0]].rows.clear()
 
     def list_faults(self) -> list[Fault]:
         """Return one Fault per file and kind, in the order in which they first occurred."""

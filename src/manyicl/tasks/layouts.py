@@ -29,8 +29,8 @@ _SPLIT_NAME = re.compile(
     re.IGNORECASE,
 )
 _SHARD_NAME = re.compile(r"(?P<prefix>.+?)[-_](?P<number>\d{1,5})-of-(?P<count>\d{1,5})(?:-[0-9a-f]{16})?")
-# Names that Spark and similar programs write; they do not contain a task's name.
-_PART_NAME = re.compile(r"part-\d{3,6}(?:-[\w.-]+)?", re.IGNORECASE)
+# Names that Spark and similar programs write, or people for parts of a whole; they do not contain a task's name.
+_PART_NAME = re.compile(r"part-\d{3,6}(?:-[\w.-]+)?|(?:part|fold|chunk|batch|shard)[-_ ]?\d{1,6}", re.IGNORECASE)
 # Words for splits anywhere in a name, longest first; they count only if another name differs in nothing else.
 _ANY_WORD = re.compile("|".join(sorted((*SPLIT_WORDS, "trn", "tst"), key=len, reverse=True)), re.IGNORECASE)
 # Rests of such a name that are not a task's name: train_set, testdata, "train (1)".
@@ -43,6 +43,13 @@ _DOCUMENTS = re.compile(
 )
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"})
 _SETTINGS = "task.json"
+# What makes a file readable that is not read, by the end of its name.
+_FIXES = {
+    (".xlsx", ".xls", ".ods"): " (save it as CSV UTF-8)",
+    (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar", ".bz2", ".xz", ".zst"): " (unpack it)",
+    (".ndjson", ".jsonlines", ".jl"): " (rename it to .jsonl)",
+    (".arrow", ".feather", ".pkl", ".pickle", ".sqlite"): " (save it as Parquet or CSV)",
+}
 # Words for rows that are not trained on, which may mean validation or test.
 _UNCLEAR = frozenset({"eval", "evaluation", "holdout", "heldout", "validate", "unseen"})
 # Such a word, or one for a split, as a whole word.
@@ -176,7 +183,7 @@ def _look_into(folder: Path) -> _Contents:
         elif entry.name == _SETTINGS or entry.name.endswith(f".{_SETTINGS}"):
             contents.settings.append(entry)
         elif reason := _why_not_data(entry, names):
-            contents.left_out.append(f"{entry.name}{reason}")
+            contents.left_out.append(f"{entry.name}{reason}".rstrip())
         elif data_suffix(entry) and entry.name not in _DESCRIPTIONS:
             contents.data.append(entry)
     return contents
@@ -199,7 +206,7 @@ def _why_not_data(path: Path, names: set[str]) -> str:
         return " (not a list of rows)"
     if suffix:
         return ""
-    return " (save it as CSV UTF-8)" if path.suffix.lower() in (".xlsx", ".xls", ".ods") else " "
+    return next((fix for ends, fix in _FIXES.items() if path.name.lower().endswith(ends)), " ")
 
 
 def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None = None) -> list[Source]:
@@ -222,8 +229,8 @@ def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None =
         if not inside.data:
             contents.left_out.append(f"{inner.name}/")
     alone = groups.get("", [])
-    if len(alone) == 1 and alone[0][1] == "train" and len(groups) > 1 and alone[0][0].parent == folder:
-        # A single train file among files of other tasks is a task called train: there is no other split beside it.
+    if len(alone) == 1 and alone[0][1] in ("train", "") and len(groups) > 1 and alone[0][0].parent == folder:
+        # A single train file (or part) among files of other tasks is a task called train: no other is beside it.
         groups[_stem(alone[0][0])] = groups.pop("")
         groups[_stem(alone[0][0])][0] = (alone[0][0], "")
     _refuse_unclear(groups)

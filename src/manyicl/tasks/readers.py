@@ -239,9 +239,9 @@ def _flatten_squad(articles: Sequence[Any]) -> Sequence[object]:
 
 
 def _read_lines(file: IO[bytes], path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[int, Record]]:
-    # Bytes, not text: then only \n ends a line, and a line that is not UTF-8 does not hide the others.
+    # Bytes, not text: then a line that is not UTF-8 does not hide the others.
     is_first = True
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(_split_lines(file), start=1):
         content = drop_marks(line)  # in any line, since files may have been joined with cat
         if not content.strip():
             continue
@@ -260,6 +260,15 @@ def _read_lines(file: IO[bytes], path: Path, columns: Columns, log: FaultLog) ->
             kind, what = _describe_json_mistake(content, error)
             log.add(kind, what, row=number, path=path)
         yield number, record
+
+
+def _split_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield lines that end in \\n, \\r\\n or a single \\r, which no JSON holds but between its parts."""
+    for line in file:
+        if b"\r" in line.rstrip(b"\r\n"):
+            yield from line.split(b"\r")
+        else:
+            yield line
 
 
 def _describe_json_mistake(line: bytes, error: ValueError) -> tuple[str, str]:

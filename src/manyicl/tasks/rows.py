@@ -106,6 +106,18 @@ def read_rows(
     return found
 
 
+def retell_unlike_files(files: Sequence[FileRows], *, log: FaultLog) -> None:
+    """Describe a file that lacks columns by a file of the same task that has them: no task.json would read both."""
+    whole = next((file for file in files if file.rows), None)
+    for file in files:
+        if whole is None or file.rows:
+            continue
+        what = f"its columns are called otherwise than in {whole.path.name}; call them alike in all files of the task"
+        log.retell(file.path, ("other columns", "no input column"), what)
+        what = f"has no answers, unlike {whole.path.name}; fill them in, or take the file out of the folder"
+        log.retell(file.path, ("no answer column",), what)
+
+
 def tidy_answer(text: str) -> str:
     """Return an answer without outer white space and in Unicode form NFC, so that each label has one spelling.
 

@@ -48,6 +48,14 @@ _ANSWERS = (
     "summary",
     "highlights",
     "solution",
+    "chosen",
+    "reference",
+    "gold",
+    "gold_label",
+    "correct_answer",
+    "best_answer",
+    "ground_truth",
+    "expected_output",
     "y",
 )
 _PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text_a", "text_b"))

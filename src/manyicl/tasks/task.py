@@ -57,7 +57,7 @@ from manyicl.tasks.answers import (
 from manyicl.tasks.faults import Fault, FaultLog, near_word, show
 from manyicl.tasks.formats import describe_damage
 from manyicl.tasks.layouts import Source, find_layout, source_of
-from manyicl.tasks.rows import FileRows, Row, read_rows
+from manyicl.tasks.rows import FileRows, Row, read_rows, retell_unlike_files
 from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, read_settings
 from manyicl.tasks.shapes import find_option_columns, write_columns
 
@@ -257,6 +257,7 @@ def inspect_task(source: Path | Source, *, one_split: bool = False) -> tuple[Tas
         read_rows(path, columns=settings.columns, split=split, settings_name=settings_name, log=log)
         for path, split in source.files
     ]
+    retell_unlike_files(files, log=log)
     notes = resolve_lists(files, log=log)
     notes += resolve_choices(files, answer_index=settings.answer_index, settings_name=settings_name, log=log)
     for file in files if one_split else ():
