@@ -482,7 +482,7 @@ def test_a_cache_below_a_file_is_one_line(folder, tmp_path, capfd, monkeypatch):
 def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
     lines = ["the red fox 7", "the blue owl 1003", "ünïcode"]
     (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
     file = {"file": [tmp_path / "in.txt"], "-": ["-"], "nothing": []}[source]
     code, out, err = run_manyicl(
         capfd, "ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", *file

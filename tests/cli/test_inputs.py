@@ -18,9 +18,28 @@ def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_an_input(
     content = "\ufeffthe bell is broken\r\nthe saddle is lost\r\n"
     file = tmp_path / "inputs.txt"
     file.write_bytes(content.encode())
-    monkeypatch.setattr(sys, "stdin", io.StringIO(content, newline=""))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode()), newline=""))
     expected = ["the bell is broken", "the saddle is lost"]
     assert read_inputs(str(file)) == read_inputs("-") == expected
     file.write_bytes(b"\xef\xbb\xbf")
     with pytest.raises(UserError, match="is empty; give one input a line"):
         read_inputs(str(file))
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
+def test_a_pipe_of_powershell_and_line_ends_of_other_systems_are_read(monkeypatch, codec: str, end: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"the caf\u00e9{end}is lost{end}".encode(codec))))
+    assert read_inputs("-") == ["the caf\u00e9", "is lost"]
+
+
+def test_what_is_not_a_text_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data file was answered line by line, its header and its answers included."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a caf\xe9")))
+    with pytest.raises(UserError, match=r"^standard input: byte 6 is not UTF-8; give a UTF-8 text file with one input"):
+        read_inputs("-")
+    with pytest.raises(UserError, match=rf"^{tmp_path}: cannot be read \(Is a directory\); give a UTF-8 text file"):
+        read_inputs(str(tmp_path))
+    for name in ("t.csv", "t.jsonl.gz", "t.parquet"):
+        with pytest.raises(UserError, match=rf"^{tmp_path / name}: is a data file, whose lines hold more than inputs"):
+            read_inputs(str(tmp_path / name))

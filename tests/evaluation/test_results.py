@@ -112,3 +112,10 @@ def test_a_result_is_not_written_in_place_of_a_device_or_a_pipe(tmp_path):
     with pytest.raises(UserError, match=r"^out=.*pipe: is a device or a pipe, not a file; name a file$"):
         check_out(tmp_path / "pipe")
     check_out(tmp_path / "r.json")
+
+
+def test_a_result_is_not_given_the_name_of_a_data_file(tmp_path):
+    """JSON under the name of a table, in a folder of tasks, would be a task that cannot be read."""
+    for name in ("r.csv", "r.parquet", "r.jsonl"):
+        with pytest.raises(UserError, match=r"is written as JSON, with its predictions beside it; name it r\.json$"):
+            check_out(tmp_path / name)

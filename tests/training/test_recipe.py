@@ -177,6 +177,13 @@ def test_a_recipe_that_cannot_be_read_is_told_in_one_line(tmp_path):
     assert refusal(tmp_path / "latin.toml").startswith("not valid TOML: 'utf-8' codec can't decode byte 0xe9")
 
 
+def test_a_recipe_may_begin_with_a_mark_and_end_its_lines_as_windows_does(tmp_path):
+    """Editors of Windows write both; it was "not valid TOML"."""
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + RECIPE.replace("\n", "\r\n").encode())
+    assert load_recipe(path) == load_recipe(write_recipe(tmp_path, RECIPE))
+
+
 def test_dotted_paths_are_taken_from_the_recipes_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     (tmp_path / "sub").mkdir()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manyicl.errors import UserError
+from manyicl.tasks import data_suffix
 
 if TYPE_CHECKING:
     from manyicl.inference import Answer
@@ -28,18 +30,40 @@ def describe_answers(answers: Sequence[Answer], *, num_train: int) -> str:
 def read_inputs(file: str) -> list[str]:
     """Return the lines of a file, or of standard input for '-', without byte order mark and final carriage returns.
 
+    The text is UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it.
+
     Raises:
-        UserError: the file cannot be read, or is empty.
+        UserError: the file cannot be read, is empty, or is a data file, whose lines are more than inputs.
     """
+    name = "standard input" if file == "-" else file
+    if data_suffix(Path(file)):
+        raise UserError(
+            f"{name}: is a data file, whose lines hold more than inputs; give a text file with one input a line, or"
+            " evaluate its rows as a task: manyicl eval"
+        )
     try:
-        if file == "-" and sys.stdin is None:
-            raise UserError("standard input: is closed; give a file, or pipe one input a line")
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give a UTF-8 text file with one input a line") from error
-    text = text.lstrip("\ufeff")
-    # Not splitlines: an input may hold other separators.
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        text = _decode(_read_bytes(file))
+    except OSError as error:
+        told = f"cannot be read ({error.strerror or error})"
+        raise UserError(f"{name}: {told}; give a UTF-8 text file with one input a line") from error
+    except UnicodeDecodeError as error:
+        told = f"byte {error.start + 1:,} is not UTF-8"
+        raise UserError(f"{name}: {told}; give a UTF-8 text file with one input a line") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text:
-        raise UserError(f"{'standard input' if file == '-' else file}: is empty; give one input a line")
-    return lines
+        raise UserError(f"{name}: is empty; give one input a line")
+    return text.removesuffix("\n").split("\n")  # not splitlines: an input may hold other separators
+
+
+def _read_bytes(file: str) -> bytes:
+    if file != "-":
+        return Path(file).read_bytes()
+    if sys.stdin is None:
+        raise UserError("standard input: is closed; give a file, or pipe one input a line")
+    return sys.stdin.buffer.read()
+
+
+def _decode(content: bytes) -> str:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    return content.decode().lstrip("\ufeff")

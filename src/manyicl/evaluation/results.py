@@ -209,6 +209,8 @@ def check_out(path: Path | None) -> None:
         return
     if path.is_dir():
         raise UserError(f"out={path}: is a folder; name a file in it, such as {path / 'curve.json'}")
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet", ".gz"):
+        raise UserError(f"out={path}: is written as JSON, with its predictions beside it; name it {path.stem}.json")
     if path.exists() and not path.is_file():  # it would be read as an earlier result, without end, or replaced
         raise UserError(f"out={path}: is a device or a pipe, not a file; name a file")
     above = next(folder for folder in path.absolute().parents if folder.exists())

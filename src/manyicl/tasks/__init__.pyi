@@ -1,5 +1,6 @@
 from .answers import find_labels
 from .duplicates import CopyIndex, find_copies
+from .formats import data_suffix
 from .layouts import Source, source_of
 from .rows import tidy_answer
 from .settings import METRICS
@@ -28,6 +29,7 @@ __all__ = [
     "Source",
     "Task",
     "ask_validation",
+    "data_suffix",
     "find_copies",
     "find_labels",
     "flip_labels",

@@ -157,7 +157,7 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), kind: type[ConfigT
         UserError: no such file, broken TOML, an unknown key, or a value that does not fit its key.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin files with a mark
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe (*.toml)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -185,7 +185,7 @@ def _resolve_paths(value: Any, *, folder: Path) -> Any:
 def has_section(path: Path, section: str) -> bool:
     """Return whether the recipe at `path` has a section; False if it cannot be read, which `load_recipe` then tells."""
     try:
-        return section in tomllib.loads(path.read_text(encoding="utf-8"))
+        return section in tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         return False
 
