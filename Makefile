@@ -5,6 +5,10 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
+# Without kept bytecode, pytest rewrites 400 test modules at each start, and every Python that a test starts compiles
+# this package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test fast fuzz coverage bases lint format times
 
 demo: .venv/installed

@@ -44,8 +44,8 @@ def _let_stderr_fail() -> None:
 
     Libraries write to it as well, so this is done once for all of them, before any is imported.
     """
-    if type(sys.stderr) is not io.TextIOWrapper:
-        return  # it is closed, or somebody who calls this has put a stream of their own in its place
+    if type(sys.stderr) is not io.TextIOWrapper or os.name != "posix":
+        return  # it is closed, somebody who calls this has put a stream of their own in its place, or it is a console
     raw = _LenientFile(sys.stderr.fileno(), "w", closefd=False)
     encoding, errors = sys.stderr.encoding, sys.stderr.errors
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=True)

@@ -718,6 +718,7 @@ def test_the_world_is_written_once_and_its_seed_model_is_asked_by_name(tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:BloomForCausalLM does not take its attention from outside")
 def test_a_model_without_a_longest_sequence_is_asked_once_it_is_given_trial_59(folder, tmp_path, capfd):
     model = tmp_path / "model"
     train_tokenizer("bpe").save_pretrained(model)

@@ -249,5 +249,5 @@ def test_a_template_that_refuses_a_system_turn_is_used_trial_52(tokenizers):
     assert writer.frame == FRAMES["chatml"]
     tokenized = tokenize_task(make_task("animals"), tokenizer=writer)
     assert writer.decode(join_examples(tokenized, split="train", indices=[0]).ids) == (
-        "<|im_start|>user\nName the animal.\n\nthe red cow 20<|im_end|>\n<|im_start|>assistant\ncow<|im_end|>\n"
+        "<|im_start|>user\nName the animal.\n\nthe red owl 20<|im_end|>\n<|im_start|>assistant\nowl<|im_end|>\n"
     )

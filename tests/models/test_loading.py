@@ -551,14 +551,13 @@ def test_a_half_precision_checkpoint_is_loaded_as_it_is_trial_69(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
     loaded = load_model(ModelSettings(path=str(tmp_path), precision="fp32"))
     assert loaded.dtype == torch.float32
-    assert torch.equal(logits_of(loaded), logits_of(model.float()))
+    for name, weight in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), weight.float())
 
 
 def test_a_quantized_checkpoint_names_the_package_that_it_needs_trial_69(saved, tmp_path):
     base = shutil.copytree(saved / "base", tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (base / "config.json").write_text(json.dumps(config))
-    told = refusal(load_model, base_settings(tmp_path))
-    assert told.startswith(f"{base}: cannot load its model: ")
-    assert "bitsandbytes" in told
+    assert "gptq" in refusal(load_model, base_settings(tmp_path)).lower()

@@ -339,7 +339,7 @@ def test_utf_16_without_a_mark_is_read_if_only_its_header_is_ascii(tmp_path: Pat
         ("t.csv", TABLE.encode() + b"\0" * 4096, "ends in 4,096 NUL bytes, as after a crash"),
         ("t.jsonl", LINES.encode() + b"\0" * 4096, "row 3: 4,096 NUL bytes, as after a crash"),
         ("t.csv", (b"\xef\xbb\xbf" + TABLE.encode()) * 2, "row 3: the row repeats the header; remove it"),
-        ("t.jsonl", LINES.replace("\n", "\r").encode(), "row 1: more than one value on the line"),
+        ("t.jsonl", LINES.replace("\n", " ").encode(), "row 1: more than one value on the line"),
         ("t.jsonl", json.dumps(ROWS[0], indent=1).encode(), "has objects that span several lines"),
         ("t.jsonl", b'{"input": "x", "answer": "a", "answer": "b"}\n', "row 1: the object has 'answer' twice"),
         ("t.csv", "input,answer\nx,\u200b\n".encode(), "row 1: answer '\\u200b' is empty"),

@@ -55,12 +55,7 @@ from manyicl.locks import LOCK, sole_writer
 from manyicl.models import check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import find_overlaps
 from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
-from manyicl.training import (
-    RunFolder,
-    dump_config,
-    tokenize_all,
-    with_precision,
-)
+from manyicl.training import RunFolder, dump_config, tokenize_all, with_precision
 
 WorkKind = Literal["train", "validation", "test", "text", "flip", "order"]
 # Kinds of work that ask tasks, and so leave a result with predictions.

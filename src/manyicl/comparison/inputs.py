@@ -23,14 +23,7 @@ from manyicl.locks import sole_writer
 from manyicl.models import RUN_STATE, fingerprint_weights, locate_model
 from manyicl.planning import Overlap
 from manyicl.tasks import Task, name_sources
-from manyicl.training import (
-    RunFolder,
-    dump_config,
-    find_changes,
-    load_recipe,
-    refuse_changes,
-    refuse_gone,
-)
+from manyicl.training import RunFolder, dump_config, find_changes, load_recipe, refuse_changes, refuse_gone
 
 RECIPE = "recipe.toml"
 INPUTS_FILE = "inputs.json"

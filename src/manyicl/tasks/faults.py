@@ -59,6 +59,10 @@ class FaultLog:
         if row is not None and len(found.rows) < _ROWS_NAMED:
             found.rows.append(row)
 
+    def has(self, path: Path, kind: str) -> bool:
+        """Return whether a file has a fault of this kind."""
+        return (path, kind) in self._found
+
     def retell(self, path: Path, kinds: Collection[str], what: str) -> None:
         """Describe faults of these kinds in a file as one of the file as a whole, if it has any."""
         there = [kind for kind in kinds if (path, kind) in self._found]

@@ -112,10 +112,11 @@ def retell_unlike_files(files: Sequence[FileRows], *, log: FaultLog) -> None:
     for file in files:
         if whole is None or file.rows:
             continue
-        what = f"its columns are called otherwise than in {whole.path.name}; call them alike in all files of the task"
-        log.retell(file.path, ("other columns", "no input column"), what)
-        what = f"has no answers, unlike {whole.path.name}; fill them in, or take the file out of the folder"
-        log.retell(file.path, ("no answer column",), what)
+        if log.has(file.path, "other columns") or log.has(file.path, "no input column"):
+            what = f"its columns are called otherwise than in {whole.path.name}; call them alike in all files"
+        else:
+            what = f"has no answers, unlike {whole.path.name}; fill them in, or take the file out of the folder"
+        log.retell(file.path, ("other columns", "no input column", "no answer column"), what)
 
 
 def tidy_answer(text: str) -> str:
