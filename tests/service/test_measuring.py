@@ -82,6 +82,13 @@ def test_wrong_labels_are_suspects(seed_model):
         assert suspect.likelier != suspect.answer
 
 
+def test_a_small_model_measures_more_by_default(seed_model):
+    """13,000 tokens, which a model of 135M parameters gets, are enough for 45 answers here: it was blind to its size."""
+    with open_service(seed_model) as service:
+        found = service.add_task(make_rows(300), name="animals").measure(240)
+    assert found.curve[-1].num_scored == 300
+
+
 def test_near_copies_are_found_and_told(seed_model):
     text = "please send the report about the {} to the whole team before the end of this long week"
     rows = [{"input": text.format(word), "answer": "a"} for word in ("red fox", "red  fox", "blue owl")]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from manyicl.episodes import join_examples
 from manyicl.evaluation import best_score, chance_score, majority_answer, majority_score
@@ -41,7 +42,10 @@ from manyicl.service.selection import Order, TaskBook, TaskIds, choose_shots
 from manyicl.service.settings import ShotChoice
 
 # Default of ServiceSettings.measure_tokens, by where the model is.
-CPU_TOKENS, OTHER_TOKENS = 13_000, 4_000_000
+OTHER_TOKENS = 4_000_000
+# On a CPU, tokens times parameters: two minutes of two cores, found with SmolLM2-135M, which gets 13,000 tokens by it.
+# Fewer than so many tokens would tell nothing.
+_CPU_WORK, _FEWEST_TOKENS = 13_000 * 134_515_008, 6_000
 # How long a piece of work may take, since a request may be waiting for its end. Shorter pieces are slow: after 3,000
 # tokens SmolLM2 on two cores answers one query of 60 tokens in 0.48 s, four in 1.22 s, eight in 2.40 s.
 _PIECE_S = 1.5
@@ -70,7 +74,7 @@ class TaskMeasuring:
     def __init__(self, task: TaskIds, answerer: Answerer, *, most_tokens: int | None, served: Order) -> None:
         self.task, self.answerer, self.served = task, answerer, served
         on_cpu = answerer.engine.server is None and answerer.model.on_cpu
-        self._most_tokens = most_tokens or (CPU_TOKENS if on_cpu else OTHER_TOKENS)
+        self._most_tokens = most_tokens or (_cpu_tokens(answerer.model.model) if on_cpu else OTHER_TOKENS)
         self._pace = _FIRST_PACE[on_cpu]
         self._choices = self._find_choices()
         self._query_tokens = self._estimate_query()
@@ -248,6 +252,12 @@ class TaskMeasuring:
             majority_score(right, train_answers=common, metric=about["metric"]),
             chance_score(choices, test_answers=right, metric=about["metric"]),
         )
+
+
+def _cpu_tokens(model: nn.Module) -> int:
+    """Return the tokens of a measurement on a CPU: as many as a model of its size manages in about two minutes."""
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return min(OTHER_TOKENS, max(_FEWEST_TOKENS, _CPU_WORK // num_parameters))
 
 
 def _find_in_background(examples: Sequence[ServedExample]) -> Future[Duplicates]:
