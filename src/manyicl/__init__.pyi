@@ -5,6 +5,7 @@ from .errors import UserError
 from .evaluation.loop import evaluate, one_pass_curve
 from .evaluation.results import Evaluation
 from .inference.answering.questions import ask
+from .inference.answering.settings import AnswerSettings
 from .inference.model import InferenceModel, load_for_inference
 from .models.loading import LoraSettings, ModelSettings
 from .server.access import make_token
@@ -16,6 +17,7 @@ from .training.run_folder import Run
 from .verbs import Check, check, compare, diff, export, merge, open, plan, run_demo, show, write_report, write_world
 
 __all__ = [
+    "AnswerSettings",
     "Check",
     "Client",
     "EpisodeSettings",

@@ -88,6 +88,10 @@ class RemoteReply:
     timing: Mapping[str, Any]
     """Where the time went, in seconds."""
     task_version: int
+    confidence: float | None = None
+    """Probability of the answer, or the share of samples that gave it; else None."""
+    unsure: bool = False
+    """Whether the confidence is below the one that was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,12 @@ class RemoteTask:
         options: Sequence[str] | Sequence[Sequence[str]] | None = None,
         shots: Mapping[str, Any] | None = None,
         max_new_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        samples: int | None = None,
+        seed: int | None = None,
+        min_confidence: float | None = None,
         deadline_s: float | None = None,
     ) -> list[RemoteReply]:
         """Answer one input or several, in their order.
@@ -240,11 +250,25 @@ class RemoteTask:
         options: the candidate answers of the input; of several inputs, a list for each. Default: the task's labels.
         shots: which examples are shown: policy, count, seed, ids. Default: the server's choice.
         max_new_tokens: most tokens of a generated answer. deadline_s: give up after so long.
+        stop, temperature, top_p, samples, seed: how a generated answer is sampled (`manyicl.AnswerSettings`); the
+            default is the server's, which is greedy.
+        min_confidence: replies with less confidence are marked as unsure.
         """
         asked: dict[str, Any] = {"input": inputs} if isinstance(inputs, str) else {"inputs": list(inputs)}
         if asked.get("inputs") == []:
             return []
-        given = {"options": options, "shots": shots, "max_new_tokens": max_new_tokens, "deadline_s": deadline_s}
+        given = {
+            "options": options,
+            "shots": shots,
+            "max_new_tokens": max_new_tokens,
+            "stop": None if stop is None else list(stop),
+            "temperature": temperature,
+            "top_p": top_p,
+            "samples": samples,
+            "seed": seed,
+            "min_confidence": min_confidence,
+            "deadline_s": deadline_s,
+        }
         body = {**asked, **{name: value for name, value in given.items() if value is not None}}
         content = self.client.request("POST", f"{self._path}/predict", json=body)
         return _read(list[RemoteReply], content, "replies")

@@ -25,7 +25,9 @@ from manyicl.cli.options import in_flags
 from manyicl.errors import TerminatedError, UserError
 from manyicl.evaluation.loop import one_pass_curve
 from manyicl.evaluation.points import PREDICTION_SCHEMA, read_predictions
+from manyicl.evaluation.results import Evaluation
 from manyicl.evaluation.scoring.answers import score_answer
+from manyicl.evaluation.scoring.confidence import measure_confidence
 from manyicl.inference.model import load_for_inference
 from manyicl.models.loading import MODEL_NOTE, ModelNote
 from manyicl.tasks.task import load_tasks
@@ -253,7 +255,7 @@ def test_shot_counts_are_numbers_between_commas(text, counts):
 
 def test_a_parameter_that_an_error_of_the_library_names_is_a_flag_here(folder, capfd):
     told = refusal(capfd, "eval", folder / "model", "--tasks", folder / "tasks", "--max-new-tokens", 99999)
-    assert told.startswith("--max-new-tokens 99999: an answer needs at least 1 token")
+    assert told.startswith("--max-new-tokens 99999: an answer must leave room for its input in 512 tokens")
     told = in_flags("`endpoint.model` is not `manyicl`; lower `shots`, or leave `compiled` out")
     assert told == "--endpoint-model is not `manyicl`; lower --shots, or leave --compile out"
 
@@ -280,11 +282,11 @@ def evaluate_tiny(folder: Path, capfd, out: Path, *options: object) -> tuple[dic
 
 def test_eval_says_by_what_known_answers_were_chosen(folder, tmp_path, capfd):
     result, printed = evaluate_tiny(folder, capfd, tmp_path / "sum.json")
-    assert result["by"] == "sum"
-    assert "nats a token" not in printed
-    result, printed = evaluate_tiny(folder, capfd, tmp_path / "mean.json", "--length-normalized")
-    assert result["by"] == "mean"
-    assert "known answers chosen by nats a token" in printed
+    assert result["answering"]["normalize"] == "none"
+    assert "log-probability per" not in printed
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "mean.json", "--normalize", "tokens")
+    assert result["answering"]["normalize"] == "tokens"
+    assert "known answers chosen by log-probability per token" in printed
 
 
 def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
@@ -312,7 +314,7 @@ def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     assert table.schema.equals(PREDICTION_SCHEMA)
     assert table.column_names == [
         "task", "draw", "shots", "query", "prediction", "answer", "score", "nll", "cut", "choice_nll", "fill",
-            "other_scores",
+            "other_scores", "confidence",
     ]  # fmt: skip
     assert f"wrote {tmp_path / 'new' / 'curve.json'} and {path}" in printed
     assert "animals" in printed
@@ -493,6 +495,35 @@ def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
     assert set(out.splitlines()) <= {"fox", "owl", "cat", "dog"}
 
 
+def test_ask_marks_and_counts_unsure_answers_and_leaves_none_out(folder, tmp_path, capfd):
+    (tmp_path / "in.txt").write_text("the red fox 7\nthe blue owl 1003\n")
+    ask = ("ask", folder / "model", "--tasks", folder / "tasks", tmp_path / "in.txt", "--task")
+    code, out, err = run_manyicl(capfd, *ask, "animals", "--min-confidence", "0.999")
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert all(re.fullmatch(r"unsure \(0\.\d\d\): (fox|owl|cat|dog)", line) for line in out.splitlines())
+    assert err.endswith("; 2 of 2 answers unsure (--min-confidence)\n")
+    code, out, _ = run_manyicl(capfd, *ask, "animals", "--min-confidence", "0.2", "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["unsure"] for answer in answers] == [answer["confidence"] < 0.2 for answer in answers]
+    refused = refusal(capfd, *ask, "sums", "--min-confidence", "0.8")
+    assert refused.startswith("--min-confidence 0.8: generated answers have no confidence; leave it out")
+
+
+def test_eval_says_whether_confidences_tell_which_answers_are_right(folder, tmp_path, capfd):
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "r.json")
+    by_task = {task["task"]: task["curve"] for task in result["tasks"]}
+    confidence = by_task["animals"][1]["confidence"]
+    assert confidence["num_answers"] == 12
+    assert 0 <= confidence["low"] <= confidence["ece"] <= confidence["high"] <= 1
+    assert confidence["coverage"][0] == {"threshold": 0.0, "coverage": 1.0, "score": by_task["animals"][1]["score"]}
+    assert by_task["sums"][1]["confidence"] is None  # its answers are generated
+    assert "does it know when it is right?" in printed
+    assert "score in % against confidence in %" in printed
+    again = Evaluation.load(tmp_path / "r.json")
+    asked = [p for p in again.predictions if (p.task, p.asked) == ("animals", 2)]
+    assert again.curves[0].points[1].confidence == measure_confidence(asked)
+
+
 def test_ask_shows_all_rows_of_a_file_that_names_no_splits(folder, tmp_path, capfd):
     """A third of a small file was set aside for tests that `ask` does not make."""
     (tmp_path / "tasks").mkdir()
@@ -526,7 +557,7 @@ def test_ask_tells_what_it_did_in_json(folder, tmp_path, capfd, task, shots):
     assert code == 0
     assert [answer["input"] for answer in answers] == ["a fox", "1 + 1"]
     for answer in answers:
-        assert set(answer) == {"input", "answer", "nll", "shots", "cut", "left_out"}
+        assert set(answer) == {"input", "answer", "nll", "shots", "cut", "confidence", "unsure", "left_out"}
         assert answer["shots"] == shots if shots is not None else answer["shots"] > 10
         assert answer["nll"] is None or not answer["cut"]
     if task == "animals":
@@ -537,7 +568,7 @@ def test_generated_answers_end_at_the_limit_that_is_set_and_are_counted(folder, 
     out, options = tmp_path / "r.json", ("--task", "sums", "--max-new-tokens", 3)
     result, printed = evaluate_tiny(folder, capfd, out, *options)
     (task,) = result["tasks"]
-    assert result["max_new_tokens"] == 3
+    assert result["answering"]["max_new_tokens"] == 3
     assert sum(cell["num_cut"] for cell in task["curve"]) == 6 + 12  # of an untrained model, which ends no answer
     assert "18 generated answers reached the token limit before their end; --max-new-tokens raises it" in printed
     model, tasks = folder / "model", ("--tasks", folder / "tasks")

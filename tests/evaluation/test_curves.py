@@ -6,6 +6,7 @@ import hashlib
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,10 @@ from manyicl.evaluation.answering import answer_draw
 from manyicl.evaluation.curves import make_curve, score_one_pass
 from manyicl.evaluation.loop import evaluate, one_pass_curve
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.answering.questions import write_queries
+from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.inference.drawing import write_answers
+from manyicl.inference.engine import score_whole_prompts
 from manyicl.inference.model import InferenceModel
 from manyicl.tasks.task import Example, flip_labels, flip_map
 from tests.conftest import make_task, tiny_model
@@ -260,12 +264,36 @@ def test_length_normalised_choice_takes_the_best_mean_of_a_tokens_nats(tokenizer
     assert len(set(lengths.values())) > 1
     sweep = Sweep(shots=(2,), num_draws=1, num_queries=12, max_tokens=300)
     summed = curve_of(model, task, tokenizer=tokenizer, sweep=sweep).predictions
-    mean = curve_of(model, task, tokenizer=tokenizer, sweep=replace(sweep, by="mean")).predictions
+    mean = curve_of(
+        model, task, tokenizer=tokenizer, sweep=replace(sweep, answering=AnswerSettings(normalize="tokens"))
+    ).predictions
     assert [p.choice_nll for p in mean] == [p.choice_nll for p in summed]
     assert [p.prediction for p in summed] == [min(p.choice_nll, key=p.choice_nll.__getitem__) for p in summed]
     best = [min(p.choice_nll, key=lambda label, p=p: p.choice_nll[label] / lengths[label]) for p in mean]
     assert [p.prediction for p in mean] == best
     assert best != [p.prediction for p in summed]
+
+
+def test_contextual_calibration_divides_by_the_answers_after_inputs_without_content(tokenizer):
+    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
+    model = tiny_model("llama")
+    answering = AnswerSettings(calibrate="contextual")
+    sweep = Sweep(shots=(0, 2), num_draws=1, num_queries=6, max_tokens=300, answering=answering)
+    calibrated = curve_of(model, task, tokenizer=tokenizer, sweep=sweep).predictions
+    own = TaskSweep(task, tokenizer=tokenizer, sweep=sweep)
+    pairs = write_answers(tokenizer, task.task.labels)
+    for shots in (0, 2):
+        before = own.prefix_ids(0, start=0, stop=shots) if shots else []
+        ids = np.concatenate([task.head_ids, before]).astype(np.int32)
+        free = [
+            score_whole_prompts(model, ids, [query], [[answer for _, answer in pairs]])[0]
+            for query in write_queries(tokenizer, ("N/A", "[MASK]", ""), after_shots=shots > 0)
+        ]
+        prior = np.mean([np.exp(-nats) / np.exp(-nats).sum() for nats in free], axis=0)
+        for p in [p for p in calibrated if p.shots == shots]:
+            weights = np.exp(-np.array(list(p.choice_nll.values()))) / prior
+            assert p.prediction == pairs[int(weights.argmax())][0]
+            assert p.confidence == pytest.approx(weights.max() / weights.sum(), rel=1e-3)
 
 
 def test_every_right_answer_counts_in_the_score_the_majority_and_the_metric_beside_it(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from manyicl.errors import UserError
 from manyicl.evaluation.difference import MeanDifference, PointDifference, compare_results, tell_difference
 from manyicl.evaluation.points import DrawPoint, Prediction, ShotCurve, ShotPoint
 from manyicl.evaluation.results import Evaluation
+from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.intervals import Table, difference_interval
 from tests.support.rendering import render
 
@@ -188,3 +190,13 @@ def test_metrics_beside_the_main_one_are_compared_on_the_same_answers():
 def test_a_result_of_an_earlier_version_has_no_metric_beside_the_main_one():
     (cell,) = compare_results(result("a", {"t": table(A)}), result("b", {"t": table(B)})).cells
     assert cell.others == ()
+
+
+def test_results_that_were_answered_in_other_ways_are_compared_and_say_so():
+    scores = {"a task": {(0, 0): {"q": 1.0, "r": 0.0}}}
+    summed = result("one", scores)
+    by_byte = replace(result("two", scores), answering=AnswerSettings(normalize="bytes"))
+    difference = compare_results(summed, by_byte)
+    assert difference.settings == {"normalize": ("none", "bytes")}
+    assert "answered in other ways: normalize is none in A, bytes in B" in render(difference_table(difference))
+    assert compare_results(summed, summed).settings == {}

@@ -11,6 +11,7 @@ import pytest
 from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction, ShotCurve, ShotPoint
 from manyicl.evaluation.results import Evaluation, check_out, predictions_path, refuse_other_result
+from manyicl.inference.answering.settings import AnswerSettings
 
 ROWS = (Prediction("t", 0, 4, "q", "owl", "owl", 1.0, 0.5, choice_nll={"owl": 0.5, "fox": 1.0}),)
 CELL = ShotPoint(4, 1.0, None, None, 0.5, 1, 0, None)
@@ -39,13 +40,25 @@ def test_a_result_of_an_earlier_version_comes_back(tmp_path):
     content = json.loads(path.read_text())
     (task,) = content["tasks"]
     (point,) = task["curve"]
-    for entry, keys in ((content, ["by"]), (task, ["left_out"]), (point, ["mean_shots", "why_not", "other_scores"])):
+    for entry, keys in (
+        (content, ["answering"]),
+        (task, ["left_out"]),
+        (point, ["mean_shots", "why_not", "other_scores"]),
+    ):
         for key in keys:
             del entry[key]
     path.write_text(json.dumps({**content, "told": 3}))
     result = Evaluation.load(path)
     assert result.curves[0].points[0] == CELL
     assert result == Evaluation("some/model", "sweep", seed=3, max_tokens=512, curves=(CURVE,))
+
+
+def test_how_an_earlier_version_chose_answers_is_read(tmp_path):
+    path = save(tmp_path / "a.json")
+    content = json.loads(path.read_text())
+    del content["answering"]
+    path.write_text(json.dumps({**content, "by": "mean", "max_new_tokens": 7}))
+    assert Evaluation.load(path).answering == AnswerSettings(normalize="tokens", max_new_tokens=7)
 
 
 def test_shots_that_were_the_same_in_all_draws_are_told_and_others_are_not(tmp_path):

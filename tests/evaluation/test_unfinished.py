@@ -15,6 +15,7 @@ from manyicl.evaluation.loop import evaluate, evaluate_sweep
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.sweep import Sweep
 from manyicl.evaluation.unfinished import HEADER, Unfinished
+from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.inference.model import InferenceModel
 from tests.conftest import make_task, tiny_model
 from tests.trajectory.setting import start_process, write_setting
@@ -100,7 +101,11 @@ def test_a_finished_result_of_other_settings_is_refused_before_anything_is_asked
     out = tmp_path / "c.json"
     first = evaluate(asked, TASKS, **SIZES, out=out)
     before = out.read_bytes()
-    for changes, told in (({"shots": (0, 1)}, "shots"), ({"seed": 1}, "seed"), ({"by": "mean"}, "by")):
+    for changes, told in (
+        ({"shots": (0, 1)}, "shots"),
+        ({"seed": 1}, "seed"),
+        ({"answering": AnswerSettings(normalize="tokens")}, "normalize"),
+    ):
         with pytest.raises(UserError, match=f"holds a finished result with other {told};"):
             evaluate(asked, TASKS, **{**SIZES, **changes}, out=out, on_progress=stop_after(0))
     assert out.read_bytes() == before

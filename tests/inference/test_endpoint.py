@@ -33,6 +33,7 @@ from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.points import read_predictions
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.evaluation.unfinished import AnswerLog, answer_log_path
+from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.inference.endpoint import KEY_VARIABLE, Endpoint, EndpointSettings, base_url, text_of_ids
 from manyicl.inference.model import InferenceModel, load_for_inference, tokenize_for
 from manyicl.models.loading import ModelNote
@@ -387,8 +388,8 @@ def test_only_a_torn_last_line_is_forgiven(tmp_path):
 
 def test_what_a_server_cannot_do_is_refused_before_it_is_reached(asked):
     settings = EndpointSettings("http://localhost:1", model="tiny")
-    with pytest.raises(UserError, match="by=mean: a server reports no likelihoods"):
-        evaluate(asked, [open_task()], endpoint=settings, by="mean")
+    with pytest.raises(UserError, match="normalize=tokens: a server reports no likelihoods"):
+        evaluate(asked, [open_task()], endpoint=settings, answering=AnswerSettings(normalize="tokens"))
     with pytest.raises(UserError, match="`endpoint`: 2 processes; let one process ask"):
         evaluate(asked, [open_task()], endpoint=settings, ranks=Ranks(number=0, count=2))
 
@@ -400,7 +401,7 @@ def test_orders_of_the_same_shots_can_be_asked_of_a_server_too(asked):
         remote = evaluate(asked, [open_task()], endpoint=settings, **options)
     local = evaluate(asked, [open_task()], **options)
     assert [p.prediction for p in remote.curves[0].predictions] == [p.prediction for p in local.curves[0].predictions]
-    assert (remote.fixed_shots, remote.by, remote.complete) == (5, None, True)
+    assert (remote.fixed_shots, remote.complete) == (5, True)
 
 
 def test_progress_counts_each_answer_of_a_server(asked, tmp_path):
@@ -562,7 +563,7 @@ def test_the_command_line_asks_a_server(asked, tmp_path, capfd):
         patch.delitem(vars(inference), "EndpointSettings")  # the package keeps what was imported once
         code, _, err = run_manyicl(capfd, "eval", asked.path, *options, "--endpoint", "http://localhost:1")
         assert (code, err) == (2, "error: --endpoint: tenacity is not installed; pip install httpx2 tenacity\n")
-    code, _, err = run_manyicl(capfd, "eval", asked.path, *options, *here, "--length-normalized")
-    assert (code, err) == (2, "error: --length-normalized: a server tells no likelihoods; leave it out\n")
+    code, _, err = run_manyicl(capfd, "eval", asked.path, *options, *here, "--normalize", "bytes")
+    assert (code, err) == (2, "error: --normalize bytes: a server tells no likelihoods; leave it out\n")
     code, _, err = run_manyicl(capfd, "eval", asked.path, *options, "--endpoint-model", "tiny")
     assert (code, err) == (2, "error: --endpoint-model: needs --endpoint; leave it out\n")

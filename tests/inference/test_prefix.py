@@ -12,7 +12,6 @@ from manyicl.errors import UserError
 from manyicl.inference.prefix import (
     EMPTY_PREFIX,
     EngineCount,
-    choose_option,
     encode_prefix,
     score_choices,
 )
@@ -107,13 +106,6 @@ def test_many_labels_run_few_tokens_and_their_last_tokens_never():
     nats = score_choices(model, EMPTY_PREFIX, [some_ids(10)], [labels], count=count)
     assert nats[0].shape == (77,)
     assert count.num_query_tokens == 10 + 2 + 77
-
-
-def test_a_choice_is_by_the_whole_answer_or_by_the_mean_of_its_tokens():
-    options = [[5, 2], [5, 6, 7, 2], [8, 2]]
-    nats = np.array([2.0, 3.0, 2.0])
-    assert choose_option(nats, options) == 0  # a tie goes to the first
-    assert choose_option(nats, options, by="mean") == 1
 
 
 def test_a_query_without_ids_is_an_error():

@@ -393,6 +393,42 @@ def test_what_is_missing_of_an_unfinished_comparison_stands_on_top(rendered):
     assert markdown.index("Dedicated, seed 1") < markdown.index("## Scores")
 
 
+def test_whether_arms_know_when_they_are_right_is_a_section_of_its_own():
+    content = small()
+    arm = content["arms"][0]
+    entry = {
+        "arm": arm["arm"],
+        "role": "held-out",
+        "tasks": 3,
+        "num_answers": 600,
+        "mean": 0.913,
+        "score": 0.702,
+        "ece": 0.211,
+        "low": 0.187,
+        "high": 0.236,
+        "aurc": 0.154,
+        "bins": [
+            {"confidence": 0.6, "score": 0.5, "num_answers": 300},
+            {"confidence": 0.99, "score": 0.9, "num_answers": 300},
+        ],
+        "coverage": [
+            {"threshold": 0.0, "coverage": 1.0, "score": 0.702},
+            {"threshold": 0.9, "coverage": 0.5, "score": 0.9},
+            {"threshold": 0.99, "coverage": 0.0, "score": None},
+        ],
+    }
+    comparison = check_comparison({**content, "confidence": [entry]})
+    page = Page(render_page(comparison))
+    [head, row] = page.tables["confidence"][0]
+    assert head[-2:] == ["Calibration error, %", "AURC, %"]
+    assert row == [arm["title"], "held-out", "3", "91.3", "70.2", "21.1 [18.7, 23.6]", "15.4"]
+    assert "Reliability, held-out tasks" in page.text
+    assert "If unsure queries get no answer, held-out tasks" in page.text
+    markdown = render_markdown(comparison).replace("\\", "")
+    assert f"| {arm['title']} | held-out | 3 | 91.3 | 70.2 | 21.1 [18.7, 23.6] | 15.4 |" in markdown
+    assert "know when it is right" not in Page(render_page(check_comparison(content))).text
+
+
 def test_a_comparison_of_nothing_yet_is_a_page_too(tmp_path):
     content = small(finished=False)
     for key in ("costs", "trials", "chosen", "curves", "means", "headline", "differences", "flatness", "shot_losses"):

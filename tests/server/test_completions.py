@@ -7,6 +7,7 @@ import asyncio
 import openai
 import pytest
 
+from manyicl.inference import AnswerSettings
 from manyicl.server import ServerSettings, make_token
 from manyicl.server.routes.completion_bodies import Answered, Shape
 from manyicl.service import Closing, DeadlinePassed, InputTooLong, QueueFull
@@ -162,7 +163,19 @@ def test_a_task_answers_the_user_and_not_the_assistant(client):
         client.chat.completions.create(model="base:slow", messages=[*ASKED, {"role": "assistant", "content": "hm"}])
 
 
-def test_settings_that_change_nothing_are_named_in_a_header(client):
+def test_settings_of_sampling_are_honoured_for_generated_answers(client, service):
+    wanted = {"temperature": 0.7, "top_p": 0.9, "seed": 5, "stop": ["x"], "max_tokens": 9}
+    expected = AnswerSettings(max_new_tokens=9, stop=("x",), temperature=0.7, top_p=0.9)
+    for model in ("base:slow", "base"):
+        raw = client.chat.completions.with_raw_response.create(model=model, messages=ASKED, **wanted)
+        assert "x-manyicl-ignored" not in raw.headers
+        assert (service.asked[-1]["answering"], service.asked[-1]["seed"]) == (expected, 5)
+    client.chat.completions.create(model="base:slow", messages=ASKED)
+    assert service.asked[-1]["answering"] == AnswerSettings()  # greedy
+
+
+def test_settings_that_change_nothing_are_named_in_a_header(client, service, monkeypatch):
+    monkeypatch.setattr(service, "labels", ("one", "two"))  # which are scored
     raw = client.chat.completions.with_raw_response.create(
         model="base:slow", messages=[{"role": "system", "content": "s"}, *ASKED], temperature=0.7, top_p=0.9, stop=["x"]
     )

@@ -49,6 +49,7 @@ def test_several_inputs_have_their_answers_in_order(url):
         ({"input": "a", "shot": {}}, "shot"),
         ({"input": "a", "shots": {"policy": "best"}}, "shots.policy"),
         ({"input": "a", "deadline_s": 0}, "deadline_s"),
+        ({"input": "a", "min_confidence": 1.5}, "min_confidence"),
         ({"input": 3}, "input"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from manyicl.errors import UserError
+from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.service.refusals import Closing, DeadlinePassed, QueueFull
 from manyicl.service.requests import Item, Request, Ticket, WaitingLine
 from manyicl.service.served import open_service
@@ -163,7 +164,7 @@ def test_nothing_waits_for_ever_for_a_thread_that_has_ended(caplog):
 def test_requests_at_once_share_passes(service, animals):
     animals.predict(INPUTS)
     before = service.stats().num_passes
-    service.generate("the", max_new_tokens=2)
+    service.generate("the", answering=AnswerSettings(max_new_tokens=2))
     tickets = [animals.submit(text) for text in INPUTS * 8]
     replies = [ticket.future.result(60)[0] for ticket in tickets]
     assert max(reply.timing.batch_size for reply in replies) > 4
@@ -175,20 +176,20 @@ def test_requests_at_once_share_passes(service, animals):
 
 def test_a_generated_answer_ends_at_its_deadline_or_when_nobody_wants_it(service):
     task = service.add_task(ROWS, name="open", settings={"family": "qa"})
-    task.predict("the red fox", max_new_tokens=1)
+    task.predict("the red fox", answering=AnswerSettings(max_new_tokens=1))
     pieces: list[str] = []
     ticket = service.submit_generation(
-        "The red fox", max_new_tokens=1000, on_text=lambda _, piece: pieces.append(piece)
+        "The red fox", answering=AnswerSettings(max_new_tokens=1000), on_text=lambda _, piece: pieces.append(piece)
     )
     while not pieces:
         time.sleep(0.01)
     assert ticket.cancel()
     with pytest.raises(CancelledError):
         ticket.future.result(0)
-    late = service.submit_generation("The red fox", max_new_tokens=1000, deadline=0.2)
+    late = service.submit_generation("The red fox", answering=AnswerSettings(max_new_tokens=1000), deadline=0.2)
     with pytest.raises(DeadlinePassed):
         late.future.result(30)
-    assert task.predict("the red fox", max_new_tokens=1)[0].num_answer_tokens == 1
+    assert task.predict("the red fox", answering=AnswerSettings(max_new_tokens=1))[0].num_answer_tokens == 1
     assert service.stats().requests["cancelled"] == service.stats().requests["late"] == 1
 
 
@@ -196,8 +197,8 @@ def test_an_error_in_what_takes_the_text_fails_that_request_alone(service):
     def broken(index, piece):
         raise ValueError("the caller's own bug")
 
-    ticket = service.submit_generation("The red fox", max_new_tokens=5, on_text=broken)
-    other = service.submit_generation("The red fox", max_new_tokens=5)
+    ticket = service.submit_generation("The red fox", answering=AnswerSettings(max_new_tokens=5), on_text=broken)
+    other = service.submit_generation("The red fox", answering=AnswerSettings(max_new_tokens=5))
     with pytest.raises(ValueError, match="the caller's own bug"):
         ticket.future.result(30)
     assert other.future.result(30).num_answer_tokens == 5

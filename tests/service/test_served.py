@@ -11,8 +11,10 @@ import pytest
 
 import manyicl
 from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.errors import UserError
 from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.sweep import Sweep, TaskSweep
+from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.inference.model import tokenize_for
 from manyicl.service.refusals import (
     BadExamples,
@@ -80,6 +82,17 @@ def test_options_of_a_row_are_chosen_from_as_evaluate_does(seed_model, tmp_path)
     rows = [{**row, "options": sorted({row["answer"], "fox", "emu"})} for row in ROWS]
     path = write_task(tmp_path / "tasks", rows)
     assert_answers_are_those_of_evaluate(seed_model, path, shots=10, expect_choices=True)
+
+
+def test_replies_below_the_wanted_confidence_are_unsure(service):
+    task = service.add_task(ROWS, name="animals")
+    for reply in task.predict(INPUTS[:3], min_confidence=0.7):
+        assert reply.confidence == reply.probabilities[reply.answer] == max(reply.probabilities.values())
+        assert reply.unsure == (reply.confidence < 0.7)
+    assert not any(reply.unsure for reply in task.predict(INPUTS[:3]))
+    opened = service.add_task(ROWS, name="open", settings={"family": "qa"})
+    with pytest.raises(UserError, match="generated answers have no confidence"):
+        opened.predict(INPUTS[:1], min_confidence=0.7)
 
 
 @pytest.mark.real_model
@@ -279,7 +292,11 @@ def test_inputs_that_are_none_are_refused_in_one_line(animals, given):
 def test_text_of_generated_answers_comes_in_pieces_that_join_to_them(service):
     task = service.add_task(ROWS, name="open", settings={"family": "qa"})
     pieces: dict[int, list[str]] = {0: [], 1: []}
-    ticket = task.submit(INPUTS[:2], max_new_tokens=12, on_text=lambda index, piece: pieces[index].append(piece))
+    ticket = task.submit(
+        INPUTS[:2],
+        answering=AnswerSettings(max_new_tokens=12),
+        on_text=lambda index, piece: pieces[index].append(piece),
+    )
     replies = ticket.future.result(60)
     assert ["".join(pieces[n]) for n in (0, 1)] == [reply.answer for reply in replies]
     assert all(reply.num_answer_tokens <= 12 for reply in replies)
@@ -292,12 +309,14 @@ def test_a_chosen_answer_comes_as_one_piece(animals):
 
 
 def test_a_plain_generation_stops_where_it_is_told(service):
-    whole = service.generate("The red fox", max_new_tokens=8)
+    whole = service.generate("The red fox", answering=AnswerSettings(max_new_tokens=8))
     assert (whole.finish, whole.num_answer_tokens) == ("length", 8)
     word = whole.text.split()[1]
     pieces = []
     ticket = service.submit_generation(
-        "The red fox", max_new_tokens=8, stop=[word], on_text=lambda _, piece: pieces.append(piece)
+        "The red fox",
+        answering=AnswerSettings(max_new_tokens=8, stop=(word,)),
+        on_text=lambda _, piece: pieces.append(piece),
     )
     cut = ticket.future.result(60)
     assert (cut.text, cut.finish) == (whole.text[: whole.text.index(word)], "stop")

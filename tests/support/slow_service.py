@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
-from manyicl.service import Closing, Generation, Reply, Timing, UnknownTask
+from manyicl.service import Closing, Generation, Reply, ServiceSettings, Timing, UnknownTask
 
 TIMING = Timing(queued_s=0.0, prefix_s=0.0, model_s=0.1, total_s=0.1, prefix_cached=True, batch_size=1)
 
@@ -48,6 +48,7 @@ class SlowService:
     """One task, `slow`, which answers every input with the same pieces.
 
     refusal: raised when a question is submitted. failure: what answers end with. tickets: all that were given.
+    asked: the settings of each question. labels: of the task.
     """
 
     def __init__(self, *, pieces: Sequence[str] = ("one ", "two ", "three"), piece_s: float = 0.01) -> None:
@@ -55,8 +56,11 @@ class SlowService:
         self.refusal: Exception | None = None
         self.failure: Exception | None = None
         self.tickets: list[SlowTicket] = []
+        self.labels: tuple[str, ...] = ()
         self.is_ready = True
         self.closed = False
+        self.settings = ServiceSettings()
+        self.asked: list[dict[str, Any]] = []
         self.info = SimpleNamespace(
             base_name="base", version="1", path="base", num_parameters=1, device="cpu", dtype="f"
         )
@@ -67,12 +71,14 @@ class SlowService:
     def task(self, name: str) -> Any:
         if name != "slow":
             raise UnknownTask(f"{name}: there is no such task")
-        return SimpleNamespace(name="slow", submit=self.submit)
+        return SimpleNamespace(name="slow", submit=self.submit, labels=self.labels)
 
-    def submit(self, inputs: Sequence[str], *, on_text: Any = None, **_: Any) -> SlowTicket:
+    def submit(self, inputs: Sequence[str], *, on_text: Any = None, **settings: Any) -> SlowTicket:
+        self.asked.append(settings)
         return self._give(lambda: [self._reply(text) for text in inputs], on_text)
 
-    def submit_generation(self, prompt: Any, *, on_text: Any = None, **_: Any) -> SlowTicket:
+    def submit_generation(self, prompt: Any, *, on_text: Any = None, **settings: Any) -> SlowTicket:
+        self.asked.append(settings)
         text = "".join(self.pieces)
         return self._give(lambda: Generation(text, "length", 4, 3, timing=TIMING), on_text)
 
@@ -87,6 +93,8 @@ class SlowService:
             input=text,
             answer="".join(self.pieces),
             probabilities=None,
+            confidence=None,
+            unsure=False,
             nll=float("nan"),
             shots=(1, 2),
             cut=False,

@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from manyicl.cli.options import (
+    Calibrate,
     EndpointModel,
     MaxNewTokens,
     MaxTokens,
     ModelPath,
+    Normalize,
     Out,
     Precision,
     Quantize,
     Recipe,
+    Samples,
     Seed,
+    Stop,
     TaskFolder,
     TaskNames,
+    Temperature,
+    TopP,
     Trust,
     endpoint_settings,
     stoppable,
@@ -31,7 +37,7 @@ from manyicl.evaluation import FILL, Shots
 commands = typer.Typer()
 
 if TYPE_CHECKING:
-    from manyicl.inference import InferenceModel
+    from manyicl.inference import AnswerSettings, InferenceModel
 
 
 @commands.command("eval")
@@ -47,12 +53,15 @@ def eval_(
         int, typer.Option("--queries", min=1, help="Test rows to answer, the same for every number of shots and draw.")
     ] = 200,
     seed: Seed = 0,
-    length_normalized: Annotated[
-        bool, typer.Option("--length-normalized", help="Choose a known answer by its nats a token, not by their sum.")
-    ] = False,
+    normalize: Normalize = "none",
+    calibrate: Calibrate = "none",
     out: Out = None,
     max_tokens: MaxTokens = None,
     max_new_tokens: MaxNewTokens = None,
+    stop: Stop = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    samples: Samples = 1,
     precision: Precision = "auto",
     quantize: Quantize = "auto",
     recipe: Recipe = None,
@@ -70,18 +79,27 @@ def eval_(
 
     With --out, call a killed evaluation again to resume it. Several GPUs: accelerate launch -m manyicl eval ...
     """
-    from manyicl.cli.tables.results import curve_plot, evaluation_table
+    from manyicl.cli.tables.results import confidence_table, curve_plot, evaluation_table, reliability_plot
     from manyicl.console import make_console, reporting
     from manyicl.distributed import joined_ranks
     from manyicl.evaluation import check_out, evaluate, predictions_path
+    from manyicl.inference import AnswerSettings
     from manyicl.tasks import load_tasks
 
-    by: Literal["sum", "mean"] = "mean" if length_normalized else "sum"
+    settings = AnswerSettings(
+        normalize=normalize,
+        calibrate=calibrate,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
+        temperature=temperature,
+        top_p=top_p,
+        samples=samples,
+    )
     with joined_ranks() as ranks, stoppable(*sys.argv[1:], kept=out.parent if out else None):
         counts = parse_shots(shots)
         check_out(out)
         _check_endpoint(
-            endpoint, endpoint_model, precision, quantize=quantize, by=by, compiled=compiled, num_ranks=ranks.count
+            endpoint, endpoint_model, precision, settings, quantize=quantize, compiled=compiled, num_ranks=ranks.count
         )
         chosen = load_tasks(tasks, names=task)
         loaded = _load(
@@ -104,8 +122,7 @@ def eval_(
                 draws=draws,
                 queries=queries,
                 seed=seed,
-                by=by,
-                max_new_tokens=max_new_tokens,
+                answering=settings,
                 out=out,
                 ranks=ranks,
                 on_progress=on_progress,
@@ -113,6 +130,9 @@ def eval_(
     console = make_console()
     console.print(evaluation_table(result))
     console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
+    if (surest := confidence_table(result)) is not None:
+        console.print(surest)
+        console.print(reliability_plot(result, width=min(76, console.width), colour=console.is_terminal))
     if out is not None:
         console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
     if not result.complete:
@@ -124,9 +144,9 @@ def _check_endpoint(
     endpoint: str | None,
     endpoint_model: str | None,
     precision: str,
+    answering: AnswerSettings,
     *,
     quantize: str,
-    by: Literal["sum", "mean"],
     compiled: bool,
     num_ranks: int,
 ) -> None:
@@ -140,8 +160,10 @@ def _check_endpoint(
         wrong = "--quantize: is the server's own"
     elif compiled:
         wrong = "--compile: the server runs the model"
-    elif by == "mean":
-        wrong = "--length-normalized: a server tells no likelihoods"
+    elif answering.normalize != "none":
+        wrong = f"--normalize {answering.normalize}: a server tells no likelihoods"
+    elif answering.calibrate != "none":
+        wrong = f"--calibrate {answering.calibrate}: a server tells no likelihoods"
     elif num_ranks > 1:
         raise UserError(f"--endpoint {endpoint}: one process asks a server; leave accelerate out, raise --concurrency")
     if wrong:
@@ -222,11 +244,26 @@ def ask_(
     ] = None,
     seed: Seed = 0,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON lines: input, answer, nll, shots, cut, left_out.")
+        bool, typer.Option("--json", help="Print JSON lines: input, answer, confidence, unsure and more.")
     ] = False,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            "--min-confidence",
+            min=0,
+            max=1,
+            help="Mark answers with a lower probability as unsure: `unsure (0.53): ANSWER`. Needs labels or --samples.",
+        ),
+    ] = None,
+    normalize: Normalize = "none",
+    calibrate: Calibrate = "none",
     max_tokens: MaxTokens = None,
     max_new_tokens: MaxNewTokens = None,
     quantize: Quantize = "auto",
+    stop: Stop = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    samples: Samples = 1,
     recipe: Recipe = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -236,8 +273,8 @@ def ask_(
     """
     from dataclasses import asdict
 
-    from manyicl.cli.inputs import describe_answers, read_inputs
-    from manyicl.inference import ask
+    from manyicl.cli.inputs import describe_answers, read_inputs, write_answer
+    from manyicl.inference import AnswerSettings, ask
     from manyicl.tasks import NO_SPLIT_NOTE, load_task, load_tasks, name_sources
 
     inputs = read_inputs(file)
@@ -245,11 +282,20 @@ def ask_(
     if chosen.split_note == NO_SPLIT_NOTE:  # no row was set aside for tests by who wrote the file
         chosen = load_task(name_sources(tasks)[task], one_split=True)
     loaded = _load(model, max_tokens, recipe, precision="auto", quantize=quantize, trust_remote_code=trust_remote_code)
-    answers = ask(loaded, chosen, inputs, shots=shots, seed=seed, max_new_tokens=max_new_tokens)
+    answering = AnswerSettings(
+        normalize=normalize,
+        calibrate=calibrate,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
+        temperature=temperature,
+        top_p=top_p,
+        samples=samples,
+    )
+    answers = ask(loaded, chosen, inputs, shots=shots, seed=seed, answering=answering, min_confidence=min_confidence)
     if not as_json:
         typer.echo(describe_answers(answers, num_train=len(chosen.train)), err=True)
     for answer in answers:
-        typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else answer.answer)
+        typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else write_answer(answer))
 
 
 def _load(

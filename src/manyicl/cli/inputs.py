@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe_answers(answers: Sequence[Answer], *, num_train: int) -> str:
-    """Return how many shots stood before the inputs, how many rows could not be shots, and how many answers were cut.
+    """Return how many shots stood before the inputs, and how many rows were left out and answers are cut or unsure.
 
     num_train: train rows of the task.
     """
@@ -24,7 +24,16 @@ def describe_answers(answers: Sequence[Answer], *, num_train: int) -> str:
     left_out = "".join(f"; {count:,} {reason}" for reason, count in answers[0].left_out.items())
     num_cut = sum(answer.cut for answer in answers)
     cut = f"; {num_cut:,} of {len(answers):,} answers cut at the token limit (--max-new-tokens raises it)"
-    return f"{shots}{left_out}{cut if num_cut else ''}"
+    num_unsure = sum(answer.unsure for answer in answers)
+    unsure = f"; {num_unsure:,} of {len(answers):,} answers unsure (--min-confidence)" if num_unsure else ""
+    return f"{shots}{left_out}{cut if num_cut else ''}{unsure}"
+
+
+def write_answer(answer: Answer) -> str:
+    """Return the line of an answer; one that is unsure says so, with its confidence."""
+    if not answer.unsure:
+        return answer.answer
+    return f"unsure ({answer.confidence:.2f}): {answer.answer}"
 
 
 def read_inputs(file: str) -> list[str]:

@@ -24,7 +24,7 @@ TaskNames = Annotated[
     list[str] | None, typer.Option("--task", help="A task of the folder; repeat for more. Default: all.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write the result (FILE.json).")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides which shots, queries and episodes are drawn.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides what is drawn: shots, queries, episodes, samples.")]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
@@ -38,6 +38,27 @@ MaxNewTokens = Annotated[
         min=1,
         help="Most tokens of a generated answer. Default: as many as the longest train answer has, at most 256.",
     ),
+]
+Normalize = Annotated[
+    Literal["none", "tokens", "characters", "bytes"],
+    typer.Option("--normalize", help="Divide the log-probability of a known answer by its length before choosing."),
+]
+Calibrate = Annotated[
+    Literal["none", "contextual"],
+    typer.Option(
+        "--calibrate",
+        help="contextual: divide the probability of a known answer by that after empty inputs.",
+    ),
+]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="A text that ends a generated answer; repeat for more.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0, max=10, help="Sample generated answers; 0: the likeliest tokens.")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", max=1, help="Sample from the likeliest tokens that have this probability together.")
+]
+Samples = Annotated[
+    int, typer.Option("--samples", min=1, help="Generate so many answers, and take the one that most of them give.")
 ]
 ModelPath = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, an adapter, a run, or a hub name.")
@@ -62,7 +83,8 @@ Recipe = Annotated[
 # Parameters that the library names in its messages and the command line has as options. A recipe's own keys, such as
 # train.seed=1, stay as they are.
 _NAMES = (
-    "held_out|shots|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|length_normalized|precision|quantize|compile"
+    "held_out|shots|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|normalize|calibrate|temperature|top_p"
+    "|samples|min_confidence|precision|quantize|compile"
     "|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
 )
 _GIVEN = re.compile(rf"(?<![\w.])({_NAMES})=(.)")

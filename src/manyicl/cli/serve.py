@@ -13,9 +13,11 @@ from urllib.parse import quote
 import typer
 
 from manyicl.cli.options import (
+    Calibrate,
     EndpointModel,
     MaxTokens,
     ModelPath,
+    Normalize,
     Precision,
     Quantize,
     Recipe,
@@ -73,6 +75,8 @@ def serve_(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Measure the shot curve of each task in the background.")
     ] = True,
+    normalize: Normalize = "none",
+    calibrate: Calibrate = "none",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log as JSON lines.")] = False,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Also log inputs and answers.")] = False,
     max_tokens: MaxTokens = None,
@@ -89,11 +93,12 @@ def serve_(
     if endpoint is None and endpoint_model is not None:
         raise UserError("--endpoint-model: needs --endpoint; leave it out")
     from manyicl import server
-    from manyicl.inference import load_for_inference
+    from manyicl.inference import AnswerSettings, load_for_inference
     from manyicl.service import ServiceSettings, open_service
     from manyicl.training import load_recipe
 
-    limits = ServiceSettings(measure=measure)
+    answering = AnswerSettings(normalize=normalize, calibrate=calibrate)
+    limits = ServiceSettings(measure=measure, answering=answering)
     if max_queue is not None:
         limits = replace(limits, max_queue=max_queue)
     if cache_gb is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -22,6 +22,7 @@ from manyicl.comparison.answers import (
 from manyicl.comparison.grid import Grid, WorkKind
 from manyicl.comparison.inputs import read_whole
 from manyicl.comparison.schema import (
+    ArmConfidence,
     DriftPoint,
     ExampleQuery,
     Flip,
@@ -32,7 +33,7 @@ from manyicl.comparison.schema import (
     TextChange,
 )
 from manyicl.comparison.settings import ArmName, Role
-from manyicl.evaluation import Prediction, Shots, sort_shots, window_table
+from manyicl.evaluation import Prediction, Shots, measure_confidence, sort_shots, window_table
 from manyicl.intervals import Run, Table, mean_interval
 from manyicl.tasks import flip_map
 
@@ -149,6 +150,33 @@ def list_orders(findings: Findings) -> Iterator[OrderSpread]:
 
 def _spread(table: Table) -> float:
     return float(table.scores.mean(axis=1).std(ddof=1))
+
+
+def list_confidence(findings: Findings) -> Iterator[ArmConfidence]:
+    """Yield whether each arm knows when it is right, by role, at each task's most shots.
+
+    Answers of all tasks and seeds are pooled. Tasks whose answers have no confidence, as they are generated, have no
+    part in it.
+    """
+    for arm, seeds in findings.tests.items():
+        for role in ROLES:
+            most = findings.pick_shots("most", arm, findings.tasks_of(arm, role))
+            found = [
+                p
+                for answers in seeds
+                if answers is not None
+                for p in answers.predictions
+                if p.confidence is not None and most.get(p.task) == p.asked
+            ]
+            measured = measure_confidence(found)
+            if measured is not None:
+                yield ArmConfidence(
+                    arm=arm,
+                    role=role,
+                    tasks=len({p.task for p in found}),
+                    score=float(np.mean([p.score for p in found])),
+                    **asdict(measured),
+                )
 
 
 def list_examples(findings: Findings) -> Iterator[ExampleQuery]:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from manyicl.comparison.schema import (
+    ArmConfidence,
     ArmEntry,
     ChosenShots,
     Cost,
@@ -100,6 +101,8 @@ class Comparison(Entry):
     """Answers after shots with exchanged labels."""
     orders: tuple[OrderSpread, ...] = ()
     """Scores after the same shots in other orders."""
+    confidence: tuple[ArmConfidence, ...] = ()
+    """Whether arms know when they are right; none in a file of an earlier version."""
     examples: tuple[ExampleQuery, ...] = ()
     """A few queries with every arm's answers."""
     plain_path: PlainPath | None = None

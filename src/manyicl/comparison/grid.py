@@ -265,7 +265,7 @@ class Grid:
             num_queries=settings.queries,
             seed=item.seed,
             max_tokens=self.max_tokens,
-            max_new_tokens=settings.max_new_tokens,
+            answering=settings.answering,
         )
         if item.kind == "validation":
             names = self.roles.asked_trained if item.task is None else [item.task]

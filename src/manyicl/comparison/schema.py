@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from manyicl.comparison.settings import Role, TaskRole
-from manyicl.evaluation import Shots
+from manyicl.evaluation import CoveragePoint, ReliabilityBin, Shots
 from manyicl.planning import Overlap
 
 # A change below one point is called flat, however certain it is.
@@ -391,6 +391,25 @@ class Flip(Entry):
     """The fraction of answers that keep the true label."""
     plain: Number = None
     """The score with true labels."""
+
+
+class ArmConfidence(Entry):
+    """Whether an arm knows when it is right, at each task's most shots, over all seeds, draws and queries."""
+
+    arm: str
+    role: Role
+    tasks: int
+    """Tasks whose answers have a confidence."""
+    score: float
+    """Mean score of these answers. The rest is as in `evaluation.Confidence`."""
+    num_answers: int
+    mean: float
+    ece: float
+    low: float
+    high: float
+    aurc: float
+    bins: tuple[ReliabilityBin, ...]
+    coverage: tuple[CoveragePoint, ...]
 
 
 class OrderSpread(Entry):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from manyicl.errors import UserError
+from manyicl.inference import AnswerSettings
 from manyicl.tasks import Task
 from manyicl.training import RunConfig, absolute_paths
 
@@ -120,6 +121,19 @@ class CompareSettings(BaseModel):
     """Longest sequence of a query with its shots. Default: episodes.token_budget."""
     max_new_tokens: Annotated[int, Field(gt=0)] | None = None
     """Most tokens of a generated answer. Default: as many as the longest train answer has, at most 256."""
+    normalize: Literal["none", "tokens", "characters", "bytes"] = "none"
+    """The length that the log-probability of a known answer is divided by before the highest is chosen."""
+    calibrate: Literal["none", "contextual"] = "none"
+    """contextual: the probability of a known answer is divided by that after inputs without content, behind the same
+    shots."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a generated answer."""
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """What logits are divided by before a token of a generated answer is sampled; 0: the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only the likeliest tokens that have this probability together are sampled from."""
+    samples: Annotated[int, Field(gt=0)] = 1
+    """How often an answer is generated; the one that most samples give is taken."""
     text_files: tuple[str, ...] = ()
     """Files of neutral text, to measure forgetting on."""
     text_windows: Annotated[int, Field(gt=0)] = 200
@@ -132,6 +146,21 @@ class CompareSettings(BaseModel):
     """Evaluate after the same shots in other orders."""
     examples: Annotated[int, Field(ge=0)] = 2
     """Queries per task that the report shows in full."""
+
+    @model_validator(mode="after")
+    def _can_be_answered(self) -> Self:
+        """Refuse settings of answers that contradict each other."""
+        try:
+            self.answering.decodings(0)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def answering(self) -> AnswerSettings:
+        """How every arm answers."""
+        names = [one.name for one in fields(AnswerSettings)]
+        return AnswerSettings(**{name: getattr(self, name) for name in names})
 
     @property
     def fixed_shots(self) -> Mapping[ArmName, int]:

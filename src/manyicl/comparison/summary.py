@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from manyicl.comparison.analyses import find_forgetting, list_examples, list_flips, list_orders, list_shot_losses
+from manyicl.comparison.analyses import (
+    find_forgetting,
+    list_confidence,
+    list_examples,
+    list_flips,
+    list_orders,
+    list_shot_losses,
+)
 from manyicl.comparison.answers import Findings, FinishedRun, finished_runs
 from manyicl.comparison.comparison_file import Comparison
 from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkKind, judge_trial
@@ -54,6 +61,7 @@ def summarize(grid: Grid) -> Comparison:
         shot_losses=tuple(list_shot_losses(grid)),
         flips=tuple(list_flips(findings)),
         orders=tuple(list_orders(findings)),
+        confidence=tuple(list_confidence(findings)),
         examples=tuple(list_examples(findings)),
         plain_path=_sum_plain_paths(grid),
     )

@@ -3,12 +3,15 @@ from .loop import evaluate, evaluate_sweep, one_pass_curve
 from .points import DrawPoint, PlainPath, Prediction, ShotCurve, ShotPoint, sum_plain_paths
 from .results import Evaluation, check_out, predictions_path, refuse_other_result
 from .scoring.answers import best_score, chance_score, majority_answer, majority_score
+from .scoring.confidence import Confidence, CoveragePoint, ReliabilityBin, measure_confidence
 from .shots import FILL, Shots, cap_shots, shots_order, sort_shots, tell_asked_with, tell_shot_count
 from .sweep import Sweep, TaskSweep
 from .text_loss import TextWindows, drift_every, read_windows, window_bits, window_table
 
 __all__ = [
     "FILL",
+    "Confidence",
+    "CoveragePoint",
     "Difference",
     "DrawPoint",
     "Evaluation",
@@ -17,6 +20,7 @@ __all__ = [
     "PlainPath",
     "PointDifference",
     "Prediction",
+    "ReliabilityBin",
     "ShotCurve",
     "ShotPoint",
     "Shots",
@@ -33,6 +37,7 @@ __all__ = [
     "evaluate_sweep",
     "majority_answer",
     "majority_score",
+    "measure_confidence",
     "one_pass_curve",
     "predictions_path",
     "read_windows",

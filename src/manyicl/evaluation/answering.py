@@ -6,12 +6,24 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from manyicl.episodes import query_ids
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.scoring.answers import best_score, score_others
 from manyicl.evaluation.shots import FILL, Shots, shots_order
 from manyicl.evaluation.sweep import TaskSweep
-from manyicl.inference import Engine, choose_option, prefix_lengths
+from manyicl.inference import (
+    CONTENT_FREE,
+    Engine,
+    generate_voted,
+    prefix_lengths,
+    sameness_of,
+    score_content_free,
+    weigh_choices,
+    write_queries,
+)
 from manyicl.models import Prefix
 
 
@@ -33,6 +45,7 @@ class _Reply:
     nll: float | None
     cut: bool = False
     choice_nll: Mapping[str, float] | None = None
+    confidence: float | None = None
     fault: str = ""
 
 
@@ -98,7 +111,7 @@ def _answer_point(
 def _choose(
     engine: Engine, sweep: TaskSweep, prefix: Prefix, *, after_shots: bool, queries: Sequence[int]
 ) -> dict[int, _Reply]:
-    """Return for each query the candidate that is likeliest as `Sweep.by` says, and the nats of its reference.
+    """Return for each query the candidate that the sweep's settings choose, and the nats of its reference.
 
     A tie goes to the candidate that comes first. A candidate that the tokenizer cannot write is never chosen.
     """
@@ -107,11 +120,17 @@ def _choose(
     options = {id(pairs): [answer for _, answer in pairs] for pairs in written}
     nats = engine.score(prefix, ids, [options[id(pairs)] for pairs in written]) if queries else []
     rows = sweep.tokenized.splits["test"].rows
+    priors: Sequence[NDArray[np.float64] | None] = [None] * len(queries)
+    if sweep.settings.answering.calibrate == "contextual" and queries:
+        free = write_queries(sweep.tokenizer, CONTENT_FREE, after_shots=after_shots)
+        priors = score_content_free(engine, prefix, [free] * len(queries), written)
     replies = {}
-    for query, pairs, nats_O in zip(queries, written, nats, strict=True):
+    for query, pairs, nats_O, free_SO in zip(queries, written, nats, priors, strict=True):
         choice_nll = dict(zip((text for text, _ in pairs), nats_O.tolist(), strict=True))
-        text, _ = pairs[choose_option(nats_O, options[id(pairs)], by=sweep.settings.by)]
-        replies[query] = _Reply(text, choice_nll[sweep.task.test[rows[query]].answer], choice_nll=choice_nll)
+        weighed = weigh_choices(nats_O, pairs, normalize=sweep.settings.answering.normalize, free_SO=free_SO)
+        text, _ = pairs[weighed.best]
+        nll = choice_nll[sweep.task.test[rows[query]].answer]
+        replies[query] = _Reply(text, nll, choice_nll=choice_nll, confidence=weighed.confidence)
     return replies
 
 
@@ -124,9 +143,9 @@ def _generate(
     queries: Sequence[int],
     on_answer: Callable[[int], None],
 ) -> dict[int, _Reply]:
-    """Return each query's greedy answer, and the nats of its reference if the engine knows them.
+    """Return each query's answer, and the nats of its reference if the engine knows them.
 
-    A query with known answers gets as many tokens as the longest of them.
+    A query with known answers, which a server writes out, gets as many tokens as the longest of them.
     """
     if not queries:
         return {}
@@ -135,16 +154,27 @@ def _generate(
     for query in queries:
         known = [len(ids) for _, ids in sweep.written.get(sweep.candidates[query], ())]
         limits.append(max(known) if known else sweep.max_new_tokens)
-    answers = engine.generate(
-        prefix,
-        [query_ids(sweep.tokenized, split="test", index=query, after_shots=after_shots) for query in queries],
-        limits=limits,
-        references=[test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in queries],
-        on_answer=on_answer,
-    )
+    asked = [query_ids(sweep.tokenized, split="test", index=query, after_shots=after_shots) for query in queries]
+    references = [test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in queries]
+    settings = sweep.settings
+    shares: Sequence[float | None] = [None] * len(queries)
+    if settings.answering.is_plain:  # a greedy answer may begin as its reference does, which is run once for both
+        answers = engine.generate(prefix, asked, limits=limits, references=references, on_answer=on_answer)
+    else:
+        answers, shares = generate_voted(
+            engine,
+            prefix,
+            asked,
+            limits=limits,
+            decodings=[settings.answering.decodings(settings.seed)] * len(queries),
+            is_same=sameness_of(sweep.task.metric),
+        )
+        if engine.has_likelihoods:
+            nats = engine.score(prefix, asked, [[reference] for reference in references])
+            answers = [one.with_reference(float(nats_O[0])) for one, nats_O in zip(answers, nats, strict=True)]
     return {
-        query: _Reply(answer.text, answer.reference_nll, cut=answer.cut, fault=answer.fault)
-        for query, answer in zip(queries, answers, strict=True)
+        query: _Reply(one.text, one.reference_nll, cut=one.cut, confidence=share, fault=one.fault)
+        for query, one, share in zip(queries, answers, shares, strict=True)
     }
 
 
@@ -163,6 +193,7 @@ def _predict(sweep: TaskSweep, draw: int, shots: Shots, query: int, reply: _Repl
         nll=reply.nll,
         cut=reply.cut,
         choice_nll=reply.choice_nll,
+        confidence=reply.confidence,
         fill=shots == FILL,
         other_scores=score_others(reply.text, answers=example.answers, metric=task.metric, family=task.family),
     )

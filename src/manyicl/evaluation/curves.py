@@ -22,6 +22,7 @@ from manyicl.evaluation.scoring.answers import (
     majority_score,
     other_metrics,
 )
+from manyicl.evaluation.scoring.confidence import measure_confidence
 from manyicl.evaluation.shots import FILL, Shots, sort_shots
 from manyicl.evaluation.sweep import LONG_TEST, TaskSweep
 from manyicl.intervals import Table, score_interval
@@ -131,6 +132,7 @@ def _make_point(
         best_draw=max(scores, default=None),
         draws=draws,
         mean_shots=float(np.mean([one.num_shots for one in draws])),
+        confidence=measure_confidence(flat),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,8 @@ class Difference:
     """By task and number of shots."""
     means: tuple[MeanDifference, ...]
     """Over tasks, by number of shots."""
+    settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Settings of `AnswerSettings` that differ -> their values in a and b."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, each difference with its sentence."""
@@ -146,7 +148,9 @@ def compare_results(a: Evaluation, b: Evaluation) -> Difference:
     ]
     means = [_compare_mean(shots, tables) for shots in sort_shots(shots for _, shots in tables)]
     num_rows = sum(one.scores.size for one, _ in tables.values())
-    return Difference(_name(a), _name(b), num_rows, dict(unjoined), cells=tuple(cells), means=tuple(means))
+    settings_a, settings_b = asdict(a.answering), asdict(b.answering)
+    settings = {key: (value, settings_b[key]) for key, value in settings_a.items() if value != settings_b[key]}
+    return Difference(_name(a), _name(b), num_rows, dict(unjoined), tuple(cells), tuple(means), settings)
 
 
 def tell_difference(item: PointDifference | MeanDifference) -> str:

@@ -24,6 +24,8 @@ from manyicl.evaluation.unfinished import (
     sole_writer_of_out,
 )
 from manyicl.inference import (
+    DEFAULT_ANSWERS,
+    AnswerSettings,
     Engine,
     InferenceModel,
     choose_engine,
@@ -51,8 +53,7 @@ def evaluate(
     draws: int = 5,
     queries: int = 200,
     seed: int = 0,
-    by: Literal["sum", "mean"] = "sum",
-    max_new_tokens: int | None = None,
+    answering: AnswerSettings = DEFAULT_ANSWERS,
     fixed_shots: int | Literal["most"] | None = None,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
@@ -63,9 +64,7 @@ def evaluate(
     endpoint: a server that answers instead of the model's own weights. It reports no likelihoods, so every answer is
         generated, and a known answer counts if it is written exactly.
     shots: numbers of shots, and "fill" for as many as fit in each draw.
-    by: known answers are chosen by the sum of their tokens' nats, or by the mean, which does not favour short ones.
-    max_new_tokens: limit of a generated answer; one that reaches it is counted as cut. Default: as many tokens as the
-        task's longest train answer has, at most 256.
+    answering: how a query is answered: which known answer is chosen, or how an open one is generated.
     fixed_shots: one of `shots`: all draws hold the same shots up to that number, each in another order, so that the
         spread at that number is due to the order alone. "most": each task's own largest number.
     out: FILE.json to write. What is finished is kept beside it until the result is complete (`unfinished`); the same
@@ -84,9 +83,8 @@ def evaluate(
         num_queries=queries,
         seed=seed,
         max_tokens=loaded.max_tokens,
-        by=by,
+        answering=answering,
         fixed_shots=fixed_shots,
-        max_new_tokens=max_new_tokens,
     )
     return evaluate_sweep(loaded, tasks, sweep, endpoint=endpoint, out=out, ranks=ranks, on_progress=on_progress)
 
@@ -108,7 +106,7 @@ def evaluate_sweep(
     allow_empty: return empty points, instead of an error, if no task has room for a query.
     """
     if endpoint is not None:
-        _check_server_can(by=sweep.by, ranks=ranks)
+        _check_server_can(sweep.answering, ranks=ranks)
     check_sweep(sweep)
     path = None if out is None else Path(out)
     if path is not None and endpoint is None:
@@ -122,10 +120,9 @@ def evaluate_sweep(
         seed=sweep.seed,
         max_tokens=loaded.max_tokens,
         curves=(),
-        by=sweep.by if endpoint is None else None,
+        answering=sweep.answering,
         engine="local" if endpoint is None else "endpoint",
         fixed_shots=sweep.fixed_shots,
-        max_new_tokens=sweep.max_new_tokens,
     )
     if path is not None:
         server_model = None if endpoint is None else endpoint.model
@@ -155,10 +152,13 @@ def evaluate_sweep(
     return result
 
 
-def _check_server_can(*, by: str, ranks: Ranks) -> None:
+def _check_server_can(answering: AnswerSettings, *, ranks: Ranks) -> None:
     """Refuse what a server cannot do."""
-    if by != "sum":
-        raise UserError(f"by={by}: a server reports no likelihoods to choose by; leave it out")
+    for name in ("normalize", "calibrate"):
+        if getattr(answering, name) != "none":
+            raise UserError(
+                f"{name}={getattr(answering, name)}: a server reports no likelihoods to choose by; leave it out"
+            )
     if ranks.count > 1:
         raise UserError(f"`endpoint`: {ranks.count} processes; let one process ask the server, several queries at once")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manyicl.evaluation.scoring.confidence import Confidence, confidence_from_json
 from manyicl.evaluation.shots import FILL, Shots
 
 PREDICTION_SCHEMA = pa.schema(
@@ -27,6 +28,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("choice_nll", pa.map_(pa.string(), pa.float64())),
         ("fill", pa.bool_()),
         ("other_scores", pa.map_(pa.string(), pa.float64())),
+        ("confidence", pa.float64()),
     ]
 )
 
@@ -97,6 +99,8 @@ class ShotPoint:
     """Why nothing was asked here, such as "it has only 12 train rows"; "" if it was."""
     mean_shots: float | None = None
     """Mean number of shots over the draws; None if nothing was asked."""
+    confidence: Confidence | None = None
+    """Whether the model knows when it is right; None if its answers have no confidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ class Prediction:
     """Whether the shots were as many as fit, so that it belongs to the point `fill`."""
     other_scores: Mapping[str, float] | None = None
     """By further metrics (`scoring.answers.other_metrics`); None in a file of an earlier version."""
+    confidence: float | None = None
+    """Probability of the model's answer among the known ones, or the share of samples that gave it; else None."""
 
     @property
     def asked(self) -> Shots:
@@ -185,7 +191,8 @@ def curve_from_json(entry: Mapping[str, Any], predictions: Sequence[Prediction])
     points = []
     for point in entry["curve"]:
         draws = tuple(DrawPoint(**known_fields(DrawPoint, draw)) for draw in point["draws"])
-        points.append(ShotPoint(**known_fields(ShotPoint, point) | {"draws": draws}))
+        confidence = confidence_from_json(point.get("confidence"))
+        points.append(ShotPoint(**known_fields(ShotPoint, point) | {"draws": draws, "confidence": confidence}))
     path = entry.get("plain_path")
     return ShotCurve(
         **known_fields(ShotCurve, entry)

@@ -24,6 +24,7 @@ from manyicl.evaluation.points import (
     sum_plain_paths,
 )
 from manyicl.files import write_atomically
+from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings
 from manyicl.seeds import STREAMS
 
 RESULT_SCHEMA = 2
@@ -43,8 +44,8 @@ class Evaluation:
     """The longest sequence."""
     curves: tuple[ShotCurve, ...]
     """One per task."""
-    by: Literal["sum", "mean"] | None = None
-    """How a known answer was chosen (`Sweep.by`); None if none was."""
+    answering: AnswerSettings = DEFAULT_ANSWERS
+    """How queries were answered."""
     engine: Literal["local", "endpoint"] = "local"
     """Who answered: the model on this machine, or a server, which generates every answer and knows no likelihoods."""
     endpoint: Mapping[str, str] | None = None
@@ -53,8 +54,6 @@ class Evaluation:
     """Up to which number all draws hold the same shots (`Sweep.fixed_shots`)."""
     sharing_fault: str = ""
     """Why every prompt was processed as a whole, instead of sharing the encoded shots; "" if they were shared."""
-    max_new_tokens: int | None = None
-    """Limit of generated answers; None for each task's own."""
     path: Path | None = field(default=None, compare=False)
     """The file that it was loaded from."""
 
@@ -72,7 +71,8 @@ class Evaluation:
             predictions.setdefault(prediction.task, []).append(prediction)
         try:
             curves = [curve_from_json(entry, predictions.get(entry["task"], ())) for entry in content["tasks"]]
-            return cls(**known_fields(cls, content) | {"curves": tuple(curves), "path": path})
+            read = {"curves": tuple(curves), "path": path, "answering": read_answering(content)}
+            return cls(**known_fields(cls, content) | read)
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: is not a result of manyicl eval --out; give its FILE.json") from error
 
@@ -94,8 +94,8 @@ class Evaluation:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the result beside its tasks, under the keys of the result file."""
-        keys = ("model", "kind", "by", "engine", "fixed_shots", "max_new_tokens", "seed", "max_tokens")
-        return {key: getattr(self, key) for key in keys} | {"streams": STREAMS}
+        keys = ("model", "kind", "engine", "fixed_shots", "seed", "max_tokens")
+        return {key: getattr(self, key) for key in keys} | asdict(self.answering) | {"streams": STREAMS}
 
     def to_json(self) -> dict[str, Any]:
         """Return the result file's content (docs/results-format.md), without the predictions' hash."""
@@ -110,12 +110,11 @@ class Evaluation:
             "schema": RESULT_SCHEMA,
             "model": self.model,
             "kind": self.kind,
-            "by": self.by,
+            "answering": asdict(self.answering) | {"stop": list(self.answering.stop)},
             "engine": self.engine,
             **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
             **({} if self.fixed_shots is None else {"fixed_shots": self.fixed_shots}),
             **({"sharing_fault": self.sharing_fault} if self.sharing_fault else {}),
-            **({} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}),
             "seed": self.seed,
             "streams": STREAMS,
             "max_tokens": self.max_tokens,
@@ -132,6 +131,14 @@ class Evaluation:
             content["predictions"] = {"file": predictions.name, "sha256": hashlib.sha256(data).hexdigest()}
         write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
         return predictions
+
+
+def read_answering(content: Mapping[str, Any]) -> AnswerSettings:
+    """Return the settings of a result file's answers; earlier versions wrote `by` and `max_new_tokens`."""
+    if "answering" in content:
+        return AnswerSettings(**known_fields(AnswerSettings, content["answering"]))
+    normalize: Literal["none", "tokens"] = "tokens" if content.get("by") == "mean" else "none"
+    return AnswerSettings(normalize=normalize, max_new_tokens=content.get("max_new_tokens"))
 
 
 def predictions_path(path: Path) -> Path:
@@ -157,6 +164,7 @@ def refuse_other_result(
     try:
         content = json.loads(path.read_bytes())
         content["endpoint_model"] = (content.get("endpoint") or {}).get("model")
+        content |= asdict(read_answering(content))
         found = {key: content.get(key) for key in settings}
         kept = {e["task"]: {**e, "shots": [point["shots"] for point in e["curve"]]} for e in content["tasks"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

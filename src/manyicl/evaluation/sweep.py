@@ -23,7 +23,9 @@ from manyicl.errors import UserError
 from manyicl.evaluation.points import PlainPath
 from manyicl.evaluation.shots import FILL, Shots, shots_order, sort_shots
 from manyicl.inference import (
+    DEFAULT_ANSWERS,
     LONG_TRAIN,
+    AnswerSettings,
     build_trie,
     draw_shots,
     most_answer_tokens,
@@ -55,8 +57,6 @@ class Sweep:
     """Decides which shots and queries are drawn."""
     max_tokens: int = 2048
     """The longest sequence."""
-    by: Literal["sum", "mean"] = "sum"
-    """A known answer is chosen by the sum of its tokens' nats, or by their mean."""
     fixed_shots: int | Literal["most"] | None = None
     """All draws hold the same first so many shots, those of draw 0, each in an order of its own, and after them the
     rest as draw 0 has it: from that number on, draws differ in order alone. "most": each task's own largest number."""
@@ -65,8 +65,8 @@ class Sweep:
     purpose: AskPurpose = "evaluation"
     """What the answers are for. Settings such as learning rates are chosen with other draws than those that are
     reported; otherwise the choice would profit from their luck."""
-    max_new_tokens: int | None = None
-    """Limit of a generated answer. Default: the longest train answer, at most 256 tokens."""
+    answering: AnswerSettings = DEFAULT_ANSWERS
+    """How a query is answered."""
 
 
 def check_sweep(sweep: Sweep) -> None:
@@ -75,11 +75,10 @@ def check_sweep(sweep: Sweep) -> None:
     Raises:
         UserError: naming the setting.
     """
-    limit, fixed = sweep.max_new_tokens, sweep.fixed_shots
-    if limit is not None and not 1 <= limit < sweep.max_tokens:
+    limit, fixed = sweep.answering.max_new_tokens, sweep.fixed_shots
+    if limit is not None and limit >= sweep.max_tokens:
         raise UserError(
-            f"max_new_tokens={limit}: an answer needs at least 1 token, and must leave room for its input in"
-            f" {sweep.max_tokens:,} tokens"
+            f"max_new_tokens={limit}: an answer must leave room for its input in {sweep.max_tokens:,} tokens"
         )
     is_negative = any(k != FILL and k < 0 for k in sweep.shots)
     if not sweep.shots or is_negative or sweep.num_draws < 1 or sweep.num_queries < 1:
@@ -140,7 +139,7 @@ class TaskSweep:
         self.task = tokenized.task
         self.candidates: dict[int, tuple[str, ...]] = {}
         self.written: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
-        self.max_new_tokens = most_answer_tokens(tokenized, None, limit=sweep.max_new_tokens)
+        self.max_new_tokens = most_answer_tokens(tokenized, None, limit=sweep.answering.max_new_tokens)
         rng = make_stream(sweep.purpose, sweep.seed, "queries", self.task.name)
         order = rng.permutation(len(tokenized.splits["test"]))
         self.wanted, needs, self.num_long_queries = self._choose_queries(order)

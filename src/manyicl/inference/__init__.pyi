@@ -1,32 +1,43 @@
+from .answering.choices import CONTENT_FREE, score_content_free, weigh_choices
+from .answering.decoding import Decoding, cut_at
 from .answering.generation import Generated, OnIds
 from .answering.math_answers import is_same_answer
 from .answering.questions import Answer, Answered, answer_queries, ask, write_queries
+from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Normalize, check_min_confidence, is_unsure
+from .answering.voting import generate_voted, sameness_of
 from .drawing import LONG_TRAIN, draw_shots, most_answer_tokens, prefix_lengths, reorder_shots, write_answers
 from .endpoint import Endpoint, EndpointSettings
 from .engine import Engine, choose_engine
 from .model import InferenceModel, load_for_inference, tokenize_for, trained_shots_of
-from .prefix import choose_option
 from .prefix_files import ModelKey, load_prefix, model_key, prefix_key, save_prefix
 from .tries import build_trie
 
 __all__ = [
+    "CONTENT_FREE",
+    "DEFAULT_ANSWERS",
     "LONG_TRAIN",
     "Answer",
+    "AnswerSettings",
     "Answered",
+    "Decoding",
     "Endpoint",
     "EndpointSettings",
     "Engine",
     "Generated",
     "InferenceModel",
     "ModelKey",
+    "Normalize",
     "OnIds",
     "answer_queries",
     "ask",
     "build_trie",
+    "check_min_confidence",
     "choose_engine",
-    "choose_option",
+    "cut_at",
     "draw_shots",
+    "generate_voted",
     "is_same_answer",
+    "is_unsure",
     "load_for_inference",
     "load_prefix",
     "model_key",
@@ -34,9 +45,12 @@ __all__ = [
     "prefix_key",
     "prefix_lengths",
     "reorder_shots",
+    "sameness_of",
     "save_prefix",
+    "score_content_free",
     "tokenize_for",
     "trained_shots_of",
+    "weigh_choices",
     "write_answers",
     "write_queries",
 ]

@@ -1,4 +1,4 @@
-"""The engine of a server with OpenAI's completions API: exact prompts in, greedy text out, with retries.
+"""The engine of a server with OpenAI's completions API: exact prompts in, text out, with retries.
 
 vLLM, SGLang and `transformers serve` all have `/v1/completions`. The first two take token ids, so they see the same
 tokens as a local model. `transformers serve` takes text alone, which is sent only if the model's own tokenizer makes
@@ -15,7 +15,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Never, Self
 from urllib.parse import urlsplit
 
@@ -26,9 +26,12 @@ from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer
 from manyicl.errors import UserError
+from manyicl.inference.answering.decoding import GREEDY, Decoding, cut_at
 from manyicl.inference.answering.generation import Generated, OnIds
+from manyicl.inference.endpoint_replies import one_line, prompt_tokens, server_words, wait_s_of
 from manyicl.inference.prefix import EngineCount
 from manyicl.models import EMPTY_PREFIX, Prefix
+from manyicl.seeds import make_seed
 
 # The one place that a key comes from. Not OPENAI_API_KEY: that one must not travel to any URL a user types.
 KEY_VARIABLE = "MANYICL_API_KEY"
@@ -69,6 +72,7 @@ class _Request:
     """Prefix and query."""
     limit: int
     """Most tokens of the answer."""
+    decoding: Decoding
     key: str
     """A hash of all that decides the answer: what it is kept under."""
 
@@ -173,6 +177,7 @@ class Endpoint:
         queries: Sequence[NDArray[np.int32]],
         *,
         limits: Sequence[int],
+        decodings: Sequence[Decoding] | None = None,
         references: Sequence[Sequence[int]] | None = None,  # noqa: ARG002
         on_answer: Callable[[int], None] = lambda _: None,
         on_ids: OnIds | None = None,  # noqa: ARG002
@@ -185,8 +190,10 @@ class Endpoint:
             UserError: the server refuses, or has failed too many queries in a row.
         """
         requests = [
-            self._make_request(place, prefix, query, limit)
-            for place, (query, limit) in enumerate(zip(queries, limits, strict=True))
+            self._make_request(place, prefix, query, limit, how)
+            for place, (query, limit, how) in enumerate(
+                zip(queries, limits, decodings or [GREEDY] * len(queries), strict=True)
+            )
         ]
         answers = {r.place: self.kept[r.key] for r in requests if r.key in self.kept}
         if answers:
@@ -194,7 +201,9 @@ class Endpoint:
         missing = [r for r in requests if r.place not in answers]
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             for group in (missing[:1], missing[1:]):
-                futures = {pool.submit(self.complete, r.ids, max_new_tokens=r.limit): r for r in group}
+                futures = {
+                    pool.submit(self.complete, r.ids, max_new_tokens=r.limit, decoding=r.decoding): r for r in group
+                }
                 try:
                     for future in as_completed(futures):
                         answers[futures[future].place] = self._take_answer(future, futures[future])
@@ -208,10 +217,14 @@ class Endpoint:
                     raise
         return [answers[place] for place in range(len(queries))]
 
-    def _make_request(self, place: int, prefix: Prefix, query: NDArray[np.int32], limit: int) -> _Request:
+    def _make_request(
+        self, place: int, prefix: Prefix, query: NDArray[np.int32], limit: int, decoding: Decoding
+    ) -> _Request:
         ids = (*prefix.ids.tolist(), *query.tolist())
-        decisive = [self.base_url, self.settings.model, self.tokenizer.terminator, limit, ids]
-        return _Request(place, ids, limit, hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32])
+        decisive: list[Any] = [self.base_url, self.settings.model, self.tokenizer.terminator, limit, ids]
+        if decoding != GREEDY:  # greedy answers keep the keys that they had before there were others
+            decisive.append(asdict(decoding))
+        return _Request(place, ids, limit, decoding, hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32])
 
     def _take_answer(self, future: Future[Generated], request: _Request) -> Generated:
         """Return an answer, and keep it; or the reason why there is none.
@@ -233,8 +246,8 @@ class Endpoint:
         self.kept[request.key] = answer
         return answer
 
-    def complete(self, ids: Sequence[int], *, max_new_tokens: int) -> Generated:
-        """Return the greedy answer after `ids`, up to the terminator.
+    def complete(self, ids: Sequence[int], *, max_new_tokens: int, decoding: Decoding = GREEDY) -> Generated:
+        """Return the answer after `ids`, up to the terminator or a stop text.
 
         Raises:
             UnansweredError: all attempts failed, or the prompt cannot be sent exactly.
@@ -243,8 +256,8 @@ class Endpoint:
         prompt = self.write_prompt(ids)
         if prompt is None:
             raise UnansweredError(NOT_THE_SAME_IDS)
-        content = self._attempt(prompt, max_new_tokens=max_new_tokens)
-        counted = _prompt_tokens(content)
+        content = self._attempt(prompt, max_new_tokens=max_new_tokens, decoding=decoding)
+        counted = prompt_tokens(content)
         if counted not in (None, len(ids)):
             raise UserError(
                 f"endpoint={self.settings.url}: counts {counted} prompt tokens, but {len(ids)} were sent: its"
@@ -252,8 +265,10 @@ class Endpoint:
             )
         choice = content["choices"][0]
         text, ended = self.tokenizer.cut_text(str(choice["text"]))
+        text, stopped = cut_at(text, decoding.stop)
         # Some servers leave the terminator out when they stop on it, some do not; a limit reached says 'length'.
-        return Generated(text=text, cut=not ended and choice.get("finish_reason") == "length")
+        is_whole = ended or stopped or choice.get("finish_reason") != "length"
+        return Generated(text=text, cut=not is_whole)
 
     def _find_prompts(self) -> Literal["ids", "text"]:
         """Ask for one token after a letter, which any server can do, and then after ids."""
@@ -271,10 +286,10 @@ class Endpoint:
             content = self._attempt(probe, max_new_tokens=1)
         except (UnansweredError, UserError):
             return "text"
-        return "ids" if _prompt_tokens(content) in (None, len(probe)) else "text"
+        return "ids" if prompt_tokens(content) in (None, len(probe)) else "text"
 
-    def _attempt(self, prompt: list[int] | str, *, max_new_tokens: int) -> dict[str, Any]:
-        return self._retry(lambda: self._read(self._post(prompt, max_new_tokens=max_new_tokens)))
+    def _attempt(self, prompt: list[int] | str, *, max_new_tokens: int, decoding: Decoding = GREEDY) -> dict[str, Any]:
+        return self._retry(lambda: self._read(self._post(prompt, max_new_tokens=max_new_tokens, decoding=decoding)))
 
     def _retry(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what `ask` returns, after waits that double each time it fails in a way that may pass.
@@ -317,15 +332,16 @@ class Endpoint:
             error = state.outcome.exception()
             logging.getLogger("manyicl").warning("endpoint %s: waiting for it (%s)", self.settings.url, error)
 
-    def _post(self, prompt: list[int] | str, *, max_new_tokens: int) -> httpx2.Response:
+    def _post(self, prompt: list[int] | str, *, max_new_tokens: int, decoding: Decoding) -> httpx2.Response:
         """Send one query; raise what may pass, return everything else."""
         body = {
             "model": self.settings.model,
             "prompt": prompt,
             "max_tokens": max_new_tokens,
-            "temperature": 0.0,
+            "temperature": decoding.temperature,
+            **({"top_p": decoding.top_p, "seed": _server_seed(prompt, decoding)} if decoding.temperature else {}),
             "frequency_penalty": 0.0,  # a checkpoint's own penalty would forbid the answers that the shots show
-            "stop": [self.tokenizer.end_text],
+            "stop": [self.tokenizer.end_text, *decoding.stop],
             **self.extra_fields,
         }
         try:
@@ -337,7 +353,7 @@ class Endpoint:
         except (httpx2.RemoteProtocolError, httpx2.DecodingError):
             raise _TryAgainError("connection broken off") from None
         if reply.status_code in _TRY_AGAIN or reply.status_code >= 500:
-            raise _TryAgainError(f"status {reply.status_code}", wait_s=_wait_s(reply))
+            raise _TryAgainError(f"status {reply.status_code}", wait_s=wait_s_of(reply))
         return reply
 
     def _read(self, reply: httpx2.Response) -> dict[str, Any]:
@@ -359,7 +375,7 @@ class Endpoint:
 
     def _refusal(self, reply: httpx2.Response) -> UserError:
         """Return the one line for a status that no attempt will change."""
-        server, words = f"endpoint={self.settings.url}", _server_words(reply)
+        server, words = f"endpoint={self.settings.url}", server_words(reply)
         if reply.status_code in (401, 403):
             known = "another key" if KEY_VARIABLE in os.environ else "the key"
             return UserError(f"{server}: refuses ({reply.status_code}: {words}); put {known} into {KEY_VARIABLE}")
@@ -382,6 +398,11 @@ class Endpoint:
         except (httpx2.HTTPError, ValueError, LookupError, TypeError):
             names = []
         return f"it serves {', '.join(names[:5])}: choose with `endpoint.model`" if names else "set `endpoint.model`"
+
+
+def _server_seed(prompt: list[int] | str, decoding: Decoding) -> int:
+    """Return the seed of one sample as servers take it, from 0 to 2**31 - 1."""
+    return make_seed("samples", decoding.seed, json.dumps(prompt), decoding.sample) % 2**31
 
 
 def base_url(url: str) -> str:
@@ -415,35 +436,3 @@ def text_of_ids(tokenizer: TaskTokenizer, ids: Sequence[int]) -> str | None:
         if list(tokenizer.tokenizer(text, verbose=False)["input_ids"]) == wanted:
             return text
     return None
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's own words, shortened."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _server_words(reply: httpx2.Response) -> str:
-    """Return what the server says of a refusal: OpenAI's `error.message`, FastAPI's `detail`, or the start of it."""
-    try:
-        content = reply.json()
-        found = content.get("error") or content.get("detail") or content.get("message") or content
-        words = found.get("message") or found if isinstance(found, dict) else found
-    except (ValueError, AttributeError):
-        words = reply.text
-    return one_line(Exception(str(words))) if words else "no reason given"
-
-
-def _prompt_tokens(content: dict[str, Any]) -> int | None:
-    """Return how many tokens the server says the prompt had; None if it does not say."""
-    usage = content.get("usage")
-    counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return counted if isinstance(counted, int) else None
-
-
-def _wait_s(reply: httpx2.Response) -> float:
-    """Return the seconds of a Retry-After header; a date, or none, is 0."""
-    try:
-        return max(0.0, float(reply.headers.get("retry-after", "0")))
-    except ValueError:
-        return 0.0

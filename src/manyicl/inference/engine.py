@@ -12,9 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from manyicl.episodes import TaskTokenizer
+from manyicl.inference.answering.decoding import GREEDY, Decoding, Sampler
 from manyicl.inference.answering.generation import Generated, OnIds, generate_after, generate_and_score, read_answer
 from manyicl.inference.budget import row_budget, run_rows
 from manyicl.inference.model import InferenceModel
@@ -79,13 +86,15 @@ class Engine(Protocol):
         queries: Sequence[Ids],
         *,
         limits: Sequence[int],
+        decodings: Sequence[Decoding] | None = None,
         references: Sequence[Sequence[int]] | None = None,
         on_answer: OnAnswer = lambda _: None,
         on_ids: OnIds | None = None,
     ) -> list[Generated]:
-        """Return the greedy answer of each query after `prefix`, up to where it ends or its limit.
+        """Return the answer of each query after `prefix`, up to where it ends or its limit.
 
         limits: most tokens of each answer.
+        decodings: how each answer is generated. Default: greedily, up to its terminator.
         references: ids of an answer to each query, whose nats are wanted too; ignored without likelihoods.
         on_answer: called as answers come, if they come one by one.
         on_ids: called after each token with a query's place and its answer's ids so far; False ends the answer. An
@@ -138,21 +147,34 @@ class _LocalEngine(ABC):
         queries: Sequence[Ids],
         *,
         limits: Sequence[int],
+        decodings: Sequence[Decoding] | None = None,
         references: Sequence[Sequence[int]] | None = None,
         on_answer: OnAnswer = lambda _: None,  # noqa: ARG002
         on_ids: OnIds | None = None,
     ) -> list[Generated]:
-        """Return the greedy answer of each query after `prefix`, those with the same limit together."""
+        """Return the answer of each query after `prefix`, those with the same limit together."""
+        if references is not None and decodings is not None:  # only greedy answers may begin as their references do
+            answers_alone = self.generate(prefix, queries, limits=limits, decodings=decodings, on_ids=on_ids)
+            nats = self.score(prefix, queries, [[reference] for reference in references])
+            return [one.with_reference(float(nats_O[0])) for one, nats_O in zip(answers_alone, nats, strict=True)]
         places: dict[int, list[int]] = {}
         for place, limit in enumerate(limits):
             places.setdefault(limit, []).append(place)
         answers: dict[int, Generated] = {}
         for limit, alike in places.items():
             wanted = None if references is None else [references[place] for place in alike]
+            how = None if decodings is None else [decodings[place] for place in alike]
             hook = None if on_ids is None else lambda n, ids, alike=alike: on_ids(alike[n], ids)
-            given = self._generate(prefix, [queries[place] for place in alike], wanted, limit=limit, on_ids=hook)
+            asked = [queries[place] for place in alike]
+            given = self._generate(prefix, asked, wanted, limit=limit, decodings=how, on_ids=hook)
             answers.update(zip(alike, given, strict=True))
         return [answers[place] for place in range(len(queries))]
+
+    @abstractmethod
+    def score(
+        self, prefix: Prefix, queries: Sequence[Ids], options: Sequence[Sequence[Sequence[int]]]
+    ) -> list[NDArray[np.float64]]:
+        """Return the nats (O,) of each query's options."""
 
     @abstractmethod
     def _generate(
@@ -162,9 +184,10 @@ class _LocalEngine(ABC):
         references: Sequence[Sequence[int]] | None,
         *,
         limit: int,
+        decodings: Sequence[Decoding] | None,
         on_ids: OnIds | None,
     ) -> list[Generated]:
-        """Return the greedy answers of queries that have one limit, with the nats of their references if any."""
+        """Return the answers of queries that have one limit, with the nats of their references if any."""
 
 
 class SharedPrefix(_LocalEngine):
@@ -189,12 +212,20 @@ class SharedPrefix(_LocalEngine):
         references: Sequence[Sequence[int]] | None,
         *,
         limit: int,
+        decodings: Sequence[Decoding] | None,
         on_ids: OnIds | None,
     ) -> list[Generated]:
-        """Return greedy answers, and the nats of the references from the same pass."""
+        """Return answers, and the nats of the references from the same pass."""
         if references is None:
             return generate_after(
-                self.model, self.tokenizer, prefix, queries, max_new_tokens=limit, count=self.count, on_ids=on_ids
+                self.model,
+                self.tokenizer,
+                prefix,
+                queries,
+                max_new_tokens=limit,
+                decodings=decodings,
+                count=self.count,
+                on_ids=on_ids,
             )
         pairs = list(zip(queries, references, strict=True))
         texts, nats = generate_and_score(
@@ -236,12 +267,13 @@ class WholePrompts(_LocalEngine):
         queries: Sequence[Ids],
         *,
         limits: Sequence[int],
+        decodings: Sequence[Decoding] | None = None,
         references: Sequence[Sequence[int]] | None = None,
         on_answer: OnAnswer = lambda _: None,
         on_ids: OnIds | None = None,  # noqa: ARG002
     ) -> list[Generated]:
-        """Return the greedy answer of each query, by transformers' own generate(), and the nats of its reference."""
-        answers = super().generate(prefix, queries, limits=limits, on_answer=on_answer)
+        """Return the answer of each query, by transformers' own generate(), and the nats of its reference."""
+        answers = super().generate(prefix, queries, limits=limits, decodings=decodings, on_answer=on_answer)
         self.count.num_prefix_tokens += prefix.num_tokens * len(queries)
         self.count.num_query_tokens += sum(len(query) for query in queries)
         if references is None:
@@ -256,9 +288,12 @@ class WholePrompts(_LocalEngine):
         references: Sequence[Sequence[int]] | None,  # noqa: ARG002
         *,
         limit: int,
+        decodings: Sequence[Decoding] | None,
         on_ids: OnIds | None,  # noqa: ARG002
     ) -> list[Generated]:
-        return generate_whole_prompts(self.model, self.tokenizer, prefix.ids, queries, max_new_tokens=limit)
+        return generate_whole_prompts(
+            self.model, self.tokenizer, prefix.ids, queries, max_new_tokens=limit, decodings=decodings
+        )
 
 
 def score_whole_prompts(
@@ -304,21 +339,32 @@ def _score_batch(model: nn.Module, ids: Ids, *, num_answer: int) -> NDArray[np.f
 
 
 def generate_whole_prompts(
-    model: Any, tokenizer: TaskTokenizer, before: Ids, queries: Sequence[Ids], *, max_new_tokens: int
+    model: Any,
+    tokenizer: TaskTokenizer,
+    before: Ids,
+    queries: Sequence[Ids],
+    *,
+    max_new_tokens: int,
+    decodings: Sequence[Decoding] | None = None,
 ) -> list[Generated]:
-    """Return the greedy answer of each query by transformers' own generate(); queries of one length share a batch.
+    """Return the answer of each query by transformers' own generate(); queries of one length share a batch.
 
     Equal lengths, because not every model that keeps a state of its own knows what padding is.
     """
+    how = decodings or [GREEDY] * len(queries)
     answers: dict[int, Generated] = {}
     by_length: dict[int, list[int]] = {}
     for place, query in enumerate(queries):
         by_length.setdefault(len(query), []).append(place)
 
     def run(row: list[int]) -> None:
-        ids = np.stack([np.concatenate([before, queries[place]]) for place in row]).astype(np.int64)
-        output = _generate_batch(model, tokenizer, torch.from_numpy(ids), max_new_tokens=max_new_tokens)
-        answers.update(zip(row, (read_answer(tokenizer, new_ids) for new_ids in output), strict=True))
+        ids = np.stack([np.concatenate([before, queries[place]]) for place in row]).astype(np.int32)
+        sampler = Sampler([how[place] for place in row], list(ids))
+        output = _generate_batch(
+            model, tokenizer, torch.from_numpy(ids.astype(np.int64)), sampler=sampler, max_new_tokens=max_new_tokens
+        )
+        for place, new_ids in zip(row, output, strict=True):
+            answers[place] = read_answer(tokenizer, new_ids, how[place].stop)
 
     for length, places in by_length.items():
         size = (len(before) + length + max_new_tokens) / BATCH_TOKENS
@@ -327,7 +373,9 @@ def generate_whole_prompts(
 
 
 @torch.inference_mode()
-def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_new_tokens: int) -> list[list[int]]:
+def _generate_batch(
+    model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, sampler: Sampler, max_new_tokens: int
+) -> list[list[int]]:
     """Return the new ids of each row."""
     ids = ids.to(device_of(model))
     inner = inner_model(model)
@@ -345,7 +393,8 @@ def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_ne
                     eos_token_id=list(tokenizer.end_ids) or None,
                     pad_token_id=tokenizer.end_ids[0] if tokenizer.end_ids else 0,
                 ),
-                stopping_criteria=StoppingCriteriaList([_TerminatorSeen(tokenizer, ids.shape[1])]),
+                logits_processor=LogitsProcessorList([_ChosenToken(sampler)]),
+                stopping_criteria=StoppingCriteriaList([_EndSeen(tokenizer, sampler, ids.shape[1])]),
             )
     finally:
         inner.generation_config = before
@@ -353,13 +402,26 @@ def _generate_batch(model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, max_ne
     return new_ids
 
 
-class _TerminatorSeen(StoppingCriteria):
+class _ChosenToken(LogitsProcessor):
+    """Leaves only the token that the sampler chooses, so that greedy search takes it."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        chosen = self.sampler.choose(scores, range(len(scores)))
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+
+class _EndSeen(StoppingCriteria):
     """Stops each row on its decoded text, so that a terminator merged into another token stops it too."""
 
-    def __init__(self, tokenizer: TaskTokenizer, prompt_tokens: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: TaskTokenizer, sampler: Sampler, prompt_tokens: int) -> None:
+        self.tokenizer, self.sampler = tokenizer, sampler
         self.prompt_tokens = prompt_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
         rows = input_ids[:, self.prompt_tokens :].tolist()
-        return torch.tensor([self.tokenizer.cut_answer(row)[1] for row in rows], device=input_ids.device)
+        stops = [one.stop for one in self.sampler.decodings]
+        ended = [not read_answer(self.tokenizer, *pair).cut for pair in zip(rows, stops, strict=True)]
+        return torch.tensor(ended, device=input_ids.device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -93,7 +92,7 @@ def score_choices(
 ) -> list[NDArray[np.float64]]:
     """Return the nats of every option of every query after `prefix`: one array (O,) per query.
 
-    Equal options have the same nats to the bit. `choose_option` picks one.
+    Equal options have the same nats to the bit. `weigh_choices` picks one.
 
     options: for each query the ids of its options, terminators included; an object shared by queries is read once.
 
@@ -111,15 +110,6 @@ def score_choices(
     nats = _score_rows(model, prefix, laid_out, count=count)
     check_finite(nats)
     return nats
-
-
-def choose_option(
-    nats_O: NDArray[np.float64], options: Sequence[Sequence[int]], *, by: Literal["sum", "mean"] = "sum"
-) -> int:
-    """Return the likeliest option by the nats of the whole answer, or their mean over its tokens; a tie: the first."""
-    if by == "mean":
-        nats_O = nats_O / np.array([len(option) for option in options])
-    return int(np.argmin(nats_O))
 
 
 @torch.inference_mode()

@@ -53,6 +53,7 @@ def draw_all(comparison: Comparison, plots: Plots) -> dict[str, Any]:
             "forgotten_tasks": _forgotten_tasks(comparison, plots),
             "drift": _drift(comparison, plots),
             "shot_losses": _shot_losses(comparison, plots),
+            "confidence": _confidence(comparison, plots),
             "sparklines": _sparklines(comparison, plots),
         }
 
@@ -303,6 +304,39 @@ def _shot_losses(comparison: Comparison, plots: Plots) -> list[Panel]:
             )
             alt = f"Training loss by number of shots, {comparison.title_of(arm)}, at the end: {ends}."
             panels.append(Panel(comparison.title_of(arm), plots.embed(figure, alt)))
+    return panels
+
+
+def _confidence(comparison: Comparison, plots: Plots) -> list[Panel]:
+    """Return, for each role, score against confidence, and score against the fraction of queries that are answered."""
+    panels = []
+    for role in comparison.roles:
+        found = [one for one in comparison.confidence if one.role == role and one.arm in comparison.place]
+        if not found:
+            continue
+        reliable = [
+            Line(
+                comparison.place[one.arm],
+                [100 * bin_.confidence for bin_ in one.bins],
+                [100 * bin_.score for bin_ in one.bins],
+            )
+            for one in found
+        ]
+        x, y = Axis("confidence, %"), Axis("score, %", bounds=(0, 102), diagonal=True)
+        gaps = join_words([f"{comparison.title_of(one.arm)} {tell_percent(one.ece)} %" for one in found])
+        alt = f"Score against confidence, {role} tasks. Expected calibration error: {gaps}."
+        panels.append(Panel(f"Reliability, {role} tasks", plots.embed(draw_lines(reliable, x, y), alt)))
+        covered = []
+        for one in found:
+            given = [point for point in reversed(one.coverage) if point.score is not None]
+            xs = [100 * point.coverage for point in given]
+            covered.append(Line(comparison.place[one.arm], xs, _scaled([point.score for point in given], 100)))
+        x, y = Axis("queries answered, %"), Axis("score of the answers, %", bounds=(0, 102))
+        areas = join_words([f"{comparison.title_of(one.arm)} {tell_percent(one.aurc)} %" for one in found])
+        alt = f"Score of the surest answers against their share, {role} tasks. Area under the error: {areas}."
+        panels.append(
+            Panel(f"If unsure queries get no answer, {role} tasks", plots.embed(draw_lines(covered, x, y), alt))
+        )
     return panels
 
 

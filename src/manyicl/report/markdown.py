@@ -11,7 +11,16 @@ from manyicl.evaluation import tell_shot_count
 from manyicl.intervals import MIN_SEEDS
 from manyicl.report import tables, verdict
 from manyicl.report.matchings import matching_tables, other_settings
-from manyicl.report.numbers import count_noun, join_words, tell_nats, tell_percent, tell_points, tell_rate, tell_shots
+from manyicl.report.numbers import (
+    count_noun,
+    join_words,
+    tell_interval,
+    tell_nats,
+    tell_percent,
+    tell_points,
+    tell_rate,
+    tell_shots,
+)
 from manyicl.report.tables import COST_COLUMNS, TableCell, TaskRow
 
 # Characters that Markdown, or HTML in it, would take for markup.
@@ -40,7 +49,7 @@ def render_markdown(comparison: Comparison, *, beside: Sequence[Comparison] = ()
         lines += [f"Not finished: {verdict.tell_progress(comparison)}. Missing:", ""]
         lines += [f"- {escape(where)}: {what}" for where, what in verdict.tell_missing(comparison)] + [""]
     lines += [f"- {escape(about)}: {escape(sentence)}" for about, sentence in verdict.key_facts(comparison)]
-    for part in (_headline, _curves, _sentences, _forgetting, _costs, _analysis, _tasks, _origin):
+    for part in (_headline, _curves, _sentences, _forgetting, _costs, _analysis, _confidence, _tasks, _origin):
         lines += part(comparison)
         if part is _sentences and beside:
             lines += _matchings([comparison, *beside])
@@ -212,6 +221,25 @@ def _analysis(comparison: Comparison) -> list[str]:
         )
         lines += table(["task", "seed", "learning rate", "step of the checkpoint"], tuned)
     return lines
+
+
+def _confidence(comparison: Comparison) -> list[str]:
+    if not comparison.confidence:
+        return []
+    lines = ["", "## Does it know when it is right? At the most shots"]
+    rows = (
+        [
+            escape(comparison.title_of(one.arm)),
+            one.role,
+            str(one.tasks),
+            *(tell_percent(value) for value in (one.mean, one.score)),
+            f"{tell_percent(one.ece)} {tell_interval(one.low, one.high)}",
+            tell_percent(one.aurc),
+        ]
+        for one in comparison.confidence
+    )
+    heads = ["arm", "role", "tasks", "mean confidence, %", "score, %", "calibration error, %", "AURC, %"]
+    return lines + table(heads, rows)
 
 
 def _tasks(comparison: Comparison) -> list[str]:

@@ -82,6 +82,7 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "chosen": tables.chosen_words(comparison),
         "shot_head": tables.shot_head,
         "tell_fill": tables.tell_fill,
+        "tell_interval": numbers.tell_interval,
         "example_groups": tables.example_groups(comparison),
         "asked_words": tables.ASKED,
         "intervals": verdict.tell_intervals(comparison),

@@ -89,6 +89,8 @@ class Axis:
     bounds: tuple[float, float] | None = None
     levels: Sequence[float] = ()
     """Values that are marked by a dotted line across the plot."""
+    diagonal: bool = False
+    """Whether the line on which both axes are equal is dotted."""
 
 
 @contextmanager
@@ -142,6 +144,8 @@ def draw_lines(lines: Sequence[Line], x: Axis, y: Axis, *, height: float = 240) 
     axes.grid(axis="y")
     for level in y.levels:
         axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+    if y.diagonal:
+        axes.axline((0, 0), slope=1, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
     for line in lines:
         if sum(is_known(value) for value in line.ys) == 1 and line.marked:
             level = next(float(value) for value in line.ys if value is not None)

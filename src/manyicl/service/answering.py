@@ -18,13 +18,21 @@ from numpy.typing import NDArray
 from manyicl.episodes import TaskTokenizer, TemplateSettings, join_examples
 from manyicl.errors import UserError
 from manyicl.inference import (
+    CONTENT_FREE,
+    DEFAULT_ANSWERS,
     Answered,
+    AnswerSettings,
     EndpointSettings,
     Engine,
     Generated,
     InferenceModel,
     answer_queries,
     choose_engine,
+    cut_at,
+    generate_voted,
+    is_unsure,
+    sameness_of,
+    write_queries,
 )
 from manyicl.models import EMPTY_PREFIX
 from manyicl.service.prefix_cache import PrefixCache
@@ -73,8 +81,15 @@ class TokenCount:
 class Answerer:
     """A model with its engines and its prefixes. Only one thread uses it, between `__enter__` and `__exit__`."""
 
-    def __init__(self, model: InferenceModel, *, endpoint: EndpointSettings | None, cache: PrefixCache) -> None:
-        self.model, self.cache = model, cache
+    def __init__(
+        self,
+        model: InferenceModel,
+        *,
+        endpoint: EndpointSettings | None,
+        cache: PrefixCache,
+        answering: AnswerSettings = DEFAULT_ANSWERS,
+    ) -> None:
+        self.model, self.cache, self.answering = model, cache, answering
         self.tokens = TokenCount()
         self._endpoint = endpoint
         self.engine: Engine = choose_engine(model, endpoint=endpoint, kept=_Forgetful())
@@ -147,6 +162,10 @@ class Answerer:
             [query.ids for query in queries],
             choices=[query.item.choices for query in queries],
             limits=[query.item.limit for query in queries],
+            answering=[query.item.answering for query in queries],
+            seeds=[query.item.seed for query in queries],
+            is_same=sameness_of(task.tokenized.task.metric),
+            free=self._write_content_free(queries),
             on_ids=stream.on_ids,
         )
         ended = time.monotonic()
@@ -158,6 +177,21 @@ class Answerer:
             stream.finish(place, reply.answer)
             self._deliver(query.request, query.item, reply, fault=one.fault, num_prompt=num_prompt)
 
+    def _write_content_free(self, queries: Sequence[_Query]) -> list[list[NDArray[np.int32]]] | None:
+        """Return for each query inputs without content in its place, after its own shots; None if none needs it."""
+        if all(query.item.answering.calibrate == "none" for query in queries):
+            return None
+        shared = write_queries(self.model.tokenizer, CONTENT_FREE, after_shots=True)
+        bare = write_queries(self.model.tokenizer, CONTENT_FREE, after_shots=False)
+        written = []
+        for query in queries:
+            own = query.ids[: len(query.ids) - len(query.item.ids)] if query.nearest else None
+            if own is None:
+                written.append(shared if query.num_shots else bare)
+            else:
+                written.append([np.concatenate([own, ids]).astype(np.int32) for ids in shared])
+        return written
+
     def _generate(self, batch: Batch) -> None:
         """Answer plain generations."""
         began = time.monotonic()
@@ -166,19 +200,21 @@ class Answerer:
             engine = choose_engine(model, endpoint=self._endpoint, kept=_Forgetful())
             self._plain = self._stack.enter_context(engine)
         stream = _Streams(batch, self.plain_tokenizer)
-        generated = self._plain.generate(
+        generated, _ = generate_voted(
+            self._plain,
             EMPTY_PREFIX,
             [item.ids for _, item in batch],
             limits=[item.limit for _, item in batch],
+            decodings=[item.answering.decodings(item.seed) for _, item in batch],
+            is_same=sameness_of(""),
             on_ids=stream.on_ids,
         )
         ended = time.monotonic()
         for place, ((request, item), one) in enumerate(zip(batch, generated, strict=True)):
-            text, stopped = _cut_at(one.text, item.stop)
             timing = _time(request, began, began, ended, cached=True, size=len(batch))
-            finish: Finish = "length" if one.cut and not stopped else "stop"
-            made = Generation(text, finish, len(item.ids), one.num_tokens or 0, timing)
-            stream.finish(place, text)
+            finish: Finish = "length" if one.cut else "stop"
+            made = Generation(one.text, finish, len(item.ids), one.num_tokens or 0, timing)
+            stream.finish(place, one.text)
             self._deliver(request, item, made, fault=one.fault, num_prompt=len(item.ids))
 
     def _deliver(self, request: Request, item: Item, outcome: Any, *, fault: str, num_prompt: int) -> None:
@@ -230,7 +266,9 @@ def _make_reply(query: _Query, one: Answered, *, shown: tuple[int, ...], timing:
     return Reply(
         input=query.item.text,
         answer=one.text,
-        probabilities=None if one.choice_nll is None else to_probabilities(one.choice_nll),
+        probabilities=one.probabilities,
+        confidence=one.confidence,
+        unsure=is_unsure(one.confidence, query.request.min_confidence),
         nll=one.nll,
         shots=shown + query.task.ids_of(list(query.nearest)),
         cut=one.cut,
@@ -240,13 +278,6 @@ def _make_reply(query: _Query, one: Answered, *, shown: tuple[int, ...], timing:
         num_answer_tokens=one.num_tokens,
         task_version=query.task.record.version,
     )
-
-
-def to_probabilities(nats: Any) -> dict[str, float]:
-    """Return what each choice has of all choices' likelihood, from their nats."""
-    values = np.array(list(nats.values()))
-    weights = np.exp(values.min() - values)
-    return dict(zip(nats, (weights / weights.sum()).tolist(), strict=True))
 
 
 def _time(request: Request, began: float, ready: float, ended: float, *, cached: bool, size: int) -> Timing:
@@ -270,12 +301,6 @@ def _plain_tokenizer(tokenizer: TaskTokenizer) -> TaskTokenizer:
     return TaskTokenizer(own, tokenizer.settings, frame=tokenizer.frame, end_ids=tokenizer.end_ids)
 
 
-def _cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Return the text before the first of `stops`, and whether there is one."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
-
-
 @dataclass(slots=True)
 class _Streams:
     """The text of generated answers, handed out piece by piece while they are generated."""
@@ -290,14 +315,14 @@ class _Streams:
         request, item = self.batch[place]
         if request.is_over or request.is_late:
             return False
-        if request.on_text is None and not item.stop:
+        if request.on_text is None or item.answering.samples > 1:  # which sample wins is known at the end
             return True
         text, ended = self.tokenizer.cut_answer(ids)
-        text, stopped = _cut_at(text, item.stop)
+        text, stopped = cut_at(text, item.answering.stop)
         if not ended and not stopped:
-            text = _certain(text, (self.tokenizer.end_text, *item.stop))
+            text = _certain(text, (self.tokenizer.end_text, *item.answering.stop))
         self._send(place, text)
-        return not stopped
+        return True
 
     def finish(self, place: int, text: str) -> None:
         """Hand out what is left of an answer."""

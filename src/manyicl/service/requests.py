@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings
 from manyicl.service.refusals import Closing, DeadlinePassed, QueueFull
 from manyicl.service.selection import Shots, TaskIds
 
@@ -52,6 +53,10 @@ class Reply:
     """A known answer, or what the model generated."""
     probabilities: Mapping[str, float] | None
     """Of each choice; they sum to 1. None for a generated answer."""
+    confidence: float | None
+    """The answer's own probability, or the share of samples that gave it; else None."""
+    unsure: bool
+    """Whether the confidence is below the one that was wanted: the answer should not be used."""
     nll: float | None
     """Nats of the answer with its terminator; None if it was cut, or a server does not say."""
     shots: tuple[int, ...]
@@ -104,13 +109,15 @@ class Item:
     """Its known answers with their ids; () for an open answer."""
     limit: int = 0
     """Most tokens of its answer."""
-    stop: tuple[str, ...] = ()
-    """Texts that end a plain generation."""
+    answering: AnswerSettings = DEFAULT_ANSWERS
+    """How it is answered."""
+    seed: int = 0
+    """Decides what is sampled."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens that it takes in a pass, roughly: options that begin alike share some."""
-        return len(self.ids) + (sum(len(ids) for _, ids in self.choices) or self.limit)
+        return len(self.ids) + (sum(len(ids) for _, ids in self.choices) or self.limit * self.answering.samples)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +132,8 @@ class Request:
     ticket: Ticket[Any]
     task: TaskIds | None = None
     shots: Shots | None = None
+    min_confidence: float | None = None
+    """Answers with less confidence are marked as unsure."""
     deadline: float | None = None
     """On the clock of `time.monotonic`."""
     on_text: OnText | None = None

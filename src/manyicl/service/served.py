@@ -14,8 +14,15 @@ from typing import Any, Self
 import numpy as np
 
 from manyicl.errors import UserError
-from manyicl.inference import EndpointSettings, InferenceModel, load_for_inference, write_answers, write_queries
+from manyicl.inference import (
+    AnswerSettings,
+    EndpointSettings,
+    InferenceModel,
+    check_min_confidence,
+    load_for_inference,
+)
 from manyicl.service.answering import Answerer, describe_model
+from manyicl.service.items import make_items
 from manyicl.service.library import Library, ServedExample, TaskRecord
 from manyicl.service.measurement.findings import Measurement
 from manyicl.service.measurement.measuring import Measurer
@@ -41,7 +48,7 @@ from manyicl.service.requests import (
     to_deadline,
     wait_for,
 )
-from manyicl.service.selection import Shots, TaskBook, TaskIds, choose_shots, count_fitting
+from manyicl.service.selection import TaskBook, choose_shots
 from manyicl.service.served_task import ServedTask
 from manyicl.service.settings import ServiceSettings, ShotChoice
 from manyicl.service.worker import Background, NoBackground, ServiceStats, Worker
@@ -93,6 +100,8 @@ class Service:
         settings: ServiceSettings,
     ) -> None:
         self.settings = settings
+        if endpoint is not None and (settings.answering.normalize, settings.answering.calibrate) != ("none", "none"):
+            raise UserError("answering: a server tells no likelihoods to normalize or calibrate; leave these out")
         self.is_ready = False
         self._is_closed = False
         keeps = library is not None
@@ -108,7 +117,7 @@ class Service:
             most_disk_bytes=settings.spill_bytes if endpoint is None else 0,
             folder=library.path.parent / PREFIX_FOLDER,
         )
-        self._answerer = Answerer(model, endpoint=endpoint, cache=self._cache)
+        self._answerer = Answerer(model, endpoint=endpoint, cache=self._cache, answering=settings.answering)
         self._book = TaskBook(library, model, shot_tokens=settings.shot_tokens)
         self._line = WaitingLine(max_items=settings.max_queue, max_batch_tokens=settings.max_batch_tokens)
         self._measurer: Measurer | None = None
@@ -230,21 +239,36 @@ class Service:
         *,
         options: Sequence[Sequence[str]] | None = None,
         shots: ShotChoice | None = None,
-        max_new_tokens: int | None = None,
+        answering: AnswerSettings | None = None,
+        seed: int = 0,
+        min_confidence: float | None = None,
         deadline: float | None = None,
         on_text: OnText | None = None,
     ) -> Ticket[list[Reply]]:
         """Let inputs of a task wait for their answers; `ServedTask.submit` says more.
 
         Raises:
-            UnknownTask, InputTooLong, QueueFull, Closing: it is refused. UserError: an input is empty.
+            UnknownTask, InputTooLong, QueueFull, Closing: it is refused. UserError: an input is empty, or
+                `min_confidence` is for answers that have no confidence.
         """
         texts = self._check_inputs(inputs)
         with self._open():
             task = self._book.get(name)
         choice = shots if shots is not None else self.settings.shots
         chosen = choose_shots(task, choice)
-        items = self._make_items(task, texts, options=options, shots=chosen, max_new_tokens=max_new_tokens)
+        how = answering or self.settings.answering
+        items = make_items(
+            task,
+            texts,
+            tokenizer=self._model.tokenizer,
+            options=options,
+            shots=chosen,
+            limit=min(how.max_new_tokens or task.limit, self.settings.max_new_tokens),
+            answering=how,
+            seed=seed,
+        )
+        are_chosen = self._answerer.engine.has_likelihoods and all(item.choices for item in items)
+        check_min_confidence(min_confidence, has_confidence=are_chosen or how.samples > 1)
         ticket: Ticket[list[Reply]] = Ticket()
         request = Request(
             key=name,
@@ -253,6 +277,7 @@ class Service:
             ticket=ticket,
             task=task,
             shots=chosen,
+            min_confidence=min_confidence,
             deadline=to_deadline(deadline),
             on_text=on_text,
         )
@@ -277,50 +302,19 @@ class Service:
                 raise UserError(f"input {number}: holds half of a surrogate pair; write the whole character") from None
         return texts
 
-    def _make_items(
-        self,
-        task: TaskIds,
-        texts: Sequence[str],
-        *,
-        options: Sequence[Sequence[str]] | None,
-        shots: Shots,
-        max_new_tokens: int | None,
-    ) -> list[Item]:
-        tokenizer = self._model.tokenizer
-        if options is not None and len(options) != len(texts):
-            raise UserError(f"options: there are {len(options)} for {len(texts)} inputs; give a list for each input")
-        limit = min(max_new_tokens or task.limit, self.settings.max_new_tokens)
-        if limit < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens}: an answer has one token or more")
-        items = []
-        for place, ids in enumerate(write_queries(tokenizer, texts, after_shots=True)):
-            choices = (
-                write_answers(tokenizer, options[place]) if options is not None and options[place] else task.labels
-            )
-            if options is not None and options[place] and not choices:
-                raise UserError(f"options of input {place + 1}: the model's tokenizer can write none of them")
-            most = max((len(answer) for _, answer in choices), default=limit)
-            item = Item(place, texts[place], ids, choices, most)
-            try:
-                count_fitting(task, shots, num_after=len(ids) + most)
-            except InputTooLong as error:
-                raise InputTooLong(f"input {place + 1}: {str(error).removeprefix('input: ')}") from None
-            items.append(item)
-        return items
-
     def submit_generation(
         self,
         prompt: str | Sequence[Message],
         *,
-        max_new_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        answering: AnswerSettings | None = None,
+        seed: int = 0,
         deadline: float | None = None,
         on_text: OnText | None = None,
     ) -> Ticket[Generation]:
         """Let a prompt wait that the model completes as it is, without a task.
 
         prompt: a text, or the messages of a chat, which the model's chat template writes.
-        stop: texts that end the answer and are not part of it.
+        answering: how it is completed; default: the service's settings. seed: decides what is sampled.
         deadline, on_text: as in `ServedTask.submit`; the index is 0.
 
         Raises:
@@ -330,12 +324,14 @@ class Service:
         self._check_inputs(text)
         with self._open():
             ids = self._answerer.encode_prompt(prompt)
-        limit = min(max_new_tokens or self.settings.max_new_tokens, self.settings.max_new_tokens)
+        how = answering or self.settings.answering
+        limit = min(how.max_new_tokens or self.settings.max_new_tokens, self.settings.max_new_tokens)
         room = self._model.max_tokens - len(ids)
         if room < 1:
             raise InputTooLong(f"prompt: has {len(ids):,} tokens; the window is {self._model.max_tokens:,}; shorten it")
         ticket: Ticket[Generation] = Ticket()
-        item = Item(0, text, np.asarray(ids, dtype=np.int32), limit=min(limit, room), stop=tuple(stop))
+        query = np.asarray(ids, dtype=np.int32)
+        item = Item(0, text, query, limit=min(limit, room), answering=how, seed=seed)
         request = Request(
             key="", group="generation", items=[item], ticket=ticket, deadline=to_deadline(deadline), on_text=on_text
         )
@@ -346,8 +342,8 @@ class Service:
         self,
         prompt: str | Sequence[Message],
         *,
-        max_new_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        answering: AnswerSettings | None = None,
+        seed: int = 0,
         timeout: float | None = None,
     ) -> Generation:
         """Return what `submit_generation` brings.
@@ -355,7 +351,7 @@ class Service:
         Raises:
             DeadlinePassed: it takes more than `timeout` seconds. The others as `submit_generation`.
         """
-        ticket = self.submit_generation(prompt, max_new_tokens=max_new_tokens, stop=stop, deadline=timeout)
+        ticket = self.submit_generation(prompt, answering=answering, seed=seed, deadline=timeout)
         return wait_for(ticket, timeout=timeout)
 
     def ready(self) -> None:
@@ -364,7 +360,7 @@ class Service:
         Raises:
             UserError: it did not.
         """
-        self.generate("a", max_new_tokens=1)
+        self.generate("a", answering=AnswerSettings(max_new_tokens=1))
         self.is_ready = True
 
     def stats(self) -> ServiceStats:

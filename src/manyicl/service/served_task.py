@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from manyicl.inference import AnswerSettings
 from manyicl.service.library import ServedExample, TaskRecord
 from manyicl.service.measurement.findings import Measurement
 from manyicl.service.refusals import BadExamples, DeadlinePassed
@@ -153,7 +154,9 @@ class ServedTask:
         *,
         options: Sequence[Sequence[str]] | None = None,
         shots: ShotChoice | None = None,
-        max_new_tokens: int | None = None,
+        answering: AnswerSettings | None = None,
+        seed: int = 0,
+        min_confidence: float | None = None,
         deadline: float | None = None,
         on_text: OnText | None = None,
     ) -> Ticket[list[Reply]]:
@@ -161,20 +164,26 @@ class ServedTask:
 
         options: the candidate answers of each input; default: the task's labels, else the answer is generated.
         shots: which examples are shown; default: the service's choice.
-        max_new_tokens: most tokens of a generated answer; default: those of the task's longest answer.
+        answering: how they are answered; default: the service's settings. `normalize` is for choices, the others are
+            for generated answers, whose default limit is the task's longest answer.
+        seed: decides what is sampled.
+        min_confidence: replies with less confidence are marked as unsure; default: none is.
         deadline: seconds from now after which the future brings `DeadlinePassed`; looked at between passes.
         on_text: called with the index of an input and the next piece of its answer, by the thread of the model: it
             must return at once. The pieces of an answer join to the whole.
 
         Raises:
-            UnknownTask, InputTooLong, QueueFull, Closing: it is refused. UserError: an input is empty.
+            UnknownTask, InputTooLong, QueueFull, Closing: it is refused. UserError: an input is empty, or
+                `min_confidence` is for answers that have no confidence.
         """
         return self._service.submit(
             self.name,
             inputs,
             options=options,
             shots=shots,
-            max_new_tokens=max_new_tokens,
+            answering=answering,
+            seed=seed,
+            min_confidence=min_confidence,
             deadline=deadline,
             on_text=on_text,
         )
@@ -185,7 +194,9 @@ class ServedTask:
         *,
         options: Sequence[Sequence[str]] | None = None,
         shots: ShotChoice | None = None,
-        max_new_tokens: int | None = None,
+        answering: AnswerSettings | None = None,
+        seed: int = 0,
+        min_confidence: float | None = None,
         timeout: float | None = None,
     ) -> list[Reply]:
         """Return the replies to one input or several, as `submit` brings them.
@@ -193,5 +204,13 @@ class ServedTask:
         Raises:
             DeadlinePassed: they take more than `timeout` seconds. The others as `submit`.
         """
-        ticket = self.submit(inputs, options=options, shots=shots, max_new_tokens=max_new_tokens, deadline=timeout)
+        ticket = self.submit(
+            inputs,
+            options=options,
+            shots=shots,
+            answering=answering,
+            seed=seed,
+            min_confidence=min_confidence,
+            deadline=timeout,
+        )
         return wait_for(ticket, timeout=timeout)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from manyicl.errors import UserError
+from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings
 
 # Default of `shot_tokens` on a CPU.
 CPU_SHOT_TOKENS = 4096
@@ -52,6 +53,8 @@ class ServiceSettings:
     shot_tokens: int | None = None
     """Most tokens of shots if a request does not count them. None: as many as fit, on a CPU at most 4,096: encoding
     more would take it half a minute. A large number: as many as fit there too."""
+    answering: AnswerSettings = DEFAULT_ANSWERS
+    """How an input is answered if its request does not say."""
     max_queue: int = 512
     """Inputs that may wait; more are refused."""
     max_batch_tokens: int = 8192

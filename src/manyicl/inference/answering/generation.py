@@ -1,4 +1,4 @@
-"""Answer queries by greedy generation, many at once after one encoded prefix."""
+"""Generate answers to queries, many at once after one encoded prefix; greedily if nothing else is wanted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyicl.episodes import TaskTokenizer
+from manyicl.inference.answering.decoding import GREEDY, Decoding, Sampler, cut_at
 from manyicl.inference.budget import row_budget, run_rows
 from manyicl.inference.prefix import EngineCount, check_finite
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row
@@ -26,7 +27,7 @@ ENDED_FRACTION = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A greedy answer."""
+    """A generated answer."""
 
     text: str
     """Up to where it ends, without the terminator."""
@@ -52,18 +53,29 @@ def generate_after(
     queries: Sequence[NDArray[np.int32]],
     *,
     max_new_tokens: int,
+    decodings: Sequence[Decoding] | None = None,
     count: EngineCount | None = None,
     on_ids: OnIds | None = None,
 ) -> list[Generated]:
-    """Return the greedy answer of each query after `prefix`, up to where it ends (`cut_answer`) or the limit.
+    """Return the answer of each query after `prefix`, up to where it ends (`cut_answer`, stop texts) or the limit.
+
+    decodings: how each answer is generated. Default: all greedily.
 
     Raises:
         UserError: memory runs out.
     """
     laid_out = [Query(np.asarray(query, dtype=np.int32), None) for query in queries]
-    return _answer_rows(model, tokenizer, prefix, laid_out, max_new_tokens=max_new_tokens, count=count, on_ids=on_ids)[
-        0
-    ]
+    answers, _ = _answer_rows(
+        model,
+        tokenizer,
+        prefix,
+        laid_out,
+        max_new_tokens=max_new_tokens,
+        decodings=decodings,
+        count=count,
+        on_ids=on_ids,
+    )
+    return answers
 
 
 def generate_and_score(
@@ -100,9 +112,11 @@ def _answer_rows(
     *,
     max_new_tokens: int,
     count: EngineCount | None,
+    decodings: Sequence[Decoding] | None = None,
     on_ids: OnIds | None = None,
 ) -> tuple[list[Generated], NDArray[np.float64]]:
-    """Return each query's greedy answer, and the nats (Q,) of its reference, 0 without one."""
+    """Return each query's answer, and the nats (Q,) of its reference, 0 without one."""
+    how = decodings or [GREEDY] * len(queries)
     answers: dict[int, Generated] = {}
     nats = np.zeros(len(queries))
     budget = row_budget(model)
@@ -120,9 +134,11 @@ def _answer_rows(
             prefix,
             [queries[p] for p in row],
             max_new_tokens=max_new_tokens,
+            decodings=[how[p] for p in row],
             on_ids=None if on_ids is None else lambda place, ids: on_ids(row[place], ids),
         )
-        answers.update(zip(row, (read_answer(tokenizer, ids) for ids in decoded), strict=True))
+        texts = (read_answer(tokenizer, ids, how[p].stop) for p, ids in zip(row, decoded, strict=True))
+        answers.update(zip(row, texts, strict=True))
         nats[row] = row_nats
         if count is not None:
             # The last token of an answer is never run; those that its reference begins with ran as part of that.
@@ -196,11 +212,13 @@ def _decode_batch(
     queries: Sequence[Query],
     *,
     max_new_tokens: int,
+    decodings: Sequence[Decoding],
     on_ids: OnIds | None = None,
 ) -> tuple[list[list[int]], NDArray[np.float64], list[int]]:
-    """Return each query's greedy ids up to where it ended, its reference's nats, and how many ids the reference gave.
+    """Return each query's ids up to where its answer ended, its reference's nats, and how many ids the reference gave.
 
-    As far as a reference agrees with greedy decoding, its tokens are not run again.
+    As far as a reference agrees with greedy decoding, its tokens are not run again. Only greedy answers without stop
+    texts may have references.
     """
     device = device_of(model)
     *row, layout = lay_out_row(queries, prefix=prefix, device=device)
@@ -220,8 +238,9 @@ def _decode_batch(
     num_drafted = np.array([draft.num_run for draft in drafts])
     keys.begin(np.array([len(query) for query, _ in queries]) + num_drafted)
     logits_BV = logits_NV[torch.from_numpy(np.cumsum(num_kept) - num_kept + num_drafted).to(device)]
-    decoded = _decode_greedily(
-        model, tokenizer, keys, logits_BV, drafts=drafts, max_new_tokens=max_new_tokens, on_ids=on_ids
+    sampler = Sampler(decodings, [np.concatenate([prefix.ids, query]).astype(np.int32) for query, _ in queries])
+    decoded = _decode_rows(
+        model, tokenizer, keys, logits_BV, drafts=drafts, sampler=sampler, max_new_tokens=max_new_tokens, on_ids=on_ids
     )
     return decoded, nats, num_drafted.tolist()
 
@@ -251,26 +270,29 @@ def _draft_answer(
     return _Draft(tuple(reference[:num_run]), num_run=num_run)
 
 
-def _decode_greedily(
+def _decode_rows(
     model: Any,
     tokenizer: TaskTokenizer,
     keys: _QueryKeys,
     logits_BV: Tensor,
     *,
     drafts: Sequence[_Draft],
+    sampler: Sampler,
     max_new_tokens: int,
     on_ids: OnIds | None = None,
 ) -> list[list[int]]:
-    """Return the greedy ids of each query, its draft's first; logits: of the last token that `keys` counts."""
+    """Return the ids of each query's answer, its draft's first; logits: of the last token that `keys` counts."""
     device, num_prefix = logits_BV.device, keys.layout.prefix.num_tokens
     decoded = [list(draft.ids) for draft in drafts]
     rows, ended = list(range(len(drafts))), [draft.ended for draft in drafts]
     while True:
-        next_B = logits_BV.argmax(dim=-1)
+        next_B = sampler.choose(logits_BV, rows)
         for row, token in zip(rows, next_B.tolist(), strict=True):
             if not ended[row]:
                 decoded[row].append(token)
-                ended[row] = len(decoded[row]) == max_new_tokens or tokenizer.has_ended(decoded[row])
+                ended[row] = len(decoded[row]) == max_new_tokens or has_ended(
+                    tokenizer, decoded[row], sampler.decodings[row].stop
+                )
                 if on_ids is not None and not on_ids(row, decoded[row]):
                     ended[row] = True
         alive = [place for place, row in enumerate(rows) if not ended[row]]
@@ -285,7 +307,13 @@ def _decode_greedily(
         keys.advance()
 
 
-def read_answer(tokenizer: TaskTokenizer, ids: list[int]) -> Generated:
+def has_ended(tokenizer: TaskTokenizer, ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Return whether the last of the generated `ids` ends the answer, or completes a stop text."""
+    return tokenizer.has_ended(ids) or (bool(stop) and cut_at(tokenizer.decode(ids), stop)[1])
+
+
+def read_answer(tokenizer: TaskTokenizer, ids: list[int], stop: Sequence[str] = ()) -> Generated:
     """Return the answer that generated ids are, up to where it ends."""
     text, ended = tokenizer.cut_answer(ids)
-    return Generated(text=text, cut=not ended, num_tokens=len(ids))
+    text, stopped = cut_at(text, stop)
+    return Generated(text=text, cut=not (ended or stopped), num_tokens=len(ids))

@@ -10,11 +10,18 @@ from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples
 from manyicl.errors import UserError
+from manyicl.inference.answering.choices import CONTENT_FREE, score_content_free, weigh_choices
 from manyicl.inference.answering.generation import OnIds
+from manyicl.inference.answering.settings import (
+    DEFAULT_ANSWERS,
+    AnswerSettings,
+    check_min_confidence,
+    is_unsure,
+)
+from manyicl.inference.answering.voting import IsSame, generate_voted, sameness_of
 from manyicl.inference.drawing import LONG_TRAIN, draw_shots, most_answer_tokens, prefix_lengths, write_answers
 from manyicl.inference.engine import Engine, choose_engine
 from manyicl.inference.model import InferenceModel, tokenize_for
-from manyicl.inference.prefix import choose_option
 from manyicl.models import Prefix
 from manyicl.tasks import Task
 
@@ -33,6 +40,10 @@ class Answer:
     """How many shots stood before the input."""
     cut: bool
     """Whether a generated answer reached its limit."""
+    confidence: float | None = None
+    """Probability of the answer among the known ones, or the share of samples that gave it; else None."""
+    unsure: bool = False
+    """Whether the confidence is below the one that was wanted, so that the answer should not be used."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> train rows that could not be shots."""
 
@@ -44,18 +55,22 @@ def ask(
     *,
     shots: int | None = None,
     seed: int = 0,
-    max_new_tokens: int | None = None,
+    answering: AnswerSettings = DEFAULT_ANSWERS,
+    min_confidence: float | None = None,
 ) -> list[Answer]:
     """Answer each input after the same shots, from one draw.
 
     A train row that leaves no room for the longest input cannot be a shot; `Answer.left_out` counts such rows.
 
     shots: how many. Default: as many as fit.
-    max_new_tokens: limit of a generated answer; default as in `evaluate`. An answer that reached it is marked as cut.
+    answering: how an input is answered. A generated answer that reached its limit is marked as cut.
+    min_confidence: answers with less confidence are marked as unsure. Default: none is.
 
     Raises:
-        UserError: an empty input, fewer train rows than `shots`, or an input that does not fit after the shots.
+        UserError: an empty input, fewer train rows than `shots`, an input that does not fit after the shots, or a
+            `min_confidence` for answers that have no confidence.
     """
+    check_min_confidence(min_confidence, has_confidence=bool(task.labels) or answering.samples > 1)
     if shots is not None and shots < 0:
         raise UserError(f"shots={shots}: shots count from 0")
     for number, text in enumerate(inputs, start=1):
@@ -63,7 +78,7 @@ def ask(
             raise UserError(f"line {number}: is empty; give one input a line")
     tokenized = tokenize_for(task, model)
     written = write_answers(model.tokenizer, task.labels)
-    longest = most_answer_tokens(tokenized, written if task.labels else None, limit=max_new_tokens)
+    longest = most_answer_tokens(tokenized, written if task.labels else None, limit=answering.max_new_tokens)
     queries = write_queries(model.tokenizer, inputs, after_shots=True)
     room = model.max_tokens - longest - max(len(q) for q in queries)
     order = draw_shots(tokenized, seed=seed, draw=0, most_tokens=room - len(tokenized.head_ids))
@@ -86,10 +101,23 @@ def ask(
             queries,
             choices=[written if task.labels else ()] * len(queries),
             limits=[longest] * len(queries),
+            answering=[answering] * len(queries),
+            seeds=[seed] * len(queries),
+            is_same=sameness_of(task.metric),
+            free=[write_queries(model.tokenizer, CONTENT_FREE, after_shots=num_shots > 0)] * len(queries),
         )
     left_out = {LONG_TRAIN: num_long} if num_long else {}
     return [
-        Answer(text, one.text, nll=one.nll, shots=num_shots, cut=one.cut, left_out=left_out)
+        Answer(
+            text,
+            one.text,
+            nll=one.nll,
+            shots=num_shots,
+            cut=one.cut,
+            confidence=one.confidence,
+            unsure=is_unsure(one.confidence, min_confidence),
+            left_out=left_out,
+        )
         for text, one in zip(inputs, answers, strict=True)
     ]
 
@@ -125,6 +153,10 @@ class Answered:
     """Whether a generated answer reached its limit."""
     choice_nll: Mapping[str, float] | None = None
     """Nats of each known answer; None for a generated answer."""
+    probabilities: Mapping[str, float] | None = None
+    """Of each known answer; they sum to 1. None for a generated answer."""
+    confidence: float | None = None
+    """The probability of the answer; of a generated one the share of samples that gave it, None if it has only one."""
     num_tokens: int = 0
     """Tokens of the answer with its terminator."""
     fault: str = ""
@@ -139,25 +171,41 @@ def answer_queries(
     *,
     choices: Sequence[Sequence[tuple[str, Sequence[int]]]],
     limits: Sequence[int],
+    answering: Sequence[AnswerSettings] | None = None,
+    seeds: Sequence[int] | None = None,
+    is_same: IsSame | None = None,
+    free: Sequence[Sequence[NDArray[np.int32]]] | None = None,
     on_ids: OnIds | None = None,
 ) -> list[Answered]:
-    """Return the answers after `prefix`: for each query the likeliest of its choices, or a generated one.
+    """Return the answers after `prefix`: for each query the best of its choices, or a generated one.
 
     choices: the known answers of each query with their ids; () for an open answer. An engine without likelihoods
         generates all answers.
     limits: most tokens of each generated answer.
-    on_ids: as in `Engine.generate`; the place is that among all queries.
+    answering: how each query is answered; its `max_new_tokens` is not looked at, `limits` say it. Default: as usual.
+    seeds: decide what is sampled, for each query. Default: 0.
+    free: for each query the ids of inputs without content in its place, for those that are calibrated by them.
+    is_same: whether two samples are one vote. Default: their texts are equal.
+    on_ids: as in `Engine.generate`; the place is that among all queries. Of several samples it is called for each.
 
     Raises:
         UserError: memory runs out, a likelihood is not finite, or a server refuses.
     """
+    how = answering or [DEFAULT_ANSWERS] * len(queries)
     known = [n for n, pairs in enumerate(choices) if pairs and engine.has_likelihoods]
-    answers = dict(zip(known, _choose(engine, prefix, queries, choices, known), strict=True))
+    answers = dict(zip(known, _choose(engine, prefix, queries, choices, known, how, free), strict=True))
     places = [n for n in range(len(queries)) if n not in answers]
     if not places:
         return [answers[n] for n in range(len(queries))]
-    hook = None if on_ids is None else lambda n, ids: on_ids(places[n], ids)
-    generated = engine.generate(prefix, [queries[n] for n in places], limits=[limits[n] for n in places], on_ids=hook)
+    generated, shares = generate_voted(
+        engine,
+        prefix,
+        [queries[n] for n in places],
+        limits=[limits[n] for n in places],
+        decodings=[how[n].decodings(0 if seeds is None else seeds[n]) for n in places],
+        is_same=is_same or sameness_of(""),
+        on_ids=None if on_ids is None else lambda n, ids: on_ids(places[n], ids),
+    )
     encoded = tokenizer.encode_answers([one.text for one in generated])
     # An answer that was cut, or whose text no ids give back, has no likelihood as a whole answer.
     whole = {
@@ -167,9 +215,11 @@ def answer_queries(
     }
     nats = engine.score(prefix, [queries[n] for n in whole], [[ids] for ids in whole.values()]) if whole else []
     nll = {n: float(nats_O[0]) for n, nats_O in zip(whole, nats, strict=True)}
-    for n, one, ids in zip(places, generated, encoded, strict=True):
+    for n, one, ids, share in zip(places, generated, encoded, shares, strict=True):
         num_tokens = one.num_tokens or (0 if isinstance(ids, str) else len(ids))
-        answers[n] = Answered(one.text, nll.get(n), cut=one.cut, num_tokens=num_tokens, fault=one.fault)
+        answers[n] = Answered(
+            one.text, nll.get(n), cut=one.cut, confidence=share, num_tokens=num_tokens, fault=one.fault
+        )
     return [answers[n] for n in range(len(queries))]
 
 
@@ -179,16 +229,34 @@ def _choose(
     queries: Sequence[NDArray[np.int32]],
     choices: Sequence[Sequence[tuple[str, Sequence[int]]]],
     places: Sequence[int],
+    how: Sequence[AnswerSettings],
+    free: Sequence[Sequence[NDArray[np.int32]]] | None,
 ) -> list[Answered]:
-    """Return the likeliest choice of the queries at `places`; queries with the same choices share one trie of them."""
+    """Return the best choice of the queries at `places`; queries with the same choices share one trie of them."""
     options = {id(choices[n]): [ids for _, ids in choices[n]] for n in places}
     nats = (
         engine.score(prefix, [queries[n] for n in places], [options[id(choices[n])] for n in places]) if places else []
     )
+    calibrated = [n for n in places if how[n].calibrate == "contextual"]
+    priors: dict[int, NDArray[np.float64]] = {}
+    if calibrated:
+        if free is None:
+            raise ValueError("contextual calibration needs `free`, the inputs without content")
+        found = score_content_free(engine, prefix, [free[n] for n in calibrated], [choices[n] for n in calibrated])
+        priors = dict(zip(calibrated, found, strict=True))
     answers = []
     for n, nats_O in zip(places, nats, strict=True):
-        best = choose_option(nats_O, options[id(choices[n])])
-        text, ids = choices[n][best]
-        choice_nll = dict(zip((choice for choice, _ in choices[n]), nats_O.tolist(), strict=True))
-        answers.append(Answered(text, float(nats_O[best]), choice_nll=choice_nll, num_tokens=len(ids)))
+        weighed = weigh_choices(nats_O, choices[n], normalize=how[n].normalize, free_SO=priors.get(n))
+        text, ids = choices[n][weighed.best]
+        texts = [choice for choice, _ in choices[n]]
+        answers.append(
+            Answered(
+                text,
+                float(nats_O[weighed.best]),
+                choice_nll=dict(zip(texts, nats_O.tolist(), strict=True)),
+                probabilities=dict(zip(texts, weighed.probabilities_O.tolist(), strict=True)),
+                confidence=weighed.confidence,
+                num_tokens=len(ids),
+            )
+        )
     return answers

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from manyicl.inference import AnswerSettings
 from manyicl.service import Registration, ServedTask, ShotChoice
 
 ExampleId = Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -98,8 +100,25 @@ class PredictBody(RequestBody):
     )
     shots: ShotsBody | None = Field(None, description="Default: the server's.")
     max_new_tokens: int | None = Field(None, ge=1, le=1 << 20, description="Most tokens of a generated answer.")
+    stop: list[str] | None = Field(None, max_length=16, description="Texts that end a generated answer.")
+    temperature: float | None = Field(None, ge=0, le=10, description="Sample a generated answer; 0: greedy.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this probability.")
+    samples: int | None = Field(None, ge=1, le=64, description="Generate so many answers, and take the majority.")
+    seed: int = Field(0, ge=0, lt=1 << 53, description="Decides what is sampled.")
+    min_confidence: float | None = Field(
+        None, ge=0, le=1, description="Mark replies with less confidence as `unsure`. Needs labels, options or samples."
+    )
     deadline_s: float | None = Field(None, gt=0, description="Give up after so many seconds (504).")
     stream: bool = Field(False, description="Send text as it is generated, as server-sent events.")
+
+    def to_settings(self, usual: AnswerSettings) -> AnswerSettings:
+        """Return how the inputs are answered: as `usual`, except for what this request says.
+
+        Raises:
+            UserError: several samples without a temperature, or an empty stop text.
+        """
+        names = ("max_new_tokens", "stop", "temperature", "top_p", "samples")
+        return replace(usual, **{name: value for name in names if (value := getattr(self, name)) is not None})
 
 
 class RegistrationBody(AnswerBody):
@@ -205,6 +224,10 @@ class ReplyBody(AnswerBody):
     input: str
     answer: str
     probabilities: Mapping[str, float] | None = Field(description="Of each choice; null for a generated answer.")
+    confidence: float | None = Field(
+        description="Probability of the answer, or share of the samples that gave it; else null."
+    )
+    unsure: bool = Field(description="Whether the confidence is below the `min_confidence` of the request.")
     nll: float | None = Field(description="Negative log-likelihood of the answer in nats.")
     shots: list[int] = Field(description="Ids of the examples that were shown, in order.")
     cut: bool = Field(description="Whether the answer ended at its limit of tokens.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from manyicl.inference import AnswerSettings
 from manyicl.server.problems import ProblemError
 from manyicl.server.routes.bodies import ShotsBody, TextBody
 from manyicl.service import Reply
@@ -47,12 +48,17 @@ class OpenAIBody(TextBody):
     model: str = Field(description="`<base>:<task>`, or the base alone.")
     max_tokens: int | None = Field(None, ge=1, le=1 << 20)
     stop: str | list[str] | None = None
+    temperature: float | None = Field(None, ge=0, le=2, description="Default, unlike OpenAI's: 0, which is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     shots: ShotsBody | None = Field(None, description="Not OpenAI's: which examples are shown (`extra_body`).")
 
-    def check(self, *, of_task: bool) -> list[str]:
+    def check(self, *, of_task: bool, is_chosen: bool = False) -> list[str]:
         """Return the names of the fields that change nothing.
+
+        is_chosen: whether the answer is one of a task's labels, which are scored: nothing is sampled then.
 
         Raises:
             ProblemError: a field asks for what this server does not do.
@@ -63,8 +69,9 @@ class OpenAIBody(TextBody):
                 detail = f"{name}: is not supported; leave it out"
                 raise ProblemError("unsupported-parameter", 400, detail, param=name)
         ignored = [name for name, value in given.items() if name not in _SILENT and value is not None]
-        if of_task and self.stop:
-            ignored.append("stop")  # a task's answers end as its examples' do
+        if is_chosen:
+            settings = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "stop")}
+            ignored += [name for name, value in settings.items() if value not in (None, [], "")]
         if not of_task and self.shots is not None:
             ignored.append("shots")
         return ignored
@@ -73,6 +80,19 @@ class OpenAIBody(TextBody):
     def stops(self) -> tuple[str, ...]:
         """The texts before which a completion ends."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def to_settings(self, usual: AnswerSettings, *, max_tokens: int | None) -> AnswerSettings:
+        """Return how a prompt is answered: as `usual`, except for what this request says."""
+        given: dict[str, Any] = {
+            "max_new_tokens": max_tokens,
+            "stop": self.stops or None,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+        }
+        known = {name: value for name, value in given.items() if value is not None}
+        if self.temperature == 0:
+            known["samples"] = 1
+        return replace(usual, **known)
 
     @property
     def wants_usage(self) -> bool:

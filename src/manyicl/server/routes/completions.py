@@ -1,8 +1,9 @@
 """OpenAI's routes: models, completions and chat completions, with `<base>:<task>` as the name of a model.
 
 The input of a task is the prompt, or the user's last message; the task's examples stand before it. The base alone
-completes the prompt as it is. Decoding is greedy, so settings of sampling change nothing: the header
-`x-manyicl-ignored` names those that a request had, and `messages` if a task was given more than one.
+completes the prompt as it is. Decoding is greedy unless a request has a temperature. The labels of a task are scored,
+so settings of sampling change nothing there: the header `x-manyicl-ignored` names those that a request had, and
+`messages` if a task was given more than one.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ def make_completion_routes(service: Service, settings: ServerSettings) -> APIRou
         check_count(len(prompts), settings)
         if not prompts or (task is None and len(prompts) > 1):
             raise ProblemError("invalid-request", 400, "prompt: give one text; only tasks take several", param="prompt")
-        order = _Order(body, task, prompts, body.max_tokens, body.logprobs, body.check(of_task=task is not None))
+        order = _Order(body, task, prompts, body.max_tokens, body.logprobs, desk.check(body, task))
         return await desk.serve(order, request, kind="text")
 
     @router.post("/chat/completions", response_model=None)
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer the user's last message as the input of a task, or continue a chat with the base."""
         task = desk.find_task(body.model)
-        ignored = body.check(of_task=task is not None)
+        ignored = desk.check(body, task)
         if task is not None and len(body.messages) > 1:
             ignored.append("messages")
         asked = [body.last_input()] if task is not None else [(m.role, m.text) for m in body.messages]
@@ -112,6 +113,18 @@ class _Desk:
             )
         return self.service.task(name).name
 
+    def is_chosen(self, task: str | None) -> bool:
+        """Return whether answers are chosen among a task's labels, so that settings of generation mean nothing."""
+        return task is not None and bool(self.service.task(task).labels)
+
+    def check(self, body: OpenAIBody, task: str | None) -> list[str]:
+        """Return the names of a request's fields that change nothing.
+
+        Raises:
+            ProblemError: a field asks for what this server does not do.
+        """
+        return body.check(of_task=task is not None, is_chosen=self.is_chosen(task))
+
     async def serve(self, order: _Order, request: Request, *, kind: Any) -> Response:
         """Answer an order."""
         deadline_s = self.settings.default_deadline_s
@@ -130,15 +143,19 @@ class _Desk:
         return Response(content, media_type="application/json", headers=headers)
 
     def _submit(self, order: _Order, deadline_s: float, on_text: OnText | None = None) -> AnyTicket[Any]:
+        usual = self.service.settings.answering
+        answering = usual if self.is_chosen(order.task) else order.body.to_settings(usual, max_tokens=order.max_tokens)
+        seed = order.body.seed or 0
         if order.task is None:
             prompt = order.asked[0] if isinstance(order.asked[0], str) else _make_messages(order.asked)
             return self.service.submit_generation(
-                prompt, max_new_tokens=order.max_tokens, stop=order.body.stops, deadline=deadline_s, on_text=on_text
+                prompt, answering=answering, seed=seed, deadline=deadline_s, on_text=on_text
             )
         return self.service.task(order.task).submit(
             [text for text in order.asked if isinstance(text, str)],
             shots=order.body.shots.to_choice() if order.body.shots else None,
-            max_new_tokens=order.max_tokens,
+            answering=answering,
+            seed=seed,
             deadline=deadline_s,
             on_text=on_text,
         )

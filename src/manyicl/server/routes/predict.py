@@ -39,7 +39,9 @@ def make_predict_routes(service: Service, settings: ServerSettings) -> APIRouter
                 inputs,
                 options=options,
                 shots=body.shots.to_choice() if body.shots else None,
-                max_new_tokens=body.max_new_tokens,
+                answering=body.to_settings(service.settings.answering),
+                seed=body.seed,
+                min_confidence=body.min_confidence,
                 deadline=deadline_s,
                 on_text=on_text,
             )

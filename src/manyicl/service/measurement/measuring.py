@@ -19,7 +19,15 @@ from torch import nn
 
 from manyicl.episodes import join_examples
 from manyicl.evaluation import best_score, chance_score, majority_answer, majority_score
-from manyicl.inference import answer_queries, build_trie, model_key, write_answers
+from manyicl.inference import (
+    CONTENT_FREE,
+    answer_queries,
+    build_trie,
+    model_key,
+    sameness_of,
+    write_answers,
+    write_queries,
+)
 from manyicl.models import EMPTY_PREFIX, Prefix
 from manyicl.service.answering import Answerer
 from manyicl.service.library import Library, ServedExample
@@ -183,6 +191,9 @@ class TaskMeasuring:
             queries,
             choices=choices,
             limits=[max((len(ids) for _, ids in pairs), default=task.limit) for pairs in choices],
+            answering=[self.answerer.answering] * len(queries),
+            is_same=sameness_of(task.record.about["metric"]),
+            free=[write_queries(self.answerer.model.tokenizer, CONTENT_FREE, after_shots=shots > 0)] * len(queries),
         )
         for index, one in zip(indices, answers, strict=True):
             if one.fault:
