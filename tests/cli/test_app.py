@@ -564,6 +564,18 @@ def test_ask_tells_what_it_did_in_json(folder, tmp_path, capfd, task, shots):
         assert all(answer["nll"] > 0 and not answer["cut"] for answer in answers)
 
 
+def test_shots_are_chosen_as_the_options_say(folder, tmp_path, capfd):
+    options = ("--task", "animals", "--choose", "nearest", "--num-nearest", 1)
+    result, printed = evaluate_tiny(folder, capfd, tmp_path / "r.json", *options)
+    assert (result["choose"], result["num_nearest"]) == ("nearest", 1)
+    assert "1 nearest shots of each query's own" in printed
+    (tmp_path / "in.txt").write_text("a fox\n")
+    command = ("ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", tmp_path / "in.txt")
+    code, out, _ = run_manyicl(capfd, *command, "--shots", 2, "--choose", "nearest", "--json")
+    assert (code, json.loads(out)["shots"]) == (0, 2)
+    assert refusal(capfd, *command, "--num-nearest", 4).startswith("--num-nearest 4: does nothing with --choose random")
+
+
 def test_generated_answers_end_at_the_limit_that_is_set_and_are_counted(folder, tmp_path, capfd):
     out, options = tmp_path / "r.json", ("--task", "sums", "--max-new-tokens", 3)
     result, printed = evaluate_tiny(folder, capfd, out, *options)

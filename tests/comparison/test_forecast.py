@@ -77,10 +77,12 @@ def test_the_planned_work_is_that_of_the_grid(world, tmp_path):
         assert arm.total.flops > 0
 
 
-@pytest.mark.parametrize("kind", ["test", "validation", "flip"])
-def test_the_tokens_after_a_shared_prefix_are_those_that_go_through_the_model(world, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "choose"), [("test", "random"), ("validation", "random"), ("flip", "random"), ("test", "nearest")]
+)
+def test_the_tokens_after_a_shared_prefix_are_those_that_go_through_the_model(world, tmp_path, kind, choose):
     """Of known answers exactly; an open answer is taken to be as long as its reference."""
-    grid = Grid(tmp_path, small(world))
+    grid = Grid(tmp_path, small(world, choose=choose, num_nearest=3))
     model = load_for_inference("seed", precision="fp32", max_tokens=192, template=grid.config.template)
     tasks, sweep = grid.sweep_of(WorkItem("manyicl", 1, kind))
     labelled = next(task for task in tasks if task.labels)

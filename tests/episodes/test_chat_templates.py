@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import join_examples, query_ids, tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.errors import UserError
 from manyicl.evaluation.loop import evaluate
 from manyicl.inference.answering.questions import ask
 from manyicl.inference.model import load_for_inference
@@ -101,6 +103,35 @@ def test_b2_the_text_of_an_episode_is_the_templates_own(name, instruction, write
     if instruction and writer.frame.trims_inputs:
         turns[0]["content"] = f"{instruction}\n\n{PAIRS[0][0]}"
     assert writer.decode(episode.ids) == as_written_by(name, writer.tokenizer, turns)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama3", "qwen2.5", "qwen3", "smollm2"])
+def test_a_system_prompt_is_written_once_where_the_template_puts_it(name):
+    writer = TaskTokenizer(family_tokenizer(name), TemplateSettings(style="chat", system="Be brief."))
+    tokenized = tokenize_task(chat_task(), tokenizer=writer)
+    text = writer.decode(join_examples(tokenized, split="train", indices=range(len(PAIRS))).ids)
+    turns = [{"role": "system", "content": "Be brief."}, *turns_of(PAIRS)]
+    assert text == as_written_by(name, writer.tokenizer, turns)
+    assert text.count("Be brief.") == 1
+    assert text.index("Be brief.") < text.index("is the fox red?")
+    assert writer.fingerprint() != TaskTokenizer(family_tokenizer(name), CHAT).fingerprint()
+
+
+def test_a_system_prompt_that_cannot_be_written_is_refused_in_one_line():
+    settings = TemplateSettings(style="chat", system="Be brief.")
+    with pytest.raises(UserError, match="the tokenizer's chat template fails: System role not supported"):
+        TaskTokenizer(family_tokenizer("gemma2"), settings)
+    deaf = family_tokenizer("qwen2.5")
+    deaf.chat_template = (
+        "{% for m in messages if m['role'] != 'system' %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    with pytest.raises(UserError, match=r"template.system: the tokenizer's chat template leaves a system prompt out"):
+        TaskTokenizer(deaf, settings)
+    with pytest.raises(UserError, match=r"template.system: holds a special token of the tokenizer"):
+        TaskTokenizer(family_tokenizer("qwen3"), TemplateSettings(style="chat", system="Stop at <|im_end|>."))
+    with pytest.raises(ValidationError, match=r"system: is for template.style = 'chat'"):
+        TemplateSettings(system="Be brief.")
 
 
 @pytest.mark.parametrize("shots", [0, 3])

@@ -129,14 +129,14 @@ def asked_model(model, tokenizer):
     return InferenceModel("tiny", model, tokenizer, max_tokens=200, trained_shots={})
 
 
-@pytest.mark.parametrize("labels", [True, False])
-def test_the_plain_path_tells_how_many_times_as_many_tokens_it_processes(tokenizers, tmp_path, labels):
+@pytest.mark.parametrize(("labels", "choose"), [(True, "random"), (False, "random"), (True, "nearest")])
+def test_the_plain_path_tells_how_many_times_as_many_tokens_it_processes(tokenizers, tmp_path, labels, choose):
     """Issue 16, fault 1: what is told are the tokens that the engine counts when it takes one path and the other."""
     tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
     task = (
         make_task("animals") if labels else replace(make_task("animals"), family="qa", metric="exact_match", labels=())
     )
-    sweep = Sweep(shots=(0, 2), num_draws=2, num_queries=3, max_tokens=200)
+    sweep = Sweep(shots=(0, 2), num_draws=2, num_queries=3, max_tokens=200, choose=choose, num_nearest=1)
     plans, counts = {}, {}
     for name, model in (("shared", tiny_model("llama")), ("plain", unshared_model("bloom"))):
         plans[name] = TaskSweep(tokenize_task(task, tokenizer=tokenizer), tokenizer=tokenizer, sweep=sweep)
@@ -155,8 +155,9 @@ def test_the_plain_path_tells_how_many_times_as_many_tokens_it_processes(tokeniz
     assert path.processed_tokens > 2 * path.shared_tokens
 
     asked = asked_model(unshared_model("bloom"), tokenizer)
+    options = {"shots": (0, 2), "draws": 2, "queries": 3, "choose": choose, "num_nearest": 1}
     with pytest.warns(UserWarning, match="plain path"):
-        found = evaluate(asked, [task], shots=(0, 2), draws=2, queries=3, out=tmp_path / "plain.json")
+        found = evaluate(asked, [task], **options, out=tmp_path / "plain.json")
     assert found.plain_path == path
     entry = json.loads((tmp_path / "plain.json").read_text())
     assert entry["sharing_fault"] == "does not take its attention from outside"

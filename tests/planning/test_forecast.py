@@ -165,6 +165,30 @@ def test_rows_that_no_episode_holds_are_counted(config):
 
 
 @pytest.mark.slow
+def test_the_share_of_each_task_is_told_and_rows_beyond_a_cap_are_counted(config):
+    names = [task.name for task in forecast_run(config).tasks]
+    mixing = {"weights": {names[0]: 3.0}, "temperature": 2.0, "max_rows": 30}
+    forecast = forecast_run(changed(config, tasks=mixing))
+    for task in forecast.tasks:
+        assert task.dropped == {"beyond tasks.max_rows": 10}
+        assert task.num_fitting == 30
+    shown = io.StringIO()
+    Console(file=shown, width=110).print(forecast_table(forecast))
+    # Three tasks of nearly one size, one of them with three times the weight.
+    row = next(line for line in shown.getvalue().splitlines() if line.startswith(names[0]))
+    assert float(next(cell for cell in row.split() if "%" in cell).rstrip("%")) == pytest.approx(60, abs=6)
+
+
+def test_a_mixture_that_means_nothing_is_refused(config):
+    with pytest.raises(UserError, match=r"tasks.weights: task 'colors' is not trained; did you mean 'colours'"):
+        prepare_run(changed(config, tasks={"weights": {"colors": 2.0}}))
+    with pytest.raises(UserError, match=r"tasks.weights = .*: does not fit; task -> number"):
+        changed(config, tasks={"weights": {"colours": 0}})
+    with pytest.raises(UserError, match=r"tasks.temperature = 2.0: does nothing with episodes.mixture = 'uniform'"):
+        changed(config, tasks={"temperature": 2.0}, episodes={"mixture": "uniform"})
+
+
+@pytest.mark.slow
 def test_a_warm_up_that_never_ends_and_a_rank_beyond_the_model_are_noted(config):
     settings = {"model": {"lora": {"rank": 32}}, "train": {"warmup_steps": 6}}
     notes = forecast_run(changed(config, **settings)).notes

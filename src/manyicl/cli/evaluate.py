@@ -11,11 +11,13 @@ import typer
 
 from manyicl.cli.options import (
     Calibrate,
+    Choose,
     EndpointModel,
     MaxNewTokens,
     MaxTokens,
     ModelPath,
     Normalize,
+    NumNearest,
     Out,
     Precision,
     Quantize,
@@ -28,6 +30,7 @@ from manyicl.cli.options import (
     Temperature,
     TopP,
     Trust,
+    count_nearest,
     endpoint_settings,
     stoppable,
 )
@@ -48,6 +51,8 @@ def eval_(
     shots: Annotated[
         str, typer.Option("--shots", help="Shot counts, comma-separated; fill: as many as fit, in each draw.")
     ] = "0,1,4,16,64",
+    choose: Choose = "random",
+    num_nearest: NumNearest = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="Random draws of shots; 10 for a headline.")] = 5,
     queries: Annotated[
         int, typer.Option("--queries", min=1, help="Test rows to answer, the same for every number of shots and draw.")
@@ -123,6 +128,8 @@ def eval_(
                 queries=queries,
                 seed=seed,
                 answering=settings,
+                choose=choose,
+                num_nearest=count_nearest(choose, num_nearest),
                 out=out,
                 ranks=ranks,
                 on_progress=on_progress,
@@ -242,6 +249,8 @@ def ask_(
     shots: Annotated[
         int | None, typer.Option("--shots", min=0, help="Number of examples in the context. Default: as many as fit.")
     ] = None,
+    choose: Choose = "random",
+    num_nearest: NumNearest = None,
     seed: Seed = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON lines: input, answer, confidence, unsure and more.")
@@ -291,7 +300,17 @@ def ask_(
         top_p=top_p,
         samples=samples,
     )
-    answers = ask(loaded, chosen, inputs, shots=shots, seed=seed, answering=answering, min_confidence=min_confidence)
+    answers = ask(
+        loaded,
+        chosen,
+        inputs,
+        shots=shots,
+        seed=seed,
+        answering=answering,
+        min_confidence=min_confidence,
+        choose=choose,
+        num_nearest=count_nearest(choose, num_nearest),
+    )
     if not as_json:
         typer.echo(describe_answers(answers, num_train=len(chosen.train)), err=True)
     for answer in answers:

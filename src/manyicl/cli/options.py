@@ -60,6 +60,18 @@ TopP = Annotated[
 Samples = Annotated[
     int, typer.Option("--samples", min=1, help="Generate so many answers, and take the one that most of them give.")
 ]
+Choose = Annotated[
+    Literal["random", "balanced", "nearest"],
+    typer.Option(
+        "--choose",
+        help="How shots are chosen. balanced: labels take turns; nearest: the last --num-nearest are those most like"
+        " the input (BM25), after shared random ones.",
+    ),
+]
+NumNearest = Annotated[
+    int | None,
+    typer.Option("--num-nearest", min=1, help="Most shots of an input's own, with --choose nearest. Default: 8."),
+]
 ModelPath = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, an adapter, a run, or a hub name.")
 ]
@@ -83,8 +95,8 @@ Recipe = Annotated[
 # Parameters that the library names in its messages and the command line has as options. A recipe's own keys, such as
 # train.seed=1, stay as they are.
 _NAMES = (
-    "held_out|shots|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|normalize|calibrate|temperature|top_p"
-    "|samples|min_confidence|precision|quantize|compile"
+    "held_out|shots|choose|num_nearest|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|normalize|calibrate"
+    "|temperature|top_p|samples|min_confidence|precision|quantize|compile"
     "|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
 )
 _GIVEN = re.compile(rf"(?<![\w.])({_NAMES})=(.)")
@@ -136,6 +148,19 @@ def endpoint_settings(url: str | None, model: str, **more: int) -> EndpointSetti
         # Not the extra, which pip finds only if the package is on an index.
         raise UserError(f"--endpoint: {error.name} is not installed; pip install httpx2 tenacity") from error
     return EndpointSettings(url, model=model, **more)
+
+
+def count_nearest(choose: str, num_nearest: int | None) -> int:
+    """Return the most shots of an input's own.
+
+    Raises:
+        UserError: a number that would do nothing, because the nearest are not chosen.
+    """
+    from manyicl.inference import NUM_NEAREST
+
+    if num_nearest is not None and choose != "nearest":
+        raise UserError(f"--num-nearest {num_nearest}: does nothing with --choose {choose}; leave it out")
+    return num_nearest or NUM_NEAREST
 
 
 def is_main() -> bool:

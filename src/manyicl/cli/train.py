@@ -66,6 +66,13 @@ def train(
     config = RunFolder(run.folder).read_config()
     asked = (*config.tasks.names, *(row.task for row in run.held_out), "NAME")[0]
     command = shlex.join(["manyicl", "ask", str(run.folder), "--tasks", config.tasks.folder, "--task", asked])
+    state = RunFolder(run.folder).read_state()
+    if state.stopped_step is not None:
+        console.print(
+            f"stopped early, after step {state.stopped_step:,} of {config.train.num_steps:,}: no better validation loss"
+            f" in {config.train.early_stopping_patience} validations; the model is that of step {state.model_step:,}",
+            soft_wrap=True,
+        )
     console.print(f"model: {run.model}\nask it: {command}", soft_wrap=True)
 
 

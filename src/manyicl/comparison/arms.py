@@ -73,7 +73,8 @@ def run_config(config: CompareConfig, *, seed: int, tasks: Sequence[str], **chan
     """Return the recipe of one run on `tasks`: the comparison's own, with `changes` by section."""
     values = config.model_dump(exclude={"compare"})
     values |= {"seed": seed, "held_out": {"episodes": 0}}
-    values["tasks"] = {**values["tasks"], "names": tuple(tasks)}
+    weights = {name: weight for name, weight in config.tasks.weights.items() if name in tasks}
+    values["tasks"] = {**values["tasks"], "names": tuple(tasks), "weights": weights}
     for section, change in changes.items():
         values[section] = {**values[section], **change}
     return RunConfig.model_validate(values)
@@ -274,7 +275,8 @@ class ArmMatcher:
         def count_tokens(pack_tokens: int) -> int:
             settings = _with_packs(config, pack_tokens).episodes
             if settings.token_budget not in plans:
-                plans[settings.token_budget] = _replayed(iter_episodes(lengths, settings=settings, seed=config.seed))
+                episodes = iter_episodes(lengths, settings=settings, seed=config.seed, mixing=config.tasks.mixing)
+                plans[settings.token_budget] = _replayed(episodes)
             packs = pack_episodes(plans[settings.token_budget](), pack_tokens=pack_tokens, seed=config.seed)
             return sum(pack.num_tokens for pack in islice(packs, config.train.packs_per_step * config.train.num_steps))
 

@@ -328,24 +328,29 @@ def count_sweep(sweep: TaskSweep, *, forward: Callable[..., int]) -> Work:
         ends = prefix_lengths(sweep.tokenized, sweep.draws[draw])
         if not sweep.shots_of(draw):
             continue
-        encoded = int(ends[sweep.most_shots(draw)])
+        encoded = int(ends[sweep.num_shared(sweep.most_shots(draw))])
         total += Work(0, encoded, 0, forward([encoded]))
         for shots in sweep.shots_of(draw):
-            before = int(ends[sweep.num_shots(draw, shots)])
-            rows, prompts, num_prompts = per_query[sweep.num_shots(draw, shots) > 0]
-            flops = forward(rows.tolist(), targets=int(rows.sum()), prefix_tokens=before)
-            total += Work(0, int(rows.sum()), num_prompts * before + prompts, flops)
+            num_shots = sweep.num_shots(draw, shots)
+            before = int(ends[sweep.num_shared(num_shots)])
+            rows, prompts, num_prompts = per_query[num_shots > 0]
+            own = np.array(
+                [sweep.num_own_tokens(draw, shots, query) for query in sweep.queries.tolist()], dtype=np.int64
+            )
+            flops = forward((rows + own).tolist(), targets=int(rows.sum()), prefix_tokens=before)
+            plain = int((num_prompts * (before + own)).sum()) + prompts
+            total += Work(0, int((rows + own).sum()), plain, flops)
     return total
 
 
-def _query_tokens(sweep: TaskSweep, *, after_shots: bool) -> tuple[NDArray[np.int64], int, int]:
-    """Return the tokens of each query with its options as a trie, those of its whole prompts, and their number.
+def _query_tokens(sweep: TaskSweep, *, after_shots: bool) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
+    """Return the tokens of each query with its options as a trie, those of all whole prompts, and the prompts of each.
 
     On the plain path every option has a prompt of its own; an open query has two, one to score its reference and one to
     generate an answer.
     """
     test = sweep.tokenized.splits["test"]
-    rows, prompt_tokens, num_prompts = [], 0, 0
+    rows, prompt_tokens, num_prompts = [], 0, []
     nodes: dict[tuple[str, ...], int] = {}
     for query in sweep.queries.tolist():
         num_input = len(query_ids(sweep.tokenized, split="test", index=query, after_shots=after_shots))
@@ -356,10 +361,10 @@ def _query_tokens(sweep: TaskSweep, *, after_shots: bool) -> tuple[NDArray[np.in
                 nodes[known] = len(build_trie(options).tokens_N)
             rows.append(num_input + nodes[known])
             prompt_tokens += sum(num_input + len(ids) for ids in options)
-            num_prompts += len(options)
+            num_prompts.append(len(options))
         else:
             num_answer = int(test.answer_lengths[query])
             rows.append(num_input + 2 * (num_answer - 1))  # the reference, and an answer of its length
             prompt_tokens += 2 * (num_input + num_answer)
-            num_prompts += 2
-    return np.array(rows, dtype=np.int64), prompt_tokens, num_prompts
+            num_prompts.append(2)
+    return np.array(rows, dtype=np.int64), prompt_tokens, np.array(num_prompts, dtype=np.int64)

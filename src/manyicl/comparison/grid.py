@@ -266,6 +266,8 @@ class Grid:
             seed=item.seed,
             max_tokens=self.max_tokens,
             answering=settings.answering,
+            choose=settings.choose,
+            num_nearest=settings.num_nearest,
         )
         if item.kind == "validation":
             names = self.roles.asked_trained if item.task is None else [item.task]

@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from manyicl.errors import UserError
-from manyicl.inference import AnswerSettings
+from manyicl.inference import NUM_NEAREST, AnswerSettings, ShotPolicy
 from manyicl.tasks import Task
-from manyicl.training import RunConfig, absolute_paths
+from manyicl.training import RunConfig, absolute_paths, check_weights
 
 ArmName = Literal["base", "zero-shot", "few-shot", "metaicl", "manyicl", "dedicated", "dedicated-tuned"]
 # Arms of earlier versions, which old recipes still name.
@@ -112,6 +112,11 @@ class CompareSettings(BaseModel):
     are compared."""
     draws: Annotated[int, Field(gt=0)] = 5
     """Draws of shots per task and seed."""
+    choose: ShotPolicy = "random"
+    """How shots are chosen: at 'random'; 'balanced', labels taking turns; or 'nearest', shared random shots and after
+    them those most like the query (BM25). Only in evaluation; training episodes are random."""
+    num_nearest: Annotated[int, Field(gt=0)] = NUM_NEAREST
+    """Most shots of a query's own, if the nearest are chosen."""
     queries: Annotated[int, Field(gt=0)] = 200
     """Test rows per task, the same for every number of shots and draw."""
     validation_queries: Annotated[int, Field(ge=0)] = 50
@@ -215,6 +220,12 @@ class CompareConfig(RunConfig):
 
     compare: CompareSettings
 
+    @model_validator(mode="after")
+    def _arms_spend_the_same(self) -> Self:
+        if self.train.early_stopping_patience is not None:
+            raise ValueError("train.early_stopping_patience: the arms of a comparison spend the same; leave it out")
+        return self
+
     def rates_of(self, arm: ArmName) -> tuple[float, ...]:
         """Return the learning rates that are tried for an arm; () if it is trained at the recipe's own."""
         rates = self.compare.learning_rates
@@ -285,6 +296,7 @@ def choose_tasks(config: CompareConfig, names: Sequence[str]) -> list[str]:
             )
     if not trained:
         raise UserError("tasks.names: every task of the folder is held out; leave some to train on")
+    check_weights(config, trained)
     for name in settings.dedicated_tasks:
         if name not in trained:
             raise UserError(f"compare.dedicated_tasks: '{name}' is not a trained task; name trained ones")

@@ -10,7 +10,7 @@ from .batch import (
     targets_of,
 )
 from .packing import Pack, pack_episodes
-from .plan import TOO_LONG, Episode, EpisodeSettings, Targets, iter_episodes
+from .plan import BEYOND_CAP, TOO_LONG, Episode, EpisodeSettings, Mixing, Targets, cap_rows, iter_episodes
 from .segments import Segments
 from .template import Frame, TemplateSettings
 from .tokenized import (
@@ -28,6 +28,7 @@ from .tokenized import (
 from .tokenizer import ExampleTokens, TaskTokenizer
 
 __all__ = [
+    "BEYOND_CAP",
     "TOO_LONG",
     "Batch",
     "BatchMaker",
@@ -36,6 +37,7 @@ __all__ = [
     "EpisodeSettings",
     "ExampleTokens",
     "Frame",
+    "Mixing",
     "Normalization",
     "Pack",
     "PackDataset",
@@ -46,6 +48,7 @@ __all__ = [
     "TokenizedEpisode",
     "TokenizedTask",
     "answer_lengths_of",
+    "cap_rows",
     "check_lost_answers",
     "default_cache_dir",
     "iter_episodes",

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from manyicl.episodes.packing import Pack, iter_packs
-from manyicl.episodes.plan import EpisodeSettings, Targets
+from manyicl.episodes.plan import PLAIN_MIXING, EpisodeSettings, Mixing, Targets
 from manyicl.episodes.segments import Segments, bounds_of, make_segments, power_of_two
 from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, answer_lengths_of, join_examples, lengths_of
 
@@ -294,9 +294,10 @@ class PackDataset(Dataset[tuple[Pack, Divisors]]):
         packs_per_step: int,
         num_steps: int,
         seed: int,
+        mixing: Mixing = PLAIN_MIXING,
     ) -> None:
         lengths = [lengths_of(maker.tasks[name], split=maker.split) for name in maker.task_names]
-        plan = iter_packs(lengths, settings=settings, pack_tokens=pack_tokens, seed=seed)
+        plan = iter_packs(lengths, settings=settings, pack_tokens=pack_tokens, seed=seed, mixing=mixing)
         self.packs = list(islice(plan, packs_per_step * num_steps))
         self.divisors = [
             count_divisors(

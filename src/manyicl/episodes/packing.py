@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from manyicl.episodes.plan import Episode, EpisodeSettings, TaskLengths, iter_episodes
+from manyicl.episodes.plan import PLAIN_MIXING, Episode, EpisodeSettings, Mixing, TaskLengths, iter_episodes
 from manyicl.seeds import make_stream
 
 # Episodes are packed only with others of their block. So pack j is known without the whole plan, and a short run sees
@@ -31,13 +31,19 @@ class Pack:
 
 
 def iter_packs(
-    tasks: Sequence[TaskLengths], *, settings: EpisodeSettings, pack_tokens: int, seed: int
+    tasks: Sequence[TaskLengths],
+    *,
+    settings: EpisodeSettings,
+    pack_tokens: int,
+    seed: int,
+    mixing: Mixing = PLAIN_MIXING,
 ) -> Iterator[Pack]:
-    """Yield the endless plan of packs: pack j depends only on (lengths, settings, pack_tokens, seed, j).
+    """Yield the endless plan of packs: pack j depends only on (lengths, settings, pack_tokens, seed, mixing, j).
 
     pack_tokens: at least `settings.token_budget`, which RunConfig checks.
     """
-    yield from pack_episodes(iter_episodes(tasks, settings=settings, seed=seed), pack_tokens=pack_tokens, seed=seed)
+    plan = iter_episodes(tasks, settings=settings, seed=seed, mixing=mixing)
+    yield from pack_episodes(plan, pack_tokens=pack_tokens, seed=seed)
 
 
 def pack_episodes(episodes: Iterator[Episode], *, pack_tokens: int, seed: int) -> Iterator[Pack]:

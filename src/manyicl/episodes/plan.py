@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from manyicl.errors import UserError
 from manyicl.seeds import PlanPurpose, make_stream
 
 TOO_LONG = "longer than token_budget"
+BEYOND_CAP = "beyond tasks.max_rows"
 
 EpisodeShots = Literal["fill"] | int | tuple[int, int]
 Targets = Literal["all", "last"]
@@ -81,6 +82,25 @@ class EpisodeSettings(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Mixing:
+    """How the tokens of a run are divided among its tasks, beside `EpisodeSettings.mixture`.
+
+    Task i gets the fraction w_i n_i^(1/T) / sum_j w_j n_j^(1/T) of the tokens, where n_i is its size in tokens (with a
+    uniform mixture 1), w_i its weight and T the temperature, as in mT5 (arXiv 2010.11934).
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Task -> w_i, over 0; 1 for the others."""
+    temperature: float = 1.0
+    """T, over 0: 1 is proportional to the size, more is closer to uniform."""
+    max_rows: int | None = None
+    """Most train examples of a task that are used, drawn at random and the same in all epochs; None: all."""
+
+
+PLAIN_MIXING = Mixing()
+
+
+@dataclass(frozen=True, slots=True)
 class TaskLengths:
     """What the plan needs to know of a task: no text, only lengths."""
 
@@ -135,8 +155,22 @@ def find_usable(tasks: Sequence[TaskLengths], *, token_budget: int) -> dict[str,
     return usable
 
 
+def cap_rows(
+    usable: NDArray[np.int32], *, task: str, max_rows: int | None, seed: int, purpose: PlanPurpose = "training"
+) -> NDArray[np.int32]:
+    """Return the indices of at most `max_rows` of the usable examples of a task, drawn at random, in their order."""
+    if max_rows is None or len(usable) <= max_rows:
+        return usable
+    return np.sort(make_stream(purpose, seed, "rows", task).permutation(usable)[:max_rows])
+
+
 def iter_episodes(
-    tasks: Sequence[TaskLengths], *, settings: EpisodeSettings, seed: int, purpose: PlanPurpose = "training"
+    tasks: Sequence[TaskLengths],
+    *,
+    settings: EpisodeSettings,
+    seed: int,
+    purpose: PlanPurpose = "training",
+    mixing: Mixing = PLAIN_MIXING,
 ) -> Iterator[Episode]:
     """Yield the endless plan of episodes of all `tasks`, interleaved so that each gets its part of the tokens.
 
@@ -147,7 +181,10 @@ def iter_episodes(
     Raises:
         UserError: a task has no example that fits the budget, or has more labels than there are words to rename them.
     """
-    usable = find_usable(tasks, token_budget=settings.token_budget)
+    usable = {
+        name: cap_rows(rows, task=name, max_rows=mixing.max_rows, seed=seed, purpose=purpose)
+        for name, rows in find_usable(tasks, token_budget=settings.token_budget).items()
+    }
     streams: dict[str, Iterator[Episode]] = {}
     progress: dict[str, Callable[[Episode], float]] = {}
     queue: list[tuple[float, str]] = []
@@ -157,7 +194,7 @@ def iter_episodes(
         stream = _iter_task_episodes(task, usable[task.name], settings=settings, seed=seed, purpose=purpose)
         first = next(stream)
         streams[task.name] = chain([first], stream)
-        progress[task.name] = _measure_progress(task, usable[task.name], mixture=settings.mixture)
+        progress[task.name] = _measure_progress(task, usable[task.name], mixture=settings.mixture, mixing=mixing)
         head_start = float(make_stream(purpose, seed, "head start", task.name).random())
         queue.append((head_start * progress[task.name](first), task.name))
     heapq.heapify(queue)
@@ -170,15 +207,19 @@ def iter_episodes(
         index += 1
 
 
-def _measure_progress(task: TaskLengths, usable: NDArray[np.int32], *, mixture: Mixture) -> Callable[[Episode], float]:
-    """Return a function that measures how far an episode advances its task: in tokens if uniform, else in epochs.
+def _measure_progress(
+    task: TaskLengths, usable: NDArray[np.int32], *, mixture: Mixture, mixing: Mixing
+) -> Callable[[Episode], float]:
+    """Return a function that measures how far an episode advances its task: its tokens over the task's fraction.
 
-    Epochs are measured without heads: these are written once per episode, and tasks differ in both, yet all should
-    finish an epoch together. For the same reason renamed answers count with their own lengths.
+    Without weights and temperature that is in tokens if the mixture is uniform, else in epochs. Epochs are measured
+    without heads: these are written once per episode, and tasks differ in both, yet all should finish an epoch
+    together. For the same reason renamed answers count with their own lengths.
     """
+    weight = mixing.weights.get(task.name, 1.0)
     if mixture == "uniform":
-        return lambda episode: float(episode.num_tokens)
-    size = float(task.lengths[usable].sum())
+        return lambda episode: episode.num_tokens / weight
+    size = weight * float(task.lengths[usable].sum()) ** (1 / mixing.temperature)
     return lambda episode: int(task.lengths[episode.examples].sum()) / size
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from manyicl.episodes.renaming import names_a_label
 from manyicl.errors import UserError
@@ -34,6 +34,8 @@ class TemplateSettings(BaseModel):
     """Plain style: the input segment, separators included."""
     terminator: str = "\n\n"
     """Plain style: the text that ends every answer. It is trained, and generation stops on it."""
+    system: str = ""
+    """Chat style: a system prompt, once, before all else. Default: what the chat template writes without one."""
     instruction: bool = True
     """Write the task's instruction once, before the first example."""
     labels: bool = False
@@ -45,6 +47,12 @@ class TemplateSettings(BaseModel):
         if value.count(PLACEHOLDER) != 1:
             raise ValueError(f"needs {PLACEHOLDER} exactly once, but it occurs {value.count(PLACEHOLDER)} times")
         return value
+
+    @model_validator(mode="after")
+    def _has_a_system_to_tell(self) -> TemplateSettings:
+        if self.system and self.style != "chat":
+            raise ValueError("system: is for template.style = 'chat'; put the text into the tasks' instruction instead")
+        return self
 
     @field_validator("terminator")
     @classmethod

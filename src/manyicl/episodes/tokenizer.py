@@ -221,7 +221,9 @@ class TaskTokenizer:
         vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
         # Cut out padding and truncation, which a caller may have switched on: they don't matter here.
         vocabulary = re.sub(r'^\{(.*?)"added_tokens"', "{", vocabulary, count=1, flags=re.DOTALL)
-        parts = [CACHE_VERSION, vocabulary, json.dumps(self.settings.model_dump(), sort_keys=True)]
+        # Without a system prompt it is the fingerprint of earlier versions, which had none.
+        settings = self.settings.model_dump(exclude=set() if self.settings.system else {"system"})
+        parts = [CACHE_VERSION, vocabulary, json.dumps(settings, sort_keys=True)]
         parts.append(json.dumps(asdict(self.frame), sort_keys=True))
         return hashlib.sha256("\0".join([*parts, repr(self.bos_ids)]).encode()).hexdigest()
 
@@ -299,13 +301,16 @@ class TaskTokenizer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         template = self._chat_template()
+        system: list[Message] = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
+        if self._special_pattern.search(self.settings.system):
+            raise UserError("template.system: holds a special token of the tokenizer; write it without")
         # Templates of thinking models are rendered without a thought: the answer follows at once.
         options: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in template else {}
 
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
             try:
                 text = self.tokenizer.apply_chat_template(
-                    list(messages),
+                    [*system, *messages],
                     chat_template=template,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
@@ -321,18 +326,24 @@ class TaskTokenizer:
                 return []
             specials: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
             rendered: Any = render_jinja_template(
-                [list(messages)], chat_template=template, return_assistant_tokens_mask=True, **specials, **options
+                [[*system, *messages]], chat_template=template, return_assistant_tokens_mask=True, **specials, **options
             )
             ranges = rendered[1]
             return [(int(start), int(end)) for start, end in ranges[0]]
 
         end_of_text = self.tokenizer.eos_token
-        return chat_frame(
+        frame = chat_frame(
             render,
             find_generated=find_generated,
             end_of_text=end_of_text if isinstance(end_of_text, str) else "",
             drops_thoughts=bool(options),
         )
+        if self.settings.system.strip() not in frame.opening:
+            raise UserError(
+                "template.system: the tokenizer's chat template leaves a system prompt out; put the text into the"
+                " tasks' instruction instead"
+            )
+        return frame
 
     def _chat_template(self) -> str:
         """Return the tokenizer's chat template.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.episodes import query_ids
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.scoring.answers import best_score, score_others
 from manyicl.evaluation.shots import FILL, Shots, shots_order
@@ -25,6 +24,8 @@ from manyicl.inference import (
     write_queries,
 )
 from manyicl.models import Prefix
+
+_Asked = Mapping[int, NDArray[np.int32]]  # query -> what the model gets after the shared shots
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,14 @@ def answer_draw(
     if not wanted:
         return
     # Room for the whole draw, even if less of it is wanted: the tensors are made once.
-    room = int(prefix_lengths(sweep.tokenized, sweep.draws[draw])[sweep.most_shots(draw)])
+    room = int(prefix_lengths(sweep.tokenized, sweep.draws[draw])[sweep.num_shared(sweep.most_shots(draw))])
     prefix = engine.encode(sweep.tokenized.head_ids, room=room)
     encoded = 0
     for shots in (shots for shots in sweep.shots_of(draw) if shots_order(shots) <= shots_order(wanted[-1])):
-        num_shots = sweep.num_shots(draw, shots)
-        ids = sweep.prefix_ids(draw, start=encoded, stop=num_shots)
+        num_shared = sweep.num_shared(sweep.num_shots(draw, shots))
+        ids = sweep.prefix_ids(draw, start=encoded, stop=num_shared)
         prefix = engine.encode(ids, after=prefix, room=room)
-        encoded = num_shots
+        encoded = num_shared
         if shots in wanted:
             yield shots, _answer_point(engine, sweep, prefix, draw=draw, shots=shots, on_answer=on_answer)
 
@@ -90,16 +91,15 @@ def _answer_point(
     on_answer: Callable[[Shots, int], None],
 ) -> PointAnswers:
     """Put every query to the engine after one prefix; known answers are scored, or generated without likelihoods."""
-    num_shots = sweep.num_shots(draw, shots)
     queries = sweep.queries.tolist()
+    asked = {query: sweep.asked_ids(draw, shots, query) for query in queries}
     known = [query for query in queries if sweep.candidates[query] and engine.has_likelihoods]
-    replies = _choose(engine, sweep, prefix, after_shots=num_shots > 0, queries=known)
+    replies = _choose(engine, sweep, prefix, asked={query: asked[query] for query in known}, after_shots=shots != 0)
     replies |= _generate(
         engine,
         sweep,
         prefix,
-        after_shots=num_shots > 0,
-        queries=[query for query in queries if query not in replies],
+        asked={query: ids for query, ids in asked.items() if query not in replies},
         on_answer=lambda number: on_answer(shots, number),
     )
     return PointAnswers(
@@ -108,24 +108,21 @@ def _answer_point(
     )
 
 
-def _choose(
-    engine: Engine, sweep: TaskSweep, prefix: Prefix, *, after_shots: bool, queries: Sequence[int]
-) -> dict[int, _Reply]:
+def _choose(engine: Engine, sweep: TaskSweep, prefix: Prefix, *, asked: _Asked, after_shots: bool) -> dict[int, _Reply]:
     """Return for each query the candidate that the sweep's settings choose, and the nats of its reference.
 
     A tie goes to the candidate that comes first. A candidate that the tokenizer cannot write is never chosen.
     """
-    ids = [query_ids(sweep.tokenized, split="test", index=query, after_shots=after_shots) for query in queries]
-    written = [sweep.written[sweep.candidates[query]] for query in queries]
+    written = [sweep.written[sweep.candidates[query]] for query in asked]
     options = {id(pairs): [answer for _, answer in pairs] for pairs in written}
-    nats = engine.score(prefix, ids, [options[id(pairs)] for pairs in written]) if queries else []
+    nats = engine.score(prefix, list(asked.values()), [options[id(pairs)] for pairs in written]) if asked else []
     rows = sweep.tokenized.splits["test"].rows
-    priors: Sequence[NDArray[np.float64] | None] = [None] * len(queries)
-    if sweep.settings.answering.calibrate == "contextual" and queries:
+    priors: Sequence[NDArray[np.float64] | None] = [None] * len(asked)
+    if sweep.settings.answering.calibrate == "contextual" and asked:
         free = write_queries(sweep.tokenizer, CONTENT_FREE, after_shots=after_shots)
-        priors = score_content_free(engine, prefix, [free] * len(queries), written)
+        priors = score_content_free(engine, prefix, [free] * len(asked), written)
     replies = {}
-    for query, pairs, nats_O, free_SO in zip(queries, written, nats, priors, strict=True):
+    for query, pairs, nats_O, free_SO in zip(asked, written, nats, priors, strict=True):
         choice_nll = dict(zip((text for text, _ in pairs), nats_O.tolist(), strict=True))
         weighed = weigh_choices(nats_O, pairs, normalize=sweep.settings.answering.normalize, free_SO=free_SO)
         text, _ = pairs[weighed.best]
@@ -139,42 +136,41 @@ def _generate(
     sweep: TaskSweep,
     prefix: Prefix,
     *,
-    after_shots: bool,
-    queries: Sequence[int],
+    asked: _Asked,
     on_answer: Callable[[int], None],
 ) -> dict[int, _Reply]:
     """Return each query's answer, and the nats of its reference if the engine knows them.
 
     A query with known answers, which a server writes out, gets as many tokens as the longest of them.
     """
-    if not queries:
+    if not asked:
         return {}
     test = sweep.tokenized.splits["test"]
     limits = []
-    for query in queries:
+    for query in asked:
         known = [len(ids) for _, ids in sweep.written.get(sweep.candidates[query], ())]
         limits.append(max(known) if known else sweep.max_new_tokens)
-    asked = [query_ids(sweep.tokenized, split="test", index=query, after_shots=after_shots) for query in queries]
-    references = [test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in queries]
+    prompts = list(asked.values())
+    references = [test.ids[test.answer_starts[q] : test.starts[q + 1]].tolist() for q in asked]
     settings = sweep.settings
-    shares: Sequence[float | None] = [None] * len(queries)
+    shares: Sequence[float | None] = [None] * len(asked)
     if settings.answering.is_plain:  # a greedy answer may begin as its reference does, which is run once for both
-        answers = engine.generate(prefix, asked, limits=limits, references=references, on_answer=on_answer)
+        answers = engine.generate(prefix, prompts, limits=limits, references=references, on_answer=on_answer)
     else:
         answers, shares = generate_voted(
             engine,
             prefix,
-            asked,
+            prompts,
             limits=limits,
-            decodings=[settings.answering.decodings(settings.seed)] * len(queries),
+            decodings=[settings.answering.decodings(settings.seed)] * len(asked),
             is_same=sameness_of(sweep.task.metric),
         )
         if engine.has_likelihoods:
-            nats = engine.score(prefix, asked, [[reference] for reference in references])
+            nats = engine.score(prefix, prompts, [[reference] for reference in references])
             answers = [one.with_reference(float(nats_O[0])) for one, nats_O in zip(answers, nats, strict=True)]
     return {
         query: _Reply(one.text, one.reference_nll, cut=one.cut, confidence=share, fault=one.fault)
-        for query, one, share in zip(queries, answers, shares, strict=True)
+        for query, one, share in zip(asked, answers, shares, strict=True)
     }
 
 

@@ -182,29 +182,44 @@ def _draw_point(audit: Mapping[str, Any], draw: int, row: Sequence[Prediction]) 
 def _audit_draws(sweep: TaskSweep) -> dict[tuple[int, Shots], dict[str, Any]]:
     """Return, for each (draw, shots), an audit of its shots: the fields of DrawPoint that need no answer."""
     train, test = sweep.tokenized.splits["train"], sweep.tokenized.splits["test"]
-    shown = np.unique(np.concatenate([order[: sweep.most_shots(draw)] for draw, order in enumerate(sweep.draws)]))
+    queries, points = sweep.queries.tolist(), sweep.points
+    own = {(point, q): sweep.nearest_shots(*point, q) for point in points for q in queries}
+    shown = sorted(
+        {int(shot) for draw, order in enumerate(sweep.draws) for shot in order[: sweep.most_shots(draw)]}
+        | {shot for nearest in own.values() for shot in nearest}
+    )
     copies = find_copies(
-        [sweep.task.test[test.rows[q]].input for q in sweep.queries],
+        [sweep.task.test[test.rows[q]].input for q in queries],
         shots=[sweep.task.train[train.rows[shot]].input for shot in shown],
     )
     audits = {}
     for draw, order in enumerate(sweep.draws):
         most = sweep.most_shots(draw)
         place = dict(zip(order[:most].tolist(), range(most), strict=True))  # shot -> how many stand before it
-        places = [place.get(int(shot), most) for shot in shown]
-        # The place of each query's first copy; it is among the first k shots if that is below k.
-        exact = np.array([min((places[n] for n in found.exact), default=most) for found in copies])
-        near = np.array([min((places[n] for n in found.near), default=most) for found in copies])
         examples = [sweep.task.train[train.rows[shot]] for shot in order[:most]]
         for point in sweep.shots_of(draw):
             shots = sweep.num_shots(draw, point)
-            labels = Counter(example.answer for example in examples[:shots]) if sweep.task.labels else Counter()
+            shared = sweep.num_shared(shots)
+            num_copies = num_near = 0
+            for query, found in zip(queries, copies, strict=True):
+                nearest = own[(draw, point), query]
+                exact, near = (
+                    any(place.get(shown[n], most) < shared or shown[n] in nearest for n in matches)
+                    for matches in (found.exact, found.near)
+                )
+                num_copies += exact
+                num_near += near and not exact
+            # Each query's nearest shots have labels of their own, so a draw has no share of a label then.
+            is_counted = sweep.task.labels and shared == shots
+            labels = Counter(example.answer for example in examples[:shots]) if is_counted else Counter()
             ids = "\n".join(example.id for example in examples[:shots])
+            if shared < shots:
+                ids += f"\nthe last {shots - shared} are the nearest"
             audits[draw, point] = {
                 "num_shots": shots,
                 "shots_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-                "num_copies": int((exact < shots).sum()),
-                "num_near_copies": int(((near < shots) & (exact >= shots)).sum()),
+                "num_copies": num_copies,
+                "num_near_copies": num_near,
                 "top_label_share": max(labels.values()) / shots if labels else None,
                 "num_missing_labels": len(set(sweep.task.labels) - set(labels)) if labels else None,
             }

@@ -88,9 +88,9 @@ class Difference:
     """How two results differ."""
 
     a: str
-    """Model and file of the first."""
+    """Model and file of the first, and how its shots were chosen if that differs."""
     b: str
-    """Model and file of the second."""
+    """The same of the second."""
     num_rows: int
     """Pairs of answers that were compared."""
     unjoined: Mapping[str, int]
@@ -114,7 +114,9 @@ def compare_results(a: Evaluation, b: Evaluation) -> Difference:
     """Return b - a, joined by task, draw, shots and query.
 
     Only draws of the very same shots, scored by the same metric, are joined: with another seed, other data, or a
-    tokenizer that drops other rows it is another draw. A point without a score is left out, never taken for 0.
+    tokenizer that drops other rows it is another draw. Results of one seed whose shots were chosen in different ways
+    are joined by the number of the draw; `Difference.a` and `.b` then name the ways. A point without a score is left
+    out, never taken for 0.
 
     Raises:
         UserError: nothing joins.
@@ -123,12 +125,13 @@ def compare_results(a: Evaluation, b: Evaluation) -> Difference:
     rows_a, rows_b = _group_rows(a.predictions), _group_rows(b.predictions)
     shots_a, shots_b = _shots_of(a), _shots_of(b)
     metrics_a, metrics_b = _metrics_of(a), _metrics_of(b)
+    is_one_choice = _choice(a) == _choice(b)
     draws: dict[_PointKey, list[_Drawn]] = {}
     for key in sorted({*rows_a, *rows_b}, key=lambda key: (key[0], shots_order(key[1]), key[2])):
         task, shots, _ = key
         one, other = rows_a.get(key, {}), rows_b.get(key, {})
         reason = _refuse_draw(key, (rows_a, rows_b), metrics=(metrics_a, metrics_b))
-        if reason is None and shots_a[key] != shots_b[key]:
+        if reason is None and shots_a[key] != shots_b[key] and (is_one_choice or a.seed != b.seed):
             reason = "other shots were drawn (another seed, other task data, or a tokenizer that drops other rows)"
         if reason is None:
             draws.setdefault((task, shots), []).append((one, other))
@@ -150,7 +153,8 @@ def compare_results(a: Evaluation, b: Evaluation) -> Difference:
     num_rows = sum(one.scores.size for one, _ in tables.values())
     settings_a, settings_b = asdict(a.answering), asdict(b.answering)
     settings = {key: (value, settings_b[key]) for key, value in settings_a.items() if value != settings_b[key]}
-    return Difference(_name(a), _name(b), num_rows, dict(unjoined), tuple(cells), tuple(means), settings)
+    ours, theirs = (_name(one) if is_one_choice else f"{_name(one)}, {_choice(one)}" for one in (a, b))
+    return Difference(ours, theirs, num_rows, dict(unjoined), tuple(cells), tuple(means), settings)
 
 
 def tell_difference(item: PointDifference | MeanDifference) -> str:
@@ -175,6 +179,11 @@ def tell_difference(item: PointDifference | MeanDifference) -> str:
 
 def _name(result: Evaluation) -> str:
     return result.model if result.path is None else f"{result.model} ({result.path})"
+
+
+def _choice(result: Evaluation) -> str:
+    nearest = f", {result.num_nearest} of each query's own" if result.choose == "nearest" else ""
+    return f"{result.choose} shots{nearest}"
 
 
 def _place(result: Evaluation) -> str:

@@ -25,9 +25,11 @@ from manyicl.evaluation.unfinished import (
 )
 from manyicl.inference import (
     DEFAULT_ANSWERS,
+    NUM_NEAREST,
     AnswerSettings,
     Engine,
     InferenceModel,
+    ShotPolicy,
     choose_engine,
     load_for_inference,
     tokenize_for,
@@ -54,6 +56,8 @@ def evaluate(
     queries: int = 200,
     seed: int = 0,
     answering: AnswerSettings = DEFAULT_ANSWERS,
+    choose: ShotPolicy = "random",
+    num_nearest: int = NUM_NEAREST,
     fixed_shots: int | Literal["most"] | None = None,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
@@ -65,6 +69,9 @@ def evaluate(
         generated, and a known answer counts if it is written exactly.
     shots: numbers of shots, and "fill" for as many as fit in each draw.
     answering: how a query is answered: which known answer is chosen, or how an open one is generated.
+    choose: how shots are chosen: at "random"; "balanced", labels taking turns; or "nearest", shared random shots and
+        after them those most like the query (BM25), the most similar one last.
+    num_nearest: most shots of a query's own, if the nearest are chosen.
     fixed_shots: one of `shots`: all draws hold the same shots up to that number, each in another order, so that the
         spread at that number is due to the order alone. "most": each task's own largest number.
     out: FILE.json to write. What is finished is kept beside it until the result is complete (`unfinished`); the same
@@ -85,6 +92,8 @@ def evaluate(
         max_tokens=loaded.max_tokens,
         answering=answering,
         fixed_shots=fixed_shots,
+        choose=choose,
+        num_nearest=num_nearest,
     )
     return evaluate_sweep(loaded, tasks, sweep, endpoint=endpoint, out=out, ranks=ranks, on_progress=on_progress)
 
@@ -123,6 +132,7 @@ def evaluate_sweep(
         answering=sweep.answering,
         engine="local" if endpoint is None else "endpoint",
         fixed_shots=sweep.fixed_shots,
+        **sweep.choice,
     )
     if path is not None:
         server_model = None if endpoint is None else endpoint.model
@@ -251,7 +261,11 @@ def _identify(model: InferenceModel, sweep: Sweep, tasks: Sequence[Task]) -> dic
         "model": {"weights": hash_weights(model.model), "tokenizer": model.tokenizer.fingerprint()},
         **({"frame": asdict(model.tokenizer.frame)} if model.tokenizer.settings.style == "chat" else {}),
         "device": device_of(model.model).type + (", compiled" if model.compiled else ""),
-        "sweep": {**asdict(sweep), "shots": sort_shots(sweep.shots)},
+        "sweep": {
+            **{key: value for key, value in asdict(sweep).items() if key not in ("choose", "num_nearest")},
+            "shots": sort_shots(sweep.shots),
+            **sweep.choice,
+        },
         "streams": STREAMS,
         "tasks": {task.name: task.sha256 for task in tasks},
     }

@@ -24,7 +24,7 @@ from manyicl.evaluation.points import (
     sum_plain_paths,
 )
 from manyicl.files import write_atomically
-from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings
+from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings, ShotPolicy
 from manyicl.seeds import STREAMS
 
 RESULT_SCHEMA = 2
@@ -54,6 +54,10 @@ class Evaluation:
     """Up to which number all draws hold the same shots (`Sweep.fixed_shots`)."""
     sharing_fault: str = ""
     """Why every prompt was processed as a whole, instead of sharing the encoded shots; "" if they were shared."""
+    choose: ShotPolicy = "random"
+    """How shots were chosen (`Sweep.choose`)."""
+    num_nearest: int | None = None
+    """Most shots of a query's own; None if the nearest were not chosen."""
     path: Path | None = field(default=None, compare=False)
     """The file that it was loaded from."""
 
@@ -95,7 +99,15 @@ class Evaluation:
     def settings(self) -> dict[str, Any]:
         """What decides the result beside its tasks, under the keys of the result file."""
         keys = ("model", "kind", "engine", "fixed_shots", "seed", "max_tokens")
-        return {key: getattr(self, key) for key in keys} | asdict(self.answering) | {"streams": STREAMS}
+        values = {key: getattr(self, key) for key in keys} | asdict(self.answering) | {"streams": STREAMS}
+        # Files of earlier versions do not say that shots were chosen at random.
+        return values | {"choose": self._choice.get("choose"), "num_nearest": self.num_nearest}
+
+    @property
+    def _choice(self) -> dict[str, Any]:
+        """How shots were chosen, as the file keeps it: empty if at random."""
+        nearest = {} if self.num_nearest is None else {"num_nearest": self.num_nearest}
+        return {} if self.choose == "random" else {"choose": self.choose, **nearest}
 
     def to_json(self) -> dict[str, Any]:
         """Return the result file's content (docs/results-format.md), without the predictions' hash."""
@@ -115,6 +127,7 @@ class Evaluation:
             **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
             **({} if self.fixed_shots is None else {"fixed_shots": self.fixed_shots}),
             **({"sharing_fault": self.sharing_fault} if self.sharing_fault else {}),
+            **self._choice,
             "seed": self.seed,
             "streams": STREAMS,
             "max_tokens": self.max_tokens,

@@ -1,7 +1,8 @@
 """A sweep: the numbers of shots, draws and queries of each task, fixed before any query is answered.
 
 Shots come from a task's train split, queries from its test split. In one draw the shots for k are the first k of the
-shots for any larger k, so a sweep encodes its shots once. One set of queries serves every k and every draw.
+shots for any larger k, so a sweep encodes its shots once. One set of queries serves every k and every draw. If shots
+are chosen as the nearest, the last `num_nearest` of the k are each query's own, and only those before are shared.
 
 Rows that are too long take no part: a test row that does not fit even without shots is never a query, and a train row
 that leaves no room for the queries is never a shot, as training leaves out rows that fit no episode. Both are counted.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,8 +27,13 @@ from manyicl.evaluation.shots import FILL, Shots, shots_order, sort_shots
 from manyicl.inference import (
     DEFAULT_ANSWERS,
     LONG_TRAIN,
+    NUM_NEAREST,
     AnswerSettings,
+    InputIndex,
+    ShotPolicy,
     build_trie,
+    check_choice,
+    choose_own_shots,
     draw_shots,
     most_answer_tokens,
     prefix_lengths,
@@ -67,6 +74,19 @@ class Sweep:
     reported; otherwise the choice would profit from their luck."""
     answering: AnswerSettings = DEFAULT_ANSWERS
     """How a query is answered."""
+    choose: ShotPolicy = "random"
+    """How shots are chosen: at "random"; "balanced", labels taking turns; or "nearest", where the last `num_nearest`
+    shots are those most like the query (BM25), the most similar one last, after shared random ones."""
+    num_nearest: int = NUM_NEAREST
+    """Most shots of a query's own, if the nearest are chosen."""
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """How shots are chosen, as results keep it: empty if at random, as results of earlier versions are."""
+        if self.choose == "random":
+            return {}
+        nearest = {"num_nearest": self.num_nearest} if self.choose == "nearest" else {}
+        return {"choose": self.choose, **nearest}
 
 
 def check_sweep(sweep: Sweep) -> None:
@@ -76,6 +96,7 @@ def check_sweep(sweep: Sweep) -> None:
         UserError: naming the setting.
     """
     limit, fixed = sweep.answering.max_new_tokens, sweep.fixed_shots
+    check_choice(sweep.choose, sweep.num_nearest, calibrate=sweep.answering.calibrate)
     if limit is not None and limit >= sweep.max_tokens:
         raise UserError(
             f"max_new_tokens={limit}: an answer must leave room for its input in {sweep.max_tokens:,} tokens"
@@ -139,6 +160,9 @@ class TaskSweep:
         self.task = tokenized.task
         self.candidates: dict[int, tuple[str, ...]] = {}
         self.written: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
+        self._needs: dict[int, int] = {}
+        self._ranked: dict[int, list[int]] = {}
+        self._nearest: dict[tuple[int, int, int], list[int]] = {}
         self.max_new_tokens = most_answer_tokens(tokenized, None, limit=sweep.answering.max_new_tokens)
         rng = make_stream(sweep.purpose, sweep.seed, "queries", self.task.name)
         order = rng.permutation(len(tokenized.splits["test"]))
@@ -150,7 +174,7 @@ class TaskSweep:
         if sweep.most_only:
             self.asked_shots = self.asked_shots[-1:]
         if sweep.fixed_shots == "most":
-            num_fixed = self.most_shots(0)
+            num_fixed = self.num_shared(self.most_shots(0))
             self.draws = [self._reorder(first, draw=d, num_fixed=num_fixed) for d, first in enumerate(self.draws)]
         self.num_unfit = len(self.wanted) - len(self.queries)
 
@@ -221,14 +245,71 @@ class TaskSweep:
         """Return the most shots that are asked in a draw; 0 if nothing is."""
         return max((self.num_shots(draw, shots) for shots in self.shots_of(draw)), default=0)
 
+    def num_shared(self, num_shots: int) -> int:
+        """Return how many of `num_shots` shots all queries of a draw have in common."""
+        return max(0, num_shots - self.settings.num_nearest) if self.settings.choose == "nearest" else num_shots
+
+    def nearest_shots(self, draw: int, shots: Shots, query: int) -> list[int]:
+        """Return the query's own shots at a point, as indices into the train split, in their order."""
+        num_shots = self.num_shots(draw, shots)
+        num_shared = self.num_shared(num_shots)
+        if num_shared == num_shots:
+            return []
+        key = draw, num_shots, query
+        if key not in self._nearest:
+            order = self.draws[draw]
+            before = int(prefix_lengths(self.tokenized, order)[num_shared])
+            self._nearest[key] = choose_own_shots(
+                self._rank(query),
+                free=order[num_shared:],
+                lengths=self.tokenized.splits["train"].lengths,
+                count=num_shots - num_shared,
+                room=self.settings.max_tokens - before - self._needs[query],
+            )
+        return self._nearest[key]
+
+    def _rank(self, query: int) -> list[int]:
+        """Return the train rows by their likeness to a query."""
+        if query not in self._ranked:
+            text = self.task.test[self.tokenized.splits["test"].rows[query]].input
+            self._ranked[query] = self._index.rank(text)
+        return self._ranked[query]
+
+    @cached_property
+    def _index(self) -> InputIndex:
+        rows = self.tokenized.splits["train"].rows
+        return InputIndex([self.task.train[row].input for row in rows])
+
+    def num_own_tokens(self, draw: int, shots: Shots, query: int) -> int:
+        """Return the tokens of the query's own shots at a point."""
+        own = self.nearest_shots(draw, shots, query)
+        is_first = own and not self.num_shared(self.num_shots(draw, shots))
+        between = self.tokenized.num_between if is_first else 0
+        return int(self.tokenized.splits["train"].lengths[own].sum()) - between
+
+    def asked_ids(self, draw: int, shots: Shots, query: int) -> NDArray[np.int32]:
+        """Return what the model gets after the shared shots of a point: the query's own shots, and its input."""
+        num_shots, own = self.num_shots(draw, shots), self.nearest_shots(draw, shots, query)
+        ids = query_ids(self.tokenized, split="test", index=query, after_shots=num_shots > 0)
+        if not own:
+            return ids
+        train = self.tokenized.splits["train"]
+        pieces = [train.ids[train.starts[index] : train.starts[index + 1]] for index in own]
+        if not self.num_shared(num_shots):
+            pieces[0] = pieces[0][self.tokenized.num_between :]
+        return np.concatenate([*pieces, ids]).astype(np.int32)
+
     @property
     def num_encoded_tokens(self) -> int:
-        """The tokens of heads and shots that the whole sweep encodes, each draw once up to its largest k.
+        """The tokens of heads and shared shots that the whole sweep encodes, each draw once up to its largest k.
 
         As planned: the same for a resumed sweep, and for one that several processes divide.
         """
         draws = [draw for draw in range(self.settings.num_draws) if self.shots_of(draw)]
-        return sum(int(prefix_lengths(self.tokenized, self.draws[draw])[self.most_shots(draw)]) for draw in draws)
+        return sum(
+            int(prefix_lengths(self.tokenized, self.draws[draw])[self.num_shared(self.most_shots(draw))])
+            for draw in draws
+        )
 
     def plain_path(self) -> PlainPath:
         """Return the tokens of the whole sweep on whole prompts, and with a shared prefix; see `PlainPath`."""
@@ -239,10 +320,13 @@ class TaskSweep:
         }
         for draw, shots in self.points:
             num_shots = self.num_shots(draw, shots)
-            before = int(prefix_lengths(self.tokenized, self.draws[draw])[num_shots])
-            for num_prompts, num_whole, num_own in sizes[num_shots > 0]:
-                processed += num_prompts * before + num_whole
-                shared += num_own
+            before = int(prefix_lengths(self.tokenized, self.draws[draw])[self.num_shared(num_shots)])
+            for query, (num_prompts, num_whole, num_own) in zip(
+                self.queries.tolist(), sizes[num_shots > 0], strict=True
+            ):
+                nearest = self.num_own_tokens(draw, shots, query)
+                processed += num_prompts * (before + nearest) + num_whole
+                shared += nearest + num_own
         return PlainPath(processed, shared)
 
     def _query_sizes(self, query: int, *, after_shots: bool) -> tuple[int, int, int]:
@@ -259,10 +343,13 @@ class TaskSweep:
     def _draw(self, draw: int, *, most_tokens: int) -> NDArray[np.int64]:
         fixed, seed, purpose = self.settings.fixed_shots, self.settings.seed, self.settings.purpose
         place = draw if fixed is None else 0
-        first = draw_shots(self.tokenized, seed=seed, draw=place, purpose=purpose, most_tokens=most_tokens)
+        choose = self.settings.choose
+        first = draw_shots(
+            self.tokenized, seed=seed, draw=place, purpose=purpose, most_tokens=most_tokens, choose=choose
+        )
         if fixed is None or fixed == "most" or draw == 0:  # "most" is known only after all draws
             return first
-        return self._reorder(first, draw=draw, num_fixed=fixed)
+        return self._reorder(first, draw=draw, num_fixed=self.num_shared(fixed))
 
     def _reorder(self, first: NDArray[np.int64], *, draw: int, num_fixed: int) -> NDArray[np.int64]:
         rng = make_stream(self.settings.purpose, self.settings.seed, "order of shots", self.task.name, draw)
@@ -328,7 +415,8 @@ class TaskSweep:
             self.written[known] = write_answers(self.tokenizer, known)
         reference = int(test.answer_lengths[query])
         longest = most_answer_tokens(self.tokenized, self.written[known]) if known else self.max_new_tokens
-        return int(test.lengths[query]) - reference + max(reference, longest)
+        self._needs[query] = int(test.lengths[query]) - reference + max(reference, longest)
+        return self._needs[query]
 
     def prefix_ids(self, draw: int, *, start: int, stop: int) -> NDArray[np.int32]:
         """Return what must be encoded to go from `start` shots (0: nothing yet but the head) to `stop` shots."""

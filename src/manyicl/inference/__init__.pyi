@@ -5,7 +5,20 @@ from .answering.math_answers import is_same_answer
 from .answering.questions import Answer, Answered, answer_queries, ask, write_queries
 from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Normalize, check_min_confidence, is_unsure
 from .answering.voting import generate_voted, sameness_of
-from .drawing import LONG_TRAIN, draw_shots, most_answer_tokens, prefix_lengths, reorder_shots, write_answers
+from .drawing import (
+    LONG_TRAIN,
+    NUM_NEAREST,
+    InputIndex,
+    ShotPolicy,
+    check_choice,
+    choose_own_shots,
+    draw_shots,
+    most_answer_tokens,
+    pick_nearest,
+    prefix_lengths,
+    reorder_shots,
+    write_answers,
+)
 from .endpoint import Endpoint, EndpointSettings
 from .engine import Engine, choose_engine
 from .model import InferenceModel, load_for_inference, tokenize_for, trained_shots_of
@@ -16,6 +29,7 @@ __all__ = [
     "CONTENT_FREE",
     "DEFAULT_ANSWERS",
     "LONG_TRAIN",
+    "NUM_NEAREST",
     "Answer",
     "AnswerSettings",
     "Answered",
@@ -25,14 +39,18 @@ __all__ = [
     "Engine",
     "Generated",
     "InferenceModel",
+    "InputIndex",
     "ModelKey",
     "Normalize",
     "OnIds",
+    "ShotPolicy",
     "answer_queries",
     "ask",
     "build_trie",
+    "check_choice",
     "check_min_confidence",
     "choose_engine",
+    "choose_own_shots",
     "cut_at",
     "draw_shots",
     "generate_voted",
@@ -42,6 +60,7 @@ __all__ = [
     "load_prefix",
     "model_key",
     "most_answer_tokens",
+    "pick_nearest",
     "prefix_key",
     "prefix_lengths",
     "reorder_shots",

@@ -65,12 +65,7 @@ def suggest_changes(
         smaller = replace(
             row, num_tokens=num_tokens, num_targets=num_targets, precision=model.precision, quantize=model.quantize
         )
-        states = count_states(
-            replace(weights, adapter=0, adapter_head=0),
-            lora=model.lora,
-            precision=model.precision,
-            quantize=model.quantize,
-        )
+        states = count_states(replace(weights, adapter=0, adapter_head=0), lora=model.lora, row=smaller)
         if sum(states.values()) > USABLE_FRACTION * device.memory_bytes:
             continue  # what stays between steps alone does not fit
         footprint = measure_footprint(model_config, smaller, lora=model.lora, trust_remote_code=model.trust_remote_code)

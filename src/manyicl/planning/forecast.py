@@ -35,6 +35,7 @@ from manyicl.planning.devices import ASSUMED_UTILIZATION, Device
 from manyicl.planning.fit import Change, predict_recipe, suggest_changes
 from manyicl.training import (
     MemoryPrediction,
+    Optim,
     Prepared,
     RunConfig,
     bucket_name,
@@ -42,10 +43,10 @@ from manyicl.training import (
     count_plan,
     count_step_flops,
     count_targets,
-    count_too_long,
     largest_row,
     measure_footprint,
     prepare_run,
+    used_rows,
     with_precision,
 )
 
@@ -70,7 +71,7 @@ class TaskForecast:
     num_targets: int
     """Tokens of those answers."""
     epochs: float
-    """Tokens of its examples in the plan, divided by those in its train rows."""
+    """Tokens of its examples in the plan, divided by those in its train rows; with a cap, in the rows that are used."""
     most_shots: int
     """Most shots that an answer is trained after."""
     answers_by_shots: dict[str, int]
@@ -80,7 +81,7 @@ class TaskForecast:
     num_train: int
     """Train rows."""
     num_fitting: int
-    """Train rows that are not too long."""
+    """Train rows that are not too long, up to `tasks.max_rows`."""
     num_seen: int
     """Train rows that some episode holds."""
     num_unterminated: int
@@ -116,6 +117,8 @@ class Forecast:
     """What would make the run useless or impossible, each with its fix."""
     notes: tuple[str, ...]
     """What is seldom meant to be so."""
+    optim: Optim = "adamw_torch_fused"
+    """The optimizer."""
 
     @property
     def hours(self) -> float | None:
@@ -181,6 +184,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         change=change,
         blockers=tuple(blockers),
         notes=tuple(notes),
+        optim=config.train.optim,
     )
 
 
@@ -200,6 +204,7 @@ def _forecast_task(
     task: TokenizedTask, episodes: Sequence[Episode], *, config: RunConfig, tokenizer: TaskTokenizer
 ) -> TaskForecast:
     train = task.splits["train"]
+    used, is_whole = used_rows(task, config), config.tasks.max_rows is None
     buckets = Counter[int]()
     num_targets = seen_tokens = 0
     seen = np.zeros(len(train), dtype=bool)
@@ -221,14 +226,14 @@ def _forecast_task(
         num_tokens=sum(episode.num_tokens for episode in episodes),
         num_answers=buckets.total(),
         num_targets=num_targets,
-        epochs=seen_tokens / max(1, int(train.lengths.sum())),
+        epochs=seen_tokens / max(1, int(train.lengths.sum() if is_whole else train.lengths[used].sum())),
         most_shots=max((len(episode.examples) - 1 for episode in episodes), default=0),
         answers_by_shots={
             bucket_name(index, buckets=SHOT_EDGES): buckets[index] for index in range(len(SHOT_EDGES)) if buckets[index]
         },
         dropped=count_dropped(task, config),
         num_train=len(train),
-        num_fitting=len(train) - count_too_long(task, config=config, split="train"),
+        num_fitting=len(used),
         num_seen=int(seen.sum()),
         num_unterminated=count_unterminated(task, tokenizer=tokenizer),
         num_checked=len(checked),

@@ -67,7 +67,10 @@ def preview_recipe(config: RunConfig, *, number: int = 0) -> DrawnEpisode:
     writer = TaskTokenizer(load_tokenizer(config.model), config.template)
     tasks = tokenize_tasks(config, writer)
     plan = iter_episodes(
-        [lengths_of(tasks[name]) for name in sorted(tasks)], settings=config.episodes, seed=config.seed
+        [lengths_of(tasks[name]) for name in sorted(tasks)],
+        settings=config.episodes,
+        seed=config.seed,
+        mixing=config.tasks.mixing,
     )
     episode = next(islice(plan, number, None))
     return cut_episode(episode, tasks[episode.task], tokenizer=writer, settings=config.episodes)

@@ -12,8 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyicl.episodes import ExampleTokens, TaskTokenizer, TokenizedTask, check_lost_answers
-from manyicl.errors import UserError
-from manyicl.inference import InferenceModel, most_answer_tokens, prefix_lengths, write_answers
+from manyicl.inference import (
+    InferenceModel,
+    InputIndex,
+    most_answer_tokens,
+    pick_nearest,
+    prefix_lengths,
+    write_answers,
+)
 from manyicl.models import check_vocabulary
 from manyicl.seeds import make_seed
 from manyicl.service.library import Library, ServedExample, TaskRecord
@@ -374,34 +380,14 @@ def find_nearest(task: TaskIds, text: str, shots: Shots, *, room: int) -> list[i
     """
     if not shots.num_nearest or not len(task.tokens):
         return []
-    shared = set(shots.order.tolist())
-    found: list[int] = []
-    room = min(room, shots.nearest_tokens)
-    for index in _rank_inputs(task, text, most=shots.num_nearest + len(shared)):
-        length = int(task.tokens.lengths[index])
-        if index in shared or length > room:
-            continue
-        found.append(index)
-        room -= length
-        if len(found) == shots.num_nearest:
-            break
-    return found[::-1]
-
-
-def _rank_inputs(task: TaskIds, text: str, *, most: int) -> list[int]:
-    """Return usable examples by BM25, the most similar first; those without a word in common are left out."""
-    try:
-        import bm25s
-    except ModuleNotFoundError as error:
-        raise UserError("shots.policy='nearest': bm25s is not installed; pip install bm25s") from error
-    index = task.orders.get("bm25")
+    index = task.orders.get("inputs")
     if index is None:
-        texts = [task.example_of(place).input for place in range(len(task.tokens))]
-        words = bm25s.tokenize(texts, stopwords=None, show_progress=False)
-        index = bm25s.BM25()
-        index.index(words, show_progress=False)
-        task.orders["bm25"] = index
-    words = bm25s.tokenize([text], stopwords=None, show_progress=False, return_ids=False)
-    scores = index.get_scores(words[0]) if words[0] else np.zeros(len(task.tokens))
-    ranked = np.argsort(-scores, kind="stable")[:most]
-    return [int(place) for place in ranked if scores[place] > 0]
+        index = InputIndex([task.example_of(place).input for place in range(len(task.tokens))])
+        task.orders["inputs"] = index
+    shared = set(shots.order.tolist())
+    return pick_nearest(
+        (place for place in index.rank(text) if place not in shared),
+        lengths=task.tokens.lengths,
+        count=shots.num_nearest,
+        room=min(room, shots.nearest_tokens),
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
+# A column or path in a template, {premise}; and a brace that stands for itself, written twice.
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 COLUMNS = ("input", "answer", "split", "options", "option_labels")
 MISSING = object()
 # A key of a record, and the rest of the path inside its value; None if the record has no such key.
@@ -16,9 +19,10 @@ _MOST_REMEMBERED = 1000
 class Columns:
     """Finds our columns in the records of one file.
 
-    mapped: our names (`COLUMNS`) -> the file's, if they differ: a name, a path, or a list of these. In a path such as
-    "answers.text.0" a number is an index into a list, from 0, or from the end if negative. A name also matches one that
-    differs only in case and outer blanks, if there is just one such name.
+    mapped: our names (`COLUMNS`) -> the file's, if they differ: a name, a path, a list of these, or a template of them
+    such as "{premise} Therefore: {hypothesis}". In a path such as "answers.text.0" a number is an index into a list,
+    from 0, or from the end if negative. A name also matches one that differs only in case and outer blanks, if there is
+    just one such name.
     """
 
     def __init__(self, mapped: Mapping[str, str | Sequence[str]]) -> None:
@@ -26,7 +30,8 @@ class Columns:
         self.paths: dict[str, tuple[str, ...]] = {}
         for name in COLUMNS:
             own = mapped.get(name, name)
-            self.paths[name] = (own,) if isinstance(own, str) else tuple(own)
+            fields = template_fields(own) if isinstance(own, str) else ()
+            self.paths[name] = fields or ((own,) if isinstance(own, str) else tuple(own))
         self._known_places: dict[tuple[str, ...], _Places] = {}
         # Mapped columns that a row may lack, as (our name, index of its path), until a row has them.
         self._unseen = {
@@ -38,8 +43,19 @@ class Columns:
         self._seen: set[str] = set()
 
     def is_joined(self, name: str) -> bool:
-        """Return whether `name` is mapped to a list of the file's columns."""
-        return not isinstance(self.mapped.get(name, name), str)
+        """Return whether `name` is mapped to a list of the file's columns, or to a template of them."""
+        return not isinstance(self.mapped.get(name, name), str) or self.is_template(name)
+
+    def is_template(self, name: str) -> bool:
+        """Return whether `name` is mapped to a template."""
+        own = self.mapped.get(name, name)
+        return isinstance(own, str) and bool(template_fields(own))
+
+    def fill(self, name: str, texts: Sequence[str]) -> str:
+        """Return the template of `name` with the texts of its fields, which are as many as its paths."""
+        filling = dict(zip(self.paths[name], texts, strict=True))
+        # A brace that is written twice stands for one.
+        return _FIELD.sub(lambda found: found[0][0] if found[1] is None else filling[found[1]], str(self.mapped[name]))
 
     def reads(self, own: str) -> bool:
         """Return whether we read the file's column `own`."""
@@ -107,6 +123,15 @@ class Columns:
             if len(self._known_places) < _MOST_REMEMBERED:
                 self._known_places[names] = places
         return places
+
+
+def template_fields(text: str) -> tuple[str, ...]:
+    """Return the columns and paths in a template, each once, in order; () if the text is no template.
+
+    >>> template_fields("{premise} Therefore: {hypothesis.text}"), template_fields("text")
+    (('premise', 'hypothesis.text'), ())
+    """
+    return tuple(dict.fromkeys(found[1] for found in _FIELD.finditer(text) if found[1] is not None))
 
 
 def _fold(name: str) -> str:

@@ -231,9 +231,9 @@ class _RowChecker:
             else:
                 del self._split_words[name]
 
-    def _add_missing(self, name: str, number: int, record: Mapping[str, object]) -> None:
+    def _add_missing(self, name: str, number: int, record: Mapping[str, object], *, own: str | None = None) -> None:
         has = ", ".join(show(column) for column in list(record)[:8]) or "nothing"
-        own = self._columns.paths[name][0]
+        own = own or self._columns.paths[name][0]
         if lacks := describe_missing(own, record):
             self._add(f"no {name} column", f'{lacks}; add it, or correct "columns" in {self._settings_name}', number)
             return
@@ -247,6 +247,8 @@ class _RowChecker:
         if all(value is MISSING for value in values):
             self._add_missing("input", number, record)
             return None
+        if self._columns.is_template("input"):
+            return self._fill_template("input", values, number, record)
         parts = []
         for value in values:
             members = value if isinstance(value, list | tuple) else [value]
@@ -265,6 +267,9 @@ class _RowChecker:
         if all(value is MISSING for value in values):
             self._add_missing("answer", number, record)
             return ()
+        if self._columns.is_template("answer"):
+            filled = self._fill_template("answer", values, number, record)
+            return () if filled is None else (self._tidy(filled),)
         if self._columns.is_joined("answer"):
             texts = [as_text(value) for value in values if value is not MISSING and not is_missing(value)]
             given: Sequence[object] = ["\n".join(text for text in texts if text)] if None not in texts else values
@@ -282,6 +287,24 @@ class _RowChecker:
             answers[self._tidy(text)] = None
         return tuple(answers)
 
+    def _fill_template(self, name: str, values: list[object], number: int, record: Mapping[str, object]) -> str | None:
+        """Return the template of `name` filled with a row's values; None after a fault: no field may be empty."""
+        texts = []
+        for own, value in zip(self._columns.paths[name], values, strict=True):
+            if value is MISSING:
+                self._add_missing(name, number, record, own=own)
+                return None
+            text = "" if is_missing(value) else as_text(value)
+            if text is None:
+                self._add_type(name, value, number, own=own)
+                return None
+            if is_empty(text):
+                what = f"column {show(own)} of the template of {name!r} is empty; fill it in or remove the row"
+                self._add(f"empty {own}", what, number)
+                return None
+            texts.append(text)
+        return self._check_text(name, self._columns.fill(name, texts), number, values[0])
+
     def _tidy(self, text: str) -> str:
         tidied = tidy_answer(text)
         if tidied is not text and tidied != text:
@@ -289,16 +312,17 @@ class _RowChecker:
             self._found.tidied[what] += 1
         return tidied
 
-    def _add_type(self, name: str, value: object, number: int) -> None:
-        wanted = "a text" if name == "input" else "a text, a number, true or false, or a list of these"
+    def _add_type(self, name: str, value: object, number: int, *, own: str | None = None) -> None:
+        wanted = "a text" if name == "input" and own is None else "a text, a number, true or false, or a list of these"
         fix = "write it as text"
         if isinstance(value, dict | list):
-            own = self._columns.paths[name][0]
-            paths = nested_paths(own, value)
-            if paths:
+            paths = nested_paths(own or self._columns.paths[name][0], value)
+            if paths and own is not None:
+                fix = f"name the part that is, {{{paths[0]}}}, in the template in {self._settings_name}"
+            elif paths:
                 mapped = write_columns({**self._columns.mapped, name: paths[0]})
                 fix = f"name the part that is: write {mapped} into {self._settings_name}"
-        self._add(f"wrong type of {name}", f"{name} {show(value)} is not {wanted}; {fix}", number)
+        self._add(f"wrong type of {name}", f"{own or name} {show(value)} is not {wanted}; {fix}", number)
 
     def _check_text(self, name: str, text: str, number: int, value: object) -> str | None:
         if is_empty(text):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from manyicl.errors import UserError, suggest
-from manyicl.tasks.columns import COLUMNS
+from manyicl.tasks.columns import COLUMNS, template_fields
 from manyicl.tasks.faults import FaultLog, show
 from manyicl.tasks.formats import RepeatedKeys, as_text, decode_json
 from manyicl.tasks.rows import tidy_answer
@@ -36,7 +36,7 @@ class TaskSettings:
     labels: tuple[str, ...] | None = None
     """The fixed answers."""
     columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    """Our column names -> the file's (`columns.Columns`)."""
+    """Our column names -> the file's, or a template of them (`columns.Columns`)."""
     answer_index: int | None = None
     """0 or 1 if answers are numbers of options: the number of the first option."""
 
@@ -135,6 +135,10 @@ def _parse_columns(value: object) -> dict[str, str | tuple[str, ...]]:
             raise ValueError(f"maps an unknown name {show(name)}{suggest(name, COLUMNS)}")
         if name in ("split", "option_labels") and isinstance(own, list):
             raise ValueError(f"maps {name!r} to a list; name one column")
+        if name not in ("input", "answer") and isinstance(own, str) and template_fields(own):
+            raise ValueError(f"maps {name!r} to a template, which only 'input' and 'answer' may have; name one column")
+        if isinstance(own, list) and any(template_fields(one) for one in own):
+            raise ValueError(f"maps {name!r} to a list with a template; write one template of all columns")
     columns = {name: own if isinstance(own, str) else tuple(own) for name, own in value.items()}
     if len(set(columns.values())) < len(columns):
         raise ValueError("maps two of our columns to one of the file's")

@@ -20,7 +20,9 @@ A file `<name>.task.json` beside it can have any of these keys:
     columns       our column names -> the file's: {"input": "text", "answer": "label"}. Also a path into nested values
                   ("answers.text", "messages.-1.content"), or a list: several inputs or answers are joined by line
                   breaks, without empty ones; several options are columns of one option each. "option_labels" is the
-                  column of the options' labels, if answers use these.
+                  column of the options' labels, if answers use these. An input or answer may also be a template of
+                  columns and paths, such as "{premise} Therefore: {hypothesis}", none of which may be empty; {{ and }}
+                  are braces.
     answer_index  0 or 1: answers are numbers of options, and this is the first. Default: found if only one is possible
 
 Other keys are ignored, but one that looks like a misspelling is refused. readers.py explains row numbers in messages.

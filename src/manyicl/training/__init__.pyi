@@ -5,19 +5,22 @@ from .memory import USABLE_FRACTION, MemoryPrediction, fewest_recomputed, predic
 from .metrics import MetricsLog, bucket_name
 from .preparation import (
     Prepared,
+    check_weights,
     count_dropped,
     count_plan,
     count_step_flops,
     count_targets,
-    count_too_long,
     largest_row,
     plan_packs,
     plan_validation,
     prepare_run,
     tokenize_all,
     tokenize_tasks,
+    used_rows,
 )
 from .recipe import (
+    OPTIMIZERS,
+    Optim,
     RunConfig,
     TaskSettings,
     TrainSettings,
@@ -35,11 +38,13 @@ from .run import train
 from .run_folder import Run, RunFolder, RunState, find_changes, git_commit, package_versions
 
 __all__ = [
+    "OPTIMIZERS",
     "USABLE_FRACTION",
     "Footprint",
     "HeldOutRow",
     "MemoryPrediction",
     "MetricsLog",
+    "Optim",
     "Prepared",
     "Recompute",
     "Row",
@@ -51,12 +56,12 @@ __all__ = [
     "TrainSettings",
     "absolute_paths",
     "bucket_name",
+    "check_weights",
     "count_dropped",
     "count_plan",
     "count_states",
     "count_step_flops",
     "count_targets",
-    "count_too_long",
     "dump_config",
     "export_trl",
     "fewest_recomputed",
@@ -79,5 +84,6 @@ __all__ = [
     "tokenize_all",
     "tokenize_tasks",
     "train",
+    "used_rows",
     "with_precision",
 ]

@@ -42,6 +42,7 @@ from manyicl.models import (
     inner_model,
     row_loss,
 )
+from manyicl.training.recipe import OPTIMIZERS, Optim
 from manyicl.training.recompute import (
     RECOMPUTED_WORK_COMPILED,
     WHOLE_WORK_COMPILED,
@@ -54,8 +55,6 @@ from manyicl.training.recompute import (
 
 # transformers picks attention by this name. H heads, T tokens, D head dimension.
 STAND_IN = "manyicl_footprint"
-# AdamW keeps two float32 moments of each trained weight.
-OPTIMIZER_BYTES = 8
 # Units of FSDP2 that are whole at once: one at work, the next one's weights, and the last one's gradients.
 GATHERED_UNITS = 3
 
@@ -73,6 +72,8 @@ class Row:
     """Whether layers are compiled."""
     quantize: Quantization | None = None
     """How the linear layers of a frozen base are stored, as in `model.quantize`."""
+    optim: Optim = "adamw_torch_fused"
+    """The optimizer, as in `train.optim`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def measure_footprint(
     kind: Any = type(config)
     content = config.to_json_string()
     try:
-        runs = _run_shallow(kind, content, replace(row, compiled=False), lora, trust_remote_code)
+        runs = _run_shallow(kind, content, replace(row, compiled=False, optim="adamw_torch"), lora, trust_remote_code)
         fraction, casts, gathered = 1.0, 0, 0
         if row.compiled:
             fraction = _fraction_kept_compiled(kind, content, row.precision, lora, trust_remote_code)
@@ -167,7 +168,7 @@ def measure_footprint(
         layer = replace(layer, kept=layer.kept - casts)
     if row.compiled:
         layer = _as_compiled(layer, fraction)
-    states = count_states(weights, lora=lora, precision=row.precision, quantize=row.quantize)
+    states = count_states(weights, lora=lora, row=row)
     return Footprint(
         num_layers=int(config.get_text_config().num_hidden_layers),
         **{name: -(-num_bytes // num_shards) for name, num_bytes in states.items()},
@@ -430,19 +431,18 @@ def _as_compiled(moment: Moment, fraction: float) -> Moment:
     )
 
 
-def count_states(
-    weights: WeightCounts, *, lora: LoraSettings | None, precision: str, quantize: Quantization | None = None
-) -> dict[str, int]:
+def count_states(weights: WeightCounts, *, lora: LoraSettings | None, row: Row) -> dict[str, int]:
     """Return the bytes that stay between steps: a trained weight is float32, and so is its gradient.
 
     weights: with `lora`, its adapter's may be missing; then the base alone is counted.
     """
-    size = 2 if lora is not None and precision == "bf16" else 4
+    size = 2 if lora is not None and row.precision == "bf16" else 4
     trained = weights.base if lora is None else weights.adapters
-    packed = weights.matrices if quantize else 0
+    packed = weights.matrices if row.quantize else 0
+    kept, looked_up = OPTIMIZERS[row.optim], weights.embedding if lora is None else 0
     return {
         "weights_bytes": size * (weights.base - packed) + round(NF4_BYTES * packed),
         "adapters_bytes": 4 * weights.adapters,
         "gradients_bytes": 4 * trained,
-        "optimizer_bytes": OPTIMIZER_BYTES * trained,
+        "optimizer_bytes": round(kept.bytes_per_weight * (trained - looked_up) + kept.bytes_per_embedding * looked_up),
     }

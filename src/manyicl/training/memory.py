@@ -33,7 +33,7 @@ class MemoryPrediction:
     adapters_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
-    """AdamW's two moments."""
+    """What the optimizer keeps."""
     gathered_bytes: int
     """Of units that are whole at once although weights are sharded; 0 without FSDP2."""
     layers_bytes: int

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from manyicl.episodes import (
+    BEYOND_CAP,
     TOO_LONG,
     BatchMaker,
     Episode,
@@ -21,6 +24,7 @@ from manyicl.episodes import (
     TaskTokenizer,
     TokenizedTask,
     answer_lengths_of,
+    cap_rows,
     check_lost_answers,
     default_cache_dir,
     iter_episodes,
@@ -29,7 +33,7 @@ from manyicl.episodes import (
     tokenize_task,
     with_names,
 )
-from manyicl.errors import UserError
+from manyicl.errors import UserError, suggest
 from manyicl.models import ModelShape, check_vocabulary, check_window, count_flops, load_config, load_tokenizer
 from manyicl.seeds import STREAMS
 from manyicl.tasks import Task, load_tasks
@@ -93,6 +97,7 @@ def prepare_run(
                 f"task '{name}': has one train row, and no other to stand before it; give it more, leave it out of"
                 " tasks.names, or train without shots (episodes.shots = 0)"
             )
+    check_weights(config, list(chosen))
     packs = plan_packs(config, chosen)
     validation_maker = BatchMaker(chosen, targets=config.episodes.targets, split="validation")
     planned = plan_validation(
@@ -110,7 +115,19 @@ def plan_packs(config: RunConfig, tasks: Mapping[str, TokenizedTask]) -> PackDat
         packs_per_step=config.train.packs_per_step,
         num_steps=config.train.num_steps,
         seed=config.seed,
+        mixing=config.tasks.mixing,
     )
+
+
+def check_weights(config: RunConfig, names: Sequence[str]) -> None:
+    """Refuse weights of tasks that are not trained. names: of those that are.
+
+    Raises:
+        UserError: naming the task.
+    """
+    for name in config.tasks.weights:
+        if name not in names:
+            raise UserError(f"tasks.weights: task '{name}' is not trained{suggest(name, names)}")
 
 
 def tokenize_tasks(config: RunConfig, tokenizer: TaskTokenizer) -> dict[str, TokenizedTask]:
@@ -158,7 +175,21 @@ def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]
     for split in tokenized.splits:
         counts.update(tokenized.dropped[split])
         counts[TOO_LONG] += count_too_long(tokenized, config=config, split=split)
+    if config.tasks.max_rows is not None:
+        counts[BEYOND_CAP] += len(fitting_rows(tokenized, config)) - len(used_rows(tokenized, config))
     return {reason: number for reason, number in counts.items() if number}
+
+
+def fitting_rows(tokenized: TokenizedTask, config: RunConfig) -> NDArray[np.int32]:
+    """Return the train examples that fit an episode, as indices."""
+    alone = lengths_of(tokenized, split="train").alone
+    return np.flatnonzero(alone <= config.episodes.token_budget).astype(np.int32)
+
+
+def used_rows(tokenized: TokenizedTask, config: RunConfig) -> NDArray[np.int32]:
+    """Return the train examples that episodes are made of, as indices: those that fit, up to `tasks.max_rows`."""
+    rows, cap = fitting_rows(tokenized, config), config.tasks.max_rows
+    return cap_rows(rows, task=tokenized.task.name, max_rows=cap, seed=config.seed)
 
 
 def count_too_long(tokenized: TokenizedTask, *, config: RunConfig, split: str) -> int:
@@ -241,6 +272,7 @@ def largest_row(packs: PackDataset, *, config: RunConfig) -> Row:
         precision=config.model.precision,
         compiled=config.train.compile,
         quantize=config.model.quantize,
+        optim=config.train.optim,
     )
 
 

@@ -6,20 +6,62 @@ import json
 import shlex
 import tomllib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from manyicl.episodes import EpisodeSettings, Normalization, TemplateSettings
+from manyicl.episodes import EpisodeSettings, Mixing, Normalization, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models import ModelSettings, Precision
 
 RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full"]
 # The setting's name and words in recipes of earlier versions; other values are as they were.
 _OLD_RECOMPUTE, _OLD_WORDS = "checkpointed_layers", {0: "none", "all": "selective", "whole": "full"}
+
+
+Optim = Literal[
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adafactor",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_8bit",
+    "lion_32bit",
+]
+Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """What an optimizer keeps between steps."""
+
+    words: str
+    """The same in words."""
+    bytes_per_weight: float
+    """Of each trained weight."""
+    bytes_per_embedding: float
+    """Of each trained weight of an embedding: the Trainer has bitsandbytes keep 32 bits of it."""
+    needs_bitsandbytes: bool = True
+
+
+# 8 bits have a float32 scale per 256 values. Adafactor keeps a row and a column of each matrix: under 0.01 bytes per
+# weight of a large matrix, 0.25 of an adapter of rank 16. Tensors of fewer than 4,096 values, which bitsandbytes keeps
+# in 32 bits, are not counted as such.
+OPTIMIZERS: Mapping[Optim, Optimizer] = {
+    "adamw_torch_fused": Optimizer("AdamW's two moments", 8, 8, needs_bitsandbytes=False),
+    "adamw_torch": Optimizer("AdamW's two moments", 8, 8, needs_bitsandbytes=False),
+    "adafactor": Optimizer("Adafactor's rows and columns", 0.25, 0.25, needs_bitsandbytes=False),
+    "adamw_8bit": Optimizer("AdamW's two moments, 8 bits", 2 + 8 / 256, 8),
+    "paged_adamw_8bit": Optimizer("AdamW's two moments, 8 bits; may move to the host", 2 + 8 / 256, 8),
+    "paged_adamw_32bit": Optimizer("AdamW's two moments; may move to the host", 8, 8),
+    "lion_8bit": Optimizer("Lion's moment, 8 bits", 1 + 4 / 256, 4),
+    "lion_32bit": Optimizer("Lion's moment", 4, 4),
+}
 
 
 class TaskSettings(BaseModel):
@@ -31,6 +73,19 @@ class TaskSettings(BaseModel):
     """A folder of task files."""
     names: tuple[str, ...] = ()
     """The tasks to train on. Default: all of the folder."""
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    """Task -> number that its fraction of the tokens is multiplied with, such as {rare = 3.0}; 1 for the others. The
+    fractions then add up to 1 again."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """With the mixture 'proportional', fractions are proportional to size^(1/temperature), as in mT5: 1 is the size
+    itself, 3 brings small tasks much closer to large ones."""
+    max_rows: Annotated[int, Field(gt=0)] | None = None
+    """Most train rows of a task that are used, drawn by the seed and the same in all epochs. Default: all."""
+
+    @property
+    def mixing(self) -> Mixing:
+        """How the tokens are divided among the tasks, as a plan takes it."""
+        return Mixing(self.weights, self.temperature, self.max_rows)
 
 
 class TrainSettings(BaseModel):
@@ -49,15 +104,22 @@ class TrainSettings(BaseModel):
     normalization: Normalization = "answer"
     """What counts once in the loss: each 'answer', each 'token', or each 'task' of the step."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
-    """Peak learning rate of AdamW."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up."""
+    """Peak learning rate."""
+    optim: Optim = "adamw_torch_fused"
+    """Optimizer, by the Trainer's name: 'adamw_torch_fused', 'adamw_torch', 'adafactor', and from bitsandbytes
+    'adamw_8bit', 'paged_adamw_8bit', 'paged_adamw_32bit', 'lion_8bit', 'lion_32bit'. A quarter of AdamW's memory with
+    8 bits; 'paged' ones move to the host when a GPU is full. Lion wants a third to a tenth of AdamW's learning rate."""
+    schedule: Schedule = "cosine"
+    """Learning rate after the warm-up, by the Trainer's name: 'cosine' and 'linear' fall to 0, 'inverse_sqrt' slowly,
+    'constant' and 'constant_with_warmup' (the same here) stay, and 'warmup_stable_decay' stays and then falls to 0."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Fraction of num_steps, at the end, in which 'warmup_stable_decay' falls."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay of AdamW."""
+    """Weight decay."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """Decay of AdamW's mean of squared gradients."""
+    """Decay of AdamW's mean of squared gradients, or of Lion's moment; Adafactor has its own."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Norm that gradients are clipped to; 0: they are not clipped."""
     recompute: RecomputeSetting = "auto"
@@ -74,10 +136,23 @@ class TrainSettings(BaseModel):
     """Tokens of validation episodes per task; 0: no validation."""
     keep: Literal["best", "last"] = "best"
     """The checkpoint that becomes the run's model: that of the 'best' validation loss, or the 'last'."""
+    early_stopping_patience: Annotated[int, Field(gt=0)] | None = None
+    """Validations in a row without a better loss after which training ends. The model is that of the best one.
+    Default: all steps are trained."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that build batches ahead; with 0, one batch is built while the GPU works on the last."""
     report_to: tuple[str, ...] = ()
     """The Trainer's integrations, such as 'tensorboard'."""
+
+    @model_validator(mode="after")
+    def _can_stop_early(self) -> TrainSettings:
+        if self.early_stopping_patience is None:
+            return self
+        if not self.validation_tokens:
+            raise ValueError("early_stopping_patience: needs a validation loss, and validation_tokens = 0; raise it")
+        if self.keep != "best":
+            raise ValueError("early_stopping_patience: keeps the best checkpoint, and keep = 'last'; set keep = 'best'")
+        return self
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> TrainSettings:
@@ -126,6 +201,15 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"train.pack_tokens = {self.pack_tokens} is less than episodes.token_budget ="
                 f" {self.episodes.token_budget}, so an episode would not fit a pack"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_has_a_temperature(self) -> RunConfig:
+        if self.tasks.temperature != 1 and self.episodes.mixture == "uniform":
+            raise ValueError(
+                f"tasks.temperature = {self.tasks.temperature}: does nothing with episodes.mixture = 'uniform'; leave"
+                " it out, or set episodes.mixture = 'proportional'"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from transformers import TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from manyicl.console import progress_bar
@@ -54,6 +55,7 @@ from manyicl.training.preparation import Prepared, count_step_flops, largest_row
 from manyicl.training.ranks import balance_steps, check_launch, refuse_data_parallel, uses_fsdp
 from manyicl.training.recipe import RunConfig, absolute_paths, load_recipe
 from manyicl.training.run_folder import (
+    TRAINER_STATE,
     Run,
     RunFolder,
     RunState,
@@ -225,7 +227,9 @@ def _train_model(
 ) -> None:
     checkpoints = folder.checkpoints.all()
     step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
-    if step >= prepared.config.train.num_steps:
+    patience = prepared.config.train.early_stopping_patience
+    has_ended = checkpoint is not None and patience is not None and _count_worse(checkpoint) >= patience
+    if step >= prepared.config.train.num_steps or has_ended:
         return  # killed after the last checkpoint, before the model was written
     if checkpoint is not None:
         refuse_damaged(checkpoint)
@@ -247,7 +251,7 @@ def _train_model(
         step_flops=count_step_flops(packs, shape) if shape is not None else (),
         validation=prepared.validation,
         metrics=folder.metrics,
-        callbacks=[LastStepCallback(), *callbacks],
+        callbacks=[LastStepCallback(), *([PatienceCallback(patience)] if patience else []), *callbacks],
     )
     trainer.add_callback(_UsageCallback(folder, trainer))
     trainer.train_packs(checkpoint)
@@ -260,6 +264,29 @@ def _find_shape(config: RunConfig) -> ModelShape | None:
         return shape_model(load_config(config.model), lora=config.model.lora, trust_remote_code=trust)
     except UserError:
         return None
+
+
+class PatienceCallback(EarlyStoppingCallback):
+    """Ends training after so many validations without a better loss; a run that is resumed goes on counting."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Read how many there were before the checkpoint."""
+        kept = state.stateful_callbacks.get(type(self).__name__)
+        if kept is not None:
+            self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Count, and keep the count in the state, which each checkpoint has."""
+        trainers_own: Any = super()
+        trainers_own.on_evaluate(args, state, control, metrics, **kwargs)
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+
+def _count_worse(checkpoint: Path) -> int:
+    """Return how many validations in a row had no better loss when the checkpoint was written."""
+    callbacks = json.loads((checkpoint / TRAINER_STATE).read_bytes()).get("stateful_callbacks") or {}
+    kept = callbacks.get(PatienceCallback.__name__)
+    return 0 if kept is None else int(kept["attributes"]["early_stopping_patience_counter"])
 
 
 class _UsageCallback(TrainerCallback):
@@ -319,7 +346,9 @@ def _finish_model(folder: RunFolder, model: Any, prepared: Prepared) -> None:
             for file in checkpoint.glob(pattern):
                 shutil.copyfile(file, partial / file.name)
         save_beside_weights(model, prepared.tokenizer, partial, note=note)
-    folder.update_state(model_step=step)
+    ended = folder.checkpoints.all()[-1][0]
+    stopped = {"stopped_step": ended} if ended < prepared.config.train.num_steps else {}
+    folder.update_state(model_step=step, **stopped)
 
 
 def _trained_shots(prepared: Prepared) -> dict[str, int]:

@@ -132,6 +132,8 @@ class RunState(_Record):
     """Attention kernel -> how often it was taken."""
     model_step: int | None = None
     """The step whose checkpoint became the model."""
+    stopped_step: int | None = None
+    """The step after which `train.early_stopping_patience` ended training; absent if all steps were trained."""
     last_process_s: float | None = None
     """Seconds of the last process, from the start of its training."""
     held_out: list[dict[str, Any]] = Field(default_factory=list)

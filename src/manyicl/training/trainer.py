@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from manyicl.training.memory import choose_recompute
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
 from manyicl.training.preparation import ValidationPack, share_rows
 from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit
-from manyicl.training.recipe import RunConfig, TrainSettings
+from manyicl.training.recipe import OPTIMIZERS, RunConfig, TrainSettings
 from manyicl.training.recompute import (
     AttentionChoice,
     Recompute,
@@ -319,8 +320,10 @@ def training_arguments(
     folder: where checkpoints go.
 
     Raises:
-        UserError: the packs of a step cannot be shared out evenly.
+        UserError: the packs of a step cannot be shared out evenly, or the optimizer's package is not installed.
     """
+    if OPTIMIZERS[settings.optim].needs_bitsandbytes and find_spec("bitsandbytes") is None:
+        raise UserError(f"train.optim = '{settings.optim}': bitsandbytes is not installed; pip install bitsandbytes")
     batch = settings.packs_per_batch * num_ranks
     if settings.packs_per_step % batch:
         raise UserError(
@@ -334,7 +337,9 @@ def training_arguments(
         per_device_train_batch_size=settings.packs_per_batch,
         gradient_accumulation_steps=settings.packs_per_step // batch,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine" if settings.schedule == "cosine" else "constant_with_warmup",
+        optim=settings.optim,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        lr_scheduler_kwargs=_schedule_options(settings),
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.beta2,
@@ -364,6 +369,14 @@ def training_arguments(
         ddp_broadcast_buffers=False,
         average_tokens_across_devices=False,
     )
+
+
+def _schedule_options(settings: TrainSettings) -> dict[str, int]:
+    """Return what the schedule needs beside the warm-up."""
+    if settings.schedule != "warmup_stable_decay":
+        return {}
+    most = settings.num_steps - settings.warmup_steps
+    return {"num_decay_steps": max(1, min(round(settings.decay_share * settings.num_steps), most))}
 
 
 def _text_of(packs: PackDataset) -> NDArray[np.int32]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from manyicl.console import Table
 from manyicl.planning import ASSUMED_UTILIZATION, SHOT_EDGES, Device, Forecast
-from manyicl.training import MemoryPrediction, bucket_name
+from manyicl.training import OPTIMIZERS, MemoryPrediction, Optim, bucket_name
 
 
 def forecast_table(forecast: Forecast) -> Group:
@@ -20,7 +20,7 @@ def forecast_table(forecast: Forecast) -> Group:
         parts += [_forecast_tasks(forecast), _forecast_shots(forecast)]
         parts += [Text(line) for line in _forecast_lines(forecast)]
     if forecast.memory is not None:
-        parts.append(_memory_table(forecast.memory, forecast.device))
+        parts.append(_memory_table(forecast.memory, forecast.device, optim=forecast.optim))
     return Group(*parts, *tell_way(notes=forecast.notes, blockers=forecast.blockers))
 
 
@@ -34,13 +34,17 @@ def tell_way(*, notes: Sequence[str], blockers: Sequence[str]) -> list[Text]:
 def _forecast_tasks(forecast: Forecast) -> Table:
     table = Table(title="What is trained", sentences="dropped rows")
     table.add_column("task", no_wrap=True)
-    for name in ("episodes", "tokens", "answers", "targets", "epochs"):
+    for name in ("episodes", "tokens", "share", "answers", "targets", "epochs"):
         table.add_column(name, justify="right")
-    table.add_column("dropped rows")
+    has_dropped = any(task.dropped for task in forecast.tasks)
+    if has_dropped:
+        table.add_column("dropped rows")
     for task in forecast.tasks:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in task.dropped.items())
-        counts = (task.num_episodes, task.num_tokens, task.num_answers, task.num_targets)
-        table.add_row(task.name, *(f"{count:,}" for count in counts), f"{task.epochs:.1f}", dropped or "-")
+        share = f"{task.num_tokens / max(1, forecast.plan['tokens']):.1%}"
+        counts = [f"{count:,}" for count in (task.num_episodes, task.num_tokens, task.num_answers, task.num_targets)]
+        last = [dropped or "-"] if has_dropped else []
+        table.add_row(task.name, *counts[:2], share, *counts[2:], f"{task.epochs:.1f}", *last)
     return table
 
 
@@ -83,7 +87,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
     return lines
 
 
-def _memory_table(memory: MemoryPrediction, device: Device | None) -> Table:
+def _memory_table(memory: MemoryPrediction, device: Device | None, *, optim: Optim) -> Table:
     """Return the parts of the predicted peak, beside what the device has."""
     unit, size = ("GiB", 2**30) if memory.total_bytes >= 2**30 else ("MiB", 2**20)
     table = Table(title="Predicted peak of a step on one device", sentences="what it is")
@@ -100,7 +104,7 @@ def _memory_table(memory: MemoryPrediction, device: Device | None) -> Table:
         ("weights", memory.weights_bytes, "of the model itself"),
         ("adapter", memory.adapters_bytes, "its weights, float32"),
         ("gradients", memory.gradients_bytes, "of trained weights, float32"),
-        ("optimizer", memory.optimizer_bytes, "AdamW's two moments"),
+        ("optimizer", memory.optimizer_bytes, OPTIMIZERS[optim].words),
         ("layers", memory.layers_bytes, "activations kept for the backward pass"),
         ("recomputed", memory.recomputed_bytes, f"{saved} of {memory.recompute.num_layers} layers"),
         ("work", memory.work_bytes, work[memory.moment]),

@@ -64,6 +64,8 @@ def evaluation_table(evaluation: Evaluation) -> Group:
         by += f", sampled at temperature {evaluation.answering.temperature:g}"
     if evaluation.answering.samples > 1:
         by += f", majority of {evaluation.answering.samples}"
+    by += ", balanced shots" if evaluation.choose == "balanced" else ""
+    by += f", {evaluation.num_nearest} nearest shots of each query's own" if evaluation.choose == "nearest" else ""
     title = Text(f"{evaluation.model}: {unit} in % by number of shots, 95 % interval{by}", style="italic")
     last = {curve.task: _last_scored(curve) for curve in evaluation.curves}
     has_draws = any(cell is not None and cell.worst_draw is not None for cell in last.values())

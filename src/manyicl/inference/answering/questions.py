@@ -19,7 +19,18 @@ from manyicl.inference.answering.settings import (
     is_unsure,
 )
 from manyicl.inference.answering.voting import IsSame, generate_voted, sameness_of
-from manyicl.inference.drawing import LONG_TRAIN, draw_shots, most_answer_tokens, prefix_lengths, write_answers
+from manyicl.inference.drawing import (
+    LONG_TRAIN,
+    NUM_NEAREST,
+    InputIndex,
+    ShotPolicy,
+    check_choice,
+    choose_own_shots,
+    draw_shots,
+    most_answer_tokens,
+    prefix_lengths,
+    write_answers,
+)
 from manyicl.inference.engine import Engine, choose_engine
 from manyicl.inference.model import InferenceModel, tokenize_for
 from manyicl.models import Prefix
@@ -57,20 +68,26 @@ def ask(
     seed: int = 0,
     answering: AnswerSettings = DEFAULT_ANSWERS,
     min_confidence: float | None = None,
+    choose: ShotPolicy = "random",
+    num_nearest: int = NUM_NEAREST,
 ) -> list[Answer]:
-    """Answer each input after the same shots, from one draw.
+    """Answer each input after the same shots, from one draw; or after the same and some that are most like it.
 
     A train row that leaves no room for the longest input cannot be a shot; `Answer.left_out` counts such rows.
 
     shots: how many. Default: as many as fit.
     answering: how an input is answered. A generated answer that reached its limit is marked as cut.
     min_confidence: answers with less confidence are marked as unsure. Default: none is.
+    choose: how shots are chosen: at "random"; "balanced", labels taking turns; or "nearest", the last `num_nearest` of
+        them those most like the input (BM25), the most similar one last.
+    num_nearest: most shots of an input's own, if the nearest are chosen.
 
     Raises:
         UserError: an empty input, fewer train rows than `shots`, an input that does not fit after the shots, or a
             `min_confidence` for answers that have no confidence.
     """
     check_min_confidence(min_confidence, has_confidence=bool(task.labels) or answering.samples > 1)
+    check_choice(choose, num_nearest, calibrate=answering.calibrate)
     if shots is not None and shots < 0:
         raise UserError(f"shots={shots}: shots count from 0")
     for number, text in enumerate(inputs, start=1):
@@ -81,7 +98,7 @@ def ask(
     longest = most_answer_tokens(tokenized, written if task.labels else None, limit=answering.max_new_tokens)
     queries = write_queries(model.tokenizer, inputs, after_shots=True)
     room = model.max_tokens - longest - max(len(q) for q in queries)
-    order = draw_shots(tokenized, seed=seed, draw=0, most_tokens=room - len(tokenized.head_ids))
+    order = draw_shots(tokenized, seed=seed, draw=0, most_tokens=room - len(tokenized.head_ids), choose=choose)
     num_long = len(tokenized.splits["train"]) - len(order)
     fitting = int(np.searchsorted(prefix_lengths(tokenized, order), room, side="right")) - 1
     if fitting < (shots or 0):  # -1 if not even the head fits
@@ -90,8 +107,13 @@ def ask(
             _describe_no_room(tokenized, num_fitting=fitting, shots=shots, line=place, max_tokens=model.max_tokens)
         )
     num_shots = fitting if shots is None else shots
-    before = join_examples(tokenized, split="train", indices=order[:num_shots].astype(np.int32)).ids
-    if not num_shots:
+    num_shared = max(0, num_shots - num_nearest) if choose == "nearest" else num_shots
+    before = join_examples(tokenized, split="train", indices=order[:num_shared].astype(np.int32)).ids
+    if num_shared < num_shots:
+        rooms = [model.max_tokens - longest - len(query) - len(before) for query in queries]
+        own = _own_shots(tokenized, inputs, rooms, free=order[num_shared:], count=num_shots - num_shared)
+        queries = [np.concatenate([ids, query]) for ids, query in zip(own, queries, strict=True)]
+    if not num_shared:
         queries = [query[tokenized.num_between :] for query in queries]
     with choose_engine(model) as engine:
         answers = answer_queries(
@@ -120,6 +142,22 @@ def ask(
         )
         for text, one in zip(inputs, answers, strict=True)
     ]
+
+
+def _own_shots(
+    tokenized: TokenizedTask, inputs: Sequence[str], rooms: Sequence[int], *, free: NDArray[np.int64], count: int
+) -> list[NDArray[np.int32]]:
+    """Return the ids of each input's own shots: `count` of the train rows `free`, the most similar one last.
+
+    rooms: most tokens of them, for each input.
+    """
+    train = tokenized.splits["train"]
+    index = InputIndex([tokenized.task.train[row].input for row in train.rows])
+    own = []
+    for text, room in zip(inputs, rooms, strict=True):
+        chosen = choose_own_shots(index.rank(text), free=free, lengths=train.lengths, count=count, room=room)
+        own.append(np.concatenate([train.ids[train.starts[place] : train.starts[place + 1]] for place in chosen]))
+    return own
 
 
 def _describe_no_room(
