@@ -32,9 +32,11 @@ def test_there_are_modules_to_look_at():
     assert [str(package) for package in PACKAGES] == [
         "cli",
         "comparison",
+        "conversion",
         "demo",
         "episodes",
         "evaluation",
+        "harness",
         "inference",
         "models",
         "planning",

@@ -1,4 +1,5 @@
 from .client import Client
+from .conversion.importing import Import, import_tasks
 from .episodes.plan import EpisodeSettings
 from .episodes.template import TemplateSettings
 from .errors import UserError
@@ -23,6 +24,7 @@ __all__ = [
     "EpisodeSettings",
     "Evaluation",
     "Example",
+    "Import",
     "InferenceModel",
     "LoraSettings",
     "ModelSettings",
@@ -39,6 +41,7 @@ __all__ = [
     "diff",
     "evaluate",
     "export",
+    "import_tasks",
     "load_for_inference",
     "load_recipe",
     "load_tasks",

@@ -39,6 +39,7 @@ from tests.trajectory.setting import write_setting
 
 VERBS = {
     "check": "Audit task files",
+    "import": "Make a folder of tasks from other data",
     "show": "Print one episode as training will see it",
     "plan": "What a recipe would train",
     "export": "Write the episodes that a recipe trains on",

@@ -19,11 +19,12 @@ SIZES = {"shots": (16,), "draws": 1, "queries": 24, "seed": 1}
 
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory):
-    """A task of sums of numbers below 50."""
+    """A task of sums of a multiple of ten and a digit, which the base gets right about every second time."""
     folder, rng = tmp_path_factory.mktemp("tasks"), random.Random(0)
-    pairs = rng.sample([(a, b) for a in range(50) for b in range(50)], 80)
+    pairs = [(a, b) for a in range(10, 90, 10) for b in range(1, 10)]
+    rng.shuffle(pairs)
     rows = [
-        {"input": f"{a} + {b}", "answer": str(a + b), "split": "train" if place < 40 else "test"}
+        {"input": f"{a} + {b}", "answer": str(a + b), "split": "train" if place < 36 else "test"}
         for place, (a, b) in enumerate(pairs)
     ]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -47,7 +48,7 @@ def test_a_vote_of_samples_beats_a_single_one_and_near_zero_is_greedy(smollm2, s
     assert voted.points[0].confidence is not None
     assert [p.nll for p in voted.predictions] == pytest.approx([p.nll for p in greedy.predictions], abs=1e-3)
     # The first sample of a vote is the sample that is taken alone: seed, prompt and number decide it.
-    [one] = ask(model, sums, ["3 + 4"], shots=16, seed=1, answering=AnswerSettings(temperature=1.0))
-    [again, _] = ask(model, sums, ["3 + 4", "10 + 4"], shots=16, seed=1, answering=AnswerSettings(temperature=1.0))
+    [one] = ask(model, sums, ["30 + 4"], shots=16, seed=1, answering=AnswerSettings(temperature=1.0))
+    [again, _] = ask(model, sums, ["30 + 4", "10 + 4"], shots=16, seed=1, answering=AnswerSettings(temperature=1.0))
     assert again.answer == one.answer
     print(greedy.points[0].score, single.points[0].score, voted.points[0].score)

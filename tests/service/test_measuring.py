@@ -83,7 +83,7 @@ def test_wrong_labels_are_suspects(seed_model):
 
 
 def test_a_small_model_measures_more_by_default(seed_model):
-    """13,000 tokens, which a model of 135M parameters gets, are enough for 45 answers here: it was blind to its size."""
+    """13,000 tokens, which a model of 135M parameters gets, are enough for 45 answers: it was blind to the size."""
     with open_service(seed_model) as service:
         found = service.add_task(make_rows(300), name="animals").measure(240)
     assert found.curve[-1].num_scored == 300

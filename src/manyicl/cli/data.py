@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from manyicl.console import make_console
+from manyicl.errors import UserError
 
 commands = typer.Typer()
+_PAIR_EXAMPLES = {"--column": "input=text", "--split": "test=validation"}
 
 if TYPE_CHECKING:
     pass
@@ -46,6 +48,80 @@ def check(
         console.print(line)
     if not found.usable:
         raise typer.Exit(1)
+
+
+@commands.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file (.jsonl, .json, .csv, .tsv, .parquet, .xlsx), a task file of lm-evaluation-harness (.yaml), a"
+            " folder of data files or of a downloaded data set, or the name of a Hugging Face data set."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="A new folder for the task files.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "--preview", help="Show what would be; write nothing.")] = False,
+    config: Annotated[
+        str | None, typer.Option("--config", help="Which configuration of a data set, or sheet of a workbook.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Which commit or tag of a data set.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="OURS=THEIRS",
+            help="Where input, answer, options or split is: input=text; with several: input=premise,hypothesis.",
+        ),
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", metavar="OURS=THEIRS", help="Which of its splits is ours: test=validation."),
+    ] = None,
+    answer_index: Annotated[
+        int | None,
+        typer.Option("--answer-index", min=0, max=1, help="Answers are numbers of options, counted from 0 or 1."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The task's name. Default: the source's.")] = None,
+    family: Annotated[
+        Literal["classification", "nli", "qa", "summarization", "math"] | None,
+        typer.Option("--family", help="The task's family. Default: classification or qa, by its answers."),
+    ] = None,
+    rows: Annotated[Literal["jsonl", "parquet"], typer.Option("--rows", help="The format of the rows.")] = "jsonl",
+) -> None:
+    """Make a folder of tasks from other data: SQuAD, MMLU, ARC, alpaca, chats, Excel, a data set of the Hub, ...
+
+    Shows what it recognised, three rows as they will be read, and how many rows it left out for what reason.
+    """
+    from manyicl.cli.tables.imports import tell_import
+    from manyicl.conversion import import_tasks
+
+    if out is None and not dry_run:
+        raise UserError("name a new folder with --out, or only look with --dry-run")
+    columns = {ours: own.split(",") if "," in own else own for ours, own in _pairs("--column", column).items()}
+    done = import_tasks(
+        source,
+        None if dry_run else out,
+        config=config,
+        revision=revision,
+        columns=columns,
+        splits=_pairs("--split", split),
+        answer_index=answer_index,
+        name=name,
+        family=family,
+        rows=rows,
+    )
+    make_console().print(tell_import(done), soft_wrap=True)
+
+
+def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
+    """Return OURS=THEIRS options as a mapping."""
+    pairs = {}
+    for value in values or ():
+        ours, mark, theirs = value.partition("=")
+        if not (ours and mark and theirs):
+            raise UserError(f"{option} {value}: write OURS=THEIRS, such as {option} {_PAIR_EXAMPLES[option]}")
+        pairs[ours.strip()] = theirs.strip()
+    return pairs
 
 
 @commands.command()

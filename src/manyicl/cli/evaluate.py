@@ -40,6 +40,9 @@ from manyicl.evaluation import FILL, Shots
 commands = typer.Typer()
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from manyicl.evaluation import Evaluation
     from manyicl.inference import AnswerSettings, InferenceModel
 
 
@@ -84,7 +87,6 @@ def eval_(
 
     With --out, call a killed evaluation again to resume it. Several GPUs: accelerate launch -m manyicl eval ...
     """
-    from manyicl.cli.tables.results import confidence_table, curve_plot, evaluation_table, reliability_plot
     from manyicl.console import make_console, reporting
     from manyicl.distributed import joined_ranks
     from manyicl.evaluation import check_out, evaluate, predictions_path
@@ -135,16 +137,23 @@ def eval_(
                 on_progress=on_progress,
             )
     console = make_console()
-    console.print(evaluation_table(result))
-    console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
-    if (surest := confidence_table(result)) is not None:
-        console.print(surest)
-        console.print(reliability_plot(result, width=min(76, console.width), colour=console.is_terminal))
+    _print_evaluation(console, result)
     if out is not None:
         console.print(f"wrote {out} and {predictions_path(out)}", soft_wrap=True)
     if not result.complete:
         console.print("incomplete: run the same command again for the queries without an answer", soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _print_evaluation(console: Console, result: Evaluation) -> None:
+    """Print the table and the plot of a result, and how well its confidence tells which answers are right."""
+    from manyicl.cli.tables.results import confidence_table, curve_plot, evaluation_table, reliability_plot
+
+    console.print(evaluation_table(result))
+    console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
+    if (surest := confidence_table(result)) is not None:
+        console.print(surest)
+        console.print(reliability_plot(result, width=min(76, console.width), colour=console.is_terminal))
 
 
 def _check_endpoint(

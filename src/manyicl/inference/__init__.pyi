@@ -1,6 +1,6 @@
 from .answering.choices import CONTENT_FREE, score_content_free, weigh_choices
 from .answering.decoding import Decoding, cut_at
-from .answering.generation import Generated, OnIds
+from .answering.generation import Generated, OnIds, generate_after
 from .answering.math_answers import is_same_answer
 from .answering.questions import Answer, Answered, answer_queries, ask, write_queries
 from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Normalize, check_min_confidence, is_unsure
@@ -22,6 +22,7 @@ from .drawing import (
 from .endpoint import Endpoint, EndpointSettings
 from .engine import Engine, choose_engine
 from .model import InferenceModel, load_for_inference, tokenize_for, trained_shots_of
+from .prefix import encode_prefix, score_greedily
 from .prefix_files import ModelKey, load_prefix, model_key, prefix_key, save_prefix
 from .tries import build_trie
 
@@ -53,6 +54,8 @@ __all__ = [
     "choose_own_shots",
     "cut_at",
     "draw_shots",
+    "encode_prefix",
+    "generate_after",
     "generate_voted",
     "is_same_answer",
     "is_unsure",
@@ -67,6 +70,7 @@ __all__ = [
     "sameness_of",
     "save_prefix",
     "score_content_free",
+    "score_greedily",
     "tokenize_for",
     "trained_shots_of",
     "weigh_choices",

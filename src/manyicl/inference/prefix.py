@@ -100,6 +100,24 @@ def score_choices(
         UserError: a likelihood that is not finite, or memory runs out.
         ValueError: a query without ids or options, or an option without ids.
     """
+    return [nats_O for nats_O, _ in score_greedily(model, prefix, queries, options, count=count)]
+
+
+def score_greedily(
+    model: nn.Module,
+    prefix: Prefix,
+    queries: Sequence[NDArray[np.int32]],
+    options: Sequence[Sequence[Sequence[int]]],
+    *,
+    count: EngineCount | None = None,
+) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Return for each query the nats (O,) of its options, as `score_choices`, and which of them are greedy (O,).
+
+    An option is greedy if each of its tokens is the likeliest one after those before it.
+
+    Raises:
+        UserError, ValueError: as `score_choices`.
+    """
     if not all(len(query) for query in queries):
         raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
     tries: dict[int, AnswerTrie] = {}
@@ -107,9 +125,9 @@ def score_choices(
         if id(group) not in tries:
             tries[id(group)] = build_trie(group)
     laid_out = [Query(np.asarray(q, np.int32), tries[id(group)]) for q, group in zip(queries, options, strict=True)]
-    nats = _score_rows(model, prefix, laid_out, count=count)
-    check_finite(nats)
-    return nats
+    scored = _score_rows(model, prefix, laid_out, count=count)
+    check_finite([nats_O for nats_O, _ in scored])
+    return scored
 
 
 @torch.inference_mode()
@@ -119,9 +137,9 @@ def _score_rows(
     queries: Sequence[Query],
     *,
     count: EngineCount | None,
-) -> list[NDArray[np.float64]]:
-    """Return the nats (O,) of every query's options."""
-    nats: list[NDArray[np.float64]] = [np.zeros(0)] * len(queries)
+) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Return the nats (O,) of every query's options, and which of them are greedy (O,)."""
+    found: list[tuple[NDArray[np.float64], NDArray[np.bool_]]] = [(np.zeros(0), np.zeros(0, bool))] * len(queries)
     budget = row_budget(model)
     tries = [trie for _, trie in queries if trie is not None]  # every query has one
     lengths = [len(ids) + len(trie.tokens_N) for (ids, _), trie in zip(queries, tries, strict=True)]
@@ -131,8 +149,8 @@ def _score_rows(
 
     def run(row: list[int]) -> None:
         scored = _score_row(model, prefix, [queries[place] for place in row])
-        for place, logprobs_E in zip(row, scored, strict=True):
-            nats[place] = -tries[place].sum_paths(logprobs_E)
+        for place, (logprobs_E, hits_E) in zip(row, scored, strict=True):
+            found[place] = -tries[place].sum_paths(logprobs_E), tries[place].all_on_paths(hits_E)
             if count is not None:
                 count.num_query_tokens += lengths[place]
 
@@ -140,16 +158,18 @@ def _score_rows(
     order = sorted(range(len(queries)), key=lengths.__getitem__)
     with segment_attention(model):
         run_rows(order, fraction=fraction, run=run)
-    return nats
+    return found
 
 
-def _score_row(model: nn.Module, prefix: Prefix, queries: Sequence[Query]) -> list[NDArray[np.float64]]:
-    """Return the log-probabilities of every edge (E,) of the row's tries."""
+def _score_row(
+    model: nn.Module, prefix: Prefix, queries: Sequence[Query]
+) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Return of every edge (E,) of the row's tries the log-probability, and whether it is the likeliest."""
     device = device_of(model)
     *row, layout = lay_out_row(queries, prefix=prefix, device=device)
     ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(queries)))
     logits_NV = run_row(model, ids, positions, layout=layout, keep=kept)
-    return [logprobs_E for logprobs_E, _ in read_edges(logits_NV, [trie for _, trie in queries if trie is not None])]
+    return read_edges(logits_NV, [trie for _, trie in queries if trie is not None])
 
 
 def check_finite(nats: Sequence[NDArray[np.float64]]) -> None:

@@ -44,6 +44,10 @@ class AnswerTrie:
         """Return the sum of `values_E` along each option, (O,)."""
         return np.add.reduceat(values_E[self.path_edges], self.path_starts[:-1])
 
+    def all_on_paths(self, flags_E: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return whether `flags_E` is true for every edge of each option, (O,)."""
+        return np.logical_and.reduceat(flags_E[self.path_edges], self.path_starts[:-1])
+
 
 def build_trie(options: Sequence[Sequence[int]]) -> AnswerTrie:
     """Return the trie of token ids; options may repeat, and begin one another.

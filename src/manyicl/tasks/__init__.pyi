@@ -1,9 +1,13 @@
-from .answers import find_labels
+from .answers import find_labels, resolve_choices, resolve_lists
+from .columns import Columns
 from .duplicates import CopyIndex, find_copies
-from .formats import data_suffix
-from .layouts import Source, source_of
-from .rows import tidy_answer
-from .settings import METRICS
+from .faults import FaultLog
+from .formats import SPLIT_WORDS, JsonNumber, data_suffix
+from .layouts import Source, find_layout, source_of
+from .readers import read_records
+from .rows import FileRows, Row, read_rows, tidy_answer
+from .settings import METRICS, read_settings
+from .shapes import recognise
 from .task import (
     NO_SPLIT_NOTE,
     SPLITS,
@@ -23,21 +27,34 @@ __all__ = [
     "METRICS",
     "NO_SPLIT_NOTE",
     "SPLITS",
+    "SPLIT_WORDS",
+    "Columns",
     "CopyIndex",
     "Example",
     "Fault",
+    "FaultLog",
+    "FileRows",
+    "JsonNumber",
+    "Row",
     "Source",
     "Task",
     "ask_validation",
     "data_suffix",
     "find_copies",
     "find_labels",
+    "find_layout",
     "flip_labels",
     "flip_map",
     "inspect_task",
     "load_task",
     "load_tasks",
     "name_sources",
+    "read_records",
+    "read_rows",
+    "read_settings",
+    "recognise",
+    "resolve_choices",
+    "resolve_lists",
     "source_of",
     "tidy_answer",
 ]

@@ -32,7 +32,7 @@ Record = Mapping[str, object] | None
 HEAD_SIZE = 65_536  # bytes or characters from which a file's format is recognised
 # First bytes of other formats, and what to do about each.
 _FOREIGN = {
-    b"PK\x03\x04": "is a zip file, as Excel's .xlsx is; save it as CSV UTF-8",
+    b"PK\x03\x04": "is a zip file, as Excel's .xlsx is; name it .xlsx and use manyicl import, or save it as CSV UTF-8",
     bytes.fromhex("d0cf11e0a1b11ae1"): "is an old Office file, as Excel's .xls is; save it as CSV UTF-8",
     b"PAR1": "is a Parquet file; name it .parquet",
     b"ARROW1": "is an Arrow file; write it as Parquet",

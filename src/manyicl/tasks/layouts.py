@@ -45,7 +45,8 @@ _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_in
 _SETTINGS = "task.json"
 # What makes a file readable that is not read, by the end of its name.
 _FIXES = {
-    (".xlsx", ".xls", ".ods"): " (save it as CSV UTF-8)",
+    (".xlsx",): " (manyicl import reads it)",
+    (".xls", ".ods"): " (save it as CSV UTF-8)",
     (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar", ".bz2", ".xz", ".zst"): " (unpack it)",
     (".ndjson", ".jsonlines", ".jl"): " (rename it to .jsonl)",
     (".arrow", ".feather", ".pkl", ".pickle", ".sqlite"): " (save it as Parquet or CSV)",
@@ -115,7 +116,8 @@ def source_of(path: Path) -> Source:
         UserError: the file does not exist, or is not a data file.
     """
     if not data_suffix(path):
-        raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(SUFFIXES)}")
+        fix = "; manyicl import makes a task of it" if path.suffix.lower() in (".xlsx", ".yaml", ".yml") else ""
+        raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(SUFFIXES)}{fix}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return _single(path)

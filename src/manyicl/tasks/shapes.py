@@ -80,7 +80,7 @@ def recognise(record: Mapping[str, object]) -> tuple[str, Mapped] | None:
     Columns that already have our name are not mapped.
     """
     keys = {name.strip().casefold(): name for name in record}
-    for find in (_find_chat, _find_choices, _find_squad, _find_alpaca, _find_pair, _find_names):
+    for find in (_find_chat, _find_prompted, _find_choices, _find_squad, _find_alpaca, _find_pair, _find_names):
         found = find(record, keys)
         if found is not None:
             name, mapped = found
@@ -142,6 +142,21 @@ def _find_chat(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[s
             kind = "ShareGPT conversations" if role == "from" else "chat messages"
             more = "" if len(turns) <= 3 else f", of {len(turns)} turns here: this takes the last question and answer"
             return f"a row of {kind}{more}", {"input": f"{own}.-2.{said}", "answer": f"{own}.-1.{said}"}
+    return None
+
+
+def _find_prompted(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
+    """Recognise promptsource's rows, as in P3: texts beside their token ids, and the answer's choices."""
+    for source, target in (("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets")):
+        if source not in keys or target not in keys or not isinstance(record[keys[source]], str):
+            continue
+        mapped: Mapped = {"input": keys[source], "answer": keys[target]}
+        choices = record.get(keys.get("answer_choices", ""))
+        if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
+            mapped["options"] = keys["answer_choices"]
+        elif source == "inputs":
+            continue  # names alone, which _find_names knows
+        return "a row of promptsource's", mapped
     return None
 
 

@@ -142,7 +142,8 @@ class TrainSettings(BaseModel):
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that build batches ahead; with 0, one batch is built while the GPU works on the last."""
     report_to: tuple[str, ...] = ()
-    """The Trainer's integrations, such as 'tensorboard'."""
+    """Trackers by the Trainer's names, such as 'tensorboard', 'wandb' or 'trackio'; none by default. Each needs its
+    package, and takes its own environment variables, such as WANDB_MODE=offline."""
 
     @model_validator(mode="after")
     def _can_stop_early(self) -> TrainSettings:

@@ -63,7 +63,7 @@ from manyicl.training.run_folder import (
     refuse_damaged,
     refuse_other_sharding,
 )
-from manyicl.training.trainer import AnswerTrainer, LastStepCallback, training_arguments
+from manyicl.training.trainer import AnswerTrainer, LastStepCallback, check_trackers, training_arguments
 
 
 def train(
@@ -151,6 +151,7 @@ def _train_in(
 ) -> Run:
     """Do what `train` says in a folder that only this launch writes to."""
     check_launch(os.environ)
+    check_trackers(config.train.report_to)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():

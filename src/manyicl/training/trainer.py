@@ -24,7 +24,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from manyicl.episodes import Batch, BatchMaker, PackDataset
-from manyicl.errors import OutOfMemoryError, UserError
+from manyicl.errors import OutOfMemoryError, UserError, suggest
 from manyicl.files import sync_tree
 from manyicl.models import check_compiler, decoder_layers, isolation_fault, row_attention, row_loss
 from manyicl.training.footprint import Row
@@ -357,6 +357,9 @@ def training_arguments(
         metric_for_best_model="loss" if validated else None,
         greater_is_better=False,
         report_to=list(settings.report_to),
+        run_name=folder.parent.name,
+        project="manyicl",
+        trackio_static_space_id=False,  # a run stays on this machine; TRACKIO_SPACE_ID sends it to a Space
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=settings.num_workers,
@@ -377,6 +380,25 @@ def _schedule_options(settings: TrainSettings) -> dict[str, int]:
         return {}
     most = settings.num_steps - settings.warmup_steps
     return {"num_decay_steps": max(1, min(round(settings.decay_share * settings.num_steps), most))}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that transformers' Trainer does not know, or whose package is not installed.
+
+    Raises:
+        UserError: as said.
+    """
+    if not names:
+        return
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UserError(f"train.report_to: no tracker '{name}'{suggest(name, INTEGRATION_TO_CALLBACK)}")
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (ImportError, RuntimeError) as error:
+            raise UserError(f"train.report_to: {name} is not installed; pip install {name}") from error
 
 
 def _text_of(packs: PackDataset) -> NDArray[np.int32]:

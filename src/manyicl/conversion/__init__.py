@@ -1,0 +1,6 @@
+"""From what people have to a folder of tasks: well-known formats, Excel, data sets of the Hub, lm-eval's task files."""
+
+import lazy_loader
+
+# The names are in __init__.pyi; a module is imported when one of its names is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,7 @@
+from .importing import Import, ImportedTask, import_tasks
+
+__all__ = [
+    "Import",
+    "ImportedTask",
+    "import_tasks",
+]

@@ -1,0 +1,6 @@
+from .sharing import SharedContexts, share_contexts
+
+__all__ = [
+    "SharedContexts",
+    "share_contexts",
+]

@@ -1,0 +1,59 @@
+"""`manyicl import` as a user meets it: the preview, the folder, the next command, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_app import refusal, run_manyicl
+from tests.conversion.test_importing import SQUAD
+
+
+def test_the_command_shows_what_it_would_write_and_then_writes_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("squad.json").write_text(json.dumps(SQUAD))
+    code, looked, _ = run_manyicl(capfd, "import", "squad.json", "--dry-run")
+    assert code == 0
+    assert looked.splitlines() == [
+        "squad: a row like SQuAD's: input from context and question, answer from answers.text",
+        "3 rows read, 2 written, 1 left out",
+        "  left out: empty answer 1 (squad.json, row 3: answer None is empty; fill it in or remove the row)",
+        "as it will be read: 2 train, 0 validation, 0 test; family qa, metric exact_match",
+        "  No split is given: 20 % are test and 10 % of the rest validation, by a hash of the input.",
+        "  input    Rain is water. It falls.⏎What is rain?",
+        "  answer   water | Water",
+        "  input    Rain is water. It falls.⏎What does it do?",
+        "  answer   falls",
+        "",
+        "nothing is written; to write it, give --out FOLDER instead of --dry-run",
+    ]
+    assert not Path("mine").exists()
+    _, done, _ = run_manyicl(capfd, "import", "squad.json", "--out", "mine")
+    assert done.splitlines()[-2:] == ["wrote squad.jsonl, squad.task.json to mine", "next: manyicl check mine"]
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["squad.jsonl", "squad.task.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["t.csv"], "name a new folder with --out, or only look with --dry-run"),
+        (["t.csv", "--dry-run", "--column", "input"], "--column input: write OURS=THEIRS, such as --column input=text"),
+        (["t.csv", "--dry-run", "--split", "=x"], "--split =x: write OURS=THEIRS, such as --split test=validation"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line(arguments, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("input,answer\na,b\n")
+    assert refusal(capfd, "import", *arguments) == message
+
+
+def test_the_page_shows_what_the_command_prints(tmp_path, monkeypatch, capfd):
+    page = Path(__file__).parents[2] / "docs" / "other-tools.md"
+    monkeypatch.chdir(tmp_path)
+    Path("squad.json").write_text(json.dumps(SQUAD))
+    code, done, _ = run_manyicl(capfd, "import", "squad.json", "--out", "mine")
+    assert code == 0
+    session = page.read_text(encoding="utf-8").split("<!-- import-session -->\n```console\n")[1].split("```")[0]
+    assert session.splitlines() == ["$ manyicl import squad.json --out mine", *done.splitlines()]

@@ -1,0 +1,291 @@
+"""`manyicl import`: each well-known format becomes the rows that a person would write, none unaccounted for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manyicl.conversion import ImportedTask, import_tasks
+from manyicl.errors import UserError
+from manyicl.tasks import load_tasks
+
+SQUAD = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Rain",
+            "paragraphs": [
+                {
+                    "context": "Rain is water. It falls.",
+                    "qas": [
+                        {"id": "1", "question": "What is rain?", "answers": [{"text": "water"}, {"text": "Water"}]},
+                        {"id": "2", "question": "What does it do?", "answers": [{"text": "falls"}]},
+                        {"id": "3", "question": "Why?", "answers": []},
+                    ],
+                }
+            ],
+        }
+    ],
+}
+MMLU = [
+    {"question": "1 + 1?", "choices": ["1", "2", "3", "4"], "answer": 1},
+    {"question": "2 + 2?", "choices": ["1", "2", "3", "4"], "answer": 3},
+    {"question": "0 + 1?", "choices": ["1", "2", "3", "4"], "answer": 0},
+]
+ARC = [
+    {"id": "a", "question": "What melts?", "choices": {"text": ["ice", "air"], "label": ["A", "B"]}, "answerKey": "A"},
+    {"id": "b", "question": "What burns?", "choices": {"text": ["ice", "oil"], "label": ["1", "2"]}, "answerKey": "2"},
+]
+ALPACA = [
+    {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    {"instruction": "Say hello.", "input": "", "output": "Hello!"},
+]
+CHAT = [
+    {
+        "messages": [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+        ]
+    },
+    {"messages": [{"role": "user", "content": "Bye"}]},
+    {"messages": [{"role": "assistant", "content": "Hi?"}, {"role": "user", "content": "No"}]},
+]
+SHAREGPT = [
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+    {
+        "conversations": [
+            {"from": "human", "value": "Hi!"},
+            {"from": "gpt", "value": "Hm"},
+            {"from": "human", "value": "?"},
+        ]
+    },
+]
+PROMPTED = [
+    {
+        "inputs": [3, 4],
+        "inputs_pretokenized": "Is it good? Great film.",
+        "targets": [5],
+        "targets_pretokenized": "\nyes",
+        "answer_choices": ["no", "yes"],
+    },
+    {
+        "inputs": [3],
+        "inputs_pretokenized": "Is it good? Dull film.",
+        "targets": [6],
+        "targets_pretokenized": "\nno",
+        "answer_choices": ["no", "yes"],
+    },
+]
+
+
+def written(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def adds_up(imported: ImportedTask) -> bool:
+    return imported.num_read == imported.num_written + sum(imported.left_out.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "left_out"),
+    [
+        (
+            SQUAD,
+            [
+                {"input": "Rain is water. It falls.\nWhat is rain?", "answer": ["water", "Water"]},
+                {"input": "Rain is water. It falls.\nWhat does it do?", "answer": "falls"},
+            ],
+            {"empty answer": 1},
+        ),
+        (
+            MMLU,
+            [
+                {"input": "1 + 1?", "answer": "2", "options": ["1", "2", "3", "4"]},
+                {"input": "2 + 2?", "answer": "4", "options": ["1", "2", "3", "4"]},
+                {"input": "0 + 1?", "answer": "1", "options": ["1", "2", "3", "4"]},
+            ],
+            {},
+        ),
+        (
+            ARC,
+            [
+                {"input": "What melts?", "answer": "ice", "options": ["ice", "air"]},
+                {"input": "What burns?", "answer": "oil", "options": ["ice", "oil"]},
+            ],
+            {},
+        ),
+        (ALPACA, [{"input": "Add.\n1 and 2", "answer": "3"}, {"input": "Say hello.", "answer": "Hello!"}], {}),
+        (
+            CHAT,
+            [{"input": "Hi", "answer": "Hello"}],
+            {"chat that does not end with a question and its answer": 1, "no input column": 1},
+        ),
+        (
+            SHAREGPT,
+            [{"input": "Hi", "answer": "Hello"}],
+            {"chat that does not end with a question and its answer": 1},
+        ),
+        (
+            PROMPTED,
+            [
+                {"input": "Is it good? Great film.", "answer": "yes", "options": ["no", "yes"]},
+                {"input": "Is it good? Dull film.", "answer": "no", "options": ["no", "yes"]},
+            ],
+            {},
+        ),
+    ],
+    ids=["squad", "mmlu", "arc", "alpaca", "chat", "sharegpt", "promptsource"],
+)
+def test_a_known_format_is_written_as_input_and_answer(rows, expected, left_out, tmp_path):
+    source = tmp_path / "desk.json"
+    source.write_text(json.dumps(rows), encoding="utf-8")
+    (imported,) = import_tasks(source, tmp_path / "out").tasks
+    assert written(tmp_path / "out", "desk") == expected
+    assert imported.left_out == left_out
+    assert adds_up(imported)
+    (task,) = load_tasks(tmp_path / "out")
+    assert task == imported.task
+    about = json.loads((tmp_path / "out" / "desk.task.json").read_text())
+    assert about["imported_from"]["source"] == "desk.json"
+
+
+def test_class_numbers_in_parquet_become_names_and_unlabelled_rows_are_left_out(tmp_path):
+    """As the datasets library writes them: the names are in the schema, and -1 means that the label is not public."""
+    features = {"text": {"_type": "Value"}, "label": {"names": ["bad", "good"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    for split, labels in (("train", [1, 0]), ("validation", [0, 1]), ("test", [-1, -1])):
+        table = pa.table({"text": [f"{split} one", f"{split} two"], "label": labels})
+        folder = tmp_path / "films" / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.replace_schema_metadata(metadata), folder / f"{split}-00000-of-00001.parquet")
+    (imported,) = import_tasks(tmp_path / "films", tmp_path / "out", splits={"test": "validation"}).tasks
+    assert written(tmp_path / "out", "films") == [
+        {"input": "train one", "answer": "good", "split": "train"},
+        {"input": "train two", "answer": "bad", "split": "train"},
+        {"input": "validation one", "answer": "bad", "split": "test"},
+        {"input": "validation two", "answer": "good", "split": "test"},
+    ]
+    assert imported.left_out == {"split 'test' has no place here": 2}
+    assert adds_up(imported)
+    (unmoved,) = import_tasks(tmp_path / "films").tasks
+    assert unmoved.left_out == {"empty answer": 2}
+    assert [len(unmoved.task.train), len(unmoved.task.validation), len(unmoved.task.test)] == [2, 2, 0]
+
+
+def test_a_folder_of_the_hub_is_read_as_its_readme_says(tmp_path):
+    folder = tmp_path / "mail"
+    (folder / "en").mkdir(parents=True)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  data_files:\n  - split: train\n    path: en/a*.jsonl\n"
+        "  - split: test\n    path: en/held.jsonl\n  - split: unsupervised\n    path: en/more.jsonl\n"
+        "- config_name: de\n  data_files: de.jsonl\n"
+        "dataset_info:\n- config_name: en\n  features:\n  - name: text\n    dtype: string\n  - name: label\n"
+        "    dtype:\n      class_label:\n        names:\n          '0': ham\n          '1': spam\n---\n# Mail\n",
+        encoding="utf-8",
+    )
+    (folder / "en" / "a1.jsonl").write_text('{"text": "Hello", "label": 0}\n{"text": "Win!", "label": 1}\n')
+    (folder / "en" / "held.jsonl").write_text('{"text": "Cheap", "label": 1}\n{"text": "?", "label": 7}\n')
+    (folder / "en" / "more.jsonl").write_text('{"text": "Who knows", "label": -1}\n')
+    with pytest.raises(UserError, match=r"mail: has the configs en, de; name one as `config`$"):
+        import_tasks(folder)
+    (imported,) = import_tasks(folder, tmp_path / "out", config="en").tasks
+    assert written(tmp_path / "out", "mail_en") == [
+        {"input": "Hello", "answer": "ham", "split": "train"},
+        {"input": "Win!", "answer": "spam", "split": "train"},
+        {"input": "Cheap", "answer": "spam", "split": "test"},
+    ]
+    assert imported.left_out == {"split 'unsupervised' has no place here": 1, "no class": 1}
+    assert adds_up(imported)
+
+
+def test_old_metadata_name_classes_too(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "dataset_infos.json").write_text(
+        json.dumps({"default": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}})
+    )
+    (tmp_path / "old" / "train.csv").write_text("text,label\nIs it?,1\nWas it?,0\n")
+    import_tasks(tmp_path / "old", tmp_path / "out")
+    assert written(tmp_path / "out", "old") == [
+        {"input": "Is it?", "answer": "yes"},
+        {"input": "Was it?", "answer": "no"},
+    ]
+
+
+def test_columns_that_nobody_can_guess_are_given(tmp_path):
+    (tmp_path / "odd.csv").write_text("frage,vorher,reply\nWho?,Ann ran.,Ann\n,,\nWhen?,Bo sat.,\n")
+    with pytest.raises(UserError, match="no 'input' column"):
+        import_tasks(tmp_path / "odd.csv")
+    columns = {"input": ["vorher", "frage"], "answer": "reply"}
+    (imported,) = import_tasks(tmp_path / "odd.csv", tmp_path / "out", columns=columns, name="who").tasks
+    assert written(tmp_path / "out", "who") == [{"input": "Ann ran.\nWho?", "answer": "Ann"}]
+    assert imported.task.name == "who"
+    assert imported.left_out == {"empty answer": 1, "blank row": 1}
+    assert "odd.csv, row 3: answer '' is empty" in imported.examples["empty answer"]
+
+
+def test_a_task_json_beside_the_source_is_kept(tmp_path):
+    (tmp_path / "who.jsonl").write_text('{"q": "Who?", "a": "Ann"}\n{"q": "Whom?", "a": "Bo"}\n')
+    settings = {
+        "columns": {"input": "q", "answer": "a"},
+        "family": "qa",
+        "metric": "token_f1",
+        "instruction": "Answer.",
+    }
+    (tmp_path / "who.task.json").write_text(json.dumps(settings))
+    (imported,) = import_tasks(tmp_path / "who.jsonl", tmp_path / "out", rows="parquet").tasks
+    (task,) = load_tasks(tmp_path / "out")
+    assert (task.metric, task.instruction) == ("token_f1", "Answer.")
+    assert pq.read_table(tmp_path / "out" / "who.parquet").to_pylist() == [
+        {"input": "Who?", "answer": "Ann"},
+        {"input": "Whom?", "answer": "Bo"},
+    ]
+    assert imported.files == ("who.parquet", "who.task.json")
+
+
+def test_a_folder_with_several_tasks_gives_one_each(tmp_path):
+    source = tmp_path / "all"
+    source.mkdir()
+    (source / "one.jsonl").write_text(json.dumps(ALPACA[0]))
+    (source / "two.json").write_text(json.dumps(MMLU))
+    assert [t.task.name for t in import_tasks(source, tmp_path / "out").tasks] == ["one", "two"]
+    assert [task.name for task in load_tasks(tmp_path / "out")] == ["one", "two"]
+    with pytest.raises(UserError, match="holds 2 tasks; leave the name out"):
+        import_tasks(source, name="x")
+
+
+def test_nothing_is_overwritten_and_nothing_stays_of_an_import_that_fails(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"input": "a", "answer": ""}\n')
+    with pytest.raises(UserError, match=r"bad\.jsonl: no row is left; empty answer 1 \("):
+        import_tasks(tmp_path / "bad.jsonl", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"out: exists already; name a new folder"):
+        import_tasks(tmp_path / "bad.jsonl", tmp_path / "out")
+    with pytest.raises(UserError, match=r"nowhere\.csv: no such file or folder"):
+        import_tasks(tmp_path / "nowhere.csv")
+    (tmp_path / "broken.jsonl").write_text('{"input": "a", "answer": "b"}\n{"input": \n')
+    assert import_tasks(tmp_path / "broken.jsonl").tasks[0].left_out == {"invalid JSON": 1}
+
+
+def test_splits_must_be_ours_and_theirs(tmp_path):
+    (tmp_path / "t").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / "t" / f"{split}.csv").write_text(f"input,answer\n{split},x\n")
+    with pytest.raises(UserError, match=r"split exam=dev: 'exam' is not a split"):
+        import_tasks(tmp_path / "t", splits={"exam": "dev"})
+    with pytest.raises(UserError, match=r"split test=eval: t has no split 'eval'; known: train, validation"):
+        import_tasks(tmp_path / "t", splits={"test": "eval"})
+
+
+def test_a_family_decides_the_metric(tmp_path):
+    rows = [{"question": "1 + 1?", "answer": "One and one.\n#### 2"}, {"question": "2 + 2?", "answer": "Two.\n#### 4"}]
+    (tmp_path / "gsm8k.json").write_text(json.dumps(rows))
+    (imported,) = import_tasks(tmp_path / "gsm8k.json", tmp_path / "out", family="math").tasks
+    assert (imported.task.family, imported.task.metric) == ("math", "math_exact_match")
+    about = json.loads((tmp_path / "out" / "gsm8k.task.json").read_text())
+    assert (about["family"], about["metric"]) == ("math", "math_exact_match")
