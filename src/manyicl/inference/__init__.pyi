@@ -1,9 +1,9 @@
 from .answering.choices import CONTENT_FREE, score_content_free, weigh_choices
-from .answering.decoding import Decoding, cut_at
+from .answering.decoding import cut_at
 from .answering.generation import Generated, OnIds, generate_after
 from .answering.math_answers import is_same_answer
 from .answering.questions import Answer, Answered, answer_queries, ask, write_queries
-from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Normalize, check_min_confidence, is_unsure
+from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Decoding, Normalize, check_min_confidence, is_unsure
 from .answering.voting import generate_voted, sameness_of
 from .drawing import (
     LONG_TRAIN,

@@ -7,31 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manyicl.inference.answering.settings import Decoding
 from manyicl.seeds import make_stream
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How one answer is generated."""
-
-    stop: tuple[str, ...] = ()
-    """Texts that end the answer and are not part of it."""
-    temperature: float = 0.0
-    """What logits are divided by before a token is sampled; 0: the likeliest token is taken."""
-    top_p: float = 1.0
-    """Only the likeliest tokens that have this probability together are sampled from (Holtzman et al. 2020)."""
-    seed: int = 0
-    """Decides what is sampled, together with the prompt and `sample`."""
-    sample: int = 0
-    """Number of the sample, from 0: samples of one prompt differ."""
-
 
 GREEDY = Decoding()
 

@@ -1,4 +1,7 @@
-"""How a query is answered: the settings that eval, compare, ask and the service share."""
+"""How a query is answered: the settings that eval, compare, ask and the service share.
+
+Nothing here needs torch: `check` and `diff` answer at once.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,26 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from manyicl.errors import UserError
-from manyicl.inference.answering.decoding import Decoding
 
 Normalize = Literal["none", "tokens", "characters", "bytes"]
 Calibrate = Literal["none", "contextual"]
 MOST_TEMPERATURE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How one answer is generated."""
+
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer and are not part of it."""
+    temperature: float = 0.0
+    """What logits are divided by before a token is sampled; 0: the likeliest token is taken."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that have this probability together are sampled from (Holtzman et al. 2020)."""
+    seed: int = 0
+    """Decides what is sampled, together with the prompt and `sample`."""
+    sample: int = 0
+    """Number of the sample, from 0: samples of one prompt differ."""
 
 
 @dataclass(frozen=True, slots=True)
