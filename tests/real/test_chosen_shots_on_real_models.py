@@ -1,4 +1,4 @@
-"""Nearest shots on real pretrained models: what only a query's own shot can tell is told."""
+"""Nearest shots on real pretrained models: `ask` and `eval` have the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from manyicl.evaluation.loop import evaluate
 from manyicl.inference.answering.questions import ask
 from manyicl.inference.model import load_for_inference
 from manyicl.tasks.task import Example, Task
@@ -21,8 +22,8 @@ def base(request) -> Path:
     return request.getfixturevalue(request.param)
 
 
-def test_a_register_is_looked_up_by_nearest_shots_and_guessed_after_random_ones(base):
-    """Nobody can know the colour of locker 17: one of 48 rows says so."""
+def test_ask_answers_after_nearest_shots_as_eval_does(base):
+    """The last shot of each question is the row that says the same; likelihoods are those of `eval`."""
     names = ("Anna", "Boris", "Clara", "David", "Edith", "Frank", "Greta", "Henry")
     rooms = ("kitchen", "cellar", "garage", "attic", "library", "stable")
     train = tuple(
@@ -30,16 +31,16 @@ def test_a_register_is_looked_up_by_nearest_shots_and_guessed_after_random_ones(
         for n, name in enumerate(names)
         for r, room in enumerate(rooms)
     )
-    task = Task("lockers", "classification", "accuracy", "", COLOURS, train, (), (), "lockers", 48, {}, "")
-    model = load_for_inference(str(base), precision="fp32", max_tokens=512)
     asked = train[::5]
-    inputs = [one.input for one in asked]
-    right = {
-        choose: sum(
-            answer.answer == one.answer
-            for answer, one in zip(ask(model, task, inputs, shots=8, choose=choose, num_nearest=2), asked, strict=True)
-        )
-        for choose in ("random", "nearest")
-    }
-    assert right["nearest"] >= 8
-    assert right["random"] <= 6
+    task = Task("lockers", "classification", "accuracy", "", COLOURS, train, (), asked, "lockers", 48, {}, "")
+    model = load_for_inference(str(base), precision="fp32", max_tokens=512)
+    chosen = {"choose": "nearest", "num_nearest": 2}
+    answers = ask(model, task, [one.input for one in asked], shots=8, **chosen)
+    found = evaluate(model, [task], shots=[8], draws=1, queries=10, **chosen)
+    inputs = {one.id: one.input for one in asked}
+    by_input = {inputs[one.query]: one for one in found.curves[0].predictions}
+    assert len(by_input) == len(answers) == 10
+    for answer in answers:
+        prediction = by_input[answer.input]
+        assert prediction.prediction == answer.answer
+        assert prediction.choice_nll[answer.answer] == pytest.approx(answer.nll, abs=1e-3)

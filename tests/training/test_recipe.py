@@ -282,7 +282,7 @@ def test_a_resolved_config_is_read_back_as_it_was(config):
 
 def test_the_resolved_config_says_every_default(tmp_path):
     written: dict[str, Any] = tomllib.loads(dump_config(load_recipe(write_recipe(tmp_path))))
-    assert set(written["train"]) == set(TrainSettings.model_fields) - {"pack_tokens"}
+    assert set(written["train"]) == set(TrainSettings.model_fields) - {"pack_tokens", "early_stopping_patience"}
     assert set(written["model"]) == set(ModelSettings.model_fields) - {"revision", "lora", "quantize"}
 
 
