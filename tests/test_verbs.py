@@ -11,20 +11,21 @@ import manyicl
 from manyicl.cli.app import app
 from tests.trajectory.setting import write_setting
 
-# Where the names differ: Python has an `eval` of its own, and `report` and `demo` are packages.
+# Where the names differ: Python has an `eval` and an `import` of its own, and `report` and `demo` are packages.
 FUNCTIONS = {
     "eval": "evaluate",
     "curve": "one_pass_curve",
     "report": "write_report",
     "world": "write_world",
     "demo": "run_demo",
+    "import": "import_tasks",
     "token": "make_token",
 }
 
 
 def test_every_verb_has_a_function():
     verbs = get_command(app).commands
-    assert len(verbs) == 16
+    assert len(verbs) == 17
     assert {FUNCTIONS.get(verb, verb) for verb in verbs} <= set(manyicl.__all__)
 
 
