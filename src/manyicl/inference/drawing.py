@@ -16,7 +16,7 @@ from manyicl.seeds import AskPurpose, make_stream
 
 ShotPolicy = Literal["random", "balanced", "nearest"]
 SHOT_POLICIES: tuple[ShotPolicy, ...] = ("random", "balanced", "nearest")
-# Default number of an input's own shots, which follow the shared ones. A guess: benchmarks/chosen_shots.py tries others.
+# Default number of an input's own shots, after the shared ones. A guess: benchmarks/chosen_shots.py tries others.
 NUM_NEAREST = 8
 
 LONG_TRAIN = "train rows too long to be shots"
