@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.inference.answering.decoding import GREEDY, Decoding, cut_at
+from manyicl.inference.answering.decoding import GREEDY, cut_at
 from manyicl.inference.answering.generation import Generated, OnIds
+from manyicl.inference.answering.settings import Decoding
 from manyicl.inference.endpoint_replies import one_line, prompt_tokens, server_words, wait_s_of
 from manyicl.inference.prefix import EngineCount
 from manyicl.models import EMPTY_PREFIX, Prefix

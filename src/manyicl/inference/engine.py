@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from manyicl.episodes import TaskTokenizer
-from manyicl.inference.answering.decoding import GREEDY, Decoding, Sampler
+from manyicl.inference.answering.decoding import GREEDY, Sampler
 from manyicl.inference.answering.generation import Generated, OnIds, generate_after, generate_and_score, read_answer
+from manyicl.inference.answering.settings import Decoding
 from manyicl.inference.budget import row_budget, run_rows
 from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EngineCount, check_finite, encode_prefix, score_choices

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyicl.episodes import TaskTokenizer
-from manyicl.inference.answering.decoding import GREEDY, Decoding, Sampler, cut_at
+from manyicl.inference.answering.decoding import GREEDY, Sampler, cut_at
+from manyicl.inference.answering.settings import Decoding
 from manyicl.inference.budget import row_budget, run_rows
 from manyicl.inference.prefix import EngineCount, check_finite
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.inference.answering.decoding import Decoding
 from manyicl.inference.answering.generation import Generated, OnIds
 from manyicl.inference.answering.math_answers import is_same_answer
+from manyicl.inference.answering.settings import Decoding
 from manyicl.models import Prefix
 
 if TYPE_CHECKING:
