@@ -32,19 +32,11 @@ CONFIG = LlamaConfig(
 )
 
 
-@pytest.mark.parametrize("checkpointed", [*map(Recompute, (0, 5, 8)), Recompute(8, keep_attention=False)], ids=str)
-@pytest.mark.parametrize("lora", [None, LoraSettings()], ids=["full", "lora"])
-@pytest.mark.parametrize("num_tokens", [4096, 16384])
-def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, checkpointed):
-    num_targets = num_tokens // 10
+def measure_peak(model, checkpointed, *, num_tokens, num_targets):
+    """The allocator's peak over a forward and backward pass of one row."""
     span = np.array([[num_tokens - num_targets, num_tokens]])
     built = TokenizedEpisode(ids=np.full(num_tokens, 5, dtype=np.int32), spans=span)
     batch = join_row([built], targets="all", weights=[np.ones(1)], tasks=[0], episodes=(0,)).to("cuda")
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32 if lora is None else torch.bfloat16)
-        model = model.train() if lora is None else add_adapter(model, lora).train()
-    footprint = measure_footprint(CONFIG, Row(num_tokens, num_targets, "bf16"), lora=lora)
-    prediction = predict_memory(footprint, checkpointed)
     for _ in range(2):  # the second pass finds the gradients there
         torch.cuda.reset_peak_memory_stats()
         layers = prepared_layers(model, checkpointed, compiled=False)
@@ -53,7 +45,20 @@ def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, chec
                 loss = row_loss(model, batch).loss
             loss.backward()
         del loss
-    measured = torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated()
+
+
+@pytest.mark.parametrize("checkpointed", [*map(Recompute, (0, 5, 8)), Recompute(8, keep_attention=False)], ids=str)
+@pytest.mark.parametrize("lora", [None, LoraSettings()], ids=["full", "lora"])
+@pytest.mark.parametrize("num_tokens", [4096, 16384])
+def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, checkpointed):
+    num_targets = num_tokens // 10
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32 if lora is None else torch.bfloat16)
+        model = model.train() if lora is None else add_adapter(model, lora).train()
+    footprint = measure_footprint(CONFIG, Row(num_tokens, num_targets, "bf16"), lora=lora)
+    prediction = predict_memory(footprint, checkpointed)
+    measured = measure_peak(model, checkpointed, num_tokens=num_tokens, num_targets=num_targets)
     predicted = prediction.total_bytes - prediction.optimizer_bytes  # there is no optimizer here
     print(f"{num_tokens} tokens, measured {measured / 2**30:.2f} GiB, predicted {predicted / 2**30:.2f}")
     assert predicted == pytest.approx(measured, rel=0.1)
@@ -63,22 +68,11 @@ def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, chec
 def test_the_predicted_peak_on_a_base_in_4_bits_is_what_the_allocator_reports(tmp_path, checkpointed):
     pytest.importorskip("bitsandbytes")
     num_tokens, num_targets = 16384, 1638
-    span = np.array([[num_tokens - num_targets, num_tokens]])
-    built = TokenizedEpisode(ids=np.full(num_tokens, 5, dtype=np.int32), spans=span)
-    batch = join_row([built], targets="all", weights=[np.ones(1)], tasks=[0], episodes=(0,)).to("cuda")
     AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16).save_pretrained(tmp_path)
     lora = LoraSettings()
     settings = ModelSettings(path=str(tmp_path), precision="bf16", quantize="nf4", lora=lora)
     model = load_model(settings, trainable=True, device="cuda").train()
     row = Row(num_tokens, num_targets, "bf16", quantize="nf4")
     prediction = predict_memory(measure_footprint(CONFIG, row, lora=lora), checkpointed)
-    for _ in range(2):
-        torch.cuda.reset_peak_memory_stats()
-        layers = prepared_layers(model, checkpointed, compiled=False)
-        with segment_attention(model, row_tokens=num_tokens), layers, unwidened_inputs(model, autocast=True):
-            with torch.autocast("cuda", dtype=torch.bfloat16):
-                loss = row_loss(model, batch).loss
-            loss.backward()
-        del loss
-    measured = torch.cuda.max_memory_allocated()
+    measured = measure_peak(model, checkpointed, num_tokens=num_tokens, num_targets=num_targets)
     assert prediction.total_bytes - prediction.optimizer_bytes == pytest.approx(measured, rel=0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,9 +13,6 @@ from manyicl.errors import UserError
 
 commands = typer.Typer()
 _PAIR_EXAMPLES = {"--column": "input=text", "--split": "test=validation"}
-
-if TYPE_CHECKING:
-    pass
 
 
 @commands.command()

@@ -176,12 +176,7 @@ def _drop_ends_of_chats(file: FileRows, mapped: Mapping[str, Any], *, log: Fault
             wrong[number] = f"the turn before the last is by {roles[0]!r}"
     for row in file.rows:
         if row.number in wrong:
-            log.add(
-                "chat that does not end with a question and its answer",
-                wrong[row.number],
-                row=row.number,
-                path=file.path,
-            )
+            log.add(_NO_ANSWER, wrong[row.number], row=row.number, path=file.path)
     file.rows = [row for row in file.rows if row.number not in wrong]
 
 

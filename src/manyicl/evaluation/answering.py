@@ -20,6 +20,7 @@ from manyicl.inference import (
     prefix_lengths,
     sameness_of,
     score_content_free,
+    score_references,
     weigh_choices,
     write_queries,
 )
@@ -166,8 +167,7 @@ def _generate(
             is_same=sameness_of(sweep.task.metric),
         )
         if engine.has_likelihoods:
-            nats = engine.score(prefix, prompts, [[reference] for reference in references])
-            answers = [one.with_reference(float(nats_O[0])) for one, nats_O in zip(answers, nats, strict=True)]
+            answers = score_references(engine, prefix, prompts, answers, references=references)
     return {
         query: _Reply(one.text, one.reference_nll, cut=one.cut, confidence=share, fault=one.fault)
         for query, one, share in zip(asked, answers, shares, strict=True)

@@ -23,6 +23,7 @@ from manyicl.evaluation.points import (
     read_predictions,
     sum_plain_paths,
 )
+from manyicl.evaluation.shots import record_choice
 from manyicl.files import write_atomically
 from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings, ShotPolicy
 from manyicl.seeds import STREAMS
@@ -101,13 +102,8 @@ class Evaluation:
         keys = ("model", "kind", "engine", "fixed_shots", "seed", "max_tokens")
         values = {key: getattr(self, key) for key in keys} | asdict(self.answering) | {"streams": STREAMS}
         # Files of earlier versions do not say that shots were chosen at random.
-        return values | {"choose": self._choice.get("choose"), "num_nearest": self.num_nearest}
-
-    @property
-    def _choice(self) -> dict[str, Any]:
-        """How shots were chosen, as the file keeps it: empty if at random."""
-        nearest = {} if self.num_nearest is None else {"num_nearest": self.num_nearest}
-        return {} if self.choose == "random" else {"choose": self.choose, **nearest}
+        chosen = record_choice(self.choose, self.num_nearest)
+        return values | {"choose": chosen.get("choose"), "num_nearest": self.num_nearest}
 
     def to_json(self) -> dict[str, Any]:
         """Return the result file's content (docs/results-format.md), without the predictions' hash."""
@@ -127,7 +123,7 @@ class Evaluation:
             **({"endpoint": dict(self.endpoint)} if self.endpoint else {}),
             **({} if self.fixed_shots is None else {"fixed_shots": self.fixed_shots}),
             **({"sharing_fault": self.sharing_fault} if self.sharing_fault else {}),
-            **self._choice,
+            **record_choice(self.choose, self.num_nearest),
             "seed": self.seed,
             "streams": STREAMS,
             "max_tokens": self.max_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 Shots = int | Literal["fill"]
 FILL: Literal["fill"] = "fill"
@@ -33,3 +33,14 @@ def tell_shot_count(shots: Shots) -> str:
 def tell_asked_with(shots: Shots) -> str:
     """Return how something was asked, in words: 'at 4 shots', 'with as many shots as fit'."""
     return f"{'with' if shots == FILL else 'at'} {tell_shot_count(shots)}"
+
+
+def record_choice(choose: str, num_nearest: int | None) -> dict[str, Any]:
+    """Return how shots are chosen as results keep it: empty if at random, as results of earlier versions are.
+
+    >>> record_choice("random", 8), record_choice("balanced", 8), record_choice("nearest", 8)
+    ({}, {'choose': 'balanced'}, {'choose': 'nearest', 'num_nearest': 8})
+    """
+    if choose == "random":
+        return {}
+    return {"choose": choose, "num_nearest": num_nearest} if choose == "nearest" else {"choose": choose}

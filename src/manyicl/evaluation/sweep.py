@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples, query_ids
 from manyicl.errors import UserError
 from manyicl.evaluation.points import PlainPath
-from manyicl.evaluation.shots import FILL, Shots, shots_order, sort_shots
+from manyicl.evaluation.shots import FILL, Shots, record_choice, shots_order, sort_shots
 from manyicl.inference import (
     DEFAULT_ANSWERS,
     LONG_TRAIN,
@@ -83,10 +83,7 @@ class Sweep:
     @property
     def choice(self) -> dict[str, Any]:
         """How shots are chosen, as results keep it: empty if at random, as results of earlier versions are."""
-        if self.choose == "random":
-            return {}
-        nearest = {"num_nearest": self.num_nearest} if self.choose == "nearest" else {}
-        return {"choose": self.choose, **nearest}
+        return record_choice(self.choose, self.num_nearest)
 
 
 def check_sweep(sweep: Sweep) -> None:

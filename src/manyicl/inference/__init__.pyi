@@ -20,7 +20,7 @@ from .drawing import (
     write_answers,
 )
 from .endpoint import Endpoint, EndpointSettings
-from .engine import Engine, choose_engine
+from .engine import Engine, choose_engine, score_references
 from .model import InferenceModel, load_for_inference, tokenize_for, trained_shots_of
 from .prefix import encode_prefix, score_greedily
 from .prefix_files import ModelKey, load_prefix, model_key, prefix_key, save_prefix
@@ -71,6 +71,7 @@ __all__ = [
     "save_prefix",
     "score_content_free",
     "score_greedily",
+    "score_references",
     "tokenize_for",
     "trained_shots_of",
     "weigh_choices",

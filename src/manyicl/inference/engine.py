@@ -155,9 +155,8 @@ class _LocalEngine(ABC):
     ) -> list[Generated]:
         """Return the answer of each query after `prefix`, those with the same limit together."""
         if references is not None and decodings is not None:  # only greedy answers may begin as their references do
-            answers_alone = self.generate(prefix, queries, limits=limits, decodings=decodings, on_ids=on_ids)
-            nats = self.score(prefix, queries, [[reference] for reference in references])
-            return [one.with_reference(float(nats_O[0])) for one, nats_O in zip(answers_alone, nats, strict=True)]
+            alone = self.generate(prefix, queries, limits=limits, decodings=decodings, on_ids=on_ids)
+            return score_references(self, prefix, queries, alone, references=references)
         places: dict[int, list[int]] = {}
         for place, limit in enumerate(limits):
             places.setdefault(limit, []).append(place)
@@ -279,8 +278,7 @@ class WholePrompts(_LocalEngine):
         self.count.num_query_tokens += sum(len(query) for query in queries)
         if references is None:
             return answers
-        nats = self.score(prefix, queries, [[reference] for reference in references])
-        return [answer.with_reference(float(nats_O[0])) for answer, nats_O in zip(answers, nats, strict=True)]
+        return score_references(self, prefix, queries, answers, references=references)
 
     def _generate(
         self,
@@ -295,6 +293,19 @@ class WholePrompts(_LocalEngine):
         return generate_whole_prompts(
             self.model, self.tokenizer, prefix.ids, queries, max_new_tokens=limit, decodings=decodings
         )
+
+
+def score_references(
+    engine: Engine | _LocalEngine,
+    prefix: Prefix,
+    queries: Sequence[Ids],
+    answers: Sequence[Generated],
+    *,
+    references: Sequence[Sequence[int]],
+) -> list[Generated]:
+    """Return the answers to the queries, each with the nats of its reference, found in a pass of their own."""
+    nats = engine.score(prefix, queries, [[reference] for reference in references])
+    return [one.with_reference(float(nats_O[0])) for one, nats_O in zip(answers, nats, strict=True)]
 
 
 def score_whole_prompts(

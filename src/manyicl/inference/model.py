@@ -104,18 +104,16 @@ def load_for_inference(
     if compiled:
         _check_compiled(on_gpu=on_gpu)
     given = ModelSettings(path=model) if isinstance(model, str) else model
+    path, note = given.path, read_note(given.path)
+    as_trained = note.quantize or given.quantize
     settings = given.model_copy(
         update={
             "precision": resolve_precision(precision),
+            "quantize": as_trained if quantize == "auto" else None if quantize == "none" else quantize,
             "lora": None,
             "trust_remote_code": trust_remote_code or given.trust_remote_code,
         }
     )
-    path = settings.path
-    note = read_note(path)
-    if quantize != "auto" or note.quantize:
-        stored = note.quantize if quantize == "auto" else None if quantize == "none" else quantize
-        settings = settings.model_copy(update={"quantize": stored})
     config = load_config(settings)
     if max_tokens is not None:
         check_window(config, num_tokens=max_tokens, what="`max_tokens`")

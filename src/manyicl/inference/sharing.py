@@ -26,6 +26,7 @@ from manyicl.models import (
     KeyValueBuffer,
     Prefix,
     caps_scores,
+    count_parameters,
     in_float32,
     inner_model,
     logit_difference,
@@ -182,7 +183,7 @@ def _own_logits(
 
 def _has_room_for_float32(model: nn.Module) -> bool:
     """Return whether a float32 copy of the weights fits beside them."""
-    num_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    num_bytes = 4 * count_parameters(model)
     device = next(model.parameters()).device
     if device.type == "cuda":
         return num_bytes < 0.7 * torch.cuda.mem_get_info(device)[0]

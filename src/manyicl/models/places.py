@@ -132,7 +132,7 @@ def _refuse_pointers(folder: Path) -> None:
 
 
 def read_adapter(path: str) -> dict[str, Any] | None:
-    """Return the adapter_config.json of the adapter at `path`; None where it is no adapter.
+    """Return the adapter_config.json of the adapter at `path`; None if it is not an adapter.
 
     Raises:
         UserError: it cannot be read, or names no base.

@@ -56,8 +56,9 @@ def has_bf16_units(capabilities: Mapping[str, Any]) -> bool:
 
 
 def loading_options(quantize: Quantization | None, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Return what transformers is told to store a base's linear layers, but not its head, in 4 bits; {} for None.
+    """Return the options with which transformers stores a base's linear layers, but not its head, in 4 bits.
 
+    quantize: None stores them as they are, which takes no options.
     dtype: of the products: each matrix is unpacked to it when it is needed. device: where the weights are packed, layer
     by layer as they are read.
 

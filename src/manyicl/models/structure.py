@@ -103,6 +103,11 @@ def layer_windows(config: Any) -> tuple[int | None, ...]:
     return tuple(known[kind] for kind in kinds)
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers the weights of a model are stored in; shared weights are counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def experts_per_token(config: Any) -> int:
     """Return how many experts of a layer one token goes through.
 

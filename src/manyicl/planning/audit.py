@@ -90,7 +90,7 @@ class TaskAudit:
 def audit_tasks(
     sources: Iterable[Path | Source], *, tokenizer: TaskTokenizer | None, max_tokens: int | None = None
 ) -> tuple[TaskAudit, ...]:
-    """Return the audits of the tasks of one folder, in their order; a task whose test rows another trains on is told.
+    """Return the audits of the tasks of one folder, in their order, with a warning if another trains on its test rows.
 
     A copy of a file, or a file of all rows beside its splits, is a task of its own: a model that is trained on both
     has seen the answers. Rows are the same if their input and answer are.

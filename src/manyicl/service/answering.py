@@ -34,7 +34,7 @@ from manyicl.inference import (
     sameness_of,
     write_queries,
 )
-from manyicl.models import EMPTY_PREFIX
+from manyicl.models import EMPTY_PREFIX, count_parameters
 from manyicl.service.prefix_cache import PrefixCache
 from manyicl.service.requests import Batch, Finish, Generation, Item, Reply, Request, Timing
 from manyicl.service.selection import Shots, TaskIds, count_fitting, find_nearest
@@ -355,7 +355,7 @@ def describe_model(answerer: Answerer) -> ModelInfo:
         path=model.path,
         base_name=Path(model.path).name or model.path,
         max_tokens=model.max_tokens,
-        num_parameters=None if model.model is None else sum(p.numel() for p in model.model.parameters()),
+        num_parameters=None if model.model is None else count_parameters(model.model),
         device="server" if weights is None else str(weights.device),
         dtype="unknown" if weights is None else str(weights.dtype).removeprefix("torch."),
         shared_prefix=answerer.engine.sharing_fault == "",

@@ -28,7 +28,7 @@ from manyicl.inference import (
     write_answers,
     write_queries,
 )
-from manyicl.models import EMPTY_PREFIX, Prefix
+from manyicl.models import EMPTY_PREFIX, Prefix, count_parameters
 from manyicl.service.answering import Answerer
 from manyicl.service.library import Library, ServedExample
 from manyicl.service.measurement.findings import (
@@ -267,12 +267,14 @@ class TaskMeasuring:
 
 def _cpu_tokens(model: nn.Module) -> int:
     """Return the tokens of a measurement on a CPU: as many as a model of its size manages in about two minutes."""
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return min(OTHER_TOKENS, max(_FEWEST_TOKENS, _CPU_WORK // num_parameters))
+    return min(OTHER_TOKENS, max(_FEWEST_TOKENS, _CPU_WORK // count_parameters(model)))
 
 
 def _find_in_background(examples: Sequence[ServedExample]) -> Future[Duplicates]:
-    """Look for near copies in another thread: among 20,000 examples it takes 12 s, for which no request should wait."""
+    """Look for near copies in another thread: among 20,000 examples it takes 12 s, for which no request should wait.
+
+    The thread is a daemon, which those of an executor are not: the end of the process would wait for it.
+    """
     found: Future[Duplicates] = Future()
 
     def find() -> None:
