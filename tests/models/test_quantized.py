@@ -192,4 +192,5 @@ def test_what_cannot_be_packed_is_refused_with_the_reason(folder, tmp_path, monk
     load(folder, quantize="nf4").save_pretrained(tmp_path / "packed")
     assert "is quantised already, by bitsandbytes" in refusal(path=str(tmp_path / "packed"), lora=lora)
     monkeypatch.setattr("manyicl.models.precision.find_spec", lambda name: None)
-    assert 'install it: pip install "manyicl[quantize]"' in refusal(path=str(folder), lora=lora)
+    told = "model.quantize = 'nf4': bitsandbytes is not installed; pip install bitsandbytes"
+    assert refusal(path=str(folder), lora=lora) == told

@@ -55,6 +55,16 @@ def has_bf16_units(capabilities: Mapping[str, Any]) -> bool:
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def check_bitsandbytes(setting: str) -> None:
+    """Refuse a setting that needs bitsandbytes where it is not installed.
+
+    Raises:
+        UserError: as said. It names the package and not the extra, which pip finds only if manyicl is on an index.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"{setting}: bitsandbytes is not installed; pip install bitsandbytes")
+
+
 def loading_options(quantize: Quantization | None, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Return the options with which transformers stores a base's linear layers, but not its head, in 4 bits.
 
@@ -67,8 +77,7 @@ def loading_options(quantize: Quantization | None, *, dtype: torch.dtype, device
     """
     if quantize is None:
         return {}
-    if find_spec("bitsandbytes") is None:
-        raise UserError('model.quantize = "nf4" needs bitsandbytes; install it: pip install "manyicl[quantize]"')
+    check_bitsandbytes(f"model.quantize = '{quantize}'")
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(

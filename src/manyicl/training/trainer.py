@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from manyicl.episodes import Batch, BatchMaker, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError, suggest
 from manyicl.files import sync_tree
-from manyicl.models import check_compiler, decoder_layers, isolation_fault, row_attention, row_loss
+from manyicl.models import (
+    check_bitsandbytes,
+    check_compiler,
+    decoder_layers,
+    isolation_fault,
+    row_attention,
+    row_loss,
+)
 from manyicl.training.footprint import Row
 from manyicl.training.memory import choose_recompute
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
@@ -322,8 +328,8 @@ def training_arguments(
     Raises:
         UserError: the packs of a step cannot be shared out evenly, or the optimizer's package is not installed.
     """
-    if OPTIMIZERS[settings.optim].needs_bitsandbytes and find_spec("bitsandbytes") is None:
-        raise UserError(f"train.optim = '{settings.optim}': bitsandbytes is not installed; pip install bitsandbytes")
+    if OPTIMIZERS[settings.optim].needs_bitsandbytes:
+        check_bitsandbytes(f"train.optim = '{settings.optim}'")
     batch = settings.packs_per_batch * num_ranks
     if settings.packs_per_step % batch:
         raise UserError(
