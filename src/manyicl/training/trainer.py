@@ -25,14 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from manyicl.episodes import Batch, BatchMaker, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError, suggest
 from manyicl.files import sync_tree
-from manyicl.models import (
-    check_bitsandbytes,
-    check_compiler,
-    decoder_layers,
-    isolation_fault,
-    row_attention,
-    row_loss,
-)
+from manyicl.models import check_bitsandbytes, check_compiler, decoder_layers, isolation_fault, row_attention, row_loss
 from manyicl.training.footprint import Row
 from manyicl.training.memory import choose_recompute
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
