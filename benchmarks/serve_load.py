@@ -4,6 +4,7 @@
     python benchmarks/serve_load.py --model MODEL [--shot-tokens 2048] [--clients 1,8,64] [--rounds 3] [--seconds 30]
                                     [--sides ours,transformers,transformers-batching,plain] [--peer-seconds 120]
                                     [--requests 10000] [--uploads 3] [--threads 2] [--data FILE.csv] [--out result.json]
+                                    [--shape mistral-7b]
     python benchmarks/serve_load.py --join one.json two.json ...
 
 Everything listens on this computer alone, in processes that this one starts and ends. All sides get the same model, the
@@ -23,6 +24,9 @@ The load runs on a server that does not measure tasks, since a measurement would
 on a server that does: the time from an upload of 1,000 rows until the first answer and until the whole curve, each in a
 new task, with the longest answer to requests that come every 5 s meanwhile. And the memory of the first server over
 --requests requests, as its resident size after each tenth.
+
+All sides use the GPU, in bfloat16, if there is one, and otherwise the CPU in float32. --shape serves random weights of
+that shape with the tokenizer of --model: how fast it answers does not depend on what it says.
 
 A run of one level and one round takes a few minutes; --join puts the results of several runs together. --rounds 0 runs
 no level. An adapter, such as smollm2-many, is for our side alone (--sides ours).
@@ -181,12 +185,19 @@ def prompt_sender(model: str, url: str, write: Callable[[str], str], *, max_toke
     return send
 
 
+def peer_dtype() -> str:
+    """Return what `manyicl serve` chooses by itself."""
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
 @contextmanager
 def transformers_server(setting: Setting, *, batching: bool) -> Iterator[str]:
     port = free_port()
     path = resolve_model(setting.model)
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", path, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", *(["--continuous-batching"] if batching else [])]
+    command += ["--port", str(port), "--dtype", peer_dtype(), *(["--continuous-batching"] if batching else [])]
     with running(command, f"http://127.0.0.1:{port}", "/health", setting):
         yield f"http://127.0.0.1:{port}"
 
@@ -208,7 +219,8 @@ def run_plain_server(model: str, port: int) -> None:
 
     path = resolve_model(model)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    network = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, peer_dtype())).to(device).eval()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -216,7 +228,7 @@ def run_plain_server(model: str, port: int) -> None:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            ids = tokenizer(body["prompt"], return_tensors="pt")
+            ids = tokenizer(body["prompt"], return_tensors="pt").to(device)
             with torch.inference_mode():
                 full = network.generate(**ids, max_new_tokens=body["max_tokens"], do_sample=False)
             text = tokenizer.decode(full[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -236,6 +248,21 @@ def run_plain_server(model: str, port: int) -> None:
     server.request_queue_size = 256
     server.socket.listen(256)
     server.serve_forever()
+
+
+def write_shape(shape: str, tokenizer: Any, folder: Path) -> str:
+    """Write random weights of a shape, with a tokenizer, to a folder that plain Hugging Face code loads; return it."""
+    import torch
+    from measuring import SHAPES, make_model
+
+    config = SHAPES[shape]()
+    config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    make_model(config, device=device, dtype=torch.bfloat16).save_pretrained(folder / shape)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the servers are other processes, and need the memory
+    tokenizer.save_pretrained(folder / shape)
+    return str(folder / shape)
 
 
 def resolve_model(model: str) -> str:
@@ -449,6 +476,7 @@ def main() -> None:
     parser.add_argument("--model", help="seed, a folder or, for our side alone, an adapter")
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="results of --out to put together")
     parser.add_argument("--data", type=Path, help="a file of labelled rows; default: a generated task")
+    parser.add_argument("--shape", help="random weights of this shape, such as mistral-7b, with --model's tokenizer")
     parser.add_argument("--shot-tokens", type=int, default=2048)
     parser.add_argument("--clients", default="1,8,64")
     parser.add_argument("--rounds", type=int, default=3)
@@ -481,10 +509,11 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(ModelSettings(path=chosen.model))
     rows, inputs = read_rows(chosen.data, folder)
     num_shots = choose_num_shots(tokenizer, rows, tokens=chosen.shot_tokens)
-    setting = Setting(chosen.model, rows, inputs, num_shots, chosen.threads, folder)
+    model = write_shape(chosen.shape, tokenizer, folder) if chosen.shape else chosen.model
+    setting = Setting(model, rows, inputs, num_shots, chosen.threads, folder)
     longest = max(len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows)
-    result: dict[str, Any] = {"model": chosen.model, "num_shots": num_shots, "rows": len(rows), "uploads": []}
-    result |= {"levels": [], "memory": []}
+    result: dict[str, Any] = {"model": chosen.shape or chosen.model, "num_shots": num_shots, "rows": len(rows)}
+    result |= {"uploads": [], "levels": [], "memory": []}
     if chosen.uploads:
         with ours(setting, measures=True) as (url, _):
             for number in range(chosen.uploads):
