@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_many.py --out DIR [--gpus 1,2,4] [--models mistral-7b,llama-3-8b,gemma-7b]
                                   [--mode lora-ddp,full-fsdp2] [--tokens 8192,32768] [--minutes 5]
+                                  [--recompute auto|none|selective|full]
     python benchmarks/gpu_many.py --table DIR
 
 Random weights, made on the GPUs. lora-ddp: LoRA of rank 16 on all projections, a frozen base in bf16, DDP. full-fsdp2:
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--small-shape", default="llama-1b", help="of the run in float32")
     parser.add_argument("--save-full", action="store_true", help="a checkpoint of full fine-tuning too, at the end")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--recompute", help="auto, none, selective or full; default: see many_ranks.py")
     parser.add_argument("--table", type=Path, help="print what a folder holds, and nothing else")
     options = parser.parse_args()
     if options.table:
@@ -110,7 +112,8 @@ def plan(options):
         more = ("stop", asked, f"mixed:{tokens[-1] // 2}")
         launches += [Launch("lora-ddp", first, most, ("ceiling", "same", *saved, *more))]
     if "full-fsdp2" in modes:
-        launches += [Launch("full-fsdp2", first, most, ("same", *rows, "stop"))]
+        ceiling = () if "lora-ddp" in modes else ("ceiling",)
+        launches += [Launch("full-fsdp2", first, most, (*ceiling, "same", *rows, "stop"))]
     # A checkpoint of FSDP2's is read by FSDP2 alone, so not by one process.
     launches += [Launch(m, first, most // 2, (f"resume:{most}",)) for m in modes if most // 2 > (m == "full-fsdp2")]
     launches += [Launch(mode, model, most, rows) for model in models[1:] for mode in modes]
@@ -164,6 +167,7 @@ def start(launch, number, options, *, deadline) -> None:
     script += ["--out", str(options.out), "--go", str(launch.go), "--deadline", str(deadline)]
     script += ["--layers", str(options.layers)] if options.layers else []
     script += [] if options.no_compile else ["--compile"]
+    script += ["--recompute", options.recompute] if options.recompute else []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -67,6 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps that are timed")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--recompute", help="train.recompute; default: auto, but selective for long rows under FSDP2")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--go", type=Path, required=True)
     parser.add_argument("--deadline", type=float, required=True, help="no job is begun after it (seconds since 1970)")
@@ -412,7 +413,8 @@ class Bench:
     def settings(self, *, num_steps, per_step, tokens=0, compiled=False, learning_rate=1e-4):
         """Return the recipe's [train]."""
         # Under FSDP2 the free memory of one GPU decides for all, which long rows have not been tried with.
-        recompute = "selective" if self.lora is None and tokens > 8192 else "auto"
+        chosen = "selective" if self.lora is None and tokens > 8192 else "auto"
+        recompute = self.options.recompute or chosen
         return TrainSettings(
             num_steps=num_steps,
             packs_per_step=per_step,
