@@ -88,7 +88,7 @@ def test_every_comparison_parses_and_is_read_back_from_its_resolved_form(path):
     assert make_config(tomllib.loads(dump_config(config)), source="recipe.toml", kind=CompareConfig) == config
     assert path.read_text().startswith("# "), "say what it is"
     assert f"recipes/{path.name}" in path.read_text(), "say how to start it"
-    assert {"base", "zero-shot", "few-shot", "manyicl"} <= set(config.compare.arms)
+    assert {"base", "few-shot", "manyicl"} <= set(config.compare.arms)
     texts = [Path(file) for file in config.compare.text_files]
     assert all(file.is_absolute() for file in texts)
     assert all(file.is_file() for file in texts if SHARED not in file.parents or SHARED.is_dir())
