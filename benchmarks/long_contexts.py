@@ -41,7 +41,7 @@ def main(folders: Sequence[str]) -> None:
     """Print the tables."""
     comparisons = [read_comparison(Path(folder)) for folder in folders]
     comparisons.sort(key=lambda one: tomllib.loads(one.config)["episodes"]["token_budget"])
-    held_out = [task.name for task in comparisons[0].tasks if task.role == "held-out"]
+    held_out = [task.task for task in comparisons[0].tasks if task.role == "held-out"]
     shots = [str(k) for k in comparisons[0].shots]
     for task in (None, *held_out):
         print(f"\n{'Mean of ' + str(len(held_out)) + ' held-out tasks' if task is None else task}, %\n")
