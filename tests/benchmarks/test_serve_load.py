@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
 import sys
 from dataclasses import asdict
 
 import pytest
 
 from benchmarks import serve_load
+from tests.support.forked import ForkedPopen
 
 
 def level(side: str, clients: int, answered: int) -> serve_load.Level:
@@ -64,6 +66,7 @@ def test_all_of_it_on_the_seed_model(monkeypatch, capsys, tmp_path):
     arguments = "--model seed --shot-tokens 300 --clients 1,4 --rounds 1 --seconds 1 --peer-seconds 1 --uploads 1"
     out = tmp_path / "out.json"
     monkeypatch.setattr(serve_load, "NUM_ROWS", 80)
+    monkeypatch.setattr(subprocess, "Popen", ForkedPopen)
     monkeypatch.setattr(
         sys,
         "argv",

@@ -22,17 +22,19 @@ from typing import IO
 
 ROOT = Path(__file__).parents[2]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["manyicl.cli.app", "manyicl.evaluation.loop", "manyicl.report.document", "tests.trajectory.setting"]
-)
+FORKS.set_forkserver_preload(["tests.support.preloaded"])
 TIMEOUT_S = 300
 
 
 @contextmanager
-def forked(script: Sequence[str], environment: Mapping[str, str]) -> Iterator[multiprocessing.process.BaseProcess]:
-    """Have Python run on `script` during the block, without output; it is killed at the end of the block."""
-    nowhere = (os.devnull, os.devnull)
-    process = FORKS.Process(target=_become, args=(list(script), dict(environment), *nowhere))
+def forked(
+    script: Sequence[str], environment: Mapping[str, str], *, err: str = os.devnull
+) -> Iterator[multiprocessing.process.BaseProcess]:
+    """Have Python run on `script` during the block; it is killed at the end of the block.
+
+    err: the file or pipe that its standard error goes to. Its output goes nowhere.
+    """
+    process = FORKS.Process(target=_become, args=(list(script), dict(environment), os.devnull, err))
     process.start()
     try:
         yield process
@@ -44,9 +46,12 @@ def forked(script: Sequence[str], environment: Mapping[str, str]) -> Iterator[mu
 class ForkedPopen:
     """Takes the place of `subprocess.Popen` in code that starts Python scripts with a log each, and polls them."""
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: IO[str], **_: object) -> None:
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], stdout: IO[str] | IO[bytes], **_: object
+    ) -> None:
         self.process = FORKS.Process(target=_become, args=(list(command[1:]), dict(env), stdout.name, stdout.name))
         self.process.start()
+        self.pid = self.process.pid
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -54,8 +59,14 @@ class ForkedPopen:
     def kill(self) -> None:
         self.process.kill()
 
-    def wait(self) -> None:
-        self.process.join()
+    def send_signal(self, number: int) -> None:
+        if self.process.is_alive():
+            os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> None:
+        self.process.join(timeout)
+        if self.process.is_alive():
+            raise subprocess.TimeoutExpired("a forked process", timeout)
 
 
 def run_forked(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
-import subprocess
-import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import uvicorn
 from manyicl.server import ServerSettings, create_app
 from manyicl.server.access import load_tokens
 from manyicl.server.protocol import ImpatientProtocol
+from tests.support.forked import forked
 from tests.support.slow_service import wait_until
 
 START_S = 120.0
@@ -30,61 +30,46 @@ class Served:
     """A server that runs as a process. log: the lines that it has logged so far, as JSON."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: BaseProcess
     data: Path
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def kill(self) -> None:
         """End it at once, as a power cut would."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.process.kill()
+        self.process.join()
 
-    def stop(self) -> int:
+    def stop(self) -> int | None:
         """Tell it to stop; return its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        self.process.terminate()
+        self.process.join(timeout=60)
+        return self.process.exitcode
 
 
 @contextmanager
 def serving(data: Path, *options: str, model: str = "seed") -> Iterator[Served]:
-    """Run `manyicl serve` until the block ends."""
-    command = [
-        sys.executable,
-        "-m",
-        "manyicl",
-        "serve",
-        model,
-        "--data",
-        str(data),
-        "--port",
-        "0",
-        "--log-json",
-        *options,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    served = Served("", process, data)
-    lines: queue.Queue[str | None] = queue.Queue()
-    reading = threading.Thread(target=_read_lines, args=(process, served, lines), daemon=True)
-    reading.start()
-    try:
-        other: list[str] = []
-        while not served.url:
-            line = lines.get(timeout=START_S)
-            assert line is not None, f"the server ended at its start: {''.join(other)}"
-            other.append(line)
-        yield served
-    finally:
-        if process.poll() is None:
-            served.kill()
-        process.wait()
+    """Run `manyicl serve` until the block ends, in a process forked from one that has imported torch."""
+    script = ["-m", "manyicl", "serve", model, "--data", str(data), "--port", "0", "--log-json", *options]
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = Path(folder, "stderr")
+        os.mkfifo(pipe)
+        with forked(script, {**os.environ, "OMP_NUM_THREADS": "1"}, err=str(pipe)) as process:
+            served = Served("", process, data)
+            lines: queue.Queue[str | None] = queue.Queue()
+            reading = threading.Thread(target=_read_lines, args=(pipe, served, lines), daemon=True)
+            reading.start()
+            other: list[str] = []
+            while not served.url:
+                line = lines.get(timeout=START_S)
+                assert line is not None, f"the server ended at its start: {''.join(other)}"
+                other.append(line)
+            yield served
         reading.join(timeout=10)
 
 
-def _read_lines(process: subprocess.Popen[str], served: Served, lines: queue.Queue[str | None]) -> None:
-    assert process.stderr is not None
-    with process.stderr:
-        for line in process.stderr:
+def _read_lines(pipe: Path, served: Served, lines: queue.Queue[str | None]) -> None:
+    with pipe.open(encoding="utf-8") as file:
+        for line in file:
             if line.startswith("{"):
                 entry = json.loads(line)
                 served.log.append(entry)
