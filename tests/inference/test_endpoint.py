@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -43,6 +41,7 @@ from tests.cli.test_app import run_manyicl
 from tests.conftest import SHARED, make_task, needs_shared, tiny_model, train_tokenizer
 from tests.episodes.test_template import CHATML, chat_tokenizer
 from tests.support.answers import answer_prompts
+from tests.support.forked import forked
 from tests.trajectory.setting import ROOT
 
 SWEEP = {"shots": (0, 2, 5), "draws": 2, "queries": 4}
@@ -95,27 +94,18 @@ def transformers_serve(model: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1"]
+    script = ["-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        [*command, "--port", str(port), "--device", "cpu", "--dtype", "float32"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     url = f"http://127.0.0.1:{port}"
-    try:
+    with forked([*script, "--device", "cpu", "--dtype", "float32"], environment) as server:
         for _ in range(600):
             try:
                 urllib.request.urlopen(f"{url}/health", timeout=1).close()
                 break
             except OSError:
-                assert server.poll() is None, "transformers serve ended by itself"
+                assert server.is_alive(), "transformers serve ended by itself"
                 time.sleep(0.1)
         yield url
-    finally:
-        server.send_signal(signal.SIGKILL)
-        server.wait()
 
 
 @pytest.mark.slow

@@ -31,15 +31,15 @@ def test_ask_answers_after_nearest_shots_as_eval_does(base):
         for n, name in enumerate(names)
         for r, room in enumerate(rooms)
     )
-    asked = train[::5]
+    asked = train[::10]
     task = Task("lockers", "classification", "accuracy", "", COLOURS, train, (), asked, "lockers", 48, {}, "")
     model = load_for_inference(str(base), precision="fp32", max_tokens=512)
     chosen = {"choose": "nearest", "num_nearest": 2}
     answers = ask(model, task, [one.input for one in asked], shots=8, **chosen)
-    found = evaluate(model, [task], shots=[8], draws=1, queries=10, **chosen)
+    found = evaluate(model, [task], shots=[8], draws=1, queries=5, **chosen)
     inputs = {one.id: one.input for one in asked}
     by_input = {inputs[one.query]: one for one in found.curves[0].predictions}
-    assert len(by_input) == len(answers) == 10
+    assert len(by_input) == len(answers) == 5
     for answer in answers:
         prediction = by_input[answer.input]
         assert prediction.prediction == answer.answer

@@ -14,7 +14,7 @@ from manyicl.inference.model import load_for_inference
 from manyicl.tasks.task import load_tasks
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
-SIZES = {"shots": (16,), "draws": 1, "queries": 24, "seed": 1}
+SIZES = {"shots": (16,), "draws": 1, "queries": 12, "seed": 1}
 
 
 @pytest.fixture(scope="module")

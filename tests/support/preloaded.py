@@ -7,6 +7,7 @@ Of these, the compiler and the Trainer (which imports datasets and pandas) take 
 from __future__ import annotations
 
 import gc
+import signal
 
 import torch._dynamo
 import torch._inductor.compile_fx
@@ -21,5 +22,7 @@ import manyicl.service.served
 import manyicl.training.run
 import tests.trajectory.setting
 
+# Ctrl-C ends what is forked, even if these tests run in a shell's background, which has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A forked process then leaves what it was born with out of its collections, and its memory stays shared.
 gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from manyicl.training import trainer
 from manyicl.training.recipe import dump_config, load_recipe, make_config
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
+from tests.support.forked import forked
 from tests.trajectory.killed import STAGES
 from tests.trajectory.setting import (
     python_process,
@@ -170,17 +172,15 @@ def test_a_run_killed_at_five_random_moments_equals_an_uninterrupted_one(tmp_pat
 def test_a_run_that_the_user_stops_says_how_to_go_on_and_does(tmp_path):
     write_setting(tmp_path, family="gemma", num_steps=30)  # its tied head lies in a checkpoint once
     run = tmp_path / "a run"
-    # A shell's job in the background ignores the signal, and so would what it starts; a handler is not inherited.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = ["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(run)]
-    with subprocess.Popen(**python_process(arguments)) as process:
-        signal.signal(signal.SIGINT, before)
+    with forked(arguments, python_process([])["env"], err=str(tmp_path / "told.txt")) as process:
         while not RunFolder(run).checkpoints.all():
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+        assert process.exitcode == 130
+    told = (tmp_path / "told.txt").read_text()
     command = f"manyicl train --resume '{run}'"
     assert told.splitlines()[-1] == f"stopped; resume with: {command}"
     going_on = start_process(["-m", *shlex.split(command)])
