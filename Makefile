@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 # this package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test fast fuzz coverage bases lint format times
+.PHONY: demo test fast fuzz coverage bases lint lint-types lint-others format times
 
 demo: .venv/installed
 	$(BIN)/manyicl demo
@@ -43,11 +43,17 @@ coverage: .venv/installed-dev
 bases: .venv/installed-dev
 	$(BIN)/python scripts/real_bases.py
 
+# mypy takes most of the time, so the others run beside it.
 lint: .venv/installed-dev
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync --keep-going lint-types lint-others
+
+lint-types:
+	$(BIN)/mypy
+
+lint-others:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .

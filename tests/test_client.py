@@ -27,6 +27,7 @@ def client(tmp_path_factory):
         yield client
 
 
+@pytest.mark.slow
 def test_a_task_from_a_file_is_asked_corrected_measured_and_removed(client, tmp_path):
     path = tmp_path / "animals.csv"
     path.write_bytes(rows_as_csv(ROWS))
@@ -52,6 +53,7 @@ def test_a_task_from_a_file_is_asked_corrected_measured_and_removed(client, tmp_
     assert client.tasks() == []
 
 
+@pytest.mark.slow
 def test_rows_need_a_name_and_can_replace_a_task(client):
     with pytest.raises(UserError, match="rows need the name of their task"):
         client.add_task(ROWS)
@@ -64,6 +66,7 @@ def test_rows_need_a_name_and_can_replace_a_task(client):
     task.remove()
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_with_its_kind(client):
     with pytest.raises(ServerRefusal) as caught:
         client.task("none").predict("x")
@@ -71,6 +74,7 @@ def test_a_refusal_is_one_line_with_its_kind(client):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_there_is_one_line(client, tmp_path):
     with pytest.raises(UserError, match=r"none\.csv: cannot be read"):
         client.add_task(tmp_path / "none.csv")

@@ -157,6 +157,7 @@ def test_closed_input_is_one_line_and_closed_output_is_none(tmp_path):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @needs_full
 def test_a_full_standard_error_leaves_the_output_and_the_exit_code_as_they_are(tmp_path):
     """Beyond the list of field trials: it was exit code 1, for a traceback that nobody could see."""

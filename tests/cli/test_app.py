@@ -281,6 +281,7 @@ def evaluate_tiny(folder: Path, capfd, out: Path, *options: object) -> tuple[dic
     return json.loads(out.read_text()), printed
 
 
+@pytest.mark.slow
 def test_eval_says_by_what_known_answers_were_chosen(folder, tmp_path, capfd):
     result, printed = evaluate_tiny(folder, capfd, tmp_path / "sum.json")
     assert result["answering"]["normalize"] == "none"
@@ -342,6 +343,7 @@ def test_the_predictions_are_what_the_curve_is_made_of(folder, tmp_path, capfd):
         assert len({row.query for row in predictions if row.task == task.name}) == told["num_queries"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_files(folder, tmp_path, capfd):
     first, _ = evaluate_tiny(folder, capfd, tmp_path / "a.json", "--seed", 3)
     second, _ = evaluate_tiny(folder, capfd, tmp_path / "b.json", "--seed", 3)

@@ -72,6 +72,7 @@ def test_a_temperature_brings_the_shares_nearer_to_each_other():
     assert hot == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, abs=0.002)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     weights=st.dictionaries(st.sampled_from("abc"), st.floats(0.2, 5.0), max_size=3),

@@ -393,6 +393,7 @@ def test_what_is_missing_of_an_unfinished_comparison_stands_on_top(rendered):
     assert markdown.index("Dedicated, seed 1") < markdown.index("## Scores")
 
 
+@pytest.mark.slow
 def test_whether_arms_know_when_they_are_right_is_a_section_of_its_own():
     content = small()
     arm = content["arms"][0]

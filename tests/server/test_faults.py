@@ -19,6 +19,8 @@ from tests.support.serving import serving
 from tests.support.slow_service import wait_until
 
 KILLS = int(os.environ.get("MANYICL_KILLS", "5"))
+# Their servers are processes, the first of which takes ten seconds of a core to start.
+pytestmark = pytest.mark.slow
 
 
 def upload_until_killed(url: str, number: int, acknowledged: list[str]) -> None:
@@ -49,7 +51,6 @@ def read_inputs(url: str, task: str) -> list[str]:
             return found
 
 
-@pytest.mark.slow
 def test_a_kill_in_the_middle_of_uploads_loses_nothing_that_was_acknowledged(tmp_path):
     rng, acknowledged, replaced = random.Random(0), [], 0
     for number in range(KILLS):

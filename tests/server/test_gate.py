@@ -80,6 +80,7 @@ def _no_garbage_collection():
     gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_garbage_collection")
 @pytest.mark.parametrize(
     ("path", "body"),

@@ -65,6 +65,7 @@ def test_every_answer_is_as_the_document_says(url):
     print(f"{len(tried):,} requests: {sorted(Counter(tried).items())}")
 
 
+@pytest.mark.slow
 def test_the_document_has_every_route_and_one_shape_of_errors(url):
     document = httpx2.get(f"{url}/openapi.json").json()
     assert set(document["paths"]) == {

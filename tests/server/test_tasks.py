@@ -17,6 +17,9 @@ import pytest
 
 from tests.server.conftest import ROWS, rows_as_csv
 
+# They share a server that is a process of its own, which takes ten seconds of a core to start.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tasks(url):

@@ -35,6 +35,7 @@ def test_answers_of_a_server_are_those_of_the_model_here(asked):  # noqa: F811
             assert service.stats().requests == {"answered": 2, "failed": 1}
 
 
+@pytest.mark.slow
 def test_labels_are_generated_by_a_server_and_measured(asked):  # noqa: F811
     with ModelServer(asked) as server:
         settings = EndpointSettings(server.url, model="tiny")

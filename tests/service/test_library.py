@@ -42,6 +42,7 @@ def test_what_is_written_comes_back_in_another_process(tmp_path):
     assert ran.stdout.split() == ["1", "400", "input", "3", "letters.csv"]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path):
     """Trials at 50 moments are those of `python -m tests.support.killed_writes 50`."""
     rng = random.Random(1)
@@ -199,6 +200,7 @@ def test_what_one_service_changes_the_other_sees_with_its_next_request(seed_mode
         assert one.tasks() == []
 
 
+@pytest.mark.slow
 def test_a_measurement_that_one_service_made_is_not_made_again_by_another(seed_model, tmp_path):
     small = ServiceSettings(measure_tokens=5_000)
     with (

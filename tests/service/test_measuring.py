@@ -31,6 +31,7 @@ from tests.service.conftest import INPUTS, QUIET, ROWS, make_rows
 SMALL = ServiceSettings(measure_tokens=20_000)
 
 
+@pytest.mark.slow
 def test_the_curve_of_a_task_that_is_learned_from_shots_rises(seed_model):
     with open_service(seed_model, settings=SMALL) as service:
         task = service.add_task(make_rows(160), name="animals")
@@ -47,6 +48,7 @@ def test_the_curve_of_a_task_that_is_learned_from_shots_rises(seed_model):
         assert found.slope_low <= found.slope <= found.slope_high
 
 
+@pytest.mark.slow
 def test_examples_that_come_later_move_the_curve_and_the_old_one_stays_meanwhile(seed_model):
     with open_service(seed_model, settings=SMALL) as service:
         task = service.add_task(make_rows(60), name="animals")
@@ -60,6 +62,7 @@ def test_examples_that_come_later_move_the_curve_and_the_old_one_stays_meanwhile
         assert after.curve[-1].shots > before.curve[-1].shots
 
 
+@pytest.mark.slow
 def test_a_task_without_a_rule_is_said_to_be_no_better_than_guessing(seed_model):
     rng = random.Random(0)
     rows = [{**row, "answer": rng.choice(["yes", "no"])} for row in make_rows(120)]
@@ -69,6 +72,7 @@ def test_a_task_without_a_rule_is_said_to_be_no_better_than_guessing(seed_model)
     assert "better than always answering" not in found.sentence.replace("not clearly better than always", "")
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_suspects(seed_model):
     rows = make_rows(160)
     wrong = {rows[place]["input"]: rows[place] for place in (7, 40, 90)}
@@ -82,6 +86,7 @@ def test_wrong_labels_are_suspects(seed_model):
         assert suspect.likelier != suspect.answer
 
 
+@pytest.mark.slow
 def test_a_small_model_measures_more_by_default(seed_model):
     """13,000 tokens, which a model of 135M parameters gets, are enough for 45 answers: it was blind to the size."""
     with open_service(seed_model) as service:
@@ -100,6 +105,7 @@ def test_near_copies_are_found_and_told(seed_model):
     assert "have a near copy" in found.sentence
 
 
+@pytest.mark.slow
 def test_generated_answers_are_measured_too(seed_model):
     with open_service(seed_model, settings=SMALL) as service:
         found = service.add_task(make_rows(60), name="open", settings={"family": "qa"}).measure(120)
@@ -127,6 +133,7 @@ def test_requests_are_answered_while_a_task_is_measured(seed_model):
         assert service.stats().measuring == "animals"
 
 
+@pytest.mark.slow
 def test_a_measurement_is_kept_with_the_task(seed_model, tmp_path):
     with open_service(seed_model, data=tmp_path, settings=SMALL) as service:
         before = service.add_task(make_rows(60), name="animals").measure(120)

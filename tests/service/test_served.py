@@ -95,6 +95,7 @@ def test_replies_below_the_wanted_confidence_are_unsure(service):
         opened.predict(INPUTS[:1], min_confidence=0.7)
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_a_real_model_chooses_as_evaluate_does(smollm2, tmp_path):
     model = manyicl.load_for_inference(str(smollm2), precision="fp32", max_tokens=512)
@@ -343,6 +344,7 @@ def test_many_threads_get_each_its_own_answers(animals):
     assert all(wanted[text] == answer for text, answer in found)
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_many_requests(service, animals):
     animals.predict(INPUTS)
     before = service.stats()
@@ -354,6 +356,7 @@ def test_memory_is_flat_over_many_requests(service, animals):
     assert after.waiting == {}
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
     [example] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
