@@ -39,6 +39,7 @@ def test_what_a_walk_names_is_there(name):
     assert found.__doc__
 
 
+@pytest.mark.slow
 def test_a_question_enters_three_packages():
     model = manyicl.load_for_inference("seed")
     task = make_task("animals", num_examples=18)

@@ -97,6 +97,7 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error():
         manyicl.trian  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["check", "diff", "--help"])
 def test_commands_that_need_no_model_import_no_torch(verb):
     """They answer in half a second; torch alone takes two."""

@@ -120,6 +120,7 @@ def test_what_is_no_table_is_refused() -> None:
             mean_interval(runs)
 
 
+@pytest.mark.slow
 @given(arrays())
 @settings(deadline=None)
 def test_the_mean_lies_inside_and_order_changes_nothing(scores_DQ) -> None:
@@ -133,6 +134,7 @@ def test_the_mean_lies_inside_and_order_changes_nothing(scores_DQ) -> None:
 
 
 # Here all three mean squares are equal, and rounding once chose the degrees of freedom.
+@pytest.mark.slow
 @example(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.125]]), -1, 0.5)
 @given(arrays(), st.integers(-4, 4), st.sampled_from([0.5, 2.0, 4.0]))
 def test_shift_and_scale_carry_over(scores_DQ, shift: int, scale: float) -> None:

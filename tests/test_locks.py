@@ -165,6 +165,7 @@ def test_a_training_that_fails_before_it_begins_leaves_no_folder(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_a_result_that_another_process_writes_is_refused(tmp_path):
     config = write_setting(tmp_path)
     tasks = load_tasks(config.tasks.folder, names=["animals"])

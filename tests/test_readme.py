@@ -35,6 +35,7 @@ def test_the_python_example_runs_and_is_eight_lines(tmp_path, monkeypatch, capsy
     assert answer
 
 
+@pytest.mark.slow
 def test_the_commands_exist_with_the_options_that_are_shown():
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines() if "manyicl " in line.split("#")[0]]

@@ -291,6 +291,7 @@ def test_eval_says_by_what_known_answers_were_chosen(folder, tmp_path, capfd):
     assert "known answers chosen by log-probability per token" in printed
 
 
+@pytest.mark.slow
 def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     result, printed = evaluate_tiny(folder, capfd, tmp_path / "new" / "curve.json")
     assert (result["schema"], result["model"], result["kind"]) == (2, str(folder / "model"), "sweep")
@@ -324,6 +325,7 @@ def test_eval_writes_curves_and_every_prediction(folder, tmp_path, capfd):
     assert "\x1b" not in printed
 
 
+@pytest.mark.slow
 def test_the_predictions_are_what_the_curve_is_made_of(folder, tmp_path, capfd):
     result, _ = evaluate_tiny(folder, capfd, tmp_path / "curve.json")
     predictions = read_predictions(tmp_path / "curve.predictions.parquet")
@@ -377,6 +379,7 @@ def test_more_shots_than_were_trained_are_starred(folder, tmp_path, capfd):
     assert "* more shots than this task was trained with" in printed
 
 
+@pytest.mark.slow
 def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
     out = tmp_path / "curve.json"
     options = ("--episodes", 2, "--max-tokens", 200, "--precision", "fp32", "--out", out)
@@ -425,6 +428,7 @@ def test_diff_compares_two_results_on_the_same_rows(folder, tmp_path, capfd):
     assert refusal(capfd, "diff", tmp_path / "a.json", tmp_path / "no.json").startswith(f"{tmp_path / 'no.json'}: ")
 
 
+@pytest.mark.slow
 def test_an_unfinished_evaluation_of_other_arguments_is_refused(folder, tmp_path, capfd):
     out = tmp_path / "c.json"
     evaluate = ("eval", folder / "model", "--tasks", folder / "tasks", "--task", "sums", "--draws", 1, "--out", out)
@@ -472,6 +476,7 @@ def test_a_plain_checkpoint_is_asked_in_the_template_of_a_recipe(folder, tmp_pat
         )
 
 
+@pytest.mark.slow
 def test_a_cache_below_a_file_is_one_line(folder, tmp_path, capfd, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MANYICL_CACHE", str(tmp_path / "file" / "cache"))
@@ -498,6 +503,7 @@ def test_ask_answers_every_line(folder, tmp_path, capfd, monkeypatch, source):
     assert set(out.splitlines()) <= {"fox", "owl", "cat", "dog"}
 
 
+@pytest.mark.slow
 def test_ask_marks_and_counts_unsure_answers_and_leaves_none_out(folder, tmp_path, capfd):
     (tmp_path / "in.txt").write_text("the red fox 7\nthe blue owl 1003\n")
     ask = ("ask", folder / "model", "--tasks", folder / "tasks", tmp_path / "in.txt", "--task")
@@ -512,6 +518,7 @@ def test_ask_marks_and_counts_unsure_answers_and_leaves_none_out(folder, tmp_pat
     assert refused.startswith("--min-confidence 0.8: generated answers have no confidence; leave it out")
 
 
+@pytest.mark.slow
 def test_eval_says_whether_confidences_tell_which_answers_are_right(folder, tmp_path, capfd):
     result, printed = evaluate_tiny(folder, capfd, tmp_path / "r.json")
     by_task = {task["task"]: task["curve"] for task in result["tasks"]}
@@ -567,6 +574,7 @@ def test_ask_tells_what_it_did_in_json(folder, tmp_path, capfd, task, shots):
         assert all(answer["nll"] > 0 and not answer["cut"] for answer in answers)
 
 
+@pytest.mark.slow
 def test_shots_are_chosen_as_the_options_say(folder, tmp_path, capfd):
     options = ("--task", "animals", "--choose", "nearest", "--num-nearest", 1)
     result, printed = evaluate_tiny(folder, capfd, tmp_path / "r.json", *options)
@@ -579,6 +587,7 @@ def test_shots_are_chosen_as_the_options_say(folder, tmp_path, capfd):
     assert refusal(capfd, *command, "--num-nearest", 4).startswith("--num-nearest 4: does nothing with --choose random")
 
 
+@pytest.mark.slow
 def test_generated_answers_end_at_the_limit_that_is_set_and_are_counted(folder, tmp_path, capfd):
     out, options = tmp_path / "r.json", ("--task", "sums", "--max-new-tokens", 3)
     result, printed = evaluate_tiny(folder, capfd, out, *options)
@@ -602,6 +611,7 @@ def test_ask_takes_a_line_for_what_ends_with_a_line_break_alone(folder, tmp_path
     assert [json.loads(line)["input"] for line in out.split("\n") if line] == ["a\u2028fox\x0c1", "a fox 2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -635,6 +645,7 @@ def test_a_plan_is_told_in_a_table_or_json_and_exits_1_where_training_would_be_i
     assert refusal(capfd, "plan", recipe, "--device", "tpu").startswith("--device tpu: is not known")
 
 
+@pytest.mark.slow
 def test_export_writes_a_new_folder_and_says_how_to_read_it(tmp_path, capfd):
     write_setting(tmp_path)
     code, out, err = run_manyicl(capfd, "export", tmp_path / "recipe.toml", "--out", tmp_path / "rows")
@@ -746,6 +757,7 @@ def test_the_installed_command_keeps_errors_apart_and_exits_2(tmp_path):
     assert done.stderr == expected
 
 
+@pytest.mark.slow
 def test_the_world_is_written_once_and_its_seed_model_is_asked_by_name(tmp_path, capfd):
     folder = tmp_path / "world"
     code, out, _ = run_manyicl(capfd, "world", folder, "--tasks", 2, "--train", 24, "--test", 10)
@@ -816,6 +828,7 @@ def test_warnings_as_errors_and_a_plain_terminal_change_nothing_trials_78_82(fol
     assert "\x1b" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_run_from_another_folder_says_where_it_looked_trial_89(tmp_path, capfd, monkeypatch):
     """A folder without a dot before it is taken from the folder that the command runs in."""
     config = write_setting(tmp_path / "p")
@@ -830,6 +843,7 @@ def test_a_recipe_that_is_run_from_another_folder_says_where_it_looked_trial_89(
     assert "animals" in printed
 
 
+@pytest.mark.slow
 def test_a_task_that_is_new_to_the_model_is_marked_by_the_most_shots_of_any_other_trial_90(folder, tmp_path, capfd):
     model = shutil.copytree(folder / "model", tmp_path / "model")
     (model / MODEL_NOTE).write_text(ModelNote(trained_shots={"sums": 1, "others": 2}).model_dump_json())
@@ -852,6 +866,7 @@ def stop(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_says_how_to_go_on(folder, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("manyicl.evaluation.evaluate", stop)
     command = ["eval", str(folder / "model"), "--tasks", str(folder / "tasks"), "--shots", "0"]

@@ -66,6 +66,7 @@ def test_an_arm_changes_the_layout_of_episodes_and_their_targets(world, arm, cha
     )
 
 
+@pytest.mark.slow
 def test_metaicls_short_sequences_share_packs_so_that_it_spends_what_the_others_do(world, tokenized):
     """A recipe without pack_tokens gave it packs as short as its sequences, a tenth of the others' tokens."""
     recipe = make_recipe(
@@ -75,6 +76,7 @@ def test_metaicls_short_sequences_share_packs_so_that_it_spends_what_the_others_
     assert shares(spent, "tokens")[0] == pytest.approx(1, abs=TOKENS_APART)
 
 
+@pytest.mark.slow
 def test_arms_share_all_of_the_recipe_but_the_layout_and_the_length_of_packs(world, tokenized):
     matcher = make_matcher(world, tokenized)
     for arm in SHARED_ARMS:

@@ -77,6 +77,7 @@ def test_the_planned_work_is_that_of_the_grid(world, tmp_path):
         assert arm.total.flops > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "choose"), [("test", "random"), ("validation", "random"), ("flip", "random"), ("test", "nearest")]
 )

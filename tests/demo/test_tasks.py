@@ -386,6 +386,7 @@ def test_name_and_instruction_tell_nothing_of_the_rule():
             assert not [word for word in own if len(word) > 3 and word in coined]
 
 
+@pytest.mark.slow
 def test_files_load_as_they_were_drawn(tmp_path):
     tasks = list(islice(iter_tasks(KINDS, seed=3, pool="open"), 2 * len(KINDS)))
     write_tasks(tmp_path, tasks, num_train=40, num_test=10, seed=0)

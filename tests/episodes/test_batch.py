@@ -339,6 +339,7 @@ def test_packs_are_served_in_the_order_and_with_the_padding_of_a_run_and_the_pla
     assert [plan[n][0] for n in range(12)] == plan.packs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_build_the_same_batches(tasks, num_workers):
     dataset = dataset_of(tasks)

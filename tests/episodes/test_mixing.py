@@ -60,6 +60,7 @@ def test_a_weight_multiplies_the_share_of_a_task():
     assert found == pytest.approx({"a": 1 / 2, "b": 1 / 4, "c": 1 / 4}, abs=0.002)
 
 
+@pytest.mark.slow
 def test_a_temperature_brings_the_shares_nearer_to_each_other():
     sizes = {task.name: int(task.lengths.sum()) for task in make_tasks()}
     assert sizes == {"a": 547, "b": 4189, "c": 1269}
@@ -98,6 +99,7 @@ def test_planned_shares_are_right_to_within_an_episode_of_each_task(weights, tem
     assert max(progress.values()) - min(progress.values()) <= 2 * max(step.values())
 
 
+@pytest.mark.slow
 def test_every_row_is_used_once_in_an_epoch_and_a_cap_keeps_the_same_rows_in_all_of_them():
     for cap, counts in ((None, {"a": 40, "b": 300, "c": 90}), (50, {"a": 40, "b": 50, "c": 50})):
         used: dict[tuple[str, int], list[int]] = defaultdict(list)

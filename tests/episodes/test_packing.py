@@ -80,6 +80,7 @@ def test_each_length_from_the_longest_on_goes_to_the_fullest_group_with_room(len
     assert pack_lengths(lengths, pack_tokens=10) == groups
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), max_size=80), spare=st.integers(0, 20))
 def test_groups_hold_every_length_once_and_no_group_is_too_long(lengths, spare):
@@ -90,6 +91,7 @@ def test_groups_hold_every_length_once_and_no_group_is_too_long(lengths, spare):
     assert all(sum(lengths[n] for n in group) <= pack_tokens for group in groups)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=9))
 @example(lengths=[10, 9, 6, 5, 5, 5])  # best fit needs 3 groups, 2 would do: {10, 5, 5} and {9, 6, 5}

@@ -250,6 +250,7 @@ def test_a_renaming_depends_on_nothing_that_was_drawn_before_or_beside_it(task, 
         )
 
 
+@pytest.mark.slow
 def test_the_share_of_renamed_episodes_is_the_share_asked_for(tokenizer):
     lengths = lengths_of(named(make_task("animals"), tokenizer))
     for share in (0.0, 0.25, 1.0):
@@ -418,6 +419,7 @@ def test_a_run_counts_what_it_renames_and_measures_nothing_renamed(tmp_path):
         assert (a.task, a.examples.tolist(), a.names, b.names) == (b.task, b.examples.tolist(), None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_build_the_same_renamed_batches(num_workers, tokenizer):
     tasks = {"animals": named(make_task("animals"), tokenizer)}
@@ -444,6 +446,7 @@ def test_what_is_shown_says_what_each_label_is_called(tokenizers):
     assert draw_episode(task, tokenizers["bpe"], settings=EpisodeSettings(token_budget=300)).renaming == ""
 
 
+@pytest.mark.slow
 def test_show_and_the_plan_tell_of_renamed_episodes(tmp_path, capfd):
     config = write_config(tmp_path, rename_share=1.0)
     (tmp_path / "recipe.toml").write_text(dump_config(config))

@@ -81,6 +81,7 @@ def test_a_window_is_filled_by_as_many_shots_as_with_random_ones_and_no_prompt_i
             assert before + len(nearest.asked_ids(draw, FILL, query)) + 2 <= 300
 
 
+@pytest.mark.slow
 def test_answers_after_nearest_shots_are_those_of_whole_prompts(tokenizer, tmp_path):
     model = tiny_model("llama")
     asked = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=300, trained_shots={})
@@ -101,6 +102,7 @@ def test_answers_after_nearest_shots_are_those_of_whole_prompts(tokenizer, tmp_p
                 assert [told[text] for text, _ in pairs] == pytest.approx(nats.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_result_says_how_its_shots_were_chosen_and_is_not_written_over_another(tokenizer, tmp_path):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=300, trained_shots={})
     options = {"shots": (0, 6), "draws": 2, "queries": 4}
@@ -129,6 +131,7 @@ def test_a_result_says_how_its_shots_were_chosen_and_is_not_written_over_another
     assert same.a.endswith("nearest.json)")
 
 
+@pytest.mark.slow
 def test_another_number_of_nearest_shots_does_not_join_in_silence(tokenizer):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=300, trained_shots={})
     options = {"shots": (6,), "draws": 1, "queries": 4, "choose": "nearest"}

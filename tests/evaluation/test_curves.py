@@ -114,6 +114,7 @@ def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
         evaluate(asked, [make_task("animals")], **wrong)
 
 
+@pytest.mark.slow
 def test_the_same_shots_in_other_orders_are_told_apart_by_order_alone(tokenizer):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
     options = {"shots": (0, 6), "draws": 3, "queries": 4}
@@ -137,6 +138,7 @@ def test_fixed_shots_that_no_orders_can_be_compared_at_are_refused(tokenizer, fi
         evaluate(asked, [make_task("animals")], shots=(4, 1), draws=draws, fixed_shots=fixed)
 
 
+@pytest.mark.slow
 def test_a_flipped_task_is_asked_the_same_behind_the_same_shots_and_mapped_back(tokenizer):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
     task, flipped = make_task("animals"), flip_labels(make_task("animals"), seed=1)
@@ -209,6 +211,7 @@ def test_every_choice_has_its_likelihood_and_a_generated_answer_says_if_it_was_c
     assert cell.num_cut > 0  # a random model does not end its answers
 
 
+@pytest.mark.slow
 def test_copies_among_the_shots_are_counted_from_the_k_that_shows_them(tokenizer):
     task = make_task("animals")
     copied, near = task.test[0], task.test[1]
@@ -236,6 +239,7 @@ def test_copies_among_the_shots_are_counted_from_the_k_that_shows_them(tokenizer
     assert found[4, 1] == tuple(map(int, second))
 
 
+@pytest.mark.slow
 def test_a_draw_gone_on_with_gives_the_same_to_the_bit(tokenizer):
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
     plan = TaskSweep(task, tokenizer=tokenizer, sweep=Sweep(shots=(0, 1, 4, 7), num_queries=5, max_tokens=400))

@@ -165,6 +165,7 @@ def test_a_one_pass_curve_counts_the_rows_it_leaves_out(asked):
         one_pass_curve(asked, [stretch(task, test=tuple(range(10)))], episodes=1)
 
 
+@pytest.mark.slow
 def test_check_and_ask_tell_of_long_rows_on_the_command_line(tmp_path):
     rows = [{"input": f"the lamp is {word} {i}", "answer": word} for i in range(30) for word in ("bent", "new")]
     rows[4]["input"] *= 4000

@@ -46,6 +46,7 @@ def stop_after(num_points: int):
     return on_progress
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped_and_leaves_nothing_behind(asked, tmp_path):
     whole = evaluate(asked, TASKS, **SIZES)
     out = tmp_path / "new" / "c.json"
@@ -63,6 +64,7 @@ def test_it_goes_on_where_it_stopped_and_leaves_nothing_behind(asked, tmp_path):
         assert (out.parent / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_or_foreign_part_is_asked_again(asked, tmp_path):
     out = tmp_path / "c.json"
     with pytest.raises(StopError):
@@ -97,6 +99,7 @@ def test_other_arguments_are_refused_in_one_line(asked, tmp_path, changes, told)
     assert sorted((tmp_path / "c.json.parts").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_finished_result_of_other_settings_is_refused_before_anything_is_asked(asked, tmp_path):
     out = tmp_path / "c.json"
     first = evaluate(asked, TASKS, **SIZES, out=out)
@@ -112,6 +115,7 @@ def test_a_finished_result_of_other_settings_is_refused_before_anything_is_asked
     assert evaluate(asked, TASKS, **SIZES, out=out) == first
 
 
+@pytest.mark.slow
 def test_what_an_earlier_version_began_behind_other_shots_is_refused_in_one_line(asked, tmp_path):
     """A2: results and headers from before purposes were in the seeds say nothing of their streams."""
     unfinished, finished = tmp_path / "a.json", tmp_path / "b.json"
@@ -129,6 +133,7 @@ def test_what_an_earlier_version_began_behind_other_shots_is_refused_in_one_line
         evaluate(asked, TASKS, **SIZES, out=finished)
 
 
+@pytest.mark.slow
 def test_the_same_call_is_taken_again_where_a_number_of_shots_could_not_be_asked(asked, tmp_path):
     sizes = {**SIZES, "shots": (2, 500)}  # no task has so many rows
     first = evaluate(asked, TASKS, **sizes, out=tmp_path / "c.json")
@@ -144,6 +149,7 @@ def test_nothing_to_ask_is_an_error_unless_it_is_allowed(asked):
     assert evaluate_sweep(asked, TASKS, sweep, allow_empty=True).curves[0].points[0].score is None
 
 
+@pytest.mark.slow
 def test_another_model_or_task_is_refused_and_the_same_elsewhere_is_not(asked, tmp_path):
     out = tmp_path / "c.json"
     with pytest.raises(StopError):

@@ -57,6 +57,7 @@ def test_another_error_is_no_lack_of_memory():
         run_rows([1], fraction=lambda _: 1.0, run=lambda row: (_ for _ in ()).throw(RuntimeError("shape")))
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_makes_rows_of_many_logits_shorter():
     small, large = (row_budget(tiny_model("llama", vocab_size=size)) for size in (400, 200_000))
     assert small.fraction(num_tokens=100, num_logits=100) == pytest.approx(100 / small.row_tokens)

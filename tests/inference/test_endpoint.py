@@ -294,6 +294,7 @@ def test_known_answers_are_generated_and_count_where_they_are_written_exactly(as
     ]
 
 
+@pytest.mark.slow
 def test_what_is_sent_is_what_the_engine_would_feed(asked):
     with ModelServer(asked) as server:
         ask(server, asked)
@@ -307,6 +308,7 @@ def test_what_is_sent_is_what_the_engine_would_feed(asked):
     assert server.prompts[-4] == (*shared, *ids[0])
 
 
+@pytest.mark.slow
 def test_what_may_pass_is_asked_again(asked):
     with ModelServer(asked) as server:
         server.faults = [(429, "slow down"), (500, ""), (200, "garbage"), (200, '{"choices": []}'), (503, "")]
@@ -384,6 +386,7 @@ def test_what_a_server_cannot_do_is_refused_before_it_is_reached(asked):
         evaluate(asked, [open_task()], endpoint=settings, ranks=Ranks(number=0, count=2))
 
 
+@pytest.mark.slow
 def test_orders_of_the_same_shots_can_be_asked_of_a_server_too(asked):
     options = {**SWEEP, "fixed_shots": 5}
     with ModelServer(asked) as server:
@@ -394,6 +397,7 @@ def test_orders_of_the_same_shots_can_be_asked_of_a_server_too(asked):
     assert (remote.fixed_shots, remote.complete) == (5, True)
 
 
+@pytest.mark.slow
 def test_progress_counts_each_answer_of_a_server(asked, tmp_path):
     """As answers come: the first of a point alone, then the others."""
     seen = []
@@ -414,6 +418,7 @@ def test_a_server_that_fails_every_query_is_given_up(asked):
             ask(server, asked, attempts=1)
 
 
+@pytest.mark.slow
 def test_queries_go_together_but_never_more_than_asked_for(asked):
     with ModelServer(asked) as server:
         server.lock = threading.BoundedSemaphore(8)  # let requests overlap, so that they can be counted
@@ -439,6 +444,7 @@ def test_a_prompt_that_no_text_gives_back_is_never_sent(asked):
     assert server.prompts == []
 
 
+@pytest.mark.slow
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(asked, tmp_path, monkeypatch):
     out = tmp_path / "r.json"
     with ModelServer(asked, key="secret-17") as server:
@@ -485,6 +491,7 @@ def test_what_no_attempt_will_change_is_one_line_with_the_fix(asked):
         Endpoint(replace(settings, url=server.url), asked.tokenizer).__enter__()
 
 
+@pytest.mark.slow
 def test_a_server_with_a_smaller_context_is_told_with_what_to_lower_and_answers_are_kept_trial_88(
     asked, tmp_path, capfd
 ):
@@ -535,6 +542,7 @@ def test_another_tokenizer_is_noticed_by_its_count(asked):
             ask(server, asked)
 
 
+@pytest.mark.slow
 def test_the_command_line_asks_a_server(asked, tmp_path, capfd):
     tasks = write_open_task(tmp_path / "tasks")
     options = ["--tasks", tasks, "--shots", "0,2", "--draws", "1", "--queries", "3", "--out", tmp_path / "r.json"]

@@ -142,6 +142,7 @@ def test_a_query_that_never_fits_is_one_line():
         encode_prefix(model, some_ids(9), after=prefix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mistral-sliding", "gemma2", "llama"])
 def test_lora_unmerged_and_merged_score_alike(name):
     base = tiny_model(name)

@@ -112,6 +112,7 @@ def test_the_plain_path_scores_and_generates_as_transformers_does(name, tokenize
         assert answer.cut == ("</s>" not in text and "\n\n" not in text)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_model_that_cannot_share_is_whole_and_counts_no_tokens_as_encoded_once(tokenizers):
     tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
     task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
@@ -129,6 +130,7 @@ def asked_model(model, tokenizer):
     return InferenceModel("tiny", model, tokenizer, max_tokens=200, trained_shots={})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("labels", "choose"), [(True, "random"), (False, "random"), (True, "nearest")])
 def test_the_plain_path_tells_how_many_times_as_many_tokens_it_processes(tokenizers, tmp_path, labels, choose):
     """Issue 16, fault 1: what is told are the tokens that the engine counts when it takes one path and the other."""

@@ -44,6 +44,7 @@ def test_nothing_to_choose_is_an_error(options):
         build_trie(options)
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=8))
 def test_every_option_can_be_read_off_its_way_through_the_trie(options):
     trie = build_trie(options)

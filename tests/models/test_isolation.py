@@ -159,6 +159,7 @@ def test_a_class_that_keeps_episodes_apart_trains_them_together(tmp_path):
     assert rows == {"episodes": "together", "reason": ""}
 
 
+@pytest.mark.slow
 def test_compiled_layers_are_refused_if_episodes_go_alone(tmp_path):
     config = write_setting(tmp_path, family="lfm2", num_steps=2, compile=True)
     with (

@@ -235,6 +235,7 @@ def test_a_process_without_this_library_gives_the_same_logits(saved):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_an_adapter_is_loaded_by_us_and_by_peft_alike(saved):
     expected = torch.load(saved / "adapter.logits")
     ours = load_model(ModelSettings(path=str(saved / "adapter"), precision="fp32"))
@@ -525,6 +526,7 @@ def test_a_checkpoint_in_shards_is_loaded_whole_trial_58(tmp_path):
     assert torch.equal(logits_of(load_model(ModelSettings(path=str(tmp_path), precision="fp32"))), logits_of(model))
 
 
+@pytest.mark.slow
 def test_a_model_with_more_embeddings_than_tokens_answers_as_without_them_trial_61(tmp_path):
     """The 64 rows that no token has are copies of an earlier row, so that they are never the first of the largest."""
     tokenizer, model = train_tokenizer("bpe"), tiny_model("llama")

@@ -233,6 +233,7 @@ def test_ask_uses_as_many_shots_as_fit(asked):
     assert 0 < few < many <= len(task.splits["train"])
 
 
+@pytest.mark.slow
 def test_a_sweep_asks_the_same_queries_behind_nested_shots(asked):
     model, (tokenizer, task) = tiny_model("llama"), asked
     sweep = Sweep(shots=(0, 1, 4), num_draws=3, num_queries=6, seed=1, max_tokens=400)

@@ -154,6 +154,7 @@ def test_it_is_found_once_and_kept_and_an_earlier_comparison_gets_it(leaky):
     assert json.loads(file.read_text(encoding="utf-8")) == {**content, "weights": None}
 
 
+@pytest.mark.slow
 def test_check_looks_for_rows_of_held_out_tasks(tmp_path, capfd):
     write_leak(tmp_path / "tasks")
     told = "overlap: task 'held' is not trained on, but 40 of 40 test rows are rows of trained tasks too (40"

@@ -43,6 +43,7 @@ def test_settings_that_differ_besides_the_matching_are_named():
     assert matching_tables(comparisons)[0].heads == ("equal tokens", "equal answers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -80,6 +80,7 @@ def test_the_curve_is_this_seeds_own_as_a_table_and_as_a_picture(run, comparison
     assert "mean score, %" in "".join(svg.itertext())
 
 
+@pytest.mark.slow
 def test_the_code_on_the_card_runs_and_asks_with_the_ids_of_training(run, comparison):
     text = write_model_card(run, comparison, "manyicl", 0).read_text(encoding="utf-8")
     task = load_tasks(run.parent / "tasks", names=["animals"])[0]

@@ -6,11 +6,13 @@ import pytest
 from scripts.package_map import BEGIN, END, SOURCE, fill_in, list_layers, renew_pages, write_full_map
 
 
+@pytest.mark.slow
 def test_both_maps_are_those_of_today():
     stale = [path.name for path, text in renew_pages().items() if path.read_text(encoding="utf-8") != text]
     assert stale == [], "run: python scripts/package_map.py"
 
 
+@pytest.mark.slow
 def test_every_module_has_one_line():
     modules = [path for path in SOURCE.rglob("*.py") if path.parent != SOURCE and path.name != "__init__.py"]
     lines = [line for line in write_full_map().splitlines() if line.startswith("| `")]

@@ -408,6 +408,7 @@ def is_ruled(firsts: list[list[str]], codes: list[str]) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_tables_code_is_a_rule_of_one_word_of_its_row():
     checked = 0
     for number in range(1000):

@@ -106,6 +106,7 @@ def test_addresses_that_others_can_reach(host):
     assert not is_loopback(host)
 
 
+@pytest.mark.slow
 def test_roles_over_http(tmp_path):
     path = tmp_path / "tokens.txt"
     admin, reader = make_token(path, role="admin"), make_token(path)

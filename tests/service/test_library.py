@@ -31,6 +31,7 @@ def fill(folder):
     return library
 
 
+@pytest.mark.slow
 def test_what_is_written_comes_back_in_another_process(tmp_path):
     fill(tmp_path).close()
     code = (
@@ -158,6 +159,7 @@ print([library.num_examples(task.id) for task in library.tasks()])
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_refused_in_one_line_and_the_library_goes_on(tmp_path):
     fill(tmp_path).close()
     ran = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -94,6 +94,7 @@ def test_a_small_model_measures_more_by_default(seed_model):
     assert found.curve[-1].num_scored == 300
 
 
+@pytest.mark.slow
 def test_near_copies_are_found_and_told(seed_model):
     text = "please send the report about the {} to the whole team before the end of this long week"
     rows = [{"input": text.format(word), "answer": "a"} for word in ("red fox", "red  fox", "blue owl")]
@@ -122,6 +123,7 @@ def test_too_few_examples_are_told(seed_model):
     assert found.sentence.startswith("5 examples are too few to measure anything")
 
 
+@pytest.mark.slow
 def test_requests_are_answered_while_a_task_is_measured(seed_model):
     with open_service(seed_model, settings=ServiceSettings(measure_tokens=200_000)) as service:
         task = service.add_task(make_rows(400), name="animals")
@@ -173,6 +175,7 @@ def test_examples_that_requests_do_not_show_are_answered_after_those_that_they_d
     assert not make_plan(ids, most_tokens=20_000, query_tokens=15, served=np.arange(600)).as_served
 
 
+@pytest.mark.slow
 def test_a_measurement_and_the_first_request_share_one_prefix(seed_model):
     settings = ServiceSettings(measure_tokens=4_000, shot_tokens=600)
     with open_service(seed_model, settings=settings) as service:
@@ -185,6 +188,7 @@ def test_a_measurement_and_the_first_request_share_one_prefix(seed_model):
         assert service.stats().prefixes["hits"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [20_000, 100_000])
 def test_the_plan_stays_within_its_tokens(seed_model, tmp_path, budget):
     ids = tokenize_rows(seed_model, make_rows(1000), tmp_path)

@@ -327,6 +327,7 @@ def test_a_plain_generation_stops_where_it_is_told(service):
         service.generate([{"role": "user", "content": "hello"}])
 
 
+@pytest.mark.slow
 def test_many_threads_get_each_its_own_answers(animals):
     wanted = {text: reply.answer for text in INPUTS for reply in animals.predict(text)}
     found: list[tuple[str, str]] = []

@@ -170,6 +170,7 @@ def test_the_rows_of_a_whole_table_are_counted(tmp_path: Path, rows: list[tuple[
     check(tmp_path / "t.csv.gz", gzip.compress(content, 1, mtime=0), num_rows=len(rows))
 
 
+@pytest.mark.slow
 @fuzz(st.binary(max_size=60), st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz"]))
 def test_any_bytes(tmp_path: Path, content: bytes, suffix: str) -> None:
     check(tmp_path / f"t{suffix}", content)

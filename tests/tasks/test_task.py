@@ -274,6 +274,7 @@ SPLIT_NAMES = st.sampled_from([*SPLITS, "dev", "valid", "val"])
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @quick
 @given(ROWS, st.lists(SPLIT_NAMES, min_size=30, max_size=30), st.booleans())
 def test_every_row_is_kept_or_counted(tmp_path: Path, pairs: list[tuple[str, str]], splits: list[str], named: bool):
@@ -286,6 +287,7 @@ def test_every_row_is_kept_or_counted(tmp_path: Path, pairs: list[tuple[str, str
     assert sorted(inputs) == sorted({text for text, _ in pairs})  # every input in exactly one split
 
 
+@pytest.mark.slow
 @quick
 @given(st.sets(st.text(min_size=1, alphabet="abc 123"), min_size=1, max_size=20), st.randoms(use_true_random=False))
 def test_the_split_of_a_row_does_not_depend_on_the_others(tmp_path: Path, texts: set[str], random) -> None:

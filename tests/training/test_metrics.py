@@ -10,6 +10,7 @@ from manyicl.training import metrics
 from manyicl.training.metrics import PeakMemory, measure_ceiling, resident_peak
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(resident_peak() is None, reason="the system does not tell the resident set")
 def test_the_peak_is_that_since_it_was_made():
     big = np.ones(200 << 20, dtype=np.uint8)

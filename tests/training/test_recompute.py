@@ -106,6 +106,7 @@ def test_compiled_layers_do_not_attend_again_either():
     assert counts == {"forward": 1, "backward": 0}  # one graph of each serves the three layers
 
 
+@pytest.mark.slow
 def test_what_is_dropped_in_attention_and_in_adapters_is_dropped_again_when_recomputed(monkeypatch):
     # A CUDA kernel draws what it drops: kept, it would not draw again, and an adapter behind it would draw otherwise.
     monkeypatch.setattr(recompute, "_attention_kept", lambda: pytest.fail("attention was kept"))
@@ -237,6 +238,7 @@ def test_compiled_layers_are_compiled_once_for_all_rows_of_a_length(num_checkpoi
     assert frames == ([2, 2, 2] if num_checkpointed else [1, 1, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [0, 3])
 def test_under_autocast_adapters_keep_no_copy_of_what_they_read_and_gradients_stay(checkpointed):
     gradients, kept = [], []
@@ -269,6 +271,7 @@ def test_under_autocast_adapters_keep_no_copy_of_what_they_read_and_gradients_st
     assert kept[1] < kept[0] or checkpointed
 
 
+@pytest.mark.slow
 def test_measuring_activations_leaves_no_tensor_behind():
     model = tiny_model("llama")
     measure_kept(model)

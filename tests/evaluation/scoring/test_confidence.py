@@ -54,6 +54,7 @@ def test_area_is_zero_if_the_wrong_answers_come_last_and_the_mean_error_if_confi
     assert risk_coverage_area(np.full(4, 0.5), np.array([0.0, 1, 1, 1])) == 0.25
 
 
+@pytest.mark.slow
 def test_answers_of_a_calibrated_model_have_an_interval_from_zero_and_too_sure_ones_do_not():
     rng = np.random.default_rng(3)
     confidences = rng.uniform(0.4, 1.0, (3, 150))

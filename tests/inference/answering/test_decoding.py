@@ -54,6 +54,7 @@ def test_tokens_have_their_parts_of_the_unit_interval():
     assert [int(pick_token(probabilities, number)) for number in (0.0, 0.24, 0.25, 0.999999, 1.0)] == [1, 1, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_sampled_token_is_as_frequent_as_the_softmax_says(tokenizer):
     model, query = tiny_model("llama"), some_ids(9)
     count = 4000
@@ -71,6 +72,7 @@ def test_a_sampled_token_is_as_frequent_as_the_softmax_says(tokenizer):
     assert chisquare([*observed, rest[0]], [*expected[common], rest[1]]).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_their_batch_and_differ_by_seed_prompt_and_number(tokenizer):
     model = tiny_model("llama")
     prefix = encode_prefix(model, some_ids(20))

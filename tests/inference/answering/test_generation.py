@@ -69,6 +69,7 @@ def test_a_terminator_merged_into_another_token_ends_an_answer(tokenizer):
     assert generate_after(model, tokenizer, EMPTY_PREFIX, [query], max_new_tokens=9) == [Generated("fox", cut=False)]
 
 
+@pytest.mark.slow
 def test_rows_that_ended_are_dropped_and_the_others_go_on_unchanged(tokenizer, monkeypatch):
     model = tiny_model("llama", seed=3)
     prefix = encode_prefix(model, some_ids(30))

@@ -85,6 +85,7 @@ def test_not_the_same(prediction: str, answer: str) -> None:
     assert not is_same_answer(prediction, answer=answer)
 
 
+@pytest.mark.slow
 def test_a_long_text_takes_no_time():
     text = "so (" * 500 + "1, " * 2000 + r"\frac{" * 500 + "7"
     assert is_same_answer(text, answer="7")
