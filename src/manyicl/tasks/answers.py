@@ -37,6 +37,8 @@ MOST_LABELS = 256
 MOST_CLASSES = 64
 LONGEST_CLASS = 50
 _ROWS_PER_CLASS = 5
+# If there are at most this many different answers per row, they are treated as labels in warnings.
+_MOST_LABELS_PER_ROW = 0.5
 # Returns the option of a row that an answer means, or None if it means none.
 _Reading = Callable[[Row, str], str | None]
 
@@ -228,6 +230,31 @@ def describe_lookalikes(answers: Sequence[str]) -> str:
     others = len(groups) - 1
     more = f" (and {others:,} more {'group' if others == 1 else 'groups'})" if others else ""
     return f"answers that may be the same: {first}{more}; if they are, write them alike"
+
+
+def find_warnings(
+    rows: Sequence[Row], family: str, *, labels: tuple[str, ...], has_choices: bool, settings_name: str
+) -> list[str]:
+    """Return warnings about answers: different spellings, and answers that look like labels but are generated."""
+    counts = Counter(row.answer for row in rows)
+    warnings: list[str] = []
+    are_labels = family in ("classification", "nli") or (
+        family == "qa"
+        and len(counts) <= _MOST_LABELS_PER_ROW * len(rows)
+        and all(len(answer) <= LONGEST_CLASS for answer in counts)
+    )
+    if not are_labels or (has_choices and not labels):  # each row has its own options, so answers are not labels
+        return warnings
+    lookalikes = describe_lookalikes([row.answer for row in rows])
+    if lookalikes:
+        warnings.append(lookalikes)
+    if not has_choices and len(counts) > MOST_LABELS:
+        fix = f'list them as "labels" in {settings_name}'
+        warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
+    elif not has_choices and family == "qa" and len(counts) > MOST_CLASSES:
+        fix = f'write {{"family": "classification"}} into {settings_name}'
+        warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
+    return warnings
 
 
 def _spelling(answer: str) -> tuple[str, ...]:

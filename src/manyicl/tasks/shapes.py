@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 # Common names of an input and of an answer column, in order of preference.
 _INPUTS = (
@@ -119,6 +119,31 @@ def find_option_columns(names: Sequence[str]) -> list[str]:
             if len(marked) > 1 and set(marked) == set(marks[: len(marked)]):
                 return [marked[mark] for mark in sorted(marked)]
     return _find_letters(names)
+
+
+def describe_unread(
+    unread: Sequence[str], *, answers: Collection[str], columns: Mapping[str, object], settings_name: str
+) -> list[str]:
+    """Return notes on columns that are not read, and how to read those that look like instructions or options.
+
+    answers: all different answers of the task. columns: what its task.json maps.
+    """
+    if not unread:
+        return []
+    notes = [f"columns not read: {', '.join(unread[:12])}{', ...' if len(unread) > 12 else ''}"]
+    instruction = next((name for name in unread if name.strip().casefold() == "instruction"), None)
+    own = columns.get("input", "input")
+    if instruction is not None and isinstance(own, str):
+        mapped = write_columns({**columns, "input": [instruction, own]})
+        notes.append(
+            f"each row's {instruction} is not read; to put it before the {own}, write {mapped} into {settings_name}"
+        )
+    options = find_option_columns(unread)
+    words = {word.upper() for name in options for word in (name.strip(), name.strip()[-1:])}
+    if options and {answer.upper() for answer in answers} <= words | {str(place) for place in range(len(options))}:
+        mapped = write_columns({**columns, "options": options})
+        notes.append(f"{', '.join(options)} look like the options; to read them, write {mapped} into {settings_name}")
+    return notes
 
 
 def _find_letters(names: Sequence[str]) -> list[str]:

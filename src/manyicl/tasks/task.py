@@ -46,12 +46,9 @@ from pathlib import Path
 from manyicl.errors import UserError, suggest
 from manyicl.seeds import make_seed
 from manyicl.tasks.answers import (
-    LONGEST_CLASS,
-    MOST_CLASSES,
-    MOST_LABELS,
     describe_lists,
-    describe_lookalikes,
     find_labels,
+    find_warnings,
     guess_family,
     resolve_choices,
     resolve_lists,
@@ -61,7 +58,7 @@ from manyicl.tasks.formats import describe_damage
 from manyicl.tasks.layouts import Source, find_layout, source_of
 from manyicl.tasks.rows import FileRows, Row, read_rows, retell_unlike_files
 from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, read_settings
-from manyicl.tasks.shapes import find_option_columns, write_columns
+from manyicl.tasks.shapes import describe_unread
 
 __all__ = [
     "FAMILIES",
@@ -81,8 +78,6 @@ NO_SPLIT_NOTE = "No split is given: 20 % are test and 10 % of the rest validatio
 _TEST_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
 _PANDAS_INDEX = "__index_level_0__"  # row numbers, which pandas adds to Parquet
-# If there are at most this many different answers per row, they are treated as labels in warnings.
-_MOST_LABELS_PER_ROW = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +320,7 @@ def _build_task(
         dropped=dropped,
         split_note="All rows are train." if one_split else _describe_split(rows),
         warnings=(
-            *_find_warnings(rows, family, labels=labels, has_choices=has_choices, settings_name=settings_name),
+            *find_warnings(rows, family, labels=labels, has_choices=has_choices, settings_name=settings_name),
             *describe_lists(files),
             *describe_damage(text for row in rows for text in (row.input, row.answer, *row.options)),
         ),
@@ -347,58 +342,18 @@ def _hash_task(about: Sequence[object], splits: Mapping[str, Sequence[Example]])
     return digest.hexdigest()
 
 
-def _find_warnings(
-    rows: Sequence[Row], family: str, *, labels: tuple[str, ...], has_choices: bool, settings_name: str
-) -> list[str]:
-    """Return warnings about answers: different spellings, and answers that look like labels but are generated."""
-    counts = Counter(row.answer for row in rows)
-    warnings: list[str] = []
-    are_labels = family in ("classification", "nli") or (
-        family == "qa"
-        and len(counts) <= _MOST_LABELS_PER_ROW * len(rows)
-        and all(len(answer) <= LONGEST_CLASS for answer in counts)
-    )
-    if not are_labels or (has_choices and not labels):  # each row has its own options, so answers are not labels
-        return warnings
-    lookalikes = describe_lookalikes([row.answer for row in rows])
-    if lookalikes:
-        warnings.append(lookalikes)
-    if not has_choices and len(counts) > MOST_LABELS:
-        fix = f'list them as "labels" in {settings_name}'
-        warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
-    elif not has_choices and family == "qa" and len(counts) > MOST_CLASSES:
-        fix = f'write {{"family": "classification"}} into {settings_name}'
-        warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
-    return warnings
-
-
 def _find_notes(
     files: Sequence[FileRows], rows: Sequence[Row], settings: TaskSettings, *, settings_name: str
 ) -> list[str]:
     """Return notes on changes to answers, columns that are not read, and how to read some of them."""
     tidied: Counter[str] = sum((file.tidied for file in files), Counter())
-    notes = [f"answers tidied: {what} ({count:,})" for what, count in sorted(tidied.items())]
     unread = sorted({name for file in files for name in file.unread} - {_PANDAS_INDEX})
-    if not unread:
-        return notes
-    notes.append(f"columns not read: {', '.join(unread[:12])}{', ...' if len(unread) > 12 else ''}")
-    instruction = next((name for name in unread if name.strip().casefold() == "instruction"), None)
-    own = settings.columns.get("input", "input")
-    if instruction is not None and isinstance(own, str):
-        mapped = {**settings.columns, "input": [instruction, own]}
-        notes.append(
-            f"each row's {instruction} is not read; to put it before the {own}, write {write_columns(mapped)} into"
-            f" {settings_name}"
-        )
-    options = find_option_columns(unread)
-    words = {word.upper() for name in options for word in (name.strip(), name.strip()[-1:])}
-    if options and {row.answer.upper() for row in rows} <= words | {str(place) for place in range(len(options))}:
-        mapped = {**settings.columns, "options": options}
-        notes.append(
-            f"{', '.join(options)} look like the options; to read them, write {write_columns(mapped)} into"
-            f" {settings_name}"
-        )
-    return notes
+    return [
+        *(f"answers tidied: {what} ({count:,})" for what, count in sorted(tidied.items())),
+        *describe_unread(
+            unread, answers={row.answer for row in rows}, columns=settings.columns, settings_name=settings_name
+        ),
+    ]
 
 
 def _default_metric(family: str, has_choices: bool) -> str:
