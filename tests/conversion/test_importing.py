@@ -11,6 +11,8 @@ import pytest
 
 from manyicl.conversion import ImportedTask, import_tasks
 from manyicl.errors import UserError
+from manyicl.evaluation.loop import evaluate
+from manyicl.inference.model import load_for_inference
 from manyicl.tasks import load_tasks
 
 SQUAD = {
@@ -289,3 +291,22 @@ def test_a_family_decides_the_metric(tmp_path):
     assert (imported.task.family, imported.task.metric) == ("math", "math_exact_match")
     about = json.loads((tmp_path / "out" / "gsm8k.task.json").read_text())
     assert (about["family"], about["metric"]) == ("math", "math_exact_match")
+
+
+@pytest.mark.real_model
+def test_a_real_base_reads_each_rows_own_instruction(tmp_path, smollm2):
+    """Rows of alpaca's: one word, two instructions. Without the instruction both queries would be the same prompt."""
+    pairs = [("hot", "cold"), ("big", "small"), ("up", "down"), ("day", "night"), ("black", "white")]
+    rows = [
+        {"instruction": how, "input": word, "output": output, "split": split}
+        for word, other in pairs
+        for how, output in (("Repeat the word.", word), ("Say the opposite.", other))
+        for split in ["test" if word == "black" else "train"]
+    ]
+    source = tmp_path / "words.json"
+    source.write_text(json.dumps(rows), encoding="utf-8")
+    (imported,) = import_tasks(source, tmp_path / "out", family="qa").tasks
+    assert [one.input for one in imported.task.test] == ["Repeat the word.\nblack", "Say the opposite.\nblack"]
+    model = load_for_inference(str(smollm2), precision="fp32", max_tokens=400)
+    answers = evaluate(model, [imported.task], shots=(7,), draws=1).predictions
+    assert sorted(answer.prediction for answer in answers) == ["black", "white"]

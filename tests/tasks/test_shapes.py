@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from manyicl.tasks import Example, inspect_task
+from manyicl.tasks import Example, inspect_task, load_task
 
 # Two rows of each, so that the way options are counted is certain.
 PIQA = [
@@ -102,3 +102,15 @@ def test_unread_columns_of_options_are_noted_with_the_task_json(tmp_path: Path, 
     task, _ = inspect_task(tmp_path / "t.csv")
     assert task is not None
     assert {example.answer for example in task.train} == {"yes", "no"}
+
+
+def test_an_instruction_that_a_template_leaves_out_is_put_into_the_template(tmp_path):
+    """A list that holds a template is refused, so the task.json that the note shows must not be one."""
+    rows = [{"instruction": "Add.", "a": f"{i}", "b": "1", "answer": f"{i + 1}"} for i in range(9)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.task.json").write_text(json.dumps({"columns": {"input": "{a} + {b}"}}))
+    note = next(note for note in load_task(tmp_path / "sums.jsonl").notes if "instruction is not read" in note)
+    shown = note[note.index("{", note.index("write ")) : note.rindex("}") + 1]
+    (tmp_path / "sums.task.json").write_text(shown)
+    task = load_task(tmp_path / "sums.jsonl")
+    assert {example.input.partition("\n")[0] for example in task.train} == {"Add."}

@@ -61,6 +61,9 @@ def eval_(
         int, typer.Option("--queries", min=1, help="Test rows to answer, the same for every number of shots and draw.")
     ] = 200,
     seed: Seed = 0,
+    template: Annotated[
+        int, typer.Option("--template", min=1, help="Which of a task's templates writes its inputs, from 1.")
+    ] = 1,
     normalize: Normalize = "none",
     calibrate: Calibrate = "none",
     out: Out = None,
@@ -132,6 +135,7 @@ def eval_(
                 answering=settings,
                 choose=choose,
                 num_nearest=count_nearest(choose, num_nearest),
+                template=template,
                 out=out,
                 ranks=ranks,
                 on_progress=on_progress,

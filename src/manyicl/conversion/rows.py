@@ -93,6 +93,8 @@ def read_material(
     if found.labels is not None:
         settings["labels"] = list(found.labels)
     kept = KeptRows([], material.kind or shape, mapped, settings, notes=list(material.notes))
+    if len(found.templates) > 1:
+        kept.notes.append(f"inputs are those of the first of {len(found.templates)} templates; the others are lost")
     files = _read_files(parts, kept, placed=placed, log=log)
     shown = material.settings_path.name if material.settings_path else "task.json"
     index = answer_index if answer_index is not None else found.answer_index

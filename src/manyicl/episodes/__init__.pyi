@@ -24,6 +24,7 @@ from .tokenized import (
     query_ids,
     tokenize_task,
     with_names,
+    with_wordings,
 )
 from .tokenizer import ExampleTokens, TaskTokenizer
 
@@ -62,4 +63,5 @@ __all__ = [
     "targets_of",
     "tokenize_task",
     "with_names",
+    "with_wordings",
 ]

@@ -155,7 +155,8 @@ class BatchMaker:
             divisors = count_divisors(packs, tasks=self.tasks, split=self.split, targets=self.targets)
         episodes = [episode for pack in packs for episode in pack.episodes]
         built = [
-            join_examples(self.tasks[e.task], split=self.split, indices=e.examples, names=e.names) for e in episodes
+            join_examples(self.tasks[e.task], split=self.split, indices=e.examples, names=e.names, template=e.template)
+            for e in episodes
         ]
         weights = [
             answer_weight(self._answer_tokens(b), task=e.task, divisors=divisors, normalization=self.normalization)

@@ -11,6 +11,7 @@ import heapq
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -113,11 +114,18 @@ class TaskLengths:
     """(N,), tokens of each example: between, input segment, answer and terminator."""
     labels: LabelLengths | None = None
     """None if the recipe renames no labels, or the task has none to rename."""
+    wordings: tuple[NDArray[np.int64], ...] = ()
+    """The same as `lengths`, (N,) each, for every further template of the task; () if there is one."""
 
     @property
     def alone(self) -> NDArray[np.int64]:
-        """(N,), tokens of an episode that holds this example alone."""
-        return self.num_head_tokens - self.num_between + self.lengths
+        """(N,), tokens of an episode that holds this example alone, in the template that makes it longest."""
+        longest: NDArray[np.int64] = np.maximum.reduce([self.lengths, *self.wordings])
+        return self.num_head_tokens - self.num_between + longest
+
+    def lengths_in(self, template: int) -> NDArray[np.int64]:
+        """(N,), tokens of each example in one of the task's templates, from 0."""
+        return self.wordings[template - 1] if template else self.lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,8 @@ class Episode:
     """Its length."""
     names: NDArray[np.int32] | None = None
     """In a renamed episode: the name of each of the task's labels, as an index into LabelNames. Else None."""
+    template: int = 0
+    """Which of the task's templates writes its inputs, from 0."""
 
 
 def find_usable(tasks: Sequence[TaskLengths], *, token_budget: int) -> dict[str, NDArray[np.int32]]:
@@ -239,10 +249,14 @@ def _iter_task_episodes(
             renaming = make_stream(purpose, seed, "renaming", task.name, epoch, number)
             names = _draw_renaming(task, settings=settings, rng=renaming)
             nexts = order[start : start + most]
-            episode = _cut_episode(task, nexts, names=names, epoch=epoch, token_budget=settings.token_budget)
+            cut = partial(_cut_episode, task, nexts, epoch=epoch, token_budget=settings.token_budget)
+            # So does the template, for the same reason.
+            wording = make_stream(purpose, seed, "template", task.name, epoch, number)
+            template = int(wording.integers(len(task.wordings) + 1)) if task.wordings else 0
+            episode = cut(names=names, template=template)
             # No shot would show the new name of a single example; and a single one may fit only under its own label.
             if episode.names is not None and len(episode.examples) < 2:
-                episode = _cut_episode(task, nexts, names=None, epoch=epoch, token_budget=settings.token_budget)
+                episode = cut(names=None, template=template)
             start += len(episode.examples)
             yield replace(episode, index=number)
             number += 1
@@ -250,10 +264,16 @@ def _iter_task_episodes(
 
 
 def _cut_episode(
-    task: TaskLengths, nexts: NDArray[np.int32], *, names: NDArray[np.int32] | None, epoch: int, token_budget: int
+    task: TaskLengths,
+    nexts: NDArray[np.int32],
+    *,
+    names: NDArray[np.int32] | None,
+    template: int,
+    epoch: int,
+    token_budget: int,
 ) -> Episode:
     """Return the episode of as many of the next examples as fit the budget, of none if the first does not fit."""
-    num_head_tokens, lengths = task.num_head_tokens, task.lengths[nexts]
+    num_head_tokens, lengths = task.num_head_tokens, task.lengths_in(template)[nexts]
     if names is not None:
         assert task.labels is not None
         own = task.labels.label_of[nexts]
@@ -263,13 +283,19 @@ def _cut_episode(
     num_examples = int(np.searchsorted(ends, token_budget, side="right"))
     num_tokens = int(ends[num_examples - 1]) if num_examples else 0
     return Episode(
-        index=0, task=task.name, epoch=epoch, examples=nexts[:num_examples], num_tokens=num_tokens, names=names
+        index=0,
+        task=task.name,
+        epoch=epoch,
+        examples=nexts[:num_examples],
+        num_tokens=num_tokens,
+        names=names,
+        template=template,
     )
 
 
 def _count_most_that_fit(task: TaskLengths, usable: NDArray[np.int32], *, settings: EpisodeSettings) -> int:
     """Return an upper bound of an episode's number of examples, so that no more need to be looked at."""
-    shortest = task.lengths[usable]
+    shortest = np.minimum.reduce([task.lengths, *task.wordings])[usable]
     num_head_tokens = task.num_head_tokens
     if task.labels is not None and settings.rename_share:
         own = task.labels.name_tokens[task.labels.label_of[usable]]

@@ -19,7 +19,7 @@ from manyicl.episodes.renaming import LabelNames, collect_names
 from manyicl.episodes.tokenizer import NOT_GIVEN_BACK, TERMINATOR_INSIDE, ExampleTokens, TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.files import write_atomically
-from manyicl.tasks import SPLITS, Task
+from manyicl.tasks import SPLITS, Task, with_template
 
 # A task that loses more than this fraction of its rows, because of their answers, is not the task that was meant.
 MAX_LOST_SHARE = 0.01
@@ -39,11 +39,19 @@ class TokenizedTask:
     """Split -> reason -> number of examples left out."""
     names: LabelNames | None = None
     """Names of its labels in renamed episodes; only `with_names` sets them."""
+    wordings: tuple[ExampleTokens, ...] = ()
+    """The train split as each further template of the task writes it; only `with_wordings` sets them."""
+
+    def tokens_of(self, split: str, *, template: int = 0) -> ExampleTokens:
+        """Return the examples of a split in one of the task's templates; others than the first are of train alone."""
+        assert not template or split == "train", "only training draws templates"
+        return self.wordings[template - 1] if template else self.splits[split]
 
     @property
     def num_ids(self) -> int:
         """One more than the largest id: the rows that an embedding needs at least."""
-        return 1 + max(int(ids.max(initial=0)) for ids in (self.head_ids, *(s.ids for s in self.splits.values())))
+        examples = (*self.splits.values(), *self.wordings)
+        return 1 + max(int(ids.max(initial=0)) for ids in (self.head_ids, *(tokens.ids for tokens in examples)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,21 @@ def with_names(tokenized: TokenizedTask, *, tokenizer: TaskTokenizer) -> Tokeniz
     return replace(tokenized, names=names)
 
 
+def with_wordings(
+    tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, cache_dir: Path | None = None
+) -> TokenizedTask:
+    """Return the task with its train rows in all of its templates, from which training draws; most tasks have one."""
+    task = tokenized.task
+    wordings = []
+    for number in range(2, len(task.templates) + 1):
+        again = tokenize_task(with_template(task, number), tokenizer=tokenizer, cache_dir=cache_dir)
+        tokens = again.splits["train"]
+        # Which rows are left out depends on their answers alone, which all templates share.
+        assert np.array_equal(tokens.rows, tokenized.splits["train"].rows)
+        wordings.append(tokens)
+    return replace(tokenized, wordings=tuple(wordings))
+
+
 def check_lost_answers(tokenized: TokenizedTask) -> str | None:
     """Return None, or if too many rows are lost because of their answers, one line that says so and how to fix it."""
     task = tokenized.task
@@ -126,15 +149,17 @@ def join_examples(
     split: str,
     indices: Iterable[int] | NDArray[np.int32],
     names: NDArray[np.int32] | None = None,
+    template: int = 0,
 ) -> TokenizedEpisode:
     """Return the sequence of the examples `indices` (into the split's ExampleTokens), in this order.
 
-    names: in a renamed episode, the name of each label (`Episode.names`).
+    names: in a renamed episode, the name of each label (`Episode.names`). template: which of the task's templates
+    writes them, from 0.
     """
-    tokens = tokenized.splits[split]
+    tokens = tokenized.tokens_of(split, template=template)
     chosen = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices, dtype=np.int64)
     if names is not None:
-        return _join_renamed(tokenized, split=split, chosen=chosen, names=names)
+        return _join_renamed(tokenized, tokens, split=split, chosen=chosen, names=names)
     starts = tokens.starts[chosen].copy()
     stops = tokens.starts[chosen + 1]
     answer_lengths = stops - tokens.answer_starts[chosen]
@@ -146,9 +171,14 @@ def join_examples(
 
 
 def _join_renamed(
-    tokenized: TokenizedTask, *, split: str, chosen: NDArray[np.int64], names: NDArray[np.int32]
+    tokenized: TokenizedTask,
+    tokens: ExampleTokens,
+    *,
+    split: str,
+    chosen: NDArray[np.int64],
+    names: NDArray[np.int32],
 ) -> TokenizedEpisode:
-    known, tokens = tokenized.names, tokenized.splits[split]
+    known = tokenized.names
     assert known is not None, "only a task with names has renamed episodes"
     starts, answer_starts = tokens.starts[chosen].copy(), tokens.answer_starts[chosen]
     if len(chosen):
@@ -172,9 +202,11 @@ def answer_lengths_of(
     return tokenized.names.name_tokens[names[tokenized.names.label_of[split][indices]]]
 
 
-def query_ids(tokenized: TokenizedTask, *, split: str, index: int, after_shots: bool) -> NDArray[np.int32]:
+def query_ids(
+    tokenized: TokenizedTask, *, split: str, index: int, after_shots: bool, template: int = 0
+) -> NDArray[np.int32]:
     """Return the input segment of one example: what the model gets after the shots (or the head) to answer it."""
-    tokens = tokenized.splits[split]
+    tokens = tokenized.tokens_of(split, template=template)
     start = int(tokens.starts[index]) + (0 if after_shots else tokenized.num_between)
     return tokens.ids[start : int(tokens.answer_starts[index])]
 
@@ -265,4 +297,5 @@ def lengths_of(tokenized: TokenizedTask, *, split: str = "train") -> TaskLengths
         num_between=tokenized.num_between,
         lengths=tokenized.splits[split].lengths,
         labels=tokenized.names.lengths(split) if tokenized.names else None,
+        wordings=tuple(tokens.lengths for tokens in tokenized.wordings) if split == "train" else (),
     )

@@ -70,6 +70,7 @@ def make_curve(
         points=tuple(points),
         predictions=tuple(p for rows in complete.values() for row in rows.values() for p in row),
         sha256=sweep.task.sha256,
+        template=sweep.task.template if sweep.task.templates else None,
         num_encoded_tokens=sweep.num_encoded_tokens if shared else None,
         left_out=sweep.left_out,
         plain_path=sweep.plain_path() if shared is False else None,
@@ -291,6 +292,7 @@ def score_one_pass(
         num_draws=points[0].num_scored if points else 0,
         points=tuple(replace(p, extrapolated=_is_beyond(p.shots, trained_shots)) for p in points),
         sha256=task.sha256,
+        template=task.template if task.templates else None,
         left_out={LONG_TEST: num_long} if num_long else {},
     )
 

@@ -37,7 +37,7 @@ from manyicl.inference import (
 )
 from manyicl.models import device_of, hash_weights, read_note
 from manyicl.seeds import STREAMS
-from manyicl.tasks import Task
+from manyicl.tasks import Task, with_template
 from manyicl.training import package_versions
 
 if TYPE_CHECKING:  # it needs packages that only those who use a server install
@@ -59,6 +59,7 @@ def evaluate(
     choose: ShotPolicy = "random",
     num_nearest: int = NUM_NEAREST,
     fixed_shots: int | Literal["most"] | None = None,
+    template: int = 1,
     out: str | Path | None = None,
     ranks: Ranks = ALONE,
     on_progress: OnProgress = lambda what, done, total: None,
@@ -74,15 +75,17 @@ def evaluate(
     num_nearest: most shots of a query's own, if the nearest are chosen.
     fixed_shots: one of `shots`: all draws hold the same shots up to that number, each in another order, so that the
         spread at that number is due to the order alone. "most": each task's own largest number.
+    template: which of a task's templates writes shots and queries, from 1.
     out: FILE.json to write. What is finished is kept beside it until the result is complete (`unfinished`); the same
         call resumes from there.
     ranks: processes among which the draws of all tasks are divided; all of them return the same.
     on_progress: called with what is under way, how many queries are answered, and how many there are in all.
 
     Raises:
-        UserError: a task has no test rows, its answers cannot be written by the tokenizer, nothing can be asked, the
-            server refuses, or `out` holds another evaluation, finished or not.
+        UserError: a task has no test rows, its answers cannot be written by the tokenizer, nothing can be asked, a task
+            has no such template, the server refuses, or `out` holds another evaluation, finished or not.
     """
+    tasks = [with_template(task, template) for task in tasks]
     loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str) else model
     sweep = Sweep(
         tuple(shots),

@@ -180,6 +180,8 @@ class ShotCurve:
     """Reason -> rows that take no part because they are too long (`sweep.TaskSweep`)."""
     plain_path: PlainPath | None = None
     """What whole prompts cost; None if the encoded shots were shared, and if a server or one pass answered."""
+    template: int | None = None
+    """Number of the task's template that wrote shots and queries, from 1; None if the task has only one."""
 
 
 def curve_from_json(entry: Mapping[str, Any], predictions: Sequence[Prediction]) -> ShotCurve:

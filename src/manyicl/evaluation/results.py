@@ -111,6 +111,8 @@ class Evaluation:
         tasks = []
         for curve in self.curves:
             entry = {key: getattr(curve, key) for key in keys} | {"left_out": dict(curve.left_out)}
+            if curve.template is not None:
+                entry["template"] = curve.template
             if curve.plain_path is not None:
                 entry["plain_path"] = asdict(curve.plain_path)
             tasks.append({**entry, "curve": [asdict(point) for point in curve.points]})

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -256,16 +257,17 @@ def is_exact_prefix(task: TokenizedTask, episode: Episode, *, query: int, tokeni
     Inference is gone through from the text: shots and query are tokenised anew, not read from the cache. An episode
     whose labels bear other names is in no file, so it is read from the cache alone.
     """
-    trained = join_examples(task, split="train", indices=episode.examples, names=episode.names)
-    shots = join_examples(task, split="train", indices=episode.examples[:query], names=episode.names).ids
-    asked = query_ids(task, split="train", index=int(episode.examples[query]), after_shots=query > 0)
+    join = partial(join_examples, task, split="train", names=episode.names, template=episode.template)
+    trained, shots = join(indices=episode.examples), join(indices=episode.examples[:query]).ids
+    index = int(episode.examples[query])
+    asked = query_ids(task, split="train", index=index, after_shots=query > 0, template=episode.template)
     seen = trained.ids[: int(trained.spans[query, 0])]
     if not np.array_equal(np.concatenate([shots, asked]), seen):
         return False
     if episode.names is not None:
         return True
     rows = task.splits["train"].rows[episode.examples[: query + 1]]
-    fresh, _ = tokenizer.tokenize_examples([task.task.train[row] for row in rows])
+    fresh, _ = tokenizer.tokenize_examples([task.task.train[row].in_template(episode.template + 1) for row in rows])
     written = np.concatenate([tokenizer.head_ids(task.task), fresh.ids[task.num_between : fresh.answer_starts[-1]]])
     return np.array_equal(written, seen)
 

@@ -33,6 +33,8 @@ class DrawnEpisode:
     """(text, whether it is trained) in order; a trained text is exactly an answer with its terminator."""
     renamed: tuple[tuple[str, str], ...] = ()
     """(label, its name here) of each label that the episode holds; () if labels have their own names."""
+    num_templates: int = 1
+    """How many templates its task has."""
 
     @property
     def num_targets(self) -> int:
@@ -45,8 +47,9 @@ class DrawnEpisode:
     def counts(self) -> str:
         """One line of counts."""
         num_tokens, num_answers = len(self.tokens.ids), sum(trained for _, trained in self.pieces)
+        template = f", template {self.episode.template + 1} of {self.num_templates}" if self.num_templates > 1 else ""
         return (
-            f"episode {self.episode.index}, task {self.episode.task}, epoch {self.episode.epoch}:"
+            f"episode {self.episode.index}, task {self.episode.task}, epoch {self.episode.epoch}{template}:"
             f" {len(self.tokens.spans):,} examples, {num_tokens:,} tokens; trained: {num_answers:,} answers,"
             f" {self.num_targets:,} tokens ({self.num_targets / num_tokens:.1%})"
         )
@@ -80,7 +83,9 @@ def cut_episode(
     episode: Episode, tokenized: TokenizedTask, *, tokenizer: TaskTokenizer, settings: EpisodeSettings
 ) -> DrawnEpisode:
     """Return the episode's text cut at its spans."""
-    tokens = join_examples(tokenized, split="train", indices=episode.examples, names=episode.names)
+    tokens = join_examples(
+        tokenized, split="train", indices=episode.examples, names=episode.names, template=episode.template
+    )
     pieces = []
     at = 0
     trained = range(*targets_of(len(tokens.spans), settings.targets).indices(len(tokens.spans)))
@@ -88,7 +93,13 @@ def cut_episode(
         start, stop = (int(edge) for edge in tokens.spans[place])
         pieces += [(tokenizer.decode(tokens.ids[at:start]), False), (tokenizer.decode(tokens.ids[start:stop]), True)]
         at = stop
-    return DrawnEpisode(episode=episode, tokens=tokens, pieces=tuple(pieces), renamed=_list_renamed(episode, tokenized))
+    return DrawnEpisode(
+        episode=episode,
+        tokens=tokens,
+        pieces=tuple(pieces),
+        renamed=_list_renamed(episode, tokenized),
+        num_templates=1 + len(tokenized.wordings),
+    )
 
 
 def _list_renamed(episode: Episode, tokenized: TokenizedTask) -> tuple[tuple[str, str], ...]:

@@ -21,6 +21,7 @@ from .task import (
     load_task,
     load_tasks,
     name_sources,
+    with_template,
 )
 
 __all__ = [
@@ -57,4 +58,5 @@ __all__ = [
     "resolve_lists",
     "source_of",
     "tidy_answer",
+    "with_template",
 ]

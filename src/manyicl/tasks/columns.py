@@ -51,11 +51,15 @@ class Columns:
         own = self.mapped.get(name, name)
         return isinstance(own, str) and bool(template_fields(own))
 
-    def fill(self, name: str, texts: Sequence[str]) -> str:
-        """Return the template of `name` with the texts of its fields, which are as many as its paths."""
+    def fill(self, name: str, texts: Sequence[str], *, template: str | None = None) -> str:
+        """Return the template of `name` with the texts of its fields, which are as many as its paths.
+
+        template: another one, of the same fields.
+        """
         filling = dict(zip(self.paths[name], texts, strict=True))
+        template = str(self.mapped[name]) if template is None else template
         # A brace that is written twice stands for one.
-        return _FIELD.sub(lambda found: found[0][0] if found[1] is None else filling[found[1]], str(self.mapped[name]))
+        return _FIELD.sub(lambda found: found[0][0] if found[1] is None else filling[found[1]], template)
 
     def reads(self, own: str) -> bool:
         """Return whether we read the file's column `own`."""

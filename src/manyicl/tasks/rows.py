@@ -53,6 +53,8 @@ class Row:
     """Other answers that count as right."""
     option_labels: tuple[str, ...] = ()
     """Label of each option; () if the file gives none."""
+    wordings: tuple[str, ...] = ()
+    """The input as each further template of the task writes it."""
 
 
 @dataclass(slots=True)
@@ -73,19 +75,25 @@ class FileRows:
 
 
 def read_rows(
-    path: Path, *, columns: Mapping[str, str | Sequence[str]], split: str, settings_name: str, log: FaultLog
+    path: Path,
+    *,
+    columns: Mapping[str, str | Sequence[str]],
+    split: str,
+    settings_name: str,
+    log: FaultLog,
+    templates: Sequence[str] = (),
 ) -> FileRows:
     """Return the rows of `path` without a fault; all faults go to `log`.
 
     columns: our names (`COLUMNS`) -> the file's, if they differ. split: the split in the file's name, or "".
-    settings_name: the task.json that messages name.
+    settings_name: the task.json that messages name. templates: of the input, the first as in `columns`.
 
     Raises:
         UserError: the file cannot be opened.
     """
     found = FileRows(path)
     known = Columns(columns)
-    checker = _RowChecker(found, known, split=split, settings_name=settings_name, log=log)
+    checker = _RowChecker(found, known, templates=templates, split=split, settings_name=settings_name, log=log)
     num_faults = len(log.list_faults())
     for number, record in read_records(path, columns=known, log=log):
         if not found.num_read and record is not None and checker.has_other_shape(record):
@@ -150,9 +158,19 @@ _UNSEEN = dict.fromkeys(map(ord, INVISIBLE + "\u200c\u200d\u200e\u200f"))
 class _RowChecker:
     """Turns the records of one file into rows, or into faults."""
 
-    def __init__(self, found: FileRows, columns: Columns, *, split: str, settings_name: str, log: FaultLog) -> None:
+    def __init__(
+        self,
+        found: FileRows,
+        columns: Columns,
+        *,
+        templates: Sequence[str],
+        split: str,
+        settings_name: str,
+        log: FaultLog,
+    ) -> None:
         self._found = found
         self._columns = columns
+        self._templates = templates
         self._split = split
         self._is_table = data_suffix(found.path).startswith((".csv", ".tsv"))
         self._settings_name = settings_name
@@ -183,13 +201,13 @@ class _RowChecker:
         if (not isinstance(first, str) or not first.strip()) and self.is_blank(record):
             return None
         self._look_for_splits(record)
-        text = self._read_input(values["input"], number, record)
+        texts = self._read_input(values["input"], number, record)
         answers = self._read_answers(values["answer"], number, record)
         options, labels = self._read_options(values, number)
         split = self._read_split(values["split"][0], number)
-        if text is None or not answers or options is None or split is None:
+        if not texts or not answers or options is None or split is None:
             return None
-        return Row(number, text, answers[0], options, split, answers[1:], labels)
+        return Row(number, texts[0], answers[0], options, split, answers[1:], labels, texts[1:])
 
     def check_columns(self) -> None:
         """Log an optional column that the task.json maps but no row has, and a column of splits that is not read."""
@@ -243,12 +261,13 @@ class _RowChecker:
             fix = f'add it, or map it with "columns" in {self._settings_name}'
         self._add(f"no {name} column", f"no {own!r} column (it has {has}); {fix}", number)
 
-    def _read_input(self, values: list[object], number: int, record: Mapping[str, object]) -> str | None:
+    def _read_input(self, values: list[object], number: int, record: Mapping[str, object]) -> tuple[str, ...]:
+        """Return the input as each template writes it, or as its columns have it; () after a fault."""
         if all(value is MISSING for value in values):
             self._add_missing("input", number, record)
-            return None
+            return ()
         if self._columns.is_template("input"):
-            return self._fill_template("input", values, number, record)
+            return self._fill_templates("input", values, number, record, templates=self._templates)
         parts = []
         for value in values:
             members = value if isinstance(value, list | tuple) else [value]
@@ -257,10 +276,11 @@ class _RowChecker:
                     continue
                 if not isinstance(member, str) or isinstance(member, JsonNumber):
                     self._add_type("input", value, number)
-                    return None
+                    return ()
                 if member.strip() or len(values) == 1:
                     parts.append(member)
-        return self._check_text("input", "\n".join(parts), number, values[0])
+        text = self._check_text("input", "\n".join(parts), number, values[0])
+        return () if text is None else (text,)
 
     def _read_answers(self, values: list[object], number: int, record: Mapping[str, object]) -> tuple[str, ...]:
         """Return the right answers, the trained one first; () after a fault."""
@@ -268,8 +288,7 @@ class _RowChecker:
             self._add_missing("answer", number, record)
             return ()
         if self._columns.is_template("answer"):
-            filled = self._fill_template("answer", values, number, record)
-            return () if filled is None else (self._tidy(filled),)
+            return tuple(map(self._tidy, self._fill_templates("answer", values, number, record)))
         if self._columns.is_joined("answer"):
             texts = [as_text(value) for value in values if value is not MISSING and not is_missing(value)]
             given: Sequence[object] = ["\n".join(text for text in texts if text)] if None not in texts else values
@@ -287,23 +306,36 @@ class _RowChecker:
             answers[self._tidy(text)] = None
         return tuple(answers)
 
-    def _fill_template(self, name: str, values: list[object], number: int, record: Mapping[str, object]) -> str | None:
-        """Return the template of `name` filled with a row's values; None after a fault: no field may be empty."""
+    def _fill_templates(
+        self,
+        name: str,
+        values: list[object],
+        number: int,
+        record: Mapping[str, object],
+        *,
+        templates: Sequence[str] = (),
+    ) -> tuple[str, ...]:
+        """Return the template of `name` filled with a row's values; () after a fault: no field may be empty.
+
+        templates: if there are several of the same fields, all of them.
+        """
         texts = []
         for own, value in zip(self._columns.paths[name], values, strict=True):
             if value is MISSING:
                 self._add_missing(name, number, record, own=own)
-                return None
+                return ()
             text = "" if is_missing(value) else as_text(value)
             if text is None:
                 self._add_type(name, value, number, own=own)
-                return None
+                return ()
             if is_empty(text):
                 what = f"column {show(own)} of the template of {name!r} is empty; fill it in or remove the row"
                 self._add(f"empty {own}", what, number)
-                return None
+                return ()
             texts.append(text)
-        return self._check_text(name, self._columns.fill(name, texts), number, values[0])
+        if self._check_text(name, self._columns.fill(name, texts), number, values[0]) is None:
+            return ()
+        return tuple(self._columns.fill(name, texts, template=template) for template in templates or (None,))
 
     def _tidy(self, text: str) -> str:
         tidied = tidy_answer(text)

@@ -37,6 +37,8 @@ class TaskSettings:
     """The fixed answers."""
     columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     """Our column names -> the file's, or a template of them (`columns.Columns`)."""
+    templates: tuple[str, ...] = ()
+    """Templates of the input, all of the same columns; the first is also the input's entry in `columns`. (): none."""
     answer_index: int | None = None
     """0 or 1 if answers are numbers of options: the number of the first option."""
 
@@ -73,6 +75,7 @@ def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSetti
         "instruction": _parse_text,
         "labels": _parse_labels,
         "columns": _parse_columns,
+        "templates": _parse_templates,
         "answer_index": _parse_index,
     }
     for key in raw.repeated if isinstance(raw, RepeatedKeys) else ():
@@ -88,9 +91,18 @@ def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSetti
                 log.add(f"bad {key}", f"{key} {show(value)} {error}", path=settings_path)
         elif near := difflib.get_close_matches(key.lower(), readers, n=1, cutoff=_MISSPELT):
             log.add(f"unknown key {key}", f"unknown key {show(key)}; did you mean '{near[0]}'?", path=settings_path)
-            columns_known = columns_known and near[0] != "columns"
-    if not columns_known or ("columns" in raw and "columns" not in values):
+            columns_known = columns_known and near[0] not in ("columns", "templates")
+    if not columns_known or any(key in raw and key not in values for key in ("columns", "templates")):
         return None
+    if templates := values.get("templates"):
+        columns = values.get("columns", {})
+        assert isinstance(columns, dict)
+        assert isinstance(templates, tuple)
+        if "input" in columns:
+            what = '"templates" and the input of "columns" both say how an input is written; keep one of them'
+            log.add("bad templates", what, path=settings_path)
+            return None
+        values["columns"] = {**columns, "input": templates[0]}
     return replace(settings, **values)  # type: ignore[arg-type]  # each reader returns its field's type
 
 
@@ -143,6 +155,20 @@ def _parse_columns(value: object) -> dict[str, str | tuple[str, ...]]:
     if len(set(columns.values())) < len(columns):
         raise ValueError("maps two of our columns to one of the file's")
     return columns
+
+
+def _parse_templates(value: object) -> tuple[str, ...]:
+    """Return the templates: each names the same columns, so that rows that differ under one differ under all."""
+    texts = value if isinstance(value, list) else []
+    if not texts or not all(type(text) is str and template_fields(text) for text in texts):
+        raise ValueError('is not a list of texts with columns in braces, as ["{question}", "Question: {question}"]')
+    if len(set(texts)) < len(texts):
+        raise ValueError("holds one template twice; remove one of them")
+    wanted = set(template_fields(texts[0]))
+    for number, text in enumerate(texts[1:], start=2):
+        if odd := sorted(wanted ^ set(template_fields(text))):
+            raise ValueError(f"uses {{{odd[0]}}} in only one of templates 1 and {number}; use it in all or in none")
+    return tuple(texts)
 
 
 def _is_column(own: object) -> bool:

@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from manyicl.tasks.columns import template_fields
+
 # Common names of an input and of an answer column, in order of preference.
 _INPUTS = (
     "question",
@@ -134,7 +136,8 @@ def describe_unread(
     instruction = next((name for name in unread if name.strip().casefold() == "instruction"), None)
     own = columns.get("input", "input")
     if instruction is not None and isinstance(own, str):
-        mapped = write_columns({**columns, "input": [instruction, own]})
+        joined = f"{{{instruction}}}\n{own}" if template_fields(own) else [instruction, own]
+        mapped = write_columns({**columns, "input": joined})
         notes.append(
             f"each row's {instruction} is not read; to put it before the {own}, write {mapped} into {settings_name}"
         )

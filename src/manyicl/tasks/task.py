@@ -23,6 +23,9 @@ A file `<name>.task.json` beside it can have any of these keys:
                   column of the options' labels, if answers use these. An input or answer may also be a template of
                   columns and paths, such as "{premise} Therefore: {hypothesis}", none of which may be empty; {{ and }}
                   are braces.
+    templates     instead of the input in "columns", several templates of the same columns. An episode of training
+                  draws one of them for all its examples; validation and evaluation use the first, or the one that
+                  `manyicl eval --template` names
     answer_index  0 or 1: answers are numbers of options, and this is the first. Default: found if only one is possible
 
 Other keys are ignored, but one that looks like a misspelling is refused. readers.py explains row numbers in messages.
@@ -91,11 +94,17 @@ class Example:
     """This row's own candidate answers; () if it has none."""
     also_right: tuple[str, ...] = ()
     """Other answers that count as right when a prediction is scored; they are never trained."""
+    wordings: tuple[str, ...] = ()
+    """The input as each of the task's further templates writes it; () if the task has one or none."""
 
     @property
     def answers(self) -> tuple[str, ...]:
         """Every right answer, the trained one first."""
         return (self.answer, *self.also_right)
+
+    def in_template(self, number: int) -> Example:
+        """Return the example with its input as the task's template of that number writes it, from 1."""
+        return self if number == 1 else replace(self, input=self.wordings[number - 2], wordings=())
 
     @property
     def id(self) -> str:
@@ -131,6 +140,10 @@ class Task:
     """What may be a mistake in the data."""
     notes: tuple[str, ...] = ()
     """What else is good to know about how the data was read."""
+    templates: tuple[str, ...] = ()
+    """The templates of its inputs, if its task.json has several: training draws one per episode."""
+    template: int = 1
+    """Number of the template that `Example.input` is written in, from 1."""
 
     def choices(self, example: Example) -> tuple[str, ...]:
         """Return the answers to choose from: the example's options, else the labels, else () for an open answer."""
@@ -193,6 +206,29 @@ def ask_validation(task: Task) -> Task:
     return replace(task, validation=(), test=task.validation, sha256=sha256)
 
 
+def with_template(task: Task, number: int) -> Task:
+    """Return the task with the inputs of all rows as one of its templates writes them.
+
+    task: as it was read, in its first template. number: of the template, from 1. A task without templates has one.
+
+    Raises:
+        UserError: the task has no template of that number.
+    """
+    num_templates = len(task.templates) or 1
+    if not 1 <= number <= num_templates:
+        has = "one template" if num_templates == 1 else f"templates 1 to {num_templates}"
+        raise UserError(f"template={number}: task '{task.name}' has {has}; choose one that it has, or leave it out")
+    if number == task.template:
+        return task
+    assert task.template == 1, "the wordings are those of a task as it was read"
+    train, validation, test = (
+        tuple(example.in_template(number) for example in examples)
+        for examples in (task.train, task.validation, task.test)
+    )
+    sha256 = hashlib.sha256(f"{task.sha256} template {number}".encode()).hexdigest()
+    return replace(task, train=train, validation=validation, test=test, sha256=sha256, template=number)
+
+
 def flip_map(labels: Sequence[str], *, seed: int) -> dict[str, str]:
     """Return a random derangement of the labels: each is mapped to another one, and each is used once.
 
@@ -251,7 +287,14 @@ def inspect_task(source: Path | Source, *, one_split: bool = False) -> tuple[Tas
         return None, log.list_faults()
     settings_name = source.settings_path.name
     files = [
-        read_rows(path, columns=settings.columns, split=split, settings_name=settings_name, log=log)
+        read_rows(
+            path,
+            columns=settings.columns,
+            templates=settings.templates,
+            split=split,
+            settings_name=settings_name,
+            log=log,
+        )
         for path, split in source.files
     ]
     retell_unlike_files(files, log=log)
@@ -325,6 +368,7 @@ def _build_task(
             *describe_damage(text for row in rows for text in (row.input, row.answer, *row.options)),
         ),
         notes=(*notes, *_find_notes(files, rows, settings, settings_name=settings_name)),
+        templates=settings.templates if len(settings.templates) > 1 else (),
     )
 
 
@@ -335,9 +379,10 @@ def _hash_task(about: Sequence[object], splits: Mapping[str, Sequence[Example]])
     for split in SPLITS:
         digest.update(f"{json.dumps([split, len(splits[split])])}\n".encode())
         for example in splits[split]:
-            parts = [example.input, example.answer, example.options]
+            parts: list[object] = [example.input, example.answer, example.options]
             # Only if there are any: so a task without them has the same hash as in earlier versions.
             parts += [example.also_right] if example.also_right else []
+            parts += [{"wordings": example.wordings}] if example.wordings else []
             digest.update(f"{json.dumps(parts)}\n".encode())
     return digest.hexdigest()
 
@@ -348,7 +393,9 @@ def _find_notes(
     """Return notes on changes to answers, columns that are not read, and how to read some of them."""
     tidied: Counter[str] = sum((file.tidied for file in files), Counter())
     unread = sorted({name for file in files for name in file.unread} - {_PANDAS_INDEX})
+    num_templates = len(settings.templates)
     return [
+        *([f"{num_templates} templates: training draws one per episode"] if num_templates > 1 else []),
         *(f"answers tidied: {what} ({count:,})" for what, count in sorted(tidied.items())),
         *describe_unread(
             unread, answers={row.answer for row in rows}, columns=settings.columns, settings_name=settings_name
@@ -389,7 +436,7 @@ def _split_rows(rows: list[Row], *, one_split: bool) -> tuple[dict[str, tuple[Ex
             seen[split, row.input] = row.answer
             if split == "train" and not has_validation and _hash_to_unit("validation", row.input) < _VALIDATION_SHARE:
                 split = "validation"  # noqa: PLW2901
-            kept[split].append(Example(row.input, row.answer, row.options, row.also_right))
+            kept[split].append(Example(row.input, row.answer, row.options, row.also_right, row.wordings))
     return {split: tuple(examples) for split, examples in kept.items()}, dict(dropped)
 
 

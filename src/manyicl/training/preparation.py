@@ -32,6 +32,7 @@ from manyicl.episodes import (
     targets_of,
     tokenize_task,
     with_names,
+    with_wordings,
 )
 from manyicl.errors import UserError, suggest
 from manyicl.models import ModelShape, check_vocabulary, check_window, count_flops, load_config, load_tokenizer
@@ -146,6 +147,10 @@ def tokenize_all(tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokeni
         UserError: too many answers of a task cannot be used.
     """
     tokenized = {t.name: tokenize_task(t, tokenizer=tokenizer, cache_dir=default_cache_dir()) for t in tasks}
+    tokenized = {
+        name: with_wordings(task, tokenizer=tokenizer, cache_dir=default_cache_dir())
+        for name, task in tokenized.items()
+    }
     if config.episodes.needs_labels:
         tokenized = {name: with_names(task, tokenizer=tokenizer) for name, task in tokenized.items()}
     for task in tokenized.values():
@@ -156,7 +161,7 @@ def tokenize_all(tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokeni
 
 
 def hash_plan(packs: PackDataset) -> str:
-    """Return a hash of the packs in their order: tasks, epochs, examples and label names of their episodes.
+    """Return a hash of the packs in their order: tasks, epochs, examples, label names and templates of their episodes.
 
     The version of the random streams is in it: they draw more than the packs, such as the validation episodes.
     """
@@ -164,8 +169,10 @@ def hash_plan(packs: PackDataset) -> str:
     for pack in packs.packs:
         for episode in pack.episodes:
             names = None if episode.names is None else episode.names.tolist()
-            line = f"{pack.index} {episode.task} {episode.epoch} {episode.examples.tolist()} {names}\n"
-            digest.update(line.encode())
+            line = f"{pack.index} {episode.task} {episode.epoch} {episode.examples.tolist()} {names}"
+            # Only of a further template: so a plan without them has the same hash as in earlier versions.
+            line += f" template {episode.template}" if episode.template else ""
+            digest.update(f"{line}\n".encode())
     return digest.hexdigest()
 
 
@@ -200,7 +207,8 @@ def count_too_long(tokenized: TokenizedTask, *, config: RunConfig, split: str) -
 def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
     """Return the plan's totals. fill: processed tokens over the capacity of the packs.
 
-    renamed_episodes is there only where some were asked for.
+    renamed_episodes is there only if some are wanted, and templates only if a task has several: task -> template ->
+    episodes that it writes.
     """
     num_tokens = sum(pack.num_tokens for pack in packs.packs)
     by_task: dict[str, int] = {}
@@ -208,10 +216,16 @@ def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
     for episode in episodes:
         by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
     renamed = {"renamed_episodes": sum(e.names is not None for e in episodes)} if packs.settings.rename_share else {}
+    templates = {name: task.task.templates for name, task in packs.maker.tasks.items() if task.wordings}
+    used = Counter((episode.task, episode.template) for episode in episodes)
+    written = {
+        name: {text: used[name, number] for number, text in enumerate(texts)} for name, texts in templates.items()
+    }
     return {
         "packs": len(packs.packs),
         "episodes": len(episodes),
         **renamed,
+        **({"templates": written} if written else {}),
         "answers": sum(d.num_answers for d in packs.divisors),
         "targets": sum(d.num_targets for d in packs.divisors),
         "tokens": num_tokens,

@@ -81,6 +81,8 @@ class PlanRecord(_Record):
     """Tokens divided by the capacity of the packs."""
     renamed_episodes: int | None = None
     """Episodes whose labels bear other names; absent if the recipe renames none."""
+    templates: dict[str, dict[str, int]] | None = None
+    """Task -> each of its templates -> the episodes that it writes; absent if no task has several."""
     sha256: str
     """Of the packs in their order: a run goes on only with the plan that it was started with."""
 
