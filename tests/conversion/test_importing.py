@@ -295,18 +295,18 @@ def test_a_family_decides_the_metric(tmp_path):
 
 @pytest.mark.real_model
 def test_a_real_base_reads_each_rows_own_instruction(tmp_path, smollm2):
-    """Rows of alpaca's: one word, two instructions. Without the instruction both queries would be the same prompt."""
-    pairs = [("hot", "cold"), ("big", "small"), ("up", "down"), ("day", "night"), ("black", "white")]
+    """Rows of alpaca's: one input, two instructions. Without them both queries would be the same prompt."""
+    pairs = [("red", "fox"), ("blue", "bird"), ("green", "frog"), ("white", "horse"), ("black", "cat")]
     rows = [
-        {"instruction": how, "input": word, "output": output, "split": split}
-        for word, other in pairs
-        for how, output in (("Repeat the word.", word), ("Say the opposite.", other))
-        for split in ["test" if word == "black" else "train"]
+        {"instruction": how, "input": f"a {colour} {animal}", "output": output, "split": split}
+        for colour, animal in pairs
+        for how, output in (("Which animal?", animal), ("Which colour?", colour))
+        for split in ["test" if colour == "black" else "train"]
     ]
     source = tmp_path / "words.json"
     source.write_text(json.dumps(rows), encoding="utf-8")
     (imported,) = import_tasks(source, tmp_path / "out", family="qa").tasks
-    assert [one.input for one in imported.task.test] == ["Repeat the word.\nblack", "Say the opposite.\nblack"]
+    assert [one.input for one in imported.task.test] == ["Which animal?\na black cat", "Which colour?\na black cat"]
     model = load_for_inference(str(smollm2), precision="fp32", max_tokens=400)
-    answers = evaluate(model, [imported.task], shots=(7,), draws=1).predictions
-    assert sorted(answer.prediction for answer in answers) == ["black", "white"]
+    answers = evaluate(model, [imported.task], shots=(6,), draws=1).predictions
+    assert {answer.answer: answer.prediction for answer in answers} == {"cat": "cat", "black": "black"}

@@ -216,3 +216,14 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def split_cell(cell: str) -> object:
+    """Return the options in a CSV cell, a list or values between bars; the cell itself if it is a broken list."""
+    cell = cell.strip()
+    if not cell:
+        return None
+    if cell.startswith("["):
+        found = read_list(cell)
+        return cell if found is None else found
+    return [option.strip() for option in cell.split("|")]

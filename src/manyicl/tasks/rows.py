@@ -24,7 +24,7 @@ from manyicl.tasks.formats import (
     data_suffix,
     is_missing,
     is_unicode,
-    read_list,
+    split_cell,
 )
 from manyicl.tasks.readers import read_records
 from manyicl.tasks.shapes import describe_shape, write_columns
@@ -315,10 +315,7 @@ class _RowChecker:
         *,
         templates: Sequence[str] = (),
     ) -> tuple[str, ...]:
-        """Return the template of `name` filled with a row's values; () after a fault: no field may be empty.
-
-        templates: if there are several of the same fields, all of them.
-        """
+        """Return each of the templates of `name`, or its only one, filled with a row's values; () after a fault."""
         texts = []
         for own, value in zip(self._columns.paths[name], values, strict=True):
             if value is MISSING:
@@ -387,7 +384,7 @@ class _RowChecker:
             return self._check_options(given, number), labels
         value = values["options"][0]
         if self._is_table and isinstance(value, str):
-            value = _split_cell(value)
+            value = split_cell(value)
         if value is MISSING or is_missing(value) or value == []:
             return (), ()
         own = values["option_labels"][0]
@@ -441,14 +438,3 @@ def _describe_split(value: object) -> str:
     # "eval" is most similar to "val", but usually means test.
     near = near if "did you mean" in near and "'val'" not in near else "; write train, validation or test"
     return f"unknown split {show(value)}{near}"
-
-
-def _split_cell(cell: str) -> object:
-    """Return the options in a CSV cell, a list or values between bars; the cell itself if it is a broken list."""
-    cell = cell.strip()
-    if not cell:
-        return None
-    if cell.startswith("["):
-        found = read_list(cell)
-        return cell if found is None else found
-    return [option.strip() for option in cell.split("|")]
