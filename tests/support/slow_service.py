@@ -115,7 +115,7 @@ class SlowService:
         self.closed = True
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 5.0) -> bool:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> bool:
     """Return whether a condition came true within so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
