@@ -107,3 +107,12 @@ def test_commands_that_need_no_model_import_no_torch(verb):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'typer'" in ran.stdout
     assert "'torch'" not in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_library_for_4_bits_does_not_write_into_the_terminal():
+    pytest.importorskip("bitsandbytes")  # imported here already, so its warning, if there is one, is past
+    ran = subprocess.run(
+        [sys.executable, "-c", "import manyicl, bitsandbytes"], capture_output=True, text=True, check=True
+    )
+    assert ran.stderr == ""
