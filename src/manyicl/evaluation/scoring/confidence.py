@@ -1,7 +1,7 @@
 """Does the model know when it is right? Expected calibration error, reliability, and scores of the surest answers.
 
 An answer's confidence is the probability that it has among its known answers (`inference.answering.choices`). Legend:
-D draws, Q queries, N = D Q answers.
+D draws, Q queries, N = D Q answers, R resamples, B bins.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ NUM_BINS = 10
 # At which confidences "don't answer" is tried.
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _NUM_RESAMPLES = 400
+_NUMBERS_AT_ONCE = 1_000_000  # of resampled answers, so that 100,000 answers do not take gigabytes
 
 Array = NDArray[np.float64]
 
@@ -82,29 +83,29 @@ def measure_confidence(answers: Iterable[Prediction]) -> Confidence | None:
     rows = list(answers)
     if not rows or any(row.confidence is None for row in rows):
         return None
-    by_query: dict[tuple[str, str], list[Prediction]] = {}
-    for row in rows:
-        by_query.setdefault((row.task, row.query), []).append(row)
-    groups = list(by_query.values())
-    sizes = np.array([len(group) for group in groups])
-    starts = np.cumsum(sizes) - sizes
-    confidences_N = np.array([row.confidence for group in groups for row in group], dtype=np.float64)
-    scores_N = np.array([row.score for group in groups for row in group], dtype=np.float64)
+    query_ids: dict[tuple[str, str], int] = {}
+    queries_N = np.array([query_ids.setdefault((row.task, row.query), len(query_ids)) for row in rows])
+    confidences_N = np.array([row.confidence for row in rows], dtype=np.float64)
+    scores_N = np.array([row.score for row in rows], dtype=np.float64)
     error = calibration_error(confidences_N, scores_N)
     rng = np.random.default_rng(0)  # the same interval whenever the same answers are read
+    order = np.argsort(confidences_N, kind="stable")
+    sure_N, gaps_N, queries_N = confidences_N[order], (scores_N - confidences_N)[order], queries_N[order]
+    num_queries = len(query_ids)
 
-    def resample() -> float:
-        chosen = rng.integers(0, len(groups), len(groups))
-        places = np.concatenate([starts[g] + np.arange(sizes[g]) for g in chosen])
-        return calibration_error(confidences_N[places], scores_N[places])
-
-    def simulate() -> float:  # one number per query: its draws are right together, which is the widest
-        return calibration_error(
-            confidences_N, (np.repeat(rng.random(len(groups)), sizes) < confidences_N).astype(float)
+    def resample(num: int) -> Array:
+        counts_RQ = np.stack(
+            [np.bincount(chosen, minlength=num_queries) for chosen in rng.integers(0, num_queries, (num, num_queries))]
         )
+        counts_RN = counts_RQ[:, queries_N]
+        return _binned_errors(sure_N, counts_RN, gaps_RN=counts_RN * gaps_N)
 
-    low, high = (2 * error - q for q in _quantiles(resample)[::-1])
-    if error <= _quantiles(simulate)[1]:
+    def simulate(num: int) -> Array:  # one number per query: its draws are right together, which is the widest
+        right_RN = rng.random((num, num_queries))[:, queries_N] < sure_N
+        return _binned_errors(sure_N, np.ones((1, len(rows)), dtype=np.int64), gaps_RN=right_RN - sure_N)
+
+    low, high = (2 * error - q for q in _quantiles(resample, num_answers=len(rows))[::-1])
+    if error <= _quantiles(simulate, num_answers=len(rows))[1]:
         low = 0.0
     return Confidence(
         num_answers=len(rows),
@@ -118,8 +119,10 @@ def measure_confidence(answers: Iterable[Prediction]) -> Confidence | None:
     )
 
 
-def _quantiles(draw: Callable[[], float]) -> tuple[float, float]:
-    low, high = np.quantile([draw() for _ in range(_NUM_RESAMPLES)], [0.025, 0.975])
+def _quantiles(draw: Callable[[int], Array], *, num_answers: int) -> tuple[float, float]:
+    at_once = max(1, _NUMBERS_AT_ONCE // num_answers)
+    errors = [draw(min(at_once, _NUM_RESAMPLES - done)) for done in range(0, _NUM_RESAMPLES, at_once)]
+    low, high = np.quantile(np.concatenate(errors), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -129,15 +132,34 @@ def calibration_error(confidences_N: Array, scores_N: Array) -> float:
     Guo et al. 2017 (arXiv 1706.04599), equation 3, but with 10 bins of equally many answers, since confidences crowd
     near 1 (the adaptive error of Nixon et al. 2019, arXiv 1904.01685). Equal confidences share a bin.
     """
-    bins = reliability(confidences_N, scores_N)
-    return float(sum(one.num_answers * abs(one.score - one.confidence) for one in bins) / len(confidences_N))
+    order = np.argsort(confidences_N, kind="stable")
+    gaps_N = (scores_N - confidences_N)[order]
+    counts_1N = np.ones((1, len(order)), dtype=np.int64)
+    return float(_binned_errors(confidences_N[order], counts_1N, gaps_RN=gaps_N[None])[0])
 
 
-def reliability(confidences_N: Array, scores_N: Array, *, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
+def _binned_errors(sure_N: Array, counts_RN: NDArray[np.int64], *, gaps_RN: Array) -> Array:
+    """Return R calibration errors at once, in the bins of `reliability`.
+
+    sure_N: confidences, rising.
+    counts_RN: how often each answer occurs; one row does for all R if none differs.
+    gaps_RN: score minus confidence, as often as the answer occurs. In a bin n |mean score - mean confidence| is the
+        absolute value of their sum.
+    """
+    seen_RN = np.cumsum(counts_RN, axis=1)
+    cuts_RB = np.maximum(np.arange(1, NUM_BINS + 1) * seen_RN[:, -1:] // NUM_BINS, 1)
+    places_RB = np.stack([np.searchsorted(seen, cuts) for seen, cuts in zip(seen_RN, cuts_RB, strict=True)])
+    last_RB = np.searchsorted(sure_N, sure_N[places_RB], side="right") - 1  # equal confidences stay together
+    sums_RB = np.take_along_axis(np.cumsum(gaps_RN, axis=1), np.broadcast_to(last_RB, (len(gaps_RN), NUM_BINS)), axis=1)
+    errors_R = np.abs(np.diff(sums_RB, axis=1, prepend=0)).sum(axis=1)
+    return np.asarray(errors_R / seen_RN[:, -1], dtype=np.float64)
+
+
+def reliability(confidences_N: Array, scores_N: Array) -> list[ReliabilityBin]:
     """Return bins of about equally many answers by rising confidence; equal confidences are never in two bins."""
     order = np.argsort(confidences_N, kind="stable")
     sure_N, right_N = confidences_N[order], scores_N[order]
-    cuts = np.arange(1, num_bins + 1) * len(order) // num_bins
+    cuts = np.arange(1, NUM_BINS + 1) * len(order) // NUM_BINS
     stops = np.unique(np.searchsorted(sure_N, sure_N[np.maximum(cuts, 1) - 1], side="right"))
     starts = np.concatenate([[0], stops[:-1]])
     counts = stops - starts
