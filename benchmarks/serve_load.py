@@ -4,7 +4,7 @@
     python benchmarks/serve_load.py --model MODEL [--shot-tokens 2048] [--clients 1,8,64] [--rounds 3] [--seconds 30]
                                     [--sides ours,transformers,transformers-batching,plain] [--peer-seconds 120]
                                     [--requests 10000] [--uploads 3] [--threads 2] [--data FILE.csv] [--out result.json]
-                                    [--shape mistral-7b]
+                                    [--shape mistral-7b] [--precision fp32]
     python benchmarks/serve_load.py --join one.json two.json ...
 
 Everything listens on this computer alone, in processes that this one starts and ends. All sides get the same model, the
@@ -15,21 +15,25 @@ answers one request after the other. `transformers-batching` is `transformers se
 
 A level is a number of clients in a closed loop: each sends its next input once it has its answer, and none is sent
 twice. It lasts --seconds, for the others --peer-seconds; those that are under way at its end are not counted, and the
-row says how many they were. One request before it is not timed. If fewer than two per client were answered, p99 is a
-lower bound, marked with >=. Rounds alternate: each round runs each side at each level. The ratio of throughput is that
-of the medians, with the least and the most of the rounds. The clients run on the same cores and take their part of all
-sides.
+row says how many they were. One request before it is not timed; a server that clients have left goes on with what
+they asked, and answers it after that. If fewer than two per client were answered, p99 is a lower bound, marked with
+>=. Rounds alternate: each round runs each side, which has a new server per round, at each level. The ratio of
+throughput is that of the medians, with the least and the most of the rounds. The clients run on the same cores and
+take their part of all sides.
 
-The load runs on a server that does not measure tasks, since a measurement would run beside the first level. Ours also,
-on a server that does: the time from an upload of 1,000 rows until the first answer and until the whole curve, each in a
-new task, with the longest answer to requests that come every 5 s meanwhile. And the memory of the first server over
---requests requests, as its resident size after each tenth.
+The load runs on a server that does not measure tasks, since a measurement would run beside the first level. Ours
+also, on a server that does: the time from an upload of 1,000 rows until the first answer and until the whole curve,
+each in a new task, with the longest answer to requests that come every 5 s meanwhile. And the memory of the first
+server over --requests requests of as many clients as the largest level has, as its resident size after each
+twentieth.
 
-All sides use the GPU, in bfloat16, if there is one, and otherwise the CPU in float32. --shape serves random weights of
-that shape with the tokenizer of --model: how fast it answers does not depend on what it says.
+All sides use the GPU if there is one, and compute in what `manyicl serve` would choose, or in --precision. --shape
+serves random weights of that shape with the tokenizer of --model: how fast it answers does not depend on what it
+says.
 
-A run of one level and one round takes a few minutes; --join puts the results of several runs together. --rounds 0 runs
-no level. An adapter, such as smollm2-many, is for our side alone (--sides ours).
+A run of one level and one round takes a few minutes; --join puts the results of several runs together. --out is written
+after each level and each twentieth of the requests, so that a run that is ended leaves what it has. --rounds 0 runs no
+level. An adapter, such as smollm2-many, is for our side alone (--sides ours).
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,6 +62,7 @@ from manyicl.client import Client
 from manyicl.tasks.task import Example, load_tasks
 
 SIDES = ("ours", "transformers", "transformers-batching", "plain")
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 NUM_ROWS = 1000
 START_S = 300.0
 
@@ -74,6 +79,8 @@ class Setting:
     num_shots: int
     threads: int
     folder: Path
+    precision: str
+    """bf16 or fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +166,7 @@ def ours(setting: Setting, *, measures: bool = False) -> Iterator[tuple[str, int
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "manyicl", "serve", setting.model, "--port", str(port), "--log-json"]
     command += ["--data", str(setting.folder / f"data-{port}"), "--measure" if measures else "--no-measure"]
+    command += ["--precision", setting.precision]
     with running(command, url, "/readyz", setting) as pid:
         yield url, pid
 
@@ -185,11 +193,10 @@ def prompt_sender(model: str, url: str, write: Callable[[str], str], *, max_toke
     return send
 
 
-def peer_dtype() -> str:
-    """Return what `manyicl serve` chooses by itself."""
+def has_gpu() -> bool:
     import torch
 
-    return "bfloat16" if torch.cuda.is_available() else "float32"
+    return torch.cuda.is_available()
 
 
 @contextmanager
@@ -197,7 +204,9 @@ def transformers_server(setting: Setting, *, batching: bool) -> Iterator[str]:
     port = free_port()
     path = resolve_model(setting.model)
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", path, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", peer_dtype(), *(["--continuous-batching"] if batching else [])]
+    command += ["--port", str(port), "--dtype", DTYPES[setting.precision]]
+    if batching:  # by default its cache takes nine tenths of all memory, but our server runs beside it
+        command += ["--continuous-batching", "--cb-max-memory-percent", "0.4" if has_gpu() else "0.1"]
     with running(command, f"http://127.0.0.1:{port}", "/health", setting):
         yield f"http://127.0.0.1:{port}"
 
@@ -206,11 +215,12 @@ def transformers_server(setting: Setting, *, batching: bool) -> Iterator[str]:
 def plain_server(setting: Setting) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, __file__, "--model", setting.model, "--plain-port", str(port)]
+    command += ["--precision", setting.precision]
     with running(command, f"http://127.0.0.1:{port}", "/health", setting):
         yield f"http://127.0.0.1:{port}"
 
 
-def run_plain_server(model: str, port: int) -> None:
+def run_plain_server(model: str, port: int, *, precision: str) -> None:
     """Serve `model.generate`, one request after the other."""
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -219,8 +229,8 @@ def run_plain_server(model: str, port: int) -> None:
 
     path = resolve_model(model)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, peer_dtype())).to(device).eval()
+    device = "cuda" if has_gpu() else "cpu"
+    network = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, DTYPES[precision])).to(device).eval()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -379,20 +389,20 @@ def resident_mb(pid: int) -> float:
 
 async def measure_memory(
     send: Send, pid: int, texts: Iterator[str], *, requests: int, clients: int
-) -> list[dict[str, float]]:
-    """Return the server's memory after each tenth of so many requests."""
-    rows = []
-    async with httpx2.AsyncClient(timeout=httpx2.Timeout(None)) as client:
-        for tenth in range(1, 11):
-            left = itertools.islice(texts, requests // 10)
+) -> AsyncIterator[dict[str, float]]:
+    """Yield the server's memory before and after each twentieth of so many requests."""
+    yield {"requests": 0, "resident_mb": round(resident_mb(pid), 1)}
+    limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx2.AsyncClient(timeout=httpx2.Timeout(None), limits=limits) as client:
+        for part in range(1, 21):
+            left = itertools.islice(texts, requests // 20)
 
             async def loop(left: Iterator[str] = left) -> None:
                 for text in left:
                     await send(client, text)
 
             await asyncio.gather(*(loop() for _ in range(clients)))
-            rows.append({"requests": tenth * (requests // 10), "resident_mb": round(resident_mb(pid), 1)})
-    return rows
+            yield {"requests": part * (requests // 20), "resident_mb": round(resident_mb(pid), 1)}
 
 
 # All of it -----------------------------------------------------------------------------------------------------------
@@ -459,7 +469,7 @@ def describe(levels: Sequence[Level], sides: Sequence[str]) -> list[str]:
                 f" {sum(level.answered for level in found)} answered"
             )
             if side != "ours" and own:
-                pairs = [a / b for a, b in zip(own, speed, strict=True) if b]
+                pairs = [a / b for a, b in zip(own, speed, strict=False) if b]  # a run that was ended has fewer
                 line += f"; ours {tell_ratio(own, speed, pairs)}"
             lines.append(line)
     return lines
@@ -477,6 +487,7 @@ def main() -> None:
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="results of --out to put together")
     parser.add_argument("--data", type=Path, help="a file of labelled rows; default: a generated task")
     parser.add_argument("--shape", help="random weights of this shape, such as mistral-7b, with --model's tokenizer")
+    parser.add_argument("--precision", default="auto", choices=("auto", *DTYPES))
     parser.add_argument("--shot-tokens", type=int, default=2048)
     parser.add_argument("--clients", default="1,8,64")
     parser.add_argument("--rounds", type=int, default=3)
@@ -489,8 +500,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plain-port", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # the servers end with it
     if chosen.plain_port:
-        run_plain_server(chosen.model, chosen.plain_port)
+        run_plain_server(chosen.model, chosen.plain_port, precision=chosen.precision)
         return
     if chosen.join:
         result = join([json.loads(path.read_text()) for path in chosen.join])
@@ -498,21 +510,28 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result = run(chosen, Path(folder))
     print("\n".join(result["lines"]))
+    keep(chosen, result)
+
+
+def keep(chosen: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write what there is by now, if it is to be kept."""
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run all levels, the uploads and the memory test; return what was measured."""
-    from manyicl.models import ModelSettings, load_tokenizer
+    from manyicl.models import ModelSettings, load_tokenizer, resolve_precision
 
     tokenizer = load_tokenizer(ModelSettings(path=chosen.model))
     rows, inputs = read_rows(chosen.data, folder)
     num_shots = choose_num_shots(tokenizer, rows, tokens=chosen.shot_tokens)
     model = write_shape(chosen.shape, tokenizer, folder) if chosen.shape else chosen.model
-    setting = Setting(model, rows, inputs, num_shots, chosen.threads, folder)
+    precision = resolve_precision(chosen.precision)
+    setting = Setting(model, rows, inputs, num_shots, chosen.threads, folder, precision)
     longest = max(len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows)
     result: dict[str, Any] = {"model": chosen.shape or chosen.model, "num_shots": num_shots, "rows": len(rows)}
+    result |= {"precision": precision}
     result |= {"uploads": [], "levels": [], "memory": []}
     if chosen.uploads:
         with ours(setting, measures=True) as (url, _):
@@ -527,15 +546,29 @@ def run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 flush=True,
             )
             texts, send = number_texts(inputs), our_sender(setting, url)
-            result["levels"] = run_levels(chosen, setting, send, texts, shots=shots, longest=longest)
+            for level in run_levels(chosen, setting, send, texts, shots=shots, longest=longest):
+                result["levels"].append(asdict(level))
+                print(f"level: {result['levels'][-1]}", flush=True)
+                keep(chosen, result)
             if chosen.requests:
-                result["memory"] = asyncio.run(measure_memory(send, pid, texts, requests=chosen.requests, clients=8))
+                asyncio.run(follow_memory(chosen, result, send, pid, texts))
     return result | {"lines": tell(result)}
+
+
+async def follow_memory(
+    chosen: argparse.Namespace, result: dict[str, Any], send: Send, pid: int, texts: Iterator[str]
+) -> None:
+    """Run the memory test; keep each number as it comes."""
+    clients = max(map(int, chosen.clients.split(",")))
+    async for row in measure_memory(send, pid, texts, requests=chosen.requests, clients=clients):
+        result["memory"].append(row)
+        print(f"memory: {row}", flush=True)
+        keep(chosen, result)
 
 
 def run_levels(
     chosen: argparse.Namespace, setting: Setting, send_ours: Send, texts: Iterator[str], *, shots: str, longest: int
-) -> list[dict[str, Any]]:
+) -> Iterator[Level]:
     """Run each side at each number of clients in each round."""
 
     @contextmanager
@@ -543,22 +576,17 @@ def run_levels(
         if side == "ours":
             yield send_ours
             return
-        # A server of its own for each level: one that clients have left goes on with what they asked.
         is_plain, batching = side == "plain", side.endswith("batching")
         model = resolve_model(setting.model)
         with plain_server(setting) if is_plain else transformers_server(setting, batching=batching) as its_url:
             yield prompt_sender(model, its_url, lambda text: shots + write_example(text), max_tokens=longest)
 
-    levels = []
-    for number, clients in itertools.product(range(chosen.rounds), map(int, chosen.clients.split(","))):
-        for side in chosen.sides.split(","):
-            seconds = chosen.seconds if side == "ours" else chosen.peer_seconds
-            with sender(side) as send:
+    for _, side in itertools.product(range(chosen.rounds), chosen.sides.split(",")):
+        seconds = chosen.seconds if side == "ours" else chosen.peer_seconds
+        with sender(side) as send:
+            for clients in sorted(map(int, chosen.clients.split(","))):
                 asyncio.run(warm_up(send, texts))
-                level = asyncio.run(measure(side, send, texts, clients=clients, seconds=seconds))
-            levels.append(asdict(level))
-            print(f"round {number + 1}: {levels[-1]}", flush=True)
-    return levels
+                yield asyncio.run(measure(side, send, texts, clients=clients, seconds=seconds))
 
 
 def join(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

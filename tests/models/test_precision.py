@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from manyicl.models.loading import ModelSettings, load_model
-from manyicl.models.precision import has_bf16_units, multiplies_bf16, resolve_precision
+from manyicl.models.precision import has_bf16_units, limit_kernel_caches, multiplies_bf16, resolve_precision
 from manyicl.training.recipe import load_recipe
 from manyicl.training.run import train
 from tests.trajectory.setting import write_setting
@@ -48,3 +52,37 @@ def test_a_run_writes_the_resolved_precision_and_goes_on_in_it(tmp_path):
     kept.write_text(kept.read_text().replace(f'precision = "{here}"', f'precision = "{other}"'))
     train(auto, out=tmp_path / "run", resume=True)
     assert load_recipe(kept).model.precision == other
+
+
+# Prints by how many MB the process has grown after forward passes of 300 lengths.
+_GROW = """
+import os, torch
+from manyicl.models.loading import ModelSettings, load_model
+
+def memory():
+    with open("/proc/self/status") as file:
+        return int(file.read().partition("VmRSS:")[2].split()[0]) / 1024
+
+model = load_model(ModelSettings(path="seed", precision="bf16"))
+with torch.inference_mode():
+    model(input_ids=torch.ones(1, 700, dtype=torch.long), logits_to_keep=1)
+    before = memory()
+    for length in range(1, 301):
+        model(input_ids=torch.ones(1, length, dtype=torch.long), logits_to_keep=1)
+print(memory() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="needs a CPU with bfloat16 units")
+def test_memory_does_not_grow_with_every_length_of_row():
+    done = subprocess.run([sys.executable, "-c", _GROW], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 150  # 600 without a limit
+
+
+def test_a_limit_of_the_environment_stays(monkeypatch):
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    limit_kernel_caches()
+    assert (os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("7", "64")

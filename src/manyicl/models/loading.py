@@ -22,7 +22,14 @@ from transformers.utils import logging as transformers_logging
 from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models.places import find_source, locate_model, read_adapter
-from manyicl.models.precision import PrecisionChoice, Quantization, keep_layout, loading_options, resolve_precision
+from manyicl.models.precision import (
+    PrecisionChoice,
+    Quantization,
+    keep_layout,
+    limit_kernel_caches,
+    loading_options,
+    resolve_precision,
+)
 from manyicl.models.structure import max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
@@ -186,6 +193,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
     """
     from peft import PeftModel
 
+    limit_kernel_caches()
     precision = torch.bfloat16 if resolve_precision(settings.precision) == "bf16" else torch.float32
     dtype = torch.float32 if trainable and settings.lora is None else precision
     is_adapter = read_adapter(settings.path) is not None

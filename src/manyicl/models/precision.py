@@ -6,6 +6,7 @@ model then writes 4 tokens per second.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,6 +24,10 @@ QuantizationChoice = Literal["auto", "nf4", "none"]
 # Bytes of a weight in NF4 with double quantisation: 4 bits, and for each block of 64 weights a scale of 8 bits, which
 # are scaled in turn by one float32 for each 256 of them (Dettmers et al. 2023, arXiv 2305.14314, section 3).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Kernels for bfloat16 on CPUs are made per length of row, and each of two caches keeps 1,024 of half a MB. All layers
+# of a model share a length, so that a few dozen are as fast.
+_NUM_KERNELS = 64
+_KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # torch's own, and oneDNN's
 
 
 def resolve_precision(choice: PrecisionChoice, *, device: torch.device | None = None) -> Precision:
@@ -63,6 +68,15 @@ def check_bitsandbytes(setting: str) -> None:
     """
     if find_spec("bitsandbytes") is None:
         raise UserError(f"{setting}: bitsandbytes is not installed; pip install bitsandbytes")
+
+
+def limit_kernel_caches() -> None:
+    """Keep what a CPU computes with from growing with every new length of row, unless the environment has limits.
+
+    The limits are variables of the process, which torch reads at its first product in bfloat16: call this before.
+    """
+    for name in _KERNEL_CACHES:
+        os.environ.setdefault(name, str(_NUM_KERNELS))
 
 
 def loading_options(quantize: Quantization | None, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
