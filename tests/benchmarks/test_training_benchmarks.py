@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.support.forked import ForkedPopen
@@ -91,6 +94,80 @@ def test_each_sides_peak_is_that_of_a_process_of_its_own(run):
     (result,) = run("train_vs_trl", "--shape", "tiny", "--tokens", "64", "--episode-tokens", "32", "--repeats", "1")
     assert set(result["peak_bytes"]) == {"ours", "trl"}
     assert all(peak is None or peak > 0 for peak in result["peak_bytes"].values())
+
+
+@pytest.mark.slow
+def test_without_unsloth_it_is_said_and_ours_is_measured_alone(run, tmp_path, capsys):
+    if importlib.util.find_spec("unsloth"):
+        pytest.skip("unsloth is installed")
+    options = ("--shape", "tiny", "--tokens", "96", "--episode-tokens", "32", "--repeats", "1", "--warmups", "0")
+    results = run(
+        "train_vs_unsloth", "--base", str(tmp_path / "base"), "--pairs", "auto:none", "--no-compile", *options
+    )
+    assert results["versions"] is None
+    assert [(row["kind"], row["episodes"], set(row["tokens_per_s"])) for row in results["rows"]] == [
+        ("filled", 1, {"ours"}),
+        ("packed", 3, {"ours"}),
+    ]
+    assert "ours is measured alone" in capsys.readouterr().out
+
+
+def test_a_row_for_unsloth_is_what_export_writes_and_padded_rows_hold_the_same_targets(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from measuring import make_episodes, make_row
+    from unsloth_side import UnslothSide
+
+    from manyicl.training.export import as_columns, write_rows
+
+    row = make_row(make_episodes(80, episode_tokens=32, target_share=0.1, vocab_size=512))
+    write_rows(tmp_path / "row.parquet", iter([as_columns(row)]))
+    side = UnslothSide()
+    side.torch, side.device = torch, torch.device("cpu")
+    assert side.read(path=str(tmp_path / "row.parquet"), padded=False) == {"num_tokens": 80, "episodes": 3}
+    packed, padded = side.inputs, side.as_inputs(side.row, padded=True)
+    assert packed["packed_seq_lengths"].tolist() == [32, 32, 16]
+    assert packed["position_ids"][0, [31, 32, 79]].tolist() == [31, 0, 15]
+    assert padded["input_ids"].shape == (3, 32)
+    assert padded["attention_mask"].sum(1).tolist() == [32, 32, 16]
+    # Episodes of 32 tokens have one answer of three tokens each (27 to 29), one of 16 tokens has none.
+    for inputs in (packed, padded):
+        assert inputs["num_items_in_batch"].item() == (inputs["labels"] != -100).sum().item() == 6
+    assert padded["input_ids"][1, 27:30].tolist() == padded["labels"][1, 27:30].tolist()
+
+
+def test_losses_that_differ_are_marked_and_the_ratio_is_of_the_medians(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import train_vs_unsloth
+
+    def steps(*seconds, loss):
+        return [
+            {"seconds": s, "loss": loss, "gradient_norm": 1.0, "peak_bytes": None, "reserved_bytes": None}
+            for s in seconds
+        ]
+
+    taken = {"ours": steps(1.0, 2.0, 3.0, loss=2.0), "unsloth": steps(3.0, 4.0, 5.0, loss=2.01)}
+    found = train_vs_unsloth.summarise(taken, num_tokens=8)
+    assert found["tokens_per_s"] == {"ours": 4.0, "unsloth": 2.0}
+    assert found["speedup"]["ratio"] == 2.0
+    assert found["losses_agree"] is False  # 0.5 % apart
+    about = {"pair": "auto:none", "shape": "tiny", "mode": "lora", "kind": "filled", "tokens": 8, "episodes": 1}
+    told = train_vs_unsloth.describe({**about, **found, "recomputed": 0, "unsloth_way": "one row"})
+    assert "ours is 2.00 times as fast" in told
+    assert "THE LOSSES DIFFER" in told
+
+
+def test_an_error_in_unsloths_process_is_an_answer(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import unsloth_side
+
+    answers = io.StringIO()
+    side = SimpleNamespace(add=lambda left, right: {"sum": left + right})
+    lines = ['{"do": "add", "left": 1, "right": 2}', '{"do": "add", "left": 1, "right": "2"}']
+    unsloth_side.serve(side, lines, answers)
+    good, bad = (json.loads(line) for line in answers.getvalue().splitlines())
+    assert good == {"sum": 3}
+    assert bad["error"].startswith("TypeError: unsupported operand")
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.slow

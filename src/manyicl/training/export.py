@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manyicl.episodes import BatchMaker, Pack
+from manyicl.episodes import Batch, BatchMaker, Pack
 from manyicl.errors import UserError
 from manyicl.locks import new_folder
 from manyicl.training.preparation import Prepared, count_plan
@@ -83,7 +83,7 @@ def export_trl(prepared: Prepared, out: Path, *, rows: Rows = "episodes") -> dic
         for split, written in splits.items():
             first = next(written, None)
             if first is not None:
-                counts[split] = _write_rows(partial / "data" / f"{split}.parquet", chain([first], written))
+                counts[split] = write_rows(partial / "data" / f"{split}.parquet", chain([first], written))
         (partial / "README.md").write_text(_write_card(prepared, out, rows=rows, counts=counts), encoding="utf-8")
     return counts
 
@@ -95,16 +95,20 @@ def _split_packs(packs: list[Pack]) -> list[Pack]:
 
 def _iter_rows(maker: BatchMaker, packs: list[Pack]) -> Iterator[dict[str, Any]]:
     for pack in packs:
-        batch = maker.make_batch([pack])
-        ids_T = batch.input_ids_1T[0].numpy().astype("int32")
-        labels_T = ids_T.copy()
-        labels_T[:] = IGNORED
-        targets_N = batch.target_positions_N.numpy()
-        labels_T[targets_N] = ids_T[targets_N]
-        yield {"input_ids": ids_T, "labels": labels_T, "seq_lengths": list(batch.segment_lengths)}
+        yield as_columns(maker.make_batch([pack]))
 
 
-def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> int:
+def as_columns(batch: Batch) -> dict[str, Any]:
+    """Return a row as it is exported: ids, labels (not shifted), and the tokens of each episode."""
+    ids_T = batch.input_ids_1T[0].numpy().astype("int32")
+    labels_T = ids_T.copy()
+    labels_T[:] = IGNORED
+    targets_N = batch.target_positions_N.numpy()
+    labels_T[targets_N] = ids_T[targets_N]
+    return {"input_ids": ids_T, "labels": labels_T, "seq_lengths": list(batch.segment_lengths)}
+
+
+def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> int:
     """Write rows in groups; return how many."""
     count = num_tokens = 0
     group: list[dict[str, Any]] = []
