@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,9 @@ def main() -> None:
     lengths = [int(n) for n in options.tokens.split(",")]
     make_base(options.base, options.shape, device=device)
     with Peer(options) as peer:
-        versions = peer.open(options, most_tokens=max(lengths))
-        print(json.dumps(versions) if versions else ABSENT, flush=True)
-        ours = OurSide(options, device=device)
+        peer.begin(options, most_tokens=max(lengths))
+        ours = OurSide(options, device=device)  # meanwhile
+        versions = peer.versions()
         for num_tokens, kind in ((n, k) for n in lengths for k in options.kinds.split(",")):
             row = make_row(
                 make_episodes(
@@ -123,6 +123,7 @@ def make_base(folder: Path, shape: str, *, device: torch.device) -> None:
 def compare(ours: OurSide, peer: Peer | None, row: Any, pair: str, options: Any) -> dict[str, Any]:
     """Take both sides' steps in turn; return times, losses, peaks, and what does not fit."""
     our_way, peer_way = pair.split(":")
+    ours.release()
     result: dict[str, Any] = {"tokens": row.num_tokens, "episodes": len(row.segment_lengths)}
     peer_peak = None
     if peer:
@@ -131,7 +132,7 @@ def compare(ours: OurSide, peer: Peer | None, row: Any, pair: str, options: Any)
         probe = peer.ask("step")
         if "error" in probe:
             return {**result, "unsloth_error": probe["error"]}
-        peer_peak = max(probe["peak_bytes"] or 0, peer.ask("step").get("peak_bytes") or 0) or None
+        peer_peak = peer.ask("step").get("peak_bytes")  # the first step holds what is compiled and tuned only once
     try:
         with ExitStack() as stack:
             result |= ours.enter(stack, row, our_way, within=peer_peak)
@@ -178,11 +179,15 @@ class OurSide:
         self.model = load_model(settings, trainable=True, device=device).train()
         fill_adapters(self.model)
 
-    def enter(self, stack: ExitStack, row: Any, way: str, *, within: int | None) -> dict[str, Any]:
-        """Put attention and layers in place for a row, as `manyicl train` does once a run."""
+    def release(self) -> None:
+        """Give back the GPU's memory that a row before has left."""
+        self.model.zero_grad(set_to_none=True)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def enter(self, stack: ExitStack, row: Any, way: str, *, within: int | None) -> dict[str, Any]:
+        """Put attention and layers in place for a row, as `manyicl train` does once a run."""
         multiple = row_multiple(row.num_tokens, device=self.device, compiled=self.compiled)
         self.batch = pad_row(row, multiple=multiple).to(self.device)
         planned = Row(
@@ -239,19 +244,23 @@ class Peer:
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Return the answer to a command: an object with "error" where it failed, or where the process has ended."""
+        self._tell(do, **arguments)
+        return self._hear()
+
+    def _tell(self, do: str, **arguments: Any) -> None:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # the answer will be that the process has ended
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
+
+    def _hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        answer = self.process.stdout.readline()
         return json.loads(answer) if answer else {"error": f"the process ended with {self.process.wait()}"}
 
-    def open(self, options: Any, *, most_tokens: int) -> dict[str, Any] | None:
-        """Load Unsloth and its model; return versions, or None, with the error printed, where it does not start."""
-        answer = self.ask(
+    def begin(self, options: Any, *, most_tokens: int) -> None:
+        """Have Unsloth and its model loaded."""
+        self._tell(
             "open",
             folder=str(options.base.resolve()),
             quantize=options.mode == "qlora",
@@ -259,10 +268,12 @@ class Peer:
             rank=LORA.rank,
             alpha=LORA.alpha,
         )
-        if "error" in answer:
-            print(answer["error"], flush=True)
-            return None
-        return answer
+
+    def versions(self) -> dict[str, Any] | None:
+        """Wait until all is loaded; return and print versions, or None, with the error printed."""
+        answer = self._hear()
+        print(f"{answer['error']}\n{ABSENT}" if "error" in answer else json.dumps(answer), flush=True)
+        return None if "error" in answer else answer
 
     def read(self, row: Any) -> dict[str, Any]:
         """Hand a row over as `export` writes it; in padded rows where packs are not isolated, and say which."""
@@ -272,10 +283,12 @@ class Peer:
         if len(row.segment_lengths) < 3:  # isolation is judged by an episode after the second
             return {"unsloth_isolates_packs": None, "unsloth_way": "one row"}
         self.ask("enter", way="unsloth")
-        isolates = self.ask("isolates").get("isolates", False)
+        answer = self.ask("isolates")
+        isolates = answer.get("isolates", False)
         if not isolates:
             self.ask("read", path=str(path), padded=True)
-        return {"unsloth_isolates_packs": isolates, "unsloth_way": "packed" if isolates else "padded rows"}
+        about = {"unsloth_isolates_packs": isolates, "unsloth_way": "packed" if isolates else "padded rows"}
+        return about | ({"packed_error": answer["error"]} if "error" in answer else {})
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -286,7 +299,8 @@ def describe(result: dict[str, Any]) -> str:
         f" {result['episodes']} episodes, ours {ours}, Unsloth {theirs}:"
     ]
     if result.get("unsloth_isolates_packs") is False:
-        lines.append("  Unsloth does not keep a pack's episodes apart here; its padded rows were timed")
+        why = result.get("packed_error", "does not keep a pack's episodes apart here")
+        lines.append(f"  Unsloth, packed: {why}; its padded rows were timed")
     for name in ("ours", "unsloth"):
         if f"{name}_error" in result:
             lines.append(f"  {name}: {result[f'{name}_error']}")

@@ -143,13 +143,14 @@ def timed_step(torch: Any, model: Any, make_loss: Any, *, device: Any) -> dict[s
     if on_gpu:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
+    peak, reserved = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if on_gpu else (None, None)
     squares = [p.grad.float().square().sum() for p in model.parameters() if p.grad is not None]
     return {
         "seconds": seconds,
         "loss": float(loss.detach()),
         "gradient_norm": float(torch.stack(squares).sum().sqrt()),
-        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-        "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+        "peak_bytes": peak,
+        "reserved_bytes": reserved,
     }
 
 
