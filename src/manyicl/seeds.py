@@ -17,7 +17,7 @@ import numpy as np
 PlanPurpose = Literal["training", "validation losses", "held-out table", "one-pass curve"]
 # Why a model is evaluated: to report its answers, or to choose a number of shots or a learning rate by them.
 AskPurpose = Literal["evaluation", "choice of settings"]
-Purpose = Literal[PlanPurpose, AskPurpose, "packing", "exchanged labels", "samples"]
+Purpose = Literal[PlanPurpose, AskPurpose, "packing", "exchanged labels", "samples", "choices"]
 
 # The version of all streams, raised whenever one changes. Runs and results keep it, so that work begun before a change
 # is not resumed after it: half of its shots would be others.

@@ -138,13 +138,16 @@ def test_an_error_during_a_stream_is_raised_by_the_client(client, service, refus
 @pytest.mark.parametrize(
     ("wanted", "param"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 2}, "n"),  # all would be alike: it is greedy
+        ({"n": 0}, "n"),
+        ({"n": 129, "temperature": 1}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"top_logprobs": 99}, "top_logprobs"),
         ({"extra_body": {"shots": {"policy": "x"}}}, "shots.policy"),
+        ({"extra_body": {"chat_template_kwargs": ["enable_thinking"]}}, "chat_template_kwargs"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(client, wanted, param):
@@ -169,9 +172,46 @@ def test_settings_of_sampling_are_honoured_for_generated_answers(client, service
     for model in ("base:slow", "base"):
         raw = client.chat.completions.with_raw_response.create(model=model, messages=ASKED, **wanted)
         assert "x-manyicl-ignored" not in raw.headers
-        assert (service.asked[-1]["answering"], service.asked[-1]["seed"]) == (expected, 5)
+        assert (service.asked[-1]["answering"], service.asked[-1]["seed"]) == (expected, [5])
     client.chat.completions.create(model="base:slow", messages=ASKED)
     assert service.asked[-1]["answering"] == AnswerSettings()  # greedy
+
+
+def test_several_choices_are_sampled_each_from_a_seed_of_its_own(client, service):
+    wanted = {"n": 3, "temperature": 0.7, "seed": 5}
+    for model in ("base:slow", "base"):
+        answer = client.chat.completions.create(model=model, messages=ASKED, **wanted)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2]
+        seeds = service.asked[-1]["seed"]
+        assert (seeds[0], len(set(seeds))) == (5, 3)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 9)  # the prompt counts once
+    answer = client.completions.create(model="base:slow", prompt=["a", "b"], n=2, temperature=1)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage.prompt_tokens == 10
+
+
+def test_several_choices_are_streamed_by_their_index(client):
+    chunks = list(client.chat.completions.create(model="base", messages=ASKED, n=2, temperature=1, stream=True))
+    texts = {0: "", 1: ""}
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == {0: "one two three", 1: "one two three"}
+    assert [chunk.choices[0].finish_reason for chunk in chunks].count("length") == 2
+
+
+def test_several_choices_of_a_task_whose_labels_are_scored_are_refused(client, service, monkeypatch):
+    monkeypatch.setattr(service, "labels", ("one", "two"))
+    with pytest.raises(openai.BadRequestError, match="labels are scored") as caught:
+        client.chat.completions.create(model="base:slow", messages=ASKED, n=2, temperature=1)
+    assert caught.value.param == "n"
+
+
+def test_switches_of_the_chat_template_reach_the_base_alone(client, service):
+    wanted = {"chat_template_kwargs": {"enable_thinking": True}}
+    client.chat.completions.create(model="base", messages=ASKED, extra_body=wanted)
+    assert service.asked[-1]["switches"] == {"enable_thinking": True}
+    raw = client.chat.completions.with_raw_response.create(model="base:slow", messages=ASKED, extra_body=wanted)
+    assert raw.headers["x-manyicl-ignored"] == "chat_template_kwargs"
 
 
 def test_settings_that_change_nothing_are_named_in_a_header(client, service, monkeypatch):

@@ -319,12 +319,28 @@ def test_a_plain_generation_stops_where_it_is_told(service):
         answering=AnswerSettings(max_new_tokens=8, stop=(word,)),
         on_text=lambda _, piece: pieces.append(piece),
     )
-    cut = ticket.future.result(60)
+    [cut] = ticket.future.result(60)
     assert (cut.text, cut.finish) == (whole.text[: whole.text.index(word)], "stop")
     assert "".join(pieces) == cut.text
     assert cut.num_answer_tokens < 8
     with pytest.raises(manyicl.UserError, match="messages: this model has no chat template"):
         service.generate([{"role": "user", "content": "hello"}])
+
+
+def test_each_seed_gives_a_completion_of_its_own(service):
+    sampled = AnswerSettings(max_new_tokens=6, temperature=1.5)
+    made = service.submit_generation("The red fox", answering=sampled, seed=[1, 2, 1]).future.result(60)
+    assert made[0].text == made[2].text != made[1].text
+    assert service.generate("The red fox", answering=sampled, seed=2).text == made[1].text
+
+
+def test_each_input_can_have_a_seed_of_its_own(service):
+    task = service.add_task(ROWS, name="open", settings={"family": "qa"})
+    sampled = AnswerSettings(max_new_tokens=6, temperature=1.5)
+    replies = task.submit(["the red fox"] * 3, answering=sampled, seed=[1, 2, 1]).future.result(60)
+    assert replies[0].answer == replies[2].answer != replies[1].answer
+    with pytest.raises(manyicl.UserError, match="there are 2 for 3 inputs"):
+        task.submit(["the red fox"] * 3, answering=sampled, seed=[1, 2])
 
 
 @pytest.mark.slow

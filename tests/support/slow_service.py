@@ -77,10 +77,12 @@ class SlowService:
         self.asked.append(settings)
         return self._give(lambda: [self._reply(text) for text in inputs], on_text)
 
-    def submit_generation(self, prompt: Any, *, on_text: Any = None, **settings: Any) -> SlowTicket:
-        self.asked.append(settings)
+    def submit_generation(
+        self, prompt: Any, *, seed: Sequence[int], on_text: Any = None, **settings: Any
+    ) -> SlowTicket:
+        self.asked.append({"seed": seed, **settings})
         text = "".join(self.pieces)
-        return self._give(lambda: Generation(text, "length", 4, 3, timing=TIMING), on_text)
+        return self._give(lambda: [Generation(text, "length", 4, 3, timing=TIMING) for _ in seed], on_text)
 
     def _give(self, make: Callable[[], Any], on_text: Any) -> SlowTicket:
         if self.refusal is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +42,9 @@ from manyicl.service.requests import Batch, Finish, Generation, Item, Reply, Req
 from manyicl.service.selection import Shots, TaskIds, count_fitting, find_nearest
 
 _UNFINISHED = "\ufffd"  # how a decoder writes the first bytes of a character
+Switch = str | int | float | bool | None
+# What a chat template is given beside the parameters of `apply_chat_template` and the names of special tokens.
+_TEMPLATE_NAMES = frozenset({"messages", "raise_exception", "strftime_now", "generation_indices"})
 
 
 class _Forgetful(dict[str, Generated]):
@@ -105,19 +110,24 @@ class Answerer:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def encode_prompt(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_prompt(
+        self, prompt: str | Sequence[Mapping[str, str]], *, switches: Mapping[str, Switch] | None = None
+    ) -> list[int]:
         """Return the ids of a prompt as the model expects one: a text after BOS, or what the chat template writes.
 
+        switches: variables of the chat template.
+
         Raises:
-            UserError: there is no chat template, or it refuses the messages.
+            UserError: there is no chat template, it refuses the messages, or it has no such switch.
         """
         tokenizer, bos = self.plain_tokenizer.tokenizer, self.plain_tokenizer.bos_ids
         if not isinstance(prompt, str):
             if not tokenizer.chat_template:
                 raise UserError("messages: this model has no chat template; send a prompt, or ask a task")
+            options: dict[str, Any] = _template_options(tokenizer, switches or {})
             try:
                 text = tokenizer.apply_chat_template(
-                    [{**one} for one in prompt], tokenize=False, add_generation_prompt=True
+                    [{**one} for one in prompt], tokenize=False, add_generation_prompt=True, **options
                 )
             except Exception as error:  # templates raise what they like
                 raise UserError(f"messages: the chat template refuses them ({' '.join(str(error).split())})") from error
@@ -299,6 +309,24 @@ def _plain_tokenizer(tokenizer: TaskTokenizer) -> TaskTokenizer:
         with suppress(UserError):  # it cannot write its own end of text
             return TaskTokenizer(own, TemplateSettings(terminator=end), end_ids=tokenizer.end_ids)
     return TaskTokenizer(own, tokenizer.settings, frame=tokenizer.frame, end_ids=tokenizer.end_ids)
+
+
+def _template_options(tokenizer: Any, switches: Mapping[str, Switch]) -> dict[str, Any]:
+    """Return the variables that a chat template is given: `switches`, and no thinking where it can be switched off.
+
+    Raises:
+        UserError: the template has no such switch, or a value is not a single one.
+    """
+    template = str(tokenizer.get_chat_template())
+    taken = {*inspect.signature(tokenizer.apply_chat_template).parameters, *tokenizer.special_tokens_map}
+    for name, value in switches.items():
+        where = f"chat_template_kwargs: {name[:80]!r}"
+        if name in taken | _TEMPLATE_NAMES or not re.search(rf"\b{re.escape(name)}\b", template):
+            raise UserError(f"{where} is not a switch of this model's chat template; leave it out")
+        if not isinstance(value, Switch):
+            raise UserError(f"{where} has a list or an object for a value; give a text, a number, true, false or null")
+    usual: dict[str, Switch] = {"enable_thinking": False} if "enable_thinking" in template else {}
+    return usual | dict(switches)
 
 
 @dataclass(slots=True)

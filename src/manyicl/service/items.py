@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from manyicl.episodes import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference import AnswerSettings, write_answers, write_queries
@@ -21,13 +23,13 @@ def make_items(
     shots: Shots,
     limit: int,
     answering: AnswerSettings,
-    seed: int,
+    seeds: Sequence[int],
 ) -> list[Item]:
     """Return the inputs of a request as they wait for a pass.
 
     options: the candidate answers of each input; None, or none of them, for the task's labels.
     limit: most tokens of a generated answer.
-    answering, seed: how each is answered, and what decides its samples.
+    answering: how each is answered. seeds: of each, what decides its samples.
 
     Raises:
         InputTooLong: an input does not fit. UserError: options that no answer can be, or a limit below 1.
@@ -36,16 +38,38 @@ def make_items(
         raise UserError(f"options: there are {len(options)} for {len(texts)} inputs; give a list for each input")
     if limit < 1:
         raise UserError(f"max_new_tokens={limit}: an answer has one token or more")
+    if len(seeds) != len(texts):
+        raise UserError(f"seed: there are {len(seeds)} for {len(texts)} inputs; give one, or one for each input")
     items = []
     for place, ids in enumerate(write_queries(tokenizer, texts, after_shots=True)):
         choices = write_answers(tokenizer, options[place]) if options is not None and options[place] else task.labels
         if options is not None and options[place] and not choices:
             raise UserError(f"options of input {place + 1}: the model's tokenizer can write none of them")
         most = max((len(answer) for _, answer in choices), default=limit)
-        item = Item(place, texts[place], ids, choices, most, answering, seed)
+        item = Item(place, texts[place], ids, choices, most, answering, seeds[place])
         try:
             count_fitting(task, shots, num_after=len(ids) + most)
         except InputTooLong as error:
             raise InputTooLong(f"input {place + 1}: {str(error).removeprefix('input: ')}") from None
         items.append(item)
     return items
+
+
+def make_prompts(
+    text: str, ids: Sequence[int], *, max_tokens: int, limit: int, answering: AnswerSettings, seeds: Sequence[int]
+) -> list[Item]:
+    """Return a prompt without a task as it waits for a pass: once for each seed.
+
+    max_tokens: the model's window. limit: most tokens of a completion, fewer if the window ends before.
+
+    Raises:
+        InputTooLong: it leaves no room in the window.
+    """
+    room = max_tokens - len(ids)
+    if room < 1:
+        raise InputTooLong(f"prompt: has {len(ids):,} tokens; the window is {max_tokens:,}; shorten it")
+    query = np.asarray(ids, dtype=np.int32)
+    return [
+        Item(place, text, query, limit=min(limit, room), answering=answering, seed=seed)
+        for place, seed in enumerate(seeds)
+    ]

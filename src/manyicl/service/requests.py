@@ -165,7 +165,7 @@ class Request:
             return False
         whole = [self.outcomes[n] for n in range(len(self.items))]
         with suppress(InvalidStateError):  # cancelled in this moment
-            self.ticket.future.set_result(whole if self.task is not None else whole[0])
+            self.ticket.future.set_result(whole)
             return True
         return False
 

@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from manyicl.errors import UserError
 from manyicl.inference import (
     AnswerSettings,
@@ -21,8 +19,8 @@ from manyicl.inference import (
     check_min_confidence,
     load_for_inference,
 )
-from manyicl.service.answering import Answerer, describe_model
-from manyicl.service.items import make_items
+from manyicl.service.answering import Answerer, Switch, describe_model
+from manyicl.service.items import make_items, make_prompts
 from manyicl.service.library import Library, ServedExample, TaskRecord
 from manyicl.service.measurement.findings import Measurement
 from manyicl.service.measurement.measuring import Measurer
@@ -39,7 +37,6 @@ from manyicl.service.registering import (
 )
 from manyicl.service.requests import (
     Generation,
-    Item,
     OnText,
     Reply,
     Request,
@@ -240,7 +237,7 @@ class Service:
         options: Sequence[Sequence[str]] | None = None,
         shots: ShotChoice | None = None,
         answering: AnswerSettings | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         min_confidence: float | None = None,
         deadline: float | None = None,
         on_text: OnText | None = None,
@@ -265,7 +262,7 @@ class Service:
             shots=chosen,
             limit=min(how.max_new_tokens or task.limit, self.settings.max_new_tokens),
             answering=how,
-            seed=seed,
+            seeds=[seed] * len(texts) if isinstance(seed, int) else seed,
         )
         are_chosen = self._answerer.engine.has_likelihoods and all(item.choices for item in items)
         check_min_confidence(min_confidence, has_confidence=are_chosen or how.samples > 1)
@@ -307,33 +304,39 @@ class Service:
         prompt: str | Sequence[Message],
         *,
         answering: AnswerSettings | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         deadline: float | None = None,
         on_text: OnText | None = None,
-    ) -> Ticket[Generation]:
+        switches: Mapping[str, Switch] | None = None,
+    ) -> Ticket[list[Generation]]:
         """Let a prompt wait that the model completes as it is, without a task.
 
         prompt: a text, or the messages of a chat, which the model's chat template writes.
-        answering: how it is completed; default: the service's settings. seed: decides what is sampled.
-        deadline, on_text: as in `ServedTask.submit`; the index is 0.
+        answering: how it is completed; default: the service's settings.
+        seed: decides what is sampled; each of several gives a completion of its own.
+        deadline, on_text: as in `ServedTask.submit`; the index is that of the seed.
+        switches: variables of the chat template, such as `enable_thinking`; a model that thinks does not by default.
 
         Raises:
-            InputTooLong, QueueFull, Closing: it is refused. UserError: it is empty, or the model has no chat template.
+            InputTooLong, QueueFull, Closing: it is refused. UserError: it is empty, or the model has no chat template
+                with these switches.
         """
         text = prompt if isinstance(prompt, str) else "\n".join(str(one.get("content", "")) for one in prompt)
         self._check_inputs(text)
         with self._open():
-            ids = self._answerer.encode_prompt(prompt)
+            ids = self._answerer.encode_prompt(prompt, switches=switches or {})
         how = answering or self.settings.answering
-        limit = min(how.max_new_tokens or self.settings.max_new_tokens, self.settings.max_new_tokens)
-        room = self._model.max_tokens - len(ids)
-        if room < 1:
-            raise InputTooLong(f"prompt: has {len(ids):,} tokens; the window is {self._model.max_tokens:,}; shorten it")
-        ticket: Ticket[Generation] = Ticket()
-        query = np.asarray(ids, dtype=np.int32)
-        item = Item(0, text, query, limit=min(limit, room), answering=how, seed=seed)
+        items = make_prompts(
+            text,
+            ids,
+            max_tokens=self._model.max_tokens,
+            limit=min(how.max_new_tokens or self.settings.max_new_tokens, self.settings.max_new_tokens),
+            answering=how,
+            seeds=[seed] if isinstance(seed, int) else seed,
+        )
+        ticket: Ticket[list[Generation]] = Ticket()
         request = Request(
-            key="", group="generation", items=[item], ticket=ticket, deadline=to_deadline(deadline), on_text=on_text
+            key="", group="generation", items=items, ticket=ticket, deadline=to_deadline(deadline), on_text=on_text
         )
         self._line.add(request)
         return ticket
@@ -346,13 +349,13 @@ class Service:
         seed: int = 0,
         timeout: float | None = None,
     ) -> Generation:
-        """Return what `submit_generation` brings.
+        """Return the one completion that `submit_generation` brings.
 
         Raises:
             DeadlinePassed: it takes more than `timeout` seconds. The others as `submit_generation`.
         """
         ticket = self.submit_generation(prompt, answering=answering, seed=seed, deadline=timeout)
-        return wait_for(ticket, timeout=timeout)
+        return wait_for(ticket, timeout=timeout)[0]
 
     def ready(self) -> None:
         """Try the model once, with a real forward pass; `is_ready` says that it went well.

@@ -155,7 +155,7 @@ class ServedTask:
         options: Sequence[Sequence[str]] | None = None,
         shots: ShotChoice | None = None,
         answering: AnswerSettings | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         min_confidence: float | None = None,
         deadline: float | None = None,
         on_text: OnText | None = None,
@@ -166,7 +166,7 @@ class ServedTask:
         shots: which examples are shown; default: the service's choice.
         answering: how they are answered; default: the service's settings. `normalize` is for choices, the others are
             for generated answers, whose default limit is the task's longest answer.
-        seed: decides what is sampled.
+        seed: decides what is sampled; one, or one for each input.
         min_confidence: replies with less confidence are marked as unsure; default: none is.
         deadline: seconds from now after which the future brings `DeadlinePassed`; looked at between passes.
         on_text: called with the index of an input and the next piece of its answer, by the thread of the model: it

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from manyicl.inference import AnswerSettings
+from manyicl.seeds import make_seed
 from manyicl.server.problems import ProblemError
 from manyicl.server.routes.bodies import ShotsBody, TextBody
 from manyicl.service import Reply
@@ -18,7 +19,6 @@ from manyicl.service import Reply
 # What a request may not ask for, since an answer without it would be another one than was meant: field -> values that
 # ask for nothing.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
@@ -32,6 +32,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 # Fields that ask for nothing of the answer.
 _SILENT = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", *_REFUSED})
 _MOST_TOP = 20
+_MOST_CHOICES = 128  # as OpenAI's own
 
 
 class StreamOptions(BaseModel):
@@ -51,6 +52,9 @@ class OpenAIBody(TextBody):
     temperature: float | None = Field(None, ge=0, le=2, description="Default, unlike OpenAI's: 0, which is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    n: int | None = Field(
+        None, ge=1, le=_MOST_CHOICES, description="How many choices are sampled for each prompt; needs a `temperature`."
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     shots: ShotsBody | None = Field(None, description="Not OpenAI's: which examples are shown (`extra_body`).")
@@ -68,6 +72,10 @@ class OpenAIBody(TextBody):
             if name in given and given[name] not in nothing:
                 detail = f"{name}: is not supported; leave it out"
                 raise ProblemError("unsupported-parameter", 400, detail, param=name)
+        if self.num_choices > 1 and (is_chosen or not self.temperature):
+            why = "labels are scored, not sampled" if is_chosen else "there is no temperature above 0"
+            detail = f"n={self.n}: all choices would be alike, since {why}; leave n out"
+            raise ProblemError("unsupported-parameter", 400, detail, param="n")
         ignored = [name for name, value in given.items() if name not in _SILENT and value is not None]
         if is_chosen:
             settings = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "stop")}
@@ -75,6 +83,16 @@ class OpenAIBody(TextBody):
         if not of_task and self.shots is not None:
             ignored.append("shots")
         return ignored
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices each prompt gets."""
+        return self.n or 1
+
+    def seeds(self) -> list[int]:
+        """Return what decides each choice of a prompt; the first is that of a request for one choice."""
+        first = self.seed or 0
+        return [first, *(make_seed("choices", first, number) for number in range(1, self.num_choices))]
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -137,6 +155,11 @@ class ChatBody(OpenAIBody):
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=_MOST_TOP)
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None,
+        max_length=16,
+        description="Not OpenAI's: switches of the base's chat template, such as `enable_thinking` (default: false).",
+    )
 
     def last_input(self) -> str:
         """Return the text of the user's last message.
@@ -166,19 +189,19 @@ class Answered:
 class Shape:
     """Answers in the shape of one of OpenAI's two routes.
 
-    kind: "chat" or "text". id: the completion's. model: its name in the request.
+    kind: "chat" or "text". id: the completion's. model: its name in the request. num_choices: of each prompt.
     """
 
-    def __init__(self, kind: Literal["chat", "text"], *, id: str, model: str) -> None:
-        self.kind, self.model = kind, model
+    def __init__(self, kind: Literal["chat", "text"], *, id: str, model: str, num_choices: int = 1) -> None:
+        self.kind, self.model, self.num_choices = kind, model, num_choices
         self.id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{id}"
         self.created = int(time.time())
 
     def whole(self, answers: Sequence[Answered], *, top: int | None) -> dict[str, Any]:
-        """Return a completion. top: number of choices whose log-probabilities it has; None for none."""
+        """Return a completion. top: number of labels whose log-probabilities it has; None for none."""
         choices = [self._choice(index, answer, top) for index, answer in enumerate(answers)]
         body = self._envelope("chat.completion" if self.kind == "chat" else "text_completion", choices)
-        body["usage"] = count_usage(answers)
+        body["usage"] = self._count_usage(answers)
         replies = [answer.reply for answer in answers if answer.reply is not None]
         if replies:  # not OpenAI's: its client keeps fields that it does not know
             body["manyicl"] = [
@@ -207,7 +230,13 @@ class Shape:
 
     def usage(self, answers: Sequence[Answered]) -> dict[str, Any]:
         """Return the chunk with the numbers of tokens."""
-        return {**self._chunk([]), "usage": count_usage(answers)}
+        return {**self._chunk([]), "usage": self._count_usage(answers)}
+
+    def _count_usage(self, answers: Sequence[Answered]) -> dict[str, int]:
+        """Return the numbers of tokens; a prompt counts once, however many choices it has."""
+        num_prompt = sum(answer.num_prompt_tokens for answer in answers[:: self.num_choices])
+        num_answer = sum(answer.num_answer_tokens for answer in answers)
+        return {"prompt_tokens": num_prompt, "completion_tokens": num_answer, "total_tokens": num_prompt + num_answer}
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
@@ -248,10 +277,3 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
 
 def _log(probability: float) -> float:
     return math.log(probability) if probability > 0 else -9999.0  # OpenAI's own number for "very unlikely"
-
-
-def count_usage(answers: Sequence[Answered]) -> dict[str, int]:
-    """Return the numbers of tokens of a completion."""
-    num_prompt = sum(answer.num_prompt_tokens for answer in answers)
-    num_answer = sum(answer.num_answer_tokens for answer in answers)
-    return {"prompt_tokens": num_prompt, "completion_tokens": num_answer, "total_tokens": num_prompt + num_answer}

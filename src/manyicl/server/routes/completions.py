@@ -50,7 +50,7 @@ def make_completion_routes(service: Service, settings: ServerSettings) -> APIRou
         """Complete a prompt, or answer it as the input of a task."""
         task = desk.find_task(body.model)
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        check_count(len(prompts), settings)
+        check_count(len(prompts) * body.num_choices, settings)
         if not prompts or (task is None and len(prompts) > 1):
             raise ProblemError("invalid-request", 400, "prompt: give one text; only tasks take several", param="prompt")
         order = _Order(body, task, prompts, body.max_tokens, body.logprobs, desk.check(body, task))
@@ -60,9 +60,11 @@ def make_completion_routes(service: Service, settings: ServerSettings) -> APIRou
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer the user's last message as the input of a task, or continue a chat with the base."""
         task = desk.find_task(body.model)
+        check_count(body.num_choices, settings)
         ignored = desk.check(body, task)
-        if task is not None and len(body.messages) > 1:
-            ignored.append("messages")
+        if task is not None:
+            ignored += ["messages"] * (len(body.messages) > 1)
+            ignored += ["chat_template_kwargs"] * bool(body.chat_template_kwargs)
         asked = [body.last_input()] if task is not None else [(m.role, m.text) for m in body.messages]
         limit = body.max_completion_tokens or body.max_tokens
         top = (body.top_logprobs or 0) if body.logprobs else None
@@ -130,7 +132,7 @@ class _Desk:
         deadline_s = self.settings.default_deadline_s
         log = request.scope["manyicl.log"]
         log.update(task=order.task, inputs=len(order.asked))
-        shape = Shape(kind, id=request.scope["manyicl.id"], model=order.body.model)
+        shape = Shape(kind, id=request.scope["manyicl.id"], model=order.body.model, num_choices=order.body.num_choices)
         headers = {"x-manyicl-ignored": ", ".join(order.ignored)} if order.ignored else {}
         submit = partial(self._submit, order, deadline_s)
         if order.body.stream:
@@ -145,17 +147,22 @@ class _Desk:
     def _submit(self, order: _Order, deadline_s: float, on_text: OnText | None = None) -> AnyTicket[Any]:
         usual = self.service.settings.answering
         answering = usual if self.is_chosen(order.task) else order.body.to_settings(usual, max_tokens=order.max_tokens)
-        seed = order.body.seed or 0
+        seeds = order.body.seeds()
         if order.task is None:
             prompt = order.asked[0] if isinstance(order.asked[0], str) else _make_messages(order.asked)
             return self.service.submit_generation(
-                prompt, answering=answering, seed=seed, deadline=deadline_s, on_text=on_text
+                prompt,
+                answering=answering,
+                seed=seeds,
+                deadline=deadline_s,
+                on_text=on_text,
+                switches=order.body.chat_template_kwargs if isinstance(order.body, ChatBody) else None,
             )
         return self.service.task(order.task).submit(
-            [text for text in order.asked if isinstance(text, str)],
+            [text for text in order.asked if isinstance(text, str) for _ in seeds],
             shots=order.body.shots.to_choice() if order.body.shots else None,
             answering=answering,
-            seed=seed,
+            seed=seeds * len(order.asked),
             deadline=deadline_s,
             on_text=on_text,
         )
@@ -163,11 +170,13 @@ class _Desk:
     def _read(self, order: _Order, outcome: Any, log: dict[str, Any]) -> list[Answered]:
         """Return what a ticket brought, in one form for tasks and the base."""
         if order.task is None:
-            found: Generation = outcome
-            log.update(prompt_tokens=found.num_prompt_tokens, answer_tokens=found.num_answer_tokens)
+            found: list[Generation] = outcome
+            log.update(
+                prompt_tokens=found[0].num_prompt_tokens, answer_tokens=sum(one.num_answer_tokens for one in found)
+            )
             if self.settings.log_texts:
-                log["texts"] = [{"answer": found.text}]
-            return [Answered(found.text, found.finish, found.num_prompt_tokens, found.num_answer_tokens)]
+                log["texts"] = [{"answer": one.text} for one in found]
+            return [Answered(one.text, one.finish, one.num_prompt_tokens, one.num_answer_tokens) for one in found]
         replies: list[Reply] = outcome
         log_replies(log, replies, texts=self.settings.log_texts)
         return [

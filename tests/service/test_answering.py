@@ -1,0 +1,44 @@
+"""Prompts of chats: what the chat template writes, and its switches."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from manyicl.episodes.tokenizer import TaskTokenizer
+from manyicl.errors import UserError
+from manyicl.service.answering import Answerer
+from manyicl.service.prefix_cache import PrefixCache
+
+TEMPLATES = Path(__file__).parents[1] / "data" / "chat_templates"
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+def write_prompt(model, template: str, **switches) -> str:
+    """Return the text that a model with this chat template gets of CHAT."""
+    tokenizer = copy.deepcopy(model.tokenizer.tokenizer)
+    tokenizer.chat_template = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    tokens = TaskTokenizer(tokenizer, model.tokenizer.settings, end_ids=model.tokenizer.end_ids)
+    answerer = Answerer(replace(model, tokenizer=tokens), endpoint=None, cache=PrefixCache(model, most_bytes=1))
+    return tokenizer.decode(answerer.encode_prompt(CHAT, switches=switches))
+
+
+def test_a_model_that_thinks_does_so_only_if_a_chat_asks_for_it(seed_model):
+    asked = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert write_prompt(seed_model, "qwen3") == asked + "<think>\n\n</think>\n\n"
+    assert write_prompt(seed_model, "qwen3", enable_thinking=True) == asked
+    assert write_prompt(seed_model, "qwen2.5").endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("name", ["enable_thinkin", "messages", "add_generation_prompt", "tokenize", "chat_template"])
+def test_what_is_no_switch_of_the_template_is_refused(seed_model, name):
+    with pytest.raises(UserError, match=f"'{name}' is not a switch of this model's chat template"):
+        write_prompt(seed_model, "qwen3", **{name: True})
+
+
+def test_a_switch_has_a_single_value(seed_model):
+    with pytest.raises(UserError, match="'enable_thinking' has a list or an object"):
+        write_prompt(seed_model, "qwen3", enable_thinking=["yes"])
