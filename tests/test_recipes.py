@@ -193,7 +193,7 @@ def test_accelerate_reads_its_config_files_and_sets_up_what_they_say(path, monke
     environment = prepare_multi_gpu_env(args)
     assert args.num_processes == 8
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
-    check_launch(environment)
+    check_launch(environment, optim="adamw_torch_fused")
     assert (environment.get("ACCELERATE_USE_FSDP") == "true") == (path.stem == "fsdp2")
     if path.stem == "fsdp2":
         for name, value in environment.items():

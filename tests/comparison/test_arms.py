@@ -295,6 +295,10 @@ def test_a_task_has_one_role(world, names, compare, message):
             r" task: leave it out",
         ),
         ("compare.learning_rates=[0.1, 0.1]", r"compare\.learning_rates = .*: .*names something twice"),
+        (
+            "compare.num_nearest=4",
+            r"compare: num_nearest = 4: does nothing with choose = 'random'; set choose = 'nearest'",
+        ),
         ("compare.seeds=[]", r"compare\.seeds = \[\]: "),
         ("compare.seeds=[-1]", r"compare\.seeds\[0\] = -1: "),
         ("compare.match=steps", r"compare\.match = 'steps': input should be 'tokens', 'answers' or 'flops'"),

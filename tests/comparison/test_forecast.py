@@ -83,7 +83,7 @@ def test_the_planned_work_is_that_of_the_grid(world, tmp_path):
 )
 def test_the_tokens_after_a_shared_prefix_are_those_that_go_through_the_model(world, tmp_path, kind, choose):
     """Of known answers exactly; an open answer is taken to be as long as its reference."""
-    grid = Grid(tmp_path, small(world, choose=choose, num_nearest=3))
+    grid = Grid(tmp_path, small(world, choose=choose, **({"num_nearest": 3} if choose == "nearest" else {})))
     model = load_for_inference("seed", precision="fp32", max_tokens=192, template=grid.config.template)
     tasks, sweep = grid.sweep_of(WorkItem("manyicl", 1, kind))
     labelled = next(task for task in tasks if task.labels)

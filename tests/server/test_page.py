@@ -154,6 +154,25 @@ def test_the_same_input_again_corrects_its_example(page, url):
     assert (first["input"], first["answer"]) == (ROWS[0]["input"], other)
 
 
+def test_an_answer_that_is_not_sure_enough_is_marked_in_words(page, url):
+    open_task(page, url, "animals")
+    find(page, "#least-field summary").click()
+    find(page, "#least").send_keys("100")
+    find(page, "#input").send_keys("the mauve badger 7")
+    find(page, "#ask-button").click()
+    told = wait(page, "#reply .unsure").text
+    answer, share = page.find_element(By.CSS_SELECTOR, ".bars .first").text.split("\n")
+    assert told == f"Unsure: its probability is {share}, and you want at least 100 %. Better do not use this answer."
+    WebDriverWait(page, 5).until(
+        lambda _: find(page, "#status").get_attribute("textContent").startswith(f"Unsure answer: {answer}, ")
+    )
+    find(page, "#least").clear()
+    find(page, "#least").send_keys("1")
+    find(page, "#ask-button").click()
+    WebDriverWait(page, PATIENCE_S).until(lambda _: not page.find_elements(By.CSS_SELECTOR, "#reply .unsure"))
+    assert find(page, "#reply").text.split("\n")[:2] == ["the mauve badger 7", answer]
+
+
 def test_a_task_is_asked_and_deleted_with_the_keyboard_alone(page, url):
     assert httpx2.post(f"{url}/v1/tasks", json={"name": "keys", "examples": ROWS[:20]}).status_code == 201
     # The end of the measurement is announced too, perhaps right after the answer.

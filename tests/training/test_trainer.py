@@ -76,7 +76,7 @@ PARALLEL = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_
 
 @pytest.mark.parametrize("fine", [{}, FSDP2, PARALLEL, {"PARALLELISM_CONFIG_CP_SIZE": "4"}, PARALLEL | FSDP2])
 def test_launches_that_are_supported_are_let_through(fine):
-    check_launch(fine)
+    check_launch(fine, optim="adamw_torch_fused")
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,15 @@ def test_launches_that_are_supported_are_let_through(fine):
 )
 def test_launches_that_would_go_wrong_later_are_refused_in_one_line(environment, message):
     with pytest.raises(UserError, match=message) as caught:
-        check_launch(environment)
+        check_launch(environment, optim="adamw_torch_fused")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_32bit", "lion_8bit"])
+def test_optimizers_whose_states_do_not_shard_are_refused_under_fsdp2(optim):
+    check_launch({}, optim=optim)
+    with pytest.raises(UserError, match=f"train.optim = '{optim}': bitsandbytes cannot shard its states"):
+        check_launch(FSDP2, optim=optim)
 
 
 @pytest.mark.slow

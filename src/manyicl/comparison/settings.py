@@ -153,6 +153,16 @@ class CompareSettings(BaseModel):
     """Queries per task that the report shows in full."""
 
     @model_validator(mode="after")
+    def _has_nearest_to_count(self) -> Self:
+        """Refuse a number of nearest shots where none is chosen. Recipes that were written out have the default."""
+        if self.choose != "nearest" and self.num_nearest != NUM_NEAREST:
+            raise ValueError(
+                f"num_nearest = {self.num_nearest}: does nothing with choose = '{self.choose}'; set choose = 'nearest',"
+                " or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_answered(self) -> Self:
         """Refuse settings of answers that contradict each other."""
         try:

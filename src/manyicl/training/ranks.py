@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from manyicl.episodes import PackDataset
 from manyicl.errors import UserError
 from manyicl.models import ModelShape, count_flops, inner_model
+from manyicl.training.recipe import OPTIMIZERS, Optim
 from manyicl.training.recompute import Recompute
 
 
@@ -20,10 +21,10 @@ def uses_fsdp(environment: Mapping[str, str]) -> bool:
     return environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def check_launch(environment: Mapping[str, str]) -> None:
+def check_launch(environment: Mapping[str, str], *, optim: Optim) -> None:
     """Refuse what `accelerate launch` may have set up that would go wrong here without a word, or late.
 
-    environment: the process's variables, in which accelerate tells its settings.
+    environment: the process's variables, in which accelerate tells its settings. optim: the recipe's optimizer.
 
     Raises:
         UserError: naming the setting of accelerate's config file, and the fix.
@@ -53,6 +54,11 @@ def check_launch(environment: Mapping[str, str]) -> None:
             raise UserError(
                 f"fsdp_state_dict_type = {kind or 'unset'}: checkpoints would hold no model that can be loaded; use"
                 " recipes/accelerate/fsdp2.yaml, or set it to FULL_STATE_DICT"
+            )
+        if OPTIMIZERS[optim].needs_bitsandbytes:
+            raise UserError(
+                f"train.optim = '{optim}': bitsandbytes cannot shard its states as FSDP2 shards the weights; set it to"
+                " 'adamw_torch_fused' or 'adafactor'"
             )
 
 

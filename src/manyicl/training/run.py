@@ -150,7 +150,7 @@ def _train_in(
     tasks: Mapping[str, TokenizedTask] | None,
 ) -> Run:
     """Do what `train` says in a folder that only this launch writes to."""
-    check_launch(os.environ)
+    check_launch(os.environ, optim=config.train.optim)
     check_trackers(config.train.report_to)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console.quiet = console.quiet or not state.is_main_process

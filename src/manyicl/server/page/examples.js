@@ -137,8 +137,12 @@ export async function shotsOf(reply, task) {
 }
 
 // The answer to an input: in words, and the probability of each choice as bars.
-export function replyContent(reply) {
-  const parts = [make("p", { class: "asked" }, reply.input), make("p", { class: reply.probabilities ? "answer" : "answer long" }, reply.answer || "(nothing)")];
+// least: the probability that was wanted, if one was.
+export function replyContent(reply, least) {
+  const parts = [make("p", { class: "asked" }, reply.input)];
+  const share = chanceOf(reply.confidence ?? 0);
+  if (reply.unsure) parts.push(make("p", { class: "unsure" }, `Unsure: its probability is ${share}, and you want at least ${+(100 * least).toFixed(2)} %. Better do not use this answer.`));
+  parts.push(make("p", { class: reply.probabilities ? "answer" : "answer long" }, reply.answer || "(nothing)"));
   if (reply.probabilities) {
     const ranked = Object.entries(reply.probabilities).sort(([, one], [, other]) => other - one);
     const bars = ranked.map(([label, share], index) => bar(label, share, index === 0));

@@ -107,6 +107,7 @@ async function openFromAddress({ focus = true } = {}) {
   byId("reply").hidden = true;
   byId("ask").reset();
   byId("choices-field").hidden = state.task.labels.length > 0 || state.task.family !== "classification";
+  byId("least-field").hidden = !state.task.labels.length && byId("choices-field").hidden;
   await showTask();
   if (focus) byId("task-name").focus();
 }
@@ -277,8 +278,9 @@ async function askTask(event) {
   byId("alert").replaceChildren();
   say("Asking");
   await attempt(async () => {
-    const reply = await requestReply(task, bodyOf(input), asking.signal);
-    if (state.task?.name === task.name && reply) await showReply(reply);
+    const body = bodyOf(input);
+    const reply = await requestReply(task, body, asking.signal);
+    if (state.task?.name === task.name && reply) await showReply(reply, body.min_confidence);
   });
   if (state.asking === asking) setBusy(false);
 }
@@ -296,6 +298,8 @@ function bodyOf(input) {
   if (policy || number !== "") body.shots = { policy: policy || "random", count: number === "" ? null : Number(number) };
   const choices = byId("choices").value.split("\n").map((line) => line.trim()).filter(Boolean);
   if (choices.length && !byId("choices-field").hidden) body.options = choices;
+  // An answer that is generated has no probability.
+  if (byId("least").value !== "" && (state.task.labels.length || body.options)) body.min_confidence = Number(byId("least").value) / 100;
   return body;
 }
 
@@ -316,15 +320,16 @@ async function requestReply(task, body, signal) {
   return reply;
 }
 
-async function showReply(reply) {
+// least: the probability that was wanted, if one was.
+async function showReply(reply, least) {
   const { task } = state;
   const shown = make("details", {}, make("summary", {}, `${count(reply.shots.length, "example was", "examples were")} shown before it`));
   shown.addEventListener("toggle", () => shown.children.length === 1 && attempt(async () => shown.append(await shotsOf(reply, task))));
-  byId("reply").replaceChildren(...replyContent(reply), shown);
+  byId("reply").replaceChildren(...replyContent(reply, least), shown);
   if (!state.readOnly) byId("reply").append(correctionOf(reply));
   byId("reply").hidden = false;
   const sure = reply.probabilities?.[reply.answer];
-  say(`Answer: ${reply.answer}${sure === undefined ? "" : `, ${percent(sure)}`}`);
+  say(`${reply.unsure ? "Unsure answer" : "Answer"}: ${reply.answer}${sure === undefined ? "" : `, ${percent(sure)}`}`);
 }
 
 // Right or wrong: the input becomes an example with the answer that is chosen here.
