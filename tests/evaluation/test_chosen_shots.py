@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,23 @@ def test_nearest_shots_follow_the_first_shots_of_the_random_draw(tokenizer):
         common = [len(words & {*nearest.task.train[row].input.split()}) for row in own]
         assert common == sorted(common)
         assert common[-1] >= 2
+
+
+def test_nearest_shots_of_rows_with_embeddings_are_those_of_the_smallest_angle(tokenizer):
+    def turned(rows):
+        angles = np.linspace(0, 3, len(rows))
+        numbers = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        return tuple(replace(row, embedding=one.tobytes()) for row, one in zip(rows, numbers, strict=True))
+
+    animals = make_task("animals")
+    task = replace(animals, train=turned(animals.train), test=turned(animals.test))
+    sweep = Sweep(shots=(3,), num_draws=1, num_queries=4, max_tokens=300, **NEAREST)
+    plan = TaskSweep(tokenize_task(task, tokenizer=tokenizer), tokenizer=tokenizer, sweep=sweep)
+    step = (len(task.train) - 1) / (len(task.test) - 1)
+    for query in plan.queries.tolist():
+        own = plan.nearest_shots(0, 3, query)
+        assert own[-1] == pytest.approx(query * step, abs=1)
+        assert max(own) - min(own) == 2  # neighbours, whatever their words
 
 
 @pytest.mark.parametrize("style", ["plain", "chat"])

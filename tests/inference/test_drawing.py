@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from manyicl.episodes.tokenized import tokenize_task
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference.answering.questions import ask
-from manyicl.inference.drawing import InputIndex, check_choice, choose_own_shots, draw_shots, pick_nearest
+from manyicl.inference.drawing import (
+    InputIndex,
+    check_choice,
+    choose_own_shots,
+    draw_shots,
+    index_examples,
+    pick_nearest,
+)
 from manyicl.inference.model import InferenceModel
 from manyicl.tasks.task import Example, Task
 from tests.conftest import make_task, tiny_model
@@ -97,6 +105,39 @@ def test_a_missing_bm25s_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(UserError, match="nearest shots: bm25s is not installed; pip install bm25s"):
         InputIndex(["a fox"])
+
+
+def pointing(*numbers: float, text: str = "the same words") -> Example:
+    return Example(text, "a", embedding=np.array(numbers, dtype=np.float32).tobytes())
+
+
+def test_examples_with_embeddings_are_ranked_by_the_cosine_and_not_by_their_words():
+    east, north, north_east = pointing(1, 0), pointing(0, 3e30), pointing(0.1, 0.1)
+    rank = index_examples([east, north, north_east])
+    assert rank(pointing(5, 1, text="other words")) == [0, 2, 1]
+    assert rank(pointing(-1, 2)) == [1, 2, 0]
+    assert rank(pointing(1, 1)) == [2, 0, 1]  # of equally similar ones the first
+    assert index_examples([Example("red fox", "a"), Example("blue fox", "a")])(Example("blue", "a")) == [1]
+
+
+def test_embeddings_of_other_lengths_are_refused():
+    with pytest.raises(UserError, match="one row's embedding has 3 numbers, another's 2; make all of them with one"):
+        index_examples([pointing(1, 0), pointing(1, 0, 0)])
+    with pytest.raises(UserError, match="has 1 numbers, another's 2"):
+        index_examples([pointing(1, 0)])(pointing(1))
+
+
+def test_an_input_without_an_embedding_cannot_be_compared_with_rows_that_have_one(tokenizers):
+    asked = InferenceModel(
+        "tiny",
+        tiny_model("llama"),
+        tokenizer=TaskTokenizer(tokenizers["bpe"], TemplateSettings()),
+        max_tokens=200,
+        trained_shots={},
+    )
+    task = replace(make_lopsided(), train=(pointing(1, 0), pointing(0, 1)))
+    with pytest.raises(UserError, match="an input that is asked has none; choose random or balanced shots, or remove"):
+        ask(asked, task, ["red"], choose="nearest")
 
 
 def test_inputs_are_answered_after_shots_of_their_own(tokenizers):

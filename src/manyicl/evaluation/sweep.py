@@ -12,7 +12,7 @@ The number of shots `fill` is as many as fit; it may differ between draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -29,18 +29,19 @@ from manyicl.inference import (
     LONG_TRAIN,
     NUM_NEAREST,
     AnswerSettings,
-    InputIndex,
     ShotPolicy,
     build_trie,
     check_choice,
     choose_own_shots,
     draw_shots,
+    index_examples,
     most_answer_tokens,
     prefix_lengths,
     reorder_shots,
     write_answers,
 )
 from manyicl.seeds import AskPurpose, make_stream
+from manyicl.tasks import Example
 
 DEFAULT_SHOTS: tuple[Shots, ...] = (0, 1, 4, 16, 64)
 # A k is asked only if at least this fraction of the queries fits after it; else it would be scored on short ones.
@@ -268,14 +269,12 @@ class TaskSweep:
     def _rank(self, query: int) -> list[int]:
         """Return the train rows by their likeness to a query."""
         if query not in self._ranked:
-            text = self.task.test[self.tokenized.splits["test"].rows[query]].input
-            self._ranked[query] = self._index.rank(text)
+            self._ranked[query] = self._index(self.task.test[self.tokenized.splits["test"].rows[query]])
         return self._ranked[query]
 
     @cached_property
-    def _index(self) -> InputIndex:
-        rows = self.tokenized.splits["train"].rows
-        return InputIndex([self.task.train[row].input for row in rows])
+    def _index(self) -> Callable[[Example], list[int]]:
+        return index_examples([self.task.train[row] for row in self.tokenized.splits["train"].rows])
 
     def num_own_tokens(self, draw: int, shots: Shots, query: int) -> int:
         """Return the tokens of the query's own shots at a point."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from manyicl.episodes import TaskTokenizer, TokenizedTask
 from manyicl.errors import UserError
 from manyicl.seeds import AskPurpose, make_stream
+from manyicl.tasks import Example
 
 ShotPolicy = Literal["random", "balanced", "nearest"]
 SHOT_POLICIES: tuple[ShotPolicy, ...] = ("random", "balanced", "nearest")
@@ -100,6 +101,53 @@ class InputIndex:
         scores = self._index.get_scores(words)
         ranked = np.argsort(-scores, kind="stable")
         return [int(place) for place in ranked[: int((scores > 0).sum())]]
+
+
+class VectorIndex:
+    """The embeddings of some examples, to find those most like another by the cosine of the angle between them.
+
+    embeddings: float32 numbers, as `Example.embedding` has them.
+
+    Raises:
+        UserError: they are not all of one length.
+    """
+
+    def __init__(self, embeddings: Sequence[bytes]) -> None:
+        self._size = len(embeddings[0]) if embeddings else 0
+        self._units_ND = np.stack([self._to_unit(one) for one in embeddings]) if embeddings else np.zeros((0, 0))
+
+    def rank(self, embedding: bytes) -> list[int]:
+        """Return the places of the examples, the most similar first; of equally similar ones the first.
+
+        Raises:
+            UserError: it is of another length.
+        """
+        unit_D = self._to_unit(embedding)
+        return np.argsort(-(self._units_ND @ unit_D), kind="stable").tolist() if len(self._units_ND) else []
+
+    def _to_unit(self, embedding: bytes) -> NDArray[np.float32]:
+        if self._size and len(embedding) != self._size:
+            raise UserError(
+                f"nearest shots: one row's embedding has {len(embedding) // 4} numbers, another's {self._size // 4};"
+                " make all of them with one model"
+            )
+        numbers_D = np.frombuffer(embedding, dtype=np.float32)
+        scaled_D = numbers_D / np.abs(numbers_D).max()  # squares of large numbers would overflow
+        unit_D: NDArray[np.float32] = scaled_D / np.linalg.norm(scaled_D)
+        return unit_D
+
+
+def index_examples(examples: Sequence[Example]) -> Callable[[Example], list[int]]:
+    """Return what ranks examples by their likeness to another: by their embeddings if they have some, else by BM25.
+
+    Raises:
+        UserError: embeddings of several lengths, or bm25s is wanted and not installed.
+    """
+    if examples and examples[0].embedding:
+        vectors = VectorIndex([one.embedding for one in examples])
+        return lambda asked: vectors.rank(asked.embedding)
+    inputs = InputIndex([one.input for one in examples])
+    return lambda asked: inputs.rank(asked.input)
 
 
 def choose_own_shots(

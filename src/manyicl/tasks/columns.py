@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 # A column or path in a template, {premise}; and a brace that stands for itself, written twice.
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
-COLUMNS = ("input", "answer", "split", "options", "option_labels")
+COLUMNS = ("input", "answer", "split", "options", "option_labels", "embedding")
 MISSING = object()
 # A key of a record, and the rest of the path inside its value; None if the record has no such key.
 _Place = tuple[str, tuple[str, ...]] | None
@@ -28,7 +28,8 @@ class Columns:
     def __init__(self, mapped: Mapping[str, str | Sequence[str]]) -> None:
         self.mapped = mapped
         self.paths: dict[str, tuple[str, ...]] = {}
-        for name in COLUMNS:
+        # A column called "embedding" may be anything: it is read only if the task.json names it.
+        for name in COLUMNS if "embedding" in mapped else COLUMNS[:-1]:
             own = mapped.get(name, name)
             fields = template_fields(own) if isinstance(own, str) else ()
             self.paths[name] = fields or ((own,) if isinstance(own, str) else tuple(own))

@@ -9,8 +9,10 @@ import gzip
 import json
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,13 @@ _MOJIBAKE = re.compile(
 # What a spreadsheet writes into a cell instead of a value, in English and German.
 _CELL_ERROR = re.compile(r"#(?:N/A|REF!|VALUE!|NAME\?|DIV/0!|NUM!|NULL!|NV|BEZUG!|WERT!)")
 _PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+
+
+# Names of columns of true and false that mark rows for training, or not for training.
+_FLAGS = re.compile(
+    r"(?:is|in)[-_ ]?(?:train|test|training|testing|valid|validation|val|dev|eval|heldout|holdout)", re.I
+)
+_TRUTHS = frozenset({"true", "false", "0", "1", "yes", "no", "0.0", "1.0"})
 
 
 def data_suffix(path: Path) -> str:
@@ -218,6 +227,26 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def pack_vector(value: object) -> bytes:
+    """Return a list of numbers, or one in a cell's text, as the bytes of float32 numbers.
+
+    Raises:
+        ValueError: with what is wrong with it.
+    """
+    if isinstance(value, str) and not isinstance(value, JsonNumber):
+        with suppress(ValueError):
+            value = decode_json(value)
+    numbers = value if isinstance(value, list | tuple) else []
+    if not numbers or not all(
+        isinstance(one, int | float | JsonNumber) and not isinstance(one, bool) for one in numbers
+    ):
+        raise ValueError("is not a list of numbers")
+    packed = array("f", map(float, numbers))
+    if not all(map(math.isfinite, packed)) or not any(packed):
+        raise ValueError("has no direction: numbers that are not finite, or only zeros")
+    return packed.tobytes()
+
+
 def split_cell(cell: str) -> object:
     """Return the options in a CSV cell, a list or values between bars; the cell itself if it is a broken list."""
     cell = cell.strip()
@@ -227,3 +256,12 @@ def split_cell(cell: str) -> object:
         found = read_list(cell)
         return cell if found is None else found
     return [option.strip() for option in cell.split("|")]
+
+
+def read_split_word(name: str, value: object) -> str:
+    """Return the split that a cell of an unread column seems to name; "" if it does not name one."""
+    text = as_text(value)
+    word = text.strip().lower() if text is not None and len(text) < 20 else ""
+    if word in _TRUTHS:
+        return word if _FLAGS.fullmatch(name.strip()) else ""
+    return PARTS.get(word, "")

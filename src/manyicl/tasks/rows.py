@@ -5,7 +5,6 @@ Every record is counted as one of three: kept, blank, or faulty. readers.py expl
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,23 +16,19 @@ from manyicl.errors import suggest
 from manyicl.tasks.columns import MISSING, Columns, describe_missing, nested_paths
 from manyicl.tasks.faults import FaultLog, show
 from manyicl.tasks.formats import (
-    PARTS,
     SPLIT_WORDS,
     JsonNumber,
     as_text,
     data_suffix,
     is_missing,
     is_unicode,
+    pack_vector,
+    read_split_word,
     split_cell,
 )
 from manyicl.tasks.readers import read_records
 from manyicl.tasks.shapes import describe_shape, write_columns
 
-# Names of columns of true and false that mark rows for training, or not for training.
-_FLAGS = re.compile(
-    r"(?:is|in)[-_ ]?(?:train|test|training|testing|valid|validation|val|dev|eval|heldout|holdout)", re.I
-)
-_TRUTHS = frozenset({"true", "false", "0", "1", "yes", "no", "0.0", "1.0"})
 # Characters that are invisible, but not white space to Python. At the ends of an answer they are not part of it.
 INVISIBLE = "\u200b\u2060\ufeff\u00ad"
 
@@ -55,6 +50,8 @@ class Row:
     """Label of each option; () if the file gives none."""
     wordings: tuple[str, ...] = ()
     """The input as each further template of the task writes it."""
+    embedding: bytes = b""
+    """Numbers that say what the row is like, as float32; b"" if the task.json names no column of them."""
 
 
 @dataclass(slots=True)
@@ -176,6 +173,7 @@ class _RowChecker:
         self._settings_name = settings_name
         self._log = log
         self._has_looked = False
+        self._embedding_bytes = 0  # of the first row that has one
         self._split_words: dict[str, set[str]] = {}  # unread column -> its words, if all are words for splits
 
     def has_other_shape(self, record: Mapping[str, object]) -> bool:
@@ -205,9 +203,10 @@ class _RowChecker:
         answers = self._read_answers(values["answer"], number, record)
         options, labels = self._read_options(values, number)
         split = self._read_split(values["split"][0], number)
-        if not texts or not answers or options is None or split is None:
+        embedding = self._read_embedding(values.get("embedding"), number)
+        if not texts or not answers or options is None or split is None or embedding is None:
             return None
-        return Row(number, texts[0], answers[0], options, split, answers[1:], labels, texts[1:])
+        return Row(number, texts[0], answers[0], options, split, answers[1:], labels, texts[1:], embedding)
 
     def check_columns(self) -> None:
         """Log an optional column that the task.json maps but no row has, and a column of splits that is not read."""
@@ -243,7 +242,7 @@ class _RowChecker:
             self._has_looked = True
             self._split_words = {name: set() for name in record if not self._columns.reads(name)}
         for name in list(self._split_words):
-            word = _read_word(name, record.get(name))
+            word = read_split_word(name, record.get(name))
             if word:
                 self._split_words[name].add(word)
             else:
@@ -410,6 +409,24 @@ class _RowChecker:
             return None
         return options
 
+    def _read_embedding(self, values: list[object] | None, number: int) -> bytes | None:
+        """Return the numbers of the row; b"" if the task has none, None after a fault."""
+        if values is None:
+            return b""
+        value = values[0]
+        try:
+            if value is MISSING or is_missing(value):
+                raise ValueError("is missing")
+            packed = pack_vector(value)
+            if len(packed) != (self._embedding_bytes or len(packed)):
+                raise ValueError(f"has {len(packed) // 4} numbers, earlier ones have {self._embedding_bytes // 4}")
+        except ValueError as error:
+            own = show(self._columns.paths["embedding"][0])
+            self._add("bad embedding", f"column {own}, the row's embedding, {error}; correct it", number)
+            return None
+        self._embedding_bytes = len(packed)
+        return packed
+
     def _read_split(self, value: object, number: int) -> str | None:
         """Return the split; "" if neither the row nor its file names one, None after a fault."""
         if value is MISSING or is_missing(value) or (isinstance(value, str) and not value.strip()):
@@ -422,15 +439,6 @@ class _RowChecker:
             self._add("two splits", what, number)
             return None
         return split
-
-
-def _read_word(name: str, value: object) -> str:
-    """Return the split that a cell of an unread column seems to name; "" if it does not name one."""
-    text = as_text(value)
-    word = text.strip().lower() if text is not None and len(text) < 20 else ""
-    if word in _TRUTHS:
-        return word if _FLAGS.fullmatch(name.strip()) else ""
-    return PARTS.get(word, "")
 
 
 def _describe_split(value: object) -> str:

@@ -145,7 +145,7 @@ def _parse_columns(value: object) -> dict[str, str | tuple[str, ...]]:
     for name, own in value.items():
         if name not in COLUMNS:
             raise ValueError(f"maps an unknown name {show(name)}{suggest(name, COLUMNS)}")
-        if name in ("split", "option_labels") and isinstance(own, list):
+        if name in ("split", "option_labels", "embedding") and isinstance(own, list):
             raise ValueError(f"maps {name!r} to a list; name one column")
         if name not in ("input", "answer") and isinstance(own, str) and template_fields(own):
             raise ValueError(f"maps {name!r} to a template, which only 'input' and 'answer' may have; name one column")
@@ -175,3 +175,10 @@ def _is_column(own: object) -> bool:
     """Return whether `own` is a column's name, or a list of names."""
     names = own if isinstance(own, list) and own else [own]
     return all(type(name) is str and name for name in names)
+
+
+def default_metric(family: str, *, has_choices: bool) -> str:
+    """Return the main metric of a family's tasks. has_choices: whether rows have options or labels."""
+    if family in ("classification", "nli") or (has_choices and family != "summarization"):
+        return "accuracy"
+    return {"qa": "exact_match", "math": "math_exact_match", "summarization": "rouge_l"}[family]

@@ -20,7 +20,8 @@ A file `<name>.task.json` beside it can have any of these keys:
     columns       our column names -> the file's: {"input": "text", "answer": "label"}. Also a path into nested values
                   ("answers.text", "messages.-1.content"), or a list: several inputs or answers are joined by line
                   breaks, without empty ones; several options are columns of one option each. "option_labels" is the
-                  column of the options' labels, if answers use these. An input or answer may also be a template of
+                  column of the options' labels, if answers use these; "embedding" that of a list of numbers, by whose
+                  cosine nearest shots are then chosen in evaluation. An input or answer may also be a template of
                   columns and paths, such as "{premise} Therefore: {hypothesis}", none of which may be empty; {{ and }}
                   are braces.
     templates     instead of the input in "columns", several templates of the same columns. An episode of training
@@ -60,7 +61,7 @@ from manyicl.tasks.faults import Fault, FaultLog, near_word, show
 from manyicl.tasks.formats import describe_damage
 from manyicl.tasks.layouts import Source, find_layout, source_of
 from manyicl.tasks.rows import FileRows, Row, read_rows, retell_unlike_files
-from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, read_settings
+from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, default_metric, read_settings
 from manyicl.tasks.shapes import describe_unread
 
 __all__ = [
@@ -96,6 +97,8 @@ class Example:
     """Other answers that count as right when a prediction is scored; they are never trained."""
     wordings: tuple[str, ...] = ()
     """The input as each of the task's further templates writes it; () if the task has one or none."""
+    embedding: bytes = b""
+    """Numbers (float32) by which it is like other examples, for nearest shots; b"" if the task.json names none."""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -345,7 +348,7 @@ def _build_task(
     if labels is None:
         labels = find_labels(rows) if family in ("classification", "nli") else ()
     has_choices = bool(labels) or any(row.options for row in rows)
-    metric = settings.metric or _default_metric(family, has_choices)
+    metric = settings.metric or default_metric(family, has_choices=has_choices)
     splits, dropped = _split_rows(rows, one_split=one_split)
     if num_blank := sum(file.num_blank for file in files):
         dropped["blank row"] = num_blank
@@ -383,6 +386,7 @@ def _hash_task(about: Sequence[object], splits: Mapping[str, Sequence[Example]])
             # Only if there are any: so a task without them has the same hash as in earlier versions.
             parts += [example.also_right] if example.also_right else []
             parts += [{"wordings": example.wordings}] if example.wordings else []
+            parts += [{"embedding": example.embedding.hex()}] if example.embedding else []
             digest.update(f"{json.dumps(parts)}\n".encode())
     return digest.hexdigest()
 
@@ -401,12 +405,6 @@ def _find_notes(
             unread, answers={row.answer for row in rows}, columns=settings.columns, settings_name=settings_name
         ),
     ]
-
-
-def _default_metric(family: str, has_choices: bool) -> str:
-    if family in ("classification", "nli") or (has_choices and family != "summarization"):
-        return "accuracy"
-    return {"qa": "exact_match", "math": "math_exact_match", "summarization": "rouge_l"}[family]
 
 
 def _hash_to_unit(purpose: str, text: str) -> float:
@@ -436,7 +434,7 @@ def _split_rows(rows: list[Row], *, one_split: bool) -> tuple[dict[str, tuple[Ex
             seen[split, row.input] = row.answer
             if split == "train" and not has_validation and _hash_to_unit("validation", row.input) < _VALIDATION_SHARE:
                 split = "validation"  # noqa: PLW2901
-            kept[split].append(Example(row.input, row.answer, row.options, row.also_right, row.wordings))
+            kept[split].append(Example(row.input, row.answer, row.options, row.also_right, row.wordings, row.embedding))
     return {split: tuple(examples) for split, examples in kept.items()}, dict(dropped)
 
 

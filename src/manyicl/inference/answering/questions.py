@@ -83,8 +83,8 @@ def ask(
     num_nearest: most shots of an input's own, if the nearest are chosen.
 
     Raises:
-        UserError: an empty input, fewer train rows than `shots`, an input that does not fit after the shots, or a
-            `min_confidence` for answers that have no confidence.
+        UserError: an empty input, fewer train rows than `shots`, an input that does not fit after the shots, nearest
+            shots of a task with embeddings, or a `min_confidence` for answers that have no confidence.
     """
     check_min_confidence(min_confidence, has_confidence=bool(task.labels) or answering.samples > 1)
     check_choice(choose, num_nearest, calibrate=answering.calibrate)
@@ -150,9 +150,19 @@ def _own_shots(
     """Return the ids of each input's own shots: `count` of the train rows `free`, the most similar one last.
 
     rooms: most tokens of them, for each input.
+
+    Raises:
+        UserError: the rows have embeddings, or bm25s is not installed.
     """
     train = tokenized.splits["train"]
-    index = InputIndex([tokenized.task.train[row].input for row in train.rows])
+    rows = [tokenized.task.train[row] for row in train.rows]
+    if any(row.embedding for row in rows):
+        raise UserError(
+            f"choose=nearest: the rows of task '{tokenized.task.name}' are compared by their embeddings, and an input"
+            ' that is asked has none; choose random or balanced shots, or remove "embedding" from "columns" of its'
+            " task.json"
+        )
+    index = InputIndex([row.input for row in rows])
     own = []
     for text, room in zip(inputs, rooms, strict=True):
         chosen = choose_own_shots(index.rank(text), free=free, lengths=train.lengths, count=count, room=room)
