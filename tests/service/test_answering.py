@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,9 +34,11 @@ def test_a_model_that_thinks_does_so_only_if_a_chat_asks_for_it(seed_model):
     assert write_prompt(seed_model, "qwen2.5").endswith("<|im_start|>assistant\n")
 
 
-@pytest.mark.parametrize("name", ["enable_thinkin", "messages", "add_generation_prompt", "tokenize", "chat_template"])
+@pytest.mark.parametrize(
+    "name", ["enable_thinkin", "messages", "add_generation_prompt", "chat_template", "bos_token", "", "|"]
+)
 def test_what_is_no_switch_of_the_template_is_refused(seed_model, name):
-    with pytest.raises(UserError, match=f"'{name}' is not a switch of this model's chat template"):
+    with pytest.raises(UserError, match=re.escape(f"'{name}' is not a switch of this model's chat template")):
         write_prompt(seed_model, "qwen3", **{name: True})
 
 

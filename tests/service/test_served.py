@@ -332,6 +332,8 @@ def test_each_seed_gives_a_completion_of_its_own(service):
     made = service.submit_generation("The red fox", answering=sampled, seed=[1, 2, 1]).future.result(60)
     assert made[0].text == made[2].text != made[1].text
     assert service.generate("The red fox", answering=sampled, seed=2).text == made[1].text
+    with pytest.raises(manyicl.UserError, match="seed: is empty"):
+        service.submit_generation("The red fox", answering=sampled, seed=[])
 
 
 def test_each_input_can_have_a_seed_of_its_own(service):

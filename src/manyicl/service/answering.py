@@ -321,7 +321,8 @@ def _template_options(tokenizer: Any, switches: Mapping[str, Switch]) -> dict[st
     taken = {*inspect.signature(tokenizer.apply_chat_template).parameters, *tokenizer.special_tokens_map}
     for name, value in switches.items():
         where = f"chat_template_kwargs: {name[:80]!r}"
-        if name in taken | _TEMPLATE_NAMES or not re.search(rf"\b{re.escape(name)}\b", template):
+        is_named = name.isidentifier() and re.search(rf"\b{name}\b", template)
+        if name in taken | _TEMPLATE_NAMES or not is_named:
             raise UserError(f"{where} is not a switch of this model's chat template; leave it out")
         if not isinstance(value, Switch):
             raise UserError(f"{where} has a list or an object for a value; give a text, a number, true, false or null")

@@ -63,8 +63,10 @@ def make_prompts(
     max_tokens: the model's window. limit: most tokens of a completion, fewer if the window ends before.
 
     Raises:
-        InputTooLong: it leaves no room in the window.
+        InputTooLong: it leaves no room in the window. UserError: there are no seeds.
     """
+    if not seeds:
+        raise UserError("seed: is empty; give one, or several for as many completions")
     room = max_tokens - len(ids)
     if room < 1:
         raise InputTooLong(f"prompt: has {len(ids):,} tokens; the window is {max_tokens:,}; shorten it")
