@@ -15,7 +15,8 @@ from manyicl.inference.sharing import try_prefix
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import LoraSettings, ModelSettings, load_model, read_note
 from manyicl.models.places import SEED_MODEL
-from manyicl.models.precision import NF4_BYTES, in_float32
+from manyicl.models.precision import in_float32
+from manyicl.models.quantization.nf4 import NF4_BYTES
 from manyicl.models.saving import merge_adapter
 from manyicl.training.footprint import Row, measure_footprint, meter_step
 from manyicl.training.memory import predict_memory
@@ -191,6 +192,6 @@ def test_what_cannot_be_packed_is_refused_with_the_reason(folder, tmp_path, monk
     assert "experts cannot be packed, and most weights of gpt_oss are" in refusal(path=str(tmp_path), lora=lora)
     load(folder, quantize="nf4").save_pretrained(tmp_path / "packed")
     assert "is quantised already, by bitsandbytes" in refusal(path=str(tmp_path / "packed"), lora=lora)
-    monkeypatch.setattr("manyicl.models.precision.find_spec", lambda name: None)
+    monkeypatch.setattr("manyicl.models.quantization.nf4.find_spec", lambda name: None)
     told = "model.quantize = 'nf4': bitsandbytes is not installed; pip install bitsandbytes"
     assert refusal(path=str(folder), lora=lora) == told

@@ -336,7 +336,7 @@ def _load(
     recipe: Path | None,
     *,
     precision: Literal["auto", "bf16", "fp32"],
-    quantize: Literal["auto", "nf4", "none"],
+    quantize: Literal["auto", "nf4", "float8", "none"],
     trust_remote_code: bool,
     weights: bool = True,
     compiled: bool = False,

@@ -81,9 +81,10 @@ Precision = Annotated[
     typer.Option("--precision", help="auto: bf16 if the device multiplies it in hardware, else fp32."),
 ]
 Quantize = Annotated[
-    Literal["auto", "nf4", "none"],
+    Literal["auto", "nf4", "float8", "none"],
     typer.Option(
-        "--quantize", help="Base in 4 bits: nf4 or none. auto: as it was when its adapter was trained, else none."
+        "--quantize",
+        help="Base in 4 bits (nf4), 8 (float8) or as it is (none). auto: as when its adapter was trained, else none.",
     ),
 ]
 Recipe = Annotated[

@@ -93,8 +93,8 @@ def load_for_inference(
     compiled: compile pieces of the model, on a GPU; takes a minute, and pays if many queries follow long prefixes.
     frame: the text around examples in the chat style. Default: the one that the model was trained with, or else what
         its chat template writes today.
-    quantize: how the base's linear layers are stored: "nf4", "none", or "auto", as they were when its adapter was
-        trained; else as `model` says.
+    quantize: how the base's linear layers are stored: "nf4", "float8", "none", or "auto", as they were when its adapter
+        was trained; else as `model` says.
 
     Raises:
         UserError: it cannot be loaded or compiled, its tokens see those after them, or `max_tokens` is more than it can

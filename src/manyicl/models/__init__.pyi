@@ -30,16 +30,16 @@ from .loading import (
 from .loss import MOST_LOGITS, AnswerLoss, row_loss, target_logits
 from .places import NEUTRAL_TEXT, RUN_MODEL, RUN_STATE, TEMPLATE, fingerprint_weights, locate_model
 from .precision import (
-    NF4_BYTES,
     Precision,
     PrecisionChoice,
     Quantization,
     QuantizationChoice,
-    check_bitsandbytes,
     in_float32,
     multiplies_bf16,
     resolve_precision,
 )
+from .quantization.float8 import FLOAT8_BYTES, store_in_float8
+from .quantization.nf4 import NF4_BYTES, check_bitsandbytes
 from .saving import hash_weights, merge_adapter, save_beside_weights
 from .structure import (
     caps_scores,
@@ -60,6 +60,7 @@ from .trials import logit_difference, trial_ids
 
 __all__ = [
     "EMPTY_PREFIX",
+    "FLOAT8_BYTES",
     "MODEL_FILES",
     "MOST_LOGITS",
     "NEUTRAL_TEXT",
@@ -129,6 +130,7 @@ __all__ = [
     "save_beside_weights",
     "segment_attention",
     "shape_model",
+    "store_in_float8",
     "target_logits",
     "trial_ids",
 ]

@@ -22,14 +22,9 @@ from transformers.utils import logging as transformers_logging
 from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models.places import find_source, locate_model, read_adapter
-from manyicl.models.precision import (
-    PrecisionChoice,
-    Quantization,
-    keep_layout,
-    limit_kernel_caches,
-    loading_options,
-    resolve_precision,
-)
+from manyicl.models.precision import PrecisionChoice, Quantization, limit_kernel_caches, resolve_precision
+from manyicl.models.quantization.float8 import check_float8, store_in_float8
+from manyicl.models.quantization.nf4 import keep_layout, nf4_options
 from manyicl.models.structure import max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
@@ -68,7 +63,8 @@ class ModelSettings(BaseModel):
     """Precision of the products: 'auto' (bf16 if the device multiplies it in hardware, else fp32), 'bf16' or 'fp32'.
     Trained weights stay fp32; a frozen base is stored in this precision."""
     quantize: Quantization | None = None
-    """Store the linear layers of a frozen base in 4 bits: 'nf4' (QLoRA; double quantisation). Needs `lora` to train."""
+    """Store the linear layers of a frozen base in 4 bits, 'nf4' (QLoRA; double quantisation), or in 8, 'float8', which
+    are multiplied as they are: faster on GPUs with units for it, if layers are compiled. Needs `lora` to train."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Changes to the model's own config.json, such as RoPE; recorded with the run."""
     lora: LoraSettings | None = None
@@ -205,9 +201,12 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
     source, revision = find_source(settings.path, "model.safetensors", revision=settings.revision)
     config = load_config(settings)
     _refuse_other_kinds(settings, Path(source), config)
+    device = torch.device(device)
     if settings.quantize:
         _refuse_to_quantize(settings, config, trainable=trainable)
-    packed = loading_options(settings.quantize, dtype=dtype, device=torch.device(device))
+    if settings.quantize == "float8":
+        check_float8(device, dtype=dtype if trainable else None)
+    packed = nf4_options(dtype=dtype, device=device) if settings.quantize == "nf4" else {}
     with _one_line_errors(settings, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -221,9 +220,11 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
             **packed,
         )
         model, found = loaded
-        if settings.quantize:
-            keep_layout(model)
         _check_weights(settings, found)
+        if settings.quantize == "nf4":
+            keep_layout(model)
+        elif settings.quantize == "float8":
+            store_in_float8(model, dtype=dtype, device=device)
         model.has_changed_config = bool(settings.config)
         if is_adapter:
             with _without_rename_warning():
@@ -235,7 +236,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
 
 
 def _refuse_to_quantize(settings: ModelSettings, config: Any, *, trainable: bool) -> None:
-    """Refuse what 4 bits are not for.
+    """Refuse what fewer bits are not for.
 
     Raises:
         UserError: all weights are to be trained, the checkpoint is quantised already, or most weights are experts.

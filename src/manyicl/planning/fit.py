@@ -96,7 +96,7 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
     if config.model.lora is None:
         lora: dict[str, Any] = {}
         yield change("model.lora", lora, "{}")
-    if config.model.quantize is None:
+    if config.model.quantize != "nf4":
         yield change("model.quantize", "nf4", "nf4")
     budget = config.episodes.token_budget // 2
     while budget >= FEWEST_BUDGET_TOKENS:

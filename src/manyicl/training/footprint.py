@@ -30,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from manyicl.episodes import Batch, TokenizedEpisode, join_row
 from manyicl.errors import UserError
 from manyicl.models import (
+    FLOAT8_BYTES,
     MOST_LOGITS,
     NF4_BYTES,
     LoraSettings,
@@ -41,6 +42,7 @@ from manyicl.models import (
     decoder_layers,
     inner_model,
     row_loss,
+    store_in_float8,
 )
 from manyicl.training.recipe import OPTIMIZERS, Optim
 from manyicl.training.recompute import (
@@ -281,7 +283,9 @@ def _build_empty(
     dtype = torch.float32 if lora is None or row.precision == "fp32" else torch.bfloat16
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(shallow, dtype=dtype, trust_remote_code=trust_remote_code)
-        for module in model.modules() if row.quantize else ():
+        if row.quantize == "float8":
+            store_in_float8(model, dtype=dtype, device=torch.device("meta"))
+        for module in model.modules() if row.quantize == "nf4" else ():
             if type(module) is nn.Linear and module is not model.get_output_embeddings():
                 module.__class__ = _PackedLinear
         return add_adapter(model, lora) if lora is not None else model  # type: ignore[no-any-return]
@@ -440,8 +444,9 @@ def count_states(weights: WeightCounts, *, lora: LoraSettings | None, row: Row) 
     trained = weights.base if lora is None else weights.adapters
     packed = weights.matrices if row.quantize else 0
     kept, looked_up = OPTIMIZERS[row.optim], weights.embedding if lora is None else 0
+    packed_bytes = round(packed * (NF4_BYTES if row.quantize == "nf4" else FLOAT8_BYTES))
     return {
-        "weights_bytes": size * (weights.base - packed) + round(NF4_BYTES * packed),
+        "weights_bytes": size * (weights.base - packed) + packed_bytes,
         "adapters_bytes": 4 * weights.adapters,
         "gradients_bytes": 4 * trained,
         "optimizer_bytes": round(kept.bytes_per_weight * (trained - looked_up) + kept.bytes_per_embedding * looked_up),

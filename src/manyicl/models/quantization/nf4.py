@@ -1,0 +1,57 @@
+"""Weights in 4 bits (NF4), stored and unpacked by bitsandbytes."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from manyicl.errors import UserError
+
+# Bytes of a weight in NF4 with double quantisation: 4 bits, and for each block of 64 weights a scale of 8 bits, which
+# are scaled in turn by one float32 for each 256 of them (Dettmers et al. 2023, arXiv 2305.14314, section 3).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+def check_bitsandbytes(setting: str) -> None:
+    """Refuse a setting that needs bitsandbytes where it is not installed.
+
+    Raises:
+        UserError: as said. It names the package and not the extra, which pip finds only if manyicl is on an index.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"{setting}: bitsandbytes is not installed; pip install bitsandbytes")
+
+
+def nf4_options(*, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return the options with which transformers stores a base's linear layers, but not its head, in 4 bits.
+
+    dtype: of the products: each matrix is unpacked to it when it is needed. device: where the weights are packed, layer
+    by layer as they are read.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    check_bitsandbytes("model.quantize = 'nf4'")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Keep bitsandbytes from rewriting packed weights in the order that a CPU with bfloat16 units reads them fastest.
+
+    It would do so when a layer first runs, and what is known by a hash of the weights would not be found again.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            layer: Any = module
+            layer.support_avx512bf16_for_cpu = False
