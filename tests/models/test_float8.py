@@ -178,6 +178,7 @@ def test_loss_and_gradients_are_near_those_of_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
 @pytest.mark.parametrize("recompute", [Recompute(0), Recompute(3), Recompute(3, keep_attention=False)], ids=str)
 def test_compiled_layers_have_the_gradients_of_plain_ones(recompute):
     """Compiled, bfloat16 results in between are rounded less, and some numbers of 8 bits fall to the other side."""
