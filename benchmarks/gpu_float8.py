@@ -151,7 +151,7 @@ def gradients_of(model, batch, *, compiled, autocast):
         prepared_layers(model, Recompute(0), compiled=compiled),
         unwidened_inputs(model, autocast=autocast),
     ):
-        loss = float(run_rows(model, batch, autocast=autocast))
+        loss = float(run_rows(model, batch, autocast=autocast).detach())
     return loss, {name: p.grad.float().clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

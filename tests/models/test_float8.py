@@ -29,7 +29,7 @@ from manyicl.models.quantization.float8 import (
 from manyicl.models.saving import merge_adapter
 from manyicl.training.footprint import Row, measure_footprint, meter_step
 from manyicl.training.memory import predict_memory
-from manyicl.training.recompute import Recompute, prepared_layers, unwidened_inputs
+from manyicl.training.recompute import PARTITION_ONLY, Recompute, prepared_layers, unwidened_inputs
 from manyicl.training.run import train
 from tests.conftest import tiny_model, train_tokenizer
 from tests.models.test_quantized import StopAfterThree, StoppedError
@@ -154,17 +154,18 @@ def adapted(kind):
     return model
 
 
-def gradients_of(kind, *, compiled=False, recompute=KEPT):
-    """The loss of a row and its adapters' gradients, as `manyicl train` computes them."""
+def gradients_of(kind, *, backend=None, recompute=KEPT):
+    """The loss of a row and its adapters' gradients, as `manyicl train` has them. backend: that compiles layers."""
     model, autocast, batch = adapted(kind), kind != "fp32", row_of(120, num_answers=12)
     with (
         segment_attention(model, row_tokens=120),
-        prepared_layers(model, recompute, compiled=compiled),
+        prepared_layers(model, recompute, compiled=backend is not None, backend=backend or "") as choice,
         unwidened_inputs(model, autocast=autocast),
     ):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = row_loss(model, batch).loss
         loss.backward()
+        assert choice.is_kept is recompute.keep_attention
     return float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -179,12 +180,21 @@ def test_loss_and_gradients_are_near_those_of_float32():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
-@pytest.mark.parametrize("recompute", [Recompute(0), Recompute(3), Recompute(3, keep_attention=False)], ids=str)
-def test_compiled_layers_have_the_gradients_of_plain_ones(recompute):
+@pytest.mark.parametrize(
+    ("backend", "recompute"),
+    [
+        (PARTITION_ONLY, KEPT),
+        (PARTITION_ONLY, Recompute(3)),
+        (PARTITION_ONLY, Recompute(3, keep_attention=False)),
+        ("inductor", Recompute(1)),
+    ],
+    ids=str,
+)
+def test_compiled_layers_have_the_gradients_of_plain_ones(backend, recompute):
     """Compiled, bfloat16 results in between are rounded less, and some numbers of 8 bits fall to the other side."""
     loss, plain = gradients_of("float8")
-    compiled_loss, compiled = gradients_of("float8", compiled=True, recompute=recompute)
-    assert compiled_loss == pytest.approx(loss, rel=2e-3)
+    compiled_loss, compiled = gradients_of("float8", backend=backend, recompute=recompute)
+    assert compiled_loss == pytest.approx(loss, rel=5e-3)
     assert functional.cosine_similarity(compiled, plain, dim=0) > 0.95
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from manyicl.errors import UserError
@@ -154,7 +153,6 @@ class _Product(torch.autograd.Function):
         return product
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient_TO: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of x, (T, I)."""
         weight_OI, scale_O1 = ctx.saved_tensors
