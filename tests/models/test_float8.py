@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_the_weight_that_the_layer_stands_for():
     layer = Float8Linear(linear, dtype=torch.bfloat16)
     x = torch.randn(5, 32, dtype=torch.bfloat16, requires_grad=True)
     layer(x).backward(torch.eye(16, dtype=torch.bfloat16)[:5])  # token n has the gradient of feature n alone
-    assert torch.allclose(x.grad.float(), layer.unpack()[:5], rtol=2**-8)  # only the result is rounded, to bfloat16
+    assert torch.allclose(x.grad.float(), layer.unpack()[:5], rtol=2**-7)  # rounded to bfloat16, twice
 
 
 def test_linear_layers_are_stored_and_head_embedding_and_norms_are_not(folder):
