@@ -65,14 +65,16 @@ def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, chec
 
 
 @pytest.mark.parametrize("checkpointed", [*map(Recompute, (0, 8)), Recompute(8, keep_attention=False)], ids=str)
-def test_the_predicted_peak_on_a_base_in_4_bits_is_what_the_allocator_reports(tmp_path, checkpointed):
-    pytest.importorskip("bitsandbytes")
+@pytest.mark.parametrize("quantize", ["nf4", "float8"])
+def test_the_predicted_peak_on_a_base_in_fewer_bits_is_what_the_allocator_reports(tmp_path, quantize, checkpointed):
+    if quantize == "nf4":
+        pytest.importorskip("bitsandbytes")
     num_tokens, num_targets = 16384, 1638
     AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16).save_pretrained(tmp_path)
     lora = LoraSettings()
-    settings = ModelSettings(path=str(tmp_path), precision="bf16", quantize="nf4", lora=lora)
+    settings = ModelSettings(path=str(tmp_path), precision="bf16", quantize=quantize, lora=lora)
     model = load_model(settings, trainable=True, device="cuda").train()
-    row = Row(num_tokens, num_targets, "bf16", quantize="nf4")
+    row = Row(num_tokens, num_targets, "bf16", quantize=quantize)
     prediction = predict_memory(measure_footprint(CONFIG, row, lora=lora), checkpointed)
     measured = measure_peak(model, checkpointed, num_tokens=num_tokens, num_targets=num_targets)
     assert prediction.total_bytes - prediction.optimizer_bytes == pytest.approx(measured, rel=0.1)
