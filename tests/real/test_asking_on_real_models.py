@@ -13,6 +13,7 @@ from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.inference.answering.generation import generate_after
 from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.inference.sharing import TRIAL_TOKENS, try_prefix
+from manyicl.models.isolation import isolation_fault
 from manyicl.models.loading import ModelSettings, load_model, load_tokenizer
 from manyicl.models.trials import trial_ids
 
@@ -129,6 +130,20 @@ def test_bfloat16_differs_from_float32_as_the_models_own_kernels_do(base):
     assert clear.any()
     for name, values in leads.items():
         assert (np.sign(values) == np.sign(leads["float32"]))[clear].all(), (name, truth, nats)
+
+
+def test_a_base_in_8_bits_loses_a_twentieth_of_a_nat_and_keeps_episodes_apart(smollm2):
+    """Per token of plain prose, against bfloat16. Its shots are shared, and its rows are packed, as the base's own."""
+    settings = ModelSettings(path=str(smollm2), precision="bf16")
+    stored = load_model(settings.model_copy(update={"quantize": "float8"})).eval()
+    own = load_model(settings).eval()
+    text = np.asarray(trial_ids(load_tokenizer(settings), TRIAL_TOKENS), dtype=np.int32)
+    ids = torch.from_numpy(text[:600].astype(np.int64))[None]
+    with torch.no_grad():
+        lost = float(stored(ids, labels=ids).loss - own(ids, labels=ids).loss)
+    assert 0 < lost < 0.1
+    assert try_prefix(stored, text) == ""
+    assert isolation_fault(stored, text, longest=4096) == ""
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:peft")
