@@ -246,9 +246,8 @@ def _on_output(act: Callable[[Tensor], None]) -> Callable[..., None]:
     """Return a forward hook that calls `act` when the backward pass reaches the module's output."""
 
     def hook(*hooked: Any) -> None:
-        output = hooked[2]  # (module, arguments, output)
-        hidden = output[0] if isinstance(output, tuple) else output
-        hidden.register_hook(act)
+        _, _, output = hooked  # module, arguments
+        (output[0] if isinstance(output, tuple) else output).register_hook(act)
 
     return hook
 
@@ -320,8 +319,7 @@ class _UnpackedProduct(torch.autograd.Function):
 def _run_empty(model: Any, row: Row, recompute: Recompute) -> tuple[int, int]:
     """Return the peaks (head, layers) of one step of a model on the meta device, on fake tensors."""
     model.train()
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.set_attn_implementation(STAND_IN)
+    inner_model(model).set_attn_implementation(STAND_IN)
     mode = FakeTensorMode()
     batch = _fake_batch(row, mode)
     with mode, prepared_layers(model, recompute, compiled=False):
@@ -420,8 +418,7 @@ def _fraction_kept_compiled(
     row = Row(num_tokens=0, num_targets=0, precision=precision)
     model = _build_empty(kind.from_dict(json.loads(config)), 1, lora, row, trust_remote_code).to_empty(device="cpu")
     autocast = precision == "bf16"
-    plain, compiled = (measure_kept(model, autocast=autocast, compiled=c) for c in (False, True))
-    return compiled / plain
+    return measure_kept(model, autocast=autocast, compiled=True) / measure_kept(model, autocast=autocast)
 
 
 def _as_compiled(moment: Moment, fraction: float) -> Moment:
@@ -444,9 +441,9 @@ def count_states(weights: WeightCounts, *, lora: LoraSettings | None, row: Row) 
     trained = weights.base if lora is None else weights.adapters
     packed = weights.matrices if row.quantize else 0
     kept, looked_up = OPTIMIZERS[row.optim], weights.embedding if lora is None else 0
-    packed_bytes = round(packed * (NF4_BYTES if row.quantize == "nf4" else FLOAT8_BYTES))
+    each = FLOAT8_BYTES if row.quantize == "float8" else NF4_BYTES
     return {
-        "weights_bytes": size * (weights.base - packed) + packed_bytes,
+        "weights_bytes": size * (weights.base - packed) + round(each * packed),
         "adapters_bytes": 4 * weights.adapters,
         "gradients_bytes": 4 * trained,
         "optimizer_bytes": round(kept.bytes_per_weight * (trained - looked_up) + kept.bytes_per_embedding * looked_up),
