@@ -123,7 +123,7 @@ def check_gradients(options, *, device):
         model = copy.deepcopy(base)
         model = adapt(model.float() if kind == "fp32" else model, kind, device=device)
         plain = None
-        for compiled in (False,) if kind == "fp32" else (False, True):
+        for compiled in (False,) if kind == "fp32" or options.no_compile else (False, True):
             loss, found = gradients_of(model, batch, compiled=compiled, autocast=kind != "fp32")
             truth, plain = truth or found, plain or found
             row = {"kind": kind, "compiled": compiled, "loss": loss, "to_fp32": liken(found, truth)}

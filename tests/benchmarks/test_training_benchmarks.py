@@ -49,6 +49,30 @@ def test_gpu_7b_on_a_tiny_shape(run, mode):
 
 
 @pytest.mark.slow
+def test_gpu_float8_checks_gradients_and_times_both_sides(run):
+    options = ("--shape", "tiny", "--check-tokens", "64", "--tokens", "64:none,64:1", "--turn-tokens", "128")
+    results = run("gpu_float8", *options, "--repeats", "1", "--no-compile")
+    check = {row["kind"]: row["to_fp32"]["cosine"] for row in results["check"]}
+    assert check["fp32"] > check["bf16"] > check["float8"] > 0.99
+    assert [row["recomputed"] for row in results["rows"]] == [0, 1]
+    assert all(row["float8"]["predicted_gib"] < row["bf16"]["predicted_gib"] for row in results["rows"])
+
+
+def test_float8_quality_pairs_the_seeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import float8_quality
+
+    for item, score in {"bf16:0": 0.5, "float8:0": 0.4, "bf16:1": 0.7, "float8:1": 0.8, "bf16:2": 0.9}.items():
+        found = {"scores": {"agnews": score, "rte": score}, "nats": {"agnews": 1.0, "rte": 1.0}}
+        content = {"item": item, **found, "train_s": 1.0, "eval_s": 1.0}
+        (tmp_path / f"{item.replace(':', '-')}.json").write_text(json.dumps(content))
+    float8_quality.report(SimpleNamespace(out=tmp_path, seeds=3))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["scores"]["each"] == pytest.approx([-0.1, 0.1])  # the third seed has no pair yet
+    assert "2 seeds: +0.0000 [-1.2706, +1.2706]" in capsys.readouterr().out  # Student's 12.706 * 0.1
+
+
+@pytest.mark.slow
 def test_objective_counts_answers_of_both_sides(run):
     speed = run("objective", "--shape", "tiny", "--tokens", "256", "--repeats", "1", "--seconds-only")["speed"]
     assert speed[0]["answers"] == {"all": 17, "last": 1}  # MetaICL's 16 shots and a query
