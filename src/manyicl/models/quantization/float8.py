@@ -121,18 +121,21 @@ def multiply_rows(x_TI: Tensor, scale_T1: Tensor, weight_OI: Tensor, scale_O1: T
     """Return the product of rows of x with rows of a weight (its bits as integers), (T, O), in bfloat16.
 
     An operation of its own, so that a compiler that lays out tensors as it likes hands them over, and here they are
-    laid out as the kernel reads them: it takes the scales for packed, whatever their strides. Without autocast, which
-    would round the sums of a CPU's emulation to bfloat16 on their way.
+    laid out as the kernel reads them: it takes the scales for packed, whatever their strides.
     """
-    with torch.autocast(x_TI.device.type, enabled=False):
-        return torch._scaled_mm(
-            x_TI.contiguous(),
-            weight_OI.contiguous().view(FLOAT8).t(),
-            scale_a=scale_T1.contiguous(),
-            scale_b=scale_O1.contiguous().view(1, -1),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=x_TI.is_cuda,
-        )
+    weight_OI, scale_1O = weight_OI.contiguous().view(FLOAT8), scale_O1.contiguous().view(1, -1)
+    if not x_TI.is_cuda:
+        # What torch emulates there has one scale per matrix in some versions, and autocast rounds its sums to bfloat16.
+        with torch.autocast(x_TI.device.type, enabled=False):
+            return (x_TI.float() @ weight_OI.float().t() * scale_T1 * scale_1O).bfloat16()
+    return torch._scaled_mm(
+        x_TI.contiguous(),
+        weight_OI.t(),
+        scale_a=scale_T1.contiguous(),
+        scale_b=scale_1O,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
 
 
 @multiply_rows.register_fake
