@@ -25,6 +25,7 @@ from manyicl.episodes import TokenizedEpisode, join_row
 from manyicl.models import (
     decoder_layers,
     drops_attention,
+    isolation_fault,
     lean_pieces,
     row_attention,
     target_logits,
@@ -68,6 +69,8 @@ def measure_kept(model: nn.Module, *, autocast: bool = False, compiled: bool = F
     Their difference leaves out all that does not grow with the row. The model is run as it is, in training mode.
     autocast: as when products are in bfloat16 and weights in float32. compiled: as compiled layers keep it.
     """
+    longest = max(MEASURED_TOKENS)
+    isolation_fault(model, np.zeros(longest, dtype=np.int32), longest=longest)  # else its rows would be compiled for
     with prepared_layers(model, Recompute(0), compiled=compiled, backend=PARTITION_ONLY):
         short, long = (_kept_bytes(model, num_tokens=n, autocast=autocast) for n in MEASURED_TOKENS)
     return (long - short) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0]) / len(decoder_layers(model))
