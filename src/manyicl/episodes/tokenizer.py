@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,7 +245,7 @@ class TaskTokenizer:
             lengths.append(len(before) + len(answer))
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         tokens = ExampleTokens(
-            ids=np.fromiter((i for piece in pieces for i in piece), dtype=np.int32, count=int(starts[-1])),
+            ids=np.fromiter(chain.from_iterable(pieces), dtype=np.int32, count=int(starts[-1])),
             starts=starts,
             answer_starts=starts[:-1] + np.asarray(input_lengths, dtype=np.int64),
             rows=np.asarray(rows, dtype=np.int32),

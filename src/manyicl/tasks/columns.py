@@ -28,11 +28,14 @@ class Columns:
     def __init__(self, mapped: Mapping[str, str | Sequence[str]]) -> None:
         self.mapped = mapped
         self.paths: dict[str, tuple[str, ...]] = {}
+        self._templates: set[str] = set()
         # A column called "embedding" may be anything: it is read only if the task.json names it.
         for name in COLUMNS if "embedding" in mapped else COLUMNS[:-1]:
             own = mapped.get(name, name)
             fields = template_fields(own) if isinstance(own, str) else ()
             self.paths[name] = fields or ((own,) if isinstance(own, str) else tuple(own))
+            if fields:
+                self._templates.add(name)
         self._known_places: dict[tuple[str, ...], _Places] = {}
         # Mapped columns that a row may lack, as (our name, index of its path), until a row has them.
         self._unseen = {
@@ -49,8 +52,7 @@ class Columns:
 
     def is_template(self, name: str) -> bool:
         """Return whether `name` is mapped to a template."""
-        own = self.mapped.get(name, name)
-        return isinstance(own, str) and bool(template_fields(own))
+        return name in self._templates
 
     def fill(self, name: str, texts: Sequence[str], *, template: str | None = None) -> str:
         """Return the template of `name` with the texts of its fields, which are as many as its paths.
