@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,18 @@ def render_page(comparison: Comparison, *, beside: Sequence[Comparison] = ()) ->
         f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}';"
         " base-uri 'none'; form-action 'none'"
     )
+    return _page_template().render(
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+        matching_tables=matching_tables([comparison, *beside]) if beside else [],
+        other_settings=other_settings([comparison, *beside]) if beside else [],
+        **page_content(comparison, figures),
+    )
+
+
+@functools.cache
+def _page_template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -41,15 +54,7 @@ def render_page(comparison: Comparison, *, beside: Sequence[Comparison] = ()) ->
     )
     environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
     environment.filters |= {"count_noun": numbers.count_noun, "tell_shot_count": tell_shot_count}
-    template = environment.get_template("page.html.jinja")
-    return template.render(
-        policy=policy,
-        style=Markup(style),
-        script=Markup(script),
-        matching_tables=matching_tables([comparison, *beside]) if beside else [],
-        other_settings=other_settings([comparison, *beside]) if beside else [],
-        **page_content(comparison, figures),
-    )
+    return environment.get_template("page.html.jinja")
 
 
 def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, Any]:
