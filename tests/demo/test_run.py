@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
@@ -18,6 +17,7 @@ from manyicl.demo.regimes import CONTRAST, HEADLINE
 from manyicl.demo.run import FULL, QUICK, Size, demo_config, open_demo, run_demo, write_regime
 from manyicl.errors import UserError
 from manyicl.tasks.task import load_tasks
+from tests.support.forked import FORKS
 from tests.trajectory.setting import start_process
 
 TINY = Size(
@@ -93,7 +93,9 @@ def test_a_helper_does_a_share_and_ends_without_the_process_that_it_helps(tmp_pa
     script = ["-m", open_demo.__module__, str(comparison.folder)]
     assert start_process([*script, "0"]).returncode == 1  # 0 is not its parent
     assert not all(map(comparison.is_done, comparison.work()))
-    assert subprocess.run([sys.executable, *script, str(os.getpid())], check=False).returncode == 0
+    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
+        parent = pool.submit(os.getppid).result()  # of all processes that are forked
+    assert start_process([*script, str(parent)]).returncode == 0
     assert all(map(comparison.is_done, comparison.work()))
     assert not (comparison.folder / "report.html").exists()
 
