@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -27,7 +28,10 @@ from tests.training.test_footprint import row_of
 from tests.trajectory.setting import read_metrics, read_weights, write_setting
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:peft")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:UserWarning:peft"),
+    pytest.mark.filterwarnings("ignore:.*on this CPU its weights are unpacked with wrong scales:UserWarning"),
+]
 
 IDS = torch.arange(3, 60)[None]
 # The numbers that 4 bits stand for, times the largest of a block (Dettmers et al. 2023, appendix E), to three digits.
@@ -69,14 +73,26 @@ def test_linear_layers_are_packed_and_head_embedding_and_norms_are_not(folder):
 
 
 def test_a_packed_weight_is_one_of_sixteen_levels_of_its_block(folder):
-    weight = unpacked(load(folder, quantize="nf4")).model.layers[0].mlp.up_proj.weight.detach()
-    own = load(folder).model.layers[0].mlp.up_proj.weight.detach()
+    weight = unpacked(load(folder, quantize="nf4")).model.layers[0].mlp.down_proj.weight.detach()
+    own = load(folder).model.layers[0].mlp.down_proj.weight.detach()
+    assert own.shape == (32, 64)  # each row is a block
     for block, of_own in zip(weight.reshape(-1, 64), own.reshape(-1, 64), strict=True):
         scaled, own_scaled = block / block.abs().max(), of_own / of_own.abs().max()
         assert all(min(abs(value - level) for level in LEVELS) < 0.01 for value in scaled.tolist())
         assert (scaled - own_scaled).abs().max() < 0.16  # half of the widest step
         # The scales are rounded too, to 8 bits of the largest among them.
         assert (block.abs().max() - of_own.abs().max()).abs() < 0.05 * own.abs().max()
+
+
+@pytest.mark.parametrize(("capability", "is_warned_of"), [("AVX512", True), ("AVX2", False)])
+def test_rows_that_a_cpu_unpacks_wrongly_are_warned_of(folder, monkeypatch, capability, is_warned_of):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load(folder, quantize="nf4")
+    told = [str(one.message) for one in caught if "wrong scales" in str(one.message)]
+    assert len(told) == is_warned_of
+    assert all("model.layers.0.self_attn.q_proj has 32 input features" in one for one in told)
 
 
 def test_its_logits_are_those_of_the_weights_that_it_stands_for(folder):

@@ -24,7 +24,7 @@ from manyicl.errors import UserError, suggest
 from manyicl.models.places import find_source, locate_model, read_adapter
 from manyicl.models.precision import PrecisionChoice, Quantization, limit_kernel_caches, resolve_precision
 from manyicl.models.quantization.float8 import check_float8, store_in_float8
-from manyicl.models.quantization.nf4 import keep_layout, nf4_options
+from manyicl.models.quantization.nf4 import keep_layout, nf4_options, warn_of_blocks
 from manyicl.models.structure import max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
@@ -222,6 +222,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
         model, found = loaded
         _check_weights(settings, found)
         if settings.quantize == "nf4":
+            warn_of_blocks(model)
             keep_layout(model)
         elif settings.quantize == "float8":
             store_in_float8(model, dtype=dtype, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +14,9 @@ from manyicl.errors import UserError
 # Bytes of a weight in NF4 with double quantisation: 4 bits, and for each block of 64 weights a scale of 8 bits, which
 # are scaled in turn by one float32 for each 256 of them (Dettmers et al. 2023, arXiv 2305.14314, section 3).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+# Weights of a row that share a scale.
+BLOCK = 64
 
 
 def check_bitsandbytes(setting: str) -> None:
@@ -55,3 +59,20 @@ def keep_layout(model: nn.Module) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             layer: Any = module
             layer.support_avx512bf16_for_cpu = False
+
+
+def warn_of_blocks(model: nn.Module) -> None:
+    """Warn if this machine unpacks layers wrongly: on CPUs with AVX-512, if rows are not whole blocks.
+
+    bitsandbytes 0.50 takes the scales of other blocks for them. On a GPU and on other CPUs they are right.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return
+    for name, part in model.named_modules():
+        if hasattr(part, "quant_state") and part.weight.device.type == "cpu" and part.in_features % BLOCK:
+            warnings.warn(
+                f"model.quantize = 'nf4': {name} has {part.in_features} input features, which is not a multiple of"
+                f" {BLOCK}, so on this CPU its weights are unpacked with wrong scales; use a GPU, or leave it out",
+                stacklevel=2,
+            )
+            return
