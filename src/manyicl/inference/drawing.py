@@ -83,7 +83,7 @@ class InputIndex:
             import bm25s
         except ModuleNotFoundError as error:
             raise UserError("nearest shots: bm25s is not installed; pip install bm25s") from error
-        self._bm25s, self._num_inputs = bm25s, len(inputs)
+        self._bm25s = bm25s
         self._index: Any = bm25s.BM25()
         words = bm25s.tokenize(list(inputs), stopwords=None, show_progress=False)
         self._is_empty = not words.vocab or not any(len(ids) for ids in words.ids)

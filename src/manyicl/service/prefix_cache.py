@@ -66,7 +66,6 @@ class PrefixCache:
         self.count = CacheCount()
         self._entries: list[Prefix] = []  # the most recently used last
         self._key: ModelKey | None = None
-        self._saved: set[str] = set()
 
     def get(
         self, engine: Engine, ids: NDArray[np.int32], *, most: int | None = None, room: int = 0
