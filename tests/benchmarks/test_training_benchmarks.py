@@ -35,6 +35,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*on this CPU its weights are unpacked with wrong scales:UserWarning")
 @pytest.mark.parametrize("mode", ["lora", "qlora", "full", "full-fp32"])
 def test_gpu_7b_on_a_tiny_shape(run, mode):
     results = run(

@@ -389,7 +389,7 @@ def test_curve_writes_every_k_of_one_pass(folder, tmp_path, capfd):
     assert (result["schema"], result["kind"], result["max_tokens"]) == (2, "one-pass", 200)
     assert "predictions" not in result
     tasks = load_tasks(folder / "tasks")
-    asked = load_for_inference(str(folder / "model"), max_tokens=200)
+    asked = load_for_inference(str(folder / "model"), precision="fp32", max_tokens=200)
     expected = one_pass_curve(asked, tasks, episodes=2)
     assert result == {**expected.to_json(), "tasks": result["tasks"]}
     for told, curve in zip(result["tasks"], expected.curves, strict=True):
@@ -730,7 +730,8 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
     assert run_manyicl(capfd, "train", "--resume", out, "train.packs_per_batch=1")[:2] == (0, printed)
     assert (out / "config.toml").read_bytes() == resolved  # it says how the model was trained
     (tmp_path / "in.txt").write_text("animals the red fox 7\n")
-    code, asked, _ = run_manyicl(capfd, "ask", out, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
+    question = ("--task", "animals", tmp_path / "in.txt", "--precision", "fp32", "--json")
+    code, asked, _ = run_manyicl(capfd, "ask", out, *tasks, *question)
     assert code == 0
     merged = tmp_path / "merged"
     assert run_manyicl(capfd, "merge", out, "--out", merged) == (
@@ -738,7 +739,7 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
         f"wrote {merged}: a plain model in float32, as its base\n",
         "",
     )
-    code, told, _ = run_manyicl(capfd, "ask", merged, *tasks, "--task", "animals", tmp_path / "in.txt", "--json")
+    code, told, _ = run_manyicl(capfd, "ask", merged, *tasks, *question)
     first, second = json.loads(asked), json.loads(told)
     close = {key: pytest.approx(first[key], rel=1e-4) for key in ("nll", "confidence")}
     assert second == {**first, **close}

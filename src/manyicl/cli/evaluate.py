@@ -281,6 +281,7 @@ def ask_(
     calibrate: Calibrate = "none",
     max_tokens: MaxTokens = None,
     max_new_tokens: MaxNewTokens = None,
+    precision: Precision = "auto",
     quantize: Quantize = "auto",
     stop: Stop = None,
     temperature: Temperature = 0.0,
@@ -303,7 +304,9 @@ def ask_(
     chosen = load_tasks(tasks, names=[task])[0]
     if chosen.split_note == NO_SPLIT_NOTE:  # no row was set aside for tests by who wrote the file
         chosen = load_task(name_sources(tasks)[task], one_split=True)
-    loaded = _load(model, max_tokens, recipe, precision="auto", quantize=quantize, trust_remote_code=trust_remote_code)
+    loaded = _load(
+        model, max_tokens, recipe, precision=precision, quantize=quantize, trust_remote_code=trust_remote_code
+    )
     answering = AnswerSettings(
         normalize=normalize,
         calibrate=calibrate,
