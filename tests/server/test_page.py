@@ -162,7 +162,7 @@ def test_an_answer_that_is_not_sure_enough_is_marked_in_words(page, url):
     find(page, "#ask-button").click()
     told = wait(page, "#reply .unsure").text
     answer, share = page.find_element(By.CSS_SELECTOR, ".bars .first").text.split("\n")
-    assert told == f"Unsure: its probability is {share}, and you want at least 100 %. Better do not use this answer."
+    assert told == f"Unsure: its probability is {share}, and you want at least 100 %. Do not rely on this answer."
     WebDriverWait(page, 5).until(
         lambda _: find(page, "#status").get_attribute("textContent").startswith(f"Unsure answer: {answer}, ")
     )

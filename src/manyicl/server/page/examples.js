@@ -141,7 +141,7 @@ export async function shotsOf(reply, task) {
 export function replyContent(reply, least) {
   const parts = [make("p", { class: "asked" }, reply.input)];
   const share = chanceOf(reply.confidence ?? 0);
-  if (reply.unsure) parts.push(make("p", { class: "unsure" }, `Unsure: its probability is ${share}, and you want at least ${+(100 * least).toFixed(2)} %. Better do not use this answer.`));
+  if (reply.unsure) parts.push(make("p", { class: "unsure" }, `Unsure: its probability is ${share}, and you want at least ${+(100 * least).toFixed(2)} %. Do not rely on this answer.`));
   parts.push(make("p", { class: reply.probabilities ? "answer" : "answer long" }, reply.answer || "(nothing)"));
   if (reply.probabilities) {
     const ranked = Object.entries(reply.probabilities).sort(([, one], [, other]) => other - one);
