@@ -211,6 +211,16 @@ def test_a_model_whose_memory_is_unknown_has_its_counts_all_the_same(config, mon
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "can"), [("a100-80", False), ("3090", False), ("h100", True), ("4090", True)])
+def test_a_card_without_products_in_8_bits_is_no_device_for_a_base_in_them(config, name, can):
+    config = changed(config, model={"quantize": "float8", "lora": {"rank": 4}})
+    blockers = forecast_run(config, device=find_device(name)).blockers
+    assert blockers == (
+        () if can else (f"model.quantize = 'float8': a {name} has no products in 8 bits; leave it out",)
+    )
+
+
+@pytest.mark.slow
 def test_the_change_that_is_proposed_fits_and_the_gentler_ones_did_not(config):
     config = changed(config, train={"recompute": "none"})
     model_config = load_config(config.model)

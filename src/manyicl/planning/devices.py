@@ -20,10 +20,12 @@ class Device:
     """From the datasheet's decimal gigabytes; a card may have up to 6 % more."""
     peak_flops_per_s: float
     """bfloat16, dense, with float32 accumulation."""
+    has_float8: bool = True
+    """Whether it has units for products in 8 bits, as cards from Ada and Hopper on."""
 
 
-def _device(name: str, gigabytes: int, teraflops: float) -> tuple[str, Device]:
-    return name, Device(name=name, memory_bytes=gigabytes * 10**9, peak_flops_per_s=teraflops * 1e12)
+def _device(name: str, gigabytes: int, teraflops: float, *, has_float8: bool = True) -> tuple[str, Device]:
+    return name, Device(name, gigabytes * 10**9, peak_flops_per_s=teraflops * 1e12, has_float8=has_float8)
 
 
 DEVICES = dict(
@@ -31,13 +33,13 @@ DEVICES = dict(
         _device("h200", 141, 989.5),  # NVIDIA H200 datasheet: 1,979 with sparsity, SXM
         _device("h100", 80, 989.5),  # NVIDIA H100 datasheet: 1,979 with sparsity, SXM5
         _device("h100-pcie", 80, 756.5),  # NVIDIA H100 datasheet: 1,513 with sparsity, PCIe
-        _device("a100-80", 80, 312),  # NVIDIA A100 80GB datasheet: 312, 624 with sparsity
-        _device("a100-40", 40, 312),  # NVIDIA A100 40GB datasheet: 312, 624 with sparsity
+        _device("a100-80", 80, 312, has_float8=False),  # NVIDIA A100 80GB datasheet: 312, 624 with sparsity
+        _device("a100-40", 40, 312, has_float8=False),  # NVIDIA A100 40GB datasheet: 312, 624 with sparsity
         _device("l40s", 48, 362),  # NVIDIA L40S datasheet: 362.05, 733 with sparsity
-        _device("a6000", 48, 154.8),  # NVIDIA RTX A6000 / GA102 whitepaper: 154.8, 309.7 with sparsity
+        _device("a6000", 48, 154.8, has_float8=False),  # NVIDIA GA102 whitepaper, RTX A6000: 154.8, 309.7 with sparsity
         _device("l4", 24, 121),  # NVIDIA L4 datasheet: 242 with sparsity
         _device("4090", 24, 165.2),  # NVIDIA Ada whitepaper, RTX 4090: 165.2, 330.4 with sparsity
-        _device("3090", 24, 71),  # NVIDIA GA102 whitepaper, RTX 3090: 71, 142 with sparsity
+        _device("3090", 24, 71, has_float8=False),  # NVIDIA GA102 whitepaper, RTX 3090: 71, 142 with sparsity
     )
 )
 

@@ -153,6 +153,8 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     tasks = forecast_tasks(prepared)
     notes: list[str] = []
     blockers = list(find_blockers(prepared, tasks))
+    if config.model.quantize == "float8" and device is not None and not device.has_float8:
+        blockers.append(f"model.quantize = 'float8': a {device.name} has no products in 8 bits; leave it out")
     shape = memory = change = None
     row = largest_row(prepared.packs, config=config)
     try:
