@@ -32,9 +32,9 @@ from manyicl.training.memory import predict_memory
 from manyicl.training.recompute import PARTITION_ONLY, Recompute, prepared_layers, unwidened_inputs
 from manyicl.training.run import train
 from tests.conftest import tiny_model, train_tokenizer
-from tests.models.test_quantized import StopAfterThree, StoppedError
+from tests.support.stopped_runs import assert_resumes
 from tests.training.test_footprint import row_of
-from tests.trajectory.setting import read_metrics, read_weights, write_setting
+from tests.trajectory.setting import write_setting
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:peft")
 
@@ -243,13 +243,7 @@ def test_an_adapter_is_asked_on_the_stored_base_that_it_was_trained_on(run):
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(run, tmp_path):
-    config = write_stored_setting(tmp_path)
-    with pytest.raises(StoppedError):
-        train(config, out=tmp_path / "run", callbacks=lambda _: (StopAfterThree(),))
-    train(config, out=tmp_path / "run", resume=True)
-    assert read_metrics(tmp_path / "run") == read_metrics(run)
-    ours, expected = read_weights(tmp_path / "run"), read_weights(run)
-    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    assert_resumes(write_stored_setting(tmp_path), out=tmp_path / "run", whole=run)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from manyicl.errors import UserError
 from manyicl.inference.model import load_for_inference
@@ -24,8 +24,9 @@ from manyicl.training.memory import predict_memory
 from manyicl.training.recompute import Recompute, prepared_layers
 from manyicl.training.run import train
 from tests.conftest import tiny_model, train_tokenizer
+from tests.support.stopped_runs import assert_resumes
 from tests.training.test_footprint import row_of
-from tests.trajectory.setting import read_metrics, read_weights, write_setting
+from tests.trajectory.setting import write_setting
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 pytestmark = [
@@ -163,25 +164,9 @@ def test_an_adapter_is_asked_on_the_packed_base_that_it_was_trained_on(run):
     assert num_packed(quantize="none") == 0
 
 
-class StoppedError(Exception):
-    pass
-
-
-class StopAfterThree(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            raise StoppedError
-
-
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(run, tmp_path):
-    config = write_packed_setting(tmp_path)
-    with pytest.raises(StoppedError):
-        train(config, out=tmp_path / "run", callbacks=lambda _: (StopAfterThree(),))
-    train(config, out=tmp_path / "run", resume=True)
-    assert read_metrics(tmp_path / "run") == read_metrics(run)
-    ours, expected = read_weights(tmp_path / "run"), read_weights(run)
-    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    assert_resumes(write_packed_setting(tmp_path), out=tmp_path / "run", whole=run)
 
 
 @pytest.mark.slow

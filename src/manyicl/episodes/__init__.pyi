@@ -26,7 +26,7 @@ from .tokenized import (
     with_names,
     with_wordings,
 )
-from .tokenizer import ExampleTokens, TaskTokenizer
+from .tokenizer import ExampleTokens, TaskTokenizer, without_thinking
 
 __all__ = [
     "BEYOND_CAP",
@@ -64,4 +64,5 @@ __all__ = [
     "tokenize_task",
     "with_names",
     "with_wordings",
+    "without_thinking",
 ]

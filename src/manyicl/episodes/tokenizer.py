@@ -304,8 +304,7 @@ class TaskTokenizer:
         system: list[Message] = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
         if self._special_pattern.search(self.settings.system):
             raise UserError("template.system: holds a special token of the tokenizer; write it without")
-        # Templates of thinking models are rendered without a thought: the answer follows at once.
-        options: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in template else {}
+        options: dict[str, Any] = without_thinking(template)
 
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
             try:
@@ -381,3 +380,11 @@ def _warn_of_bos(tokenizer: PreTrainedTokenizerBase) -> None:
             name,
             tokenizer.bos_token,
         )
+
+
+def without_thinking(template: str) -> dict[str, bool]:
+    """Return the variables with which a chat template is written without a thought, so that the answer follows at once.
+
+    They are none if the template has no switch for it.
+    """
+    return {"enable_thinking": False} if "enable_thinking" in template else {}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.episodes import TaskTokenizer, TemplateSettings, join_examples
+from manyicl.episodes import TaskTokenizer, TemplateSettings, join_examples, without_thinking
 from manyicl.errors import UserError
 from manyicl.inference import (
     CONTENT_FREE,
@@ -326,8 +326,7 @@ def _template_options(tokenizer: Any, switches: Mapping[str, Switch]) -> dict[st
             raise UserError(f"{where} is not a switch of this model's chat template; leave it out")
         if not isinstance(value, Switch):
             raise UserError(f"{where} has a list or an object for a value; give a text, a number, true, false or null")
-    usual: dict[str, Switch] = {"enable_thinking": False} if "enable_thinking" in template else {}
-    return usual | dict(switches)
+    return {**without_thinking(template), **switches}
 
 
 @dataclass(slots=True)
