@@ -20,6 +20,8 @@ from manyicl.models import AnswerLoss
 PRODUCT_SIDE, NUM_PRODUCTS = 8192, 20
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
+# What a peak that was just reset may lie above the resident set: pages that were given back in between.
+RESET_SLACK = 64 << 20
 # Losses by shot index are kept in these buckets: the first index of each.
 SHOT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -132,7 +134,7 @@ def measure_ceiling(device: torch.device, *, seconds: float = 0.0) -> float | No
 class PeakMemory:
     """The most bytes held since it was made: allocated on a GPU, else resident in this process.
 
-    Where a system cannot forget its earlier peak (only Linux does), there is no figure for a CPU.
+    Where a system cannot forget its earlier peak (Linux can, but not in every container), there is no figure for a CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -145,6 +147,10 @@ class PeakMemory:
             _RESET.write_text("5")  # resets VmHWM to what is resident now
         except OSError:
             self.known = False
+            return
+        # Some sandboxes accept the write and ignore it: the peak is then still the one of the process's whole life.
+        peak, resident = resident_peak(), resident_now()
+        self.known = peak is not None and resident is not None and peak <= resident + RESET_SLACK
 
     def read(self) -> int | None:
         """Return the peak in bytes, None where it is not known."""
@@ -155,9 +161,18 @@ class PeakMemory:
 
 def resident_peak() -> int | None:
     """Return the peak of this process's resident set in bytes (VmHWM); None where the system does not say."""
+    return _status_bytes("VmHWM")
+
+
+def resident_now() -> int | None:
+    """Return this process's resident set in bytes (VmRSS); None where the system does not say."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int | None:
     try:
         lines = _STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    found = [int(line.split()[1]) for line in lines if line.startswith(f"{field}:")]
     return found[0] * 1024 if found else None
