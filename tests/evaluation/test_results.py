@@ -72,7 +72,16 @@ def test_what_is_no_result_is_refused_in_one_line(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(UserError, match=r"a\.json: cannot be read \(No such file or directory\)"):
         Evaluation.load(path)
-    for text in ("", "[]", "{}", "\x00", '{"schema": 2}'):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        "\x00",
+        '{"schema": 2}',
+        '{"schema": 2, "kind": "sweep", "tasks": []}',
+        '{"schema": 2, "kind": "sweep", "predictions": [], "tasks": []}',
+        '{"schema": 2, "kind": "sweep", "predictions": {"file": "../a", "sha256": ""}, "tasks": []}',
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=r"a\.json: is not a result of manyicl eval --out"):
             Evaluation.load(path)

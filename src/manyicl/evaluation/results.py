@@ -72,13 +72,13 @@ class Evaluation:
         path = Path(path)
         content = _read_sweep(path)
         predictions: dict[str, list[Prediction]] = {}
-        for prediction in _read_beside(path, content["predictions"]):
-            predictions.setdefault(prediction.task, []).append(prediction)
         try:
+            for prediction in _read_beside(path, content["predictions"]):
+                predictions.setdefault(prediction.task, []).append(prediction)
             curves = [curve_from_json(entry, predictions.get(entry["task"], ())) for entry in content["tasks"]]
             read = {"curves": tuple(curves), "path": path, "answering": read_answering(content)}
             return cls(**known_fields(cls, content) | read)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: is not a result of manyicl eval --out; give its FILE.json") from error
 
     @property
@@ -209,9 +209,9 @@ def _read_sweep(path: Path) -> dict[str, Any]:
 
 def _read_beside(path: Path, entry: Mapping[str, str]) -> list[Prediction]:
     """Return the predictions of the result at `path`, checked against the hash in its entry."""
-    beside = path.with_name(entry["file"])
+    beside, sha256 = path.with_name(entry["file"]), entry["sha256"]
     try:
-        if hashlib.sha256(beside.read_bytes()).hexdigest() != entry["sha256"]:
+        if hashlib.sha256(beside.read_bytes()).hexdigest() != sha256:
             raise UserError(f"{beside}: is not the predictions file that {path} was written with; evaluate again")
         return read_predictions(beside)
     except (OSError, pa.ArrowException) as error:
