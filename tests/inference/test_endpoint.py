@@ -371,6 +371,10 @@ def test_only_a_torn_last_line_is_forgiven(tmp_path):
     path.write_text('nonsense\n{"key": "k", "text": "t", "cut": false}\n')
     with pytest.raises(UserError, match=r"a\.jsonl line 1: is not a kept answer; remove the file"):
         AnswerLog(path)
+    path.write_text('{"mine": "a whole line, which no killed run leaves"}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl line 1: is not a kept answer; remove the file"):
+        AnswerLog(path)
+    assert "mine" in path.read_text()
     path.write_text('{"key": "k", "text": "t\\n\\u2028", "cut": false}\n{"key": "l"')
     log = AnswerLog(path)
     assert {key: answer.text for key, answer in log.items()} == {"k": "t\n\u2028"}

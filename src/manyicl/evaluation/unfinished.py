@@ -177,16 +177,14 @@ class AnswerLog(UserDict[str, Generated]):
     def _read(self, content: bytes) -> None:
         lines = content.splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):  # a killed run's last line; what is written next must not be joined to it
+                self._file.truncate(len(content) - len(line))
+                return
             try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("torn")
                 entry = json.loads(line)
                 self.data[entry["key"]] = Generated(text=entry["text"], cut=entry["cut"])
             except (ValueError, LookupError, TypeError) as error:
-                if number < len(lines):
-                    raise UserError(f"{self.path} line {number}: is not a kept answer; remove the file") from error
-                # A killed run's last line; what is written next must not be joined to it.
-                self._file.truncate(len(content) - len(line))
+                raise UserError(f"{self.path} line {number}: is not a kept answer; remove the file") from error
 
     def __setitem__(self, key: str, answer: Generated) -> None:
         self.data[key] = answer
