@@ -118,6 +118,14 @@ def test_windows_do_not_overlap_and_documents_are_not_joined(tmp_path, tokenizer
     assert not any("endoftext" in text for text in texts)
 
 
+def test_a_separator_at_an_end_of_the_file_or_beside_another_is_no_text(tmp_path, tokenizers):
+    mark, text = "<|endoftext|>", "fox " * 20
+    plain = read_whole(write(tmp_path / "a.txt", text), tokenizers["bpe"])
+    whole = write(tmp_path / "b.txt", "\n".join([mark, mark, text.strip(), mark, mark]))
+    marked = read_windows(whole, tokenizers["bpe"], window_tokens=len(plain.ids[0]), num_windows=5)
+    assert [ids.tolist() for ids in marked.ids] == [ids.tolist() for ids in plain.ids]
+
+
 @pytest.mark.parametrize(("rest", "kept"), [(0, False), (4, False), (5, True), (9, True)])
 def test_a_rest_of_a_document_is_a_window_from_half_the_length_on(tmp_path, tokenizers, rest, kept):
     """Digits are a token each to this tokenizer."""

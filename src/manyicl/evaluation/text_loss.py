@@ -62,7 +62,7 @@ def read_windows(path: Path, tokenizer: Any, *, window_tokens: int, num_windows:
         raise UserError(f"compare.text_files: {path}: cannot be read ({error}); give UTF-8 text files") from error
     bos = tokenizer.bos_token_id
     windows = []
-    for document in text.split(f"\n{DOCUMENT_END}\n"):
+    for document in re.split(f"^{re.escape(DOCUMENT_END)}$", text, flags=re.MULTILINE):
         if document.strip():
             windows += _cut_document(document.strip(), tokenizer, window_tokens=window_tokens - (bos is not None))
     if not windows:
