@@ -167,9 +167,8 @@ def tell_difference(item: PointDifference | MeanDifference) -> str:
     points = f"{100 * abs(item.difference):.1f} points"
     if item.low is None or item.high is None:
         return f"{points} apart {where}, {what}; a single answer tells no difference"
-    ends = sorted((100 * item.low, 100 * item.high), reverse=item.difference < 0)
-    sign = -1 if item.difference < 0 else 1
-    interval = f"[{sign * ends[0]:.1f}, {sign * ends[1]:.1f}]"
+    low, high = (item.low, item.high) if item.difference >= 0 else (-item.high, -item.low)
+    interval = f"[{100 * low:z.1f}, {100 * high:z.1f}]"
     better = "B" if item.difference > 0 else "A"
     if item.low <= 0 <= item.high:
         lead = "A and B are equal" if item.difference == 0 else f"{better} is ahead by {points}"
