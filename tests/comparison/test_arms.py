@@ -307,6 +307,15 @@ def test_a_task_has_one_role(world, names, compare, message):
             ('compare.arms=["dedicated-tuned"]', "compare.validation_queries=0"),
             r"compare: dedicated-tuned is tuned on validation rows, and validation_queries = 0",
         ),
+        (
+            ("compare.choose=nearest", "compare.calibrate=contextual"),
+            r"compare: calibrate=contextual: needs the same shots for all queries; choose random or balanced ones",
+        ),
+        (
+            "compare.max_new_tokens=192",
+            r"compare\.max_new_tokens = 192: an answer must leave room for its input in 192 tokens; lower it, or raise"
+            r" compare\.max_tokens",
+        ),
     ],
 )
 def test_settings_that_say_nothing_sensible_are_refused_in_one_line(world, override, message):

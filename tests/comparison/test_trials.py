@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from manyicl.comparison.comparison_file import check_comparison
-from manyicl.comparison.grid import Judged, Trials, WorkItem, judge_trial, open_comparison
+from manyicl.comparison.forecast import forecast_comparison
+from manyicl.comparison.grid import Grid, Judged, Trials, WorkItem, judge_trial, open_comparison
+from manyicl.comparison.settings import CompareConfig
 from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison
 from manyicl.errors import UserError
@@ -19,6 +21,7 @@ from manyicl.evaluation.points import ShotCurve, ShotPoint
 from manyicl.report.markdown import render_markdown
 from manyicl.report.verdict import tell_rates
 from manyicl.training.metrics import MetricsLog
+from manyicl.training.recipe import load_recipe
 from manyicl.training.run_folder import RunFolder
 from tests.support.claims import other_process
 from tests.support.comparison_setting import make_recipe, write_world
@@ -135,6 +138,20 @@ def test_a_trial_that_was_not_asked_anything_is_not_judged(world, tmp_path):
     with pytest.raises(UserError, match=r"^compare\.learning_rates: no validation row could be asked of ManyICL, so"):
         run(grid)
     assert [trial.chosen for trial in summarize(grid).trials] == [False, False]
+
+
+def test_rates_that_no_validation_row_can_choose_are_refused_before_any_is_trained(tmp_path):
+    """All trials were trained first."""
+    rows = [{"input": f"{n}", "answer": "yes", "split": "test" if n == 2 else "train"} for n in range(3)]
+    (tmp_path / "tasks").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "tasks" / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UserError, match=r"^compare\.learning_rates: no task that ManyICL is evaluated on has validation"):
+        begin((tmp_path, (["one"], ["two"], [])), tmp_path / "out", dedicated_tasks=[])
+    assert not (tmp_path / "out" / "recipe.toml").exists()
+    config = load_recipe(tmp_path / "recipe.toml", kind=CompareConfig)
+    (blocker,) = forecast_comparison(Grid(tmp_path / "out", config)).blockers
+    assert blocker.startswith("compare.learning_rates: no task that ManyICL is evaluated on has validation rows")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyicl.comparison.arms import Spent
-from manyicl.comparison.grid import Grid, WorkItem, WorkKind
+from manyicl.comparison.grid import Grid, WorkItem, WorkKind, check_splits
 from manyicl.comparison.settings import Arm, ArmName
 from manyicl.episodes import BatchMaker, TaskTokenizer, default_cache_dir, query_ids, tokenize_task
 from manyicl.errors import UserError
@@ -178,7 +178,8 @@ def forecast_comparison(grid: Grid, *, device: Device | None = None, num_devices
     planned = Grid(grid.folder, config)
     seeds = config.compare.seeds
     try:
-        check_window(load_config(config.model), num_tokens=planned.max_tokens, what="the longest sequence")
+        check_window(load_config(config.model), num_tokens=config.max_tokens, what="the longest sequence")
+        check_splits(planned)
         forecaster = _Forecaster(planned, device=device)
         arms = tuple(forecaster.forecast_arm(arm) for arm in planned.arms)
     except UserError as error:

@@ -200,11 +200,6 @@ class Grid:
         own = [shots for arm, shots in self.settings.fixed_shots.items() if arm in self.settings.arms]
         return sort_shots({*self.settings.shots, *own})
 
-    @property
-    def max_tokens(self) -> int:
-        """The longest sequence of a query with its shots."""
-        return self.settings.max_tokens or self.config.episodes.token_budget
-
     def models_of(self, arm: Arm) -> Sequence[str | None]:
         """Return the tasks that an arm has a model for; [None] if one model has all."""
         return self.roles.dedicated if arm.per_task else [None]
@@ -264,7 +259,7 @@ class Grid:
             num_draws=settings.draws,
             num_queries=settings.queries,
             seed=item.seed,
-            max_tokens=self.max_tokens,
+            max_tokens=self.config.max_tokens,
             answering=settings.answering,
             choose=settings.choose,
             num_nearest=settings.num_nearest,
@@ -422,15 +417,19 @@ def _begin_in(folder: Path, config: CompareConfig) -> Grid:
     config = with_precision(config, resolve_precision(config.model.precision))
     grid = Grid(folder, absolute_texts(config))
     _ = grid.texts  # like a fault in the tasks, one in the texts is reported before the folder is made
-    _check_splits(grid)
+    check_splits(grid)
     write_inputs(folder, replace(grid.hash_inputs(), overlaps=find_overlaps(grid.tasks, trained=grid.roles.trained)))
     write_atomically(folder / RECIPE, dump_config(grid.config))
     keep_frame(folder, grid.frame)
     return grid
 
 
-def _check_splits(grid: Grid) -> None:
-    """Refuse tasks that lack the rows that the comparison asks."""
+def check_splits(grid: Grid) -> None:
+    """Refuse tasks that lack the rows that the comparison asks.
+
+    Raises:
+        UserError: naming the task or the setting.
+    """
     for name in grid.roles.asked:
         if not grid.tasks[name].test:
             raise UserError(f"task '{name}': has no test rows, so no arm can be asked; give it some, or leave it out")
@@ -439,4 +438,11 @@ def _check_splits(grid: Grid) -> None:
             raise UserError(
                 f"task '{name}': has no validation rows, which dedicated-tuned chooses its rate and steps by; give it"
                 " more train rows, or leave it out of compare.dedicated_tasks"
+            )
+    for arm in [arm for arm in grid.arms if arm.trained and not arm.tuned and grid.config.rates_of(arm.name)]:
+        asked = grid.roles.dedicated if arm.per_task else grid.roles.asked_trained
+        if not any(grid.tasks[name].validation for name in asked):
+            raise UserError(
+                f"compare.learning_rates: no task that {arm.title} is evaluated on has validation rows, so no rate can"
+                " be chosen; give the trained tasks more train rows, or name no rates"
             )

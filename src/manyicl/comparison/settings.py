@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from manyicl.errors import UserError
-from manyicl.inference import NUM_NEAREST, AnswerSettings, ShotPolicy
+from manyicl.inference import NUM_NEAREST, AnswerSettings, ShotPolicy, check_choice
 from manyicl.tasks import Task
 from manyicl.training import RunConfig, absolute_paths, check_weights
 
@@ -164,9 +164,10 @@ class CompareSettings(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_answered(self) -> Self:
-        """Refuse settings of answers that contradict each other."""
+        """Refuse settings of answers that contradict each other, before hours of training instead of after them."""
         try:
             self.answering.decodings(0)
+            check_choice(self.choose, self.num_nearest, calibrate=self.calibrate)
         except UserError as error:
             raise ValueError(str(error)) from None
         return self
@@ -235,6 +236,21 @@ class CompareConfig(RunConfig):
         if self.train.early_stopping_patience is not None:
             raise ValueError("train.early_stopping_patience: the arms of a comparison spend the same; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _leaves_room_for_inputs(self) -> Self:
+        limit = self.compare.max_new_tokens
+        if limit is not None and limit >= self.max_tokens:
+            raise ValueError(
+                f"compare.max_new_tokens = {limit}: an answer must leave room for its input in {self.max_tokens:,}"
+                " tokens; lower it, or raise compare.max_tokens"
+            )
+        return self
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence of a query with its shots."""
+        return self.compare.max_tokens or self.episodes.token_budget
 
     def rates_of(self, arm: ArmName) -> tuple[float, ...]:
         """Return the learning rates that are tried for an arm; () if it is trained at the recipe's own."""

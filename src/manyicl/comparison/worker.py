@@ -141,7 +141,7 @@ class Worker:
             model = load_for_inference(
                 config.model if is_base else str(self.grid.path_of(replace(item, kind="train"))),
                 precision=config.model.precision,
-                max_tokens=self.grid.max_tokens,
+                max_tokens=config.max_tokens,
                 template=config.template,
                 trust_remote_code=config.model.trust_remote_code,
                 frame=self.grid.frame,
