@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from manyicl.comparison.comparison_file import check_comparison
+from manyicl.console import make_console
+from manyicl.report.document import print_outcome
 from manyicl.report.terminal import comparison_plot, comparison_table
 from tests.support.comparison_data import make_comparison
 from tests.support.rendering import render_terminal
@@ -76,3 +80,11 @@ def test_no_means_no_plot():
     content = make_comparison(num_tasks=5)
     content["means"] = []
     assert "no curve" in show(comparison_plot(check_comparison(content)))
+
+
+def test_the_command_that_resumes_it_is_one_that_a_shell_takes(unfinished):
+    console = make_console()
+    with console.capture() as shown:
+        print_outcome(unfinished, Path("my runs/[a]"), console=console)
+    assert "report: my runs/[a]/report.html\n" in shown.get()
+    assert shown.get().endswith("not finished; resume it: manyicl compare --resume 'my runs/[a]'\n")

@@ -8,6 +8,7 @@ results are not scripted: another seed draws other tasks, episodes, shots and qu
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -162,10 +163,11 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, parts: Parts = FUL
         print_outcome(write_outcome(grid), grid.folder, console=console)
     minutes = (time.monotonic() - started) / 60
     headline = grids[0]
-    model, tasks = headline.folder / f"seed-{seed}" / "manyicl", headline.config.tasks.folder
+    trained, asked = headline.folder / f"seed-{seed}" / "manyicl", headline.roles.held_out[0]
+    command = ["manyicl", "eval", str(trained), "--tasks", headline.config.tasks.folder, "--task", asked, "--draws", "2"]
     lines = [
         f"{minutes:.1f} minutes. Read {headline.folder / 'report.html'}; ask a model that you have just trained:",
-        f"  manyicl eval {model} --tasks {tasks} --task {headline.roles.held_out[0]} --draws 2",
+        f"  {shlex.join(command)}",
     ]
     console.print("\n".join(lines), soft_wrap=True, highlight=False)
     return grids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,4 +55,4 @@ def print_outcome(comparison: Comparison, folder: Path, *, console: Console) -> 
     console.print(comparison_plot(comparison, width=min(78, console.width), colour=console.is_terminal))
     console.print(f"report: {folder / PAGE}", soft_wrap=True)
     if not comparison.finished:
-        console.print(f"not finished; resume it: manyicl compare --resume {folder}", soft_wrap=True)
+        console.print(f"not finished; resume it: manyicl compare --resume {shlex.quote(str(folder))}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -38,7 +39,8 @@ def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: i
     folder = RunFolder(run_folder)
     config, run, model = folder.read_config(), folder.read_state(), folder.model
     if not model.is_dir():
-        raise UserError(f"{run_folder}: has no model yet; continue with manyicl train --resume {run_folder}")
+        command = f"manyicl train --resume {shlex.quote(str(run_folder))}"
+        raise UserError(f"{run_folder}: has no model yet; continue with {command}")
     curve = _seed_curve(comparison, arm, seed, trained=list(run.tasks))
     content = _describe(model, config, run) | _describe_curve(curve)
     title = f"{comparison.title_of(arm)}, {comparison.name}, seed {seed}"
