@@ -146,7 +146,9 @@ def test_rates_that_no_validation_row_can_choose_are_refused_before_any_is_train
     (tmp_path / "tasks").mkdir()
     for name in ("one", "two"):
         (tmp_path / "tasks" / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    with pytest.raises(UserError, match=r"^compare\.learning_rates: no task that ManyICL is evaluated on has validation"):
+    with pytest.raises(
+        UserError, match=r"^compare\.learning_rates: no task that ManyICL is evaluated on has validation"
+    ):
         begin((tmp_path, (["one"], ["two"], [])), tmp_path / "out", dedicated_tasks=[])
     assert not (tmp_path / "out" / "recipe.toml").exists()
     config = load_recipe(tmp_path / "recipe.toml", kind=CompareConfig)

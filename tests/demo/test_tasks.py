@@ -15,7 +15,7 @@ from itertools import islice, permutations, product
 import pytest
 
 from manyicl.demo.lexicon import load_lexicon
-from manyicl.demo.tasks import KINDS, METRICS, draw_task, find_kinds, iter_tasks, pool_words, write_tasks
+from manyicl.demo.tasks import KINDS, METRICS, draw_task, export_tasks, find_kinds, iter_tasks, pool_words, write_tasks
 from manyicl.errors import UserError
 from manyicl.evaluation.scoring.answers import score_answer
 from manyicl.tasks.task import load_tasks
@@ -416,6 +416,13 @@ def test_the_files_are_a_pure_function_of_the_seed(tmp_path):
     assert len(a) == 2 * len(KINDS)
     assert a == b
     assert a != c
+
+
+@pytest.mark.parametrize("wrong", [{"num_tasks": 0}, {"num_train": 0}, {"num_test": -1}])
+def test_no_tasks_or_no_rows_are_a_users_mistake(tmp_path, wrong):
+    with pytest.raises(UserError, match=r"^num_tasks=.*, num_train=.*, num_test=.*: need at least 1 each$"):
+        export_tasks(tmp_path / "new", **{"num_tasks": 1, "num_train": 1, "num_test": 1, "seed": 0} | wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_rule_of_few_inputs_is_a_users_mistake(tmp_path):

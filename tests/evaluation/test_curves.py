@@ -107,11 +107,31 @@ def test_a_model_that_gives_no_finite_likelihood_is_an_error_not_a_score(tokeniz
         evaluate(asked, [make_task("animals")], shots=(1,), draws=1, queries=3)
 
 
-@pytest.mark.parametrize("wrong", [{"shots": ()}, {"shots": (-1,)}, {"draws": 0}, {"queries": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shots": ()}, {"shots": (-1,)}, {"shots": ("all",)}, {"shots": (1.5,)}, {"draws": 0}, {"queries": 0},
+    ],
+)  # fmt: skip
 def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match=r"^shots=.*, draws=.*, queries=.*: need shots from 0, and at least 1$"):
         evaluate(asked, [make_task("animals")], **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"episodes": 0}, "episodes=0, token_budget=200: need at least 1 episode, of 1 to 200 tokens"),
+        ({"token_budget": 0}, "episodes=20, token_budget=0: need at least 1 episode"),
+        ({"token_budget": 201}, "episodes=20, token_budget=201: need at least 1 episode, of 1 to 200 tokens"),
+    ],
+)
+def test_an_impossible_one_pass_curve_is_one_line(tokenizer, wrong, told):
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    with pytest.raises(UserError) as refused:
+        one_pass_curve(asked, [make_task("animals")], **wrong)
+    assert str(refused.value).startswith(told)
 
 
 @pytest.mark.slow
@@ -131,7 +151,7 @@ def test_the_same_shots_in_other_orders_are_told_apart_by_order_alone(tokenizer)
     assert (fixed.to_json()["fixed_shots"], "fixed_shots" in plain.to_json()) == (6, False)
 
 
-@pytest.mark.parametrize(("fixed", "draws"), [(1, 2), (3, 2), (0, 2), (4, 1)])
+@pytest.mark.parametrize(("fixed", "draws"), [(1, 2), (3, 2), (0, 2), (4, 1), ("fill", 2), ("all", 2)])
 def test_fixed_shots_that_no_orders_can_be_compared_at_are_refused(tokenizer, fixed, draws):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match=rf"fixed_shots = {fixed}: needs one of the shot counts \[1, 4\] from 2"):

@@ -164,7 +164,17 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, parts: Parts = FUL
     minutes = (time.monotonic() - started) / 60
     headline = grids[0]
     trained, asked = headline.folder / f"seed-{seed}" / "manyicl", headline.roles.held_out[0]
-    command = ["manyicl", "eval", str(trained), "--tasks", headline.config.tasks.folder, "--task", asked, "--draws", "2"]
+    command = [
+        "manyicl",
+        "eval",
+        str(trained),
+        "--tasks",
+        headline.config.tasks.folder,
+        "--task",
+        asked,
+        "--draws",
+        "2",
+    ]
     lines = [
         f"{minutes:.1f} minutes. Read {headline.folder / 'report.html'}; ask a model that you have just trained:",
         f"  {shlex.join(command)}",

@@ -148,8 +148,10 @@ def export_tasks(folder: Path, *, num_tasks: int, num_train: int, num_test: int,
     """Write open-pool tasks of all kinds as task files into a new folder.
 
     Raises:
-        UserError: the folder exists, or a rule has too few inputs for that many rows.
+        UserError: a number is below 1, the folder exists, or a rule has too few inputs for that many rows.
     """
+    if min(num_tasks, num_train, num_test) < 1:
+        raise UserError(f"num_tasks={num_tasks}, num_train={num_train}, num_test={num_test}: need at least 1 each")
     if folder.exists():
         raise UserError(f"{folder}: exists already; name a new folder")
     tasks = list(islice(iter_tasks(KINDS, seed=seed, pool="open"), num_tasks))

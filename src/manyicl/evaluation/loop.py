@@ -286,24 +286,31 @@ def one_pass_curve(
     """Return loss and greedy exact match at every k from one forward pass over each episode of test rows.
 
     token_budget: length of an episode. Default: as much as the model can see.
+
+    Raises:
+        UserError: `episodes` or `token_budget` is out of range, or no test row of a task fits.
     """
     loaded = load_for_inference(model, max_tokens=token_budget) if isinstance(model, str) else model
+    budget = loaded.max_tokens if token_budget is None else token_budget
+    if episodes < 1 or not 1 <= budget <= loaded.max_tokens:
+        raise UserError(
+            f"episodes={episodes}, token_budget={budget}: need at least 1 episode, of 1 to {loaded.max_tokens:,}"
+            " tokens, which is as much as the model can see"
+        )
     with loaded.answering():
         curves = [
             score_one_pass(
                 loaded.model,
                 tokenize_for(task, loaded),
                 num_episodes=episodes,
-                token_budget=token_budget or loaded.max_tokens,
+                token_budget=budget,
                 seed=seed,
                 trained_shots=trained_shots_of(loaded, task),
                 on_progress=shift_progress(on_progress, number, len(tasks)),
             )
             for number, task in enumerate(tasks)
         ]
-    return Evaluation(
-        loaded.path, "one-pass", seed=seed, max_tokens=token_budget or loaded.max_tokens, curves=tuple(curves)
-    )
+    return Evaluation(loaded.path, "one-pass", seed=seed, max_tokens=budget, curves=tuple(curves))
 
 
 def shift_progress(on_progress: OnProgress, number: int, total: int) -> OnProgress:

@@ -99,15 +99,17 @@ def check_sweep(sweep: Sweep) -> None:
         raise UserError(
             f"max_new_tokens={limit}: an answer must leave room for its input in {sweep.max_tokens:,} tokens"
         )
-    is_negative = any(k != FILL and k < 0 for k in sweep.shots)
-    if not sweep.shots or is_negative or sweep.num_draws < 1 or sweep.num_queries < 1:
+    is_wrong = any(k != FILL and (not isinstance(k, int) or k < 0) for k in sweep.shots)
+    if not sweep.shots or is_wrong or sweep.num_draws < 1 or sweep.num_queries < 1:
         raise UserError(
             f"shots={list(sweep.shots)}, draws={sweep.num_draws}, queries={sweep.num_queries}: need shots from 0, and"
             " at least 1"
         )
     if fixed is None:
         return
-    if sweep.num_draws < 2 or (fixed != "most" and (fixed < 2 or fixed not in sweep.shots)):
+    if sweep.num_draws < 2 or (
+        fixed != "most" and (not isinstance(fixed, int) or fixed < 2 or fixed not in sweep.shots)
+    ):
         raise UserError(
             f"fixed_shots = {fixed}: needs one of the shot counts {sort_shots(sweep.shots)} from 2, and at least"
             f" 2 draws; there are {sweep.num_draws}"
