@@ -129,8 +129,8 @@ class CompareSettings(BaseModel):
     normalize: Literal["none", "tokens", "characters", "bytes"] = "none"
     """The length that the log-probability of a known answer is divided by before the highest is chosen."""
     calibrate: Literal["none", "contextual"] = "none"
-    """contextual: the probability of a known answer is divided by that after inputs without content, behind the same
-    shots."""
+    """contextual: the probability of a known answer is divided by its probability after inputs without content, with
+    the same shots."""
     stop: tuple[str, ...] = ()
     """Texts that end a generated answer."""
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -154,7 +154,7 @@ class CompareSettings(BaseModel):
 
     @model_validator(mode="after")
     def _has_nearest_to_count(self) -> Self:
-        """Refuse a number of nearest shots where none is chosen. Recipes that were written out have the default."""
+        """Refuse a number of nearest shots if none are chosen. Recipes that were written out have the default."""
         if self.choose != "nearest" and self.num_nearest != NUM_NEAREST:
             raise ValueError(
                 f"num_nearest = {self.num_nearest}: does nothing with choose = '{self.choose}'; set choose = 'nearest',"

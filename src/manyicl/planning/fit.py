@@ -54,7 +54,7 @@ def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | 
 def suggest_changes(
     config: RunConfig, model_config: Any, *, row: Row, device: Device, weights: WeightCounts
 ) -> Change | None:
-    """Return the gentlest change that fits `device`, None where none does.
+    """Return the gentlest change that fits `device`, or None if none does.
 
     row: the recipe's largest. Each attempt keeps the changes of those before it; each is measured.
     """

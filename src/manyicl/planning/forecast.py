@@ -317,7 +317,7 @@ def find_blockers(prepared: Prepared, tasks: Sequence[TaskForecast]) -> Iterable
     if config.episodes.shots != 0 and all(task.most_shots == 0 for task in tasks):
         yield (
             f"episodes.token_budget = {config.episodes.token_budget}: no episode holds two examples, so no answer would"
-            " be trained behind a shot; raise it, or say episodes.shots = 0 if that is meant"
+            " be trained after a shot; raise it, or set episodes.shots = 0 if that is what you want"
         )
 
 
@@ -340,7 +340,7 @@ def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[st
 
 
 def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | None) -> Iterable[str]:
-    """Yield which settings hardly go together. num_features: of a layer's input, where it is known."""
+    """Yield which settings hardly go together. num_features: of a layer's input, if known."""
     train, lora = config.train, config.model.lora
     if train.warmup_steps >= train.num_steps:
         yield (

@@ -2,7 +2,7 @@
 
 A held-out task whose test rows are train rows of a trained task shows what was learnt by heart, not what was learnt.
 Validation rows of a trained task count as well: settings are chosen by them. Inputs are compared, exactly and as
-near-duplicates (copies.py), since a row's answer may be written in another way.
+near-duplicates (tasks/duplicates.py), since a row's answer may be written in another way.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class DrawnEpisode:
 
     @property
     def renaming(self) -> str:
-        """One line that says what each label of the episode is called; '' where none is renamed."""
+        """One line that says what each label of the episode is called; '' if none is renamed."""
         pairs = ", ".join(f"{label} → {name}" for label, name in self.renamed)
         return f"renamed episode: {pairs}" if pairs else ""
 
