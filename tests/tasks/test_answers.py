@@ -42,6 +42,18 @@ def test_lists_of_numbers_stay_texts_and_some_lists_among_texts_are_told(tmp_pat
     )
 
 
+@pytest.mark.parametrize("cell", ["['C:\\users', 'b']", "['\\x']", "['a\0b']"])
+def test_what_only_looks_like_a_list_is_a_text(tmp_path: Path, cell: str) -> None:
+    assert read(tmp_path, f'input,answer,split\nq,"{cell}",test\n').test == (Example("q", cell),)
+
+
+def test_a_text_of_a_list_may_hold_line_breaks_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"input,answer,split\r\nq,\"['a\r\nb' 'c']\",test\r\n")
+    task, _ = inspect_task(tmp_path / "t.csv")
+    assert task is not None
+    assert task.test == (Example("q", "a\r\nb", (), ("c",)),)
+
+
 def test_an_empty_list_is_an_empty_answer(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("input,answer\nq,[]\nr,\"['a']\"\n")
     _, (fault,) = inspect_task(tmp_path / "t.csv")

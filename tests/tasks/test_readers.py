@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manyicl.errors import UserError
-from manyicl.tasks import Example, inspect_task, load_tasks
+from manyicl.tasks import Columns, Example, FaultLog, inspect_task, load_tasks, read_records
 
 TRAIN = [{"input": "one", "answer": "a"}, {"input": "two", "answer": "b"}]
 TEST = [{"input": "three", "answer": "a"}]
@@ -70,3 +70,14 @@ def test_pandas_names_beside_lists_of_cells_are_read(tmp_path: Path) -> None:
     task, _ = inspect_task(write(tmp_path, {"columns": ["input", "answer", "split"], "index": [0, 1], "data": cells}))
     assert task is not None
     assert {*task.train, *task.validation} == {Example("one", "a"), Example("two", "b")}
+
+
+def test_a_long_cell_is_read_while_another_table_is_read_to_its_end(tmp_path):
+    for name in ("short", "long"):
+        (tmp_path / f"{name}.csv").write_text(f"input,answer\nq,a\n{'x' * 200_000 if name == 'long' else 'r'},b\n")
+    short, long = (
+        read_records(path, columns=Columns({}), log=FaultLog(path)) for path in sorted(tmp_path.iterdir(), reverse=True)
+    )
+    next(short), next(long)
+    assert list(short) == [(2, {"input": "r", "answer": "b"})]
+    assert [len(str(record["input"])) for _, record in long if record] == [200_000]

@@ -50,11 +50,10 @@ def read_table(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[in
         what = f"ends in {count:,} NUL bytes, as after a crash or on a full disk; remove them, or copy the file again"
         log.add("NUL bytes", what, path=path)
         text = text.rstrip("\0")
-    limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells over 131,072 characters
-    try:
-        yield from _read_cells(text, path, columns, log)
-    finally:
-        csv.field_size_limit(limit)
+    # The default refuses cells over 131,072 characters. It is not put back: the limit is the whole process's, and other
+    # threads may be in the middle of a table.
+    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
+    yield from _read_cells(text, path, columns, log)
 
 
 def _count_rows(lines: Iterator[list[str]]) -> int:

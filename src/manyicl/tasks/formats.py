@@ -164,7 +164,11 @@ def read_list(text: str) -> list[object] | None:
         if not _LIST.fullmatch(text):
             return None
         # One text at a time: Python would join numpy's 'a' 'b'.
-        return [ast.literal_eval(found[0].replace("\n", "\\n")) for found in re.finditer(_QUOTED, text, re.DOTALL)]
+        texts = (found[0].replace("\n", "\\n").replace("\r", "\\r") for found in re.finditer(_QUOTED, text, re.DOTALL))
+        try:
+            return [ast.literal_eval(quoted) for quoted in texts]
+        except (SyntaxError, ValueError):  # an escape that is none, such as in 'C:\users', or a NUL
+            return None
     return value if isinstance(value, list) else None
 
 
