@@ -912,6 +912,10 @@ def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
         ("held_out=: no task 'x'", "--held-out: no task 'x'"),
         ("shots=-1: shots count from 0", "--shots -1: shots count from 0"),
         ("train.seed=x: is no number", "train.seed=x: is no number"),
+        ("template=3: task 'x' has one template", "--template 3: task 'x' has one template"),
+        ("a.xlsx: has two sheets; name one as `config`", "a.xlsx: has two sheets; name one as --config"),
+        ("columns={'inptu': 'x'}: maps an unknown name", "--column {'inptu': 'x'}: maps an unknown name"),
+        ("runs/seed=1/curve.json: no such file", "runs/seed=1/curve.json: no such file"),
     ],
 )
 def test_a_parameter_that_the_library_names_is_shown_as_the_option(message, shown):

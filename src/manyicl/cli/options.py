@@ -97,10 +97,10 @@ Recipe = Annotated[
 # train.seed=1, stay as they are.
 _NAMES = (
     "held_out|shots|choose|num_nearest|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|normalize|calibrate"
-    "|temperature|top_p|samples|min_confidence|precision|quantize|compile"
-    "|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
+    "|temperature|top_p|samples|min_confidence|precision|quantize|compile|template|columns|config|name|family"
+    "|answer_index|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
 )
-_GIVEN = re.compile(rf"(?<![\w.])({_NAMES})=(.)")
+_GIVEN = re.compile(rf"(?<![\w./\\-])({_NAMES})=(.)")  # not a folder of a path: runs/seed=1/curve.json
 _NAMED = re.compile(rf"`({_NAMES}|compiled|endpoint\.model)`")
 
 
@@ -115,7 +115,8 @@ def in_flags(message: str) -> str:
 
 
 def _flag(name: str) -> str:
-    return "--compile" if name == "compiled" else f"--{name.replace('_', '-').replace('.', '-')}"
+    name = {"compiled": "compile", "columns": "column"}.get(name, name)
+    return f"--{name.replace('_', '-').replace('.', '-')}"
 
 
 def split_overrides(recipe: Path | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
