@@ -49,6 +49,15 @@ def test_a_mistake_in_the_command_is_one_line(arguments, message, tmp_path, monk
     assert refusal(capfd, "import", *arguments) == message
 
 
+def test_a_template_on_the_command_line_may_hold_commas(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("who,what,label\nAnn,ran,x\n")
+    columns = ["--column", "input={who}, who {what}", "--column", "answer=label"]
+    code, done, _ = run_manyicl(capfd, "import", "t.csv", "--dry-run", *columns)
+    assert code == 0
+    assert "  input    Ann, who ran" in done.splitlines()
+
+
 def test_the_page_shows_what_the_command_prints(tmp_path, monkeypatch, capfd):
     page = Path(__file__).parents[2] / "docs" / "other-tools.md"
     monkeypatch.chdir(tmp_path)

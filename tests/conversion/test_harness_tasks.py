@@ -109,6 +109,21 @@ def test_a_template_is_a_column_or_a_text(rest, first, tmp_path):
         ("validation_split: dev\ndoc_to_text: text\ndoc_to_target: label\n", "have no split 'dev'"),
         ("task: [a, b]\n", "is a group of tasks; import its tasks one by one"),
         ("doc_to_text: [\n", "is not valid YAML"),
+        ("made: 2024-02-30\n", "is not valid YAML .day is out of range for month.; correct it"),
+        ("include: sky.yaml\n", "includes itself"),
+        (
+            "dataset_kwargs: [1]\ndoc_to_text: text\ndoc_to_target: label\n",
+            "dataset_kwargs is .1.; write keys and values",
+        ),
+        ("doc_to_text: '{{ 1 / 0 }}'\ndoc_to_target: label\n", "cannot be filled in .* .division by zero"),
+        (
+            "doc_to_text: '{% for i in range(999999) %}x{% endfor %}'\ndoc_to_target: label\n",
+            "cannot be filled in .* .Range too big",
+        ),
+        (
+            'doc_to_text: \'{{ text|regex_replace("[", "") }}\'\ndoc_to_target: label\n',
+            "cannot be filled in .* .unterminated character set",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_refused_by_name(rest, message, tmp_path):
@@ -116,6 +131,16 @@ def test_what_cannot_be_converted_is_refused_by_name(rest, message, tmp_path):
     with pytest.raises(UserError, match=rf"sky\.yaml: .*{message}"):
         import_tasks(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_converted_in_part_is_noted_and_a_row_that_cannot_be_written_is_left_out(tmp_path):
+    rest = "description: 'On {{topic}}'\nmetric_list: acc\ndoc_to_text: text\ndoc_to_target: '[{[]: 1}]'\n"
+    path = write_task(tmp_path, rest)
+    (tmp_path / "rows.jsonl").write_text('{"text": "half \\ud800"}\n{"text": "whole"}\n')
+    (imported,) = import_tasks(path, tmp_path / "out").tasks
+    assert imported.notes == ("of sky.yaml not converted: description",)
+    assert imported.left_out == {"broken Unicode": 1}
+    assert written(tmp_path / "out")[0] == {"input": "whole", "answer": "[{[]: 1}]", "split": "train"}
 
 
 def test_what_a_task_file_includes_is_read_first(tmp_path):

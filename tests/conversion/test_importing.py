@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -310,3 +311,64 @@ def test_a_real_base_reads_each_rows_own_instruction(tmp_path, smollm2):
     model = load_for_inference(str(smollm2), precision="fp32", max_tokens=400)
     answers = evaluate(model, [imported.task], shots=(6,), draws=1).predictions
     assert {answer.answer: answer.prediction for answer in answers} == {"cat": "cat", "black": "black"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"columns": {"inptu": "text"}},
+            "columns={'inptu': 'text'}: maps an unknown name 'inptu'; did you mean 'input'?",
+        ),
+        ({"name": "a/b"}, "name=a/b: is not a name: a text on one line, without slashes"),
+        ({"family": "clasification"}, "family=clasification: is unknown; did you mean 'classification'?"),
+        ({"answer_index": 2}, "answer_index=2: is not 0 or 1: the number of the first option"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, message, tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\nIs it?,yes\n")
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        import_tasks(tmp_path / "t.csv", **arguments)
+
+
+@pytest.mark.parametrize("name", ["gone.yml", "gone.xlsm", "gone.YAML", "gone.csv"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(UserError, match=rf"^{name}: no such file or folder$"):
+        import_tasks(name)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("made: 2024-02-30", "its metadata are not valid YAML .day is out of range for month.; correct them"),
+        ("configs: [{data_files: [{path: ''}]}]", "no file matches ''"),
+        ("configs: [{data_files: /data/t.csv}]", "no file matches '/data/t.csv'"),
+    ],
+)
+def test_a_readme_with_a_mistake_is_one_line(metadata, message, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
+    with pytest.raises(UserError, match=rf"README\.md: .*{message}$"):
+        import_tasks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "configs: 5",
+        "dataset_info: {features: [{name: label, dtype: {class_label: [no, yes]}}]}",
+        "dataset_info: {features: [{name: label, dtype: {class_label: {names: {no: 0}}}}]}",
+    ],
+)
+def test_a_readme_in_another_form_says_nothing(metadata, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
+    (tmp_path / "t.csv").write_text("input,label\nIs it?,1\n")
+    assert import_tasks(tmp_path).tasks[0].num_written == 1
+
+
+@pytest.mark.parametrize("rows", ["jsonl", "parquet"])
+def test_embeddings_that_the_sources_task_json_names_are_kept(rows, tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"input": "Is it?", "answer": "yes", "like": [0.1, -2]}\n')
+    (tmp_path / "t.task.json").write_text('{"columns": {"embedding": "like"}}')
+    import_tasks(tmp_path / "t.jsonl", tmp_path / "out", rows=rows)
+    (before,), (after,) = load_tasks(tmp_path), load_tasks(tmp_path / "out")
+    assert [one.embedding for one in after.train + after.test] == [one.embedding for one in before.train + before.test]

@@ -94,7 +94,11 @@ def import_(
 
     if out is None and not dry_run:
         raise UserError("name a new folder with --out, or only look with --dry-run")
-    columns = {ours: own.split(",") if "," in own else own for ours, own in _pairs("--column", column).items()}
+    # A template may hold commas: input={premise}, so {hypothesis}.
+    columns = {
+        ours: own.split(",") if "," in own and "{" not in own else own
+        for ours, own in _pairs("--column", column).items()
+    }
     done = import_tasks(
         source,
         None if dry_run else out,

@@ -76,17 +76,21 @@ def read_harness_task(path: Path, *, staging: Path) -> Material:
             for file in files:
                 for number, record in _iter_records(file):
                     row = templates.fill(record, number, file)
-                    written.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+                    # In ASCII: half of a surrogate pair could not be written, and is a row's fault when it is read.
+                    written.write(f"{json.dumps(row, default=str)}\n")
         parts.append(Part(part, split, f"{path.name}, {split}"))
     settings: dict[str, Any] = {}
-    description = config.get("description")
-    if description and "{{" not in str(description):
-        settings["instruction"] = str(description).strip()
-    metrics = [str(one.get("metric")) for one in config.get("metric_list") or [] if isinstance(one, dict)]
+    unused = [key for key in _UNUSED if config.get(key) not in (None, {}, [])]
+    description = str(config.get("description") or "")
+    if "{{" in description:
+        unused.append("description")
+    elif description:
+        settings["instruction"] = description.strip()
+    listed = config.get("metric_list")
+    metrics = [str(one.get("metric")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     known = [_METRICS[metric] for metric in metrics if metric in _METRICS]
     if known:
         settings["metric"] = known[0]
-    unused = [key for key in _UNUSED if config.get(key) not in (None, {}, [])]
     unused += [f"metric {metric}" for metric in metrics if metric not in _METRICS]
     notes = (f"of {path.name} not converted: {', '.join(unused)}",) if unused else ()
     return Material(
@@ -99,20 +103,22 @@ def read_harness_task(path: Path, *, staging: Path) -> Material:
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """Return a task file with what it includes."""
+def _load(path: Path, *, including: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return a task file with what it includes. including: the files that include it."""
+    if path.resolve() in including:
+        raise UserError(f"{path}: includes itself; correct its include")
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date that no calendar has
         raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: is not a task file of lm-evaluation-harness; it holds no keys")
     included = config.pop("include", None) or []
     merged: dict[str, Any] = {}
     for other in included if isinstance(included, list) else [included]:
-        merged |= _load(path.parent / str(other))
+        merged |= _load(path.parent / str(other), including=(*including, path.resolve()))
     return merged | config
 
 
@@ -140,6 +146,8 @@ def _find_data(path: Path, config: Mapping[str, Any], staging: Path) -> dict[str
     if not wanted:
         raise UserError(f"{path}: names no training_split, validation_split or test_split; add one")
     given = config.get("dataset_kwargs") or {}
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: dataset_kwargs is {given!r}; write keys and values")
     data_files = given.get("data_files")
     if data_files is None:
         hub = load_from_hub(
@@ -227,13 +235,13 @@ class _Templates:
             return record[template]
         try:
             text = self._jinja.from_string(template).render({name: _plain(value) for name, value in record.items()})
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        except Exception as error:  # a template computes, and any computation can fail
             raise UserError(f"{self._path}: {key} cannot be filled in for {where} ({error})") from error
         if key == "doc_to_text" or not (key == "doc_to_choice" or text.startswith("[")):
             return text
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError):
             return text
         return value if isinstance(value, list) else text
 

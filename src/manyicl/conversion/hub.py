@@ -32,7 +32,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         return {}
     try:
         card = yaml.safe_load(found[1])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date that no calendar has
         why = " ".join(str(error).split())
         raise UserError(f"{path}: its metadata are not valid YAML ({why}); correct them") from error
     return card if isinstance(card, dict) else {}
@@ -46,10 +46,10 @@ def read_configs(folder: Path, *, config: str | None) -> Material | None:
     Raises:
         UserError: it is unclear which configuration is meant, or one of its files does not exist.
     """
-    card = read_card(folder)
+    listed = read_card(folder).get("configs")
     configs = {
         str(one.get("config_name", "default")): one["data_files"]
-        for one in card.get("configs") or []
+        for one in (listed if isinstance(listed, list) else ())
         if isinstance(one, dict) and one.get("data_files")
     }
     if not configs:
@@ -61,7 +61,10 @@ def read_configs(folder: Path, *, config: str | None) -> Material | None:
     for entry in entries:
         split, patterns = (entry.get("split", ""), entry.get("path", [])) if isinstance(entry, dict) else ("", entry)
         for pattern in patterns if isinstance(patterns, list) else [patterns]:
-            found = sorted(path for path in folder.glob(str(pattern)) if path.is_file())
+            try:
+                found = sorted(path for path in folder.glob(str(pattern)) if path.is_file())
+            except (ValueError, NotImplementedError):  # an empty pattern, or an absolute one
+                found = []
             if not found:
                 raise UserError(f"{folder / 'README.md'}: config '{chosen}': no file matches '{pattern}'")
             for path in found:
@@ -128,9 +131,11 @@ def _names_of(feature: object) -> tuple[str, ...]:
     """Return the class names of a feature as a README ({"class_label": {"names": {...}}}) or a JSON file has it."""
     if not isinstance(feature, dict):
         return ()
-    names = (feature.get("class_label") or feature).get("names")
+    described = feature.get("class_label") or feature
+    names = described.get("names") if isinstance(described, dict) else None
     if isinstance(names, dict):
-        names = [names[key] for key in sorted(names, key=int)]
+        numbered = {int(key): name for key, name in names.items() if str(key).isdecimal()}
+        names = [numbered[number] for number in sorted(numbered)]
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 

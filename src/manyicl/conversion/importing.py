@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,19 @@ from manyicl.conversion.rows import KeptRows, read_material
 from manyicl.conversion.sheets import read_workbook
 from manyicl.errors import UserError
 from manyicl.locks import new_folder
-from manyicl.tasks import SPLIT_WORDS, Row, Task, data_suffix, find_layout, inspect_task, name_sources, source_of
+from manyicl.tasks import (
+    SPLIT_WORDS,
+    Row,
+    Task,
+    data_suffix,
+    find_layout,
+    inspect_task,
+    name_sources,
+    parse_setting,
+    source_of,
+)
 
+_WORKBOOKS = (".xlsx", ".xlsm")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 
 
@@ -81,15 +93,22 @@ def import_tasks(
     rows: the format of the rows.
 
     Raises:
-        UserError: `out` exists, the source does not or cannot be read, nobody can tell its columns, or no row is left.
+        UserError: `out` exists, the source does not or cannot be read, nobody can tell its columns, no row is left, or
+            an argument is wrong.
     """
+    given = {key: own if isinstance(own, str) else list(own) for key, own in (columns or {}).items()}
+    for key, value in (("columns", given or None), ("name", name), ("family", family), ("answer_index", answer_index)):
+        try:
+            if value is not None:
+                parse_setting(key, value)
+        except ValueError as error:
+            raise UserError(f"{key}={value}: {error}") from error
     if out is not None and Path(out).exists():
         raise UserError(f"out={out}: exists already; name a new folder")
     with tempfile.TemporaryDirectory(prefix="manyicl-import-") as staging:
         materials = _find_materials(source, config=config, revision=revision, staging=Path(staging))
         if name is not None and len(materials) > 1:
             raise UserError(f"name={name}: {source} holds {len(materials)} tasks; leave the name out")
-        given = {key: own if isinstance(own, str) else tuple(own) for key, own in (columns or {}).items()}
         chosen = {key: value for key, value in (("name", name), ("family", family)) if value is not None}
         read = [
             (material, read_material(material, columns=given, splits=splits or {}, answer_index=answer_index))
@@ -120,7 +139,7 @@ def _find_materials(source: str | Path, *, config: str | None, revision: str | N
     if path.is_dir():
         return _find_in_folder(path, config=config)
     if path.is_file():
-        if path.suffix.lower() in (".xlsx", ".xlsm"):
+        if path.suffix.lower() in _WORKBOOKS:
             return [read_workbook(path, sheet=config, staging=staging)]
         if is_harness_task(path):
             return [read_harness_task(path, staging=staging)]
@@ -128,7 +147,8 @@ def _find_materials(source: str | Path, *, config: str | None, revision: str | N
         part = Part(path, "", str(path))
         stem = path.resolve().parent.name if found.stem.lower() in SPLIT_WORDS else found.stem
         return [Material(stem, (part,), settings_path=found.settings_path, origin={"source": path.name})]
-    if not data_suffix(path) and path.suffix not in (".xlsx", ".yaml") and _HUB_NAME.fullmatch(str(source)):
+    is_file_name = bool(data_suffix(path)) or path.suffix.lower() in _WORKBOOKS or is_harness_task(path)
+    if not is_file_name and _HUB_NAME.fullmatch(str(source)):
         return [load_from_hub(str(source), config=config, revision=revision, staging=staging)]
     raise UserError(f"{source}: no such file or folder")
 
@@ -164,12 +184,15 @@ def _write_task(folder: Path, material: Material, kept: KeptRows, *, rows: Liter
             file.writelines(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
     else:
         _write_parquet(data, records)
-    settings_path.write_text(json.dumps(kept.settings), encoding="utf-8")
+    # A column of embeddings is read only if it is named.
+    settings = kept.settings | ({"columns": {"embedding": "embedding"}} if "embedding" in records[0] else {})
+    settings_path.write_text(json.dumps(settings), encoding="utf-8")
     task, faults = inspect_task(data)
     if task is None:
-        raise UserError(f"{material.parts[0].shown}: {faults[0].message.removeprefix(str(data)).lstrip(',: ')}")
+        message = faults[0].message.removeprefix(str(data)).removeprefix(str(settings_path))
+        raise UserError(f"{material.parts[0].shown}: {message.lstrip(',: ')}")
     # Also what it is by default, so that a reader sees it and can change it.
-    about = kept.settings | {"family": task.family, "metric": task.metric}
+    about = settings | {"family": task.family, "metric": task.metric}
     about["imported_from"] = {**material.origin, **({"columns": kept.columns} if kept.columns else {})}
     settings_path.write_text(f"{json.dumps(about, ensure_ascii=False, indent=2)}\n", encoding="utf-8")
     return ImportedTask(
@@ -191,6 +214,8 @@ def _as_record(row: Row) -> dict[str, Any]:
         record["answer"] = [row.answer, *row.also_right]
     if row.options:
         record["options"] = list(row.options)
+    if row.embedding:
+        record["embedding"] = array("f", row.embedding).tolist()
     return record | ({"split": row.split} if row.split else {})
 
 
@@ -199,7 +224,8 @@ def _write_parquet(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow.parquet
 
     has_lists = any(isinstance(record["answer"], list) for record in records)
-    names = [name for name in ("input", "answer", "options", "split") if any(name in record for record in records)]
+    known = ("input", "answer", "options", "embedding", "split")
+    names = [name for name in known if any(name in record for record in records)]
     table = {name: [record.get(name) for record in records] for name in names}
     if has_lists:
         table["answer"] = [answer if isinstance(answer, list) else [answer] for answer in table["answer"]]

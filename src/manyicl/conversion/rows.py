@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class _ReasonLog(FaultLog):
 def read_material(
     material: Material,
     *,
-    columns: Mapping[str, str | tuple[str, ...]],
+    columns: Mapping[str, str | Sequence[str]],
     splits: Mapping[str, str],
     answer_index: int | None,
 ) -> KeptRows:

@@ -6,7 +6,7 @@ from .formats import SPLIT_WORDS, JsonNumber, data_suffix
 from .layouts import Source, find_layout, source_of
 from .readers import read_records
 from .rows import FileRows, Row, read_rows, tidy_answer
-from .settings import METRICS, read_settings
+from .settings import METRICS, parse_setting, read_settings
 from .shapes import recognise
 from .task import (
     NO_SPLIT_NOTE,
@@ -50,6 +50,7 @@ __all__ = [
     "load_task",
     "load_tasks",
     "name_sources",
+    "parse_setting",
     "read_records",
     "read_rows",
     "read_settings",

@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from manyicl.errors import UserError, suggest
@@ -68,28 +69,18 @@ def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSetti
     if not isinstance(raw, dict):
         log.add("bad task.json", f'{show(raw)} is not an object; write {{"family": ...}}', path=settings_path)
         return None
-    readers: dict[str, Callable[[object], object]] = {
-        "name": _parse_name,
-        "family": lambda value: _parse_word(value, FAMILIES),
-        "metric": lambda value: _parse_word(value, METRICS),
-        "instruction": _parse_text,
-        "labels": _parse_labels,
-        "columns": _parse_columns,
-        "templates": _parse_templates,
-        "answer_index": _parse_index,
-    }
     for key in raw.repeated if isinstance(raw, RepeatedKeys) else ():
-        if key in readers:
+        if key in _READERS:
             log.add(f"repeated {key}", f"has {show(key)} twice; remove one of them", path=settings_path)
     values: dict[str, object] = {}
     columns_known = True
     for key, value in raw.items():
-        if key in readers:
+        if key in _READERS:
             try:
-                values[key] = readers[key](value)
+                values[key] = parse_setting(key, value)
             except ValueError as error:
                 log.add(f"bad {key}", f"{key} {show(value)} {error}", path=settings_path)
-        elif near := difflib.get_close_matches(key.lower(), readers, n=1, cutoff=_MISSPELT):
+        elif near := difflib.get_close_matches(key.lower(), _READERS, n=1, cutoff=_MISSPELT):
             log.add(f"unknown key {key}", f"unknown key {show(key)}; did you mean '{near[0]}'?", path=settings_path)
             columns_known = columns_known and near[0] not in ("columns", "templates")
     if not columns_known or any(key in raw and key not in values for key in ("columns", "templates")):
@@ -106,6 +97,15 @@ def read_settings(settings_path: Path, *, stem: str, log: FaultLog) -> TaskSetti
     return replace(settings, **values)  # type: ignore[arg-type]  # each reader returns its field's type
 
 
+def parse_setting(key: str, value: object) -> object:
+    """Return the value of a key of a task.json as TaskSettings has it.
+
+    Raises:
+        ValueError: with what is wrong with it.
+    """
+    return _READERS[key](value)
+
+
 def _parse_text(value: object) -> str:
     if type(value) is not str:  # isinstance would accept a JsonNumber
         raise ValueError("is not a text")
@@ -119,7 +119,7 @@ def _parse_name(value: object) -> str:
     return value
 
 
-def _parse_word(value: object, known: tuple[str, ...]) -> str:
+def _parse_word(value: object, *, known: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"is unknown{suggest(str(value), known)}")
     return value
@@ -134,7 +134,7 @@ def _parse_labels(value: object) -> tuple[str, ...]:
 
 
 def _parse_index(value: object) -> int:
-    if str(value) not in ("0", "1") or isinstance(value, bool):
+    if str(value) not in ("0", "1"):
         raise ValueError("is not 0 or 1: the number of the first option")
     return int(str(value))
 
@@ -175,6 +175,18 @@ def _is_column(own: object) -> bool:
     """Return whether `own` is a column's name, or a list of names."""
     names = own if isinstance(own, list) and own else [own]
     return all(type(name) is str and name for name in names)
+
+
+_READERS: dict[str, Callable[[object], object]] = {
+    "name": _parse_name,
+    "family": partial(_parse_word, known=FAMILIES),
+    "metric": partial(_parse_word, known=METRICS),
+    "instruction": _parse_text,
+    "labels": _parse_labels,
+    "columns": _parse_columns,
+    "templates": _parse_templates,
+    "answer_index": _parse_index,
+}
 
 
 def default_metric(family: str, *, has_choices: bool) -> str:
