@@ -629,6 +629,19 @@ def test_a_cache_file_cut_anywhere_counts_as_absent(tmp_path):
         assert_same(tokenize_task(TWO, tokenizer=tokenizer, cache_dir=tmp_path), fresh)
 
 
+def test_a_cache_file_with_any_bit_changed_counts_as_absent(tmp_path):
+    """Arrow trusts the offsets in it, and a wrong one ended the process."""
+    tokenizer = task_tokenizer("bpe")
+    fresh = tokenize_task(TWO, tokenizer=tokenizer, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 101):
+        path.unlink()
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 128]) + whole[at + 1 :])
+        assert_same(tokenize_task(TWO, tokenizer=tokenizer, cache_dir=tmp_path), fresh)
+        assert path.read_bytes() == whole
+
+
 def test_the_cache_lies_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("MANYICL_CACHE", "one")
     monkeypatch.setenv("XDG_CACHE_HOME", "two")
