@@ -41,6 +41,23 @@ def test_a_folder_is_checked_and_its_held_out_rows_are_found_in_other_tasks(tmp_
         manyicl.check(tmp_path, held_out=["nwe"])
 
 
+def test_a_faulty_task_hides_no_overlap_of_other_tasks_in_its_folder(tmp_path):
+    rows = "input,answer\n" + "".join(f"row {number},{'yes' if number % 2 else 'no'}\n" for number in range(40))
+    for name, kept in {"old_train": rows, "new_test": rows, "bad_train": "input,answer\nrow 1,\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(kept)
+    for name in ("old_test", "new_train", "bad_test"):
+        (tmp_path / f"{name}.csv").write_text("input,answer\nanother,no\n")
+    assert manyicl.check(tmp_path, held_out=["new"]).overlaps["new"].count > 0
+
+
+def test_a_held_out_task_that_is_not_there_is_not_blamed_on_the_recipe(tmp_path):
+    write_setting(tmp_path, num_steps=2)
+    recipe = (tmp_path / "recipe.toml").read_text() + "\n[compare]\n"
+    (tmp_path / "compare.toml").write_text(recipe)
+    with pytest.raises(manyicl.UserError, match="^held_out=: no task 'gone' in the folder"):
+        manyicl.check(tmp_path / "tasks", held_out=["gone"], recipe=tmp_path / "compare.toml")
+
+
 @pytest.mark.slow
 def test_a_recipe_is_shown_planned_and_exported(tmp_path):
     write_setting(tmp_path, num_steps=2)

@@ -73,8 +73,8 @@ def check(
     audits = audit_tasks(sources.values(), tokenizer=tokenizer, max_tokens=max_tokens)
     overlaps: Mapping[str, Overlap] = {}
     if roles:
-        unread = {audit.path for audit in audits if audit.faults}
-        read = {name: load_task(sources[name]) for name in roles if sources[name].path not in unread}
+        faulty = {name for name, audit in zip(sources, audits, strict=True) if audit.faults}
+        read = {name: load_task(sources[name]) for name in roles if name not in faulty}
         overlaps = find_overlaps(read, trained=[name for name in read if roles[name] == "trained"])
     return Check(audits, overlaps, has_window=model is None or max_tokens is not None)
 
@@ -95,9 +95,10 @@ def _choose_roles(names: Sequence[str], held_out: Sequence[str], recipe: Path | 
         named = [*config.compare.held_out_tasks, *config.compare.familiar_tasks]
         others = list(held_out) or named or [name for name in names if name not in trained]
         trained, source = [name for name in trained if name not in others], f"recipe={recipe}"
-    for name in (*trained, *others):
-        if name not in names:
-            raise UserError(f"{source}: no task '{name}' in the folder{suggest(name, names)}")
+    for where, chosen in (("held_out=", held_out), (source, (*trained, *others))):
+        for name in chosen:
+            if name not in names:
+                raise UserError(f"{where}: no task '{name}' in the folder{suggest(name, names)}")
     if (held_out or recipe) and not (trained and others):
         raise UserError(f"{source}: leaves no task to train on, or none that is held out; name some tasks, but not all")
     return dict.fromkeys(trained, "trained") | dict.fromkeys(others, "held-out")

@@ -367,6 +367,13 @@ def test_the_error_names_the_first_fault_and_counts_the_others(tmp_path: Path) -
     assert "row 1 (and 1 more row): " in faults[0].message
 
 
+def test_the_folder_that_the_error_names_holds_the_files_of_the_task(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"desk_{split}.csv").write_text("input,answer\nq,\n")
+    with pytest.raises(UserError, match=rf"and 1 other fault: run manyicl check {tmp_path}\)$"):
+        load_tasks(tmp_path)
+
+
 def test_some_rows_with_a_split_and_some_without(tmp_path: Path) -> None:
     rows = [*GOOD, {"input": "x", "answer": "y"}, {"input": "z", "answer": "y", "split": None}]
     fault = only_fault(write_rows(tmp_path / "t.jsonl", rows))

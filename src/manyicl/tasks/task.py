@@ -198,7 +198,8 @@ def load_task(source: Path | Source, *, one_split: bool = False) -> Task:
     if task is not None:
         return task
     others = len(faults) - 1
-    folder = (source.path if isinstance(source, Source) else Path(source)).parent
+    place = source.path if isinstance(source, Source) else Path(source)
+    folder = place if place.is_dir() else place.parent
     more = f" (and {others} other {'fault' if others == 1 else 'faults'}: run manyicl check {folder})"
     raise UserError(faults[0].message + (more if others else ""))
 
