@@ -54,7 +54,7 @@ def test_a_held_out_task_that_is_not_there_is_not_blamed_on_the_recipe(tmp_path)
     write_setting(tmp_path, num_steps=2)
     recipe = (tmp_path / "recipe.toml").read_text() + "\n[compare]\n"
     (tmp_path / "compare.toml").write_text(recipe)
-    with pytest.raises(manyicl.UserError, match="^held_out=: no task 'gone' in the folder"):
+    with pytest.raises(manyicl.UserError, match=r"^held_out=: no task 'gone' in the folder"):
         manyicl.check(tmp_path / "tasks", held_out=["gone"], recipe=tmp_path / "compare.toml")
 
 
