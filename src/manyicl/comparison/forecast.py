@@ -13,15 +13,13 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manyicl.comparison.arms import Spent
 from manyicl.comparison.grid import Grid, WorkItem, WorkKind, check_splits
 from manyicl.comparison.settings import Arm, ArmName
-from manyicl.episodes import BatchMaker, TaskTokenizer, default_cache_dir, query_ids, tokenize_task
+from manyicl.episodes import BatchMaker, TaskTokenizer, default_cache_dir, tokenize_task
 from manyicl.errors import UserError
 from manyicl.evaluation import Sweep, TaskSweep
-from manyicl.inference import build_trie, prefix_lengths
 from manyicl.models import check_window, count_flops, load_config, resolve_precision
 from manyicl.planning import ASSUMED_UTILIZATION, Device, find_blockers, forecast_tasks, predict_recipe
 from manyicl.tasks import Task
@@ -324,48 +322,23 @@ def count_sweep(sweep: TaskSweep, *, forward: Callable[..., int]) -> Work:
 
     forward: returns the model FLOPs of rows after a prefix.
     """
-    total, per_query = Work(), {shown: _query_tokens(sweep, after_shots=shown) for shown in (False, True)}
+    # Of an open query, an answer of its reference's length is generated too; the last token is not processed again.
+    lengths_Q = sweep.tokenized.splits["test"].answer_lengths[sweep.queries]
+    is_open_Q = np.array([not sweep.candidates[query] for query in sweep.queries.tolist()], dtype=bool)
+    generated_Q = np.where(is_open_Q, lengths_Q, 0)
+    sizes = {shown: sweep.query_sizes(after_shots=shown) for shown in (False, True)}
+    total = Work()
     for draw in range(sweep.settings.num_draws):
-        ends = prefix_lengths(sweep.tokenized, sweep.draws[draw])
         if not sweep.shots_of(draw):
             continue
-        encoded = int(ends[sweep.num_shared(sweep.most_shots(draw))])
+        encoded = sweep.prefix_tokens(draw, sweep.num_shared(sweep.most_shots(draw)))
         total += Work(0, encoded, 0, forward([encoded]))
         for shots in sweep.shots_of(draw):
-            num_shots = sweep.num_shots(draw, shots)
-            before = int(ends[sweep.num_shared(num_shots)])
-            rows, prompts, num_prompts = per_query[num_shots > 0]
-            own = np.array(
-                [sweep.num_own_tokens(draw, shots, query) for query in sweep.queries.tolist()], dtype=np.int64
-            )
-            flops = forward((rows + own).tolist(), targets=int(rows.sum()), prefix_tokens=before)
-            plain = int((num_prompts * (before + own)).sum()) + prompts
-            total += Work(0, int((rows + own).sum()), plain, flops)
+            num_shots, own_Q = sweep.num_shots(draw, shots), sweep.own_tokens(draw, shots)
+            before = sweep.prefix_tokens(draw, sweep.num_shared(num_shots))
+            prompts_Q, whole_Q, rest_Q = sizes[num_shots > 0]
+            asked_Q = rest_Q + generated_Q - is_open_Q
+            flops = forward((own_Q + asked_Q).tolist(), targets=int(asked_Q.sum()), prefix_tokens=before)
+            plain = int((prompts_Q * (before + own_Q) + whole_Q + generated_Q).sum())
+            total += Work(0, int((own_Q + asked_Q).sum()), plain, flops)
     return total
-
-
-def _query_tokens(sweep: TaskSweep, *, after_shots: bool) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
-    """Return the tokens of each query with its options as a trie, those of all whole prompts, and the prompts of each.
-
-    On the plain path every option has a prompt of its own; an open query has two, one to score its reference and one to
-    generate an answer.
-    """
-    test = sweep.tokenized.splits["test"]
-    rows, prompt_tokens, num_prompts = [], 0, []
-    nodes: dict[tuple[str, ...], int] = {}
-    for query in sweep.queries.tolist():
-        num_input = len(query_ids(sweep.tokenized, split="test", index=query, after_shots=after_shots))
-        known = sweep.candidates[query]
-        if known:
-            options = [ids for _, ids in sweep.written[known]]
-            if known not in nodes:
-                nodes[known] = len(build_trie(options).tokens_N)
-            rows.append(num_input + nodes[known])
-            prompt_tokens += sum(num_input + len(ids) for ids in options)
-            num_prompts.append(len(options))
-        else:
-            num_answer = int(test.answer_lengths[query])
-            rows.append(num_input + 2 * (num_answer - 1))  # the reference, and an answer of its length
-            prompt_tokens += 2 * (num_input + num_answer)
-            num_prompts.append(2)
-    return np.array(rows, dtype=np.int64), prompt_tokens, np.array(num_prompts, dtype=np.int64)

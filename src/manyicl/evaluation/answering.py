@@ -17,7 +17,6 @@ from manyicl.inference import (
     CONTENT_FREE,
     Engine,
     generate_voted,
-    prefix_lengths,
     sameness_of,
     score_content_free,
     score_references,
@@ -70,7 +69,7 @@ def answer_draw(
     if not wanted:
         return
     # Room for the whole draw, even if less of it is wanted: the tensors are made once.
-    room = int(prefix_lengths(sweep.tokenized, sweep.draws[draw])[sweep.num_shared(sweep.most_shots(draw))])
+    room = sweep.prefix_tokens(draw, sweep.num_shared(sweep.most_shots(draw)))
     prefix = engine.encode(sweep.tokenized.head_ids, room=room)
     encoded = 0
     for shots in (shots for shots in sweep.shots_of(draw) if shots_order(shots) <= shots_order(wanted[-1])):

@@ -43,9 +43,9 @@ def make_curve(
     trained_shots: most shots that an answer of this task was trained after; larger k are marked as extrapolated.
     shared: whether the queries of a draw shared its encoded shots; None if that is not known, as of a server.
     """
-    audits = _audit_draws(sweep)
-    points = []
-    complete: dict[Shots, dict[int, Sequence[Prediction]]] = {}
+    audits, levels = _audit_draws(sweep), _levels(sweep)
+    points: list[ShotPoint] = []
+    predictions: list[Prediction] = []
     for shots in sort_shots(sweep.settings.shots):
         given = {draw: answers[draw, shots] for draw in range(sweep.settings.num_draws) if (draw, shots) in answers}
         unanswered = sum((Counter(one.unanswered) for one in given.values()), Counter[str]())
@@ -54,12 +54,12 @@ def make_curve(
         extrapolated = trained_shots is not None and most > trained_shots
         if rows:
             draws = tuple(_draw_point(audits[draw, shots], draw, row) for draw, row in rows.items())
-            points.append(_make_point(sweep, shots, rows, draws=draws, extrapolated=extrapolated))
-            complete[shots] = rows
-            continue
-        point = ShotPoint(shots, None, None, None, None, 0, len(sweep.wanted), None, why_not=sweep.why_not(shots))
-        if unanswered:
-            point = _incomplete_point(sweep, point, list(given.values()), unanswered)
+            point = _make_point(sweep, shots, list(rows.values()), draws=draws, levels=levels)
+            predictions += [p for row in rows.values() for p in row]
+        elif unanswered:
+            point = _incomplete_point(shots, list(given.values()), unanswered, levels=levels)
+        else:
+            point = ShotPoint(shots, None, None, None, None, 0, len(sweep.wanted), None, why_not=sweep.why_not(shots))
         points.append(replace(point, extrapolated=extrapolated))
     return ShotCurve(
         task=sweep.task.name,
@@ -68,7 +68,7 @@ def make_curve(
         num_queries=len(sweep.queries),
         num_draws=sweep.settings.num_draws,
         points=tuple(points),
-        predictions=tuple(p for rows in complete.values() for row in rows.values() for p in row),
+        predictions=tuple(predictions),
         sha256=sweep.task.sha256,
         template=sweep.task.template if sweep.task.templates else None,
         num_encoded_tokens=sweep.num_encoded_tokens if shared else None,
@@ -77,43 +77,54 @@ def make_curve(
     )
 
 
+def _levels(sweep: TaskSweep) -> dict[str, Any]:
+    """Return the fields of a point that its queries alone decide, which are the same at every number of shots."""
+    rows, task = sweep.tokenized.splits["test"].rows, sweep.task
+    examples = [task.test[rows[q]] for q in sweep.queries]
+    train = [example.answer for example in task.train]
+    return {
+        "num_unfit": sweep.num_unfit,
+        "majority_score": majority_score([e.answers for e in examples], train_answers=train, metric=task.metric),
+        "chance_score": _chance(task, examples),
+    }
+
+
+def _chance(task: Task, examples: Sequence[Example]) -> float | None:
+    choices, answers = [task.choices(example) for example in examples], [example.answers for example in examples]
+    return chance_score(choices, test_answers=answers, metric=task.metric)
+
+
 def _incomplete_point(
-    sweep: TaskSweep, point: ShotPoint, given: Sequence[PointAnswers], unanswered: Mapping[str, int]
+    shots: Shots, given: Sequence[PointAnswers], unanswered: Mapping[str, int], *, levels: dict[str, Any]
 ) -> ShotPoint:
     """Return a point without a score, with the counts of what a server answered and did not answer."""
     predictions = [p for one in given for p in one.predictions]
-    right = _right_answers(sweep)
-    return replace(
-        point,
+    return ShotPoint(
+        shots=shots,
+        score=None,
+        low=None,
+        high=None,
+        nll=None,
         num_scored=len(predictions),
-        num_unfit=sweep.num_unfit,
-        majority_score=_majority_of(sweep, list(right.values())),
-        chance_score=chance_of(sweep),
         num_cut=sum(p.cut for p in predictions),
         unanswered=dict(sorted(unanswered.items())),
+        **levels,
     )
-
-
-def _majority_of(sweep: TaskSweep, right: Sequence[tuple[str, ...]]) -> float | None:
-    """Return what always giving the commonest train answer would score on queries with these right answers."""
-    train = [example.answer for example in sweep.task.train]
-    return majority_score(right, train_answers=train, metric=sweep.task.metric)
 
 
 def _make_point(
     sweep: TaskSweep,
     shots: Shots,
-    rows: Mapping[int, Sequence[Prediction]],
+    rows: Sequence[Sequence[Prediction]],
     *,
     draws: tuple[DrawPoint, ...],
-    extrapolated: bool,
+    levels: dict[str, Any],
 ) -> ShotPoint:
-    scores_DQ = np.array([[p.score for p in row] for row in rows.values()], dtype=np.float64)
-    queries = tuple(p.query for p in next(iter(rows.values())))
-    interval = score_interval([{sweep.task.name: Table(scores_DQ, queries)}])
+    """Return a point from the answers of its draws."""
+    scores_DQ = np.array([[p.score for p in row] for row in rows], dtype=np.float64)
+    interval = score_interval([{sweep.task.name: Table(scores_DQ, tuple(p.query for p in rows[0]))}])
     low, high = interval.ends
-    flat = [p for row in rows.values() for p in row]
-    right = _right_answers(sweep)
+    flat = [p for row in rows for p in row]
     scores = [one.score for one in draws] if len(draws) > 1 else []
     return ShotPoint(
         shots=shots,
@@ -122,37 +133,16 @@ def _make_point(
         high=high,
         nll=mean_nll(flat),
         num_scored=len(flat),
-        num_unfit=sweep.num_unfit,
-        majority_score=_majority_of(sweep, [right[query] for query in queries]),
-        chance_score=chance_of(sweep),
-        other_scores=_other_scores(sweep, list(rows.values())),
+        other_scores=_other_scores(sweep, rows),
         num_cut=sum(one.num_cut for one in draws),
-        extrapolated=extrapolated,
         spread=float(np.std(scores, ddof=1)) if scores else None,
         worst_draw=min(scores, default=None),
         best_draw=max(scores, default=None),
         draws=draws,
         mean_shots=float(np.mean([one.num_shots for one in draws])),
         confidence=measure_confidence(flat),
+        **levels,
     )
-
-
-def chance_of(sweep: TaskSweep) -> float | None:
-    """Return what answering the queries by dice would score; None if an answer is open."""
-    rows = sweep.tokenized.splits["test"].rows
-    examples = [sweep.task.test[rows[q]] for q in sweep.queries]
-    return _chance(sweep.task, examples)
-
-
-def _chance(task: Task, examples: Sequence[Example]) -> float | None:
-    choices, answers = [task.choices(example) for example in examples], [example.answers for example in examples]
-    return chance_score(choices, test_answers=answers, metric=task.metric)
-
-
-def _right_answers(sweep: TaskSweep) -> dict[str, tuple[str, ...]]:
-    """Return every right answer of each query, by its id."""
-    rows = sweep.tokenized.splits["test"].rows
-    return {example.id: example.answers for example in (sweep.task.test[rows[q]] for q in sweep.queries)}
 
 
 def mean_nll(predictions: Sequence[Prediction]) -> float | None:
@@ -283,14 +273,17 @@ def score_one_pass(
             place.matched.append(float(hit))
             place.examples.append(task.test[rows[int(episode.examples[shots])]])
         on_progress(task.name, number + 1, num_episodes)
-    points = [_one_pass_point(task, shots, place) for shots, place in sorted(reached.items())]
+    points = [
+        replace(_one_pass_point(task, shots, place), extrapolated=trained_shots is not None and shots > trained_shots)
+        for shots, place in sorted(reached.items())
+    ]
     return ShotCurve(
         task=task.name,
         family=task.family,
         metric="greedy_exact_match",
         num_queries=points[0].num_scored,
         num_draws=points[0].num_scored,
-        points=tuple(replace(p, extrapolated=_is_beyond(p.shots, trained_shots)) for p in points),
+        points=tuple(points),
         sha256=task.sha256,
         template=task.template if task.templates else None,
         left_out={LONG_TEST: num_long} if num_long else {},
@@ -299,7 +292,8 @@ def score_one_pass(
 
 def _one_pass_point(task: Task, shots: int, reached: _Reached) -> ShotPoint:
     """Return the point of the rows that stood after `shots` others."""
-    interval = score_interval([{task.name: Table(np.array([reached.matched]), _numbered(reached.matched))}])
+    queries = tuple(map(str, range(len(reached.matched))))
+    interval = score_interval([{task.name: Table(np.array([reached.matched]), queries)}])
     low, high = interval.ends
     common = majority_answer([e.answer for e in task.train])
     return ShotPoint(
@@ -313,15 +307,6 @@ def _one_pass_point(task: Task, shots: int, reached: _Reached) -> ShotPoint:
         majority_score=None if common is None else float(np.mean([e.answer == common for e in reached.examples])),
         chance_score=_chance(task, reached.examples),
     )
-
-
-def _numbered(items: Sequence[object]) -> tuple[str, ...]:
-    return tuple(map(str, range(len(items))))
-
-
-def _is_beyond(shots: Shots, trained_shots: int | None) -> bool:
-    """Return whether there are more shots than the model was trained with."""
-    return trained_shots is not None and shots != FILL and shots > trained_shots
 
 
 def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float], list[bool]]:

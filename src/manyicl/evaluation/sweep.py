@@ -258,13 +258,12 @@ class TaskSweep:
         key = draw, num_shots, query
         if key not in self._nearest:
             order = self.draws[draw]
-            before = int(prefix_lengths(self.tokenized, order)[num_shared])
             self._nearest[key] = choose_own_shots(
                 self._rank(query),
                 free=order[num_shared:],
                 lengths=self.tokenized.splits["train"].lengths,
                 count=num_shots - num_shared,
-                room=self.settings.max_tokens - before - self._needs[query],
+                room=self.settings.max_tokens - self.prefix_tokens(draw, num_shared) - self._needs[query],
             )
         return self._nearest[key]
 
@@ -278,12 +277,13 @@ class TaskSweep:
     def _index(self) -> Callable[[Example], list[int]]:
         return index_examples([self.task.train[row] for row in self.tokenized.splits["train"].rows])
 
-    def num_own_tokens(self, draw: int, shots: Shots, query: int) -> int:
-        """Return the tokens of the query's own shots at a point."""
-        own = self.nearest_shots(draw, shots, query)
-        is_first = own and not self.num_shared(self.num_shots(draw, shots))
+    def own_tokens(self, draw: int, shots: Shots) -> NDArray[np.int64]:
+        """Return the tokens of each query's own shots at a point, (Q,)."""
+        lengths = self.tokenized.splits["train"].lengths
+        is_first = not self.num_shared(self.num_shots(draw, shots))
+        owns = [self.nearest_shots(draw, shots, query) for query in self.queries.tolist()]
         between = self.tokenized.num_between if is_first else 0
-        return int(self.tokenized.splits["train"].lengths[own].sum()) - between
+        return np.array([int(lengths[own].sum()) - between * bool(own) for own in owns], dtype=np.int64)
 
     def asked_ids(self, draw: int, shots: Shots, query: int) -> NDArray[np.int32]:
         """Return what the model gets after the shared shots of a point: the query's own shots, and its input."""
@@ -297,6 +297,10 @@ class TaskSweep:
             pieces[0] = pieces[0][self.tokenized.num_between :]
         return np.concatenate([*pieces, ids]).astype(np.int32)
 
+    def prefix_tokens(self, draw: int, num_shared: int) -> int:
+        """Return the tokens of the head and a draw's first `num_shared` shots."""
+        return int(prefix_lengths(self.tokenized, self.draws[draw])[num_shared])
+
     @property
     def num_encoded_tokens(self) -> int:
         """The tokens of heads and shared shots that the whole sweep encodes, each draw once up to its largest k.
@@ -304,39 +308,42 @@ class TaskSweep:
         As planned: the same for a resumed sweep, and for one that several processes divide.
         """
         draws = [draw for draw in range(self.settings.num_draws) if self.shots_of(draw)]
-        return sum(
-            int(prefix_lengths(self.tokenized, self.draws[draw])[self.num_shared(self.most_shots(draw))])
-            for draw in draws
-        )
+        return sum(self.prefix_tokens(draw, self.num_shared(self.most_shots(draw))) for draw in draws)
 
     def plain_path(self) -> PlainPath:
         """Return the tokens of the whole sweep on whole prompts, and with a shared prefix; see `PlainPath`."""
         processed, shared = 0, self.num_encoded_tokens
-        sizes = {
-            after: [self._query_sizes(query, after_shots=after) for query in self.queries.tolist()]
-            for after in (False, True)
-        }
+        sizes = {after: self.query_sizes(after_shots=after) for after in (False, True)}
         for draw, shots in self.points:
-            num_shots = self.num_shots(draw, shots)
-            before = int(prefix_lengths(self.tokenized, self.draws[draw])[self.num_shared(num_shots)])
-            for query, (num_prompts, num_whole, num_own) in zip(
-                self.queries.tolist(), sizes[num_shots > 0], strict=True
-            ):
-                nearest = self.num_own_tokens(draw, shots, query)
-                processed += num_prompts * (before + nearest) + num_whole
-                shared += nearest + num_own
+            num_shots, own_Q = self.num_shots(draw, shots), self.own_tokens(draw, shots)
+            before_Q = self.prefix_tokens(draw, self.num_shared(num_shots)) + own_Q
+            prompts_Q, whole_Q, rest_Q = sizes[num_shots > 0]
+            processed += int((prompts_Q * before_Q + whole_Q).sum())
+            shared += int((own_Q + rest_Q).sum())
         return PlainPath(processed, shared)
 
-    def _query_sizes(self, query: int, *, after_shots: bool) -> tuple[int, int, int]:
-        """Return how many whole prompts a query needs, its tokens in all of them, and those after a shared prefix."""
-        num_asked = len(query_ids(self.tokenized, split="test", index=query, after_shots=after_shots))
-        options = [ids for _, ids in self.written[self.candidates[query]]]
-        if options:
-            num_own = len(options) * num_asked + sum(map(len, options))
-            return len(options), num_own, num_asked + len(build_trie(options).tokens_N)
-        num_answer = int(self.tokenized.splits["test"].answer_lengths[query])
-        # One prompt to generate from, and another with the reference at its end.
-        return 2, 2 * num_asked + num_answer, num_asked + len(build_trie([[0] * num_answer]).tokens_N)
+    def query_sizes(self, *, after_shots: bool) -> NDArray[np.int64]:
+        """Return (3, Q): each query's whole prompts, its tokens in all of them, and those after a shared prefix.
+
+        Shots are not counted. An option has a prompt of its own; an open query has one to generate from, and another
+        with its reference at its end. Tokens of generated answers are not counted.
+        """
+        sizes = []
+        num_nodes: dict[tuple[str, ...], int] = {}
+        for query in self.queries.tolist():
+            known = self.candidates[query]
+            options = [ids for _, ids in self.written[known]]
+            num_asked = len(query_ids(self.tokenized, split="test", index=query, after_shots=after_shots))
+            if options:
+                if known not in num_nodes:
+                    num_nodes[known] = len(build_trie(options).tokens_N)
+                whole = len(options) * num_asked + sum(map(len, options))
+                sizes.append((len(options), whole, num_asked + num_nodes[known]))
+            else:
+                num_answer = int(self.tokenized.splits["test"].answer_lengths[query])
+                # After a prefix, the last token of a reference is only predicted.
+                sizes.append((2, 2 * num_asked + num_answer, num_asked + num_answer - 1))
+        return np.array(sizes, dtype=np.int64).reshape(-1, 3).T
 
     def _draw(self, draw: int, *, most_tokens: int) -> NDArray[np.int64]:
         fixed, seed, purpose = self.settings.fixed_shots, self.settings.seed, self.settings.purpose

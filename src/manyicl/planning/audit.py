@@ -46,7 +46,7 @@ class TaskAudit:
     kept: split -> examples. dropped: reason -> rows. labels: label -> share of train answers, commonest first (empty
     for open answers). fits: budget in tokens -> examples of median length that fit an episode. blockers end a run.
     chance: what answering the test rows by dice scores (0 to 1), None if an answer is open.
-    num_near_copies: test inputs with a near-duplicate in train (tasks/duplicates.py), None if there are too many to compare.
+    num_near_copies: test inputs with a near-duplicate in train (tasks/duplicates.py), None if too many to compare.
     notes: what reading the files found that is good to know.
     left_out: reason -> rows that `eval` and `ask` leave out because they are too long for the model.
     """
