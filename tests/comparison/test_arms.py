@@ -72,7 +72,7 @@ def test_metaicls_short_sequences_share_packs_so_that_it_spends_what_the_others_
     recipe = make_recipe(
         *world, episodes={"token_budget": 2048}, train={"pack_tokens": None}, arms=["metaicl", "manyicl"]
     )
-    spent = {arm: ArmMatcher(recipe, tokenized).match_shared(arm, seed=0)[1] for arm in ("metaicl", "manyicl")}
+    spent = {arm: ArmMatcher(recipe, tokenized).match(arm, seed=0)[1] for arm in ("metaicl", "manyicl")}
     assert shares(spent, "tokens")[0] == pytest.approx(1, abs=TOKENS_APART)
 
 
@@ -80,7 +80,7 @@ def test_metaicls_short_sequences_share_packs_so_that_it_spends_what_the_others_
 def test_arms_share_all_of_the_recipe_but_the_layout_and_the_length_of_packs(world, tokenized):
     matcher = make_matcher(world, tokenized)
     for arm in SHARED_ARMS:
-        config, _ = matcher.match_shared(arm, seed=1)
+        config, _ = matcher.match(arm, seed=1)
         shared = matcher.config
         assert type(config) is RunConfig
         assert (config.seed, config.tasks.names, config.model) == (1, shared.tasks.names, shared.model)
@@ -95,7 +95,7 @@ def test_the_episodes_of_each_arm_are_laid_out_as_it_says(world, tokenized):
     matcher = make_matcher(world, tokenized)
     lengths, answers = {}, {}
     for arm in SHARED_ARMS:
-        config, spent = matcher.match_shared(arm, seed=0)
+        config, spent = matcher.match(arm, seed=0)
         packs = plan_packs(config, tokenized).packs
         lengths[arm] = [len(episode.examples) for pack in packs for episode in pack.episodes]
         answers[arm] = spent.answers
@@ -110,7 +110,7 @@ def test_the_episodes_of_each_arm_are_laid_out_as_it_says(world, tokenized):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_matched_by_tokens_arms_process_as_many_in_as_many_steps(world, tokenized, seed):
     matcher = make_matcher(world, tokenized)
-    spent = {arm: matcher.match_shared(arm, seed=seed)[1] for arm in SHARED_ARMS}
+    spent = {arm: matcher.match(arm, seed=seed)[1] for arm in SHARED_ARMS}
     assert {one.steps for one in spent.values()} == {20}
     assert shares(spent, "tokens") == pytest.approx([1, 1, 1], rel=TOKENS_APART)
     # What is not matched is far apart: or the test would hold of plans that are all the same.
@@ -121,10 +121,10 @@ def test_matched_by_tokens_arms_process_as_many_in_as_many_steps(world, tokenize
 @pytest.mark.parametrize("match", ["answers", "flops"])
 def test_matched_by_answers_or_flops_arms_take_the_steps_that_come_nearest(world, tokenized, match):
     matcher = make_matcher(world, tokenized, match=match)
-    spent = {arm: matcher.match_shared(arm, seed=0)[1] for arm in SHARED_ARMS}
+    spent = {arm: matcher.match(arm, seed=0)[1] for arm in SHARED_ARMS}
     assert spent["manyicl"].steps == 20
     for arm in ("zero-shot", "few-shot"):
-        config, one = matcher.match_shared(arm, seed=0)
+        config, one = matcher.match(arm, seed=0)
         assert config.train.num_steps == one.steps
         a_step = one.of(match) / one.steps
         assert abs(one.of(match) - spent["manyicl"].of(match)) <= a_step
@@ -136,7 +136,7 @@ def test_what_a_plan_spends_is_what_its_packs_hold(world, tokenized):
     """Counted again from the rows that a training step reads, not from the plan's own sums."""
     matcher = make_matcher(world, tokenized, num_steps=3)
     for arm in SHARED_ARMS:
-        config, spent = matcher.match_shared(arm, seed=0)
+        config, spent = matcher.match(arm, seed=0)
         packs = plan_packs(config, tokenized)
         batches = [packs.collate([packs[i]]) for i in range(len(packs))]
         lengths = [batch.segment_lengths for batch in batches]
@@ -155,7 +155,7 @@ def test_what_a_plan_spends_on_instructions_and_which_rows_it_supervises_is_coun
     """Review A5: the few-shot arm's targets are its last answers, and each zero-shot example has a head of its own."""
     matcher = make_matcher(world, tokenized, num_steps=3)
     for arm in SHARED_ARMS:
-        config, spent = matcher.match_shared(arm, seed=0)
+        config, spent = matcher.match(arm, seed=0)
         episodes = [episode for pack in plan_packs(config, tokenized).packs for episode in pack.episodes]
         rows = [episode.examples[-1:] if arm == "few-shot" else episode.examples for episode in episodes]
         assert spent.train_rows == sum(len(task.splits["train"]) for task in tokenized.values())
@@ -182,10 +182,10 @@ def test_episodes_with_fewer_shots_than_the_recipe_says_are_counted(world, token
 @pytest.mark.slow
 def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world, tokenized):
     matcher = make_matcher(world, tokenized, num_steps=40)
-    _, shared = matcher.match_shared("zero-shot", seed=0)
+    _, shared = matcher.match("zero-shot", seed=0)
     together = 0
     for task, tokens in shared.tokens_by_task.items():
-        config, spent = matcher.match_dedicated("dedicated", task, seed=0)
+        config, spent = matcher.match("dedicated", task=task, seed=0)
         assert config.tasks.names == (task,)
         assert set(spent.tokens_by_task) == {task}
         assert spent.tokens == pytest.approx(tokens, rel=0.1)
@@ -197,11 +197,11 @@ def test_a_task_that_the_matched_arm_never_reaches_has_no_share_for_a_model_of_i
     """One step of one short pack holds examples of some tasks only."""
     train = {"num_steps": 1, "pack_tokens": 64, "packs_per_step": 1, "packs_per_batch": 1}
     matcher = ArmMatcher(make_recipe(*world, episodes={"token_budget": 64}, train=train), tokenized)
-    _, whole = matcher.match_shared("zero-shot", seed=0)
+    _, whole = matcher.match("zero-shot", seed=0)
     missing = sorted(set(tokenized) - set(whole.tokens_by_task))
     assert missing
     with pytest.raises(UserError, match=rf"task '{missing[0]}': no episode of it in the .* steps") as refused:
-        matcher.match_dedicated("dedicated", missing[0], seed=0)
+        matcher.match("dedicated", task=missing[0], seed=0)
     assert "\n" not in str(refused.value)
 
 
@@ -210,9 +210,7 @@ def test_a_tuned_dedicated_model_has_eight_times_the_tokens_and_sixteen_checkpoi
     """B7: a real ceiling, which says that it is not matched."""
     matcher = make_matcher(world, tokenized)
     task = matcher.config.tasks.names[0]
-    (matched, own), (tuned, more) = (
-        matcher.match_dedicated(arm, task, seed=0) for arm in ("dedicated", "dedicated-tuned")
-    )
+    (matched, own), (tuned, more) = (matcher.match(arm, task=task, seed=0) for arm in ("dedicated", "dedicated-tuned"))
     assert more.tokens / own.tokens == pytest.approx(8, rel=0.05)
     assert tuned.train.pack_tokens == matched.train.pack_tokens  # steps of the same size, so eight times as many
     assert tuned.train.num_steps / tuned.train.checkpoint_every_steps == pytest.approx(16, rel=0.2)
@@ -227,8 +225,8 @@ def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tok
     train = {"num_steps": 40, "checkpoint_every_steps": 10, "keep": "best", "validation_tokens": 500}
     matcher = ArmMatcher(make_recipe(*world, train=train), tokenized)
     task = matcher.config.tasks.names[0]
-    shared, _ = matcher.match_shared("manyicl", seed=0)
-    dedicated, spent = matcher.match_dedicated("dedicated", task, seed=0)
+    shared, _ = matcher.match("manyicl", seed=0)
+    dedicated, spent = matcher.match("dedicated", task=task, seed=0)
     for config in (shared, dedicated):
         assert (config.train.keep, config.train.validation_tokens) == ("best", 500)
     assert shared.train.num_steps / shared.train.checkpoint_every_steps == 4
@@ -240,8 +238,8 @@ def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tok
 def test_a_run_on_tasks_that_are_already_read_has_the_same_plan(world, tokenized):
     """Each run of the demo used to read and check its 128 task files again, a quarter of a short run's time."""
     matcher = make_matcher(world, tokenized)
-    config, _ = matcher.match_shared("few-shot", seed=0)
-    alone, _ = matcher.match_dedicated("dedicated", config.tasks.names[0], seed=0)
+    config, _ = matcher.match("few-shot", seed=0)
+    alone, _ = matcher.match("dedicated", task=config.tasks.names[0], seed=0)
     for one in (config, alone):
         given = prepare_run(one, tasks=matcher.tasks)
         assert hash_plan(given.packs) == hash_plan(prepare_run(one).packs)

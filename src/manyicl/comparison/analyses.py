@@ -223,7 +223,7 @@ def find_forgetting(findings: Findings) -> Forgetting:
 
 
 def _forgotten_text(findings: Findings, texts: Texts) -> Iterator[TextChange]:
-    for arm in [arm.name for arm in findings.grid.shared_arms]:
+    for arm in findings.settings.shared_arms:
         pairs = {s: (texts["base", s], texts[arm, s]) for s in findings.seeds if {("base", s), (arm, s)} <= set(texts)}
         if not pairs:
             continue
@@ -277,7 +277,7 @@ def _changes(
 ) -> Iterator[TaskChange]:
     """Yield each shared arm minus the base on the tasks in `shots`."""
     before = findings.pool("base", shots)
-    for arm in [arm.name for arm in findings.grid.shared_arms]:
+    for arm in findings.settings.shared_arms:
         pooled = findings.differ(arm, "base", {task: (k, k) for task, k in shots.items()})
         if pooled is None or before is None:
             continue
@@ -309,7 +309,7 @@ def _had_a_score(findings: Findings, task: str, shots: Shots) -> bool:
 
 def _drift(grid: Grid, texts: Texts) -> Iterator[DriftPoint]:
     """Yield bits per byte before training, and at every checkpoint."""
-    for arm in [arm.name for arm in grid.shared_arms]:
+    for arm in grid.settings.shared_arms:
         for seed in grid.settings.seeds:
             for file in texts.get(("base", seed), []) if (arm, seed) in texts else []:
                 start = float(np.sum(file["bits"]) / np.sum(file["bytes"]))

@@ -271,20 +271,13 @@ class Findings:
 
         how: "chosen", "zero", each task's own "fewest" or "most", or a number that is the same for all.
         """
-        found: dict[str, Shots] = {}
-        for task in [task for task in tasks if task in self.shots_by_task]:
-            counts = self.shots_by_task[task]
-            if how == "chosen":
-                found[task] = self.chosen[arm].by_task[task]
-            elif how == "fewest":
-                found[task] = counts[0]
-            elif how == "most":
-                found[task] = counts[-1]
-            elif how == "zero" and 0 in counts:
-                found[task] = 0
-            elif how != "zero" and how in counts:
-                found[task] = how
-        return found
+        known = {task: self.shots_by_task[task] for task in tasks if task in self.shots_by_task}
+        if how == "chosen":
+            return {task: self.chosen[arm].by_task[task] for task in known}
+        if how in ("fewest", "most"):
+            return {task: counts[0 if how == "fewest" else -1] for task, counts in known.items()}
+        wanted = 0 if how == "zero" else how
+        return {task: wanted for task, counts in known.items() if wanted in counts}
 
     def num_shots(self, task: str, shots: Shots) -> float:
         """Return how many shots a number of shots is for a task; `fill` is the mean over draws and seeds."""
@@ -333,12 +326,12 @@ def finished_runs(grid: Grid, arm: Arm) -> Iterator[FinishedRun]:
 
 def read_metrics(grid: Grid) -> Iterator[tuple[ArmName, int, dict[str, Any]]]:
     """Yield (arm, seed, record) of the metrics.jsonl of the shared arms; `tokens` are those processed until then."""
-    for arm in grid.shared_arms:
-        for run in finished_runs(grid, arm):
+    for arm in grid.settings.shared_arms:
+        for run in finished_runs(grid, ARMS[arm]):
             records = run.folder.metrics.read()
             steps = np.array([record["step"] for record in records])
             order = np.argsort(steps, kind="stable")
             totals = np.cumsum([records[place].get("tokens", 0) for place in order])
             for record in records:  # drift is written before the log of its own step
                 last = int(np.searchsorted(steps[order], record["step"], side="right")) - 1
-                yield arm.name, run.seed, record | {"tokens": int(totals[last])}
+                yield arm, run.seed, record | {"tokens": int(totals[last])}

@@ -145,41 +145,47 @@ class ArmMatcher:
         model = config.model
         self.shape = shape_model(load_config(model), lora=model.lora, trust_remote_code=model.trust_remote_code)
         self._unmatched: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
-        self._shared: dict[tuple[ArmName, int], tuple[RunConfig, Spent]] = {}
-        self._dedicated: dict[tuple[ArmName, str, int], tuple[RunConfig, Spent]] = {}
+        self._matched: dict[tuple[ArmName, int, str | None], tuple[RunConfig, Spent]] = {}
 
     def match(self, arm: ArmName, *, seed: int, task: str | None = None) -> tuple[RunConfig, Spent]:
         """Return the recipe of a run and what it spends, at the recipe's own learning rate.
 
         task: the one that a dedicated model is trained on; None for an arm that trains one model on all tasks.
 
-        Raises:
-            UserError: the run that a dedicated model is matched to has no episode of `task`.
-        """
-        return self.match_shared(arm, seed=seed) if task is None else self.match_dedicated(arm, task, seed=seed)
-
-    def match_shared(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
-        """Return the recipe of an arm that trains one model on all tasks, and what it spends.
-
         Matched by tokens, all arms take the same number of optimizer steps. ManyICL's packs get the length at which a
         step processes as many tokens as one of the arm with the emptiest packs, as nearly as long episodes allow; the
         other arms, whose short episodes can be packed more exactly, then aim at the total that ManyICL reached. Matched
         by answers or FLOPs, an arm takes the number of steps that comes nearest to ManyICL's amount.
+
+        A dedicated model gets the tokens that a zero-shot run on all tasks spends on its task. A step holds the task's
+        longest example, or the task's part of a step of that run if that is more; the tokens then give the number of
+        steps. A tuned model gets `TUNED_FACTOR` times the tokens, in steps of the same size. The checkpoint that
+        becomes the model is chosen as in the other arms, by train.keep and train.validation_tokens; for a tuned model
+        it is always the one with the best validation loss.
+
+        Raises:
+            UserError: the run that a dedicated model is matched to has no episode of `task`.
         """
-        if (arm, seed) not in self._shared:
-            match = self.config.compare.match
-            run = self._unmatched_run(arm, seed=seed)
-            if match == "tokens":
-                run = self._fit_packs(*run, tokens=self._tokens_to_meet(arm, seed=seed))
-            elif arm != "manyicl" and "manyicl" in self.shared_arms:
-                run = self._fit_steps(*run, wanted=self.match_shared("manyicl", seed=seed)[1].of(match))
-            self._shared[arm, seed] = run
-        return self._shared[arm, seed]
+        key = arm, seed, task
+        if key not in self._matched:
+            self._matched[key] = (
+                self._match_shared(arm, seed=seed) if task is None else self._match_dedicated(arm, task, seed=seed)
+            )
+        return self._matched[key]
+
+    def _match_shared(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
+        match = self.config.compare.match
+        run = self._unmatched_run(arm, seed=seed)
+        if match == "tokens":
+            return self._fit_packs(*run, tokens=self._tokens_to_meet(arm, seed=seed))
+        if arm != "manyicl" and "manyicl" in self.config.compare.shared_arms:
+            return self._fit_steps(*run, wanted=self.match("manyicl", seed=seed)[1].of(match))
+        return run
 
     def _tokens_to_meet(self, arm: ArmName, *, seed: int) -> int:
-        if arm != "manyicl" and "manyicl" in self.shared_arms:
-            return self.match_shared("manyicl", seed=seed)[1].tokens
-        return min(self._unmatched_run(name, seed=seed)[1].tokens for name in {arm, *self.shared_arms})
+        if arm != "manyicl" and "manyicl" in self.config.compare.shared_arms:
+            return self.match("manyicl", seed=seed)[1].tokens
+        return min(self._unmatched_run(name, seed=seed)[1].tokens for name in {arm, *self.config.compare.shared_arms})
 
     def _unmatched_run(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
         """Return an arm's recipe before it is matched to the others, and what it spends."""
@@ -191,30 +197,8 @@ class ArmMatcher:
             self._unmatched[arm, seed] = self._spend(config)
         return self._unmatched[arm, seed]
 
-    @property
-    def shared_arms(self) -> list[ArmName]:
-        """The arms that train one model on all tasks."""
-        chosen = [ARMS[name] for name in self.config.compare.arms]
-        return [arm.name for arm in chosen if arm.trained and not arm.per_task]
-
-    def match_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
-        """Return the recipe of one task's own model, and what it spends.
-
-        It gets the tokens that a zero-shot run on all tasks spends on this task. A step holds the task's longest
-        example, or the task's part of a step of that run if that is more; the tokens then give the number of steps. A
-        tuned model gets `TUNED_FACTOR` times the tokens, in steps of the same size. The checkpoint that becomes the
-        model is chosen as in the other arms, by train.keep and train.validation_tokens; for a tuned model it is always
-        the one with the best validation loss.
-
-        Raises:
-            UserError: the run on all tasks has no episode of this task.
-        """
-        if (arm, task, seed) not in self._dedicated:
-            self._dedicated[arm, task, seed] = self._match_dedicated(arm, task, seed=seed)
-        return self._dedicated[arm, task, seed]
-
     def _match_dedicated(self, arm: ArmName, task: str, *, seed: int) -> tuple[RunConfig, Spent]:
-        _, whole = self.match_shared("zero-shot", seed=seed)
+        _, whole = self.match("zero-shot", seed=seed)
         if task not in whole.tokens_by_task:
             raise UserError(
                 f"task '{task}': no episode of it in the {whole.steps} steps that {ARMS[arm].title} is matched to;"

@@ -298,7 +298,7 @@ class _Forecaster:
 
     def _checked_arm(self) -> ArmName | None:
         """Return the arm whose episodes are checked for what makes training pointless: the one with most shots."""
-        shared = self.grid.matcher.shared_arms
+        shared = self.config.compare.shared_arms
         return "manyicl" if "manyicl" in shared else next(iter(shared), None)
 
     def _prepare(self, config: RunConfig) -> Prepared:

@@ -7,6 +7,7 @@ files are missing. docs/comparison-format.md describes the folder.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,11 +120,6 @@ class Grid:
     def arms(self) -> list[Arm]:
         """The arms, in the order of the tables."""
         return [ARMS[name] for name in self.settings.arms]
-
-    @property
-    def shared_arms(self) -> list[Arm]:
-        """The arms that train one model on all tasks."""
-        return [arm for arm in self.arms if arm.trained and not arm.per_task]
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -375,18 +371,12 @@ def open_comparison(folder: Path, config: CompareConfig | None, *, overrides: Se
         UserError: there is none to continue, or another one; its tasks, texts or weights have changed since it began,
             or have gone; an override changes something else; or another process is starting one there.
     """
-    if config is None:
-        return _open_in(folder, None, overrides=overrides)
-    with sole_writer(folder):
-        return _open_in(folder, config)
-
-
-def _open_in(folder: Path, config: CompareConfig | None, *, overrides: Sequence[str] = ()) -> Grid:
-    if (folder / RECIPE).is_file():
-        return _continue_in(folder, config, overrides=overrides)
-    if config is None:
-        raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one with a recipe and out={folder}")
-    return _begin_in(folder, config)
+    with nullcontext() if config is None else sole_writer(folder):
+        if (folder / RECIPE).is_file():
+            return _continue_in(folder, config, overrides=overrides)
+        if config is None:
+            raise UserError(f"{folder}: holds no comparison ({RECIPE}); start one with a recipe and out={folder}")
+        return _begin_in(folder, config)
 
 
 def _continue_in(folder: Path, config: CompareConfig | None, *, overrides: Sequence[str]) -> Grid:

@@ -179,6 +179,11 @@ class CompareSettings(BaseModel):
         return AnswerSettings(**{name: getattr(self, name) for name in names})
 
     @property
+    def shared_arms(self) -> list[ArmName]:
+        """The arms that train one model on all tasks."""
+        return [name for name in self.arms if ARMS[name].trained and not ARMS[name].per_task]
+
+    @property
     def fixed_shots(self) -> Mapping[ArmName, int]:
         """Arm -> shots per training sequence, of the arms that are trained with one number of shots."""
         return {"few-shot": self.few_shot_shots, "metaicl": METAICL_SHOTS}

@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 
@@ -229,14 +228,14 @@ def _read_texts(worker: Worker, item: WorkItem, title: str) -> None:  # noqa: AR
 def _ask(worker: Worker, item: WorkItem, title: str) -> None:
     """Ask a model the tasks of an item, and write the result with its predictions."""
     tasks, sweep = worker.grid.sweep_of(item)
-    with _titled(worker.console, title) as report:
+    with reporting(worker.console) as report:
         evaluate_sweep(
             worker.load_model(item),
             tasks,
             sweep,
             allow_empty=True,  # none of the validation rows may fit, say
             out=worker.grid.path_of(item),
-            on_progress=report,
+            on_progress=lambda what, done, total: report(f"{title} ({what})", done, total),
         )
 
 
@@ -248,9 +247,3 @@ DO: Mapping[WorkKind, Callable[[Worker, WorkItem, str], None]] = {
     "flip": _ask,
     "order": _ask,
 }
-
-
-@contextmanager
-def _titled(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
-    with reporting(console) as report:
-        yield lambda what, done, total: report(f"{title} ({what})", done, total)
