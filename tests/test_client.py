@@ -80,10 +80,18 @@ def test_a_file_that_is_not_there_is_one_line(client, tmp_path):
         client.add_task(tmp_path / "none.csv")
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8300", "ftp://x", "http://", ""])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8300", "ftp://x", "http://", "", "http://[::1", "http://h:99999", "http://h:abc", "http://h:0"]
+)
 def test_a_wrong_url_is_refused(url):
     with pytest.raises(UserError, match="is not a URL"):
         Client(url)
+
+
+@pytest.mark.parametrize("token", ["t\n", "\u00e9"])
+def test_a_token_with_characters_that_none_has_is_refused(token):
+    with pytest.raises(UserError, match=r"^token: holds characters that no token has"):
+        Client("http://127.0.0.1:8300", token=token)
 
 
 def test_no_server_is_one_line():
@@ -114,6 +122,27 @@ def misbehaving():
         yield client, answers
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "path"),
+    [
+        ("my.desk.csv", None, "/v1/tasks/my.desk"),
+        ("desk.jsonl.gz", None, "/v1/tasks/desk"),
+        ("desk.csv", {"name": "mail"}, "/v1/tasks/mail"),
+    ],
+)
+def test_a_file_replaces_the_task_that_it_would_be_named_after(file, settings, path, tmp_path, monkeypatch):
+    (tmp_path / file).write_bytes(b"input,answer\nq,a\n")
+    asked = []
+    info = {"name": "x", "family": "qa", "metric": "exact_match", "instruction": "", "labels": [], "version": 2}
+    answer = {
+        "task": {**info, "num_examples": 1, "model": "m:x"},
+        "registration": {"kept": 1, "dropped": {}, "notes": [], "warnings": []},
+    }
+    monkeypatch.setattr(Client, "request", lambda _, *sent, **__: asked.append(sent) or answer)
+    Client("http://127.0.0.1:8300").add_task(tmp_path / file, settings=settings, replace=True)
+    assert asked == [("PUT", path)]
 
 
 def test_a_busy_server_is_asked_again_when_it_says(misbehaving):

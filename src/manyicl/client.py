@@ -134,16 +134,22 @@ class Client:
     timeout_s: how long one answer may take.
 
     Raises:
-        UserError: a wrong URL. All methods: the server cannot be reached, or refuses (`ServerRefusal`).
+        UserError: a wrong URL or token. All methods: the server cannot be reached, or refuses (`ServerRefusal`).
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 600.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{url}: is not a URL; write it as http://127.0.0.1:8300")
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise UserError("token: holds characters that no token has; give it as `manyicl token` printed it")
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {token}"} if token is not None else {}
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=10.0))
+        timeout = httpx2.Timeout(timeout_s, connect=10.0)
+        try:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError(url)
+            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout)
+        except (ValueError, httpx2.InvalidURL) as error:
+            raise UserError(f"{url}: is not a URL; write it as http://127.0.0.1:8300") from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -174,7 +180,7 @@ class Client:
         """Make a task and return it; its curve is measured from then on.
 
         examples: a file that `manyicl check` reads, or rows with `input` and `answer`.
-        name: default: the file's name without its suffix. settings: as a task.json.
+        name: default: that of the settings, else the file's name without its suffix. settings: as a task.json.
         replace: take the place of a task of this name.
         """
         if name is None and not isinstance(examples, str | Path):
@@ -182,7 +188,8 @@ class Client:
         if not replace:
             method, path = "POST", "/v1/tasks"
         else:
-            name = name or Path(str(examples)).name.partition(".")[0]
+            # As the server names a task that has no name: by its settings, else by the file.
+            name = name or (settings or {}).get("name") or Path(Path(str(examples)).name.removesuffix(".gz")).stem
             method, path = "PUT", _path_of(name)
         content = self.request(method, path, **_upload(examples, name=None if replace else name, settings=settings))
         task = self.task(_read(TaskInfo, content, "task").name)
