@@ -43,6 +43,11 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(capfd):
     [
         (["--host", "192.0.2.1", "--token-file", "tokens.txt"], "cannot be read"),
         (["--endpoint-model", "x"], "--endpoint-model: needs --endpoint"),
+        (["--endpoint", "http://h", "--precision", "fp32"], "--precision fp32: is the server's own; leave it out"),
+        (
+            ["--endpoint", "http://h", "--calibrate", "contextual"],
+            "--calibrate contextual: a server tells no likelihoods",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(capfd, options, fault):

@@ -30,6 +30,7 @@ from manyicl.cli.options import (
     Temperature,
     TopP,
     Trust,
+    check_endpoint,
     count_nearest,
     endpoint_settings,
     stoppable,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from manyicl.evaluation import Evaluation
-    from manyicl.inference import AnswerSettings, InferenceModel
+    from manyicl.inference import InferenceModel
 
 
 @commands.command("eval")
@@ -84,7 +85,9 @@ def eval_(
         str | None, typer.Option("--endpoint", metavar="URL", help="Generate on this OpenAI-compatible server.")
     ] = None,
     endpoint_model: EndpointModel = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Queries in flight at the server.")] = 8,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, help="Queries in flight at the server. Default: 8.")
+    ] = None,
 ) -> None:
     """Score against number of shots, by task, with 95 % intervals over draws and queries.
 
@@ -108,8 +111,20 @@ def eval_(
     with joined_ranks() as ranks, stoppable(*sys.argv[1:], kept=out.parent if out else None):
         counts = parse_shots(shots)
         check_out(out)
-        _check_endpoint(
-            endpoint, endpoint_model, precision, settings, quantize=quantize, compiled=compiled, num_ranks=ranks.count
+        if endpoint is not None and ranks.count > 1:
+            raise UserError(
+                f"--endpoint {endpoint}: one process asks a server; leave accelerate out, raise --concurrency"
+            )
+        check_endpoint(
+            endpoint,
+            theirs={"--endpoint-model": endpoint_model, "--concurrency": concurrency},
+            ours={
+                "--precision": precision,
+                "--quantize": quantize,
+                "--compile": compiled,
+                "--normalize": normalize,
+                "--calibrate": calibrate,
+            },
         )
         chosen = load_tasks(tasks, names=task)
         loaded = _load(
@@ -122,7 +137,7 @@ def eval_(
             weights=endpoint is None,
             compiled=compiled,
         )
-        server = endpoint_settings(endpoint, endpoint_model or model, concurrency=concurrency)
+        server = endpoint_settings(endpoint, endpoint_model or model, concurrency=concurrency or 8)
         with reporting(make_console(stderr=True, quiet=not ranks.is_main)) as on_progress:
             result = evaluate(
                 loaded,
@@ -158,36 +173,6 @@ def _print_evaluation(console: Console, result: Evaluation) -> None:
     if (surest := confidence_table(result)) is not None:
         console.print(surest)
         console.print(reliability_plot(result, width=min(76, console.width), colour=console.is_terminal))
-
-
-def _check_endpoint(
-    endpoint: str | None,
-    endpoint_model: str | None,
-    precision: str,
-    answering: AnswerSettings,
-    *,
-    quantize: str,
-    compiled: bool,
-    num_ranks: int,
-) -> None:
-    """Refuse options that would do nothing with, or without, a server."""
-    wrong = ""
-    if endpoint is None:
-        wrong = "--endpoint-model: needs --endpoint" if endpoint_model else ""
-    elif precision != "auto":
-        wrong = "--precision: is the server's own"
-    elif quantize != "auto":
-        wrong = "--quantize: is the server's own"
-    elif compiled:
-        wrong = "--compile: the server runs the model"
-    elif answering.normalize != "none":
-        wrong = f"--normalize {answering.normalize}: a server tells no likelihoods"
-    elif answering.calibrate != "none":
-        wrong = f"--calibrate {answering.calibrate}: a server tells no likelihoods"
-    elif num_ranks > 1:
-        raise UserError(f"--endpoint {endpoint}: one process asks a server; leave accelerate out, raise --concurrency")
-    if wrong:
-        raise UserError(f"{wrong}; leave it out")
 
 
 @commands.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -131,6 +131,14 @@ def split_overrides(recipe: Path | None, overrides: list[str] | None) -> tuple[P
     return recipe, given
 
 
+# Options of a model in this process, and why they do nothing where a server runs it.
+_NOT_WITH_SERVER = {
+    "--precision": "is the server's own",
+    "--quantize": "is the server's own",
+    "--compile": "the server runs the model",
+    "--normalize": "a server tells no likelihoods",
+    "--calibrate": "a server tells no likelihoods",
+}
 EndpointModel = Annotated[
     str | None, typer.Option("--endpoint-model", help="The server's name for the model. Default: MODEL_OR_RUN.")
 ]
@@ -150,6 +158,27 @@ def endpoint_settings(url: str | None, model: str, **more: int) -> EndpointSetti
         # Not the extra, which pip finds only if the package is on an index.
         raise UserError(f"--endpoint: {error.name} is not installed; pip install httpx2 tenacity") from error
     return EndpointSettings(url, model=model, **more)
+
+
+def check_endpoint(
+    url: str | None, *, ours: Mapping[str, str | bool], theirs: Mapping[str, str | int | None] | None = None
+) -> None:
+    """Refuse options that would do nothing with, or without, a server that runs the model.
+
+    ours: options of a model in this process. theirs: those of the server.
+
+    Raises:
+        UserError: the first such option.
+    """
+    if url is None:
+        for option, value in (theirs or {}).items():
+            if value is not None:
+                raise UserError(f"{option}: needs --endpoint; leave it out")
+        return
+    for option, value in ours.items():
+        if value not in ("auto", "none", False):
+            given = option if value is True else f"{option} {value}"
+            raise UserError(f"{given}: {_NOT_WITH_SERVER[option]}; leave it out")
 
 
 def count_nearest(choose: str, num_nearest: int | None) -> int:

@@ -22,6 +22,7 @@ from manyicl.cli.options import (
     Quantize,
     Recipe,
     Trust,
+    check_endpoint,
     endpoint_settings,
 )
 from manyicl.errors import UserError
@@ -90,8 +91,11 @@ def serve_(
     Tasks are kept in --data. SIGTERM or Ctrl-C: stops after the requests that were taken.
     """
     _check_packages()
-    if endpoint is None and endpoint_model is not None:
-        raise UserError("--endpoint-model: needs --endpoint; leave it out")
+    check_endpoint(
+        endpoint,
+        theirs={"--endpoint-model": endpoint_model},
+        ours={"--precision": precision, "--quantize": quantize, "--normalize": normalize, "--calibrate": calibrate},
+    )
     from manyicl import server
     from manyicl.inference import AnswerSettings, load_for_inference
     from manyicl.service import ServiceSettings, open_service
