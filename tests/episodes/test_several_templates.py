@@ -238,5 +238,5 @@ def test_a_template_that_a_task_lacks_is_refused_before_a_model_is_loaded(tmp_pa
     code, _, err = run_manyicl(capfd, "eval", "seed", "--tasks", tmp_path / "t", "--template", 4)
     assert (code, err) == (
         2,
-        "error: template=4: task 'nli' has templates 1 to 3; choose one that it has, or leave it out\n",
+        "error: --template 4: task 'nli' has templates 1 to 3; choose one that it has, or leave it out\n",
     )
