@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from manyicl.errors import UserError
 from manyicl.tasks.layouts import find_layout
+from manyicl.tasks.settings import FAMILIES, METRICS
 from manyicl.tasks.task import (
-    FAMILIES,
-    METRICS,
     SPLITS,
     Example,
     Fault,

@@ -220,9 +220,8 @@ def find_lookalikes(counts: Mapping[str, int]) -> list[list[str]]:
     return [sorted(group, key=lambda a: (-counts[a], a)) for group in groups.values() if len(group) > 1]
 
 
-def describe_lookalikes(answers: Sequence[str]) -> str:
+def _describe_lookalikes(counts: Mapping[str, int]) -> str:
     """Return a warning with counts if some answers may be the same, else ""."""
-    counts = Counter(answers)
     groups = find_lookalikes(counts)
     if not groups:
         return ""
@@ -237,22 +236,18 @@ def find_warnings(
 ) -> list[str]:
     """Return warnings about answers: different spellings, and answers that look like labels but are generated."""
     counts = Counter(row.answer for row in rows)
-    warnings: list[str] = []
     are_labels = family in ("classification", "nli") or (
         family == "qa"
         and len(counts) <= _MOST_LABELS_PER_ROW * len(rows)
         and all(len(answer) <= LONGEST_CLASS for answer in counts)
     )
     if not are_labels or (has_choices and not labels):  # each row has its own options, so answers are not labels
-        return warnings
-    lookalikes = describe_lookalikes([row.answer for row in rows])
-    if lookalikes:
-        warnings.append(lookalikes)
-    if not has_choices and len(counts) > MOST_LABELS:
-        fix = f'list them as "labels" in {settings_name}'
-        warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
-    elif not has_choices and family == "qa" and len(counts) > MOST_CLASSES:
-        fix = f'write {{"family": "classification"}} into {settings_name}'
+        return []
+    lookalikes = _describe_lookalikes(counts)
+    warnings = [lookalikes] if lookalikes else []
+    if not has_choices and (len(counts) > MOST_LABELS or (family == "qa" and len(counts) > MOST_CLASSES)):
+        as_class = f'write {{"family": "classification"}} into {settings_name}'
+        fix = f'list them as "labels" in {settings_name}' if len(counts) > MOST_LABELS else as_class
         warnings.append(f"{len(counts):,} different answers: they are generated; to choose among them instead, {fix}")
     return warnings
 

@@ -152,36 +152,29 @@ def is_empty(text: str) -> bool:
 _UNSEEN = dict.fromkeys(map(ord, INVISIBLE + "\u200c\u200d\u200e\u200f"))
 
 
+@dataclass
 class _RowChecker:
     """Turns the records of one file into rows, or into faults."""
 
-    def __init__(
-        self,
-        found: FileRows,
-        columns: Columns,
-        *,
-        templates: Sequence[str],
-        split: str,
-        settings_name: str,
-        log: FaultLog,
-    ) -> None:
-        self._found = found
-        self._columns = columns
-        self._templates = templates
-        self._split = split
-        self._is_table = data_suffix(found.path).startswith((".csv", ".tsv"))
-        self._settings_name = settings_name
-        self._log = log
-        self._has_looked = False
+    found: FileRows
+    columns: Columns
+    templates: Sequence[str]
+    split: str
+    settings_name: str
+    log: FaultLog
+
+    def __post_init__(self) -> None:
+        self._is_table = data_suffix(self.found.path).startswith((".csv", ".tsv"))
         self._embedding_bytes = 0  # of the first row that has one
-        self._split_words: dict[str, set[str]] = {}  # unread column -> its words, if all are words for splits
+        # Unread column -> its words, if all are words for splits; None before the first row.
+        self._split_words: dict[str, set[str]] | None = None
 
     def has_other_shape(self, record: Mapping[str, object]) -> bool:
         """Return whether the file's first record cannot be read because it has another known layout; log it."""
-        missing = self._columns.missing_from(record)
-        if not missing or any(name in self._columns.mapped for name in missing):
+        missing = self.columns.missing_from(record)
+        if not missing or any(name in self.columns.mapped for name in missing):
             return False
-        what = describe_shape(record, columns=self._columns.mapped, settings_name=self._settings_name)
+        what = describe_shape(record, columns=self.columns.mapped, settings_name=self.settings_name)
         if what is not None:
             self._add("other columns", f"no {missing[0]!r} column: {what}")
         return what is not None
@@ -194,7 +187,7 @@ class _RowChecker:
 
     def check(self, number: int, record: Mapping[str, object]) -> Row | None:
         """Return the row, or None if it is faulty or blank."""
-        values = self._columns.find(record)
+        values = self.columns.find(record)
         first = values["input"][0]
         if (not isinstance(first, str) or not first.strip()) and self.is_blank(record):
             return None
@@ -210,21 +203,18 @@ class _RowChecker:
 
     def check_columns(self) -> None:
         """Log an optional column that the task.json maps but no row has, and a column of splits that is not read."""
-        for name in ("split", "options", "option_labels"):
-            if name in self._columns.mapped and not self._columns.has(name):
-                own = show(self._columns.mapped[name])
-                self._add(
-                    f"no {name} column",
-                    f'no row has the column {own} that "columns" in {self._settings_name} gives for {name!r}',
-                )
-        for name, own in self._columns.never_found():
-            if self._columns.has(name) and not self._found.num_faulty:
-                what = f'no row has the column {own!r} that "columns" in {self._settings_name} gives for {name!r}'
-                self._add(f"no {own} column", f"{what}; correct it")
-        if self._columns.has("split") or "split" in self._columns.mapped or self._split:
+        mapped = self.columns.mapped
+        lacking = [(n, mapped[n], n) for n in ("split", "options", "option_labels") if n in mapped]
+        lacking = [one for one in lacking if not self.columns.has(one[0])]
+        if not self.found.num_faulty:
+            lacking += [(own, own, name) for name, own in self.columns.never_found() if self.columns.has(name)]
+        for kind, own, name in lacking:
+            what = f'no row has the column {show(own)} that "columns" in {self.settings_name} gives for {name!r}'
+            self._add(f"no {kind} column", f"{what}; correct it")
+        if self.columns.has("split") or "split" in self.columns.mapped or self.split:
             return
         # If it were ignored, its test rows would be trained on.
-        for name, words in self._split_words.items():
+        for name, words in (self._split_words or {}).items():
             if "train" in words and len(words) > 1:
                 what = f'column {show(name)} holds splits, but is not read; name it "split"'
                 if "other" in words:
@@ -235,12 +225,11 @@ class _RowChecker:
                 self._add("unread split", f'{what}; write train or test into a column "split", or remove it')
 
     def _add(self, kind: str, what: str | Callable[[], str], row: int | None = None) -> None:
-        self._log.add(kind, what, row=row, path=self._found.path)
+        self.log.add(kind, what, row=row, path=self.found.path)
 
     def _look_for_splits(self, record: Mapping[str, object]) -> None:
-        if not self._has_looked:
-            self._has_looked = True
-            self._split_words = {name: set() for name in record if not self._columns.reads(name)}
+        if self._split_words is None:
+            self._split_words = {name: set() for name in record if not self.columns.reads(name)}
         for name in list(self._split_words):
             word = read_split_word(name, record.get(name))
             if word:
@@ -250,14 +239,14 @@ class _RowChecker:
 
     def _add_missing(self, name: str, number: int, record: Mapping[str, object], *, own: str | None = None) -> None:
         has = ", ".join(show(column) for column in list(record)[:8]) or "nothing"
-        own = own or self._columns.paths[name][0]
+        own = own or self.columns.paths[name][0]
         if lacks := describe_missing(own, record):
-            self._add(f"no {name} column", f'{lacks}; add it, or correct "columns" in {self._settings_name}', number)
+            self._add(f"no {name} column", f'{lacks}; add it, or correct "columns" in {self.settings_name}', number)
             return
-        if name in self._columns.mapped:
-            fix = f'correct "columns" in {self._settings_name}'
+        if name in self.columns.mapped:
+            fix = f'correct "columns" in {self.settings_name}'
         else:
-            fix = f'add it, or map it with "columns" in {self._settings_name}'
+            fix = f'add it, or map it with "columns" in {self.settings_name}'
         self._add(f"no {name} column", f"no {own!r} column (it has {has}); {fix}", number)
 
     def _read_input(self, values: list[object], number: int, record: Mapping[str, object]) -> tuple[str, ...]:
@@ -265,8 +254,8 @@ class _RowChecker:
         if all(value is MISSING for value in values):
             self._add_missing("input", number, record)
             return ()
-        if self._columns.is_template("input"):
-            return self._fill_templates("input", values, number, record, templates=self._templates)
+        if self.columns.is_template("input"):
+            return self._fill_templates("input", values, number, record, templates=self.templates)
         parts = []
         for value in values:
             members = value if isinstance(value, list | tuple) else [value]
@@ -286,9 +275,9 @@ class _RowChecker:
         if all(value is MISSING for value in values):
             self._add_missing("answer", number, record)
             return ()
-        if self._columns.is_template("answer"):
+        if self.columns.is_template("answer"):
             return tuple(map(self._tidy, self._fill_templates("answer", values, number, record)))
-        if self._columns.is_joined("answer"):
+        if self.columns.is_joined("answer"):
             texts = [as_text(value) for value in values if value is not MISSING and not is_missing(value)]
             given: Sequence[object] = ["\n".join(text for text in texts if text)] if None not in texts else values
         else:
@@ -316,7 +305,7 @@ class _RowChecker:
     ) -> tuple[str, ...]:
         """Return each of the templates of `name`, or its only one, filled with a row's values; () after a fault."""
         texts = []
-        for own, value in zip(self._columns.paths[name], values, strict=True):
+        for own, value in zip(self.columns.paths[name], values, strict=True):
             if value is MISSING:
                 self._add_missing(name, number, record, own=own)
                 return ()
@@ -329,36 +318,36 @@ class _RowChecker:
                 self._add(f"empty {own}", what, number)
                 return ()
             texts.append(text)
-        if self._check_text(name, self._columns.fill(name, texts), number, values[0]) is None:
+        if self._check_text(name, self.columns.fill(name, texts), number, values[0]) is None:
             return ()
-        return tuple(self._columns.fill(name, texts, template=template) for template in templates or (None,))
+        return tuple(self.columns.fill(name, texts, template=template) for template in templates or (None,))
 
     def _tidy(self, text: str) -> str:
         tidied = tidy_answer(text)
         if tidied is not text and tidied != text:
             what = "white space around the answer" if tidied == text.strip() or text.isascii() else "Unicode form"
-            self._found.tidied[what] += 1
+            self.found.tidied[what] += 1
         return tidied
 
     def _add_type(self, name: str, value: object, number: int, *, own: str | None = None) -> None:
         wanted = "a text" if name == "input" and own is None else "a text, a number, true or false, or a list of these"
         fix = "write it as text"
         if isinstance(value, dict | list):
-            paths = nested_paths(own or self._columns.paths[name][0], value)
+            paths = nested_paths(own or self.columns.paths[name][0], value)
             if paths and own is not None:
-                fix = f"name the part that is, {{{paths[0]}}}, in the template in {self._settings_name}"
+                fix = f"name the part that is, {{{paths[0]}}}, in the template in {self.settings_name}"
             elif paths:
-                mapped = write_columns({**self._columns.mapped, name: paths[0]})
-                fix = f"name the part that is: write {mapped} into {self._settings_name}"
+                mapped = write_columns({**self.columns.mapped, name: paths[0]})
+                fix = f"name the part that is: write {mapped} into {self.settings_name}"
         self._add(f"wrong type of {name}", f"{own or name} {show(value)} is not {wanted}; {fix}", number)
 
     def _check_text(self, name: str, text: str, number: int, value: object) -> str | None:
         if is_empty(text):
             fix = "fill it in or remove the row"
-            if name == "input" and not self._columns.is_joined("input") and "instruction" in self._columns.unread():
-                joined = {"input": ["instruction", self._columns.paths["input"][0]]}
-                mapped = write_columns({**self._columns.mapped, **joined})
-                fix += f", or join it to the instruction: write {mapped} into {self._settings_name}"
+            if name == "input" and not self.columns.is_joined("input") and "instruction" in self.columns.unread():
+                joined = {"input": ["instruction", self.columns.paths["input"][0]]}
+                mapped = write_columns({**self.columns.mapped, **joined})
+                fix += f", or join it to the instruction: write {mapped} into {self.settings_name}"
             self._add(f"empty {name}", f"{name} {show(value)} is empty; {fix}", number)
             return None
         if not is_unicode(text):
@@ -372,8 +361,8 @@ class _RowChecker:
     ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
         """Return the options (() if there are none, None after a fault), and their labels (() if there are none)."""
         labels: tuple[str, ...] = ()
-        if self._columns.is_joined("options"):
-            names = [path.split(".")[-1] for path in self._columns.paths["options"]]
+        if self.columns.is_joined("options"):
+            names = [path.split(".")[-1] for path in self.columns.paths["options"]]
             pairs = [
                 (name, value)
                 for name, value in zip(names, values["options"], strict=True)
@@ -397,11 +386,11 @@ class _RowChecker:
         texts = [as_text(option) for option in value] if isinstance(value, list | tuple) else []
         options = tuple(tidy_answer(text) for text in texts if text is not None and text.strip() and is_unicode(text))
         if not isinstance(value, list | tuple):
-            wrong = "are not a list" + (' ("a|b" or ["a", "b"])' if self._is_table else "")
+            wrong = "are not a list; write " + ('"a|b" or ["a", "b"]' if self._is_table else '["a", "b"]')
         elif len(options) < len(texts):
-            wrong = "hold one that is not a text, or an empty one"
+            wrong = "hold one that is not a text, or an empty one; write a text for each"
         elif len(set(options)) < len(options):
-            wrong = "name one answer twice"
+            wrong = "name one answer twice; remove one of them"
         elif len(options) == 1:
             wrong = "leave no choice; give two or more, or none"
         if wrong:
@@ -421,7 +410,7 @@ class _RowChecker:
             if len(packed) != (self._embedding_bytes or len(packed)):
                 raise ValueError(f"has {len(packed) // 4} numbers, earlier ones have {self._embedding_bytes // 4}")
         except ValueError as error:
-            own = show(self._columns.paths["embedding"][0])
+            own = show(self.columns.paths["embedding"][0])
             self._add("bad embedding", f"column {own}, the row's embedding, {error}; correct it", number)
             return None
         self._embedding_bytes = len(packed)
@@ -430,12 +419,12 @@ class _RowChecker:
     def _read_split(self, value: object, number: int) -> str | None:
         """Return the split; "" if neither the row nor its file names one, None after a fault."""
         if value is MISSING or is_missing(value) or (isinstance(value, str) and not value.strip()):
-            return self._split
+            return self.split
         split = SPLIT_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
         if split is None:
             self._add("unknown split", partial(_describe_split, value), number)
-        elif self._split and split != self._split:
-            what = f"split {show(value)} in a file of {self._split} rows by its name; correct one of them"
+        elif self.split and split != self.split:
+            what = f"split {show(value)} in a file of {self.split} rows by its name; correct one of them"
             self._add("two splits", what, number)
             return None
         return split

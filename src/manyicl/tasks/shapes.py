@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 
 from manyicl.tasks.columns import template_fields
 
@@ -63,7 +64,6 @@ _ANSWERS = (
 _PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text_a", "text_b"))
 # Names in chats of the list of turns, the speaker and the text.
 _CHATS = (("messages", "role", "content"), ("conversations", "from", "value"), ("conversation", "role", "content"))
-_LETTERS = ("A", "B", "C", "D", "E", "F", "G", "H")
 # Names of texts that a question is about, which stand before it in the input.
 _PASSAGES = ("passage", "context", "article", "document", "story", "paragraph", "background", "support", "premise")
 # Names of columns that hold one option each, before a number or letter: sol1 and sol2, answerA to answerC.
@@ -151,11 +151,7 @@ def describe_unread(
 
 def _find_letters(names: Sequence[str]) -> list[str]:
     folded = {name.strip().upper(): name for name in names}
-    found = []
-    for letter in _LETTERS:
-        if letter not in folded:
-            break
-        found.append(folded[letter])
+    found = [folded[letter] for letter in takewhile(folded.__contains__, "ABCDEFGH")]
     return found if len(found) > 1 else []
 
 
@@ -207,12 +203,12 @@ def _find_choices(record: Mapping[str, object], keys: Mapping[str, str]) -> tupl
     for name in ("choices", "options", "endings"):
         choices = record.get(keys.get(name, name))
         own = keys.get(name, name)
-        if isinstance(choices, dict) and isinstance(choices.get("text"), list):
+        if isinstance(choices, dict) and not isinstance(choices.get("text"), list):
+            continue
+        listed = choices if isinstance(choices, list) else [choices]
+        if listed and all(isinstance(choice, dict) and "text" in choice for choice in listed):
             mapped: Mapped = {"input": source, "answer": answer, "options": f"{own}.text"}
-            return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in choices else {})
-        if isinstance(choices, list) and choices and all(isinstance(c, dict) and "text" in c for c in choices):
-            mapped = {"input": source, "answer": answer, "options": f"{own}.text"}
-            return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in choices[0] else {})
+            return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in listed[0] else {})
         if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
             return "a row like MMLU's", {"input": source, "answer": answer, "options": own}
     if own_columns and answer not in own_columns:

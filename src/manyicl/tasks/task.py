@@ -42,7 +42,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -61,20 +61,8 @@ from manyicl.tasks.faults import Fault, FaultLog, near_word, show
 from manyicl.tasks.formats import describe_damage
 from manyicl.tasks.layouts import Source, find_layout, source_of
 from manyicl.tasks.rows import FileRows, Row, read_rows, retell_unlike_files
-from manyicl.tasks.settings import FAMILIES, METRICS, TaskSettings, default_metric, read_settings
+from manyicl.tasks.settings import TaskSettings, default_metric, read_settings
 from manyicl.tasks.shapes import describe_unread
-
-__all__ = [
-    "FAMILIES",
-    "METRICS",
-    "SPLITS",
-    "Example",
-    "Fault",
-    "Task",
-    "inspect_task",
-    "load_task",
-    "load_tasks",
-]
 
 SPLITS = ("train", "validation", "test")
 NO_SPLIT_NOTE = "No split is given: 20 % are test and 10 % of the rest validation, by a hash of the input."
@@ -225,12 +213,8 @@ def with_template(task: Task, number: int) -> Task:
     if number == task.template:
         return task
     assert task.template == 1, "the wordings are those of a task as it was read"
-    train, validation, test = (
-        tuple(example.in_template(number) for example in examples)
-        for examples in (task.train, task.validation, task.test)
-    )
-    sha256 = hashlib.sha256(f"{task.sha256} template {number}".encode()).hexdigest()
-    return replace(task, train=train, validation=validation, test=test, sha256=sha256, template=number)
+    changed = _change_examples(task, lambda example: example.in_template(number), how=f"template {number}")
+    return replace(changed, template=number)
 
 
 def flip_map(labels: Sequence[str], *, seed: int) -> dict[str, str]:
@@ -261,18 +245,18 @@ def flip_labels(task: Task, *, seed: int) -> Task:
     if len(task.labels) < 2:
         raise UserError(f"task '{task.name}': has fewer than two fixed labels, so none to exchange; leave it out")
     flipped = flip_map(task.labels, seed=seed)
-    train, validation, test = (
-        tuple(
-            replace(
-                example,
-                answer=flipped[example.answer],
-                also_right=tuple(flipped.get(answer, answer) for answer in example.also_right),
-            )
-            for example in examples
-        )
-        for examples in (task.train, task.validation, task.test)
-    )
-    sha256 = hashlib.sha256(f"{task.sha256} flipped {json.dumps(flipped)}".encode()).hexdigest()
+
+    def flip(example: Example) -> Example:
+        also_right = tuple(flipped.get(answer, answer) for answer in example.also_right)
+        return replace(example, answer=flipped[example.answer], also_right=also_right)
+
+    return _change_examples(task, flip, how=f"flipped {json.dumps(flipped)}")
+
+
+def _change_examples(task: Task, change: Callable[[Example], Example], *, how: str) -> Task:
+    """Return the task with each example changed. how: the change in words, for the hash."""
+    train, validation, test = (tuple(map(change, getattr(task, split))) for split in SPLITS)
+    sha256 = hashlib.sha256(f"{task.sha256} {how}".encode()).hexdigest()
     return replace(task, train=train, validation=validation, test=test, sha256=sha256)
 
 
