@@ -23,8 +23,6 @@ from manyicl.episodes.batch import (
     count_divisors,
     join_row,
     pad_row,
-    positions_of,
-    segment_lengths_of,
     targets_of,
 )
 from manyicl.episodes.packing import Pack, iter_packs
@@ -130,10 +128,14 @@ def test_targets_of(targets, chosen):
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9))
-def test_positions_and_lengths_follow_from_segments(lengths):
-    segment_ids_T = np.repeat(np.arange(len(lengths)), lengths)
-    assert segment_lengths_of(segment_ids_T) == tuple(lengths)
-    assert positions_of(segment_ids_T).tolist() == [position for n in lengths for position in range(n)]
+def test_positions_and_segments_follow_from_lengths(lengths):
+    silent = [TokenizedEpisode(ids=np.zeros(n, np.int32), spans=np.zeros((0, 2), np.int64)) for n in lengths]
+    batch = join_row(
+        silent, targets="all", weights=[np.zeros(0) for _ in lengths], tasks=[0] * len(lengths), episodes=(0,)
+    )
+    assert batch.segment_lengths == tuple(lengths)
+    assert batch.segment_ids_T.tolist() == [place for place, n in enumerate(lengths) for _ in range(n)]
+    assert batch.position_ids_1T.tolist() == [[position for n in lengths for position in range(n)]]
 
 
 # --- rows of a plan ----------------------------------------------------------------------------------------------

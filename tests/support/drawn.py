@@ -25,7 +25,7 @@ def draw_episode(
     """Return the `number`-th episode that training on `task` alone would see."""
     writer = TaskTokenizer(tokenizer, template or TemplateSettings())
     tokenized = tokenize_task(task, tokenizer=writer)
-    if settings.needs_labels:
+    if settings.rename_share:
         tokenized = with_names(tokenized, tokenizer=writer)
     episode = next(islice(iter_episodes([lengths_of(tokenized)], settings=settings, seed=0), number, None))
     return cut_episode(episode, tokenized, tokenizer=writer, settings=settings)

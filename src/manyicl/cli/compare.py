@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from manyicl.cli.options import split_overrides, stoppable
 from manyicl.errors import UserError
 
 commands = typer.Typer()
-
-if TYPE_CHECKING:
-    pass
 
 
 @commands.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from manyicl.cli.options import ModelPath, split_overrides, stoppable
 from manyicl.errors import UserError
 
 commands = typer.Typer()
-
-if TYPE_CHECKING:
-    pass
 
 
 @commands.command()

@@ -32,8 +32,7 @@ class Batch:
     input_ids_1T: Tensor
     """Token ids."""
     segment_ids_T: Tensor
-    """Number of the segment that each token is in: the only record of where an episode lies. The next three fields are
-    derived from it."""
+    """Number of the segment that each token is in. The next three fields follow from it."""
     position_ids_1T: Tensor
     """Positions, which start at 0 in each segment."""
     segment_lengths: tuple[int, ...]
@@ -196,12 +195,11 @@ def join_row(
     answer_lengths_A = spans_A2[:, 1] - spans_A2[:, 0]
     # The first range is for a row without targets, as benchmarks have.
     positions_N = np.concatenate([np.arange(0), *(np.arange(start, stop) for start, stop in spans_A2)])
-    segment_ids_T = np.repeat(np.arange(len(built)), lengths)
-    segment_lengths = segment_lengths_of(segment_ids_T)
+    segment_lengths = tuple(lengths.tolist())
     return Batch(
         input_ids_1T=torch.from_numpy(np.concatenate([b.ids for b in built]).astype(np.int64))[None],
-        segment_ids_T=torch.from_numpy(segment_ids_T),
-        position_ids_1T=torch.from_numpy(positions_of(segment_ids_T))[None],
+        segment_ids_T=torch.from_numpy(np.repeat(np.arange(len(built)), lengths)),
+        position_ids_1T=torch.from_numpy(np.arange(lengths.sum()) - np.repeat(offsets, lengths))[None],
         segment_lengths=segment_lengths,
         segment_bounds_S=torch.from_numpy(bounds_of(segment_lengths)),
         target_positions_N=torch.from_numpy(positions_N),
@@ -262,22 +260,6 @@ def pad_row(batch: Batch, *, multiple: int) -> Batch:
         segment_lengths=lengths,
         segment_bounds_S=torch.from_numpy(bounds),
     )
-
-
-def positions_of(segment_ids_T: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return positions that start at 0 in each segment.
-
-    >>> positions_of(np.array([0, 0, 0, 1, 1])).tolist()
-    [0, 1, 2, 0, 1]
-    """
-    lengths = np.bincount(segment_ids_T)
-    positions: NDArray[np.int64] = np.arange(len(segment_ids_T)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return positions
-
-
-def segment_lengths_of(segment_ids_T: NDArray[np.int64]) -> tuple[int, ...]:
-    """Return the tokens of each segment, in order."""
-    return tuple(int(n) for n in np.bincount(segment_ids_T))
 
 
 class PackDataset(Dataset[tuple[Pack, Divisors]]):

@@ -72,11 +72,6 @@ class EpisodeSettings(BaseModel):
             raise ValueError(f"needs 'fill', a number from 0, or a range [low, high]; got {value}")
         return value
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the plan needs to know each example's label."""
-        return self.rename_share > 0
-
     def without_renaming(self) -> EpisodeSettings:
         """Return the same settings without renamed labels, as every measurement uses them."""
         return self.model_copy(update={"rename_share": 0.0})

@@ -151,7 +151,7 @@ def tokenize_all(tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokeni
         name: with_wordings(task, tokenizer=tokenizer, cache_dir=default_cache_dir())
         for name, task in tokenized.items()
     }
-    if config.episodes.needs_labels:
+    if config.episodes.rename_share:
         tokenized = {name: with_names(task, tokenizer=tokenizer) for name, task in tokenized.items()}
     for task in tokenized.values():
         fault = check_lost_answers(task)

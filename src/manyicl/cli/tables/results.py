@@ -1,6 +1,6 @@
 """Tables and curves for the terminal. Everything also reads well without colour and without a terminal.
 
-Nothing here needs torch: `check` and `diff` answer at once. What is said of runs is in run_display.py.
+Nothing here needs torch: `check` and `diff` answer at once.
 """
 
 from __future__ import annotations
