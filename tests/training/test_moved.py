@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,3 +189,44 @@ def test_a_result_in_the_folder_of_its_tasks_is_not_a_task(tmp_path):
     evaluate(config.model.path, load_tasks(folder, names=["animals"]), **options, out=folder / "first.json")
     assert (folder / "first.predictions.parquet").is_file()
     assert [task.name for task in load_tasks(folder)] == ["animals", "beasts", "colours"]
+
+
+# In a process of its own, since transformers copies a model's code into a cache whose place it reads when imported.
+OWN_CODE = """
+import json, sys
+from pathlib import Path
+from manyicl.inference.model import load_for_inference
+from manyicl.training.recipe import RunConfig
+from manyicl.training.run import train
+from tests.trajectory.setting import write_setting
+
+folder = Path(sys.argv[1])
+values = write_setting(folder, lora=sys.argv[2] == "lora", num_steps=1, checkpoint_every_steps=1).model_dump()
+code = "from transformers import LlamaConfig, LlamaForCausalLM\\n"
+code += "class OwnConfig(LlamaConfig):\\n    model_type = 'own'\\n"
+code += "class OwnForCausalLM(LlamaForCausalLM):\\n    config_class = OwnConfig\\n"
+(folder / "start" / "own.py").write_text(code)
+file = folder / "start" / "config.json"
+classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+own = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": classes}
+file.write_text(json.dumps(json.loads(file.read_text()) | own))
+values["model"]["trust_remote_code"] = True
+run = train(RunConfig.model_validate(values), out=folder / "run")
+assert len(run.held_out) == 3
+load_for_inference(str(run.folder), trust_remote_code=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_a_model_with_code_of_its_own_is_trained_to_the_end_and_can_be_asked(tmp_path, how):
+    """The run ended in an error when its model was loaded for the closing table, without leave to run its code."""
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_CODE, str(tmp_path), how],
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr

@@ -228,12 +228,13 @@ def _train_model(
 ) -> None:
     checkpoints = folder.checkpoints.all()
     step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
+    if checkpoint is not None:
+        refuse_damaged(checkpoint)
     patience = prepared.config.train.early_stopping_patience
     has_ended = checkpoint is not None and patience is not None and _count_worse(checkpoint) >= patience
     if step >= prepared.config.train.num_steps or has_ended:
         return  # killed after the last checkpoint, before the model was written
     if checkpoint is not None:
-        refuse_damaged(checkpoint)
         refuse_other_sharding(checkpoint, sharded=uses_fsdp(os.environ))
     if PartialState().is_main_process:
         folder.metrics.cut_after(step)
@@ -334,6 +335,7 @@ def _finish_model(folder: RunFolder, model: Any, prepared: Prepared) -> None:
     best = read_best_step(checkpoint)
     if prepared.config.train.keep == "best" and best is not None:
         step, checkpoint = best, folder.checkpoints.at(best)
+        refuse_damaged(checkpoint)
     note = ModelNote(
         template=prepared.config.template,
         trained_shots=_trained_shots(prepared),
@@ -343,7 +345,7 @@ def _finish_model(folder: RunFolder, model: Any, prepared: Prepared) -> None:
     )
     # The live model may be sharded over ranks, so the weights are the checkpoint's own files; it gives the config.
     with folder.writing_model() as partial:
-        for pattern in ("*.safetensors*", *MODEL_FILES):
+        for pattern in ("*.safetensors*", "*.py", *MODEL_FILES):  # *.py: a model's own code
             for file in checkpoint.glob(pattern):
                 shutil.copyfile(file, partial / file.name)
         save_beside_weights(model, prepared.tokenizer, partial, note=note)
@@ -377,7 +379,10 @@ def _close_held_out(
         return []
     model = prepared.config.model
     settings = ModelSettings(
-        path=str(folder.model), precision="fp32" if model.lora is None else model.precision, quantize=model.quantize
+        path=str(folder.model),
+        precision="fp32" if model.lora is None else model.precision,
+        quantize=model.quantize,
+        trust_remote_code=model.trust_remote_code,
     )
     final = load_model(settings, device="cuda" if torch.cuda.is_available() else "cpu").eval()
     return held_out_rows(
