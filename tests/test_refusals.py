@@ -115,16 +115,25 @@ def test_a_curve_whose_result_cannot_be_written_is_shown_all_the_same(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
-def test_a_damaged_checkpoint_is_named_with_how_to_go_on_without_it(tmp_path, name):
-    config = write_setting(tmp_path, num_steps=4)
+@pytest.mark.parametrize(
+    ("name", "train_settings", "step"),
+    [
+        ("model.safetensors", {}, 3),
+        ("optimizer.pt", {}, 3),
+        ("trainer_state.json", {}, 3),
+        ("trainer_state.json", {"early_stopping_patience": 9}, 3),
+        ("trainer_state.json", {}, 4),  # all steps are trained, and the model is still to be written
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_how_to_go_on_without_it(tmp_path, name, train_settings, step):
+    config = write_setting(tmp_path, num_steps=4, **train_settings)
     run = tmp_path / "run"
     train(config, out=run)
     state = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(state | {"finished": False}))
     (run / "model").rename(tmp_path / "model")
     _, checkpoint = RunFolder(run).checkpoints.all()[-1]
-    checkpoint = checkpoint.rename(checkpoint.with_name("checkpoint-3"))  # as if it had not come to the end
+    checkpoint = checkpoint.rename(checkpoint.with_name(f"checkpoint-{step}"))  # 3: as if it had not come to the end
     damaged = checkpoint / name
     damaged.write_bytes(damaged.read_bytes()[:-40])
     with pytest.raises(

@@ -53,7 +53,7 @@ def test_metrics_are_cut_back_to_a_step_and_a_half_written_line_is_left_out(tmp_
 
 
 def test_checkpoints_are_listed_oldest_first_and_only_whole_ones(tmp_path):
-    for name in ("checkpoint-10", "checkpoint-9", ".saving-11"):
+    for name in ("checkpoint-10", "checkpoint-9", ".saving-11", "checkpoint-9-backup"):
         (tmp_path / name).mkdir()
     assert [step for step, _ in Checkpoints(tmp_path).all()] == [9, 10]
 

@@ -314,8 +314,8 @@ class Checkpoints:
 
     def all(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of the whole checkpoints, oldest first."""
-        found = self.path.glob("checkpoint-*")
-        return sorted((int(path.name.removeprefix("checkpoint-")), path) for path in found)
+        found = [(path.name.removeprefix("checkpoint-"), path) for path in self.path.glob("checkpoint-*")]
+        return sorted((int(step), path) for step, path in found if step.isdecimal())  # a user may have put one aside
 
     def at(self, step: int) -> Path:
         """Return where the checkpoint of a step is, or goes once it is whole."""
