@@ -121,7 +121,7 @@ def test_a_curve_whose_result_cannot_be_written_is_shown_all_the_same(tmp_path, 
         ("model.safetensors", {}, 3),
         ("optimizer.pt", {}, 3),
         ("trainer_state.json", {}, 3),
-        ("trainer_state.json", {"early_stopping_patience": 9}, 3),
+        ("trainer_state.json", {"early_stopping_patience": 9, "keep": "best"}, 3),
         ("trainer_state.json", {}, 4),  # all steps are trained, and the model is still to be written
     ],
 )
