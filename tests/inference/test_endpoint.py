@@ -467,6 +467,10 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(asked, tmp_pat
     ("url", "told"),
     [
         ("localhost:8000", "is not a URL; write it as http://host:8000"),
+        ("http://host:80a0", "is not a URL; write it as http://host:8000"),
+        ("http://[::1", "is not a URL"),
+        ("http://a..b:8000", "is not a URL"),
+        (f"http://{'a' * 80}.com", "is not a URL"),
         ("http://me:secret@host:8000", f"carries a key or a query.*{KEY_VARIABLE}"),
         ("http://host:8000/v1?key=secret", "carries a key or a query"),
     ],
@@ -475,6 +479,25 @@ def test_a_wrong_url_is_refused_and_no_key_is_repeated(url, told):
     with pytest.raises(UserError, match=told) as refused:
         base_url(url)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["secret-17\r\nX: y", "secret-17\u2019"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(asked, monkeypatch, key):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(UserError, match=f"^{KEY_VARIABLE}: has a line break or .*; copy the key anew$"):
+        Endpoint(EndpointSettings("http://localhost:1", model="tiny"), asked.tokenizer)
+
+
+def test_a_line_end_after_the_key_does_not_count(asked, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "secret-17\n")
+    with ModelServer(asked, key="secret-17") as server, Endpoint(EndpointSettings(server.url, model="tiny"), asked.tokenizer):
+        pass
+
+
+@pytest.mark.parametrize("setting", ["concurrency", "num_attempts"])
+def test_a_server_needs_at_least_one_query_and_one_attempt(setting):
+    with pytest.raises(UserError, match=f"^{setting}=0: needs at least 1$"):
+        EndpointSettings("http://localhost:1", model="tiny", **{setting: 0})
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/completions"])

@@ -47,7 +47,11 @@ _TOO_LONG = re.compile(r"context.?(length|window)|too long|too large|max(imum)?.
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
-    """Which server answers, and how patiently it is asked."""
+    """Which server answers, and how patiently it is asked.
+
+    Raises:
+        UserError: a `concurrency` or `num_attempts` below 1.
+    """
 
     url: str
     """With or without `/v1`."""
@@ -61,6 +65,11 @@ class EndpointSettings:
     """Wait after the first failed attempt; it doubles each time, with some chance added."""
     timeout_s: float = 600.0
     """How long one answer may take."""
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "num_attempts"):
+            if (given := getattr(self, name)) < 1:
+                raise UserError(f"{name}={given}: needs at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ class Endpoint:
     prompts: whether the server takes token ids ('ids') or text ('text'); known once it was reached.
 
     Raises:
-        UserError: a wrong URL; when entered, a server that is not reached, refuses the key, or does not know the model.
+        UserError: a wrong URL or key; when entered, a server that is not reached, refuses the key, or does not know the model.
     """
 
     has_likelihoods = False
@@ -125,7 +134,7 @@ class Endpoint:
         if tokenizer.settings.style == "chat":
             self.extra_fields = {"skip_special_tokens": False, "stop_token_ids": list(tokenizer.end_ids)}
         self._stopped = threading.Event()
-        key = os.environ.get(KEY_VARIABLE)
+        key = _read_key()
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(settings.timeout_s, connect=CONNECT_TIMEOUT_S),
@@ -406,14 +415,31 @@ def _server_seed(prompt: list[int] | str, decoding: Decoding) -> int:
     return make_seed("samples", decoding.seed, json.dumps(prompt), decoding.sample) % 2**31
 
 
+def _read_key() -> str:
+    """Return the key for the server, '' if there is none.
+
+    Raises:
+        UserError: it has characters that no header can hold. It is not repeated, as an error of the client would.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY_VARIABLE}: has a line break or a character that is not ASCII; copy the key anew")
+    return key
+
+
 def base_url(url: str) -> str:
     """Return `url` up to and with `/v1`.
 
     Raises:
         UserError: it is not an http(s) URL, or carries a key or a query.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        httpx2.URL(url)
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool((parts.hostname or "").encode("idna"))
+    except (httpx2.InvalidURL, ValueError):  # a port that is no number, brackets left open, a label of 80 letters
+        is_url = False
+    if not is_url:
         raise UserError(f"endpoint={url}: is not a URL; write it as http://host:8000")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
