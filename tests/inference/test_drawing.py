@@ -21,7 +21,7 @@ from manyicl.inference.drawing import (
     index_examples,
     pick_nearest,
 )
-from manyicl.inference.model import InferenceModel
+from manyicl.inference.model import InferenceModel, load_for_inference
 from manyicl.tasks.task import Example, Task
 from tests.conftest import make_task, tiny_model
 
@@ -151,3 +151,14 @@ def test_inputs_are_answered_after_shots_of_their_own(tokenizers):
     assert alone[0].nll == pytest.approx(nearest[1].nll, abs=1e-4)
     random = ask(asked, make_task("animals"), inputs, shots=4)
     assert abs(random[1].nll - nearest[1].nll) > 1e-3
+
+
+def test_no_inputs_have_no_answers():
+    asked = load_for_inference("seed", weights=False)
+    assert ask(asked, make_task("animals"), []) == []
+
+
+@pytest.mark.parametrize("max_tokens", [0, -3])
+def test_a_longest_sequence_of_nothing_is_refused_and_no_default_taken(max_tokens):
+    with pytest.raises(UserError, match=f"^max_tokens={max_tokens}: needs at least 1$"):
+        load_for_inference("seed", max_tokens=max_tokens, weights=False)

@@ -452,7 +452,9 @@ def test_weights_of_another_class_are_refused_instead_of_drawn_at_random(saved, 
     assert "weights of its config are missing, such as " in refusal(load_model, base_settings(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"base_model_name_or_path": null}'])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", '{"base_model_name_or_path": null}', '{"base_model_name_or_path": 5}']
+)
 def test_a_broken_adapter_is_told_in_one_line(saved, tmp_path, content):
     shutil.copytree(saved / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text(content)
@@ -467,6 +469,8 @@ def test_an_adapter_whose_base_is_gone_is_told_in_one_line(saved, tmp_path):
     message = refusal(load_model, ModelSettings(path=str(tmp_path / "adapter")))
     adapter = tmp_path / "adapter"
     assert message.startswith(f"{adapter}: its base /gone/base is not there any more; put it back, or correct ")
+    (tmp_path / "run.json").write_text('{"weig')  # the run's record is damaged too
+    assert refusal(load_model, ModelSettings(path=str(adapter))) == message
 
 
 @pytest.mark.parametrize("content", ["{", '{"template": {"style": "poem"}}', '{"shots": 3}'])

@@ -97,8 +97,8 @@ def load_for_inference(
         was trained; else as `model` says.
 
     Raises:
-        UserError: it cannot be loaded or compiled, its tokens see those after them, or `max_tokens` is more than it can
-            see.
+        UserError: it cannot be loaded or compiled, its tokens see those after them, or `max_tokens` is less than 1
+            or more than it can see.
     """
     on_gpu = torch.cuda.is_available()
     if compiled:
@@ -116,6 +116,8 @@ def load_for_inference(
     )
     config = load_config(settings)
     if max_tokens is not None:
+        if max_tokens < 1:
+            raise UserError(f"max_tokens={max_tokens}: needs at least 1")
         check_window(config, num_tokens=max_tokens, what="`max_tokens`")
     if frame is None and template in (None, note.template):
         frame = note.frame

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from manyicl.episodes import TemplateSettings
 from manyicl.errors import UserError
+from manyicl.files import read_object
 
 # Weights, tokenizer, card and training curve; made by scripts/train_seed.py.
 SEED_MODEL = Path(__file__).parent / "seed_model"
@@ -109,7 +109,7 @@ def _locate_base(adapter: Path, base: str) -> str:
     if path.is_dir():
         return str(path)
     run = adapter.parent / RUN_STATE
-    expected = json.loads(run.read_bytes()).get("weights") if run.is_file() else None
+    expected = (read_object(run) or {}).get("weights") if run.is_file() else None
     places = [place.joinpath(*path.parts[-depth:]) for place in adapter.parents for depth in (3, 2, 1)]
     for place in places if expected else []:
         if (place / "config.json").is_file() and fingerprint_weights(str(place)) == expected:
@@ -140,10 +140,8 @@ def read_adapter(path: str) -> dict[str, Any] | None:
     file = Path(locate_model(path)) / "adapter_config.json"
     if not file.is_file():
         return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if content["base_model_name_or_path"]:
-            return content
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    content = read_object(file)
+    base = None if content is None else content.get("base_model_name_or_path")
+    if isinstance(base, str) and base:
+        return content
     raise UserError(f"{file}: is not an adapter's config that names its base (base_model_name_or_path); save it anew")

@@ -93,6 +93,8 @@ def ask(
     for number, text in enumerate(inputs, start=1):
         if not text.strip():
             raise UserError(f"line {number}: is empty; give one input a line")
+    if not inputs:
+        return []
     tokenized = tokenize_for(task, model)
     written = write_answers(model.tokenizer, task.labels)
     longest = most_answer_tokens(tokenized, written if task.labels else None, limit=answering.max_new_tokens)
