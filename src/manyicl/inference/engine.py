@@ -22,7 +22,14 @@ from transformers import (
 
 from manyicl.episodes import TaskTokenizer
 from manyicl.inference.answering.decoding import GREEDY, Sampler
-from manyicl.inference.answering.generation import Generated, OnIds, generate_after, generate_and_score, read_answer
+from manyicl.inference.answering.generation import (
+    Generated,
+    OnIds,
+    generate_after,
+    generate_and_score,
+    has_ended,
+    read_answer,
+)
 from manyicl.inference.answering.settings import Decoding
 from manyicl.inference.budget import row_budget, run_rows
 from manyicl.inference.model import InferenceModel
@@ -275,7 +282,9 @@ class WholePrompts(_LocalEngine):
         """Return the answer of each query, by transformers' own generate(), and the nats of its reference."""
         answers = super().generate(prefix, queries, limits=limits, decodings=decodings, on_answer=on_answer)
         self.count.num_prefix_tokens += prefix.num_tokens * len(queries)
-        self.count.num_query_tokens += sum(len(query) for query in queries)
+        # The last token of an answer is never run.
+        num_run = sum(max(0, (one.num_tokens or 0) - 1) for one in answers)
+        self.count.num_query_tokens += sum(len(query) for query in queries) + num_run
         if references is None:
             return answers
         return score_references(self, prefix, queries, answers, references=references)
@@ -388,9 +397,10 @@ def generate_whole_prompts(
 def _generate_batch(
     model: Any, tokenizer: TaskTokenizer, ids: Tensor, *, sampler: Sampler, max_new_tokens: int
 ) -> list[list[int]]:
-    """Return the new ids of each row."""
+    """Return the new ids of each row, up to where it ended."""
     ids = ids.to(device_of(model))
     inner = inner_model(model)
+    end_seen = _EndSeen(tokenizer, sampler.decodings, ids.shape[1])
     # transformers fills what we leave open from the checkpoint's own settings, and a repetition penalty among them
     # would forbid the very answers that the shots show.
     before, inner.generation_config = inner.generation_config, GenerationConfig()
@@ -406,12 +416,12 @@ def _generate_batch(
                     pad_token_id=tokenizer.end_ids[0] if tokenizer.end_ids else 0,
                 ),
                 logits_processor=LogitsProcessorList([_ChosenToken(sampler)]),
-                stopping_criteria=StoppingCriteriaList([_EndSeen(tokenizer, sampler, ids.shape[1])]),
+                stopping_criteria=StoppingCriteriaList([end_seen]),
             )
     finally:
         inner.generation_config = before
-    new_ids: list[list[int]] = output[:, ids.shape[1] :].tolist()
-    return new_ids
+    rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    return [row[:num_tokens] for row, num_tokens in zip(rows, end_seen.num_tokens, strict=True)]
 
 
 class _ChosenToken(LogitsProcessor):
@@ -426,14 +436,19 @@ class _ChosenToken(LogitsProcessor):
 
 
 class _EndSeen(StoppingCriteria):
-    """Stops each row on its decoded text, so that a terminator merged into another token stops it too."""
+    """Stops each row on its decoded text, so that a terminator merged into another token stops it too.
 
-    def __init__(self, tokenizer: TaskTokenizer, sampler: Sampler, prompt_tokens: int) -> None:
-        self.tokenizer, self.sampler = tokenizer, sampler
+    num_tokens: what each row has generated until it ended; transformers pads it to the longest row afterwards.
+    """
+
+    def __init__(self, tokenizer: TaskTokenizer, decodings: Sequence[Decoding], prompt_tokens: int) -> None:
+        self.tokenizer, self.decodings = tokenizer, decodings
         self.prompt_tokens = prompt_tokens
+        self.num_tokens, self.ended = [0] * len(decodings), [False] * len(decodings)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
-        rows = input_ids[:, self.prompt_tokens :].tolist()
-        stops = [one.stop for one in self.sampler.decodings]
-        ended = [not read_answer(self.tokenizer, *pair).cut for pair in zip(rows, stops, strict=True)]
-        return torch.tensor(ended, device=input_ids.device)
+        for place, ids in enumerate(input_ids[:, self.prompt_tokens :].tolist()):
+            if not self.ended[place]:
+                self.num_tokens[place] = len(ids)
+                self.ended[place] = has_ended(self.tokenizer, ids, self.decodings[place].stop)
+        return torch.tensor(self.ended, device=input_ids.device)
