@@ -490,7 +490,10 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(asked, monkey
 
 def test_a_line_end_after_the_key_does_not_count(asked, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "secret-17\n")
-    with ModelServer(asked, key="secret-17") as server, Endpoint(EndpointSettings(server.url, model="tiny"), asked.tokenizer):
+    with (
+        ModelServer(asked, key="secret-17") as server,
+        Endpoint(EndpointSettings(server.url, model="tiny"), asked.tokenizer),
+    ):
         pass
 
 

@@ -108,7 +108,8 @@ class Endpoint:
     prompts: whether the server takes token ids ('ids') or text ('text'); known once it was reached.
 
     Raises:
-        UserError: a wrong URL or key; when entered, a server that is not reached, refuses the key, or does not know the model.
+        UserError: a wrong URL or key; when entered, a server that is not reached, refuses the key, or does not know the
+            model.
     """
 
     has_likelihoods = False
