@@ -79,14 +79,28 @@ def test_a_task_without_test_rows_is_null_in_a_sweep_and_an_error_in_one_pass(to
         score_one_pass(tiny_model("llama"), task, num_episodes=2, token_budget=100)
 
 
-def test_one_pass_counts_the_episodes_that_reach_each_k_and_uses_no_row_twice(tokenizer):
-    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)
-    curve = score_one_pass(tiny_model("llama"), task, num_episodes=4, token_budget=100)
-    counts = [cell.num_scored for cell in curve.points]
-    assert counts[0] == curve.num_queries == 3  # four were asked for, and ten rows make three
+def test_a_one_pass_curve_counts_each_row_once_at_each_number_of_shots(tokenizer):
+    task = tokenize_task(make_task("animals"), tokenizer=tokenizer)  # ten test rows make three episodes
+    once = score_one_pass(tiny_model("llama"), task, num_episodes=3, token_budget=100)
+    counts = [cell.num_scored for cell in once.points]
+    assert counts[0] == once.num_queries == 3
     assert sum(counts) == 10
     assert counts == sorted(counts, reverse=True)
-    assert all(cell.nll is not None and cell.nll > 0 for cell in curve.points)
+    assert all(cell.nll is not None and cell.nll > 0 for cell in once.points)
+    often = score_one_pass(tiny_model("llama"), task, num_episodes=100, token_budget=100)
+    assert often.points[0].num_scored == 10  # not 100: there are no more rows
+
+
+def test_a_one_pass_curve_of_rows_that_all_fit_one_episode_has_an_interval_at_every_number_of_shots(tokenizer):
+    """A task of 300 rows had 59 test rows, one episode, and so a curve of single answers: 0 or 100 % at each k."""
+    task = make_task("animals")
+    task = replace(task, train=tuple(replace(e, answer="owl") for e in task.train), sha256="lopsided")
+    tokenized = tokenize_task(task, tokenizer=tokenizer)
+    curve = score_one_pass(tiny_model("llama"), tokenized, num_episodes=8, token_budget=4000)
+    assert [cell.shots for cell in curve.points] == list(range(10))
+    assert all(cell.low is not None and cell.num_scored > 3 for cell in curve.points)
+    assert {cell.majority_score for cell in curve.points} == {sum(e.answer == "owl" for e in task.test) / 10}
+    assert {cell.chance_score for cell in curve.points} == {1 / len(task.labels)}
 
 
 def test_a_new_task_asked_beyond_any_trained_number_of_shots_is_marked(tokenizer):

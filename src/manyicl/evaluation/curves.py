@@ -219,14 +219,14 @@ def _audit_draws(sweep: TaskSweep) -> dict[tuple[int, Shots], dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Reached:
-    """The test rows that stood at one place of an episode, one per episode that is long enough."""
+    """The different test rows that stood at one place of an episode."""
 
     nll: list[float] = field(default_factory=list)
     """Nats of each answer."""
     matched: list[float] = field(default_factory=list)
     """1.0 for each answer that is the greedy one, else 0.0."""
-    examples: list[Example] = field(default_factory=list)
-    """The rows."""
+    rows: set[int] = field(default_factory=set)
+    """Their numbers in the test split."""
 
 
 def score_one_pass(
@@ -242,7 +242,9 @@ def score_one_pass(
     """Return loss and greedy exact match at every k, from one forward pass over each episode of test rows.
 
     Teacher-forced: an answer is matched if every token of it is the likeliest one, which is exactly when greedy
-    generation would give it. Intervals are over episodes.
+    generation would give it. If the test rows are used up before `num_episodes` are, the next episodes have them in
+    another order. A row that has stood at a place before is not counted there again: it would only seem to be more
+    evidence. Intervals are over the different rows of a place.
 
     Raises:
         UserError: no test row fits.
@@ -264,17 +266,26 @@ def score_one_pass(
     reached: dict[int, _Reached] = {}
     for number in range(num_episodes):
         episode = next(episodes)
-        if episode.epoch > 0:
-            break  # the rows are used up, and the same rows again would only seem to be more evidence
         nll, matched = score_episode(model, maker, Pack(index=number, episodes=(episode,)))
         for shots, (cost, hit) in enumerate(zip(nll, matched, strict=True)):
-            place = reached.setdefault(shots, _Reached())
-            place.nll.append(cost)
-            place.matched.append(float(hit))
-            place.examples.append(task.test[rows[int(episode.examples[shots])]])
+            place, row = reached.setdefault(shots, _Reached()), int(rows[episode.examples[shots]])
+            if row not in place.rows:
+                place.rows.add(row)
+                place.nll.append(cost)
+                place.matched.append(float(hit))
         on_progress(task.name, number + 1, num_episodes)
+    examples = [task.test[row] for row in rows]
+    common = majority_answer([e.answer for e in task.train])
+    # Of all rows, not of a place's: a place has few of them, and others than the next place.
+    majority = None if common is None else float(np.mean([e.answer == common for e in examples]))
+    chance = _chance(task, examples)
     points = [
-        replace(_one_pass_point(task, shots, place), extrapolated=trained_shots is not None and shots > trained_shots)
+        replace(
+            _one_pass_point(task, shots, place),
+            majority_score=majority,
+            chance_score=chance,
+            extrapolated=trained_shots is not None and shots > trained_shots,
+        )
         for shots, place in sorted(reached.items())
     ]
     return ShotCurve(
@@ -291,11 +302,10 @@ def score_one_pass(
 
 
 def _one_pass_point(task: Task, shots: int, reached: _Reached) -> ShotPoint:
-    """Return the point of the rows that stood after `shots` others."""
+    """Return the point of the rows that stood after `shots` others, without majority and chance."""
     queries = tuple(map(str, range(len(reached.matched))))
     interval = score_interval([{task.name: Table(np.array([reached.matched]), queries)}])
     low, high = interval.ends
-    common = majority_answer([e.answer for e in task.train])
     return ShotPoint(
         shots=shots,
         score=interval.mean,
@@ -304,8 +314,7 @@ def _one_pass_point(task: Task, shots: int, reached: _Reached) -> ShotPoint:
         nll=float(np.mean(reached.nll)),
         num_scored=len(reached.matched),
         num_unfit=0,
-        majority_score=None if common is None else float(np.mean([e.answer == common for e in reached.examples])),
-        chance_score=_chance(task, reached.examples),
+        majority_score=None,
     )
 
 
