@@ -266,6 +266,11 @@ def test_labels_that_are_one_label_trials_24_24b_41b(tmp_path: Path) -> None:
         (["-5", "5", "5"] * 10, ""),
         (["+", "-", "-"] * 10, ""),
         (["1.5", "15", "15"] * 10, ""),
+        (["shipping"] * 20 + ["Shiping", "billing"] + ["billing"] * 19, "'shipping' 20, 'Shiping' 1"),
+        (["billing", "account"] * 15 + ["biling", "acconut"], "'billing' 15, 'biling' 1; 'account' 15, 'acconut' 1"),
+        (["billing"] * 9 + ["biling"] * 9, ""),  # as frequent as each other: two labels, however alike
+        (["level 1"] * 30 + ["level 2"], ""),
+        (["cat"] * 30 + ["car"], ""),
     ],
 )
 def test_labels_that_may_be_one_are_told_with_counts(tmp_path: Path, labels: list[str], warning: str) -> None:

@@ -305,7 +305,7 @@ BROKEN_LINES = [
     ("not an object", b'["x", "y"]', "['x', 'y'] is not an object"),
     ("broken UTF-8", b'{"input": "\xff", "answer": "y"}', "byte 12 of the line is not UTF-8"),
     ("broken Unicode", b'{"input": "\\ud800", "answer": "y"}', "half of a surrogate pair"),
-    ("no answer column", b'{"input": "x"}', "no 'answer' column (it has 'input'); add it, or map it"),
+    ("no answer column", b'{"input": "x"}', "no 'answer' column (it has 'input'); add it"),
     ("empty input", b'{"input": " \\n", "answer": "y"}', "input ' \\n' is empty"),
     ("empty answer", b'{"input": "x", "answer": ""}', "answer '' is empty"),
     ("wrong type of input", b'{"input": 5, "answer": "y"}', "input 5 is not a text"),
@@ -348,7 +348,24 @@ def test_thousands_of_rows_with_one_mistake_are_one_fault(tmp_path: Path) -> Non
     fault = only_fault(path)
     assert (fault.rows, fault.count) == ((3, 4, 5, 6, 7), 1204)
     assert fault.message.startswith(f"{path}, row 3 (and 1,203 more rows): no 'answer' column")
-    assert fault.message.endswith('add it, or map it with "columns" in foo.task.json')
+    assert fault.message.endswith("no 'answer' column (it has 'input'); add it")
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ({"ticket": "x", "team": "y"}, '{"columns": {"input": "ticket", "answer": "team"}}'),
+        ({"id": 1, "input": "x", "team": "y"}, '{"columns": {"answer": "team"}}'),
+    ],
+)
+def test_columns_that_are_called_otherwise_are_told_with_the_settings_that_read_them(
+    tmp_path: Path, row: dict[str, object], settings: str
+) -> None:
+    path = write_rows(tmp_path / "foo.jsonl", [row] * 2)
+    _, faults = inspect_task(path)
+    assert faults[0].message.endswith(f"add it, or say in foo.task.json which it is, such as {settings}")
+    (tmp_path / "foo.task.json").write_text(settings)
+    assert load_task(path).num_rows == 2
 
 
 def test_the_error_names_the_first_fault_and_counts_the_others(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What answers mean: those that name an option become its text, and labels that may be the same are found.
 
-An answer can name an option by number, letter or label. Labels may be the same if they differ only in spelling.
+An answer can name an option by number, letter or label. Labels may be the same if they differ only in spelling, or if
+a rare one is a common one with a mistyped letter.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from typing import Protocol
 
 from manyicl.tasks.faults import FaultLog, near_word, show
@@ -39,6 +41,10 @@ LONGEST_CLASS = 50
 _ROWS_PER_CLASS = 5
 # If there are at most this many different answers per row, they are treated as labels in warnings.
 _MOST_LABELS_PER_ROW = 0.5
+# A label with at most this share of the rows of one that differs from it in one letter may be a slip of the pen.
+_SLIP_SHARE = 0.1
+_SHORTEST_SLIP = 4
+_SHOWN_GROUPS = 3
 # Returns the option of a row that an answer means, or None if it means none.
 _Reading = Callable[[Row, str], str | None]
 
@@ -212,12 +218,49 @@ def find_lookalikes(counts: Mapping[str, int]) -> list[list[str]]:
     Spelling means case, blanks, hyphens and underscores, compatibility forms of characters (NFKC), letters of other
     scripts that look alike, "y" for "yes", invisible characters, outer quotes, a full stop or exclamation mark at the
     end, HTML entities ("&amp;"), forms of a number (1, 1.0, 01; 1,000), and the order of parts separated by a comma,
-    semicolon, bar, slash or plus. counts: answer -> number of rows.
+    semicolon, bar, slash or plus. A rare answer is also put to one that is ten times as frequent and differs by one
+    letter that is missing, added or another, or by two that changed places. counts: answer -> number of rows.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for answer in counts:
         groups.setdefault(_spelling(answer), []).append(answer)
+    _join_slips(groups, counts)
     return [sorted(group, key=lambda a: (-counts[a], a)) for group in groups.values() if len(group) > 1]
+
+
+def _join_slips(groups: dict[tuple[str, ...], list[str]], counts: Mapping[str, int]) -> None:
+    """Move the answers of each rare group to the common group of which they are a mistyped form."""
+    if len(groups) > MOST_LABELS:
+        return  # these are no labels, and too many to compare each with each
+    sizes = {spelling: sum(counts[answer] for answer in group) for spelling, group in groups.items()}
+    for rare in sorted(groups, key=lambda spelling: (sizes[spelling], spelling)):
+        larger = (key for key in groups if sizes[rare] <= _SLIP_SHARE * sizes[key])
+        found = (key for key in larger if _is_slip(" ".join(rare), " ".join(key)))
+        common = max(found, key=sizes.__getitem__, default=None)
+        if common is not None:
+            groups[common] += groups.pop(rare)
+
+
+def _is_slip(rare: str, common: str) -> bool:
+    """Return whether two texts differ by one slip of the pen in a letter; digits and signs make another text.
+
+    >>> [_is_slip(word, "shipping") for word in ("shiping", "shippnig", "shopping", "skipping it")]
+    [True, True, True, False]
+    >>> _is_slip("level 1", "level 2")
+    False
+    """
+    if min(len(rare), len(common)) < _SHORTEST_SLIP:
+        return False
+    start = _count_common(rare, common)
+    rare, common = rare[start:], common[start:]
+    end = _count_common(rare[::-1], common[::-1])
+    rare, common = rare[: len(rare) - end], common[: len(common) - end]
+    has_changed_places = len(rare) == 2 and rare == common[::-1]
+    return (rare + common).isalpha() and (max(len(rare), len(common)) == 1 or has_changed_places)
+
+
+def _count_common(a: str, b: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _describe_lookalikes(counts: Mapping[str, int]) -> str:
@@ -225,8 +268,9 @@ def _describe_lookalikes(counts: Mapping[str, int]) -> str:
     groups = find_lookalikes(counts)
     if not groups:
         return ""
-    first = ", ".join(f"{show(answer)} {counts[answer]:,}" for answer in groups[0][:4])
-    others = len(groups) - 1
+    shown = groups[:_SHOWN_GROUPS]
+    first = "; ".join(", ".join(f"{show(answer)} {counts[answer]:,}" for answer in group[:4]) for group in shown)
+    others = len(groups) - len(shown)
     more = f" (and {others:,} more {'group' if others == 1 else 'groups'})" if others else ""
     return f"answers that may be the same: {first}{more}; if they are, write them alike"
 

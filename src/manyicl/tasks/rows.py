@@ -27,7 +27,7 @@ from manyicl.tasks.formats import (
     split_cell,
 )
 from manyicl.tasks.readers import read_records
-from manyicl.tasks.shapes import describe_shape, write_columns
+from manyicl.tasks.shapes import describe_shape, suggest_columns, write_columns
 
 # Characters that are invisible, but not white space to Python. At the ends of an answer they are not part of it.
 INVISIBLE = "\u200b\u2060\ufeff\u00ad"
@@ -246,7 +246,7 @@ class _RowChecker:
         if name in self.columns.mapped:
             fix = f'correct "columns" in {self.settings_name}'
         else:
-            fix = f'add it, or map it with "columns" in {self.settings_name}'
+            fix = "add it" + suggest_columns(record, columns=self.columns, settings_name=self.settings_name)
         self._add(f"no {name} column", f"no {own!r} column (it has {has}); {fix}", number)
 
     def _read_input(self, values: list[object], number: int, record: Mapping[str, object]) -> tuple[str, ...]:

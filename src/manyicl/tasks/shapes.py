@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 
-from manyicl.tasks.columns import template_fields
+from manyicl.tasks.columns import Columns, template_fields
 
 # Common names of an input and of an answer column, in order of preference.
 _INPUTS = (
@@ -105,6 +105,19 @@ def describe_shape(record: Mapping[str, object], *, columns: Mapping[str, object
 def write_columns(mapped: Mapping[str, object]) -> str:
     """Return a task.json with these columns, on one line."""
     return json.dumps({"columns": dict(mapped)}, ensure_ascii=False)
+
+
+def suggest_columns(record: Mapping[str, object], *, columns: Columns, settings_name: str) -> str:
+    """Return a text with a task.json that gives the missing input or answer a column that is not read; "" if none is.
+
+    It is only an example: of the columns that are not read, inputs mostly come first and answers last.
+    """
+    others = [name for name in record if not columns.reads(name)]
+    missing = columns.missing_from(record)
+    if len(others) < len(missing):
+        return ""
+    guess = {ours: others[0 if ours == "input" else -1] for ours in missing}
+    return f", or say in {settings_name} which it is, such as {write_columns({**columns.mapped, **guess})}"
 
 
 def find_option_columns(names: Sequence[str]) -> list[str]:
