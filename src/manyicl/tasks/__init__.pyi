@@ -1,7 +1,7 @@
 from .answers import find_labels, resolve_choices, resolve_lists
 from .columns import Columns
 from .duplicates import CopyIndex, find_copies
-from .faults import FaultLog
+from .faults import Fault, FaultLog
 from .formats import SPLIT_WORDS, JsonNumber, data_suffix
 from .layouts import Source, find_layout, source_of
 from .readers import read_records
@@ -12,7 +12,6 @@ from .task import (
     NO_SPLIT_NOTE,
     SPLITS,
     Example,
-    Fault,
     Task,
     ask_validation,
     flip_labels,

@@ -219,9 +219,10 @@ def _find_choices(record: Mapping[str, object], keys: Mapping[str, str]) -> tupl
         if isinstance(choices, dict) and not isinstance(choices.get("text"), list):
             continue
         listed = choices if isinstance(choices, list) else [choices]
-        if listed and all(isinstance(choice, dict) and "text" in choice for choice in listed):
+        with_text = [choice for choice in listed if isinstance(choice, dict) and "text" in choice]
+        if listed and len(with_text) == len(listed):
             mapped: Mapped = {"input": source, "answer": answer, "options": f"{own}.text"}
-            return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in listed[0] else {})
+            return "a row like ARC's", mapped | ({"option_labels": f"{own}.label"} if "label" in with_text[0] else {})
         if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
             return "a row like MMLU's", {"input": source, "answer": answer, "options": own}
     if own_columns and answer not in own_columns:
