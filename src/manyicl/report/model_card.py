@@ -13,13 +13,13 @@ import jinja2
 from manyicl.comparison import Comparison
 from manyicl.episodes import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.evaluation import Shots, sort_shots, tell_shot_count
+from manyicl.evaluation import Shots, sort_shots
 from manyicl.files import write_atomically
 from manyicl.models import ModelSettings, load_tokenizer, read_note
 from manyicl.report import numbers
 from manyicl.report.markdown import escape
 from manyicl.report.plots import Axis, Line, draw_lines, plotting, shot_places, shots_axis
-from manyicl.report.svg import Plots, read_part
+from manyicl.report.svg import Plots, make_environment
 from manyicl.training import RunConfig, RunFolder, RunState
 
 CURVE_NAME = "shot-curve.svg"
@@ -44,7 +44,7 @@ def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: i
     curve = _seed_curve(comparison, arm, seed, trained=list(run.tasks))
     content = _describe(model, config, run) | _describe_curve(curve)
     title = f"{comparison.title_of(arm)}, {comparison.name}, seed {seed}"
-    about = comparison.arms[comparison.place[arm]].about
+    about = comparison.arm_of(arm).about
     entry = {"title": title, "about": about, "seed": seed, "seeds": comparison.seeds, "comparison": comparison}
     if curve:
         write_atomically(model / CURVE_NAME, _draw_curve(comparison, curve, arm, alt=content["alt"]))
@@ -61,7 +61,7 @@ def _seed_curve(
     A model that was trained on one task is asked on that task only.
     """
     place = comparison.seeds.index(seed)
-    dedicated = comparison.arms[comparison.place[arm]].num_models > 1
+    dedicated = comparison.arm_of(arm).num_models > 1
     curve: dict[str, dict[Shots, float | None]] = {}
     for role in comparison.roles:
         names = [task.task for task in comparison.tasks_of(role) if not dedicated or task.task in trained]
@@ -93,7 +93,7 @@ def _describe(model: Path, config: RunConfig, run: RunState) -> dict[str, Any]:
         "tasks": list(run.tasks),
         "plan": run.plan,
         "targets": config.episodes.targets,
-        "most_shots": max(note.trained_shots.values(), default=0) if note else 0,
+        "most_shots": max(note.trained_shots.values(), default=0),
         "token_budget": config.episodes.token_budget,
         "learning_rate": config.train.learning_rate,
         "style": template.style,
@@ -132,14 +132,7 @@ def _draw_curve(comparison: Comparison, curve: dict[str, dict[Shots, float | Non
 
 def _environment() -> jinja2.Environment:
     # No autoescape: this is Markdown, so texts of the user's go through escape_markdown instead.
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        loader=jinja2.FunctionLoader(read_part),
-    )
-    environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
-    environment.filters |= {"count_noun": numbers.count_noun, "tell_shot_count": tell_shot_count}
+    environment = make_environment(keep_trailing_newline=True)
     environment.filters["escape_markdown"] = lambda text: escape(str(text))
     environment.filters["tojson_plain"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment

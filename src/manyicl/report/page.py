@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,11 @@ import jinja2
 from markupsafe import Markup
 
 from manyicl.comparison import Comparison
-from manyicl.evaluation import tell_shot_count
 from manyicl.intervals import MIN_SEEDS
-from manyicl.report import numbers, tables, verdict
+from manyicl.report import tables, verdict
 from manyicl.report.figures import draw_all, sparkline_top
 from manyicl.report.matchings import matching_tables, other_settings
-from manyicl.report.svg import Plots, read_part
+from manyicl.report.svg import Plots, make_environment, read_part
 
 
 def render_page(comparison: Comparison, *, beside: Sequence[Comparison] = ()) -> str:
@@ -45,54 +45,33 @@ def render_page(comparison: Comparison, *, beside: Sequence[Comparison] = ()) ->
 
 @functools.cache
 def _page_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(read_part),
-    )
-    environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
-    environment.filters |= {"count_noun": numbers.count_noun, "tell_shot_count": tell_shot_count}
-    return environment.get_template("page.html.jinja")
+    return make_environment(autoescape=True, lstrip_blocks=True).get_template("page.html.jinja")
 
 
 def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, Any]:
     """Return all that the template shows."""
     columns, headline = tables.headline_table(comparison)
-    groups: dict[str, int] = {}
-    for column in columns:
-        groups[column.group] = groups.get(column.group, 0) + 1
     return {
         "c": comparison,
+        "tables": tables,
         "figures": figures,
         "verdict": verdict.tell_verdict(comparison),
         "facts": verdict.key_facts(comparison),
         "missing": verdict.tell_missing(comparison),
         "progress": verdict.tell_progress(comparison),
         "columns": columns,
-        "groups": groups,
+        "groups": Counter(column.group for column in columns),
         "headline": headline,
         "mean_tables": {role: tables.mean_table(comparison, role) for role in comparison.roles},
-        "cost_columns": tables.COST_COLUMNS,
         "mean_costs": tables.mean_costs(comparison),
-        "cost_cells": tables.cost_cells,
-        "score_cell": tables.score_cell,
-        "change_cell": tables.change_cell,
         "task_rows": tables.task_rows(comparison),
         "overlap": tables.overlap_note(comparison),
         "partial_arms": tables.partial_arms(comparison),
-        "flat_tag": tables.flat_tag,
         "sparkline_top": sparkline_top(comparison),
         "chosen": tables.chosen_words(comparison),
-        "shot_head": tables.shot_head,
-        "tell_fill": tables.tell_fill,
-        "tell_interval": numbers.tell_interval,
         "example_groups": tables.example_groups(comparison),
-        "asked_words": tables.ASKED,
         "intervals": verdict.tell_intervals(comparison),
         "any_enough": comparison.done_seeds[1] >= MIN_SEEDS,
-        "forgetting_note": tables.FORGETTING_NOTE,
     }
 
 

@@ -1,4 +1,4 @@
-"""A matplotlib figure as a part of the page: text stays text, colours follow the reader's theme, no inline styles."""
+"""Templates, and figures as parts of a page: text stays text, colours follow the theme, no inline styles."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import importlib.resources
 import io
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import jinja2
 from markupsafe import Markup
+
+from manyicl.evaluation import tell_shot_count
+from manyicl.report import numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +31,18 @@ _NUMBER = re.compile(r"-?\d+\.\d{2,}")
 def read_part(name: str) -> str:
     """Return a template, style sheet or script from this module's folder."""
     return importlib.resources.files("manyicl.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def make_environment(**options: Any) -> jinja2.Environment:
+    """Return an environment for this folder's templates, with every function that tells a number as a filter.
+
+    options: those of jinja2.Environment that differ between a page and a card.
+    """
+    loader = jinja2.FunctionLoader(read_part)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, loader=loader, **options)
+    environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
+    environment.filters |= {"count_noun": numbers.count_noun, "tell_shot_count": tell_shot_count}
+    return environment
 
 
 def arm_colour(place: int) -> str:
