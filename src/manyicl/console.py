@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -151,7 +151,7 @@ def reporting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 def tell_seconds(value: float | None) -> str:
     """Return a duration as text, in two units at most: "12.3 s", "1 h 05 min"; a dash if it is not known."""
-    if value is None or not is_known(value):
+    if not is_known(value):
         return DASH
     if value < 60:
         return f"{value:.1f} s"
@@ -164,7 +164,7 @@ def tell_seconds(value: float | None) -> str:
 DASH = "\N{EN DASH}"
 
 
-def is_known(value: float | None) -> bool:
+def is_known(value: float | None) -> TypeGuard[float]:
     """Return whether `value` is a finite number."""
     return value is not None and math.isfinite(value)
 

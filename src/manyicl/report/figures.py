@@ -14,7 +14,7 @@ from manyicl.comparison import FLAT_GAIN, Change, Comparison, DriftPoint, MeanPo
 from manyicl.console import is_known
 from manyicl.evaluation import Shots, tell_shot_count
 from manyicl.report import tables
-from manyicl.report.numbers import count_noun, join_words, tell_bits, tell_percent, tell_points
+from manyicl.report.numbers import count_noun, join_words, tell_change, tell_percent
 from manyicl.report.plots import (
     Axis,
     Bar,
@@ -45,7 +45,7 @@ def draw_all(comparison: Comparison, plots: Plots) -> dict[str, Any]:
             "swatches": [
                 plots.embed_symbol(draw_swatch(place), f"swatch-{place}") for place in range(len(comparison.arms))
             ],
-            "curves": [panel for role in comparison.roles for panel in _role_curves(comparison, plots, role)],
+            "curves": _role_curves(comparison, plots),
             "family_curves": {role: _family_curves(comparison, plots, role) for role in comparison.roles},
             "flatness": _flatness(comparison, plots),
             "differences": _differences(comparison, plots),
@@ -96,17 +96,19 @@ def _tell_lines(comparison: Comparison, lines: Sequence[Line]) -> str:
 
 
 def _curve_panel(
-    comparison: Comparison,
-    plots: Plots,
-    lines: list[Line],
-    points: Sequence[MeanPoint],
-    about: tuple[str, float, float],
-) -> Panel:
-    """Return one panel of score against shots.
+    comparison: Comparison, plots: Plots, role: str, family: str | None, *, top: float, height: float
+) -> list[Panel]:
+    """Return a panel of score against shots on the tasks of a role, or of a family in it; none without a curve.
 
-    about: its title, the upper end of its axis, and its height.
+    top: the upper end of its axis.
     """
-    title, top, height = about
+    lines = _mean_lines(comparison, role, family)
+    if not lines:
+        return []
+    points = [point for point in comparison.means if (point.role, point.family) == (role, family)]
+    most, shorter = comparison.most_tasks(role, family), tables.tell_shorter_means(comparison, role, family)
+    title = f"{role.capitalize()} tasks, mean of {most}" if family is None else f"{family}, {count_noun(most, 'task')}"
+    title += f"; {shorter}" if shorter else ""
     majority = next((point.majority_score for point in points if is_known(point.majority_score)), None)
     chance = next((point.chance_score for point in points if is_known(point.chance_score)), None)
     levels = [100 * level for level in (majority, chance) if level is not None]
@@ -116,45 +118,38 @@ def _curve_panel(
     note = "" if majority is None else f"; always giving the most common answer, {tell_percent(majority)} %"
     note += "" if chance is None else f"; chance, {tell_percent(chance)} %"
     alt = f"Score against shots, {title}: {_tell_lines(comparison, lines)}{note}."
-    return Panel(title, plots.embed(figure, alt))
+    return [Panel(title, plots.embed(figure, alt))]
 
 
-def _role_curves(comparison: Comparison, plots: Plots, role: str) -> list[Panel]:
-    lines = _mean_lines(comparison, role, None)
-    points = [point for point in comparison.means if point.role == role and point.family is None]
-    if not lines:
-        return []
-    every = [line for one in comparison.roles for line in _mean_lines(comparison, one, None)]
-    title = f"{role.capitalize()} tasks, mean of {comparison.most_tasks(role)}"
-    about = (_add(title, tables.tell_shorter_means(comparison, role)), _top(every), 260.0)
-    return [_curve_panel(comparison, plots, lines, points, about)]
-
-
-def _add(title: str, note: str) -> str:
-    return f"{title}; {note}" if note else title
+def _role_curves(comparison: Comparison, plots: Plots) -> list[Panel]:
+    top = _top([line for role in comparison.roles for line in _mean_lines(comparison, role, None)])
+    return [
+        panel for role in comparison.roles for panel in _curve_panel(comparison, plots, role, None, top=top, height=260)
+    ]
 
 
 def _family_curves(comparison: Comparison, plots: Plots, role: str) -> list[Panel]:
-    by_family = {family: _mean_lines(comparison, role, family) for family in comparison.families}
-    top = _top([line for lines in by_family.values() for line in lines])
-    panels = []
-    for family, lines in by_family.items():
-        points = [point for point in comparison.means if (point.role, point.family) == (role, family)]
-        if lines:
-            title = f"{family}, {count_noun(comparison.most_tasks(role, family), 'task')}"
-            about = (_add(title, tables.tell_shorter_means(comparison, role, family)), top, 200.0)
-            panels.append(_curve_panel(comparison, plots, lines, points, about))
-    return panels
+    top = _top([line for family in comparison.families for line in _mean_lines(comparison, role, family)])
+    return [
+        panel
+        for family in comparison.families
+        for panel in _curve_panel(comparison, plots, role, family, top=top, height=200)
+    ]
 
 
 def _scaled(values: Sequence[float | None], factor: float) -> list[float | None]:
     return [None if value is None else factor * value for value in values]
 
 
-def _bar(comparison: Comparison, arm: str, label: str, change: Change, *, factor: float) -> Bar:
-    value, low, high = _scaled([change.difference, change.low, change.high], factor)
-    seeds = _scaled(change.seeds, factor) if comparison.few_seeds else ()
-    return Bar(comparison.place.get(arm, 0), label, value, low, high, seeds)
+def _bar(
+    comparison: Comparison, arm: str, change: Change, *, unit: str = "points", name: str = "", tag: str = ""
+) -> Bar:
+    """Return a change in points or bits as a bar in an arm's colour, labelled by `name` (the arm) and its size."""
+    value, low, high, *seeds = _scaled(
+        [change.difference, change.low, change.high, *change.seeds], 100 if unit == "points" else 1
+    )
+    label = f"{name or comparison.title_of(arm)}  {tell_change(change.difference, unit=unit)}{tag and f', {tag}'}"
+    return Bar(comparison.place.get(arm, 0), label, value, low, high, seeds if comparison.few_seeds else ())
 
 
 def _bars_panel(plots: Plots, title: str, bars: list[Bar], unit: str, **look: Any) -> list[Panel]:
@@ -168,12 +163,11 @@ def _bars_panel(plots: Plots, title: str, bars: list[Bar], unit: str, **look: An
 def _flatness(comparison: Comparison, plots: Plots) -> dict[str, list[Panel]]:
     panels: dict[str, list[Panel]] = {}
     for role in comparison.roles:
-        bars: list[Bar] = []
-        for flat in comparison.flatness:
-            if flat.role == role:
-                tag = tables.flat_tag(flat)
-                word = tell_points(flat.difference) + (f", {tag}" if tag else "")
-                bars.append(_bar(comparison, flat.arm, f"{comparison.title_of(flat.arm)}  {word}", flat, factor=100))
+        bars = [
+            _bar(comparison, flat.arm, flat, tag=tables.flat_tag(flat))
+            for flat in comparison.flatness
+            if flat.role == role
+        ]
         unit = "points from the fewest shots to the most"
         title = f"{role.capitalize()} tasks"
         panels[role] = _bars_panel(plots, title, bars, unit, filled=False, near_zero=100 * FLAT_GAIN)
@@ -183,12 +177,11 @@ def _flatness(comparison: Comparison, plots: Plots) -> dict[str, list[Panel]]:
 def _differences(comparison: Comparison, plots: Plots) -> list[Panel]:
     panels = []
     for role in reversed(comparison.roles):
-        bars = []
-        for pair in comparison.differences:
-            if (pair.role, pair.asked) == (role, "chosen"):
-                a, b = comparison.title_of(pair.a), comparison.title_of(pair.b)
-                label = f"{a} minus {b}  {tell_points(pair.difference)}"
-                bars.append(_bar(comparison, pair.b, label, pair, factor=100))
+        bars = [
+            _bar(comparison, pair.b, pair, name=f"{comparison.title_of(pair.a)} minus {comparison.title_of(pair.b)}")
+            for pair in comparison.differences
+            if (pair.role, pair.asked) == (role, "chosen")
+        ]
         panels += _bars_panel(plots, f"{role.capitalize()} tasks, shots as chosen", bars, "points", filled=False)
     return panels
 
@@ -196,17 +189,8 @@ def _differences(comparison: Comparison, plots: Plots) -> list[Panel]:
 def _forgotten_text(comparison: Comparison, plots: Plots) -> list[Panel]:
     panels = []
     for file in dict.fromkeys(change.file for change in comparison.forgetting.text):
-        bars = [
-            _bar(
-                comparison,
-                change.arm,
-                f"{comparison.title_of(change.arm)}  {tell_bits(change.difference, signed=True)}",
-                change,
-                factor=1,
-            )
-            for change in comparison.forgetting.text
-            if change.file == file
-        ]
+        changes = [change for change in comparison.forgetting.text if change.file == file]
+        bars = [_bar(comparison, change.arm, change, unit="bits") for change in changes]
         panels += _bars_panel(plots, file, bars, "bits per byte, after minus before (right: forgotten)", filled=True)
     return panels
 
@@ -219,16 +203,7 @@ def _forgotten_tasks(comparison: Comparison, plots: Plots) -> list[Panel]:
         shots = f"{change.asked} shots" if change.shots is None else tell_shot_count(change.shots)
         changed.setdefault((change.kind, shots), []).append(change)
     for (kind, shots), changes in sorted(changed.items()):
-        bars = [
-            _bar(
-                comparison,
-                change.arm,
-                f"{comparison.title_of(change.arm)}  {tell_points(change.difference)}",
-                change,
-                factor=100,
-            )
-            for change in changes
-        ]
+        bars = [_bar(comparison, change.arm, change) for change in changes]
         title = f"{titles[kind]}, {shots}"
         panels += _bars_panel(plots, title, bars, "points, after minus before (right: gained)", filled=True)
     return panels

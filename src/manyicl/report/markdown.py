@@ -39,6 +39,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["", *(f"| {' | '.join(row)} |" for row in (heads, marks, *rows)), ""]
 
 
+def _section(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a heading with a table below it; none without a row."""
+    found = list(rows)
+    return ["", title, *table(heads, found)] if found else []
+
+
 def render_markdown(comparison: Comparison, *, beside: Sequence[Comparison] = ()) -> str:
     """Return the report as Markdown.
 
@@ -69,7 +75,7 @@ def _headline(comparison: Comparison) -> list[str]:
     note = verdict.tell_intervals(comparison)
     if comparison.done_seeds[1] >= MIN_SEEDS:
         note += " **Bold**: better than every other arm of its column, by paired intervals over five or more seeds."
-    return ["", "## Scores", *lines, note, "", f"{tables.FORGETTING_NOTE}"]
+    return ["", "## Scores", *lines, note, "", tables.FORGETTING_NOTE]
 
 
 def _curves(comparison: Comparison) -> list[str]:
@@ -117,41 +123,32 @@ def _matchings(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _forgetting(comparison: Comparison) -> list[str]:
     lost, few = comparison.forgetting, comparison.few_seeds
-    lines = []
-    if lost.text or lost.tasks:
-        lines += ["", "## Forgetting"]
-    if lost.text:
-        heads = ["arm", "text", "bits per byte before", "after", "lost"]
-        lines += table(
-            heads,
-            (
-                [
-                    escape(comparison.title_of(change.arm)),
-                    escape(change.file),
-                    *(DASH if value is None else f"{value:.3f}" for value in (change.before, change.after)),
-                    _shown(tables.change_cell(change, unit="bits", few=few)),
-                ]
-                for change in lost.text
-            ),
-        )
-    if lost.tasks:
-        heads = ["arm", "kind", "shots", "tasks", "before, %", "after, %", "points"]
-        lines += table(
-            heads,
-            (
-                [
-                    escape(comparison.title_of(change.arm)),
-                    change.kind,
-                    tell_shots(change.shots) if change.shots is not None else f"{change.asked}",
-                    str(len(change.tasks)),
-                    tell_percent(change.before),
-                    tell_percent(change.after),
-                    _shown(tables.change_cell(change, unit="points", few=few)),
-                ]
-                for change in lost.tasks
-            ),
-        )
-    return lines
+    texts = (
+        [
+            escape(comparison.title_of(change.arm)),
+            escape(change.file),
+            *(DASH if value is None else f"{value:.3f}" for value in (change.before, change.after)),
+            _shown(tables.change_cell(change, unit="bits", few=few)),
+        ]
+        for change in lost.text
+    )
+    tasks = (
+        [
+            escape(comparison.title_of(change.arm)),
+            change.kind,
+            tell_shots(change.shots) if change.shots is not None else f"{change.asked}",
+            str(len(change.tasks)),
+            tell_percent(change.before),
+            tell_percent(change.after),
+            _shown(tables.change_cell(change, unit="points", few=few)),
+        ]
+        for change in lost.tasks
+    )
+    return [
+        *(["", "## Forgetting"] if lost.text or lost.tasks else []),
+        *_section("", ["arm", "text", "bits per byte before", "after", "lost"], texts),
+        *_section("", ["arm", "kind", "shots", "tasks", "before, %", "after, %", "points"], tasks),
+    ]
 
 
 def _costs(comparison: Comparison) -> list[str]:
@@ -168,65 +165,62 @@ def _costs(comparison: Comparison) -> list[str]:
 
 
 def _analysis(comparison: Comparison) -> list[str]:
-    lines = []
-    if comparison.flips:
-        lines += ["", "## With the labels of all shots exchanged"]
-        rows = (
-            [
-                escape(comparison.title_of(flip.arm)),
-                flip.role,
-                tell_shots(flip.shots),
-                *(tell_percent(value) for value in (flip.follows, flip.keeps, flip.plain)),
-            ]
-            for flip in comparison.flips
-        )
-        lines += table(["arm", "role", "shots", "follows, %", "keeps, %", "plain score, %"], rows)
-    if comparison.orders:
-        lines += ["", "## Order of the shots: standard deviation of the score in points"]
-        rows = (
-            [
-                escape(comparison.title_of(order.arm)),
-                order.role,
-                tell_shots(order.shots),
-                *(tell_points(value).lstrip("+") for value in (order.spread_of_orders, order.spread_of_draws)),
-            ]
-            for order in comparison.orders
-        )
-        lines += table(["arm", "role", "shots", "over orders", "over draws"], rows)
-    if comparison.trials:
-        lines += ["", "## Learning rates tried, on validation rows"]
-        rows = (
-            [
-                escape(comparison.title_of(trial.arm)),
-                DASH if trial.task is None else escape(trial.task),
-                tell_rate(trial.learning_rate),
-                DASH if trial.shots is None else str(trial.shots),
-                tell_percent(trial.score),
-                tell_nats(trial.nll),
-                "chosen" if trial.chosen else "",
-            ]
-            for trial in comparison.trials
-        )
-        lines += table(["arm", "task", "learning rate", "shots", "score, %", "nats per answer", ""], rows)
-    if comparison.tuned:
-        lines += ["", "## Tuned for each task"]
-        tuned = (
-            [
-                escape(one.task),
-                str(one.seed),
-                tell_rate(one.learning_rate),
-                f"{one.step:,} of {one.steps:,}",
-            ]
-            for one in comparison.tuned
-        )
-        lines += table(["task", "seed", "learning rate", "step of the checkpoint"], tuned)
-    return lines
+    flips = (
+        [
+            escape(comparison.title_of(flip.arm)),
+            flip.role,
+            tell_shots(flip.shots),
+            *(tell_percent(value) for value in (flip.follows, flip.keeps, flip.plain)),
+        ]
+        for flip in comparison.flips
+    )
+    orders = (
+        [
+            escape(comparison.title_of(order.arm)),
+            order.role,
+            tell_shots(order.shots),
+            *(tell_points(value).lstrip("+") for value in (order.spread_of_orders, order.spread_of_draws)),
+        ]
+        for order in comparison.orders
+    )
+    trials = (
+        [
+            escape(comparison.title_of(trial.arm)),
+            DASH if trial.task is None else escape(trial.task),
+            tell_rate(trial.learning_rate),
+            DASH if trial.shots is None else str(trial.shots),
+            tell_percent(trial.score),
+            tell_nats(trial.nll),
+            "chosen" if trial.chosen else "",
+        ]
+        for trial in comparison.trials
+    )
+    tuned = (
+        [escape(one.task), str(one.seed), tell_rate(one.learning_rate), f"{one.step:,} of {one.steps:,}"]
+        for one in comparison.tuned
+    )
+    known = ["arm", "role", "shots"]
+    return [
+        *_section(
+            "## With the labels of all shots exchanged",
+            [*known, "follows, %", "keeps, %", "plain score, %"],
+            flips,
+        ),
+        *_section(
+            "## Order of the shots: standard deviation of the score in points",
+            [*known, "over orders", "over draws"],
+            orders,
+        ),
+        *_section(
+            "## Learning rates tried, on validation rows",
+            ["arm", "task", "learning rate", "shots", "score, %", "nats per answer", ""],
+            trials,
+        ),
+        *_section("## Tuned for each task", ["task", "seed", "learning rate", "step of the checkpoint"], tuned),
+    ]
 
 
 def _confidence(comparison: Comparison) -> list[str]:
-    if not comparison.confidence:
-        return []
-    lines = ["", "## Does it know when it is right? At the most shots"]
     rows = (
         [
             escape(comparison.title_of(one.arm)),
@@ -239,7 +233,7 @@ def _confidence(comparison: Comparison) -> list[str]:
         for one in comparison.confidence
     )
     heads = ["arm", "role", "tasks", "mean confidence, %", "score, %", "calibration error, %", "AURC, %"]
-    return lines + table(heads, rows)
+    return _section("## Does it know when it is right? At the most shots", heads, rows)
 
 
 def _tasks(comparison: Comparison) -> list[str]:
@@ -272,29 +266,25 @@ def _other_metrics(found: Sequence[TaskRow]) -> list[str]:
     """Return one table per task that is measured by other metrics than its main one too."""
     lines = []
     for row in found:
-        if row.others:
-            lines += ["", f"### {escape(row.task.task)}: other metrics in %"]
-            lines += table(
-                ["arm", "metric", *(tell_shot_count(k) for k in row.shots)],
-                ([escape(arm.title), escape(metric), *map(_shown, cells)] for arm, metric, cells in row.others),
-            )
+        heads = ["arm", "metric", *(tell_shot_count(k) for k in row.shots)]
+        rows = ([escape(arm.title), escape(metric), *map(_shown, cells)] for arm, metric, cells in row.others)
+        lines += _section(f"### {escape(row.task.task)}: other metrics in %", heads, rows)
     return lines
 
 
 def _origin(comparison: Comparison) -> list[str]:
-    fence = "`" * (max((len(run) for run in re.findall("`+", comparison.config)), default=2) + 1)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", comparison.config))])
     versions = join_words([f"{escape(name)} {escape(str(version))}" for name, version in comparison.versions.items()])
-    seeds = ", ".join(str(seed) for seed in comparison.seeds)
     return [
         "",
         "## Where it comes from",
         "",
-        f"- seeds: {seeds}",
+        f"- seeds: {', '.join(map(str, comparison.seeds))}",
         f"- versions: {versions}",
         f"- commit: {escape(comparison.git_commit or DASH)}",
         f"- device: {escape(comparison.device or DASH)}",
         "",
-        f"{fence if len(fence) > 3 else '```'}toml",
+        f"{fence}toml",
         comparison.config.rstrip(),
-        fence if len(fence) > 3 else "```",
+        fence,
     ]

@@ -13,31 +13,36 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 def tell_percent(value: float | None) -> str:
     """Return a score of 0 to 1 in %, to a tenth, without the sign."""
-    return DASH if value is None or not is_known(value) else _minus(f"{100 * value:.1f}")
+    return _minus(f"{100 * value:z.1f}") if is_known(value) else DASH
 
 
 def tell_points(value: float | None) -> str:
     """Return a difference of scores in points, signed."""
-    return DASH if value is None or not is_known(value) else _signed(f"{100 * value:+.1f}")
+    return _signed(f"{100 * value:+.1f}") if is_known(value) else DASH
 
 
 def tell_bits(value: float | None, *, signed: bool = False) -> str:
     """Return bits per byte, to a thousandth."""
-    if value is None or not is_known(value):
+    if not is_known(value):
         return DASH
-    return _signed(f"{value:+.3f}") if signed else _minus(f"{value:.3f}")
+    return _signed(f"{value:+.3f}") if signed else _minus(f"{value:z.3f}")
+
+
+def tell_change(value: float | None, *, unit: str) -> str:
+    """Return a signed difference in "points" or "bits" (per byte)."""
+    return tell_points(value) if unit == "points" else tell_bits(value, signed=True)
 
 
 def tell_count(value: float | None) -> str:
     """Return a count, exactly, with commas."""
-    if value is None or not is_known(value):
+    if not is_known(value):
         return DASH
     return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
 def tell_times(value: float | None) -> str:
     """Return an average count or a ratio, to a hundredth."""
-    return DASH if value is None or not is_known(value) else f"{value:,.2f}"
+    return f"{value:,.2f}" if is_known(value) else DASH
 
 
 def tell_plain_path(*, processed_tokens: int, shared_tokens: int, fault: str) -> str:
@@ -60,7 +65,7 @@ def tell_plain_path(*, processed_tokens: int, shared_tokens: int, fault: str) ->
 
 def tell_power(value: float | None) -> str:
     """Return a large number to three digits: 3.21 × 10¹⁵."""
-    if value is None or not is_known(value):
+    if not is_known(value):
         return DASH
     if abs(value) < 1e6:
         return tell_count(value)
@@ -70,29 +75,27 @@ def tell_power(value: float | None) -> str:
 
 def tell_bytes(value: float | None) -> str:
     """Return a size in GB or MB (powers of ten)."""
-    if value is None or not is_known(value):
+    if not is_known(value):
         return DASH
     return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
 
 
 def tell_rate(value: float | None) -> str:
     """Return a learning rate as in a recipe."""
-    return DASH if value is None or not is_known(value) else f"{value:g}"
+    return f"{value:g}" if is_known(value) else DASH
 
 
 def tell_nats(value: float | None) -> str:
     """Return nats, to a hundredth."""
-    return DASH if value is None or not is_known(value) else _minus(f"{value:.2f}")
+    return _minus(f"{value:z.2f}") if is_known(value) else DASH
 
 
 def tell_interval(low: float | None, high: float | None, *, unit: str = "percent") -> str:
     """Return [low, high] in percent, points or bits; '' if there is no interval."""
-    if low is None or high is None or not (is_known(low) and is_known(high)):
+    if not (is_known(low) and is_known(high)):
         return ""
-    if unit == "bits":
-        return f"[{tell_bits(low, signed=True)}, {tell_bits(high, signed=True)}]"
-    tell = tell_points if unit == "points" else tell_percent
-    return f"[{tell(low)}, {tell(high)}]"
+    ends = (tell_percent(end) if unit == "percent" else tell_change(end, unit=unit) for end in (low, high))
+    return f"[{', '.join(ends)}]"
 
 
 def tell_shots(shots: Shots | None) -> str:
@@ -118,9 +121,7 @@ def count_noun(count: int, noun: str) -> str:
 
 
 def _minus(text: str) -> str:
-    """Return a number with a real minus sign, and none before a zero."""
-    if text.startswith("-") and not text.strip("-0.,"):
-        text = text[1:]
+    """Return a number with a real minus sign."""
     return text.replace("-", MINUS)
 
 

@@ -27,12 +27,11 @@ from manyicl.planning import tell_overlap
 from manyicl.report.numbers import (
     count_noun,
     join_words,
-    tell_bits,
     tell_bytes,
+    tell_change,
     tell_count,
     tell_interval,
     tell_percent,
-    tell_points,
     tell_power,
     tell_shots_range,
     tell_times,
@@ -113,13 +112,10 @@ def change_cell(change: Change | None, *, unit: str, few: bool) -> TableCell:
     """
     if change is None or not is_known(change.difference):
         return EMPTY
-
-    def tell(value: float | None) -> str:
-        return tell_points(value) if unit == "points" else tell_bits(value, signed=True)
-
-    lines = (" · ".join(tell(value) for value in change.seeds),) if few and len(change.seeds) > 1 else ()
+    seeds = [tell_change(value, unit=unit) for value in change.seeds]
+    lines = (" · ".join(seeds),) if few and len(seeds) > 1 else ()
     interval = tell_interval(change.low, change.high, unit=unit)
-    return TableCell(tell(change.difference), change.difference, interval, lines)
+    return TableCell(tell_change(change.difference, unit=unit), change.difference, interval, lines)
 
 
 def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[ArmEntry, list[TableCell]]]]:
@@ -278,11 +274,6 @@ def _starred(cell: TableCell) -> TableCell:
     return TableCell(f"{cell.text}*", cell.sort, cell.interval, cell.notes, cell.best)
 
 
-def chosen_shots(comparison: Comparison, task: str) -> dict[str, Shots | None]:
-    """Return arm -> its chosen number of shots on a task."""
-    return {entry.arm: entry.by_task.get(task, entry.shots) for entry in comparison.chosen}
-
-
 def chosen_words(comparison: Comparison) -> dict[str, str]:
     """Return arm -> its chosen numbers of shots: "16", "1 to fill"; absent if none is known."""
     found: dict[str, str] = {}
@@ -364,7 +355,7 @@ def _other_curves(
 def _chosen_cell(comparison: Comparison, arm: str, task: str) -> TableCell:
     """Return an arm's score on a task at its chosen shots, with their number if the arm's tasks differ in it."""
     entry = next((entry for entry in comparison.chosen if entry.arm == arm), None)
-    shots = chosen_shots(comparison, task).get(arm)
+    shots = entry.by_task.get(task, entry.shots) if entry else None
     differs = entry is not None and len(set(entry.by_task.values())) > 1
     return score_cell(curve_point(comparison, arm, task, shots), notes=[f"k = {shots}"] if differs else [])
 
