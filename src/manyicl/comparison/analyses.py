@@ -245,10 +245,7 @@ def _forgotten_text(findings: Findings, texts: Texts) -> Iterator[TextChange]:
                 unknown_tokens=file["unknown_tokens"],
                 before=before,
                 after=before + pooled.mean,
-                difference=pooled.mean,
-                low=pooled.low,
-                high=pooled.high,
-                seeds=pooled.seeds,
+                **pooled.as_difference,
             )
 
 
@@ -290,10 +287,7 @@ def _changes(
             tasks=tuple(shots),
             before=before.mean,
             after=before.mean + pooled.mean,
-            difference=pooled.mean,
-            low=pooled.low,
-            high=pooled.high,
-            seeds=pooled.seeds,
+            **pooled.as_difference,
         )
 
 

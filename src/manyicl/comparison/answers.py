@@ -54,10 +54,15 @@ class Pooled:
         return self.num_seeds >= MIN_SEEDS
 
     @property
-    def score_ends(self) -> tuple[float | None, float | None]:
-        """The ends of the interval of a score, which lies between 0 and 1."""
+    def as_score(self) -> dict[str, Any]:
+        """Its fields in an entry of scores, whose interval lies between 0 and 1."""
         low, high = (None if end is None else min(1.0, max(0.0, end)) for end in (self.low, self.high))
-        return low, high
+        return {"score": self.mean, "low": low, "high": high, "seeds": self.seeds}
+
+    @property
+    def as_difference(self) -> dict[str, Any]:
+        """Its fields in an entry of differences."""
+        return {"difference": self.mean, "low": self.low, "high": self.high, "seeds": self.seeds}
 
 
 def tabulate(predictions: Sequence[Prediction]) -> dict[str, dict[Shots, Table]]:

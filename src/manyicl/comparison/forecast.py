@@ -8,8 +8,9 @@ seeds are assumed to cost the same: they have other episodes and queries, but of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from math import ceil
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -64,16 +65,11 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         """Return both together."""
-        return Work(
-            self.items + other.items,
-            self.tokens + other.tokens,
-            self.plain_tokens + other.plain_tokens,
-            self.flops + other.flops,
-        )
+        return Work(*map(add, astuple(self), astuple(other)))
 
     def times(self, number: int) -> Work:
         """Return `number` times the work."""
-        return Work(*(number * part for part in (self.items, self.tokens, self.plain_tokens, self.flops)))
+        return Work(*(number * part for part in astuple(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +93,7 @@ class ArmForecast:
     @property
     def num_runs(self) -> tuple[int, int]:
         """How many models are trained for the seeds, and for trials."""
-        return tuple(self.work.get(name, Work()).items for name in ("training", f"{TRIALS}training"))  # type: ignore[return-value]
+        return self.work.get("training", Work()).items, self.work.get(f"{TRIALS}training", Work()).items
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,16 +41,12 @@ def _pool_points(
     """
     scored = [point for point in points if point.score is not None]
     draws = [draw for point in scored for draw in point.draws]
-    low, high = pooled.score_ends if pooled else (None, None)
     return CurvePoint(
         arm=arm,
         task=task,
         shots=shots,
         mean_shots=mean_known([point.mean_shots for point in scored]) if shots == FILL else shots,
-        score=pooled.mean if pooled else None,
-        low=low,
-        high=high,
-        seeds=pooled.seeds if pooled else (),
+        **(pooled.as_score if pooled else {}),
         other_scores=_mean_others(scored),
         nll=mean_known([point.nll for point in scored]),
         majority_score=mean_known([point.majority_score for point in scored]),
@@ -102,16 +98,12 @@ def _mean_point(
         for point in (answers.curves[task].points if answers else ())
         if point.shots == shots and point.score is not None
     ]
-    low, high = pooled.score_ends
     return MeanPoint(
         arm=arm,
         role=role,
         family=family,
         shots=shots,
-        score=pooled.mean,
-        low=low,
-        high=high,
-        seeds=pooled.seeds,
+        **pooled.as_score,
         tasks=pooled.num_tasks,
         majority_score=mean_known([point.majority_score for point in points]),
         chance_score=mean_known([point.chance_score for point in points]),
@@ -134,7 +126,6 @@ def list_headline(findings: Findings) -> Iterator[HeadlineScore]:
                     rows.append((arm, shots, pooled))
             for arm, shots, pooled in rows:
                 others = [(name, k) for name, k, _ in rows if name != arm]
-                low, high = pooled.score_ends
                 yield HeadlineScore(
                     arm=arm,
                     role=role,
@@ -142,10 +133,7 @@ def list_headline(findings: Findings) -> Iterator[HeadlineScore]:
                     shots=shared_shots(shots.values()),
                     shots_by_task=shots,
                     tasks=pooled.num_tasks,
-                    score=pooled.mean,
-                    low=low,
-                    high=high,
-                    seeds=pooled.seeds,
+                    **pooled.as_score,
                     best=bool(others) and all(_is_better(findings, (arm, shots), other) for other in others),
                 )
 
@@ -185,10 +173,7 @@ def list_differences(findings: Findings) -> Iterator[PairDifference]:
                     shots_a=shared_shots(k for k, _ in pairs.values()),
                     shots_b=shared_shots(k for _, k in pairs.values()),
                     shots_by_task=pairs,
-                    difference=pooled.mean,
-                    low=pooled.low,
-                    high=pooled.high,
-                    seeds=pooled.seeds,
+                    **pooled.as_difference,
                     sentence=tell_difference(pooled, (focus, words[0]), (other, words[1]), role=role),
                 )
 
@@ -252,10 +237,7 @@ def list_flatness(findings: Findings) -> Iterator[Flatness]:
                 tasks=pooled.num_tasks,
                 from_shots=shared_shots(firsts),
                 to_shots=shared_shots(lasts),
-                difference=pooled.mean,
-                low=pooled.low,
-                high=pooled.high,
-                seeds=pooled.seeds,
+                **pooled.as_difference,
                 flat=is_small or may_be_chance,
                 sentence=f"{ARMS[arm].title}: the score on {role} tasks {change} from {_tell_end('fewest', firsts)}"
                 f" to {_tell_end('most', lasts)}.",

@@ -15,24 +15,9 @@ VOWELS = ("a", "e", "i", "o", "u")
 CODAS = ("", "", "", "l", "m", "n", "r", "s", "x")
 # Other words of the seed model's text that a coined word could equal.
 _GRAMMAR = (
-    *("before", "faster", "five", "have", "home", "later", "likes", "live", "lives", "make", "makes", "minus", "more"),
-    *(
-        "name",
-        "nine",
-        "note",
-        "seven",
-        "some",
-        "time",
-        "times",
-        "were",
-        "zero",
-        "same",
-        "here",
-        "like",
-        "none",
-        "lower",
-    ),
-)
+    "before", "faster", "five", "have", "home", "later", "likes", "live", "lives", "make", "makes", "minus", "more",
+    "name", "nine", "note", "seven", "some", "time", "times", "were", "zero", "same", "here", "like", "none", "lower",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rich.console import Console
 from manyicl.comparison import ArmName, CompareConfig, CompareSettings, Grid, open_comparison, run_comparison
 from manyicl.console import make_console
 from manyicl.demo.regimes import CONTRAST, HEADLINE, Regime, draw_familiar, draw_regime
-from manyicl.demo.tasks import WorldTask, write_tasks
+from manyicl.demo.tasks import write_tasks
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
 from manyicl.models import NEUTRAL_TEXT, TEMPLATE, ModelSettings
@@ -84,15 +84,12 @@ QUICK: Parts = (
 def write_regime(folder: Path, regime: Regime, size: Size, *, seed: int) -> tuple[list[str], list[str], list[str]]:
     """Write a regime's tasks as task files; return the names of the trained, held-out and familiar ones."""
     trained, held_out = draw_regime(regime, seed=seed)
-    held_out = held_out[: size.held_out_tasks]
     familiar = draw_familiar(count=size.familiar_tasks, seed=seed)
-    for tasks in (trained, held_out, familiar):
+    names = []
+    for tasks in (trained, held_out[: size.held_out_tasks], familiar):
         write_tasks(folder, tasks, num_train=regime.num_train, num_test=regime.num_test, seed=seed)
-    return _names(trained), _names(held_out), _names(familiar)
-
-
-def _names(tasks: Sequence[WorldTask]) -> list[str]:
-    return [task.name for task in tasks]
+        names.append([task.name for task in tasks])
+    return names[0], names[1], names[2]
 
 
 def demo_config(

@@ -14,7 +14,7 @@ from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.results import Evaluation
 from manyicl.evaluation.scoring.answers import MACRO_F1, macro_f1
 from manyicl.evaluation.shots import Shots, shots_order, sort_shots, tell_asked_with
-from manyicl.intervals import Table, difference_interval
+from manyicl.intervals import Interval, Table, difference_interval
 
 _PointKey = tuple[str, Shots]  # task, shots
 _DrawKey = tuple[str, Shots, int]  # task, shots, draw
@@ -266,7 +266,7 @@ def _compare_others(pairs: Sequence[_Drawn], *, macro: bool) -> tuple[MetricDiff
     for metric in answers[0].other_scores or ():
         if all(metric in (p.other_scores or {}) for p in answers):
             a, b = _pair_tables(pairs, metric)
-            interval = difference_interval([{"": Table(b.scores - a.scores, a.queries)}])
+            interval = _differ({"": (a, b)})
             low, high = interval.ends
             means = float(a.scores.mean()), float(b.scores.mean())
             found.append(MetricDifference(metric, *means, interval.mean, low=low, high=high))
@@ -281,15 +281,19 @@ def _macro_f1(answers: Sequence[Prediction]) -> float:
 
 
 def _compare_point(task: str, shots: Shots, a: Table, b: Table) -> PointDifference:
-    interval = difference_interval([{task: Table(b.scores - a.scores, a.queries)}])
-    num_draws, num_queries = a.scores.shape
+    interval = _differ({task: (a, b)})
     low, high = interval.ends
     means = float(a.scores.mean()), float(b.scores.mean())
-    return PointDifference(task, shots, num_draws, num_queries, *means, interval.mean, low=low, high=high)
+    return PointDifference(task, shots, *a.scores.shape, *means, interval.mean, low=low, high=high)
 
 
 def _compare_mean(shots: Shots, tables: Mapping[_PointKey, _Pair]) -> MeanDifference:
     chosen = {task: pair for (task, k), pair in tables.items() if k == shots}
-    interval = difference_interval([{task: Table(b.scores - a.scores, a.queries) for task, (a, b) in chosen.items()}])
+    interval = _differ(chosen)
     low, high = interval.ends
     return MeanDifference(shots, tuple(chosen), interval.mean, low=low, high=high)
+
+
+def _differ(tables: Mapping[str, _Pair]) -> Interval:
+    """Return the mean over tasks of b - a, with its interval."""
+    return difference_interval([{task: Table(b.scores - a.scores, a.queries) for task, (a, b) in tables.items()}])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from manyicl.episodes import Frame, TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.evaluation.answering import PointAnswers, answer_draw
 from manyicl.evaluation.curves import OnProgress, make_curve, score_one_pass
-from manyicl.evaluation.points import ShotCurve
 from manyicl.evaluation.results import Evaluation, refuse_other_result
 from manyicl.evaluation.shots import Shots, sort_shots
 from manyicl.evaluation.sweep import DEFAULT_SHOTS, Sweep, TaskSweep, check_sweep, refuse_empty
@@ -152,9 +151,18 @@ def evaluate_sweep(
         raise UserError(f"{error}; {kept}") from error
     finally:
         unfinished.close()
+    curves = [
+        make_curve(
+            one,
+            {(draw, shots): answers[one.task.name, draw, shots] for draw, shots in one.points},
+            trained_shots=trained_shots_of(loaded, one.task),
+            shared=None if engine.sharing_fault is None else not engine.sharing_fault,
+        )
+        for one in sweeps
+    ]
     result = replace(
         result,
-        curves=tuple(_make_curves(loaded, engine, sweeps, answers)),
+        curves=tuple(curves),
         endpoint=engine.server,
         sharing_fault=engine.sharing_fault or "",
     )
@@ -186,19 +194,6 @@ def _plan_sweeps(model: InferenceModel, tasks: Sequence[Task], settings: Sweep) 
     if len(set(names)) < len(names):
         raise UserError(f"tasks {', '.join(sorted(names))}: two have one name; their draws would be the same")
     return [TaskSweep(tokenize_for(task, model), tokenizer=model.tokenizer, sweep=settings) for task in tasks]
-
-
-def _make_curves(
-    model: InferenceModel, engine: Engine, sweeps: Sequence[TaskSweep], answers: Mapping[_Point, PointAnswers]
-) -> Iterator[ShotCurve]:
-    """Yield the curve of each task from the answers at all points."""
-    for sweep in sweeps:
-        yield make_curve(
-            sweep,
-            {(draw, shots): answers[sweep.task.name, draw, shots] for draw, shots in sweep.points},
-            trained_shots=trained_shots_of(model, sweep.task),
-            shared=None if engine.sharing_fault is None else not engine.sharing_fault,
-        )
 
 
 def _answer_points(
@@ -306,13 +301,11 @@ def one_pass_curve(
                 token_budget=budget,
                 seed=seed,
                 trained_shots=trained_shots_of(loaded, task),
-                on_progress=shift_progress(on_progress, number, len(tasks)),
+                # Progress in one task is progress over all tasks, in hundredths of one.
+                on_progress=lambda what, done, of, before=100 * number: on_progress(
+                    what, before + 100 * done // of, 100 * len(tasks)
+                ),
             )
             for number, task in enumerate(tasks)
         ]
     return Evaluation(loaded.path, "one-pass", seed=seed, max_tokens=budget, curves=tuple(curves))
-
-
-def shift_progress(on_progress: OnProgress, number: int, total: int) -> OnProgress:
-    """Return what reports progress in task `number` as progress over all tasks, in hundredths of one."""
-    return lambda what, done, of: on_progress(what, number * 100 + done * 100 // of, total * 100)

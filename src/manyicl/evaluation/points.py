@@ -31,6 +31,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("confidence", pa.float64()),
     ]
 )
+_MAPS = ("choice_nll", "other_scores")  # kept as lists of pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +224,10 @@ def sum_plain_paths(paths: Iterable[PlainPath | None]) -> PlainPath | None:
 def predictions_bytes(predictions: Sequence[Prediction]) -> bytes:
     """Return the predictions as a Parquet file's content."""
     buffer = io.BytesIO()
-    rows = [
-        asdict(p) | {key: None if value is None else list(value.items()) for key, value in _maps_of(p).items()}
-        for p in predictions
-    ]
+    rows = [asdict(p) for p in predictions]
+    for row in rows:
+        for key in _MAPS:
+            row[key] = None if row[key] is None else list(row[key].items())
     pq.write_table(pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
 
@@ -239,11 +240,6 @@ def read_predictions(path: Path) -> list[Prediction]:
     """
     rows = pq.read_table(path).to_pylist()
     for row in rows:
-        for key in ("choice_nll", "other_scores"):
+        for key in _MAPS:
             row[key] = None if row.get(key) is None else dict(row[key])
     return [Prediction(**row) for row in rows]
-
-
-def _maps_of(prediction: Prediction) -> dict[str, Mapping[str, float] | None]:
-    """Return the fields that a file keeps as lists of pairs."""
-    return {"choice_nll": prediction.choice_nll, "other_scores": prediction.other_scores}

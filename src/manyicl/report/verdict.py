@@ -247,29 +247,20 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
     arm = method_arm(comparison)
     if arm is None:
         return []
-    facts = []
-    for role in reversed(comparison.roles):
-        sentence = _tell_role(comparison, arm, role)
-        if sentence:
-            facts.append((f"{role} tasks".capitalize(), sentence))
-    for flat in comparison.flatness:
-        if (flat.arm, flat.role) == (arm, main_role(comparison)) and flat.sentence:
-            facts.append(("More shots", flat.sentence))
-    for about, sentence in (
+    decisive = main_role(comparison)
+    facts = [(f"{role} tasks".capitalize(), _tell_role(comparison, arm, role)) for role in reversed(comparison.roles)]
+    facts += [("More shots", one.sentence) for one in comparison.flatness if (one.arm, one.role) == (arm, decisive)]
+    facts += [
         ("Forgetting, text", _tell_forgotten_text(comparison)),
         ("Forgetting, tasks", _tell_forgotten_tasks(comparison)),
-    ):
-        if sentence:
-            facts.append((about, sentence))
-    rates = tell_rates(comparison)
-    if rates:
-        facts.append(("Learning rates", rates))
+        ("Learning rates", tell_rates(comparison)),
+    ]
     if comparison.plain_path is not None:
         cost = tell_plain_path(**comparison.plain_path.model_dump())
         facts.append(("Evaluation", f"{_capitalize(cost)}."))
     if any(task.overlap is not None and task.overlap.test.count for task in comparison.tasks):
         facts.append(("Caution", overlap_note(comparison)))
-    return facts
+    return [(about, sentence) for about, sentence in facts if sentence]
 
 
 def _tell_role(comparison: Comparison, arm: str, role: str) -> str:

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from manyicl.errors import UserError, suggest
@@ -256,14 +257,6 @@ def _split_words(text: str) -> list[str]:
     return words
 
 
-class _RougeWords:
-    """The tokenizer that rouge-score is given."""
-
-    def tokenize(self, text: str) -> list[str]:
-        """Return the words of a text."""
-        return rouge_words(text)
-
-
 @lru_cache(maxsize=1)
 def _english_words() -> Any:
     from rouge_score import tokenizers  # takes seconds to import; most tasks never need it
@@ -275,7 +268,7 @@ def _english_words() -> Any:
 def _rouge_scorer(rouge_type: str) -> Any:
     from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer([rouge_type], tokenizer=_RougeWords())
+    return rouge_scorer.RougeScorer([rouge_type], tokenizer=SimpleNamespace(tokenize=rouge_words))
 
 
 def _unknown_metric(metric: str) -> UserError:
