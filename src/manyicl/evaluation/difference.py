@@ -282,9 +282,10 @@ def _macro_f1(answers: Sequence[Prediction]) -> float:
 
 def _compare_point(task: str, shots: Shots, a: Table, b: Table) -> PointDifference:
     interval = _differ({task: (a, b)})
+    num_draws, num_queries = a.scores.shape
     low, high = interval.ends
     means = float(a.scores.mean()), float(b.scores.mean())
-    return PointDifference(task, shots, *a.scores.shape, *means, interval.mean, low=low, high=high)
+    return PointDifference(task, shots, num_draws, num_queries, *means, interval.mean, low=low, high=high)
 
 
 def _compare_mean(shots: Shots, tables: Mapping[_PointKey, _Pair]) -> MeanDifference:

@@ -301,11 +301,13 @@ def one_pass_curve(
                 token_budget=budget,
                 seed=seed,
                 trained_shots=trained_shots_of(loaded, task),
-                # Progress in one task is progress over all tasks, in hundredths of one.
-                on_progress=lambda what, done, of, before=100 * number: on_progress(
-                    what, before + 100 * done // of, 100 * len(tasks)
-                ),
+                on_progress=_shift_progress(on_progress, number, len(tasks)),
             )
             for number, task in enumerate(tasks)
         ]
     return Evaluation(loaded.path, "one-pass", seed=seed, max_tokens=budget, curves=tuple(curves))
+
+
+def _shift_progress(on_progress: OnProgress, number: int, total: int) -> OnProgress:
+    """Return what reports progress in task `number` as progress over all tasks, in hundredths of one."""
+    return lambda what, done, of: on_progress(what, number * 100 + done * 100 // of, total * 100)
