@@ -30,11 +30,10 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def small_table(**options: object) -> Table:
-    table = Table(title="Fruit", **options)
-    table.add_column("name")
-    table.add_column("weight", justify="right")
-    table.add_column("about")
+def small_table(*, has_sentences: bool = False) -> Table:
+    table = Table(title="Fruit", texts=("name",), numbers=("weight",), sentences="about" if has_sentences else None)
+    if not has_sentences:
+        table.add_column("about")
     table.add_row("apple", "120 g", "sweet")
     table.add_row("fig", "", "dries well")
     return table
@@ -56,13 +55,13 @@ def test_on_a_terminal_it_has_boxes_if_it_fits():
 
 
 def test_sentences_go_below_the_table_and_then_every_row_is_a_paragraph():
-    below = render_terminal(small_table(sentences="about"), width=25)
+    below = render_terminal(small_table(has_sentences=True), width=25)
     assert "│ apple │  120 g │" in below
     assert below.endswith("apple: sweet\nfig: dries well\n")
-    table = small_table(sentences="about")
+    table = small_table(has_sentences=True)
     table.add_row("total", "120 g", "")
     assert render_terminal(table, width=25).endswith("fig: dries well\n")  # not "total: "
-    assert render_terminal(small_table(sentences="about"), width=15) == (
+    assert render_terminal(small_table(has_sentences=True), width=15) == (
         "Fruit\napple\n  weight: 120 g\n  sweet\nfig\n  dries well\n"
     )
     assert render_terminal(small_table(), width=25) == (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 from typing import Any, TypeGuard
@@ -176,12 +176,25 @@ _ENDLESS = 1 << 16
 class Table(RichTable):
     """A table of texts whose first column names its rows, with its title at the left.
 
+    texts, numbers: the heads of its first columns and of those at the right.
     sentences: the head of the last column, if that holds sentences; on a narrow terminal they go below the table.
     """
 
-    def __init__(self, *, title: str = "", sentences: str | None = None, show_lines: bool = False) -> None:
-        super().__init__(show_lines=show_lines)
+    def __init__(
+        self,
+        *,
+        title: str = "",
+        texts: Sequence[str] = (),
+        numbers: Sequence[str] = (),
+        sentences: str | None = None,
+        show_lines: bool = False,
+    ) -> None:
+        super().__init__(*texts, show_lines=show_lines)
         self.heading, self.sentences = title, sentences
+        for head in numbers:
+            self.add_column(head, justify="right")
+        if sentences is not None:
+            self.add_column(sentences)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render the table in the form that fits the console."""

@@ -203,7 +203,7 @@ def compare(
 
     refuse_ranks()
     if (recipe is None) == (resume is None):
-        raise UserError("compare: give either a recipe (*.toml) or resume=FOLDER of a comparison that was stopped")
+        raise UserError("compare: give either a recipe (*.toml), or resume=FOLDER of a comparison that was stopped")
     if resume is not None and out is not None:
         raise UserError(f"resume={resume}: keeps its own folder; omit `out`")
     config = load_recipe(Path(recipe), overrides=overrides, kind=CompareConfig) if recipe is not None else None

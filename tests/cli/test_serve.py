@@ -43,11 +43,8 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(capfd):
     [
         (["--host", "192.0.2.1", "--token-file", "tokens.txt"], "cannot be read"),
         (["--endpoint-model", "x"], "--endpoint-model: needs --endpoint"),
-        (["--endpoint", "http://h", "--precision", "fp32"], "--precision fp32: is the server's own; leave it out"),
-        (
-            ["--endpoint", "http://h", "--calibrate", "contextual"],
-            "--calibrate contextual: a server tells no likelihoods",
-        ),
+        (["--endpoint", "http://h", "--precision", "fp32"], "--precision fp32: the server decides it, with --endpoint"),
+        (["--endpoint", "http://h", "--quantize", "nf4"], "--quantize nf4: the server decides it, with --endpoint"),
     ],
 )
 def test_wrong_options_are_one_line(capfd, options, fault):
@@ -55,6 +52,13 @@ def test_wrong_options_are_one_line(capfd, options, fault):
     assert code == 2
     assert fault in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--cache-gb", "--spill-gb"])
+def test_no_budget_is_infinite(capfd, option):
+    code, _, err = run_manyicl(capfd, "serve", "seed", option, "inf")
+    assert code == 2
+    assert f"Invalid value for '{option}'" in err
 
 
 def test_an_address_of_another_computer_is_one_line(capfd, tmp_path):

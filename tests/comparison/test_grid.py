@@ -371,8 +371,10 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
     text = f'compare.text_files=["{world[0]}/neutral.txt"]'
     told = refusal(base_recipe, text, "compare.text_window_tokens=9999", "--out", out)
     assert told.startswith("compare.text_window_tokens = 9999: the model knows ")
-    assert refusal().startswith("name a recipe (*.toml), or a comparison to resume")
-    assert "omit RECIPE and --out" in refusal(base_recipe, "--resume", out)
+    either = "compare: give either a recipe (*.toml), or --resume FOLDER of a comparison that was stopped"
+    assert refusal() == refusal(base_recipe, "--resume", out) == either
+    assert refusal("--resume", out, "--out", out) == f"--resume {out}: keeps its own folder; omit --out"
+    assert refusal("--status", out, "--seed", 1).startswith(f"--status {out}: only shows a comparison; leave the other")
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = refusal(base_recipe, "--out", out)
     assert told.startswith("2 processes: a comparison is split by seeds; start one process per GPU")

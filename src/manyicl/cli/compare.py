@@ -43,20 +43,18 @@ def compare(
 
     console = make_console()
     if status is not None:
+        if recipe is not None or out is not None or resume is not None or seeds:
+            raise UserError(f"--status {status}: only shows a comparison; leave the other arguments out")
         console.print(grid_table(open_comparison(status, None)))
         return
     if resume is not None:
         recipe, overrides = split_overrides(recipe, overrides)
-    if resume is not None and (recipe is not None or out is not None):
-        raise UserError(f"--resume {resume}: keeps its own recipe and folder; omit RECIPE and --out")
-    if recipe is None and resume is None:
-        raise UserError("name a recipe (*.toml), or a comparison to resume: --resume DIR")
     folder = resume or out or default_folder(recipe.stem if recipe else "")
     some = [word for seed in seeds or () for word in ("--seed", str(seed))]
     with stoppable("compare", "--resume", str(folder), *some, kept=folder, recipe=folder / "recipe.toml"):
         comparison = verbs.compare(
             recipe,
-            out=folder if resume is None else None,
+            out=folder if resume is None else out,
             resume=resume,
             overrides=overrides or (),
             seeds=seeds,

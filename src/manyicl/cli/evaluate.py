@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,7 @@ from manyicl.cli.options import (
     check_endpoint,
     count_nearest,
     endpoint_settings,
+    load_model,
     stoppable,
 )
 from manyicl.errors import UserError
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from manyicl.evaluation import Evaluation
-    from manyicl.inference import InferenceModel
 
 
 @commands.command("eval")
@@ -111,26 +111,14 @@ def eval_(
     with joined_ranks() as ranks, stoppable(*sys.argv[1:], kept=out.parent if out else None):
         counts = parse_shots(shots)
         check_out(out)
-        if endpoint is not None and ranks.count > 1:
-            raise UserError(
-                f"--endpoint {endpoint}: one process asks a server; leave accelerate out, raise --concurrency"
-            )
-        check_endpoint(
-            endpoint,
-            theirs={"--endpoint-model": endpoint_model, "--concurrency": concurrency},
-            ours={
-                "--precision": precision,
-                "--quantize": quantize,
-                "--compile": compiled,
-                "--normalize": normalize,
-                "--calibrate": calibrate,
-            },
-        )
+        ours = {"precision": precision, "quantize": quantize, "compile": compiled}
+        theirs = {"endpoint_model": endpoint_model, "concurrency": concurrency}
+        check_endpoint(endpoint, ours=ours, theirs=theirs)
         chosen = load_tasks(tasks, names=task)
-        loaded = _load(
+        loaded = load_model(
             model,
-            max_tokens,
-            recipe,
+            recipe=recipe,
+            max_tokens=max_tokens,
             precision=precision,
             quantize=quantize,
             trust_remote_code=trust_remote_code,
@@ -165,7 +153,7 @@ def eval_(
 
 
 def _print_evaluation(console: Console, result: Evaluation) -> None:
-    """Print the table and the plot of a result, and how well its confidence tells which answers are right."""
+    """Print the table and the plot of a result, and whether confidences, if it has any, tell which answers are right."""
     from manyicl.cli.tables.results import confidence_table, curve_plot, evaluation_table, reliability_plot
 
     console.print(evaluation_table(result))
@@ -190,15 +178,19 @@ def curve(
     trust_remote_code: Trust = False,
 ) -> None:
     """Loss and greedy exact match at every k at once: one forward pass over each episode of test rows."""
-    from manyicl.cli.tables.results import curve_plot, evaluation_table
     from manyicl.console import make_console, reporting
     from manyicl.evaluation import Evaluation, check_out, one_pass_curve, refuse_other_result
     from manyicl.tasks import load_tasks
 
     check_out(out)
     chosen = load_tasks(tasks, names=task)
-    loaded = _load(
-        model, max_tokens, recipe, precision=precision, quantize=quantize, trust_remote_code=trust_remote_code
+    loaded = load_model(
+        model,
+        recipe=recipe,
+        max_tokens=max_tokens,
+        precision=precision,
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
     )
     if out is not None:
         planned = Evaluation(loaded.path, "one-pass", seed=seed, max_tokens=loaded.max_tokens, curves=())
@@ -212,8 +204,7 @@ def curve(
         except OSError as error:  # a full disk, say: at least it can be read
             fault = error
     console = make_console()
-    console.print(evaluation_table(result))
-    console.print(curve_plot(result, width=min(76, console.width), colour=console.is_terminal))
+    _print_evaluation(console, result)
     if fault is not None:
         raise fault
     if out is not None:
@@ -289,8 +280,13 @@ def ask_(
     chosen = load_tasks(tasks, names=[task])[0]
     if chosen.split_note == NO_SPLIT_NOTE:  # no row was set aside for tests by who wrote the file
         chosen = load_task(name_sources(tasks)[task], one_split=True)
-    loaded = _load(
-        model, max_tokens, recipe, precision=precision, quantize=quantize, trust_remote_code=trust_remote_code
+    loaded = load_model(
+        model,
+        recipe=recipe,
+        max_tokens=max_tokens,
+        precision=precision,
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
     )
     answering = AnswerSettings(
         normalize=normalize,
@@ -316,33 +312,6 @@ def ask_(
         typer.echo(describe_answers(answers, num_train=len(chosen.train)), err=True)
     for answer in answers:
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else write_answer(answer))
-
-
-def _load(
-    model: str,
-    max_tokens: int | None,
-    recipe: Path | None,
-    *,
-    precision: Literal["auto", "bf16", "fp32"],
-    quantize: Literal["auto", "nf4", "float8", "none"],
-    trust_remote_code: bool,
-    weights: bool = True,
-    compiled: bool = False,
-) -> InferenceModel:
-    """Return the model of a verb, in the template of a recipe if one is named."""
-    from manyicl.inference import load_for_inference
-    from manyicl.training import load_recipe
-
-    return load_for_inference(
-        model,
-        precision=precision,
-        quantize=quantize,
-        max_tokens=max_tokens,
-        template=load_recipe(recipe).template if recipe else None,
-        trust_remote_code=trust_remote_code,
-        weights=weights,
-        compiled=compiled,
-    )
 
 
 def parse_shots(text: str) -> tuple[Shots, ...]:

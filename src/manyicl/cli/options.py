@@ -8,14 +8,14 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from manyicl.errors import OutOfMemoryError, TerminatedError, UserError, find_refusal
 
 if TYPE_CHECKING:
-    from manyicl.inference import EndpointSettings
+    from manyicl.inference import EndpointSettings, InferenceModel
 
 TaskFolder = Annotated[
     Path, typer.Option("--tasks", help="Folder of task files (*.jsonl, *.json, *.csv, *.tsv, *.parquet).")
@@ -131,14 +131,6 @@ def split_overrides(recipe: Path | None, overrides: list[str] | None) -> tuple[P
     return recipe, given
 
 
-# Options of a model in this process, and why they do nothing where a server runs it.
-_NOT_WITH_SERVER = {
-    "--precision": "is the server's own",
-    "--quantize": "is the server's own",
-    "--compile": "the server runs the model",
-    "--normalize": "a server tells no likelihoods",
-    "--calibrate": "a server tells no likelihoods",
-}
 EndpointModel = Annotated[
     str | None, typer.Option("--endpoint-model", help="The server's name for the model. Default: MODEL_OR_RUN.")
 ]
@@ -160,9 +152,7 @@ def endpoint_settings(url: str | None, model: str, **more: int) -> EndpointSetti
     return EndpointSettings(url, model=model, **more)
 
 
-def check_endpoint(
-    url: str | None, *, ours: Mapping[str, str | bool], theirs: Mapping[str, str | int | None] | None = None
-) -> None:
+def check_endpoint(url: str | None, *, ours: Mapping[str, str | bool], theirs: Mapping[str, str | int | None]) -> None:
     """Refuse options that would do nothing with, or without, a server that runs the model.
 
     ours: options of a model in this process. theirs: those of the server.
@@ -171,14 +161,22 @@ def check_endpoint(
         UserError: the first such option.
     """
     if url is None:
-        for option, value in (theirs or {}).items():
+        for name, value in theirs.items():
             if value is not None:
-                raise UserError(f"{option}: needs --endpoint; leave it out")
+                raise UserError(f"{_flag(name)}: needs --endpoint; leave it out")
         return
-    for option, value in ours.items():
-        if value not in ("auto", "none", False):
-            given = option if value is True else f"{option} {value}"
-            raise UserError(f"{given}: {_NOT_WITH_SERVER[option]}; leave it out")
+    for name, value in ours.items():
+        if value not in ("auto", False):
+            given = _flag(name) if value is True else f"{_flag(name)} {value}"
+            raise UserError(f"{given}: the server decides it, with --endpoint; leave it out")
+
+
+def load_model(model: str, *, recipe: Path | None, **options: Any) -> InferenceModel:
+    """Return the model of a verb, in the template of a recipe if one is named. options: of `load_for_inference`."""
+    from manyicl.inference import load_for_inference
+    from manyicl.training import load_recipe
+
+    return load_for_inference(model, template=load_recipe(recipe).template if recipe else None, **options)
 
 
 def count_nearest(choose: str, num_nearest: int | None) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
@@ -24,6 +23,7 @@ from manyicl.cli.options import (
     Trust,
     check_endpoint,
     endpoint_settings,
+    load_model,
 )
 from manyicl.errors import UserError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from manyicl.service import Service
 
 _MOST_NAMED = 5
+_MOST_GB = 1e9  # a finite number, above any machine's
 # The extra `serve`: module -> package.
 _PACKAGES = {
     "fastapi": "fastapi",
@@ -67,10 +68,11 @@ def serve_(
         int | None, typer.Option("--max-queue", min=1, help="Inputs that may wait; more are refused (429).")
     ] = None,
     cache_gb: Annotated[
-        float | None, typer.Option("--cache-gb", min=0, help="Memory for encoded examples, in GB.")
+        float | None, typer.Option("--cache-gb", min=0, max=_MOST_GB, help="Memory for encoded examples, in GB.")
     ] = None,
     spill_gb: Annotated[
-        float | None, typer.Option("--spill-gb", min=0, help="Disk for encoded examples, in GB, under --data.")
+        float | None,
+        typer.Option("--spill-gb", min=0, max=_MOST_GB, help="Disk for encoded examples, in GB, under --data."),
     ] = None,
     max_upload_mb: Annotated[int, typer.Option("--max-upload-mb", min=1, help="Longest upload, in MiB.")] = 64,
     measure: Annotated[
@@ -91,33 +93,29 @@ def serve_(
     Tasks are kept in --data. SIGTERM or Ctrl-C: stops after the requests that were taken.
     """
     _check_packages()
-    check_endpoint(
-        endpoint,
-        theirs={"--endpoint-model": endpoint_model},
-        ours={"--precision": precision, "--quantize": quantize, "--normalize": normalize, "--calibrate": calibrate},
-    )
+    ours = {"precision": precision, "quantize": quantize}
+    check_endpoint(endpoint, ours=ours, theirs={"endpoint_model": endpoint_model})
     from manyicl import server
-    from manyicl.inference import AnswerSettings, load_for_inference
+    from manyicl.inference import AnswerSettings
     from manyicl.service import ServiceSettings, open_service
-    from manyicl.training import load_recipe
 
     answering = AnswerSettings(normalize=normalize, calibrate=calibrate)
-    limits = ServiceSettings(measure=measure, answering=answering)
-    if max_queue is not None:
-        limits = replace(limits, max_queue=max_queue)
-    if cache_gb is not None:
-        limits = replace(limits, cache_bytes=round(cache_gb * 1e9))
-    if spill_gb is not None:
-        limits = replace(limits, spill_bytes=round(spill_gb * 1e9))
+    given: dict[str, Any] = {
+        "max_queue": max_queue,
+        "cache_bytes": None if cache_gb is None else round(cache_gb * 1e9),
+        "spill_bytes": None if spill_gb is None else round(spill_gb * 1e9),
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    limits = ServiceSettings(measure=measure, answering=answering, **chosen)
     folder = data if data is not None else server.default_data_folder()
 
     def load() -> Service:
-        loaded = load_for_inference(
+        loaded = load_model(
             model,
+            recipe=recipe,
+            max_tokens=max_tokens,
             precision=precision,
             quantize=quantize,
-            max_tokens=max_tokens,
-            template=load_recipe(recipe).template if recipe else None,
             trust_remote_code=trust_remote_code,
             weights=endpoint is None,
         )

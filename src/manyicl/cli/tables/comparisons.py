@@ -26,10 +26,11 @@ def comparison_forecast_table(forecast: ComparisonForecast) -> Group:
 def _forecast_arms(forecast: ComparisonForecast) -> Table:
     peaks = [arm.memory.total_bytes for arm in forecast.arms if arm.memory is not None]
     unit, size = ("GiB", 2**30) if max(peaks, default=0) >= 2**30 else ("MiB", 2**20)
-    table = Table(title=f"Each arm, over {count_noun(len(forecast.seeds), 'seed')}")
-    table.add_column("arm")
-    for head in ("models", "trials", "tokens\na seed", "all\ntokens", "FLOPs", "hours", f"peak\n{unit}"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = Table(
+        title=f"Each arm, over {count_noun(len(forecast.seeds), 'seed')}",
+        texts=("arm",),
+        numbers=("models", "trials", "tokens\na seed", "all\ntokens", "FLOPs", "hours", f"peak\n{unit}"),
+    )
     for arm in forecast.arms:
         table.add_row(
             fill(arm.title, 16),
@@ -47,10 +48,8 @@ def _forecast_arms(forecast: ComparisonForecast) -> Table:
 
 
 def _forecast_work(forecast: ComparisonForecast) -> Table:
-    table = Table(title="Each kind of work, of all arms")
-    table.add_column("work")
-    for head in ("items", "tokens", "FLOPs", "hours", "tokens,\nplain path"):
-        table.add_column(head, justify="right")
+    numbers = ("items", "tokens", "FLOPs", "hours", "tokens,\nplain path")
+    table = Table(title="Each kind of work, of all arms", texts=("work",), numbers=numbers)
     order = [f"{trial}{what}" for trial in (TRIALS, "") for what in WORK.values()] + [WHILE_TRAINING]
     for name in [name for name in order if name in forecast.work and forecast.work[name].tokens]:
         work = forecast.work[name]

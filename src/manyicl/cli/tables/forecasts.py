@@ -32,13 +32,13 @@ def tell_way(*, notes: Sequence[str], blockers: Sequence[str]) -> list[Text]:
 
 
 def _forecast_tasks(forecast: Forecast) -> Table:
-    table = Table(title="What is trained", sentences="dropped rows")
-    table.add_column("task", no_wrap=True)
-    for name in ("episodes", "tokens", "share", "answers", "targets", "epochs"):
-        table.add_column(name, justify="right")
     has_dropped = any(task.dropped for task in forecast.tasks)
-    if has_dropped:
-        table.add_column("dropped rows")
+    table = Table(
+        title="What is trained",
+        texts=("task",),
+        numbers=("episodes", "tokens", "share", "answers", "targets", "epochs"),
+        sentences="dropped rows" if has_dropped else None,
+    )
     for task in forecast.tasks:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in task.dropped.items())
         share = f"{task.num_tokens / max(1, forecast.plan['tokens']):.1%}"
@@ -50,10 +50,7 @@ def _forecast_tasks(forecast: Forecast) -> Table:
 
 def _forecast_shots(forecast: Forecast) -> Table:
     buckets = [bucket_name(index, buckets=SHOT_EDGES) for index in range(len(SHOT_EDGES))]
-    table = Table(title="Trained answers by the shots before them")
-    table.add_column("task", no_wrap=True)
-    for bucket in buckets:
-        table.add_column(bucket, justify="right")
+    table = Table(title="Trained answers by the shots before them", texts=("task",), numbers=buckets)
     for task in forecast.tasks:
         table.add_row(task.name, *(f"{task.answers_by_shots.get(bucket, 0):,}" for bucket in buckets))
     return table
@@ -90,10 +87,8 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
 def _memory_table(memory: MemoryPrediction, device: Device | None, *, optim: Optim) -> Table:
     """Return the parts of the predicted peak, beside what the device has."""
     unit, size = ("GiB", 2**30) if memory.total_bytes >= 2**30 else ("MiB", 2**20)
-    table = Table(title="Predicted peak of a step on one device", sentences="what it is")
-    table.add_column("part", no_wrap=True)
-    table.add_column(unit, justify="right", no_wrap=True)
-    table.add_column("what it is")
+    title = "Predicted peak of a step on one device"
+    table = Table(title=title, texts=("part",), numbers=(unit,), sentences="what it is")
     work = {
         "head": "logits of targets and their gradients",
         "layer": "one layer going backward",

@@ -69,15 +69,8 @@ def evaluation_table(evaluation: Evaluation) -> Group:
     title = Text(f"{evaluation.model}: {unit} in % by number of shots, 95 % interval{by}", style="italic")
     last = {curve.task: _last_scored(curve) for curve in evaluation.curves}
     has_draws = any(cell is not None and cell.worst_draw is not None for cell in last.values())
-    table = Table()
-    table.add_column("task", no_wrap=True)
-    table.add_column("metric")
-    table.add_column("majority", justify="right")
-    table.add_column("chance", justify="right")
-    for k in shots:
-        table.add_column(str(k), justify="right")
-    if has_draws:
-        table.add_column("worst draw", justify="right")
+    worst = ["worst draw"] if has_draws else []
+    table = Table(texts=("task", "metric"), numbers=("majority", "chance", *map(str, shots), *worst))
     for curve in evaluation.curves:
         cells = {cell.shots: cell for cell in curve.points}
         majority = next((c.majority_score for c in curve.points if c.majority_score is not None), None)
@@ -106,11 +99,7 @@ def _other_metrics(
 
     tasks: (name, shots -> metric -> number as it is shown).
     """
-    table = Table(title=f"other metrics, {unit}")
-    table.add_column("task", no_wrap=True)
-    table.add_column("metric")
-    for k in shots:
-        table.add_column(str(k), justify="right")
+    table = Table(title=f"other metrics, {unit}", texts=("task", "metric"), numbers=[str(k) for k in shots])
     for task, cells in tasks:
         for metric in dict.fromkeys(metric for found in cells.values() for metric in found):
             table.add_row(task, metric, *(cells.get(k, {}).get(metric, "-") for k in shots))
@@ -201,10 +190,8 @@ def difference_table(difference: Difference) -> Group:
     """Return B - A in points [low, high] by task and shots, the means below, and a plain sentence for each mean."""
     shots = [mean.shots for mean in difference.means]
     names = [Text(f"A: {difference.a}"), Text(f"B: {difference.b}")]
-    table = Table(title="B - A in points by number of shots, 95 % interval, paired")
-    table.add_column("task", no_wrap=True)
-    for k in shots:
-        table.add_column(str(k), justify="right")
+    title = "B - A in points by number of shots, 95 % interval, paired"
+    table = Table(title=title, texts=("task",), numbers=[str(k) for k in shots])
     cells = {(cell.task, cell.shots): cell for cell in difference.cells}
     tasks = list(dict.fromkeys(cell.task for cell in difference.cells))
     for task in tasks:
@@ -244,10 +231,8 @@ def confidence_table(evaluation: Evaluation) -> Group | None:
     known = [(curve, cell, cell.confidence) for curve, cell in last if cell is not None and cell.confidence is not None]
     if not known:
         return None
-    table = Table()
-    table.add_column("task", no_wrap=True)
-    for head in ("shots", "mean confidence", "score", "ECE", "AURC", *(f"\u2265 {t:g}" for t in SHOWN_THRESHOLDS)):
-        table.add_column(head, justify="right")
+    thresholds = [f"\u2265 {t:g}" for t in SHOWN_THRESHOLDS]
+    table = Table(texts=("task",), numbers=("shots", "mean confidence", "score", "ECE", "AURC", *thresholds))
     for curve, cell, confidence in known:
         covered = {point.threshold: point for point in confidence.coverage}
         table.add_row(
@@ -330,15 +315,10 @@ def _mean_score(evaluation: Evaluation, shots: Shots) -> float | None:
 def audit_table(audits: Sequence[TaskAudit]) -> Group:
     """Return one line a task: counts, tokens, how many examples fit, and the verdict."""
     budgets = sorted({budget for audit in audits for budget in audit.fits})
-    table = Table(title="Supervision audit", sentences="verdict")
-    table.add_column("task", no_wrap=True)
-    table.add_column("family")
-    for name in ("read", "train", "validation", "test", "dropped", "commonest answer", "chance"):
-        table.add_column(name, justify="right")
+    numbers = ["read", "train", "validation", "test", "dropped", "commonest answer", "chance"]
     if budgets:
-        for name in ("input tokens", "answer tokens", *(f"fit {budget:,}" for budget in budgets)):
-            table.add_column(name, justify="right")
-    table.add_column("verdict")
+        numbers += ["input tokens", "answer tokens", *(f"fit {budget:,}" for budget in budgets)]
+    table = Table(title="Supervision audit", texts=("task", "family"), numbers=numbers, sentences="verdict")
     for audit in audits:
         top = max(audit.labels.items(), key=lambda item: item[1], default=None)
         lengths = [f"{q.median} ({q.most})" if q else "-" for q in (audit.input_tokens, audit.answer_tokens)]

@@ -15,11 +15,11 @@ from manyicl.training import HeldOutRow, Prepared, count_dropped, count_plan, me
 
 def held_out_table(rows: Sequence[HeldOutRow]) -> Group:
     """Return nats per answer by task: before, knowing only the answers, after, and paired differences."""
-    table = Table(title="Held-out loss per answer (nats, test rows, all shots up to the budget)")
-    table.add_column("task", no_wrap=True)
-    table.add_column("family")
-    for name in ("answers", "before", "answers only", "after", "after - before", "after - answers only"):
-        table.add_column(name, justify="right")
+    table = Table(
+        title="Held-out loss per answer (nats, test rows, all shots up to the budget)",
+        texts=("task", "family"),
+        numbers=("answers", "before", "answers only", "after", "after - before", "after - answers only"),
+    )
     for row in rows:
         table.add_row(
             row.task,
@@ -59,11 +59,8 @@ def plan_table(prepared: Prepared) -> Group:
     """Return what a run will train on: examples, tokens and drops by task, and the packs' fill."""
     config = prepared.config
     plan = count_plan(prepared.packs, pack_tokens=config.pack_tokens)
-    table = Table(title="Plan", sentences="dropped")
-    table.add_column("task", no_wrap=True)
-    table.add_column("family")
-    for name in ("train", "validation", "test", "tokens in the run", "dropped"):
-        table.add_column(name, justify="right")
+    numbers = ("train", "validation", "test", "tokens in the run")
+    table = Table(title="Plan", texts=("task", "family"), numbers=numbers, sentences="dropped")
     for name, task in prepared.tasks.items():
         drops = count_dropped(task, config)
         table.add_row(
