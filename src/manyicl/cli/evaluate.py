@@ -153,7 +153,7 @@ def eval_(
 
 
 def _print_evaluation(console: Console, result: Evaluation) -> None:
-    """Print the table and the plot of a result, and whether confidences, if it has any, tell which answers are right."""
+    """Print the table and the plot of a result, and whether its confidences tell which answers are right."""
     from manyicl.cli.tables.results import confidence_table, curve_plot, evaluation_table, reliability_plot
 
     console.print(evaluation_table(result))
