@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import zipfile
 
 import pytest
 
@@ -65,3 +66,18 @@ def test_what_is_not_a_workbook_is_refused_in_one_line(content, tmp_path):
     (tmp_path / "desk.xlsx").write_bytes(content)
     with pytest.raises(UserError, match=r"^\S+desk\.xlsx: is not a workbook that Excel could open"):
         import_tasks(tmp_path / "desk.xlsx")
+
+
+def test_a_sheet_of_a_chart_is_passed_over_and_a_damaged_sheet_is_refused(tmp_path):
+    rows = [["input", "answer"], ["a", "x"], ["b", "y"]]
+    write_workbook(tmp_path / "desk.xlsx", {"rows": rows})
+    workbook = openpyxl.load_workbook(tmp_path / "desk.xlsx")
+    workbook.create_chartsheet("plot").add_chart(openpyxl.chart.BarChart())
+    workbook.save(tmp_path / "desk.xlsx")
+    assert import_tasks(tmp_path / "desk.xlsx").tasks[0].num_written == 2
+    with zipfile.ZipFile(tmp_path / "desk.xlsx") as whole, zipfile.ZipFile(tmp_path / "cut.xlsx", "w") as cut:
+        for name in whole.namelist():
+            content = whole.read(name)
+            cut.writestr(name, content[: len(content) // 2] if name == "xl/worksheets/sheet1.xml" else content)
+    with pytest.raises(UserError, match=r"cut\.xlsx: is not a workbook that Excel could open .unclosed token"):
+        import_tasks(tmp_path / "cut.xlsx")

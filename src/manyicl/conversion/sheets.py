@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,15 @@ def read_workbook(path: Path, *, sheet: str | None, staging: Path) -> Material:
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: {error.name} is not installed; pip install openpyxl") from error
     try:
-        workbook = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        with closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as workbook:
+            sheets = {
+                sheet.title: list(_iter_rows(sheet)) for sheet in workbook.worksheets
+            }  # not those of a chart alone
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # openpyxl raises whatever zipfile and its XML parser raise
         raise UserError(f"{path}: is not a workbook that Excel could open ({error}); save it again") from error
-    try:
-        tables = {name: table for name in workbook.sheetnames if (table := list(_iter_rows(workbook[name])))}
-    finally:
-        workbook.close()
+    tables = {name: table for name, table in sheets.items() if table}
     chosen = _choose_sheets(path, tables, sheet)
     parts: list[Part] = []
     for name in chosen:
