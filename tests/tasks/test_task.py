@@ -533,6 +533,14 @@ def test_mistakes_of_a_folder(tmp_path: Path) -> None:
         write_settings(write_rows(tmp_path / f"{name}.jsonl", GOOD), {"name": "same"})
     with pytest.raises(UserError, match=r"b\.jsonl: a\.jsonl is also called 'same'"):
         load_tasks(tmp_path)
+    for name in ("c_train", "c_test", "d_train", "d_test"):
+        write_rows(tmp_path / f"{name}.jsonl", GOOD)
+    for name in ("c", "d"):
+        write_settings(tmp_path / f"{name}.jsonl", {"name": "other"})
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.task.json").unlink()
+    with pytest.raises(UserError, match=r"d_test\.jsonl: c_test\.jsonl is also called 'other'; rename or remove one"):
+        load_tasks(tmp_path)
 
 
 def test_a_path_that_is_no_data_file(tmp_path: Path) -> None:

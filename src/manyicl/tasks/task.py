@@ -169,7 +169,8 @@ def name_sources(folder: str | Path) -> dict[str, Source]:
         settings = read_settings(source.settings_path, stem=source.stem, log=FaultLog(source.path))
         name = settings.name if settings else source.stem  # its faults are reported when the task is loaded
         if name in sources:
-            raise UserError(f"{source.path}: {sources[name].path.name} is also called '{name}'; rename or remove one")
+            (file, _), (other, _) = source.files[0], sources[name].files[0]  # the path may be one folder for both
+            raise UserError(f"{file}: {other.name} is also called '{name}'; rename or remove one")
         sources[name] = source
     return sources
 
