@@ -79,7 +79,7 @@ def run_rows(items: Iterable[T], *, fraction: Callable[[T], float], run: Callabl
     """
     todo, most = deque(items), 1.0
     while todo:
-        row, filled = [todo.popleft()], 0.0
+        row = [todo.popleft()]
         filled = fraction(row[0])
         while todo and filled + fraction(todo[0]) <= most:
             filled += fraction(todo[0])

@@ -134,7 +134,7 @@ class Endpoint:
         self.extra_fields: dict[str, Any] = {}
         if tokenizer.settings.style == "chat":
             self.extra_fields = {"skip_special_tokens": False, "stop_token_ids": list(tokenizer.end_ids)}
-        self._stopped = threading.Event()
+        self._stopped = threading.Event()  # makes every attempt under way the last of its query
         key = _read_key()
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -151,18 +151,8 @@ class Endpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-        self._client.close()
-
-    def stop(self) -> None:
-        """Make every attempt under way the last of its query."""
         self._stopped.set()
-
-    def write_prompt(self, ids: Sequence[int]) -> list[int] | str | None:
-        """Return `ids` as the server takes them; None if it takes text and no text gives these ids back."""
-        if self.prompts == "ids":
-            return [int(i) for i in ids]
-        return text_of_ids(self.tokenizer, ids)
+        self._client.close()
 
     @property
     def server(self) -> Mapping[str, str]:
@@ -200,12 +190,8 @@ class Endpoint:
         Raises:
             UserError: the server refuses, or has failed too many queries in a row.
         """
-        requests = [
-            self._make_request(place, prefix, query, limit, how)
-            for place, (query, limit, how) in enumerate(
-                zip(queries, limits, decodings or [GREEDY] * len(queries), strict=True)
-            )
-        ]
+        each = zip(queries, limits, decodings or [GREEDY] * len(queries), strict=True)
+        requests = [self._make_request(place, prefix, *asked) for place, asked in enumerate(each)]
         answers = {r.place: self.kept[r.key] for r in requests if r.key in self.kept}
         if answers:
             on_answer(len(answers))
@@ -220,7 +206,7 @@ class Endpoint:
                         answers[futures[future].place] = self._take_answer(future, futures[future])
                         on_answer(1)
                 except BaseException:  # also Ctrl-C: nothing more is sent, and what is under way is not tried again
-                    self.stop()
+                    self._stopped.set()
                     pool.shutdown(cancel_futures=True)
                     for future, request in futures.items():
                         if not (future.cancelled() or future.exception() or request.place in answers):
@@ -264,7 +250,7 @@ class Endpoint:
             UnansweredError: all attempts failed, or the prompt cannot be sent exactly.
             UserError: the server refuses, or is gone, or counts other prompt tokens than were sent.
         """
-        prompt = self.write_prompt(ids)
+        prompt = [int(i) for i in ids] if self.prompts == "ids" else text_of_ids(self.tokenizer, ids)
         if prompt is None:
             raise UnansweredError(NOT_THE_SAME_IDS)
         content = self._attempt(prompt, max_new_tokens=max_new_tokens, decoding=decoding)
@@ -300,10 +286,7 @@ class Endpoint:
         return "ids" if prompt_tokens(content) in (None, len(probe)) else "text"
 
     def _attempt(self, prompt: list[int] | str, *, max_new_tokens: int, decoding: Decoding = GREEDY) -> dict[str, Any]:
-        return self._retry(lambda: self._read(self._post(prompt, max_new_tokens=max_new_tokens, decoding=decoding)))
-
-    def _retry(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what `ask` returns, after waits that double each time it fails in a way that may pass.
+        """Return a completion's content, after waits that double each time an attempt fails in a way that may pass.
 
         A server that was never reached is not waited for; one that was reached and is not ready is, which is logged.
         """
@@ -326,7 +309,7 @@ class Endpoint:
             reraise=True,
         )
         try:
-            return retrying(ask)
+            return retrying(lambda: self._read(self._post(prompt, max_new_tokens=max_new_tokens, decoding=decoding)))
         except _TryAgainError as error:
             raise UnansweredError(str(error)) from None
         except httpx2.TransportError as error:

@@ -164,11 +164,9 @@ class _LocalEngine(ABC):
         if references is not None and decodings is not None:  # only greedy answers may begin as their references do
             alone = self.generate(prefix, queries, limits=limits, decodings=decodings, on_ids=on_ids)
             return score_references(self, prefix, queries, alone, references=references)
-        places: dict[int, list[int]] = {}
-        for place, limit in enumerate(limits):
-            places.setdefault(limit, []).append(place)
         answers: dict[int, Generated] = {}
-        for limit, alike in places.items():
+        for limit in dict.fromkeys(limits):
+            alike = [place for place, one in enumerate(limits) if one == limit]
             wanted = None if references is None else [references[place] for place in alike]
             how = None if decodings is None else [decodings[place] for place in alike]
             hook = None if on_ids is None else lambda n, ids, alike=alike: on_ids(alike[n], ids)
@@ -268,19 +266,20 @@ class WholePrompts(_LocalEngine):
         check_finite(nats)
         return nats
 
-    def generate(
+    def _generate(
         self,
         prefix: Prefix,
         queries: Sequence[Ids],
+        references: Sequence[Sequence[int]] | None,
         *,
-        limits: Sequence[int],
-        decodings: Sequence[Decoding] | None = None,
-        references: Sequence[Sequence[int]] | None = None,
-        on_answer: OnAnswer = lambda _: None,
-        on_ids: OnIds | None = None,  # noqa: ARG002
+        limit: int,
+        decodings: Sequence[Decoding] | None,
+        on_ids: OnIds | None,  # noqa: ARG002
     ) -> list[Generated]:
-        """Return the answer of each query, by transformers' own generate(), and the nats of its reference."""
-        answers = super().generate(prefix, queries, limits=limits, decodings=decodings, on_answer=on_answer)
+        """Return answers by transformers' own generate(), and the nats of the references by a pass of their own."""
+        answers = generate_whole_prompts(
+            self.model, self.tokenizer, prefix.ids, queries, max_new_tokens=limit, decodings=decodings
+        )
         self.count.num_prefix_tokens += prefix.num_tokens * len(queries)
         # The last token of an answer is never run.
         num_run = sum(max(0, (one.num_tokens or 0) - 1) for one in answers)
@@ -288,20 +287,6 @@ class WholePrompts(_LocalEngine):
         if references is None:
             return answers
         return score_references(self, prefix, queries, answers, references=references)
-
-    def _generate(
-        self,
-        prefix: Prefix,
-        queries: Sequence[Ids],
-        references: Sequence[Sequence[int]] | None,  # noqa: ARG002
-        *,
-        limit: int,
-        decodings: Sequence[Decoding] | None,
-        on_ids: OnIds | None,  # noqa: ARG002
-    ) -> list[Generated]:
-        return generate_whole_prompts(
-            self.model, self.tokenizer, prefix.ids, queries, max_new_tokens=limit, decodings=decodings
-        )
 
 
 def score_references(
@@ -374,9 +359,6 @@ def generate_whole_prompts(
     """
     how = decodings or [GREEDY] * len(queries)
     answers: dict[int, Generated] = {}
-    by_length: dict[int, list[int]] = {}
-    for place, query in enumerate(queries):
-        by_length.setdefault(len(query), []).append(place)
 
     def run(row: list[int]) -> None:
         ids = np.stack([np.concatenate([before, queries[place]]) for place in row]).astype(np.int32)
@@ -387,7 +369,8 @@ def generate_whole_prompts(
         for place, new_ids in zip(row, output, strict=True):
             answers[place] = read_answer(tokenizer, new_ids, how[place].stop)
 
-    for length, places in by_length.items():
+    for length in dict.fromkeys(map(len, queries)):
+        places = [place for place, query in enumerate(queries) if len(query) == length]
         size = (len(before) + length + max_new_tokens) / BATCH_TOKENS
         run_rows(places, fraction=lambda _, size=size: size, run=run)  # type: ignore[misc]
     return [answers[place] for place in range(len(queries))]

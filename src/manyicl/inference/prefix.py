@@ -18,7 +18,7 @@ from torch import nn
 from manyicl.errors import UserError
 from manyicl.inference.budget import row_budget, run_chunks, run_rows
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row, write_keys
-from manyicl.inference.tries import AnswerTrie, build_trie
+from manyicl.inference.tries import build_trie
 from manyicl.models import EMPTY_PREFIX, KeyValueBuffer, Prefix, device_of, segment_attention
 
 # A long prefix is encoded so many tokens at a time: no slower, and sliding windows need a mask of a chunk only.
@@ -103,6 +103,7 @@ def score_choices(
     return [nats_O for nats_O, _ in score_greedily(model, prefix, queries, options, count=count)]
 
 
+@torch.inference_mode()
 def score_greedily(
     model: nn.Module,
     prefix: Prefix,
@@ -120,35 +121,19 @@ def score_greedily(
     """
     if not all(len(query) for query in queries):
         raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
-    tries: dict[int, AnswerTrie] = {}
-    for group in options:
-        if id(group) not in tries:
-            tries[id(group)] = build_trie(group)
-    laid_out = [Query(np.asarray(q, np.int32), tries[id(group)]) for q, group in zip(queries, options, strict=True)]
-    scored = _score_rows(model, prefix, laid_out, count=count)
-    check_finite([nats_O for nats_O, _ in scored])
-    return scored
-
-
-@torch.inference_mode()
-def _score_rows(
-    model: nn.Module,
-    prefix: Prefix,
-    queries: Sequence[Query],
-    *,
-    count: EngineCount | None,
-) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Return the nats (O,) of every query's options, and which of them are greedy (O,)."""
-    found: list[tuple[NDArray[np.float64], NDArray[np.bool_]]] = [(np.zeros(0), np.zeros(0, bool))] * len(queries)
+    distinct = {id(group): group for group in options}
+    built = {key: build_trie(group) for key, group in distinct.items()}
+    tries = [built[id(group)] for group in options]
+    laid_out = [Query(np.asarray(query, np.int32), trie) for query, trie in zip(queries, tries, strict=True)]
+    found: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}
     budget = row_budget(model)
-    tries = [trie for _, trie in queries if trie is not None]  # every query has one
-    lengths = [len(ids) + len(trie.tokens_N) for (ids, _), trie in zip(queries, tries, strict=True)]
+    lengths = [len(query) + len(trie.tokens_N) for query, trie in zip(queries, tries, strict=True)]
 
     def fraction(place: int) -> float:
         return budget.fraction(num_tokens=lengths[place], num_logits=1 + len(tries[place].tokens_N))
 
     def run(row: list[int]) -> None:
-        scored = _score_row(model, prefix, [queries[place] for place in row])
+        scored = _score_row(model, prefix, [laid_out[place] for place in row])
         for place, (logprobs_E, hits_E) in zip(row, scored, strict=True):
             found[place] = -tries[place].sum_paths(logprobs_E), tries[place].all_on_paths(hits_E)
             if count is not None:
@@ -158,7 +143,9 @@ def _score_rows(
     order = sorted(range(len(queries)), key=lengths.__getitem__)
     with segment_attention(model):
         run_rows(order, fraction=fraction, run=run)
-    return found
+    scored = [found[place] for place in range(len(queries))]
+    check_finite([nats_O for nats_O, _ in scored])
+    return scored
 
 
 def _score_row(

@@ -24,7 +24,7 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import merging_by
-from manyicl.models.attention.partial import Part
+from manyicl.models.attention.partial import Part, merge_parts
 from manyicl.models.structure import inner_model
 
 # Modules of transformers whose norm, gate and rotary positions are those below -> how its classes' names begin.
@@ -35,12 +35,7 @@ PIECES = ("merge", "norm", "rotary", "gate")
 
 def merged_for_projection(parts: Sequence[Part]) -> Tensor:
     """Return the merged parts, (B, H, M, D), laid out as the projection behind attention reads them."""
-    (out, lse), *others = parts
-    dtype, out = out.dtype, out.float()
-    for other, other_lse in others:
-        out = torch.lerp(out, other.float(), torch.sigmoid(other_lse - lse)[..., None])
-        lse = torch.logaddexp(lse, other_lse)
-    return out.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
+    return merge_parts(parts).transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def rotated_by_head(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, ...]:

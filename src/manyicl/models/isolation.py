@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +23,7 @@ from manyicl.episodes import Batch, TokenizedEpisode, join_row
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention, takes_segments
 from manyicl.models.loss import target_logits
-from manyicl.models.structure import caps_scores, inner_model, longest_boundary
+from manyicl.models.structure import caps_scores, device_of, inner_model, longest_boundary
 from manyicl.models.trials import logit_difference
 
 # Tokens of the two short episodes of the trial, and of the long one if the model has no window, chunk or the like.
@@ -41,17 +40,8 @@ ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 SPREADS = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the trial of a model found."""
-
-    fault: str
-    """Why its episodes go alone; '' if a row of several episodes is right."""
-    longest: int
-    """Tokens of the longest episode that the trial covers."""
-
-
-_verdicts: WeakKeyDictionary[nn.Module, Verdict] = WeakKeyDictionary()
+# Model -> why its episodes go alone ('' if a row of several is right), and the tokens of the longest one tried.
+_verdicts: WeakKeyDictionary[nn.Module, tuple[str, int]] = WeakKeyDictionary()
 
 
 def isolation_fault(model: nn.Module, ids: NDArray[np.int32] | Sequence[int], *, longest: int) -> str:
@@ -68,11 +58,11 @@ def isolation_fault(model: nn.Module, ids: NDArray[np.int32] | Sequence[int], *,
     if inner is None:
         raise UserError(f"{type(model).__name__}: is not a model of transformers, which training needs")
     longest = _trial_length(inner.config, longest)
-    known = _verdicts.get(inner)
-    if known is not None and (known.fault or known.longest >= longest):
-        return known.fault
+    fault, covered = _verdicts.get(inner, ("", 0))
+    if fault or covered >= longest:
+        return fault
     fault = _try_model(model, inner, np.asarray(ids, dtype=np.int32), longest=longest)
-    _verdicts[inner] = Verdict(fault, longest)
+    _verdicts[inner] = fault, longest
     if fault:
         warnings.warn(
             f"{type(inner).__name__} {fault}: each episode goes through the model alone, which is slower",
@@ -133,7 +123,7 @@ def _try_model(model: nn.Module, inner: Any, ids: NDArray[np.int32], *, longest:
     num_query, num_near = min(QUERY_TOKENS, longest), min(NEIGHBOUR_TOKENS, longest)
     ids = np.resize(ids, num_query + num_near + longest)
     query, near, long = np.split(ids, [num_query, num_query + num_near])
-    device = next(model.parameters()).device
+    device = device_of(model)
     short, other, far = (_row(parts).to(device) for parts in ([near, query], [near[::-1].copy(), query], [long, query]))
     was_training = model.training
     model.eval()
@@ -212,7 +202,7 @@ def refuse_unusable(model: nn.Module, ids: NDArray[np.int32]) -> None:
 
 def _refuse_unusable(model: nn.Module, inner: Any, first: NDArray[np.int32], second: NDArray[np.int32]) -> None:
     """Refuse a model whose own forward fails on one episode, or in which a token sees those after it."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     kind = inner.config.model_type
     try:
         alone_NV = target_logits(model, _row([first]).to(device))

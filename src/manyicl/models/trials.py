@@ -6,7 +6,6 @@ computes mostly rounding.
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Any
 
 import torch
@@ -33,14 +32,14 @@ def trial_ids(tokenizer: Any, num_tokens: int, *, first_paragraph: int = 0) -> l
     """
     paragraphs = [part.strip() for part in NEUTRAL_TEXT.read_text(encoding="utf-8").split("\n\n") if part.strip()]
     ids: list[int] = []
-    for place in count(first_paragraph):
-        if len(ids) >= num_tokens:
-            return ids[:num_tokens]
-        new = tokenizer(paragraphs[place % len(paragraphs)] + "\n\n", add_special_tokens=False, verbose=False)
-        ids += new["input_ids"]
+    place = first_paragraph
+    while len(ids) < num_tokens:
         if not ids and place >= first_paragraph + len(paragraphs):
             raise ValueError(f"{type(tokenizer).__name__} turns English prose into no tokens")
-    raise AssertionError  # count() has no end
+        new = tokenizer(paragraphs[place % len(paragraphs)] + "\n\n", add_special_tokens=False, verbose=False)
+        ids += new["input_ids"]
+        place += 1
+    return ids[:num_tokens]
 
 
 def logit_difference(logits_NV: Tensor, reference_NV: Tensor) -> Tensor:

@@ -146,18 +146,15 @@ def tokenize_all(tasks: Sequence[Task], config: RunConfig, tokenizer: TaskTokeni
     Raises:
         UserError: too many answers of a task cannot be used.
     """
-    tokenized = {t.name: tokenize_task(t, tokenizer=tokenizer, cache_dir=default_cache_dir()) for t in tasks}
-    tokenized = {
-        name: with_wordings(task, tokenizer=tokenizer, cache_dir=default_cache_dir())
-        for name, task in tokenized.items()
-    }
-    if config.episodes.rename_share:
-        tokenized = {name: with_names(task, tokenizer=tokenizer) for name, task in tokenized.items()}
-    for task in tokenized.values():
-        fault = check_lost_answers(task)
-        if fault:
+    cache_dir, done = default_cache_dir(), {}
+    for task in tasks:
+        tokenized = tokenize_task(task, tokenizer=tokenizer, cache_dir=cache_dir)
+        tokenized = with_wordings(tokenized, tokenizer=tokenizer, cache_dir=cache_dir)
+        done[task.name] = with_names(tokenized, tokenizer=tokenizer) if config.episodes.rename_share else tokenized
+    for one in done.values():
+        if fault := check_lost_answers(one):
             raise UserError(fault)
-    return tokenized
+    return done
 
 
 def hash_plan(packs: PackDataset) -> str:
@@ -181,7 +178,7 @@ def count_dropped(tokenized: TokenizedTask, config: RunConfig) -> dict[str, int]
     counts = Counter(tokenized.task.dropped)
     for split in tokenized.splits:
         counts.update(tokenized.dropped[split])
-        counts[TOO_LONG] += count_too_long(tokenized, config=config, split=split)
+        counts[TOO_LONG] += int((lengths_of(tokenized, split=split).alone > config.episodes.token_budget).sum())
     if config.tasks.max_rows is not None:
         counts[BEYOND_CAP] += len(fitting_rows(tokenized, config)) - len(used_rows(tokenized, config))
     return {reason: number for reason, number in counts.items() if number}
@@ -199,11 +196,6 @@ def used_rows(tokenized: TokenizedTask, config: RunConfig) -> NDArray[np.int32]:
     return cap_rows(rows, task=tokenized.task.name, max_rows=cap, seed=config.seed)
 
 
-def count_too_long(tokenized: TokenizedTask, *, config: RunConfig, split: str) -> int:
-    """Return how many rows of a split fit no episode."""
-    return int((lengths_of(tokenized, split=split).alone > config.episodes.token_budget).sum())
-
-
 def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
     """Return the plan's totals. fill: processed tokens over the capacity of the packs.
 
@@ -211,10 +203,10 @@ def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
     episodes that it writes.
     """
     num_tokens = sum(pack.num_tokens for pack in packs.packs)
-    by_task: dict[str, int] = {}
+    by_task: Counter[str] = Counter()
     episodes = [episode for pack in packs.packs for episode in pack.episodes]
     for episode in episodes:
-        by_task[episode.task] = by_task.get(episode.task, 0) + episode.num_tokens
+        by_task[episode.task] += episode.num_tokens
     renamed = {"renamed_episodes": sum(e.names is not None for e in episodes)} if packs.settings.rename_share else {}
     templates = {name: task.task.templates for name, task in packs.maker.tasks.items() if task.wordings}
     used = Counter((episode.task, episode.template) for episode in episodes)
@@ -229,7 +221,7 @@ def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
         "answers": sum(d.num_answers for d in packs.divisors),
         "targets": sum(d.num_targets for d in packs.divisors),
         "tokens": num_tokens,
-        "tokens_by_task": by_task,
+        "tokens_by_task": dict(by_task),
         "fill": num_tokens / (pack_tokens * len(packs.packs)),
     }
 

@@ -175,7 +175,12 @@ def _train_in(
         model = load_model(config.model, trainable=True, device=args.device)
     with _enough_memory("trying the model on rows of several episodes", fix="lower episodes.token_budget"):
         _try_rows(folder, model, prepared, is_main=state.is_main_process)
-    held_out = _held_out_episodes(prepared)
+    held_out = draw_held_out(
+        prepared.tasks,
+        num_episodes=config.held_out.episodes,
+        token_budget=config.episodes.token_budget,
+        seed=config.seed,
+    )
     with _enough_memory("measuring held-out losses", fix="start anew with a lower episodes.token_budget"):
         before = (
             folder.take_losses_before(lambda: episode_losses(model.eval(), prepared.tasks, held_out))
@@ -191,7 +196,8 @@ def _train_in(
         _finish_model(folder, model, prepared)
         with _enough_memory("measuring held-out losses", fix="the model is whole; go on with `resume`"):
             rows = _close_held_out(folder, prepared, held_out, before=before)
-        _close_run(folder, rows, seconds=time.monotonic() - started)
+        seconds = round(time.monotonic() - started, 1)  # of this process, so not of what ran before a kill
+        folder.update_state(finished=True, last_process_s=seconds, held_out=rows_to_json(rows))
     state.wait_for_everyone()
     leave_at_exit()
     return Run(folder=folder.path, model=folder.model, held_out=tuple(rows), is_main_process=state.is_main_process)
@@ -362,16 +368,6 @@ def _trained_shots(prepared: Prepared) -> dict[str, int]:
     return most
 
 
-def _held_out_episodes(prepared: Prepared) -> dict[str, list[Episode]]:
-    config = prepared.config
-    return draw_held_out(
-        prepared.tasks,
-        num_episodes=config.held_out.episodes,
-        token_budget=config.episodes.token_budget,
-        seed=config.seed,
-    )
-
-
 def _close_held_out(
     folder: RunFolder, prepared: Prepared, episodes: dict[str, list[Episode]], *, before: dict[str, list[float]]
 ) -> list[HeldOutRow]:
@@ -392,8 +388,3 @@ def _close_held_out(
         after=episode_losses(final, prepared.tasks, episodes),
         answers_only=answers_only_losses(prepared.tasks, episodes),
     )
-
-
-def _close_run(folder: RunFolder, rows: Sequence[HeldOutRow], *, seconds: float) -> None:
-    """Mark the run as finished. seconds: of this process, so not of what ran before a kill."""
-    folder.update_state(finished=True, last_process_s=round(seconds, 1), held_out=rows_to_json(rows))
