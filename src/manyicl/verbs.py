@@ -251,15 +251,18 @@ def open(
     return open_service(model, data=data, endpoint=endpoint, settings=settings)
 
 
-def merge(model: str, out: str | Path) -> Path:
+def merge(model: str, out: str | Path, *, trust_remote_code: bool = False) -> Path:
     """Fold a run's adapter into its base; return the new folder, which plain Hugging Face code loads.
+
+    trust_remote_code: run Python code that comes with the base.
 
     Raises:
         UserError: there is no adapter, or `out` is there already.
     """
     from manyicl.models import merge_adapter
 
-    return Path(merge_adapter(model, Path(out)))
+    merge_adapter(model, Path(out), trust_remote_code=trust_remote_code)
+    return Path(out)
 
 
 def write_world(

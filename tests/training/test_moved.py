@@ -195,6 +195,7 @@ def test_a_result_in_the_folder_of_its_tasks_is_not_a_task(tmp_path):
 OWN_CODE = """
 import json, sys
 from pathlib import Path
+from manyicl import merge
 from manyicl.inference.model import load_for_inference
 from manyicl.training.recipe import RunConfig
 from manyicl.training.run import train
@@ -214,6 +215,10 @@ values["model"]["trust_remote_code"] = True
 run = train(RunConfig.model_validate(values), out=folder / "run")
 assert len(run.held_out) == 3
 load_for_inference(str(run.folder), trust_remote_code=True)
+if sys.argv[2] == "lora":
+    whole = folder / "whole"
+    assert merge(str(run.folder), whole, trust_remote_code=True) == whole
+    load_for_inference(str(whole), trust_remote_code=True)
 """
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from manyicl.cli.options import ModelPath, split_overrides, stoppable
+from manyicl.cli.options import ModelPath, Trust, split_overrides, stoppable
 from manyicl.errors import UserError
 
 commands = typer.Typer()
@@ -77,8 +77,9 @@ def train(
 def merge(
     model: ModelPath,
     out: Annotated[Path, typer.Option("--out", help="A new folder for the whole model.")],
+    trust_remote_code: Trust = False,
 ) -> None:
     """Fold a run's adapter into its base, into a plain Hugging Face folder."""
-    from manyicl import verbs
+    from manyicl.models import merge_adapter
 
-    typer.echo(f"wrote {verbs.merge(model, out)}")
+    typer.echo(f"wrote {merge_adapter(model, out, trust_remote_code=trust_remote_code)}")

@@ -48,7 +48,7 @@ def save_beside_weights(model: Any, tokenizer: Any, folder: Path, *, note: Model
     write_atomically(folder / MODEL_NOTE, note.model_dump_json(indent=2) + "\n")
 
 
-def merge_adapter(path: str, out: Path) -> str:
+def merge_adapter(path: str, out: Path, *, trust_remote_code: bool = False) -> str:
     """Fold the adapter at `path` (a run or a folder) into its base, save a plain model in `out`, and say what was done.
 
     Products are summed in float32 and the weights saved in the type that the base's config names. A head that shares
@@ -65,7 +65,7 @@ def merge_adapter(path: str, out: Path) -> str:
         raise UserError(f"{path}: has no adapter to merge; its model is whole already")
     if out.exists():
         raise UserError(f"out={out}: exists already; name a new folder")
-    settings = ModelSettings(path=str(source), precision="fp32")
+    settings = ModelSettings(path=str(source), precision="fp32", trust_remote_code=trust_remote_code)
     dtype = getattr(load_config(settings), "dtype", None) or torch.float32
     with new_folder(out) as partial:
         model, was_untied = fold_adapter(load_model(settings))
