@@ -36,7 +36,7 @@ from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EngineCount, check_finite, encode_prefix, score_choices
 from manyicl.inference.query_rows import edge_logprobs
 from manyicl.inference.sharing import sharing_fault
-from manyicl.models import EMPTY_PREFIX, Prefix, device_of, float32_head, inner_model
+from manyicl.models import EMPTY_PREFIX, Prefix, device_of, float32_head, inner_model, replaced
 
 if TYPE_CHECKING:  # it needs packages that only those who use a server install
     from manyicl.inference.endpoint import EndpointSettings
@@ -386,23 +386,19 @@ def _generate_batch(
     end_seen = _EndSeen(tokenizer, sampler.decodings, ids.shape[1])
     # transformers fills what we leave open from the checkpoint's own settings, and a repetition penalty among them
     # would forbid the very answers that the shots show.
-    before, inner.generation_config = inner.generation_config, GenerationConfig()
-    try:
-        with float32_head(model):
-            output: Tensor = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=GenerationConfig(
-                    do_sample=False,
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=list(tokenizer.end_ids) or None,
-                    pad_token_id=tokenizer.end_ids[0] if tokenizer.end_ids else 0,
-                ),
-                logits_processor=LogitsProcessorList([_ChosenToken(sampler)]),
-                stopping_criteria=StoppingCriteriaList([end_seen]),
-            )
-    finally:
-        inner.generation_config = before
+    with replaced(inner, "generation_config", GenerationConfig()), float32_head(model):
+        output: Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=list(tokenizer.end_ids) or None,
+                pad_token_id=tokenizer.end_ids[0] if tokenizer.end_ids else 0,
+            ),
+            logits_processor=LogitsProcessorList([_ChosenToken(sampler)]),
+            stopping_criteria=StoppingCriteriaList([end_seen]),
+        )
     rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return [row[:num_tokens] for row, num_tokens in zip(rows, end_seen.num_tokens, strict=True)]
 

@@ -55,6 +55,7 @@ from .structure import (
     layer_values,
     longest_boundary,
     max_tokens_of,
+    replaced,
 )
 from .trials import logit_difference, trial_ids
 
@@ -124,6 +125,7 @@ __all__ = [
     "own_attention",
     "read_note",
     "refuse_unusable",
+    "replaced",
     "resolve_precision",
     "row_attention",
     "row_loss",

@@ -25,7 +25,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import merging_by
 from manyicl.models.attention.partial import Part, merge_parts
-from manyicl.models.structure import inner_model
+from manyicl.models.structure import inner_model, replaced
 
 # Modules of transformers whose norm, gate and rotary positions are those below -> how its classes' names begin.
 FAMILIES = {modeling_llama: "Llama", modeling_mistral: "Mistral", modeling_qwen3: "Qwen3"}
@@ -81,7 +81,7 @@ def fused_pieces(model: nn.Module, names: Sequence[str] = PIECES, *, backend: st
             if name == "merge":
                 stack.enter_context(merging_by(compiled(merged_for_projection)))
             else:
-                stack.enter_context(_replaced(*_replacement(modeling, name, compiled)))
+                stack.enter_context(replaced(*_replacement(modeling, name, compiled)))
         yield
 
 
@@ -106,16 +106,6 @@ def _replacement(modeling: Any, name: str, compiled: Callable[[Callable[..., Any
         return self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
 
     return getattr(modeling, f"{family}MLP"), "forward", forward
-
-
-@contextmanager
-def _replaced(owner: Any, attribute: str, function: Any) -> Iterator[None]:
-    before = vars(owner)[attribute]
-    setattr(owner, attribute, function)
-    try:
-        yield
-    finally:
-        setattr(owner, attribute, before)
 
 
 def check_compiler(asked_by: str = "train.compile = true") -> None:

@@ -8,14 +8,15 @@ positions that are scored should go through the head, because float32 logits tak
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyicl.models.structure import inner_model
+from manyicl.models.structure import inner_model, replaced
 
 # Weights that are in float32 at once, on devices that cannot multiply two bfloat16 matrices into a float32 one.
 MOST_WEIGHTS = 1 << 24
@@ -29,18 +30,8 @@ def float32_head(model: Any) -> Iterator[None]:
     linear layer, alone or below an adapter, stays as it is, and its logits keep their dtype.
     """
     head = _plain_head(model)
-    if head is None:
+    with nullcontext() if head is None else replaced(head, "forward", partial(_float32_product, head)):
         yield
-        return
-
-    def forward(hidden: Tensor) -> Tensor:
-        return _float32_product(hidden, head.weight, head.bias)
-
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward
 
 
 def _plain_head(model: Any) -> Any:
@@ -53,8 +44,9 @@ def _plain_head(model: Any) -> Any:
     return head
 
 
-def _float32_product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return hidden (..., H) times weight (V, H) transposed, (..., V), in float32."""
+def _float32_product(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """Return hidden (..., H) times the head's weight (V, H) transposed, (..., V), in float32."""
+    weight, bias = head.weight, head.bias
     with torch.autocast(hidden.device.type, enabled=False):
         if weight.dtype == torch.float32:
             return functional.linear(hidden.float(), weight, bias)

@@ -24,7 +24,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 
-from manyicl.models.structure import inner_model
+from manyicl.models.structure import inner_model, replaced
 
 # The norms whose formula is that of `_Norm`, and the modules whose rotary positions are those of `_Rotary`.
 NORMS = (modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_qwen2.Qwen2RMSNorm)
@@ -43,11 +43,10 @@ def lean_pieces(model: nn.Module) -> Iterator[None]:
     modeling: Any = sys.modules.get(type(inner).__module__)
     with ExitStack() as stack:
         for norm in norms:
-            norm.forward = partial(_normed, norm)
-            stack.callback(vars(norm).pop, "forward")
+            stack.enter_context(replaced(norm, "forward", partial(_normed, norm)))
         if modeling in MODELINGS:
-            stack.callback(setattr, modeling, "apply_rotary_pos_emb", modeling.apply_rotary_pos_emb)
-            modeling.apply_rotary_pos_emb = _Turn(modeling.apply_rotary_pos_emb)
+            turn = _Turn(modeling.apply_rotary_pos_emb)
+            stack.enter_context(replaced(modeling, "apply_rotary_pos_emb", turn))
         yield
 
 

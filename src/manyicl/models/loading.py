@@ -216,7 +216,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the misfits are told in our words
+            ignore_mismatched_sizes=True,  # so that we name the misfits in our own words
             **packed,
         )
         model, found = loaded

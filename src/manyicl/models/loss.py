@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manyicl.episodes import Batch, split_row
 from manyicl.models.attention.dispatch import takes_segments
-from manyicl.models.structure import inner_model
+from manyicl.models.structure import inner_model, replaced
 
 # Shape suffixes: N targets, A answers, V vocabulary, H hidden size.
 
@@ -162,11 +162,8 @@ def _own_gradient(model: Any) -> Iterator[None]:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         return functional.linear(hidden, head.weight if autocast else _Unshared.apply(head.weight))
 
-    head.forward = forward
-    try:
+    with replaced(head, "forward", forward):
         yield
-    finally:
-        del head.forward
 
 
 def _is_tied(model: Any, head: Any) -> bool:
@@ -182,19 +179,10 @@ def _scoring_head(model: Any, target_ids_N: Tensor, *, chunk: int) -> Iterator[N
     """Let the head return the scores of targets, (1, N, 2), in place of their logits: nats, and 1 where wrong."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
-    forward, own = head.forward, vars(head).get("forward")
-    head.forward = partial(_score_targets, forward, target_ids_N=target_ids_N, chunk=chunk, cap=cap)
-    if cap is not None:
-        config.final_logit_softcapping = None
-    try:
+    forward = partial(_score_targets, head.forward, target_ids_N=target_ids_N, chunk=chunk, cap=cap)
+    uncapped = nullcontext() if cap is None else replaced(config, "final_logit_softcapping", None)
+    with replaced(head, "forward", forward), uncapped:
         yield
-    finally:
-        if own is None:
-            del head.forward
-        else:
-            head.forward = own
-        if cap is not None:
-            config.final_logit_softcapping = cap
 
 
 def _score_targets(

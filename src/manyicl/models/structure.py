@@ -6,6 +6,8 @@ its own value, and refuse to be asked for a common one. Modules: the model insid
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -181,6 +183,20 @@ def max_tokens_of(config: Any) -> int:
 def inner_model(model: nn.Module) -> Any:
     """Return transformers' model inside whatever wraps it (peft, DDP, FSDP), or itself; None if there is none."""
     return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a module, class or object another attribute in the block; what it had before returns afterwards."""
+    is_own, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from manyicl.models import (
     drops_attention,
     isolation_fault,
     lean_pieces,
+    replaced,
     row_attention,
     target_logits,
 )
@@ -151,24 +152,19 @@ def prepared_layers(
     """
     layers = decoder_layers(model)
     chosen = spread(recompute.num_layers, among=len(layers)) if recompute.num_layers else frozenset()
-    before = [vars(layer).get("forward") for layer in layers]
     # With attention dropout a saved output and a recomputed layer would see different random masks, so attention is
     # recomputed too.
     choice = AttentionChoice(is_kept=recompute.keep_attention and not drops_attention(model))
-    try:
+    with ExitStack() as stack:
+        if compiled:
+            stack.callback(torch.compiler.reset)
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
                 how = choice if number in chosen else None
-                layer.forward = _prepare(layer, recomputed=how, backend=backend if compiled else None)
-        with _compiling() if compiled else lean_pieces(model):
-            yield choice
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            vars(layer).pop("forward", None)
-            if forward is not None:
-                layer.forward = forward
-        if compiled:
-            torch.compiler.reset()
+                forward = _prepare(layer, recomputed=how, backend=backend if compiled else None)
+                stack.enter_context(replaced(layer, "forward", forward))
+        stack.enter_context(_compiling() if compiled else lean_pieces(model))
+        yield choice
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ class AnswerSettings:
     of `characters` acc_norm and of `bytes` acc_bytes."""
     calibrate: Calibrate = "none"
     """`contextual` divides the probability of each known answer by its mean probability after inputs without content,
-    behind the same shots (Zhao et al. 2021, arXiv 2102.09690): what the shots alone make likely no longer counts."""
+    after the same shots (Zhao et al. 2021, arXiv 2102.09690): what the shots alone make likely no longer counts."""
     max_new_tokens: int | None = None
     """Most tokens of a generated answer. Default: as many as the longest train answer has, at most 256."""
 

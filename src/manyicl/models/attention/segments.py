@@ -31,7 +31,7 @@ from manyicl.models.attention.partial import repeat_heads
 
 # Queries that are masked at once.
 BLOCK_QUERIES = 1024
-# torch 2.11 takes grouped heads without being told.
+# torch 2.11 takes grouped heads by itself.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 # How often each kernel was taken for the rows of a run; in compiled layers, how often a layer was compiled with it.
 _taken: Counter[str] = Counter()
