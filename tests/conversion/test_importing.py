@@ -221,7 +221,8 @@ def test_old_metadata_name_classes_too(tmp_path):
 
 def test_columns_that_nobody_can_guess_are_given(tmp_path):
     (tmp_path / "odd.csv").write_text("frage,vorher,reply\nWho?,Ann ran.,Ann\n,,\nWhen?,Bo sat.,\n")
-    with pytest.raises(UserError, match="no 'input' column"):
+    told = "'frage', 'vorher', 'reply'; say which they are with `columns`, such as input=frage and answer=reply$"
+    with pytest.raises(UserError, match=r"odd\.csv: input and answer are not recognised among its columns " + told):
         import_tasks(tmp_path / "odd.csv")
     columns = {"input": ["vorher", "frage"], "answer": "reply"}
     (imported,) = import_tasks(tmp_path / "odd.csv", tmp_path / "out", columns=columns, name="who").tasks

@@ -103,6 +103,14 @@ def test_a_one_pass_curve_of_rows_that_all_fit_one_episode_has_an_interval_at_ev
     assert {cell.chance_score for cell in curve.points} == {1 / len(task.labels)}
 
 
+def test_a_one_pass_curve_reports_the_episodes_of_all_tasks(tokenizer):
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
+    seen = []
+    tasks = [make_task("animals"), make_task("colours")]
+    one_pass_curve(asked, tasks, episodes=2, on_progress=lambda *progress: seen.append(progress))
+    assert seen == [(f"{name}, episodes", done, 4) for done, name in enumerate(["animals"] * 2 + ["colours"] * 2, 1)]
+
+
 def test_a_new_task_asked_beyond_any_trained_number_of_shots_is_marked(tokenizer):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={"other": 1})
     sweep = evaluate(asked, [make_task("animals")], shots=(1, 2), draws=1, queries=3)

@@ -25,6 +25,7 @@ from manyicl.tasks import (
 
 # Rows at the start of a file that are looked at to find out which columns are input and answer.
 _LOOKED_AT = 20
+_SHOWN_COLUMNS = 8
 _NO_ANSWER = "chat that does not end with a question and its answer"
 _USERS = frozenset({"user", "human", "system", "tool", "function", "observation", "prompter"})
 _NOT_USERS = frozenset({"assistant", "gpt", "system", "model"})
@@ -116,8 +117,13 @@ def _first_reason(kept: KeptRows) -> str:
     return f"{reason} {count:,}" + (f" ({kept.examples[reason]})" if reason in kept.examples else "")
 
 
-def _find_columns(parts: Iterable[Part], given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return what the rows of a task seem to be, and its columns: those that are given, else those recognised."""
+def _find_columns(parts: Sequence[Part], given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what the rows of a task seem to be, and its columns: those that are given, else those recognised.
+
+    Raises:
+        UserError: no row that was looked at has columns for input and answer.
+    """
+    seen: dict[str, None] = {}
     for part in parts:
         known = Columns(given)
         records = (record for _, record in read_records(part.path, columns=known, log=FaultLog(part.path)))
@@ -127,6 +133,14 @@ def _find_columns(parts: Iterable[Part], given: Mapping[str, Any]) -> tuple[str,
             found = recognise(record)
             if found is not None:
                 return f"{found[0]}: {_tell_columns({**found[1], **given})}", {**found[1], **given}
+            seen |= dict.fromkeys(record)
+    if len(seen) > 1 and not given:
+        first, *_, last = seen
+        told = ", ".join(repr(name) for name in list(seen)[:_SHOWN_COLUMNS])
+        raise UserError(
+            f"{parts[0].shown}: input and answer are not recognised among its columns {told}; say which they"
+            f" are with `columns`, such as input={first} and answer={last}"
+        )
     return "rows", dict(given)
 
 

@@ -309,5 +309,5 @@ def one_pass_curve(
 
 
 def _shift_progress(on_progress: OnProgress, number: int, total: int) -> OnProgress:
-    """Return what reports progress in task `number` as progress over all tasks, in hundredths of one."""
-    return lambda what, done, of: on_progress(what, number * 100 + done * 100 // of, total * 100)
+    """Return what reports the episodes of task `number` as those of all tasks, of which each has as many."""
+    return lambda what, done, of: on_progress(f"{what}, episodes", number * of + done, total * of)

@@ -348,6 +348,8 @@ def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
             lines.append(f"{audit.num_near_copies:,} test inputs have a near-duplicate in train")
         lines += audit.notes
         notes += [f"{audit.name}: {line}" for line in lines]
+    if any(fault.rows and not fault.kind.endswith(("column", "columns")) for audit in audits for fault in audit.faults):
+        notes.append("manyicl import SOURCE --out FOLDER makes task files without the faulty rows, counted by reason")
     for note in sorted({audit.split_note for audit in audits if audit.split_note}):
         notes.append(f"split: {note}")
     return notes
