@@ -180,6 +180,7 @@ def test_every_fault_exits_1_and_names_file_and_row(tmp_path, capfd, name):
     assert (code, err) == (1, "")
     (line,) = [line for line in out.splitlines() if f"{path}" in line]
     assert f"cannot be read: {path}, {expected}" in line
+    assert ("without the faulty rows" in out) == (name != "missing column")  # then every row would be left out
     (good,) = [line for line in out.splitlines() if line.startswith("other ")]
     assert good.split("  ")[-1] == "good"
 

@@ -160,8 +160,8 @@ class TrainSettings(BaseModel):
         if self.checkpoint_every_steps % self.log_every_steps:
             raise ValueError(
                 f"checkpoint_every_steps = {self.checkpoint_every_steps} is not a multiple of log_every_steps ="
-                f" {self.log_every_steps}, so a resumed run could not log what the uninterrupted one logs; make it one, or"
-                " lower log_every_steps"
+                f" {self.log_every_steps}, so a resumed run could not log what the uninterrupted one logs; make it"
+                " one, or lower log_every_steps"
             )
         if self.packs_per_step % self.packs_per_batch:
             raise ValueError(
