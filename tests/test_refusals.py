@@ -160,7 +160,7 @@ def test_closed_input_is_one_line_and_closed_output_is_none(tmp_path):
     ask = " ".join([sys.executable, *arguments])
     ended = subprocess.run(["sh", "-c", f"{ask} <&-"], **environment, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: standard input: is closed; give a file, or pipe one input a line\n"
+    assert ended.stderr == "error: standard input: is closed; give a file, or pipe one input per line\n"
     check = f"{sys.executable} -m manyicl check {config.tasks.folder}"
     ended = subprocess.run(["sh", "-c", f"{check} >&-"], **environment, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

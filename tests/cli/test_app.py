@@ -234,7 +234,7 @@ def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
     ask = ("ask", model, *tasks, "--task", "sums")
     assert refusal(capfd, *ask, tmp_path / "no.txt").startswith(f"{tmp_path / 'no.txt'}: cannot be read ")
     for text, expected in (
-        ("", "is empty; give one input a line"),
+        ("", "is empty; give one input per line"),
         ("a\n\nb\n", "line 2: is empty"),
         ("9 " * 600, "line 1: "),
     ):

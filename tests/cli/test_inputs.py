@@ -22,7 +22,7 @@ def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_an_input(
     expected = ["the bell is broken", "the saddle is lost"]
     assert read_inputs(str(file)) == read_inputs("-") == expected
     file.write_bytes(b"\xef\xbb\xbf")
-    with pytest.raises(UserError, match="is empty; give one input a line"):
+    with pytest.raises(UserError, match="is empty; give one input per line"):
         read_inputs(str(file))
 
 

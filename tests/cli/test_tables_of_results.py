@@ -80,7 +80,7 @@ def test_what_was_left_out_or_cut_is_said_below():
     text = render(
         evaluation_table(evaluation((cell(0, 0.5, num_unfit=3, num_cut=2), cell(1, 0.5, num_unfit=3, num_cut=5))))
     )
-    assert "task0: 3 queries do not fit behind its most shots and were left out at every k" in text
+    assert "task0: 3 queries do not fit after its most shots and were left out at every k" in text
     assert "task0: 7 generated answers reached the token limit before their end" in text
 
 

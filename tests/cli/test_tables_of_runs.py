@@ -41,7 +41,7 @@ def test_held_out_losses_and_their_means_are_shown():
     mean = cells_of(text, "mean of tasks")
     assert mean[2:6] == ["1,205", "3.46", "2.00", "1.50"]
     assert mean[6].startswith("-2.46 [-2.")
-    assert "differences paired over 4 episodes a task" in text
+    assert "differences paired over 4 episodes per task" in text
 
 
 def test_one_episode_has_no_interval():
@@ -50,7 +50,7 @@ def test_one_episode_has_no_interval():
         held_out_table([held_out("a", num_episodes=1, after_minus_before=lone, after_minus_answers_only=lone)])
     )
     assert cells_of(text, "a")[6:] == cells_of(text, "mean of tasks")[6:] == ["-1.00", "-1.00"]
-    assert text.splitlines()[-1] == "one episode a task: no interval; negative is better"
+    assert text.splitlines()[-1] == "one episode per task: no interval; negative is better"
 
 
 def test_better_is_green_worse_is_red_and_undecided_neither():

@@ -215,7 +215,7 @@ def curve(
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A.json", help="A result of manyicl eval --out.")],
     b: Annotated[Path, typer.Argument(metavar="B.json", help="Another result, with the same tasks and seed.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with a sentence a cell.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with a sentence per cell.")] = False,
 ) -> None:
     """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
     from manyicl import verbs
@@ -234,7 +234,7 @@ def ask_(
     model: ModelPath,
     tasks: TaskFolder,
     task: Annotated[str, typer.Option("--task", help="The task to answer.")],
-    file: Annotated[str, typer.Argument(metavar="[FILE | -]", help="Inputs, one a line; - is standard input.")] = "-",
+    file: Annotated[str, typer.Argument(metavar="[FILE | -]", help="Inputs, one per line; - is standard input.")] = "-",
     shots: Annotated[
         int | None, typer.Option("--shots", min=0, help="Number of examples in the context. Default: as many as fit.")
     ] = None,

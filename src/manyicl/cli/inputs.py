@@ -47,20 +47,20 @@ def read_inputs(file: str) -> list[str]:
     name = "standard input" if file == "-" else file
     if data_suffix(Path(file)):
         raise UserError(
-            f"{name}: is a data file, whose lines hold more than inputs; give a text file with one input a line, or"
+            f"{name}: is a data file, whose lines hold more than inputs; give a text file with one input per line, or"
             " evaluate its rows as a task: manyicl eval"
         )
     try:
         text = _decode(_read_bytes(file))
     except OSError as error:
         told = f"cannot be read ({error.strerror or error})"
-        raise UserError(f"{name}: {told}; give a UTF-8 text file with one input a line") from error
+        raise UserError(f"{name}: {told}; give a UTF-8 text file with one input per line") from error
     except UnicodeDecodeError as error:
         told = f"byte {error.start + 1:,} is not UTF-8"
-        raise UserError(f"{name}: {told}; give a UTF-8 text file with one input a line") from error
+        raise UserError(f"{name}: {told}; give a UTF-8 text file with one input per line") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text:
-        raise UserError(f"{name}: is empty; give one input a line")
+        raise UserError(f"{name}: is empty; give one input per line")
     return text.removesuffix("\n").split("\n")  # not splitlines: an input may hold other separators
 
 
@@ -68,7 +68,7 @@ def _read_bytes(file: str) -> bytes:
     if file != "-":
         return Path(file).read_bytes()
     if sys.stdin is None:
-        raise UserError("standard input: is closed; give a file, or pipe one input a line")
+        raise UserError("standard input: is closed; give a file, or pipe one input per line")
     return sys.stdin.buffer.read()
 
 

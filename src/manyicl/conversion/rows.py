@@ -208,7 +208,7 @@ def _name_classes(
         elif row.answer in names:
             kept.append(row)
         else:
-            what = f"answer {row.answer!r} is the number of no class"
+            what = f"answer {row.answer!r} is not the number of a class"
             log.add("no class" if row.answer != "-1" else "no answer (-1)", what, row=row.number, path=file.path)
     file.rows = kept if names else file.rows
 

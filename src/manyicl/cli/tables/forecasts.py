@@ -71,7 +71,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
     if forecast.flops is not None and forecast.weights is not None:
         trained = forecast.weights.trained / forecast.weights.total
         lines.append(
-            f"compute: {forecast.flops:.3g} model FLOPs, {forecast.flops / plan['answers']:.3g} an answer;"
+            f"compute: {forecast.flops:.3g} model FLOPs, {forecast.flops / plan['answers']:.3g} per answer;"
             f" {forecast.weights.trained:,} of {forecast.weights.total:,} weights are trained ({trained:.2%})"
         )
     if forecast.hours is not None and forecast.device is not None:

@@ -138,7 +138,7 @@ def _notes(evaluation: Evaluation) -> list[Text]:
     for curve in evaluation.curves:
         unfit = max((cell.num_unfit for cell in curve.points if cell.num_scored), default=0)
         if unfit:
-            notes.append(f"{curve.task}: {unfit} queries do not fit behind its most shots and were left out at every k")
+            notes.append(f"{curve.task}: {unfit} queries do not fit after its most shots and were left out at every k")
         notes += [f"{curve.task}: {count:,} {reason}" for reason, count in curve.left_out.items()]
         filled = [draw.num_shots for cell in curve.points if cell.shots == FILL for draw in cell.draws]
         if filled:
@@ -313,7 +313,7 @@ def _mean_score(evaluation: Evaluation, shots: Shots) -> float | None:
 
 
 def audit_table(audits: Sequence[TaskAudit]) -> Group:
-    """Return one line a task: counts, tokens, how many examples fit, and the verdict."""
+    """Return one line per task: counts, tokens, how many examples fit, and the verdict."""
     budgets = sorted({budget for audit in audits for budget in audit.fits})
     numbers = ["read", "train", "validation", "test", "dropped", "commonest answer", "chance"]
     if budgets:

@@ -42,9 +42,9 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> Group:
         _difference(mean_of_tasks([row.after_minus_answers_only for row in rows], num_episodes=counts)),
         style="bold",
     )
-    note = f"differences paired over {max(counts)} episodes a task, 95 % t interval over episodes"
+    note = f"differences paired over {max(counts)} episodes per task, 95 % t interval over episodes"
     if max(counts) == 1:
-        note = "one episode a task: no interval"
+        note = "one episode per task: no interval"
     return Group(table, Text(f"{note}; negative is better", style="dim"))
 
 

@@ -92,7 +92,7 @@ def ask(
         raise UserError(f"shots={shots}: shots count from 0")
     for number, text in enumerate(inputs, start=1):
         if not text.strip():
-            raise UserError(f"line {number}: is empty; give one input a line")
+            raise UserError(f"line {number}: is empty; give one input per line")
     if not inputs:
         return []
     tokenized = tokenize_for(task, model)
