@@ -23,7 +23,7 @@ def rows(answers: list[str]) -> str:
         (rows(["usual"] * 298 + ["rare"] * 2), "usable, but lopsided: "),  # trial 28
         (
             "the lamp is bent,repair\nthe bell rings,sales\n",
-            "row 1: no 'input' column (it has 'the lamp is bent', 'repair'); add it, or map it",
+            "row 1: no 'input' column (it has 'the lamp is bent', 'repair'); add it, or say in t.task.json which it is",
         ),
         (
             HEADER + 'one,a\n"two "x" y",b\n',
