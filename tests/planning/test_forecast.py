@@ -21,7 +21,7 @@ from manyicl.planning.devices import DEVICES, Device, find_device
 from manyicl.planning.fit import suggest_changes
 from manyicl.planning.forecast import count_unterminated, forecast_run, is_exact_prefix
 from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import predict_memory
+from manyicl.training.memory import USABLE_FRACTION, predict_memory
 from manyicl.training.metrics import bucket_name
 from manyicl.training.preparation import count_plan, largest_row, prepare_run
 from manyicl.training.recipe import RunConfig, make_config
@@ -149,7 +149,7 @@ def test_a_task_with_one_answer_blocks(config, tmp_path):
 def test_too_many_epochs_and_ranks_that_cannot_share_are_noted(config):
     notes = forecast_run(changed(config, train={"num_steps": 300}), num_devices=3).notes
     assert any("rows are seen" in note for note in notes)
-    assert any("cannot be shared by 3 devices with 2 packs a batch" in note for note in notes)
+    assert any("cannot be shared by 3 devices with 2 packs a batch; make it a multiple of 6" in note for note in notes)
 
 
 @pytest.mark.slow
@@ -243,6 +243,23 @@ def test_the_change_that_is_proposed_fits_and_the_gentler_ones_did_not(config):
     assert smaller.overrides == ("train.recompute=auto", "train.packs_per_batch=1")
     assert smaller.total_bytes < whole - 1000
     assert propose(weights.base) is None
+
+
+@pytest.mark.slow
+def test_packs_of_several_episodes_are_made_shorter_before_the_episodes_are(config):
+    """Only packs that were as many times as long as an episode as before were tried: nothing was said to fit."""
+    train = {"recompute": "full", "packs_per_batch": 1, "pack_tokens": 8192}
+    model = {"lora": {}, "precision": "bf16"}
+    config = changed(config, episodes={"token_budget": 512}, train=train, model=model)
+    model_config, lora = load_config(config.model), config.model.lora
+    row = Row(8192, 2048, "bf16")
+    footprint = measure_footprint(model_config, Row(512, 128, "bf16", quantize="nf4"), lora=lora)
+    needed = predict_memory(footprint, Recompute(footprint.num_layers, False)).total_bytes
+    device = Device("tiny", math.ceil(needed / USABLE_FRACTION) + 1, peak_flops_per_s=1e12)
+    weights = shape_model(model_config, lora=lora).weights
+    change = suggest_changes(config, model_config, row=row, device=device, weights=weights)
+    assert change.overrides == ("model.quantize=nf4", "train.pack_tokens=512")
+    assert change.total_bytes == needed
 
 
 @pytest.mark.slow

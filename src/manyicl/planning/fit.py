@@ -98,10 +98,10 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
         yield change("model.lora", lora, "{}")
     if config.model.quantize != "nf4":
         yield change("model.quantize", "nf4", "nf4")
-    budget = config.episodes.token_budget // 2
-    while budget >= FEWEST_BUDGET_TOKENS:
+    budget = config.episodes.token_budget
+    if config.pack_tokens > budget:
+        yield change("train.pack_tokens", budget, str(budget))
+    while (budget := budget // 2) >= FEWEST_BUDGET_TOKENS:
         if config.train.pack_tokens is not None:
-            packed = max(budget, config.train.pack_tokens * budget // config.episodes.token_budget)
-            chosen["train.pack_tokens"] = (str(packed), packed)
+            chosen["train.pack_tokens"] = (str(budget), budget)
         yield change("episodes.token_budget", budget, str(budget))
-        budget //= 2

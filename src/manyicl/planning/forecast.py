@@ -352,10 +352,11 @@ def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | N
             f"model.lora.rank = {lora.rank:,}: the model's layers have {num_features:,} features, so its adapters are"
             " larger than what they adapt; 8 to 64 is usual"
         )
-    if train.packs_per_step % (num_devices * train.packs_per_batch):
+    batch = num_devices * train.packs_per_batch
+    if train.packs_per_step % batch:
         yield (
             f"train.packs_per_step = {train.packs_per_step}: cannot be shared by {num_devices} devices with"
-            f" {train.packs_per_batch} packs a batch"
+            f" {train.packs_per_batch} packs a batch; make it a multiple of {batch}"
         )
 
 
