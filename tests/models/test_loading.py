@@ -331,9 +331,10 @@ def test_merging_is_refused_without_an_adapter_or_where_something_is(saved, tmp_
     assert message == f"out={saved / 'base'}: exists already; name a new folder"
 
 
-def test_an_adapter_is_not_trained_on_an_adapter(saved):
-    settings = ModelSettings(path=str(saved / "adapter"), precision="fp32", lora=LoraSettings())
-    assert f"manyicl merge {saved / 'adapter'} --out DIR" in refusal(load_model, settings, trainable=True)
+def test_an_adapter_is_not_trained_on_an_adapter(saved, tmp_path):
+    adapter = shutil.copytree(saved / "adapter", tmp_path / "my adapter")
+    settings = ModelSettings(path=str(adapter), precision="fp32", lora=LoraSettings())
+    assert f"manyicl merge '{adapter}' --out DIR" in refusal(load_model, settings, trainable=True)
 
 
 def test_all_weights_are_trained_on_top_of_an_adapter(saved):

@@ -107,10 +107,10 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_recomputed_layers(tmp_path
 )
 def test_a_checkpoint_of_another_kind_of_launch_is_refused_with_the_command(tmp_path, file, sharded, told):
     """Resumed by one plain process, a run under FSDP2 ended in a traceback of transformers."""
-    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    checkpoint = tmp_path / "my run" / "checkpoints" / "checkpoint-2"
     checkpoint.mkdir(parents=True)
     (checkpoint / file).touch()
     refuse_other_sharding(checkpoint, sharded=not sharded)
     with pytest.raises(UserError) as refused:
         refuse_other_sharding(checkpoint, sharded=sharded)
-    assert str(refused.value) == f"{checkpoint}: was written {told} --resume {tmp_path / 'run'}"
+    assert str(refused.value) == f"{checkpoint}: was written {told} --resume '{tmp_path / 'my run'}'"

@@ -61,6 +61,8 @@ def test_checkpoints_are_listed_oldest_first_and_only_whole_ones(tmp_path):
 def test_several_gpus_without_a_launcher_are_refused_with_the_command_to_use():
     with pytest.raises(UserError, match=r"accelerate launch --num_processes 4 -m manyicl train r\.toml"):
         refuse_data_parallel(4, num_ranks=1, command=("manyicl", "train", "r.toml"))
+    with pytest.raises(UserError, match=r"-m manyicl train 'my recipe\.toml'`"):
+        refuse_data_parallel(4, num_ranks=1, command=("manyicl", "train", "my recipe.toml"))
     refuse_data_parallel(4, num_ranks=4, command=())
     refuse_data_parallel(1, num_ranks=1, command=())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,7 +197,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
     if is_adapter and trainable and settings.lora:
         raise UserError(
             f"model.path = {settings.path!r}: is an adapter already, and a second one could not be told from it;"
-            f" fold it in first: manyicl merge {settings.path} --out DIR"
+            f" fold it in first: manyicl merge {shlex.quote(settings.path)} --out DIR"
         )
     source, revision = find_source(settings.path, "model.safetensors", revision=settings.revision)
     config = load_config(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -93,7 +94,7 @@ def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str
     if num_gpus > 1 and num_ranks == 1:
         raise UserError(
             f"{num_gpus} GPUs and one process: start it as"
-            f" `accelerate launch --num_processes {num_gpus} -m {' '.join(command)}`,"
+            f" `accelerate launch --num_processes {num_gpus} -m {shlex.join(command)}`,"
             " or choose one with CUDA_VISIBLE_DEVICES=0"
         )
 

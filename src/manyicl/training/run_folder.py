@@ -371,7 +371,7 @@ def refuse_damaged(checkpoint: Path) -> None:
         except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
             raise UserError(
                 f"{path}: is damaged ({error}); remove {checkpoint} and go on from the checkpoint before it, or"
-                f" from the start: manyicl train --resume {checkpoint.parents[1]}"
+                f" from the start: manyicl train --resume {shlex.quote(str(checkpoint.parents[1]))}"
             ) from error
 
 
@@ -384,7 +384,7 @@ def refuse_other_sharding(checkpoint: Path, *, sharded: bool) -> None:
     was_sharded = (checkpoint / f"{FSDP_MODEL_NAME}.bin").exists() or (checkpoint / f"{FSDP_MODEL_NAME}_0").exists()
     if was_sharded == sharded:
         return
-    run = checkpoint.parents[1]
+    run = shlex.quote(str(checkpoint.parents[1]))
     if was_sharded:
         how = "under FSDP; resume it so: accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m manyicl train"
     else:
