@@ -415,7 +415,7 @@ def test_a_run_counts_what_it_renames_and_measures_nothing_renamed(tmp_path):
     assert counts["targets"] == sum(len(b.target_positions_N) for b in batches)
     assert counts["answers"] == sum(len(b.answer_shots_A) for b in batches)
     for one, other in zip(plain.validation[1], renamed.validation[1], strict=True):
-        (a,), (b,) = one.pack.episodes, other.pack.episodes
+        (a,), (b,) = one.episodes, other.episodes
         assert (a.task, a.examples.tolist(), a.names, b.names) == (b.task, b.examples.tolist(), None, None)
 
 

@@ -195,7 +195,7 @@ def test_a_run_counts_the_episodes_of_each_template_and_validates_in_the_first(t
     batches = [prepared.packs.collate([item]) for item in prepared.packs]
     assert counts["tokens"] == sum(batch.num_tokens for batch in batches)
     _, planned = prepared.validation
-    assert {episode.template for one in planned for episode in one.pack.episodes} == {0}
+    assert {episode.template for one in planned for episode in one.episodes} == {0}
 
 
 def test_check_and_show_say_that_there_are_several(tmp_path, capfd):

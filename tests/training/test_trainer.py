@@ -14,7 +14,7 @@ from manyicl.episodes.packing import Pack
 from manyicl.errors import UserError
 from manyicl.training import trainer
 from manyicl.training.metrics import MetricsLog, bucket_name
-from manyicl.training.preparation import ValidationPack, row_multiple, share_rows
+from manyicl.training.preparation import row_multiple, share_rows
 from manyicl.training.ranks import agree_on, check_launch, refuse_data_parallel
 from manyicl.training.recipe import TrainSettings
 from manyicl.training.recompute import Recompute
@@ -115,11 +115,11 @@ def test_a_run_under_context_parallelism_does_not_start(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("num_planned", "num_ranks"), [(5, 2), (4, 2), (1, 4), (0, 2), (7, 1)])
 def test_every_rank_validates_as_many_rows_and_each_counts_once(num_planned, num_ranks):
-    planned = [ValidationPack(task=str(i), pack=Pack(index=i, episodes=())) for i in range(num_planned)]
+    planned = [Pack(index=i, episodes=()) for i in range(num_planned)]
     shares = [share_rows(planned, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
     assert len({len(share) for share in shares}) == 1
-    counted = sorted(item.task for share in shares for item, counts in share if counts)
-    assert counted == [str(i) for i in range(num_planned)]
+    counted = sorted(pack.index for share in shares for pack, counts in share if counts)
+    assert counted == list(range(num_planned))
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ class _Forecaster:
             num_tokens=config.train.validation_tokens,
             seed=config.seed,
         )
-        lengths = [one.pack.num_tokens for one in planned]
+        lengths = [pack.num_tokens for pack in planned]
         losses = Work(0, sum(lengths), sum(lengths), self._count_forward(lengths))
         if item.task is None:
             losses += replace(self._read_texts(), items=0)

@@ -75,7 +75,7 @@ def export_trl(prepared: Prepared, out: Path, *, rows: Rows = "episodes") -> dic
     packs = prepared.packs.packs
     splits = {
         "train": _iter_rows(prepared.packs.maker, packs if rows == "packs" else _split_packs(packs)),
-        "validation": _iter_rows(maker, [item.pack for item in planned]),
+        "validation": _iter_rows(maker, planned),
     }
     counts: dict[str, int] = {}
     with new_folder(out) as partial:

@@ -46,14 +46,6 @@ ROW_LENGTHS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationPack:
-    """One validation episode of one task, alone in its row."""
-
-    task: str
-    pack: Pack
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """All that is known before the weights are loaded."""
 
@@ -66,8 +58,8 @@ class Prepared:
     """By name."""
     packs: PackDataset
     """Of the whole run."""
-    validation: tuple[BatchMaker, list[ValidationPack]]
-    """What makes batches of validation rows, and the rows."""
+    validation: tuple[BatchMaker, list[Pack]]
+    """What makes batches of validation rows, and the rows: each episode alone in one."""
 
 
 def prepare_run(
@@ -226,10 +218,11 @@ def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
     }
 
 
-def plan_validation(
-    maker: BatchMaker, *, settings: EpisodeSettings, num_tokens: int, seed: int
-) -> list[ValidationPack]:
-    """Return about `num_tokens` of episodes of each task's validation rows, none renamed; at most one pass."""
+def plan_validation(maker: BatchMaker, *, settings: EpisodeSettings, num_tokens: int, seed: int) -> list[Pack]:
+    """Return about `num_tokens` of episodes of each task's validation rows, none renamed; at most one pass.
+
+    Each episode is alone in its pack.
+    """
     planned = []
     for name in maker.task_names:
         lengths = lengths_of(maker.tasks[name], split=maker.split)
@@ -240,12 +233,12 @@ def plan_validation(
         for episode in plan:
             if episode.epoch > 0 or spent >= num_tokens:
                 break
-            planned.append(ValidationPack(task=name, pack=Pack(index=episode.index, episodes=(episode,))))
+            planned.append(Pack(index=episode.index, episodes=(episode,)))
             spent += episode.num_tokens
     return planned
 
 
-def share_rows(planned: Sequence[ValidationPack], *, rank: int, num_ranks: int) -> list[tuple[ValidationPack, bool]]:
+def share_rows(planned: Sequence[Pack], *, rank: int, num_ranks: int) -> list[tuple[Pack, bool]]:
     """Return the rows of one rank, and whether each counts: the last is repeated so that all ranks have as many.
 
     If weights are sharded, every forward pass needs all ranks, and a rank without a row would leave the others waiting.

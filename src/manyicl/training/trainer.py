@@ -22,14 +22,14 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from manyicl.episodes import Batch, BatchMaker, PackDataset
+from manyicl.episodes import Batch, BatchMaker, Pack, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError, suggest
 from manyicl.files import sync_tree
 from manyicl.models import check_bitsandbytes, check_compiler, decoder_layers, isolation_fault, row_attention, row_loss
 from manyicl.training.footprint import Row
 from manyicl.training.memory import choose_recompute
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
-from manyicl.training.preparation import ValidationPack, share_rows
+from manyicl.training.preparation import share_rows
 from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit
 from manyicl.training.recipe import OPTIMIZERS, RunConfig, TrainSettings
 from manyicl.training.recompute import (
@@ -59,7 +59,7 @@ class AnswerTrainer(Trainer):
         recipe: RunConfig,
         packs: PackDataset,
         row: Row,
-        validation: tuple[BatchMaker, Sequence[ValidationPack]],
+        validation: tuple[BatchMaker, Sequence[Pack]],
         metrics: MetricsLog,
         callbacks: list[TrainerCallback],
         step_flops: Sequence[int] = (),
@@ -237,13 +237,13 @@ class AnswerTrainer(Trainer):
         # Its rows are of any length, and would all be compiled for.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.train.compile else nullcontext()
         with torch.no_grad(), self.accelerator.autocast(), eager:
-            for item, counts in share_rows(planned, rank=rank, num_ranks=ranks):
-                batch = maker.make_batch([item.pack]).to(self.args.device)
+            for pack, counts in share_rows(planned, rank=rank, num_ranks=ranks):
+                batch = maker.make_batch([pack]).to(self.args.device)
                 scored = row_loss(model, batch)
                 if not counts:
                     continue
                 mean_nll_A = scored.nll_A / scored.num_tokens_A
-                place = maker.task_names.index(item.task)
+                place = maker.task_names.index(pack.episodes[0].task)
                 sums[place, 0] += mean_nll_A.sum()
                 sums[place, 1] += len(mean_nll_A)
         self.validating = False
