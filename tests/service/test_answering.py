@@ -7,12 +7,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
+from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.service.answering import Answerer
 from manyicl.service.prefix_cache import PrefixCache
+from manyicl.service.requests import Item, Request, Ticket
 
 TEMPLATES = Path(__file__).parents[1] / "data" / "chat_templates"
 CHAT = [{"role": "user", "content": "hello"}]
@@ -45,3 +48,16 @@ def test_what_is_no_switch_of_the_template_is_refused(seed_model, name):
 def test_a_switch_has_a_single_value(seed_model):
     with pytest.raises(UserError, match="'enable_thinking' has a list or an object"):
         write_prompt(seed_model, "qwen3", enable_thinking=["yes"])
+
+
+def test_an_answer_that_is_generated_again_is_not_handed_out_again(seed_model):
+    pieces: list[str] = []
+    ids = np.asarray(seed_model.tokenizer.tokenizer("The red fox")["input_ids"], dtype=np.int32)
+    how = AnswerSettings(max_new_tokens=5)
+    items = [Item(place, "The red fox", ids, limit=5, answering=how) for place in range(2)]
+    request = Request("", "generation", items, Ticket(), on_text=lambda _, piece: pieces.append(piece))
+    with Answerer(seed_model, endpoint=None, cache=PrefixCache(seed_model, most_bytes=1 << 20)) as answerer:
+        answerer.answer([(request, items[0])])
+        request.outcomes.clear()  # as if its pass had failed after that
+        answerer.answer([(request, items[0])])
+    assert "".join(pieces) == request.outcomes[0].text != ""

@@ -59,8 +59,9 @@ def test_a_full_queue_says_when_there_will_be_room():
     with pytest.raises(QueueFull, match=r"3 inputs wait already \(at most 4\); try again in 5 s") as refused:
         line.add(make_request("a", num=3))
     assert refused.value.retry_after_s == pytest.approx(4.8)
-    with pytest.raises(QueueFull, match="5 inputs at once are more than may wait"):
+    with pytest.raises(UserError, match="5 inputs at once are more than may wait") as refused:
         line.add(make_request("b", num=5))
+    assert not isinstance(refused.value, QueueFull)  # to try again would be in vain
     line.take(timeout=0)
     line.add(make_request("a", num=3))
     assert line.outcomes == {"refused": 2}
@@ -94,6 +95,20 @@ def test_a_closed_line_takes_no_more_and_fails_what_waits():
         waiting.ticket.future.result(0)
 
 
+def test_closing_also_fails_what_a_pass_has_taken():
+    line = WaitingLine(max_items=4, max_batch_tokens=20)
+    taken, waiting = make_request("a", num=2), make_request("b")
+    line.add(taken)
+    line.add(waiting)
+    assert take_texts(line) == ["a 0"]
+    assert take_texts(line) == ["b 0"]
+    line.close(finish=False)
+    for request in (taken, waiting):
+        with pytest.raises(Closing, match="was closed before it answered"):
+            request.ticket.future.result(0)
+    assert line.outcomes == {"closed": 2}
+
+
 class StubbornAnswerer:
     """Answers by counting, and fails at inputs that say so."""
 
@@ -116,6 +131,17 @@ class StubbornAnswerer:
             if item.text.startswith("refused"):
                 raise UserError("refused")
         for request, item in batch:
+            request.deliver(item.place, item.text)
+
+
+class PartlyAnswerer(StubbornAnswerer):
+    """Answers what comes before an input that it refuses, as passes of several parts do."""
+
+    def answer(self, batch):
+        self.may_go.wait(10)
+        for request, item in batch:
+            if item.text.startswith("refused"):
+                raise UserError("refused")
             request.deliver(item.place, item.text)
 
 
@@ -143,6 +169,57 @@ def test_an_error_fails_its_own_requests_and_the_worker_goes_on(caplog):
     assert later.ticket.future.result(5) == ["later 0"]
     line.close(finish=True)
     assert worker.join(5)
+
+
+def test_what_was_answered_before_a_batch_failed_is_counted():
+    line, answerer = WaitingLine(max_items=100, max_batch_tokens=1000), PartlyAnswerer()
+    worker = Worker(answerer, line, make_background=lambda _: NoWork())
+    good, bad = make_request("good", num=2, group="one"), make_request("refused", group="one")
+    for request in (good, bad):
+        request.key = "task"
+        line.add(request)
+    answerer.may_go.set()
+    worker.start()
+    line.close(finish=True)
+    assert worker.join(5)
+    assert good.ticket.future.result(0) == ["good 0", "good 1"]
+    assert line.outcomes == {"answered": 1, "failed": 1}
+    assert worker.served.num_answers == 2
+
+
+def test_a_request_of_several_passes_is_counted_once_when_it_is_cancelled():
+    line, answerer = WaitingLine(max_items=100, max_batch_tokens=20), StubbornAnswerer()
+    request = make_request("a", num=3)
+    answerer.answer = lambda batch: request.ticket.cancel()
+    worker = Worker(answerer, line, make_background=lambda _: NoWork())
+    line.add(request)
+    worker.start()
+    line.close(finish=True)
+    assert worker.join(5)
+    assert line.outcomes == {"cancelled": 1}
+
+
+class LastMomentLine(WaitingLine):
+    """A line that gets a request, and is closed, in the moment after the worker found it empty."""
+
+    last = None
+
+    def take(self, *, timeout):
+        batch = super().take(timeout=timeout)
+        if self.last is None:
+            self.last = make_request("last")
+            self.add(self.last)
+            self.close(finish=True)
+        return batch
+
+
+def test_a_request_of_the_last_moment_is_still_finished():
+    line, answerer = LastMomentLine(max_items=100, max_batch_tokens=20), StubbornAnswerer()
+    answerer.may_go.set()
+    worker = Worker(answerer, line, make_background=lambda _: NoWork())
+    worker.start()
+    assert worker.join(5)
+    assert line.last.ticket.future.result(0) == ["last 0"]
 
 
 def test_nothing_waits_for_ever_for_a_thread_that_has_ended(caplog):
@@ -202,6 +279,19 @@ def test_an_error_in_what_takes_the_text_fails_that_request_alone(service):
     with pytest.raises(ValueError, match="the caller's own bug"):
         ticket.future.result(30)
     assert other.future.result(30)[0].num_answer_tokens == 5
+
+
+def test_closing_at_once_does_not_wait_for_a_long_answer(seed_model):
+    service = open_service(seed_model, settings=QUIET)
+    pieces: list[str] = []
+    ticket = service.submit_generation(
+        "The red fox", answering=AnswerSettings(max_new_tokens=1000), on_text=lambda _, piece: pieces.append(piece)
+    )
+    while not pieces:
+        time.sleep(0.01)
+    service.close(finish=False)
+    with pytest.raises(Closing):
+        ticket.future.result(0)
 
 
 def test_closing_finishes_what_was_taken_or_fails_it(seed_model):

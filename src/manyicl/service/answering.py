@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,12 +136,14 @@ class Answerer:
             return [*bos, *map(int, tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])]
 
     def answer(self, batch: Batch) -> None:
-        """Answer inputs of one group, and deliver each; a request that nobody waits for any more is left out.
+        """Answer inputs of one group, and deliver each; what nobody waits for any more, or has its reply, is left out.
 
         Raises:
-            UserError: memory runs out, or a server refuses; nothing of the batch is delivered then.
+            UserError: memory runs out, or a server refuses; what was delivered before that stays so.
         """
-        open_ = [(request, item) for request, item in batch if not request.is_over]
+        open_ = [
+            (request, item) for request, item in batch if not request.is_over and item.place not in request.outcomes
+        ]
         if not open_:
             return
         if open_[0][0].task is None:
@@ -335,8 +337,6 @@ class _Streams:
 
     batch: Sequence[tuple[Request, Item]]
     tokenizer: TaskTokenizer
-    sent: dict[int, str] = field(default_factory=dict)
-    """Place in the batch -> the text that was handed out."""
 
     def on_ids(self, place: int, ids: Sequence[int]) -> bool:
         """Hand out what is certain of an answer; return whether it is to go on."""
@@ -358,10 +358,10 @@ class _Streams:
 
     def _send(self, place: int, text: str) -> None:
         request, item = self.batch[place]
-        sent = self.sent.get(place, "")
+        sent = request.sent.get(item.place, "")  # also by a pass that failed
         if request.on_text is None or len(text) <= len(sent) or not text.startswith(sent) or request.is_over:
             return
-        self.sent[place] = text
+        request.sent[item.place] = text
         try:
             request.on_text(item.place, text[len(sent) :])
         except Exception as error:  # the caller's own: it must not end the pass of the others

@@ -9,11 +9,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyicl.errors import UserError
 from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings
 from manyicl.service.refusals import Closing, DeadlinePassed, QueueFull
 from manyicl.service.selection import Shots, TaskIds
@@ -142,6 +144,10 @@ class Request:
     """Items that a pass has taken."""
     outcomes: dict[int, Any] = field(default_factory=dict)
     """Place -> its reply."""
+    sent: dict[int, str] = field(default_factory=dict)
+    """Place -> the text that was handed to `on_text`."""
+    is_counted: bool = False
+    """Whether the line has counted how it ended."""
 
     @property
     def is_over(self) -> bool:
@@ -153,21 +159,19 @@ class Request:
         """Whether its deadline has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def fail(self, error: BaseException) -> None:
-        """Bring an error instead of the outcome."""
+    def fail(self, error: BaseException) -> bool:
+        """Bring an error instead of the outcome; return whether somebody waited for it."""
         with suppress(InvalidStateError):
             self.ticket.future.set_exception(error)
-
-    def deliver(self, place: int, outcome: Any) -> bool:
-        """Keep the outcome of one item; return whether it was the last and somebody waited for it."""
-        self.outcomes[place] = outcome
-        if len(self.outcomes) < len(self.items) or self.is_over:
-            return False
-        whole = [self.outcomes[n] for n in range(len(self.items))]
-        with suppress(InvalidStateError):  # cancelled in this moment
-            self.ticket.future.set_result(whole)
             return True
         return False
+
+    def deliver(self, place: int, outcome: Any) -> None:
+        """Keep the outcome of one item; the last one brings all of them."""
+        self.outcomes[place] = outcome
+        if len(self.outcomes) == len(self.items):
+            with suppress(InvalidStateError):  # cancelled, or failed
+                self.ticket.future.set_result([self.outcomes[n] for n in range(len(self.items))])
 
 
 Batch = list[tuple[Request, Item]]
@@ -181,6 +185,7 @@ class WaitingLine:
         self._changed = threading.Condition()
         self._lines: dict[str, deque[Request]] = {}
         self._turns: deque[str] = deque()
+        self._serving: Sequence[Request] = ()
         self._num_items = 0
         self._closed = False
         self._pace_s = _FIRST_PACE_S
@@ -206,6 +211,7 @@ class WaitingLine:
         Raises:
             QueueFull: too many inputs wait.
             Closing: no more are taken.
+            UserError: it has more inputs than may ever wait.
         """
         with self._changed:
             self._refuse_if_closed()
@@ -213,9 +219,8 @@ class WaitingLine:
             num = len(request.items)
             if num > self._max_items:
                 self.outcomes["refused"] += 1
-                raise QueueFull(
-                    f"{num:,} inputs at once are more than may wait ({self._max_items:,}); send fewer at a time",
-                    retry_after_s=self._wait_s(self._num_items),
+                raise UserError(
+                    f"{num:,} inputs at once are more than may wait ({self._max_items:,}); send fewer at a time"
                 )
             if self._num_items + num > self._max_items:
                 self.outcomes["refused"] += 1
@@ -247,6 +252,7 @@ class WaitingLine:
     def take(self, *, timeout: float) -> Batch:
         """Return inputs that can share one pass, of the task whose turn it is; none after `timeout` seconds."""
         with self._changed:
+            self._serving = ()
             self._drop_given_up()
             if not self._num_items and not self._closed and timeout > 0:
                 self._changed.wait(timeout)
@@ -258,6 +264,7 @@ class WaitingLine:
                     del self._lines[key]
                     continue
                 batch = self._take_from(line)
+                self._serving = list(dict.fromkeys(request for request, _ in batch))
                 if line:
                     self._turns.append(key)
                 else:
@@ -294,10 +301,16 @@ class WaitingLine:
     def give_up(self, request: Request) -> None:
         """End a request that was cancelled or is late, and count it."""
         if request.ticket.future.cancelled():
-            self.outcomes["cancelled"] += 1
-        elif not request.is_over:
-            self.outcomes["late"] += 1
-            request.fail(DeadlinePassed.after(time.monotonic() - request.since))
+            self.count(request, "cancelled")
+        elif request.fail(DeadlinePassed.after(time.monotonic() - request.since)):
+            self.count(request, "late")
+
+    def count(self, request: Request, outcome: str) -> None:
+        """Count how a request ended; only once, although several passes may have had a part of it."""
+        with self._changed:
+            if not request.is_counted:
+                request.is_counted = True
+                self.outcomes[outcome] += 1
 
     def wake(self) -> None:
         """Make `take` look again."""
@@ -305,14 +318,14 @@ class WaitingLine:
             self._changed.notify_all()
 
     def close(self, *, finish: bool) -> None:
-        """Take no more. finish: keep what waits; else it fails."""
+        """Take no more. finish: keep what waits; else it fails, and so does what a pass has taken."""
         with self._changed:
             self._closed = True
             if not finish:
-                for line in self._lines.values():
-                    for request in line:
-                        request.fail(Closing("the service was closed before it answered; try again later"))
-                        self.outcomes["closed"] += 1
+                self._drop_given_up()
+                for request in [*self._serving, *chain.from_iterable(self._lines.values())]:
+                    if request.fail(Closing("the service was closed before it answered; try again later")):
+                        self.count(request, "closed")
                 self._lines.clear()
                 self._turns.clear()
                 self._num_items = 0

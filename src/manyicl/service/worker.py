@@ -144,7 +144,7 @@ class Worker:
             if batch:
                 is_idle = False
                 self._serve(batch)
-            elif self.line.closed:
+            elif self.line.closed and not len(self.line):  # in this order: nothing is added to a closed line
                 return
             else:
                 is_idle = not self._do_background(background)
@@ -165,9 +165,7 @@ class Worker:
         except BaseException as error:
             if len(requests) > 1 and isinstance(error, UserError):
                 for request in requests:
-                    self._serve(
-                        [(one, item) for one, item in batch if one is request and item.place not in one.outcomes]
-                    )
+                    self._serve([(one, item) for one, item in batch if one is request])
                 return
             self._fail(requests, error)
             if not isinstance(error, Exception):
@@ -192,9 +190,9 @@ class Worker:
                 if request.is_late:
                     self.line.give_up(request)
             elif future.cancelled():
-                self.line.outcomes["cancelled"] += 1
+                self.line.count(request, "cancelled")
             elif future.exception() is not None:
-                self.line.outcomes["failed"] += 1
-            elif len(request.outcomes) == len(request.items):
-                self.line.outcomes["answered"] += 1
+                self.line.count(request, "failed")
+            else:
+                self.line.count(request, "answered")
                 self.served.observe(now - request.since)
