@@ -177,3 +177,9 @@ def test_a_proxys_refusal_is_one_line(misbehaving):
 
 def test_the_library_exports_the_client():
     assert manyicl.Client is Client
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), "half a pair \ud800"])
+def test_what_no_request_can_hold_is_refused_in_one_line(value):
+    with Client("http://127.0.0.1:1") as client, pytest.raises(UserError, match="cannot be sent as JSON"):
+        client.add_task([{"input": "a", "answer": value}], name="x")

@@ -201,9 +201,15 @@ class Client:
 
         content: as httpx2's `request` takes it, such as `json=...`.
         """
+        try:
+            request = self._http.build_request(method, path, **content)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"a request cannot be sent as JSON ({error}); give whole texts, numbers and lists"
+            ) from error
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             try:
-                reply = self._http.request(method, path, **content)
+                reply = self._http.send(request)
             except httpx2.TimeoutException as error:
                 raise UserError(f"{self.url}: no answer in time; try again, or raise timeout_s") from error
             except httpx2.HTTPError as error:
@@ -322,7 +328,7 @@ class RemoteTask:
 
 
 def _path_of(name: str) -> str:
-    return f"/v1/tasks/{quote(name, safe='')}"
+    return f"/v1/tasks/{quote(name, safe='', errors='replace')}"
 
 
 def _upload(
