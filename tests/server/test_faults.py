@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 import time
 
 import httpx2
 import pytest
 
+from manyicl.errors import UserError
+from manyicl.server import ServerSettings, run_server
 from tests.server.conftest import ROWS
-from tests.support.serving import serving
-from tests.support.slow_service import wait_until
+from tests.support.serving import app_in_thread, serving
+from tests.support.slow_service import SlowService, wait_until
 
 KILLS = int(os.environ.get("MANYICL_KILLS", "5"))
 # Their servers are processes, the first of which takes ten seconds of a core to start.
@@ -201,3 +204,34 @@ def test_the_log_of_a_server_has_no_texts(served):
 def test_a_server_is_ready_after_a_real_forward(url):
     assert wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200, seconds=30)
     assert httpx2.get(f"{url}/readyz").json()["model"] == "seed"
+
+
+def test_a_model_that_fails_its_trial_is_tried_again(monkeypatch, caplog):
+    service, trials = SlowService(), []
+    service.is_ready = False
+
+    def ready():
+        trials.append(1)
+        if len(trials) == 1:
+            raise UserError("endpoint: gave no answer")
+        service.is_ready = True
+
+    service.ready = ready
+    monkeypatch.setattr("manyicl.server.app.TRIAL_S", 0.01)
+    with app_in_thread(service) as url:
+        assert wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200, seconds=10)
+    assert "the model could not answer: endpoint: gave no answer" in caplog.text
+
+
+def test_a_port_that_another_server_took_meanwhile_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    taken = []
+
+    def open_slowly():
+        taken.append(socket.create_server(("127.0.0.1", port)))  # while the model is loaded
+        return SlowService()
+
+    with pytest.raises(UserError, match=f"--port {port}: another program uses it"):
+        run_server(open_slowly, ServerSettings(port=port))
+    taken[0].close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,9 +26,12 @@ from manyicl.server.routes.completions import make_completion_routes
 from manyicl.server.routes.predict import make_predict_routes
 from manyicl.server.routes.tasks import make_task_routes
 from manyicl.server.settings import ServerSettings
-from manyicl.service import Service
+from manyicl.service import Closing, Service
 
 PAGE = Path(__file__).parent / "page"
+# How long after a trial of the model that failed it is tried again.
+TRIAL_S = 10.0
+_logger = logging.getLogger("manyicl.server")
 _ABOUT = """One model, every task: upload labelled examples, and ask. Errors are `application/problem+json`; on OpenAI's
 routes they have OpenAI's shape."""
 
@@ -70,18 +74,25 @@ def has_page() -> bool:
 
 @asynccontextmanager
 async def _living(service: Service, settings: ServerSettings, _: FastAPI) -> AsyncIterator[None]:
-    """Try the model once in the background, and close the service at the end."""
-    trial = asyncio.create_task(run_sync(service.ready, abandon_on_cancel=True))
-    trial.add_done_callback(_note_trial)
+    """Try the model in the background, and close the service at the end."""
+    trial = asyncio.create_task(_try_model(service))
     yield
     trial.cancel()
     await run_sync(partial(service.close, finish=True, timeout=settings.shutdown_s))
 
 
-def _note_trial(trial: asyncio.Task[Any]) -> None:
-    """Report a model that cannot do one forward pass; /readyz says no until it can."""
-    if not trial.cancelled() and (error := trial.exception()) is not None:
-        find_problem(error)
+async def _try_model(service: Service) -> None:
+    """Let the model do one forward pass, and again if that fails; /readyz says no until it can."""
+    while True:
+        try:
+            await run_sync(service.ready, abandon_on_cancel=True)
+        except Closing:
+            return
+        except Exception as error:
+            _logger.warning("the model could not answer: %s", find_problem(error).detail)
+            await asyncio.sleep(TRIAL_S)
+        else:
+            return
 
 
 def _describe(app: FastAPI, *, with_tokens: bool) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -86,6 +87,8 @@ def run_server(
         port = listener.getsockname()[1]
         service = open_service()
         try:
+            with _naming_address(settings.host, port):  # another server may have bound it too, and been faster
+                listener.listen()
             app = create_app(service, replace(settings, port=port), tokens=tokens)
             set_up_logs(as_json=settings.log_json)
             config = uvicorn.Config(
@@ -138,15 +141,25 @@ def _bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port}: is not an address of this computer ({error})") from error
     try:
-        if os.name == "posix":  # a port can be taken again at once after a server ended
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
+        with _naming_address(host, port):
+            if os.name == "posix":  # a port can be taken again at once after a server ended
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except UserError:
         listener.close()
+        raise
+    return listener
+
+
+@contextmanager
+def _naming_address(host: str, port: int) -> Iterator[None]:
+    """Turn the refusal of an address into one line that names it."""
+    try:
+        yield
+    except (OSError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise UserError(f"--port {port}: another program uses it; choose another, or 0 for a free one") from error
         raise UserError(f"--host {host} --port {port}: cannot listen there ({error})") from error
-    return listener
 
 
 def _url_of(host: str, port: int) -> str:
