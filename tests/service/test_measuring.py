@@ -9,7 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from manyicl.errors import UserError
 from manyicl.intervals import Interval
+from manyicl.service.answering import Answerer
 from manyicl.service.library import Library
 from manyicl.service.measurement.findings import (
     CurvePoint,
@@ -22,10 +24,12 @@ from manyicl.service.measurement.findings import (
     to_content,
     write_sentence,
 )
+from manyicl.service.measurement.measuring import Measurer
 from manyicl.service.measurement.plans import make_plan
+from manyicl.service.prefix_cache import PrefixCache
 from manyicl.service.selection import TaskBook
 from manyicl.service.served import open_service
-from manyicl.service.settings import ServiceSettings
+from manyicl.service.settings import ServiceSettings, ShotChoice
 from tests.service.conftest import INPUTS, QUIET, ROWS, make_rows
 
 SMALL = ServiceSettings(measure_tokens=20_000)
@@ -241,3 +245,23 @@ def test_a_service_that_closes_does_not_wait_for_a_measurement(seed_model):
     closing.start()
     closing.join(20)
     assert not closing.is_alive(), "it waits for a measurement of minutes"
+
+
+class BrokenBook(TaskBook):
+    def get(self, name):
+        raise UserError("the vocabulary is too small")
+
+
+def test_a_task_that_cannot_be_read_in_ids_is_a_failed_measurement(seed_model, tmp_path, caplog):
+    with open_service(seed_model, data=tmp_path, settings=QUIET) as service:
+        service.add_task(ROWS, name="animals")
+    library, cache = Library(tmp_path), PrefixCache(seed_model, most_bytes=1)
+    answerer = Answerer(seed_model, endpoint=None, cache=cache)
+    book = BrokenBook(library, seed_model)
+    measurer = Measurer(library, book, answerer, most_tokens=1000, choice=ShotChoice())
+    assert measurer.step()
+    found = measurer.find(*library.versions()["animals"])
+    assert (found.state, found.version) == ("failed", 1)
+    assert found.sentence == "The measurement failed (the vocabulary is too small)."
+    assert not measurer.step()
+    library.close()

@@ -16,6 +16,7 @@ from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.inference.model import tokenize_for
+from manyicl.service.library import Library
 from manyicl.service.refusals import (
     BadExamples,
     Closing,
@@ -25,6 +26,7 @@ from manyicl.service.refusals import (
     UnknownExample,
     UnknownTask,
 )
+from manyicl.service.selection import TaskBook, choose_shots
 from manyicl.service.served import open_service
 from manyicl.service.settings import ServiceSettings, ShotChoice
 from manyicl.tasks.task import load_tasks
@@ -394,3 +396,49 @@ def test_a_service_is_ready_after_a_forward_pass_and_late_answers_are_refused(se
     assert service.is_ready
     with pytest.raises(DeadlinePassed, match="no answer within 0 s"):
         animals.predict("the red fox", timeout=0)
+
+
+class ClearedMeanwhile(dict):
+    """What another thread empties as soon as something is put in."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        self.clear()
+
+
+def test_shots_are_chosen_while_another_thread_forgets_the_old_choices(seed_model, tmp_path):
+    with open_service(seed_model, data=tmp_path, settings=QUIET) as service:
+        service.add_task(ROWS, name="animals")
+    library = Library(tmp_path)
+    ids = TaskBook(library, seed_model).get("animals")
+    library.close()
+    choice = ShotChoice(count=3)
+    assert len(choose_shots(replace(ids, orders=ClearedMeanwhile()), choice).order) == 3
+
+
+def test_removing_no_examples_changes_nothing(animals):
+    animals.remove_examples([])
+    assert animals.version == 1
+
+
+def test_settings_that_no_file_can_hold_are_refused_in_one_line(service):
+    with pytest.raises(BadExamples, match="settings: are not made of texts, numbers and lists"):
+        service.add_task(ROWS, name="animals", settings={"metric": object()})
+
+
+class RowsOfAReplacedTask(list):
+    """Rows of which the first is read when another server has just replaced the task."""
+
+    replace = None
+
+    def __iter__(self):
+        self.replace()
+        return super().__iter__()
+
+
+def test_rows_are_not_added_to_a_task_of_another_kind_that_came_meanwhile(service, animals):
+    rows = RowsOfAReplacedTask([{"input": "a new one", "answer": "fox"}])
+    rows.replace = lambda: service.add_task(make_rows(5), name="animals", settings={"family": "qa"}, replace=True)
+    with pytest.raises(BadExamples, match="was replaced meanwhile"):
+        animals.add_examples(rows)
+    assert animals.num_examples == 5

@@ -385,7 +385,8 @@ class TaskChange:
 
     def remove(self, ids: Sequence[int]) -> None:
         """Remove examples."""
-        self.has_changed = True
+        if ids:
+            self.has_changed = True
         self._db.executemany("DELETE FROM examples WHERE id = ?", [(id_,) for id_ in ids])
 
 

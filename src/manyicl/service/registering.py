@@ -80,9 +80,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_examples(
-    rows: Rows, *, name: str | None, settings: Mapping[str, Any] | None, most: int, folder: Path | None = None
-) -> ReadExamples:
+def read_examples(rows: Rows, *, name: str | None, settings: Mapping[str, Any] | None, most: int) -> ReadExamples:
     """Return the examples in a file, a folder of one task, or rows; whatever their split, all become examples.
 
     settings: as a task.json; default: the one beside the file. most: examples.
@@ -93,7 +91,7 @@ def read_examples(
     """
     if name is not None:
         check_name(name)
-    with tempfile.TemporaryDirectory(prefix="manyicl-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix="manyicl-") as place:
         source, shown = _find_source(rows, Path(place), name=name, settings=settings)
         task, faults = inspect_task(source, one_split=True)
         raw = _read_settings(source.settings_path)
@@ -136,7 +134,10 @@ def _find_source(
     settings_path = source.settings_path
     if settings is not None:
         settings_path = place / "task.json"
-        settings_path.write_text(json.dumps({**settings}), encoding="utf-8")
+        try:
+            settings_path.write_text(json.dumps({**settings}), encoding="utf-8")
+        except (TypeError, ValueError) as error:
+            raise BadExamples(f"settings: are not made of texts, numbers and lists ({error})") from None
     return Source(source.path, stem, source.files, settings_path), shown
 
 

@@ -275,12 +275,12 @@ def choose_shots(task: TaskIds, choice: ShotChoice) -> Shots:
     Raises:
         UnknownExample: the choice names an example that the task does not have, or that the tokenizer cannot write.
     """
-    if choice not in task.orders:
+    found: Shots | None = task.orders.get(choice)
+    if found is None:
+        found = _choose_shots(task, choice)
         if len(task.orders) > 64:  # each request may have its own
-            task.orders.clear()
-        task.orders[choice] = _choose_shots(task, choice)
-    found = task.orders[choice]
-    assert isinstance(found, Shots)
+            task.orders.clear()  # another thread may have just put its choice in
+        task.orders[choice] = found
     return found
 
 

@@ -427,6 +427,8 @@ class Service:
             read = read_examples(source, name=name, settings=settings, most=most)
             self._book.check_writable(read.task)
             with library.changing(name) as change:
+                if append_settings(change.about, source) != settings:
+                    raise BadExamples(f"task '{name}': was replaced meanwhile by a task of another kind; try again")
                 registration = append_examples(change, read, most=most)
         self._line.wake()
         return registration

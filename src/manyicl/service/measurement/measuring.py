@@ -46,6 +46,7 @@ from manyicl.service.measurement.findings import (
     write_sentence,
 )
 from manyicl.service.measurement.plans import FEWEST_ROWS, Plan, make_plan
+from manyicl.service.refusals import UnknownTask
 from manyicl.service.selection import Order, TaskBook, TaskIds, choose_shots
 from manyicl.service.settings import ShotChoice
 
@@ -331,9 +332,8 @@ class Measurer:
 
     def step(self) -> bool:
         """Do a piece of work in a second or two; return whether there was any."""
-        if self._current is None and not self._begin():
-            return False
-        assert self._current is not None
+        if self._current is None:
+            return self._begin()
         name, task, measuring, pieces = self._current
         try:
             next(pieces)
@@ -346,17 +346,19 @@ class Measurer:
                 content=to_content(measuring.measurement),
             )
         except Exception as error:
-            _logger.warning("task %r: could not be measured (%s)", name, error)
-            sentence = f"The measurement failed ({' '.join(str(error).split())[:200]})."
-            failed = replace(measuring.measurement, state="failed", sentence=sentence)
-            self._end(task, failed)
+            self._fail(name, task, measuring.measurement, error)
         return True
+
+    def _fail(self, name: str, task: int, so_far: Measurement, error: Exception) -> None:
+        _logger.warning("task %r: could not be measured (%s)", name, error)
+        sentence = f"The measurement failed ({' '.join(str(error).split())[:200]})."
+        self._end(task, replace(so_far, state="failed", sentence=sentence))
 
     def _end(self, task: int, measurement: Measurement) -> None:
         self._last[task], self._tried[task], self._current = measurement, measurement.version, None
 
     def _begin(self) -> bool:
-        """Begin with a task whose version has not been measured; return whether there is one."""
+        """Begin with a task whose version has not been measured; return whether there was one."""
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
             return False
@@ -371,10 +373,15 @@ class Measurer:
             if kept is not None and kept[0] == version and (found := _read(kept[1])) is not None:
                 self._last[task], self._tried[task] = found, version
                 continue
-            self._tried[task] = version
-            ids = self.book.get(name)
-            served = choose_shots(ids, replace(self._choice, policy="random", ids=())).order
-            measuring = TaskMeasuring(ids, self.answerer, most_tokens=self._most_tokens, served=served)
+            try:
+                ids = self.book.get(name)
+                served = choose_shots(ids, replace(self._choice, policy="random", ids=())).order
+                measuring = TaskMeasuring(ids, self.answerer, most_tokens=self._most_tokens, served=served)
+            except UnknownTask:  # removed in this moment
+                continue
+            except Exception as error:
+                self._fail(name, task, Measurement("failed", version=version), error)
+                return True
             self._current = (name, task, measuring, measuring.pieces())
             return True
         self._looked = now
