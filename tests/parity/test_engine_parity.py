@@ -102,7 +102,7 @@ QUERIES = st.lists(st.tuples(st.integers(1, 24), st.lists(OPTION, min_size=1, ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(steps=STEPS, asked=QUERIES)
 def test_choices_of_any_shape_equal_plain_forwards(name, steps, asked):
     model, rng = one_model(name), np.random.default_rng(len(asked))
@@ -123,7 +123,7 @@ def test_choices_of_any_shape_equal_plain_forwards(name, steps, asked):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(steps=STEPS, lengths=st.lists(st.integers(1, 24), min_size=1, max_size=5))
 def test_generation_of_any_shape_equals_transformers(name, tokenizers, steps, lengths):
     model, rng = one_model(name, seed=3), np.random.default_rng(len(lengths))

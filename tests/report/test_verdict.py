@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyicl.comparison.comparison_file import Comparison, check_comparison
@@ -202,7 +202,7 @@ def standing_of(comparison: Comparison, other: str, *, role: str, asked: str) ->
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(tables())
 def test_no_sentence_of_the_verdict_is_stronger_than_its_intervals(comparison):
     text = tell_verdict(comparison)
@@ -250,7 +250,7 @@ def test_no_sentence_of_the_verdict_is_stronger_than_its_intervals(comparison):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(tables(), st.integers(1, 4))
 def test_facts_below_the_verdict_name_tasks_intervals_and_what_is_not_matched(comparison, num_tasks):
     cells = [

@@ -71,7 +71,7 @@ def test_ideographs_are_words_of_their_own():
 
 @pytest.mark.slow
 @given(st.lists(WORDS, max_size=8), st.lists(WORDS, max_size=12))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_index_finds_what_comparing_all_pairs_finds(queries, shots):
     for text, found in zip(queries, find_copies(queries, shots=shots), strict=True):
         assert found.exact == tuple(n for n, shot in enumerate(shots) if shot == text)
@@ -88,7 +88,7 @@ def test_boilerplate_that_all_inputs_share_makes_none_of_them_near():
 
 @pytest.mark.slow
 @given(st.lists(WORDS, max_size=8), st.lists(st.tuples(WORDS, st.integers(0, 2)), max_size=16))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_with_groups_a_similar_input_of_each_group_is_found(queries, grouped):
     texts, groups = [text for text, _ in grouped], [group for _, group in grouped]
     found = list(CopyIndex(texts, groups=groups).find_similar(queries))

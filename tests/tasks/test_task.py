@@ -270,7 +270,7 @@ def test_repeated_inputs_are_dropped_and_counted(tmp_path: Path) -> None:
 
 ROWS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["1", "2"])), min_size=1, max_size=30)
 SPLIT_NAMES = st.sampled_from([*SPLITS, "dev", "valid", "val"])
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.slow

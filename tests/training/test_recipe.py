@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -273,7 +273,6 @@ INFINITE = RunConfig(
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(configs())
 @example(INFINITE)
 def test_a_resolved_config_is_read_back_as_it_was(config):
