@@ -9,13 +9,14 @@ dash.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from manyicl.comparison.comparison_file import Comparison, read_comparison
 from manyicl.comparison.schema import CurvePoint, MeanPoint
+from manyicl.errors import UserError
 
 
 def rows_of(comparison: Comparison, *, task: str | None) -> dict[str, dict[str, str]]:
@@ -55,4 +56,9 @@ def main(folders: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER")
+    try:
+        main(parser.parse_args().folders)
+    except UserError as error:
+        parser.error(str(error))

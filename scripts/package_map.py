@@ -6,6 +6,7 @@ A test fails if either is out of date: `python scripts/package_map.py` writes bo
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import tomllib
@@ -79,5 +80,6 @@ def renew_pages() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # for --help, which must write nothing
     for path, text in renew_pages().items():
         path.write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ interrupted build goes on where it stopped; a folder appears under its name only
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -161,10 +162,13 @@ def build(name: str) -> Path:
 
 def main() -> None:
     """Build the bases that are named, or all."""
-    names = sys.argv[1:] or list(BASES)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="BASE", help=f"default: {' '.join(BASES)}")
+    names = parser.parse_args().names or list(BASES)
     for name in names:
         if name not in BASES:
-            raise SystemExit(f"{name}: not a base; there are {', '.join(BASES)}")
+            parser.error(f"{name}: not a base; there are {', '.join(BASES)}")
+    for name in names:
         build(name)
 
 
