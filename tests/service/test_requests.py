@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from manyicl.errors import UserError
 from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.service.refusals import Closing, DeadlinePassed, QueueFull
-from manyicl.service.requests import Item, Request, Ticket, WaitingLine
+from manyicl.service.requests import Item, Request, Ticket, WaitingLine, wait_for
 from manyicl.service.served import open_service
 from manyicl.service.settings import ServiceSettings
 from manyicl.service.worker import Worker
@@ -107,6 +107,21 @@ def test_closing_also_fails_what_a_pass_has_taken():
         with pytest.raises(Closing, match="was closed before it answered"):
             request.ticket.future.result(0)
     assert line.outcomes == {"closed": 2}
+
+
+class InterruptedFuture(Future):
+    """Is waited for until Ctrl-C."""
+
+    def result(self, timeout=None):
+        raise KeyboardInterrupt
+
+
+def test_a_caller_who_is_interrupted_leaves_nothing_behind_that_runs_on():
+    ticket = Ticket()
+    ticket.future = InterruptedFuture()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for(ticket, timeout=None)
+    assert ticket.future.cancelled()
 
 
 class StubbornAnswerer:

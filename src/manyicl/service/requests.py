@@ -341,8 +341,9 @@ def wait_for(ticket: Ticket[Outcome], *, timeout: float | None) -> Outcome:
     try:
         return ticket.future.result(timeout)
     except TimeoutError:
-        ticket.cancel()
         raise DeadlinePassed.after(timeout or 0) from None
+    finally:
+        ticket.cancel()  # also if Ctrl-C interrupts the caller; one that has its outcome keeps it
 
 
 def to_deadline(seconds: float | None) -> float | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -170,11 +171,12 @@ class TaskMeasuring:
     def _piece_tokens(self) -> int:
         return max(32, int(self._pace * _PIECE_S))
 
-    def _timed(self, num_tokens: float) -> _Stopwatch:
-        return _Stopwatch(self, num_tokens)
-
-    def note(self, seconds: float, num_tokens: float) -> None:
-        """Learn the pace from a piece of work."""
+    @contextmanager
+    def _timed(self, num_tokens: float) -> Iterator[None]:
+        """Learn the pace from a piece of work, the block."""
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
         self.seconds += seconds
         self._done += num_tokens
         self._pace += 0.3 * (num_tokens / max(seconds, 1e-3) - self._pace)
@@ -286,19 +288,6 @@ def _find_in_background(examples: Sequence[ServedExample]) -> Future[Duplicates]
 
     threading.Thread(target=find, name="manyicl-copies", daemon=True).start()
     return found
-
-
-class _Stopwatch:
-    """Times a piece of work."""
-
-    def __init__(self, measuring: TaskMeasuring, num_tokens: float) -> None:
-        self._measuring, self._num_tokens = measuring, num_tokens
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._measuring.note(time.monotonic() - self._began, self._num_tokens)
 
 
 class Measurer:
