@@ -46,7 +46,7 @@ _Point = tuple[str, int, Shots]  # task, draw, number of shots
 
 
 def evaluate(
-    model: str | InferenceModel,
+    model: str | Path | InferenceModel,
     tasks: Sequence[Task],
     *,
     endpoint: EndpointSettings | None = None,
@@ -81,11 +81,15 @@ def evaluate(
     on_progress: called with what is under way, how many queries are answered, and how many there are in all.
 
     Raises:
-        UserError: a task has no test rows, its answers cannot be written by the tokenizer, nothing can be asked, a task
-            has no such template, the server refuses, or `out` holds another evaluation, finished or not.
+        UserError: `tasks` or `shots` is no list, a task has no test rows, its answers cannot be written by the
+            tokenizer, nothing can be asked, a task has no such template, the server refuses, or `out` holds another
+            evaluation, finished or not.
     """
+    _check_tasks(tasks)
+    if isinstance(shots, str | int):
+        raise UserError(f"shots={shots}: give a list, such as [0, 1, 4, 'fill']")
     tasks = [with_template(task, template) for task in tasks]
-    loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str) else model
+    loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str | Path) else model
     sweep = Sweep(
         tuple(shots),
         num_draws=draws,
@@ -269,8 +273,16 @@ def _identify(model: InferenceModel, sweep: Sweep, tasks: Sequence[Task]) -> dic
     }
 
 
+def _check_tasks(tasks: Sequence[Task]) -> None:
+    """Raise a UserError for one task, or a folder, in place of a list of tasks."""
+    if isinstance(tasks, Task):
+        raise UserError(f"tasks: is one task, {tasks.name!r}; give a list of tasks, [task]")
+    if isinstance(tasks, str | Path):
+        raise UserError(f"tasks={tasks}: is a name, no list of tasks; give manyicl.load_tasks({str(tasks)!r})")
+
+
 def one_pass_curve(
-    model: str | InferenceModel,
+    model: str | Path | InferenceModel,
     tasks: Sequence[Task],
     *,
     episodes: int = 20,
@@ -283,9 +295,10 @@ def one_pass_curve(
     token_budget: length of an episode. Default: as much as the model can see.
 
     Raises:
-        UserError: `episodes` or `token_budget` is out of range, or no test row of a task fits.
+        UserError: `tasks` is no list, `episodes` or `token_budget` is out of range, or no test row of a task fits.
     """
-    loaded = load_for_inference(model, max_tokens=token_budget) if isinstance(model, str) else model
+    _check_tasks(tasks)
+    loaded = load_for_inference(model, max_tokens=token_budget) if isinstance(model, str | Path) else model
     budget = loaded.max_tokens if token_budget is None else token_budget
     if episodes < 1 or not 1 <= budget <= loaded.max_tokens:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class InferenceModel:
 
 
 def load_for_inference(
-    model: str | ModelSettings,
+    model: str | Path | ModelSettings,
     *,
     precision: PrecisionChoice = "auto",
     max_tokens: int | None = None,
@@ -103,7 +104,7 @@ def load_for_inference(
     on_gpu = torch.cuda.is_available()
     if compiled:
         _check_compiled(on_gpu=on_gpu)
-    given = ModelSettings(path=model) if isinstance(model, str) else model
+    given = ModelSettings(path=str(model)) if isinstance(model, str | Path) else model
     path, note = given.path, read_note(given.path)
     as_trained = note.quantize or given.quantize
     settings = given.model_copy(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+
+from manyicl.errors import UserError, suggest
 
 Precision = Literal["bf16", "fp32"]
 PrecisionChoice = Literal["auto", "bf16", "fp32"]
@@ -25,7 +27,13 @@ _KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # to
 
 
 def resolve_precision(choice: PrecisionChoice, *, device: torch.device | None = None) -> Precision:
-    """Return `choice`, or for "auto" what `device` is fast in. device: None means the one that models are run on."""
+    """Return `choice`, or for "auto" what `device` is fast in. device: None means the one that models are run on.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    if choice not in get_args(PrecisionChoice):
+        raise UserError(f"precision={choice}: is unknown{suggest(choice, get_args(PrecisionChoice))}")
     if choice != "auto":
         return choice
     return "bf16" if multiplies_bf16(device or default_device()) else "fp32"

@@ -52,6 +52,5 @@ def find_device(name: str) -> Device:
     """
     device = DEVICES.get(name.lower())
     if device is None:
-        known = ", ".join(DEVICES)
-        raise UserError(f"device={name}: is not known{suggest(name.lower(), DEVICES)}; one of {known}")
+        raise UserError(f"device={name}: is not known{suggest(name.lower(), DEVICES)}")
     return device

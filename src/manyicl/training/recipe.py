@@ -234,7 +234,7 @@ class RunConfig(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
-def load_recipe(path: Path, *, overrides: Sequence[str] = (), kind: type[ConfigT] = RunConfig) -> ConfigT:  # type: ignore[assignment]
+def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), kind: type[ConfigT] = RunConfig) -> ConfigT:  # type: ignore[assignment]
     """Return the recipe at `path` with `key=value` overrides applied, such as `train.num_steps=20`.
 
     kind: what the recipe is of: a run, or something that has a run's sections and more.
@@ -242,6 +242,7 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), kind: type[ConfigT
     Raises:
         UserError: no such file, broken TOML, an unknown key, or a value that does not fit its key.
     """
+    path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin files with a mark
     except OSError as error:

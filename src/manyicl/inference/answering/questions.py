@@ -59,6 +59,17 @@ class Answer:
     """Reason -> train rows that could not be shots."""
 
 
+def _check_inputs(inputs: Sequence[str]) -> None:
+    """Raise a UserError for one text in place of a list, and for a member that is no text, or an empty one."""
+    if isinstance(inputs, str):
+        raise UserError(f"inputs={inputs!r}: is one text; give a list of inputs, such as [{inputs!r}]")
+    for number, text in enumerate(inputs, start=1):
+        if not isinstance(text, str):
+            raise UserError(f"input {number}: {text!r} is not a text; give a list of texts")
+        if not text.strip():
+            raise UserError(f"line {number}: is empty; give one input per line")
+
+
 def ask(
     model: InferenceModel,
     task: Task,
@@ -88,11 +99,9 @@ def ask(
     """
     check_min_confidence(min_confidence, has_confidence=bool(task.labels) or answering.samples > 1)
     check_choice(choose, num_nearest, calibrate=answering.calibrate)
-    if shots is not None and shots < 0:
-        raise UserError(f"shots={shots}: shots count from 0")
-    for number, text in enumerate(inputs, start=1):
-        if not text.strip():
-            raise UserError(f"line {number}: is empty; give one input per line")
+    if shots is not None and (not isinstance(shots, int) or shots < 0):
+        raise UserError(f"shots={shots}: give a whole number from 0, or leave it out for as many as fit")
+    _check_inputs(inputs)
     if not inputs:
         return []
     tokenized = tokenize_for(task, model)
