@@ -148,7 +148,7 @@ def test_a_file_replaces_the_task_that_it_would_be_named_after(file, settings, p
 def test_a_busy_server_is_asked_again_when_it_says(misbehaving):
     client, answers = misbehaving
     busy = json.dumps({"type": "urn:manyicl:queue-full", "detail": "busy"}).encode()
-    answers += [(429, {"retry-after": "0"}, busy), (503, {"retry-after": "0"}, busy), (200, {}, b'{"tasks": []}')]
+    answers += [(429, {"retry-after": "0"}, busy), (503, {"retry-after": "nan"}, busy), (200, {}, b'{"tasks": []}')]
     assert client.tasks() == []
 
 

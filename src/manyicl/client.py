@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -369,7 +370,9 @@ def _wait_s(reply: httpx2.Response, attempt: int) -> float:
     """Return the seconds to wait before the next attempt: as the server says, else twice as long each time."""
     try:
         wanted = float(reply.headers.get("retry-after", ""))
-    except ValueError:
+    except ValueError:  # such as a date
+        wanted = math.nan
+    if not math.isfinite(wanted):
         wanted = 0.25 * 2**attempt
     return min(max(wanted, 0.0), _MOST_WAIT_S)
 

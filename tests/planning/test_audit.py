@@ -297,7 +297,10 @@ def test_in_the_chat_style_the_first_example_does_not_count_what_stands_between_
     shortest = int(lengths.alone.min())
     assert audit_task(path, tokenizer=tokenizer, budgets=(shortest,)).blockers == ()
     (blocker,) = audit_task(path, tokenizer=tokenizer, budgets=(shortest - 1,)).blockers
-    assert blocker == f"cannot be trained in {shortest - 1} tokens: its shortest example needs {shortest}"
+    assert (
+        blocker
+        == f"cannot be trained in {shortest - 1} tokens: its shortest example needs {shortest}; shorten its inputs"
+    )
 
 
 @pytest.mark.parametrize(

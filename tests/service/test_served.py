@@ -86,6 +86,14 @@ def test_options_of_a_row_are_chosen_from_as_evaluate_does(seed_model, tmp_path)
     assert_answers_are_those_of_evaluate(seed_model, path, shots=10, expect_choices=True)
 
 
+def test_an_option_that_cannot_be_an_answer_is_refused_by_name(service):
+    task = service.add_task(ROWS, name="animals")
+    with pytest.raises(
+        UserError, match=r"options of input 2: the model's tokenizer cannot write 'a\\n\\nb'; leave it out"
+    ):
+        task.predict(INPUTS[:2], options=[["fox", "owl"], ["fox", "a\n\nb"]])
+
+
 def test_replies_below_the_wanted_confidence_are_unsure(service):
     task = service.add_task(ROWS, name="animals")
     for reply in task.predict(INPUTS[:3], min_confidence=0.7):

@@ -41,34 +41,44 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class TaskAudit:
-    """What was found in one task's files.
-
-    kept: split -> examples. dropped: reason -> rows. labels: label -> share of train answers, commonest first (empty
-    for open answers). fits: budget in tokens -> examples of median length that fit an episode. blockers end a run.
-    chance: what answering the test rows by dice scores (0 to 1), None if an answer is open.
-    num_near_copies: test inputs with a near-duplicate in train (tasks/duplicates.py), None if too many to compare.
-    notes: what reading the files found that is good to know.
-    left_out: reason -> rows that `eval` and `ask` leave out because they are too long for the model.
-    """
+    """What was found in one task's files."""
 
     path: Path
+    """The file, or the folder of the task's files."""
     name: str
+    """The task's name."""
     family: str
+    """Its family, such as "classification"."""
     num_rows: int
+    """Rows in the files, with those that are faulty or left out."""
     kept: dict[str, int]
+    """Split -> examples."""
     dropped: dict[str, int]
+    """Reason -> rows that training does not use."""
     split_note: str
+    """Where the splits come from, '' if the files name them."""
     labels: dict[str, float]
+    """Label -> share of the train answers, commonest first; empty if answers are open."""
     input_tokens: Quantiles | None
+    """Lengths of the inputs; None without a model's tokenizer."""
     answer_tokens: Quantiles | None
+    """Lengths of the answers; None without a model's tokenizer."""
     fits: dict[int, int]
+    """Budget in tokens -> examples of median length that fit an episode."""
     faults: tuple[Fault, ...]
+    """What is wrong with the files; a task with faults cannot be read."""
     blockers: tuple[str, ...]
+    """What ends a training run on this task."""
     warnings: tuple[str, ...]
+    """What makes a poor result likely."""
     num_near_copies: int | None = 0
+    """Test inputs with a near-duplicate in train (tasks/duplicates.py); None if there are too many to compare."""
     chance: float | None = None
+    """What answering the test rows by dice scores, 0 to 1; None if an answer is open."""
     left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> rows that `eval` and `ask` leave out because they are too long for the model."""
     notes: tuple[str, ...] = ()
+    """What reading the files found that is good to know."""
 
     @property
     def verdict(self) -> str:
@@ -232,11 +242,12 @@ def _blockers(
     if not kept["test"]:
         blockers.append(_tell_no_test(task))
     if task.labels and len({e.answer for e in task.train}) == 1:
-        blockers.append("cannot be learnt: every train row has the same answer")
+        blockers.append("cannot be learnt: every train row has the same answer; add rows with others")
     if tokenized:
         alone = lengths_of(tokenized).alone
         if len(alone) and int(alone.min()) > budget:
-            blockers.append(f"cannot be trained in {budget} tokens: its shortest example needs {int(alone.min())}")
+            needs = f"its shortest example needs {int(alone.min())}; shorten its inputs"
+            blockers.append(f"cannot be trained in {budget} tokens: {needs}")
     return blockers
 
 

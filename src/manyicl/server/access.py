@@ -52,19 +52,17 @@ def load_tokens(path: Path) -> Tokens:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--token-file {path}: cannot be read ({error}); make one with: {_EXAMPLE}") from error
+        raise UserError(f"{path}: cannot be read ({error}); make one with: {_EXAMPLE}") from error
     entries: list[tuple[Role, str]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line.strip())
         if found is None:  # the line may be a token itself, so the message does not repeat it
-            raise UserError(
-                f"--token-file {path}, line {number}: is not a role and a SHA-256; make tokens with: {_EXAMPLE}"
-            )
+            raise UserError(f"{path}, line {number}: is not a role and a SHA-256; make tokens with: {_EXAMPLE}")
         entries.append(("admin" if found[1] == "admin" else "read", found[2]))
     if not entries:
-        raise UserError(f"--token-file {path}: has no token; make one with: {_EXAMPLE}")
+        raise UserError(f"{path}: has no token; make one with: {_EXAMPLE}")
     return Tokens(tuple(entries))
 
 

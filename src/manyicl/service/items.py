@@ -32,7 +32,7 @@ def make_items(
     answering: how each is answered. seeds: of each, what decides its samples.
 
     Raises:
-        InputTooLong: an input does not fit. UserError: options that no answer can be, or a limit below 1.
+        InputTooLong: an input does not fit. UserError: an option that cannot be an answer, or a limit below 1.
     """
     if options is not None and len(options) != len(texts):
         raise UserError(f"options: there are {len(options)} for {len(texts)} inputs; give a list for each input")
@@ -42,9 +42,11 @@ def make_items(
         raise UserError(f"seed: there are {len(seeds)} for {len(texts)} inputs; give one, or one for each input")
     items = []
     for place, ids in enumerate(write_queries(tokenizer, texts, after_shots=True)):
-        choices = write_answers(tokenizer, options[place]) if options is not None and options[place] else task.labels
-        if options is not None and options[place] and not choices:
-            raise UserError(f"options of input {place + 1}: the model's tokenizer can write none of them")
+        own = options[place] if options is not None else ()
+        choices = write_answers(tokenizer, own) if own else task.labels
+        if lost := set(own) - {option for option, _ in choices}:
+            names = ", ".join(map(repr, sorted(lost)))
+            raise UserError(f"options of input {place + 1}: the model's tokenizer cannot write {names}; leave it out")
         most = max((len(answer) for _, answer in choices), default=limit)
         item = Item(place, texts[place], ids, choices, most, answering, seeds[place])
         try:

@@ -353,12 +353,12 @@ def read_best_step(checkpoint: Path) -> int | None:
 
 
 def refuse_damaged(checkpoint: Path) -> None:
-    """Refuse a checkpoint of which a file is cut short or empty, before anything is loaded from it.
+    """Refuse a checkpoint of which a file is cut short, empty or gone, before anything is loaded from it.
 
     Raises:
         UserError: naming the file, and how to go on without the checkpoint.
     """
-    for path in sorted(checkpoint.iterdir()):
+    for path in sorted({*checkpoint.iterdir(), checkpoint / TRAINER_STATE}):
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt"):
@@ -368,7 +368,7 @@ def refuse_damaged(checkpoint: Path) -> None:
                     pass
             elif path.suffix == ".json":
                 json.loads(path.read_bytes())
-        except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
+        except (SafetensorError, zipfile.BadZipFile, ValueError, FileNotFoundError) as error:
             raise UserError(
                 f"{path}: is damaged ({error}); remove {checkpoint} and go on from the checkpoint before it, or"
                 f" from the start: manyicl train --resume {shlex.quote(str(checkpoint.parents[1]))}"
