@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
+import httpx2
 import openai
 import pytest
 
@@ -154,6 +156,40 @@ def test_what_is_not_supported_is_refused_by_name(client, wanted, param):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="base:slow", messages=ASKED, **wanted)
     assert caught.value.param == param
+
+
+class BusyService(SlowService):
+    """Its library is busy, as while it waits for another server's write."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked_library, self.is_free = threading.Event(), threading.Event()
+
+    def task(self, name):
+        self.asked_library.set()
+        assert self.is_free.wait(60)
+        return super().task(name)
+
+
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+def test_a_busy_library_does_not_hold_up_other_requests(route):
+    service = BusyService()
+    body = (
+        {"model": "base:slow", "prompt": "hello"}
+        if route == "completions"
+        else {"model": "base:slow", "messages": ASKED}
+    )
+    found = []
+    with app_in_thread(service) as url:
+        asking = threading.Thread(target=lambda: found.append(httpx2.post(f"{url}/v1/{route}", json=body, timeout=60)))
+        asking.start()
+        try:
+            assert service.asked_library.wait(20)
+            assert httpx2.get(f"{url}/healthz", timeout=10).status_code == 200
+        finally:
+            service.is_free.set()
+            asking.join(timeout=60)
+    assert [reply.status_code for reply in found] == [200]
 
 
 def test_prompts_of_token_ids_are_refused(client):

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.sse import format_sse_event
 from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
 
 from manyicl.server.problems import ProblemError, find_problem
 from manyicl.server.routes.bodies import model_name
@@ -48,20 +49,21 @@ def make_completion_routes(service: Service, settings: ServerSettings) -> APIRou
     @router.post("/completions", response_model=None)
     async def complete(body: CompletionBody, request: Request) -> Response:
         """Complete a prompt, or answer it as the input of a task."""
-        task = desk.find_task(body.model)
+        task = await run_in_threadpool(desk.find_task, body.model)
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         check_count(len(prompts) * body.num_choices, settings)
         if not prompts or (task is None and len(prompts) > 1):
             raise ProblemError("invalid-request", 400, "prompt: give one text; only tasks take several", param="prompt")
-        order = _Order(body, task, prompts, body.max_tokens, body.logprobs, desk.check(body, task))
+        ignored = await run_in_threadpool(desk.check, body, task)
+        order = _Order(body, task, prompts, body.max_tokens, body.logprobs, ignored)
         return await desk.serve(order, request, kind="text")
 
     @router.post("/chat/completions", response_model=None)
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer the user's last message as the input of a task, or continue a chat with the base."""
-        task = desk.find_task(body.model)
+        task = await run_in_threadpool(desk.find_task, body.model)
         check_count(body.num_choices, settings)
-        ignored = desk.check(body, task)
+        ignored = await run_in_threadpool(desk.check, body, task)
         if task is not None:
             ignored += ["messages"] * (len(body.messages) > 1)
             ignored += ["chat_template_kwargs"] * bool(body.chat_template_kwargs)
@@ -94,7 +96,11 @@ class _Order:
 
 
 class _Desk:
-    """Takes orders to the service and brings back answers in OpenAI's shape."""
+    """Takes orders to the service and brings back answers in OpenAI's shape.
+
+    `find_task` and `check` read the library, which another thread's or server's write can keep waiting: the event loop
+    leaves them to a thread.
+    """
 
     def __init__(self, service: Service, settings: ServerSettings) -> None:
         self.service, self.settings = service, settings
