@@ -264,4 +264,6 @@ def test_a_task_that_cannot_be_read_in_ids_is_a_failed_measurement(seed_model, t
     assert (found.state, found.version) == ("failed", 1)
     assert found.sentence == "The measurement failed (the vocabulary is too small)."
     assert not measurer.step()
+    later = measurer.find(library.versions()["animals"][0], 2)
+    assert (later.state, later.sentence) == ("waiting", "")
     library.close()

@@ -314,10 +314,10 @@ class Measurer:
         current, last = self._current, self._last.get(task)
         if current is not None and current[1] == task:
             now = current[2].measurement
-            return now if last is None else replace(last, state="running", fraction=now.fraction)
+            return now if last is None else _as_before(last, "running", now.fraction)
         if last is None:
             return Measurement("waiting", version=version)
-        return last if last.version == version else replace(last, state="waiting", fraction=0.0)
+        return last if last.version == version else _as_before(last, "waiting", 0.0)
 
     def step(self) -> bool:
         """Do a piece of work in a second or two; return whether there was any."""
@@ -375,6 +375,11 @@ class Measurer:
             return True
         self._looked = now
         return False
+
+
+def _as_before(last: Measurement, state: State, fraction: float) -> Measurement:
+    """Return the old version's measurement while a new one waits or runs; why the old one failed is past."""
+    return replace(last, state=state, fraction=fraction, sentence="" if last.state == "failed" else last.sentence)
 
 
 def _read(content: Mapping[str, Any]) -> Measurement | None:
