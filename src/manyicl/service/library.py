@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from manyicl.errors import find_refusal
+from manyicl.errors import UserError, find_refusal
 from manyicl.service.refusals import LibraryFault, TaskExists, UnknownExample, UnknownTask
 from manyicl.tasks import Example
 
@@ -288,13 +288,14 @@ class Library:
 
         Raises:
             TaskExists: there is one, and `replace` is False.
+            UserError: there are `most_tasks` others already.
         """
         with self._writing() as db:
             row = db.execute("SELECT id, version, created FROM tasks WHERE name = ?", (name,)).fetchone()
             if row is not None and not replace:
                 raise TaskExists(f"task {name!r}: is there already; replace it, or add examples to it")
             if row is None and db.execute("SELECT count(*) FROM tasks").fetchone()[0] >= most_tasks:
-                raise TaskExists(f"task {name!r}: there are {most_tasks:,} tasks already, the limit; remove one")
+                raise UserError(f"task {name!r}: there are {most_tasks:,} tasks already, the limit; remove one")
             now, version = _now(), 1
             if row is None:
                 values = (name, json.dumps(about), version, now, now)

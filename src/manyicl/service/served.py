@@ -198,7 +198,7 @@ class Service:
 
         Raises:
             BadExamples: the rows cannot be read, or the name cannot be one.
-            TaskExists: a task of this name is there, and `replace` is False.
+            TaskExists: one of this name is there, and `replace` is False. UserError: there are too many tasks already.
         """
         with self._open() as library:
             read = read_examples(source, name=name, settings=settings, most=self.settings.max_examples)
