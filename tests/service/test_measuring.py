@@ -267,3 +267,17 @@ def test_a_task_that_cannot_be_read_in_ids_is_a_failed_measurement(seed_model, t
     later = measurer.find(library.versions()["animals"][0], 2)
     assert (later.state, later.sentence) == ("waiting", "")
     library.close()
+
+
+def test_the_measurement_of_a_task_that_is_removed_ends(seed_model, tmp_path):
+    with open_service(seed_model, data=tmp_path, settings=QUIET) as service:
+        service.add_task(ROWS, name="animals")
+    library = Library(tmp_path)
+    with Answerer(seed_model, endpoint=None, cache=PrefixCache(seed_model, most_bytes=1)) as answerer:
+        measurer = Measurer(library, TaskBook(library, seed_model), answerer, most_tokens=20_000, choice=ShotChoice())
+        assert measurer.step()
+        assert measurer.current == "animals"
+        library.remove_task("animals")
+        measurer.step()
+        assert measurer.current is None
+    library.close()

@@ -324,6 +324,9 @@ class Measurer:
         if self._current is None:
             return self._begin()
         name, task, measuring, pieces = self._current
+        if all(task != there for there, _ in self.library.versions().values()):  # removed, perhaps by another server
+            self._current = None
+            return True
         try:
             next(pieces)
         except StopIteration:
