@@ -272,6 +272,25 @@ def test_a_refusal_is_told_in_words(page, url, tmp_path):
     assert find(page, "#start").is_displayed()
 
 
+# A server that goes away while it writes an answer.
+BREAK_OFF = """const fetched = window.fetch;
+window.fetch = (path, options) => path.endsWith("/predict")
+  ? Promise.resolve(new Response('event: text\\ndata: {"text": "the first wor"}\\n\\n'))
+  : fetched(path, options);"""
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(page, url):
+    rows = [{"input": f"question {n}", "answer": f"answer {n}"} for n in range(8)]
+    task = {"name": "open", "settings": {"family": "qa"}, "examples": rows}
+    assert httpx2.post(f"{url}/v1/tasks", json=task).status_code == 201
+    open_task(page, url, "open")
+    page.execute_script(BREAK_OFF)
+    find(page, "#input").send_keys("question 9")
+    find(page, "#ask-button").click()
+    assert wait(page, "#alert .note").text.startswith("The answer broke off; what is shown is only its beginning.")
+    assert find(page, "#reply .answer").text == "the first wor"
+
+
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(page, url):
     for scheme in ("light", "dark"):
         set_view(page, width=360, height=740, scheme=scheme)

@@ -223,8 +223,12 @@ async function settleName(file, name) {
 async function follow() {
   clearTimeout(state.polling);
   const { task } = state;
+  let isGone = false;
   const went = await attempt(async () => {
-    const measured = await ask("GET", `${taskPath(task.name)}/curve`);
+    const measured = await ask("GET", `${taskPath(task.name)}/curve`).catch((error) => {
+      isGone = error.status === 404; // removed elsewhere
+      throw error;
+    });
     if (state.task !== task) return;
     const wasDone = state.measured?.state === "done" && state.measured.version === measured.version;
     state.measured = measured;
@@ -234,7 +238,8 @@ async function follow() {
       await showDoubts(measured, context());
     } else if (measured.state !== "done") byId("doubts").hidden = true;
   });
-  const isGoing = ["waiting", "running"].includes(state.measured?.state);
+  // Before a first answer nobody knows whether it is measured, so it is asked again.
+  const isGoing = !isGone && (!state.measured || ["waiting", "running"].includes(state.measured.state));
   if (state.task === task && isGoing) state.polling = setTimeout(follow, went ? 700 : 5000);
 }
 
@@ -280,7 +285,7 @@ async function askTask(event) {
   await attempt(async () => {
     const body = bodyOf(input);
     const reply = await requestReply(task, body, asking.signal);
-    if (state.task?.name === task.name && reply) await showReply(reply, body.min_confidence);
+    if (state.task?.name === task.name) await showReply(reply, body.min_confidence);
   });
   if (state.asking === asking) setBusy(false);
 }
@@ -317,6 +322,7 @@ async function requestReply(task, body, signal) {
     if (name === "reply") reply = content.reply;
     if (name === "problem") throw new Refusal(content, content.status);
   }
+  if (!reply) throw new Refusal({ detail: "The answer broke off; what is shown is only its beginning. Ask again." }, 0);
   return reply;
 }
 
