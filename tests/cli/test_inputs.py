@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from manyicl.cli.inputs import read_inputs
+from manyicl.cli.inputs import describe_answers, read_inputs
 from manyicl.errors import UserError
+from manyicl.inference import Answer
 
 
 def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_an_input(
@@ -43,3 +44,14 @@ def test_what_is_not_a_text_is_told_in_one_line(tmp_path: Path, monkeypatch: pyt
     for name in ("t.csv", "t.jsonl.gz", "t.parquet"):
         with pytest.raises(UserError, match=rf"^{tmp_path / name}: is a data file, whose lines hold more than inputs"):
             read_inputs(str(tmp_path / name))
+
+
+def test_fewer_shots_than_labels_are_told_with_what_shows_more() -> None:
+    answers = [Answer(input="lost my card", answer="lost_card", nll=0.1, shots=30, cut=False)]
+    assert describe_answers(answers, num_train=900) == "shots: 30 of 900 train rows"
+    assert describe_answers(answers, num_train=900, num_labels=30) == "shots: 30 of 900 train rows"
+    assert describe_answers(answers, num_train=900, num_labels=77) == (
+        "shots: 30 of 900 train rows, for 77 labels (--choose nearest shows each input examples like it)"
+    )
+    # Labels without a row cannot be shown at all.
+    assert describe_answers(answers, num_train=30, num_labels=77) == "shots: 30 of 30 train rows"

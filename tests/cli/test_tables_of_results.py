@@ -109,7 +109,8 @@ def test_copies_and_missing_labels_are_told_below_only_where_there_are_any():
     text = render(evaluation_table(evaluation((cell(0, 0.5), cell(4, 0.5, draws=found)))))
     assert "task0: 0 to 2 of 20 queries have their very input among its shots at 4" in text
     assert "task0: 1 of 20 queries have a near-duplicate of their input among its shots at 4" in text
-    assert "task0: 0 to 2 labels have no example among its shots at 4; the commonest has 25 to 50 %" in text
+    assert "task0: 0 to 2 labels have no example among its shots at 4; the commonest has 25 to 50 %;" in text
+    assert "--choose nearest shows each query examples like it" in text
 
 
 def difference(**changes) -> Difference:

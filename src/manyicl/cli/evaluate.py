@@ -309,7 +309,8 @@ def ask_(
         num_nearest=count_nearest(choose, num_nearest),
     )
     if not as_json:
-        typer.echo(describe_answers(answers, num_train=len(chosen.train)), err=True)
+        num_labels = 0 if choose == "nearest" else len(chosen.labels)
+        typer.echo(describe_answers(answers, num_train=len(chosen.train), num_labels=num_labels), err=True)
     for answer in answers:
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else write_answer(answer))
 

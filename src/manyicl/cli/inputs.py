@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from manyicl.inference import Answer
 
 
-def describe_answers(answers: Sequence[Answer], *, num_train: int) -> str:
+def describe_answers(answers: Sequence[Answer], *, num_train: int, num_labels: int = 0) -> str:
     """Return how many shots stood before the inputs, and how many rows were left out and answers are cut or unsure.
 
     num_train: train rows of the task.
+    num_labels: labels that all inputs' shots should show; 0 if each input has shots of its own.
     """
     shots = f"shots: {answers[0].shots:,} of {num_train:,} train rows"
+    if answers[0].shots < min(num_labels, num_train):
+        shots += f", for {num_labels:,} labels (--choose nearest shows each input examples like it)"
     left_out = "".join(f"; {count:,} {reason}" for reason, count in answers[0].left_out.items())
     num_cut = sum(answer.cut for answer in answers)
     cut = f"; {num_cut:,} of {len(answers):,} answers cut at the token limit (--max-new-tokens raises it)"

@@ -176,7 +176,7 @@ def _audit_shots(curve: ShotCurve) -> list[str]:
         shares = [round(100 * draw.top_label_share) for draw in last.draws if draw.top_label_share is not None]
         notes.append(
             f"{curve.task}: {_range(absent)} {'label has' if max(absent) == 1 else 'labels have'} no example {where};"
-            f" the commonest has {_range(shares)} %"
+            f" the commonest has {_range(shares)} %; --choose nearest shows each query examples like it"
         )
     return notes
 
