@@ -148,7 +148,7 @@ class PeakMemory:
         except OSError:
             self.known = False
             return
-        # Some sandboxes accept the write and ignore it: the peak is then still the one of the process's whole life.
+        # Seen in a sandbox: the write succeeds and the peak stays the one of the process's whole life.
         peak, resident = resident_peak(), resident_now()
         self.known = peak is not None and resident is not None and peak <= resident + RESET_SLACK
 
