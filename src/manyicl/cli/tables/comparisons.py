@@ -79,7 +79,7 @@ def _tell_tokens(number: int) -> str:
 
 def _forecast_lines(forecast: ComparisonForecast) -> list[str]:
     lines = [
-        "After a shared prefix each draw's shots are encoded once; on the plain path, of a model whose cache cannot be"
+        "With a shared prefix, each draw's shots are encoded once; on the plain path, of a model whose cache cannot be"
         " shared, once for every query and option. Open answers are taken to be as long as their references. A first"
         " seed's model is the run of its trial."
     ]
