@@ -114,7 +114,7 @@ def test_a_system_prompt_is_written_once_where_the_template_puts_it(name):
     assert text == as_written_by(name, writer.tokenizer, turns)
     assert text.count("Be brief.") == 1
     assert text.index("Be brief.") < text.index("is the fox red?")
-    assert writer.fingerprint() != TaskTokenizer(family_tokenizer(name), CHAT).fingerprint()
+    assert writer.fingerprint != TaskTokenizer(family_tokenizer(name), CHAT).fingerprint
 
 
 def test_a_system_prompt_that_cannot_be_written_is_refused_in_one_line():
@@ -205,7 +205,7 @@ def test_b3_a_frame_that_is_kept_is_written_alike_on_another_day():
     task = chat_task()
     assert anew.head_ids(task).tolist() != first.head_ids(task).tolist()
     assert again.head_ids(task).tolist() == first.head_ids(task).tolist()
-    assert again.fingerprint() == first.fingerprint() != anew.fingerprint()
+    assert again.fingerprint == first.fingerprint != anew.fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_b3_a_run_is_asked_and_resumed_on_another_day_in_the_text_it_was_trained
     shutil.rmtree(killed / "checkpoints")
     with tomorrow():
         train(recipe(chat_run), out=killed, resume=True)
-        assert load_for_inference(str(killed)).tokenizer.fingerprint() == asked.fingerprint()
+        assert load_for_inference(str(killed)).tokenizer.fingerprint == asked.fingerprint
 
 
 @pytest.mark.slow

@@ -660,7 +660,7 @@ def test_a_tokenised_task_travels_to_another_process(tmp_path):
 def test_a_saved_tokenizer_has_the_same_fingerprint(tmp_path, tokenizers):
     tokenizers["bpe"].save_pretrained(tmp_path)
     again = TaskTokenizer(AutoTokenizer.from_pretrained(tmp_path), TemplateSettings())
-    assert again.fingerprint() == task_tokenizer("bpe").fingerprint()
+    assert again.fingerprint == task_tokenizer("bpe").fingerprint
 
 
 # Decoding ---------------------------------------------------------------------------------------------------------

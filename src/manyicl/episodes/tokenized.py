@@ -76,7 +76,7 @@ def tokenize_task(task: Task, *, tokenizer: TaskTokenizer, cache_dir: Path | Non
     """
     if cache_dir is None:
         return _tokenize_splits(task, tokenizer)
-    key = hashlib.sha256(f"{task.sha256}\0{tokenizer.fingerprint()}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{task.sha256}\0{tokenizer.fingerprint}".encode()).hexdigest()[:32]
     path = cache_dir / f"{key}.arrow"
     try:
         return _read_cache(path, task, tokenizer)

@@ -260,7 +260,7 @@ def _identify(model: InferenceModel, sweep: Sweep, tasks: Sequence[Task]) -> dic
     """Return everything that decides what an evaluation finds, for `Unfinished`."""
     return {
         "versions": package_versions(),
-        "model": {"weights": hash_weights(model.model), "tokenizer": model.tokenizer.fingerprint()},
+        "model": {"weights": hash_weights(model.model), "tokenizer": model.tokenizer.fingerprint},
         **({"frame": asdict(model.tokenizer.frame)} if model.tokenizer.settings.style == "chat" else {}),
         "device": device_of(model.model).type + (", compiled" if model.compiled else ""),
         "sweep": {
