@@ -27,6 +27,12 @@ def run(layer, x, gradient):
     return [out.detach().float().cpu(), x.grad.float().cpu()]
 
 
+def run_exactly(layer, x, gradient):
+    """The same without rounding what comes to 8 bits, in float32."""
+    weight = layer.unpack()
+    return [x.float() @ weight.t(), gradient.float() @ weight]
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
 @pytest.mark.parametrize("turned", [False, True], ids=["contiguous", "turned"])
 @pytest.mark.parametrize("num_tokens", [1, 37, 256])
@@ -35,10 +41,12 @@ def test_a_layer_computes_on_a_gpu_what_it_does_on_a_cpu(num_tokens, turned, com
     torch.manual_seed(0)
     layer = Float8Linear(nn.Linear(512, 384, bias=False, dtype=torch.bfloat16), dtype=torch.bfloat16)
     x, gradient = (torch.randn(num_tokens, size, dtype=torch.bfloat16) for size in (512, 384))
-    expected = run(layer, x, gradient)
+    expected, exact = run(layer, x, gradient), run_exactly(layer, x, gradient)
     if turned:
         x, gradient = (part.t().contiguous().t() for part in (x, gradient))
     layer = layer.cuda()
     found = run(torch.compile(layer, dynamic=False) if compiled else layer, x.cuda(), gradient.cuda())
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+    for ours, theirs, truth in zip(found, expected, exact, strict=True):
+        # A compiler rounds some numbers of 8 bits to the other side (1.24 % on an H200): no further from the truth.
+        assert (ours - theirs).norm() < (0.02 if compiled else 0.01) * theirs.norm()
+        assert (ours - truth).norm() < 1.05 * (theirs - truth).norm()

@@ -66,8 +66,8 @@ class ServiceSettings:
     measure: bool = True
     """Whether tasks are measured while nothing else is to be done."""
     measure_tokens: int | None = None
-    """Most tokens of a measurement. None: on a CPU about two minutes' work of two cores
-    (13,000 for a model of 135M parameters), 4,000,000 on a GPU or a server."""
+    """Most tokens of a measurement. None: on a CPU about two minutes' work of two cores (13,000 for a model of 135M
+    parameters), on a GPU less than a minute's work of an H200 (500,000 for 7B), 4,000,000 on a server."""
     max_tasks: int = 1000
     """Tasks that may be kept."""
     max_examples: int = 50_000

@@ -51,11 +51,12 @@ from manyicl.service.refusals import UnknownTask
 from manyicl.service.selection import Order, TaskBook, TaskIds, choose_shots
 from manyicl.service.settings import ShotChoice
 
-# Default of ServiceSettings.measure_tokens, by where the model is.
-OTHER_TOKENS = 4_000_000
-# On a CPU, tokens times parameters: two minutes of two cores, found with SmolLM2-135M, which gets 13,000 tokens by it.
-# Fewer than so many tokens would tell nothing.
-_CPU_WORK, _FEWEST_TOKENS = 13_000 * 134_515_008, 6_000
+# Default of ServiceSettings.measure_tokens: tokens times parameters. On a CPU, two minutes of two cores, found with
+# SmolLM2-135M, which gets 13,000 tokens by it. On a GPU under a minute, found with Mistral 7B's shape on an H200, where
+# 961,000 tokens took 73 s.
+_WORK = {True: 13_000 * 134_515_008, False: 500_000 * 7_241_732_096}
+# Fewer would tell nothing; more, as a small model on a GPU or a server could have, are not needed.
+_FEWEST_TOKENS, MOST_TOKENS = 6_000, 4_000_000
 # How long a piece of work may take, since a request may be waiting for its end. Shorter pieces are slow: after 3,000
 # tokens SmolLM2 on two cores answers one query of 60 tokens in 0.48 s, four in 1.22 s, eight in 2.40 s.
 _PIECE_S = 1.5
@@ -84,7 +85,7 @@ class TaskMeasuring:
     def __init__(self, task: TaskIds, answerer: Answerer, *, most_tokens: int | None, served: Order) -> None:
         self.task, self.answerer, self.served = task, answerer, served
         on_cpu = answerer.engine.server is None and answerer.model.on_cpu
-        self._most_tokens = most_tokens or (_cpu_tokens(answerer.model.model) if on_cpu else OTHER_TOKENS)
+        self._most_tokens = most_tokens or _default_tokens(answerer, on_cpu=on_cpu)
         self._pace = _FIRST_PACE[on_cpu]
         self._choices = self._find_choices()
         self._query_tokens = self._estimate_query()
@@ -268,9 +269,11 @@ class TaskMeasuring:
         )
 
 
-def _cpu_tokens(model: nn.Module) -> int:
-    """Return the tokens of a measurement on a CPU: as many as a model of its size manages in about two minutes."""
-    return min(OTHER_TOKENS, max(_FEWEST_TOKENS, _CPU_WORK // count_parameters(model)))
+def _default_tokens(answerer: Answerer, *, on_cpu: bool) -> int:
+    """Return the tokens of a measurement: as many as a model of its size manages in the time that is meant."""
+    if answerer.engine.server is not None:
+        return MOST_TOKENS
+    return min(MOST_TOKENS, max(_FEWEST_TOKENS, _WORK[on_cpu] // count_parameters(answerer.model.model)))
 
 
 def _find_in_background(examples: Sequence[ServedExample]) -> Future[Duplicates]:
