@@ -388,10 +388,9 @@ def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
     peaks = [predict_memory(footprint, Recompute(n)).total_bytes for n in range(4)]
     total = torch.cuda.mem_get_info()[1]
     chosen = []
-    for free_bytes in (2 * peaks[0], int(peaks[2] / 0.92) + (1 << 20), 0):
-        # What earlier tests of this process have left counts as free too.
-        free_bytes = max(0, free_bytes - torch.cuda.memory_reserved())
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free_bytes: (free, total))
+    for usable in (2 * peaks[0], int(peaks[2] / 0.92) + (1 << 20), 0):
+        free = max(0, usable - torch.cuda.memory_reserved())  # what earlier tests have left counts as free too
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, total))
         chosen.append(choose_recompute(model, "auto", row=row))
     assert chosen[0] == Recompute(0)
     assert 0 < chosen[1].num_layers <= 2

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from manyicl.episodes import join_examples
 from manyicl.evaluation import best_score, chance_score, majority_answer, majority_score
