@@ -218,7 +218,7 @@ class TaskTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides how text becomes ids. Kept: it takes half a second for Gemma's vocabulary."""
+        """A hash of everything that decides how text becomes ids. It takes half a second for Gemma's vocabulary."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
         # Cut out padding and truncation, which a caller may have switched on: they don't matter here.
