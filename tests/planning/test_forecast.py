@@ -84,7 +84,13 @@ def test_flops_are_those_of_the_rows_and_hours_those_of_the_device(forecast, pre
         batch = prepared.packs.collate([prepared.packs[first], prepared.packs[first + 1]])
         expected += count_flops(shape, batch.segment_lengths, num_targets=len(batch.target_positions_N))
     assert forecast.flops == expected
-    assert forecast.hours == pytest.approx(expected / (2 * 0.3 * 989.5e12) / 3600)
+    # So small a model waits for its host: 1 ms per layer and pass, of which a row takes three.
+    num_rows, num_layers = 24, load_config(prepared.config.model).num_hidden_layers
+    assert forecast.waits
+    assert forecast.hours == pytest.approx(num_rows * 3 * num_layers * 0.001 / 2 / 3600)
+    busy = replace(forecast, layer_passes=0)
+    assert not busy.waits
+    assert busy.hours == pytest.approx(expected / (2 * 0.3 * 989.5e12) / 3600)
 
 
 def test_the_largest_row_is_as_long_as_the_longest_batch(prepared):

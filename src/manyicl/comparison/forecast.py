@@ -21,8 +21,17 @@ from manyicl.comparison.settings import Arm, ArmName
 from manyicl.episodes import BatchMaker, TaskTokenizer, default_cache_dir, tokenize_task
 from manyicl.errors import UserError
 from manyicl.evaluation import Sweep, TaskSweep
+from manyicl.inference import ROW_TOKENS
 from manyicl.models import check_window, count_flops, load_config, resolve_precision
-from manyicl.planning import ASSUMED_UTILIZATION, Device, find_blockers, forecast_tasks, predict_recipe
+from manyicl.planning import (
+    ASSUMED_UTILIZATION,
+    Device,
+    count_layer_passes,
+    find_blockers,
+    forecast_tasks,
+    predict_recipe,
+    predict_seconds,
+)
 from manyicl.tasks import Task
 from manyicl.training import (
     MemoryPrediction,
@@ -62,6 +71,8 @@ class Work:
     """The same if every query is a whole prompt, for a model that cannot share its encoded shots."""
     flops: int = 0
     """Model FLOPs."""
+    seconds: float = 0.0
+    """Predicted for one device; 0 if none is named."""
 
     def __add__(self, other: Work) -> Work:
         """Return both together."""
@@ -126,7 +137,7 @@ class ComparisonForecast:
         """Return the predicted hours of some work on one device; None if no device is named."""
         if self.device is None:
             return None
-        return work.flops / (self.device.peak_flops_per_s * ASSUMED_UTILIZATION) / 3600
+        return work.seconds / 3600
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON."""
@@ -197,6 +208,7 @@ class _Forecaster:
         self.notes: list[str] = []
         self.tokenizer = TaskTokenizer(grid.tokenizer, self.config.template, frame=grid.frame)
         self.model_config = load_config(self.config.model)
+        self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)
         self._asked: dict[tuple[int, WorkKind, str], Work] = {}
 
     def forecast_arm(self, arm: Arm) -> ArmForecast:
@@ -224,7 +236,9 @@ class _Forecaster:
             config, spent = self._match(item)
             # The first seed's run is that of the trial of its rate, so it is not trained again.
             trained = times - (item.rate is None and bool(self.config.rates_of(item.arm)))
-            one = Work(0, spent.tokens, spent.tokens, spent.flops)
+            passes = count_layer_passes(config, num_layers=self.num_layers)
+            seconds = self._predict_seconds(spent.flops, layer_passes=passes)
+            one = Work(0, spent.tokens, spent.tokens, spent.flops, seconds)
             yield name, replace(one.times(trained), items=times)
             yield WHILE_TRAINING, self._measure_losses(item, config).times(trained)
         elif item.kind == "text":
@@ -242,8 +256,7 @@ class _Forecaster:
             num_tokens=config.train.validation_tokens,
             seed=config.seed,
         )
-        lengths = [pack.num_tokens for pack in planned]
-        losses = Work(0, sum(lengths), sum(lengths), self._count_forward(lengths))
+        losses = self._read_rows([pack.num_tokens for pack in planned], num_rows=len(planned))
         if item.task is None:
             losses += replace(self._read_texts(), items=0)
         return losses.times(ceil(config.train.num_steps / config.train.checkpoint_every_steps))
@@ -251,7 +264,18 @@ class _Forecaster:
     def _read_texts(self) -> Work:
         """Return the work of reading the windows of all texts once."""
         lengths = [len(ids) for text in self.grid.texts for ids in text.ids]
-        return Work(1, sum(lengths), sum(lengths), self._count_forward(lengths, targets=sum(lengths)))
+        whole = self._read_rows(lengths, num_rows=_count_rows(sum(lengths)), targets=sum(lengths))
+        return replace(whole, items=1)
+
+    def _read_rows(self, lengths: Sequence[int], *, num_rows: int, targets: int = 0) -> Work:
+        """Return the work of sequences that go through the model once, in so many rows."""
+        flops = self._count_forward(lengths, targets=targets)
+        seconds = self._predict_seconds(flops, layer_passes=num_rows * self.num_layers)
+        return Work(0, sum(lengths), sum(lengths), flops, seconds)
+
+    def _predict_seconds(self, flops: int, *, layer_passes: int) -> float:
+        """Return the seconds of some work on the device, 0 if there is none."""
+        return 0.0 if self.device is None else predict_seconds(self.device, flops=flops, layer_passes=layer_passes)
 
     def _count_forward(self, lengths: Sequence[int], *, targets: int = 0, prefix_tokens: int = 0) -> int:
         shape = self.grid.matcher.shape
@@ -263,8 +287,12 @@ class _Forecaster:
         if key not in self._asked:
             tokenized = tokenize_task(task, tokenizer=self.tokenizer, cache_dir=default_cache_dir())
             sweep_of_task = TaskSweep(tokenized, tokenizer=self.tokenizer, sweep=sweep)
-            self._asked[key] = count_sweep(sweep_of_task, forward=self._count_forward)
+            self._asked[key] = count_sweep(sweep_of_task, forward=self._count_forward, predict=self._predict_pass)
         return self._asked[key]
+
+    def _predict_pass(self, flops: int, num_passes: int) -> float:
+        """Return the seconds of so many passes of rows, or steps of generated tokens, through all layers."""
+        return self._predict_seconds(flops, layer_passes=num_passes * self.num_layers)
 
     def _predict_memory(self, arm: Arm) -> MemoryPrediction | None:
         """Return the largest peak of a training step among an arm's models, and note what prevents its training."""
@@ -311,12 +339,15 @@ def _shorten(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"num_steps": num_steps})})
 
 
-def count_sweep(sweep: TaskSweep, *, forward: Callable[..., int]) -> Work:
+def count_sweep(
+    sweep: TaskSweep, *, forward: Callable[..., int], predict: Callable[[int, int], float] = lambda *_: 0.0
+) -> Work:
     """Return the work of asking one task: each draw's shots once, and after them every query with its options.
 
     A generated answer is assumed to be as long as its reference.
 
     forward: returns the model FLOPs of rows after a prefix.
+    predict: returns the seconds of so many FLOPs in so many passes.
     """
     # Of an open query, an answer of its reference's length is generated too; the last token is not processed again.
     lengths_Q = sweep.tokenized.splits["test"].answer_lengths[sweep.queries]
@@ -328,7 +359,8 @@ def count_sweep(sweep: TaskSweep, *, forward: Callable[..., int]) -> Work:
         if not sweep.shots_of(draw):
             continue
         encoded = sweep.prefix_tokens(draw, sweep.num_shared(sweep.most_shots(draw)))
-        total += Work(0, encoded, 0, forward([encoded]))
+        flops = forward([encoded])
+        total += Work(0, encoded, 0, flops, predict(flops, _count_rows(encoded)))
         for shots in sweep.shots_of(draw):
             num_shots, own_Q = sweep.num_shots(draw, shots), sweep.own_tokens(draw, shots)
             before = sweep.prefix_tokens(draw, sweep.num_shared(num_shots))
@@ -336,5 +368,12 @@ def count_sweep(sweep: TaskSweep, *, forward: Callable[..., int]) -> Work:
             asked_Q = rest_Q + generated_Q - is_open_Q
             flops = forward((own_Q + asked_Q).tolist(), targets=int(asked_Q.sum()), prefix_tokens=before)
             plain = int((prompts_Q * (before + own_Q) + whole_Q + generated_Q).sum())
-            total += Work(0, int((own_Q + asked_Q).sum()), plain, flops)
+            num_rows = _count_rows(int((own_Q + asked_Q).sum()))
+            steps = int(generated_Q.max(initial=0))  # the queries of a row generate together
+            seconds = predict(flops, num_rows * (1 + steps))
+            total += Work(0, int((own_Q + asked_Q).sum()), plain, flops, seconds)
     return total
+
+
+def _count_rows(num_tokens: int) -> int:
+    return ceil(num_tokens / ROW_TOKENS["cuda"])

@@ -5,6 +5,7 @@ from .answering.math_answers import is_same_answer
 from .answering.questions import Answer, Answered, answer_queries, ask, write_queries
 from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Decoding, Normalize, check_min_confidence, is_unsure
 from .answering.voting import generate_voted, sameness_of
+from .budget import ROW_TOKENS
 from .drawing import (
     LONG_TRAIN,
     NUM_NEAREST,
@@ -32,6 +33,7 @@ __all__ = [
     "DEFAULT_ANSWERS",
     "LONG_TRAIN",
     "NUM_NEAREST",
+    "ROW_TOKENS",
     "Answer",
     "AnswerSettings",
     "Answered",

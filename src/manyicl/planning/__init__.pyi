@@ -1,12 +1,13 @@
 from .audit import TaskAudit, audit_task, audit_tasks
-from .devices import ASSUMED_UTILIZATION, Device, find_device
+from .devices import ASSUMED_UTILIZATION, LAYER_PASS_S, Device, find_device, predict_seconds
 from .fit import predict_recipe
-from .forecast import SHOT_EDGES, Forecast, find_blockers, forecast_run, forecast_tasks
+from .forecast import SHOT_EDGES, Forecast, count_layer_passes, find_blockers, forecast_run, forecast_tasks
 from .overlap import Overlap, find_overlaps, tell_overlap, tell_overlaps
 from .preview import DrawnEpisode, preview_recipe, render_episode
 
 __all__ = [
     "ASSUMED_UTILIZATION",
+    "LAYER_PASS_S",
     "SHOT_EDGES",
     "Device",
     "DrawnEpisode",
@@ -15,12 +16,14 @@ __all__ = [
     "TaskAudit",
     "audit_task",
     "audit_tasks",
+    "count_layer_passes",
     "find_blockers",
     "find_device",
     "find_overlaps",
     "forecast_run",
     "forecast_tasks",
     "predict_recipe",
+    "predict_seconds",
     "preview_recipe",
     "render_episode",
     "tell_overlap",

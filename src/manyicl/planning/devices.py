@@ -9,6 +9,10 @@ from manyicl.errors import UserError, suggest
 # An assumption, not a promise: model FLOPs over the datasheet's peak. Measured on one H200 with a 7B model, LoRA, all
 # layers recomputed, 8k and 32k tokens: 0.31 and 0.36.
 ASSUMED_UTILIZATION = 0.3
+# In about so many seconds the host starts the kernels of one layer for one pass of a row, and a small model's GPU waits
+# for that. A backward pass counts twice. Measured on an H200: SmolLM2-135M, 30 layers, trains a row of 4,096 tokens in
+# 90 ms, uncompiled (docs/performance.md).
+LAYER_PASS_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,14 @@ DEVICES = dict(
         _device("3090", 24, 71, has_float8=False),  # NVIDIA GA102 whitepaper, RTX 3090: 71, 142 with sparsity
     )
 )
+
+
+def predict_seconds(device: Device, *, flops: int, layer_passes: int = 0) -> float:
+    """Return the seconds that some work takes on a device: its arithmetic, or starting its kernels if that is longer.
+
+    layer_passes: forward passes of rows, or steps of generated tokens, times layers.
+    """
+    return max(flops / (device.peak_flops_per_s * ASSUMED_UTILIZATION), layer_passes * LAYER_PASS_S)
 
 
 def find_device(name: str) -> Device:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from manyicl.models import (
     resolve_precision,
     shape_model,
 )
-from manyicl.planning.devices import ASSUMED_UTILIZATION, Device
+from manyicl.planning.devices import ASSUMED_UTILIZATION, Device, predict_seconds
 from manyicl.planning.fit import Change, predict_recipe, suggest_changes
 from manyicl.training import (
     MemoryPrediction,
@@ -120,13 +121,24 @@ class Forecast:
     """What is seldom meant to be so."""
     optim: Optim = "adamw_torch_fused"
     """The optimizer."""
+    layer_passes: int = 0
+    """Passes of rows through layers in all steps; a backward pass counts twice."""
 
     @property
     def hours(self) -> float | None:
         """Predicted hours of training on the device; without loading, validation and evaluation."""
         if self.flops is None or self.device is None:
             return None
-        return self.flops / (self.device.peak_flops_per_s * ASSUMED_UTILIZATION * self.num_devices) / 3600
+        seconds = predict_seconds(self.device, flops=self.flops, layer_passes=self.layer_passes)
+        return seconds / self.num_devices / 3600
+
+    @property
+    def waits(self) -> bool:
+        """Whether the device is predicted to wait for its host, which starts its kernels."""
+        if self.flops is None or self.device is None:
+            return False
+        without = predict_seconds(self.device, flops=self.flops)
+        return predict_seconds(self.device, flops=self.flops, layer_passes=self.layer_passes) > without
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON holds it."""
@@ -188,7 +200,18 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         blockers=tuple(blockers),
         notes=tuple(notes),
         optim=config.train.optim,
+        layer_passes=count_layer_passes(config, num_layers=model_config.get_text_config().num_hidden_layers),
     )
+
+
+def count_layer_passes(config: RunConfig, *, num_layers: int) -> int:
+    """Return how often a row goes through a layer in a run: forward once, backward as long as twice, and recomputed."""
+    train = config.train
+    num_rows = train.num_steps * ceil(train.packs_per_step / train.packs_per_batch)
+    recomputed = num_layers if train.recompute in ("full", "selective") else 0
+    if isinstance(train.recompute, int):
+        recomputed = min(train.recompute, num_layers)
+    return num_rows * (3 * num_layers + recomputed)
 
 
 def forecast_tasks(prepared: Prepared) -> tuple[TaskForecast, ...]:

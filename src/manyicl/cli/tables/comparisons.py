@@ -10,7 +10,7 @@ from rich.text import Text
 from manyicl.cli.tables.forecasts import tell_way
 from manyicl.comparison import TRIALS, WHILE_TRAINING, WORK, ComparisonForecast, Work
 from manyicl.console import Table
-from manyicl.planning import ASSUMED_UTILIZATION
+from manyicl.planning import ASSUMED_UTILIZATION, LAYER_PASS_S
 from manyicl.report import count_noun
 
 
@@ -88,7 +88,8 @@ def _forecast_lines(forecast: ComparisonForecast) -> list[str]:
     peak, total = forecast.device.peak_flops_per_s / 1e12, sum(forecast.work.values(), Work())
     lines.append(
         f"Hours are those of one {forecast.device.name}, assuming that it does {ASSUMED_UTILIZATION:.0%} of its"
-        f" {peak:.0f} TFLOP/s; short rows and open answers may do less."
+        f" {peak:.0f} TFLOP/s, or, if that takes longer, that its host starts a layer in {1e3 * LAYER_PASS_S:g} ms:"
+        " small models and generated answers wait for that."
     )
     num_devices = min(forecast.num_devices, len(forecast.seeds))
     if num_devices > 1:

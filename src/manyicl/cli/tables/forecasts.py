@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from manyicl.console import Table
-from manyicl.planning import ASSUMED_UTILIZATION, SHOT_EDGES, Device, Forecast
+from manyicl.planning import ASSUMED_UTILIZATION, LAYER_PASS_S, SHOT_EDGES, Device, Forecast
 from manyicl.training import OPTIMIZERS, MemoryPrediction, Optim, bucket_name
 
 
@@ -80,6 +80,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         lines.append(
             f"time: {forecast.hours:.2g} hours on {count}{forecast.device.name}, assuming that it does"
             f" {ASSUMED_UTILIZATION:.0%} of its {peak:.0f} TFLOP/s"
+            + (f" and waits for its host, which starts a layer in {1e3 * LAYER_PASS_S:g} ms" if forecast.waits else "")
         )
     return lines
 
