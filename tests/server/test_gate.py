@@ -6,12 +6,14 @@ import gc
 import json
 import logging
 import socket
+import threading
 
 import httpx2
 import pytest
 
 from manyicl.server import ServerSettings
 from manyicl.server.request_log import JsonLines, PlainLines
+from manyicl.server.routes.bodies import UploadBody
 from tests.support.serving import app_in_thread
 from tests.support.slow_service import SlowService, wait_until
 
@@ -60,6 +62,28 @@ def test_a_body_without_a_length_is_counted_as_it_comes(url):
 def test_openai_routes_refuse_a_long_body_in_their_own_shape(url):
     refused = httpx2.post(f"{url}/v1/completions", json={"model": "base", "prompt": "x" * 20_000})
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_a_health_check_is_answered_while_json_is_parsed(monkeypatch):
+    parse, is_parsing, is_healthy = UploadBody.model_validate_json, threading.Event(), threading.Event()
+
+    def parse_slowly(content):
+        is_parsing.set()
+        assert is_healthy.wait(30)
+        return parse(content)
+
+    monkeypatch.setattr(UploadBody, "model_validate_json", parse_slowly)
+    body, replies = {"examples": [{"input": "a", "answer": "b"}]}, []
+    with app_in_thread(SlowService()) as url:
+        uploading = threading.Thread(target=lambda: replies.append(httpx2.post(f"{url}/v1/tasks", json=body)))
+        uploading.start()
+        try:
+            assert is_parsing.wait(30)
+            assert httpx2.get(f"{url}/healthz", timeout=10).json() == {"status": "ok"}
+        finally:
+            is_healthy.set()
+            uploading.join(30)
+    assert replies[0].json()["detail"] == "name: is missing; a new task needs one"
 
 
 def test_a_client_that_sends_its_body_too_slowly_is_let_go():

@@ -62,7 +62,7 @@ def _add_task_routes(
             task = service.add_task(upload.rows, name=upload.name, settings=upload.settings)
             return make_registered(task, base)
 
-        async with receiving(request, most_bytes=settings.max_body_bytes) as upload:
+        async with receiving(request, most_bytes=settings.max_body_bytes, limiter=uploads) as upload:
             if upload.name is None and not _is_file(upload):
                 raise ProblemError("invalid-request", 422, "name: is missing; a new task needs one", param="name")
             return await run_sync(add, upload, limiter=uploads)
@@ -81,7 +81,7 @@ def _add_task_routes(
                 service.add_task(upload.rows, name=task, settings=upload.settings, replace=True), base
             )
 
-        async with receiving(request, most_bytes=settings.max_body_bytes) as upload:
+        async with receiving(request, most_bytes=settings.max_body_bytes, limiter=uploads) as upload:
             if upload.name not in (None, task):
                 raise ProblemError(
                     "invalid-request", 422, "name: is not the one in the path; leave it out", param="name"
@@ -124,7 +124,7 @@ def _add_example_routes(
             registration = service.task(task).add_examples(upload.rows)
             return make_registered(service.task(task), base, registration)
 
-        async with receiving(request, most_bytes=settings.max_body_bytes) as upload:
+        async with receiving(request, most_bytes=settings.max_body_bytes, limiter=uploads) as upload:
             if upload.name is not None or upload.settings is not None:
                 raise ProblemError("invalid-request", 422, "name and settings belong to the task; leave them out")
             return await run_sync(append, upload, limiter=uploads)

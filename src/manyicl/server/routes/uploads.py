@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow.parquet as pq
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
@@ -63,10 +64,10 @@ class Upload:
 
 
 @asynccontextmanager
-async def receiving(request: Request, *, most_bytes: int) -> AsyncIterator[Upload]:
+async def receiving(request: Request, *, most_bytes: int, limiter: CapacityLimiter) -> AsyncIterator[Upload]:
     """Give the block the upload in a request's body. A file lies in a temporary folder until the block ends.
 
-    most_bytes: how long it may be when it is unpacked.
+    most_bytes: how long it may be when it is unpacked. limiter: of the threads that read bodies.
 
     Raises:
         ProblemError: the body is neither a form with a file nor JSON, or is too long.
@@ -75,8 +76,7 @@ async def receiving(request: Request, *, most_bytes: int) -> AsyncIterator[Uploa
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        body = UploadBody.model_validate_json(await request.body())
-        yield Upload([example.to_row() for example in body.examples], body.name, body.settings)
+        yield await run_sync(_read_json, await request.body(), limiter=limiter)  # 60 MiB of short rows take 20 s
         return
     if kind != "multipart/form-data":
         raise ProblemError(
@@ -86,13 +86,18 @@ async def receiving(request: Request, *, most_bytes: int) -> AsyncIterator[Uploa
     try:
         async with request.form(max_files=1, max_fields=2, max_part_size=_CHUNK) as form:
             file, name, settings = _read_fields(form)
-            path = await run_sync(_save, file, folder, most_bytes)
+            path = await run_sync(_save, file, folder, most_bytes, limiter=limiter)
         try:
             yield Upload(path, name, settings)
         except UserError as error:
             raise without_folder(error, folder) from None
     finally:
         await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True), abandon_on_cancel=False)
+
+
+def _read_json(content: bytes) -> Upload:
+    body = UploadBody.model_validate_json(content)
+    return Upload([example.to_row() for example in body.examples], body.name, body.settings)
 
 
 def _read_fields(form: FormData) -> tuple[UploadFile, str | None, Mapping[str, Any] | None]:
