@@ -15,7 +15,7 @@ import pytest
 
 from manyicl.service import library as library_module
 from manyicl.service.library import FILE, Library
-from manyicl.service.refusals import LibraryFault, TaskExists, UnknownTask
+from manyicl.service.refusals import Closing, LibraryFault, TaskExists, UnknownTask
 from manyicl.service.served import open_service
 from manyicl.service.settings import ServiceSettings
 from manyicl.tasks.task import Example
@@ -137,8 +137,22 @@ def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path):
         Library(tmp_path / "folder")
     library = fill(tmp_path / "closed")
     library.close()
-    with pytest.raises(LibraryFault, match="is closed"):
+    with pytest.raises(Closing, match="the library of tasks is closed"):
         library.tasks()
+
+
+def test_a_read_that_fails_within_a_change_commits_nothing_of_it(tmp_path):
+    library = fill(tmp_path)
+    before = library.read_task("letters")
+    with pytest.raises(LibraryFault, match="within a transaction"), library.changing("letters") as change:  # noqa: PT012
+        change.add([Example("half done", "a")], source="x")
+        library.read_task("letters")
+    assert library.read_task("letters") == before
+    with pytest.raises(UnknownTask):
+        library.read_task("digits")
+    with library.changing("letters") as change:  # no transaction was left open
+        change.add([Example("whole", "a")], source="x")
+    assert library.read_task("letters")[1][-1].input == "whole"
 
 
 FULL_DISK = """

@@ -294,6 +294,27 @@ def test_limits_of_the_service(seed_model):
         service.task("animals")
 
 
+class ClosingRows(list):
+    """Rows of an upload during which the service is closed, as by a SIGTERM."""
+
+    def __init__(self, rows, service):
+        super().__init__(rows)
+        self.service = service
+
+    def __iter__(self):
+        self.service.close(finish=False)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_service_that_is_closed_during_an_upload_refuses_it_as_closing(seed_model, tmp_path, is_new):
+    service = open_service(seed_model, data=tmp_path, settings=QUIET)
+    service.add_task(ROWS, name="animals")
+    rows = ClosingRows(make_rows(20, seed=1), service)
+    with pytest.raises(Closing, match="closed"):
+        service.add_task(rows, name="more") if is_new else service.append("animals", rows)
+
+
 @pytest.mark.parametrize("given", ["", "  ", [], ["fox", ""], ["\ud800"], [3]])
 def test_inputs_that_are_none_are_refused_in_one_line(animals, given):
     with pytest.raises(manyicl.UserError, match="input") as refused:

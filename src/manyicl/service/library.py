@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from manyicl.errors import UserError, find_refusal
-from manyicl.service.refusals import LibraryFault, TaskExists, UnknownExample, UnknownTask
+from manyicl.service.refusals import Closing, LibraryFault, TaskExists, UnknownExample, UnknownTask
 from manyicl.tasks import Example
 
 FILE = "library.sqlite"
@@ -104,11 +104,12 @@ class Library:
 
     Raises:
         LibraryFault: it is corrupt, from a newer version, not a library, or cannot be read or written. All methods too.
+            Closing: it was closed, by another thread perhaps while this one was at work. All methods.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
-        self._lock = threading.RLock()
+        self._lock, self._is_closed = threading.RLock(), False
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -125,6 +126,7 @@ class Library:
     def close(self) -> None:
         """Close it; nothing is waiting to be written."""
         with self._lock, self._guarding():
+            self._is_closed = True
             self._db.close()
 
     def _open(self) -> None:
@@ -146,17 +148,12 @@ class Library:
         self._db.execute("PRAGMA journal_mode = WAL")
         if version == len(_MIGRATIONS):
             return
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._writing() as db:
             for number in range(self._number("user_version") + 1, len(_MIGRATIONS) + 1):  # another process may be first
                 for statement in _MIGRATIONS[number - 1].split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {number}")
-            self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {number}")
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
 
     def _number(self, pragma: str) -> int:
         return int(self._db.execute(f"PRAGMA {pragma}").fetchone()[0])
@@ -181,8 +178,8 @@ class Library:
                 sqlite3.SQLITE_CANTOPEN: "cannot be opened; name a folder that can be written",
                 sqlite3.SQLITE_IOERR: "the disk failed to read or write, or is full",
             }
-            if isinstance(error, sqlite3.ProgrammingError):  # closed
-                raise LibraryFault(f"{self.path}: is closed ({error})") from error
+            if self._is_closed:
+                raise Closing("the library of tasks is closed; open it again") from error
             why = reasons.get(code) or find_refusal(error) or str(error)
             raise LibraryFault(f"{self.path}: {why}; nothing was changed") from error
 
@@ -194,15 +191,20 @@ class Library:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of the block's changes are on disk at its end, or none."""
-        with self._lock, self._guarding():
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction("BEGIN IMMEDIATE") as db:
+            yield db
+            db.execute("COMMIT")
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """A transaction of which only what the block commits is kept."""
+        with self._reading() as db:
+            db.execute(begin)
             try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+                yield db
+            finally:
+                if db.in_transaction:  # SQLite itself ends one at some errors, such as a full disk
+                    db.execute("ROLLBACK")
 
     # Reading.
 
@@ -243,14 +245,9 @@ class Library:
         Raises:
             UnknownTask: there is none of this name.
         """
-        with self._reading() as db:
-            db.execute("BEGIN")
-            try:
-                record = self._task(db, name)
-                examples = _all_examples(db, record.id)
-            finally:
-                db.execute("COMMIT")
-        return record, examples
+        with self._transaction("BEGIN") as db:
+            record = self._task(db, name)
+            return record, _all_examples(db, record.id)
 
     def examples(self, task: int, *, start: int, limit: int) -> list[ServedExample]:
         """Return some of a task's examples, by id, from the `start`-th on."""
