@@ -916,6 +916,11 @@ def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
         ("a.xlsx: has two sheets; name one as `config`", "a.xlsx: has two sheets; name one as --config"),
         ("columns={'inptu': 'x'}: maps an unknown name", "--column {'inptu': 'x'}: maps an unknown name"),
         ("runs/seed=1/curve.json: no such file", "runs/seed=1/curve.json: no such file"),
+        ("seed=1/curve.json: no such file", "seed=1/curve.json: no such file"),
+        ("no file seed=1/shots=4/curve.json", "no file seed=1/shots=4/curve.json"),
+        ("shots=4,8: too many for seed=1/curve.json", "--shots 4,8: too many for seed=1/curve.json"),
+        ("out=runs/seed=1: is not empty", "--out runs/seed=1: is not empty"),
+        ("endpoint=http://a:80: cannot be reached", "--endpoint http://a:80: cannot be reached"),
     ],
 )
 def test_a_parameter_that_the_library_names_is_shown_as_the_option(message, shown):

@@ -100,7 +100,9 @@ _NAMES = (
     "|temperature|top_p|samples|min_confidence|precision|quantize|compile|template|columns|config|name|family"
     "|answer_index|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
 )
-_GIVEN = re.compile(rf"(?<![\w./\\-])({_NAMES})=(.)")  # not a folder of a path: runs/seed=1/curve.json
+_PLACES = "out|resume|recipe|endpoint|endpoint_model"
+# Not a folder of a path, such as runs/seed=1/curve.json or seed=1/curve.json: few values have a slash.
+_GIVEN = re.compile(rf"(?<![\w./\\-])((?:{_PLACES})(?==)|(?:{_NAMES})(?!=[^\s:;]*[/\\]))=(.)")
 _NAMED = re.compile(rf"`({_NAMES}|compiled|endpoint\.model)`")
 
 
