@@ -510,7 +510,7 @@ def test_ask_marks_and_counts_unsure_answers_and_leaves_none_out(folder, tmp_pat
     code, out, err = run_manyicl(capfd, *ask, "animals", "--min-confidence", "0.999")
     assert (code, len(out.splitlines())) == (0, 2)
     assert all(re.fullmatch(r"unsure \(0\.\d\d\): (fox|owl|cat|dog)", line) for line in out.splitlines())
-    assert err.endswith("; 2 of 2 answers unsure (--min-confidence)\n")
+    assert err.endswith("\n2 of 2 answers unsure (--min-confidence)\n")
     code, out, _ = run_manyicl(capfd, *ask, "animals", "--min-confidence", "0.2", "--json")
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["unsure"] for answer in answers] == [answer["confidence"] < 0.2 for answer in answers]
@@ -543,6 +543,14 @@ def test_ask_shows_all_rows_of_a_file_that_names_no_splits(folder, tmp_path, cap
     ask = ("ask", folder / "model", "--tasks", tmp_path / "tasks", "--task", "beasts", tmp_path / "in.txt")
     code, _, err = run_manyicl(capfd, *ask)
     assert (code, err) == (0, "shots: 12 of 12 train rows\n")
+
+
+def test_ask_says_how_many_shots_it_shows_before_the_model_answers(folder, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("manyicl.inference.answer_questions", stop)
+    (tmp_path / "in.txt").write_text("a fox\n")
+    ask = ("ask", folder / "model", "--tasks", folder / "tasks", "--task", "animals", tmp_path / "in.txt")
+    code, _, err = run_manyicl(capfd, *ask, "--shots", 5)
+    assert (code, err) == (130, "shots: 5 of 40 train rows\nstopped\n")
 
 
 @pytest.mark.slow
@@ -600,7 +608,7 @@ def test_generated_answers_end_at_the_limit_that_is_set_and_are_counted(folder, 
     assert refusal(capfd, *again).startswith(f"--out {out}: holds a finished result with other max_new_tokens;")
     (tmp_path / "in.txt").write_text("1 + 1\n2 + 2\n")
     code, _, err = run_manyicl(capfd, "ask", model, *tasks, *options, tmp_path / "in.txt")
-    assert (code, "; 2 of 2 answers cut at the token limit (--max-new-tokens raises it)" in err) == (0, True)
+    assert (code, "\n2 of 2 answers cut at the token limit (--max-new-tokens raises it)" in err) == (0, True)
     assert "must leave room for its input in 512 tokens" in refusal(capfd, *again[:4], "--max-new-tokens", 512)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from manyicl.cli.inputs import describe_answers, read_inputs
+from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs
 from manyicl.errors import UserError
-from manyicl.inference import Answer
+from manyicl.inference import Answer, Questions
+from manyicl.tasks import Example
+from tests.conftest import make_task
 
 
 def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_an_input(
@@ -46,12 +50,28 @@ def test_what_is_not_a_text_is_told_in_one_line(tmp_path: Path, monkeypatch: pyt
             read_inputs(str(tmp_path / name))
 
 
+def make_questions(*, num_train: int) -> Questions:
+    rows = tuple(Example(f"lost my card {n}", "lost_card") for n in range(num_train))
+    nothing = np.zeros(0, np.int32)
+    return Questions(("lost my card",), 30, {}, replace(make_task("animals"), train=rows), nothing, (nothing,), (), 8)
+
+
 def test_fewer_shots_than_labels_are_told_with_what_shows_more() -> None:
-    answers = [Answer(input="lost my card", answer="lost_card", nll=0.1, shots=30, cut=False)]
-    assert describe_answers(answers, num_train=900) == "shots: 30 of 900 train rows"
-    assert describe_answers(answers, num_train=900, num_labels=30) == "shots: 30 of 900 train rows"
-    assert describe_answers(answers, num_train=900, num_labels=77) == (
+    questions = make_questions(num_train=900)
+    assert describe_questions(questions) == "shots: 30 of 900 train rows"
+    assert describe_questions(questions, num_labels=30) == "shots: 30 of 900 train rows"
+    assert describe_questions(questions, num_labels=77) == (
         "shots: 30 of 900 train rows, for 77 labels (--choose nearest shows each input examples like it)"
     )
+    long = replace(questions, left_out={"train rows too long": 2})
+    assert describe_questions(long) == "shots: 30 of 900 train rows; 2 train rows too long"
     # Labels without a row cannot be shown at all.
-    assert describe_answers(answers, num_train=30, num_labels=77) == "shots: 30 of 30 train rows"
+    assert describe_questions(make_questions(num_train=30), num_labels=77) == "shots: 30 of 30 train rows"
+
+
+def test_answers_that_are_cut_or_unsure_are_counted_after_them() -> None:
+    answer = Answer(input="lost my card", answer="lost_card", nll=0.1, shots=30, cut=False)
+    assert describe_answers([answer]) == ""
+    assert describe_answers([answer, replace(answer, cut=True), replace(answer, unsure=True)]) == (
+        "1 of 3 answers cut at the token limit (--max-new-tokens raises it); 1 of 3 answers unsure (--min-confidence)"
+    )

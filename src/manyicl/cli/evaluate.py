@@ -272,8 +272,8 @@ def ask_(
     """
     from dataclasses import asdict
 
-    from manyicl.cli.inputs import describe_answers, read_inputs, write_answer
-    from manyicl.inference import AnswerSettings, ask
+    from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs, write_answer
+    from manyicl.inference import AnswerSettings, answer_questions, check_min_confidence, pose_questions
     from manyicl.tasks import NO_SPLIT_NOTE, load_task, load_tasks, name_sources
 
     inputs = read_inputs(file)
@@ -297,22 +297,25 @@ def ask_(
         top_p=top_p,
         samples=samples,
     )
-    answers = ask(
+    check_min_confidence(min_confidence, has_confidence=bool(chosen.labels) or samples > 1)
+    questions = pose_questions(
         loaded,
         chosen,
         inputs,
         shots=shots,
         seed=seed,
         answering=answering,
-        min_confidence=min_confidence,
         choose=choose,
         num_nearest=count_nearest(choose, num_nearest),
     )
-    if not as_json:
+    if not as_json:  # before the answers, which may take minutes
         num_labels = 0 if choose == "nearest" else len(chosen.labels)
-        typer.echo(describe_answers(answers, num_train=len(chosen.train), num_labels=num_labels), err=True)
+        typer.echo(describe_questions(questions, num_labels=num_labels), err=True)
+    answers = answer_questions(loaded, questions, seed=seed, answering=answering, min_confidence=min_confidence)
     for answer in answers:
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else write_answer(answer))
+    if not as_json and (faults := describe_answers(answers)):
+        typer.echo(faults, err=True)
 
 
 def parse_shots(text: str) -> tuple[Shots, ...]:

@@ -1,4 +1,4 @@
-"""What `manyicl ask` reads, and the line that it reports beside the answers."""
+"""What `manyicl ask` reads, and the lines that it reports beside the answers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from manyicl.errors import UserError
 from manyicl.tasks import data_suffix
 
 if TYPE_CHECKING:
-    from manyicl.inference import Answer
+    from manyicl.inference import Answer, Questions
 
 
-def describe_answers(answers: Sequence[Answer], *, num_train: int, num_labels: int = 0) -> str:
-    """Return how many shots stood before the inputs, and how many rows were left out and answers are cut or unsure.
+def describe_questions(questions: Questions, *, num_labels: int = 0) -> str:
+    """Return how many shots stand before the inputs, and how many rows were left out.
 
-    num_train: train rows of the task.
     num_labels: labels that all inputs' shots should show; 0 if each input has shots of its own.
     """
-    shots = f"shots: {answers[0].shots:,} of {num_train:,} train rows"
-    if answers[0].shots < min(num_labels, num_train):
+    num_train = len(questions.task.train)
+    shots = f"shots: {questions.shots:,} of {num_train:,} train rows"
+    if questions.shots < min(num_labels, num_train):
         shots += f", for {num_labels:,} labels (--choose nearest shows each input examples like it)"
-    left_out = "".join(f"; {count:,} {reason}" for reason, count in answers[0].left_out.items())
-    num_cut = sum(answer.cut for answer in answers)
-    cut = f"; {num_cut:,} of {len(answers):,} answers cut at the token limit (--max-new-tokens raises it)"
-    num_unsure = sum(answer.unsure for answer in answers)
-    unsure = f"; {num_unsure:,} of {len(answers):,} answers unsure (--min-confidence)" if num_unsure else ""
-    return f"{shots}{left_out}{cut if num_cut else ''}{unsure}"
+    return shots + "".join(f"; {count:,} {reason}" for reason, count in questions.left_out.items())
+
+
+def describe_answers(answers: Sequence[Answer]) -> str:
+    """Return how many answers are cut or unsure; "" if none is."""
+    num_cut, num_unsure = sum(answer.cut for answer in answers), sum(answer.unsure for answer in answers)
+    cut = f"{num_cut:,} of {len(answers):,} answers cut at the token limit (--max-new-tokens raises it)"
+    unsure = f"{num_unsure:,} of {len(answers):,} answers unsure (--min-confidence)"
+    return "; ".join([cut] * (num_cut > 0) + [unsure] * (num_unsure > 0))
 
 
 def write_answer(answer: Answer) -> str:

@@ -2,7 +2,16 @@ from .answering.choices import CONTENT_FREE, score_content_free, weigh_choices
 from .answering.decoding import cut_at
 from .answering.generation import Generated, OnIds, generate_after
 from .answering.math_answers import is_same_answer
-from .answering.questions import Answer, Answered, answer_queries, ask, write_queries
+from .answering.questions import (
+    Answer,
+    Answered,
+    Questions,
+    answer_queries,
+    answer_questions,
+    ask,
+    pose_questions,
+    write_queries,
+)
 from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Decoding, Normalize, check_min_confidence, is_unsure
 from .answering.voting import generate_voted, sameness_of
 from .budget import ROW_TOKENS
@@ -47,8 +56,10 @@ __all__ = [
     "ModelKey",
     "Normalize",
     "OnIds",
+    "Questions",
     "ShotPolicy",
     "answer_queries",
+    "answer_questions",
     "ask",
     "build_trie",
     "check_choice",
@@ -68,6 +79,7 @@ __all__ = [
     "model_key",
     "most_answer_tokens",
     "pick_nearest",
+    "pose_questions",
     "prefix_key",
     "prefix_lengths",
     "reorder_shots",

@@ -70,6 +70,26 @@ def _check_inputs(inputs: Sequence[str]) -> None:
             raise UserError(f"line {number}: is empty; give one input per line")
 
 
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Inputs of a task with the shots that are shown before each, as `answer_questions` takes them."""
+
+    inputs: tuple[str, ...]
+    shots: int
+    """How many stand before each input."""
+    left_out: Mapping[str, int]
+    """Reason -> train rows that could not be shots."""
+    task: Task
+    before: NDArray[np.int32]
+    """Ids of the head and of the shots that all inputs share."""
+    queries: tuple[NDArray[np.int32], ...]
+    """Ids that follow, for each input: its own shots, then the input."""
+    choices: tuple[tuple[str, Sequence[int]], ...]
+    """The known answers with their ids; () if answers are generated."""
+    limit: int
+    """Most tokens of an answer."""
+
+
 def ask(
     model: InferenceModel,
     task: Task,
@@ -98,22 +118,42 @@ def ask(
             shots of a task with embeddings, or a `min_confidence` for answers that have no confidence.
     """
     check_min_confidence(min_confidence, has_confidence=bool(task.labels) or answering.samples > 1)
+    questions = pose_questions(
+        model, task, inputs, shots=shots, seed=seed, answering=answering, choose=choose, num_nearest=num_nearest
+    )
+    return answer_questions(model, questions, seed=seed, answering=answering, min_confidence=min_confidence)
+
+
+def pose_questions(
+    model: InferenceModel,
+    task: Task,
+    inputs: Sequence[str],
+    *,
+    shots: int | None,
+    seed: int,
+    answering: AnswerSettings,
+    choose: ShotPolicy,
+    num_nearest: int,
+) -> Questions:
+    """Choose the shots of inputs, without the model's answers. The parameters are those of `ask`.
+
+    Raises:
+        UserError: as `ask`.
+    """
     check_choice(choose, num_nearest, calibrate=answering.calibrate)
     if shots is not None and (not isinstance(shots, int) or shots < 0):
         raise UserError(f"shots={shots}: give a whole number from 0, or leave it out for as many as fit")
     _check_inputs(inputs)
-    if not inputs:
-        return []
     tokenized = tokenize_for(task, model)
-    written = write_answers(model.tokenizer, task.labels)
-    longest = most_answer_tokens(tokenized, written if task.labels else None, limit=answering.max_new_tokens)
+    written = write_answers(model.tokenizer, task.labels) if task.labels else ()
+    longest = most_answer_tokens(tokenized, written or None, limit=answering.max_new_tokens)
     queries = write_queries(model.tokenizer, inputs, after_shots=True)
-    room = model.max_tokens - longest - max(len(q) for q in queries)
+    room = model.max_tokens - longest - max((len(q) for q in queries), default=0)
     order = draw_shots(tokenized, seed=seed, draw=0, most_tokens=room - len(tokenized.head_ids), choose=choose)
     num_long = len(tokenized.splits["train"]) - len(order)
     fitting = int(np.searchsorted(prefix_lengths(tokenized, order), room, side="right")) - 1
     if fitting < (shots or 0):  # -1 if not even the head fits
-        place = int(np.argmax([len(q) for q in queries])) + 1
+        place = 1 + max(range(len(queries)), key=lambda n: len(queries[n]), default=0)
         raise UserError(
             _describe_no_room(tokenized, num_fitting=fitting, shots=shots, line=place, max_tokens=model.max_tokens)
         )
@@ -126,32 +166,53 @@ def ask(
         queries = [np.concatenate([ids, query]) for ids, query in zip(own, queries, strict=True)]
     if not num_shared:
         queries = [query[tokenized.num_between :] for query in queries]
+    left_out = {LONG_TRAIN: num_long} if num_long else {}
+    return Questions(
+        tuple(inputs), num_shots, left_out, task, before, tuple(queries), choices=tuple(written), limit=longest
+    )
+
+
+def answer_questions(
+    model: InferenceModel,
+    questions: Questions,
+    *,
+    seed: int,
+    answering: AnswerSettings,
+    min_confidence: float | None,
+) -> list[Answer]:
+    """Return the model's answers. The parameters are those of `ask`.
+
+    Raises:
+        UserError: as `ask`.
+    """
+    count = len(questions.inputs)
+    if not count:
+        return []
     with choose_engine(model) as engine:
         answers = answer_queries(
             engine,
             model.tokenizer,
-            engine.encode(before),
-            queries,
-            choices=[written if task.labels else ()] * len(queries),
-            limits=[longest] * len(queries),
-            answering=[answering] * len(queries),
-            seeds=[seed] * len(queries),
-            is_same=sameness_of(task.metric),
-            free=[write_queries(model.tokenizer, CONTENT_FREE, after_shots=num_shots > 0)] * len(queries),
+            engine.encode(questions.before),
+            questions.queries,
+            choices=[questions.choices] * count,
+            limits=[questions.limit] * count,
+            answering=[answering] * count,
+            seeds=[seed] * count,
+            is_same=sameness_of(questions.task.metric),
+            free=[write_queries(model.tokenizer, CONTENT_FREE, after_shots=questions.shots > 0)] * count,
         )
-    left_out = {LONG_TRAIN: num_long} if num_long else {}
     return [
         Answer(
             text,
             one.text,
             nll=one.nll,
-            shots=num_shots,
+            shots=questions.shots,
             cut=one.cut,
             confidence=one.confidence,
             unsure=is_unsure(one.confidence, min_confidence),
-            left_out=left_out,
+            left_out=questions.left_out,
         )
-        for text, one in zip(inputs, answers, strict=True)
+        for text, one in zip(questions.inputs, answers, strict=True)
     ]
 
 
