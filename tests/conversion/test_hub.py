@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 
 import pytest
@@ -42,6 +43,23 @@ def test_a_name_that_the_hub_does_not_give_is_refused_in_one_line(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^no-one/no-such-set: no such .*, and the Hub does not give it \("):
         import_tasks("no-one/no-such-set")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_named_in_one_line(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with socket.socket() as taken:  # bound, but it does not listen: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        hub = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError) as refused:
+            import_tasks("no-one/no-such-set")
+    assert str(refused.value) == (
+        f"no-one/no-such-set: no such file or folder, and the Hub ({hub}) cannot be reached; connect this computer, or"
+        " import a folder that was downloaded on another"
+    )
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 def test_without_the_datasets_library_the_message_names_it(monkeypatch):

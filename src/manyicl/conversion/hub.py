@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import yaml
 
@@ -15,6 +19,8 @@ from manyicl.errors import UserError, suggest
 from manyicl.tasks import data_suffix
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+# How long the Hub may take to answer at all.
+_PATIENCE_S = 5.0
 _REVISION = re.compile(r"@([0-9a-f]{40})/")
 
 
@@ -153,11 +159,22 @@ def load_from_hub(name: str, *, config: str | None, revision: str | None, stagin
         raise UserError(
             f"{name}: no such file or folder; if it is a data set of the Hugging Face Hub, pip install {error.name}"
         ) from error
+    settings, hub = datasets.config, datasets.config.HF_ENDPOINT
+    is_offline = bool(settings.HF_HUB_OFFLINE)
+    is_reached = True
     try:
+        is_reached = is_offline or _is_reached(hub)
+        # Not reached, it gives what is in its cache, at once; else it would ask the Hub again and again for a minute.
+        settings.HF_HUB_OFFLINE = is_offline or not is_reached
         loaded = datasets.load_dataset(name, config, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if not is_reached:
+            fix = "connect this computer, or import a folder that was downloaded on another"
+            raise UserError(f"{name}: no such file or folder, and the Hub ({hub}) cannot be reached; {fix}") from error
         why = " ".join(str(error).split())
         raise UserError(f"{name}: no such file or folder, and the Hub does not give it ({why})") from error
+    finally:
+        settings.HF_HUB_OFFLINE = is_offline
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
     parts, commits = [], set[str]()
     for split, rows in splits.items():
@@ -171,3 +188,14 @@ def load_from_hub(name: str, *, config: str | None, revision: str | None, stagin
         origin["revision"] = commits.pop() if len(commits) == 1 else str(revision)
     stem = name.rsplit("/", 1)[-1] + (f"_{chosen}" if chosen not in (None, "default", "plain_text") else "")
     return Material(stem, tuple(parts), kind="a data set of the Hub", origin=origin)
+
+
+def _is_reached(url: str) -> bool:
+    """Return whether a server answers, whatever it says."""
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=_PATIENCE_S):
+            return True
+    except (HTTPError, HTTPException):
+        return True
+    except OSError as error:  # a certificate that Python does not know may be known to the Hub's library
+        return isinstance(getattr(error, "reason", None), SSLError)
