@@ -132,6 +132,16 @@ def test_the_table_fits_80_columns_and_says_what_it_assumes(world, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("device", "count"), [(None, 1), ("H100", 0)])
+def test_bf16_that_this_cpu_would_emulate_is_noted_once(world, tmp_path, monkeypatch, device, count):
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = small(world, arms=["base", "zero-shot", "manyicl"])
+    half = config.model_copy(update={"model": config.model.model_copy(update={"precision": "bf16"})})
+    found = forecast_comparison(Grid(tmp_path, half), device=find_device(device) if device else None)
+    assert sum("this CPU has no units" in note for note in found.notes) == count
+
+
 def test_the_command_plans_a_comparison_and_tells_what_is_in_its_way(world):
     """Issue 16, fault 4: it ended with "compare: unknown key"."""
     small(world)

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from manyicl.models.loading import ModelSettings, load_model
-from manyicl.models.precision import has_bf16_units, limit_kernel_caches, multiplies_bf16, resolve_precision
+from manyicl.models.precision import (
+    find_slow_precision,
+    has_bf16_units,
+    limit_kernel_caches,
+    multiplies_bf16,
+    resolve_precision,
+)
 from manyicl.training.recipe import load_recipe
 from manyicl.training.run import train
 from tests.trajectory.setting import write_setting
@@ -37,6 +43,22 @@ def test_auto_is_what_the_device_is_fast_in_and_a_choice_stays():
     assert resolve_precision("auto", device=torch.device("meta")) == "fp32"
     loaded = load_model(ModelSettings(path="seed"))
     assert loaded.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[resolve_precision("auto")]
+
+
+SLOW = "precision bf16: this CPU has no units for it, and emulates it up to ten times slower; choose fp32, or auto"
+
+
+def test_a_cpu_that_emulates_bf16_is_told_when_a_model_is_loaded_in_it(monkeypatch, recwarn):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    assert find_slow_precision("bf16", device=torch.device("cuda")) is None
+    for choice in ("fp32", "auto"):
+        load_model(ModelSettings(path="seed", precision=choice))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=f"^{SLOW}$"):
+        load_model(ModelSettings(path="seed", precision="bf16"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert find_slow_precision("bf16", device=cpu) is None
 
 
 @pytest.mark.slow

@@ -204,6 +204,15 @@ def test_a_warm_up_that_never_ends_and_a_rank_beyond_the_model_are_noted(config)
     assert not any("warmup" in note or "rank" in note for note in forecast_run(changed(config, **gentle)).notes)
 
 
+def test_bf16_that_this_cpu_would_emulate_is_noted_unless_a_device_is_named(config, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    half = changed(config, model={"precision": "bf16"})
+    assert "precision bf16: this CPU has no units for it" in forecast_run(half).notes[0]
+    for forecast in (forecast_run(half, device=find_device("H100")), forecast_run(config)):
+        assert not [note for note in forecast.notes if "this CPU" in note]
+
+
 def test_a_model_whose_memory_is_unknown_has_its_counts_all_the_same(config, monkeypatch):
     def refuse(*_, **__):
         raise UserError("llama: its memory cannot be predicted")

@@ -22,7 +22,7 @@ from manyicl.episodes import BatchMaker, TaskTokenizer, default_cache_dir, token
 from manyicl.errors import UserError
 from manyicl.evaluation import Sweep, TaskSweep
 from manyicl.inference import ROW_TOKENS
-from manyicl.models import check_window, count_flops, load_config, resolve_precision
+from manyicl.models import check_window, count_flops, find_slow_precision, load_config, resolve_precision
 from manyicl.planning import (
     ASSUMED_UTILIZATION,
     Device,
@@ -205,7 +205,8 @@ class _Forecaster:
     def __init__(self, grid: Grid, *, device: Device | None) -> None:
         self.grid, self.config, self.device = grid, grid.config, device
         self.blockers: list[str] = []
-        self.notes: list[str] = []
+        slow = find_slow_precision(self.config.model.precision) if device is None else None
+        self.notes = [slow] if slow else []
         self.tokenizer = TaskTokenizer(grid.tokenizer, self.config.template, frame=grid.frame)
         self.model_config = load_config(self.config.model)
         self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)

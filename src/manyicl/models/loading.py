@@ -23,7 +23,13 @@ from transformers.utils import logging as transformers_logging
 from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
 from manyicl.models.places import find_source, locate_model, read_adapter
-from manyicl.models.precision import PrecisionChoice, Quantization, limit_kernel_caches, resolve_precision
+from manyicl.models.precision import (
+    PrecisionChoice,
+    Quantization,
+    find_slow_precision,
+    limit_kernel_caches,
+    resolve_precision,
+)
 from manyicl.models.quantization.float8 import check_float8, store_in_float8
 from manyicl.models.quantization.nf4 import keep_layout, nf4_options, warn_of_blocks
 from manyicl.models.structure import max_tokens_of
@@ -190,6 +196,8 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
     """
     from peft import PeftModel
 
+    if slow := find_slow_precision(settings.precision, device=torch.device(device)):
+        warnings.warn(slow, stacklevel=2)
     limit_kernel_caches()
     precision = torch.bfloat16 if resolve_precision(settings.precision) == "bf16" else torch.float32
     dtype = torch.float32 if trainable and settings.lora is None else precision

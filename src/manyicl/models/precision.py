@@ -39,6 +39,14 @@ def resolve_precision(choice: PrecisionChoice, *, device: torch.device | None = 
     return "bf16" if multiplies_bf16(device or default_device()) else "fp32"
 
 
+def find_slow_precision(precision: PrecisionChoice, *, device: torch.device | None = None) -> str | None:
+    """Return in a line that a CPU emulates bfloat16, None if it does not. device: as in `resolve_precision`."""
+    device = device or default_device()
+    if precision != "bf16" or device.type != "cpu" or multiplies_bf16(device):
+        return None
+    return "precision bf16: this CPU has no units for it, and emulates it up to ten times slower; choose fp32, or auto"
+
+
 def default_device() -> torch.device:
     """Return the device that models are run on here: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,6 +28,7 @@ from manyicl.episodes import (
 from manyicl.errors import UserError
 from manyicl.models import (
     WeightCounts,
+    find_slow_precision,
     load_config,
     max_tokens_of,
     resolve_precision,
@@ -163,7 +164,8 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     except UserError as error:
         return _impossible(str(error), device=device, num_devices=num_devices)
     tasks = forecast_tasks(prepared)
-    notes: list[str] = []
+    slow = find_slow_precision(config.model.precision) if device is None else None
+    notes = [slow] if slow else []
     blockers = list(find_blockers(prepared, tasks))
     if config.model.quantize == "float8" and device is not None and not device.has_float8:
         blockers.append(f"model.quantize = 'float8': a {device.name} has no products in 8 bits; leave it out")
