@@ -240,20 +240,17 @@ def _iter_task_episodes(
         number = start = 0
         while start < len(order):
             most = min(most_that_fit, _draw_num_examples(settings.shots, rng))
-            # Renaming has a stream of its own per episode, so it changes neither the order nor any other episode.
-            renaming = make_stream(purpose, seed, "renaming", task.name, epoch, number)
-            names = _draw_renaming(task, settings=settings, rng=renaming)
+            place = (seed, task.name, epoch, number)
+            names = _draw_renaming(task, place, settings=settings, purpose=purpose)
+            template = _draw_template(task, place, purpose=purpose)
             nexts = order[start : start + most]
-            cut = partial(_cut_episode, task, nexts, epoch=epoch, token_budget=settings.token_budget)
-            # So does the template, for the same reason.
-            wording = make_stream(purpose, seed, "template", task.name, epoch, number)
-            template = int(wording.integers(len(task.wordings) + 1)) if task.wordings else 0
+            cut = partial(_cut_episode, task, nexts, index=number, epoch=epoch, token_budget=settings.token_budget)
             episode = cut(names=names, template=template)
             # No shot would show the new name of a single example; and a single one may fit only under its own label.
             if episode.names is not None and len(episode.examples) < 2:
                 episode = cut(names=None, template=template)
             start += len(episode.examples)
-            yield replace(episode, index=number)
+            yield episode
             number += 1
         epoch += 1
 
@@ -264,6 +261,7 @@ def _cut_episode(
     *,
     names: NDArray[np.int32] | None,
     template: int,
+    index: int,
     epoch: int,
     token_budget: int,
 ) -> Episode:
@@ -278,7 +276,7 @@ def _cut_episode(
     num_examples = int(np.searchsorted(ends, token_budget, side="right"))
     num_tokens = int(ends[num_examples - 1]) if num_examples else 0
     return Episode(
-        index=0,
+        index=index,
         task=task.name,
         epoch=epoch,
         examples=nexts[:num_examples],
@@ -301,12 +299,24 @@ def _count_most_that_fit(task: TaskLengths, usable: NDArray[np.int32], *, settin
 
 
 def _draw_renaming(
-    task: TaskLengths, *, settings: EpisodeSettings, rng: np.random.Generator
+    task: TaskLengths, place: tuple[int, str, int, int], *, settings: EpisodeSettings, purpose: PlanPurpose
 ) -> NDArray[np.int32] | None:
-    """Return the names of the labels in one episode; None if it is not renamed."""
+    """Return the names of the labels in one episode; None if it is not renamed.
+
+    place: (seed, task, epoch, number) of the episode, which has a stream of its own, so that renaming changes neither
+        the order nor any other episode. Most recipes rename nothing, and then no stream is made: it takes 20 us.
+    """
     if task.labels is None or not settings.rename_share:
         return None
+    rng = make_stream(purpose, place[0], "renaming", *place[1:])
     return draw_names(task.labels, to=settings.rename_to, rng=rng) if rng.random() < settings.rename_share else None
+
+
+def _draw_template(task: TaskLengths, place: tuple[int, str, int, int], *, purpose: PlanPurpose) -> int:
+    """Return which of the task's templates writes one episode; its stream is its own, as that of renaming is."""
+    if not task.wordings:
+        return 0
+    return int(make_stream(purpose, place[0], "template", *place[1:]).integers(len(task.wordings) + 1))
 
 
 def _draw_num_examples(shots: EpisodeShots, rng: np.random.Generator) -> int:
