@@ -17,7 +17,7 @@ from manyicl.errors import UserError
 from manyicl.evaluation.loop import evaluate
 from manyicl.evaluation.results import Evaluation
 from manyicl.inference.model import load_for_inference
-from manyicl.planning.forecast import is_exact_prefix
+from manyicl.planning.forecast import are_exact_prefixes
 from manyicl.planning.preview import preview_recipe
 from manyicl.tasks.task import inspect_task, load_task, with_template
 from manyicl.training.preparation import count_plan, prepare_run
@@ -141,7 +141,7 @@ def test_an_episode_draws_one_template_for_all_its_examples(tmp_path, tokenizers
         rows = [tokenized.task.train[i].in_template(episode.template + 1) for i in episode.examples]
         expected = "".join(f"Input: {row.input}\nAnswer:\n{row.answer}\n\n" for row in rows)
         assert text_of(tokenized, writer, episode) == expected
-        assert is_exact_prefix(tokenized, episode, query=len(rows) - 1, tokenizer=writer)
+        assert are_exact_prefixes(tokenized, episode, queries=[len(rows) - 1], tokenizer=writer) == [True]
     counts = Counter(episode.template for episode in episodes)
     assert sorted(counts) == [0, 1, 2]
     assert min(counts.values()) > 75

@@ -19,7 +19,7 @@ from manyicl.models.loading import load_config
 from manyicl.planning import forecast as forecasting
 from manyicl.planning.devices import DEVICES, Device, find_device
 from manyicl.planning.fit import suggest_changes
-from manyicl.planning.forecast import count_unterminated, forecast_run, is_exact_prefix
+from manyicl.planning.forecast import are_exact_prefixes, count_unterminated, forecast_run
 from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import USABLE_FRACTION, predict_memory
 from manyicl.training.metrics import bucket_name
@@ -117,13 +117,12 @@ def test_a_query_that_is_fed_otherwise_than_trained_is_found(prepared):
     tokenizer = TaskTokenizer(prepared.tokenizer, prepared.config.template)
     episode = next(e for pack in prepared.packs.packs for e in pack.episodes if len(e.examples) > 2)
     task = prepared.tasks[episode.task]
-    assert is_exact_prefix(task, episode, query=2, tokenizer=tokenizer)
+    assert are_exact_prefixes(task, episode, queries=[0, 2], tokenizer=tokenizer) == [True, True]
     train = task.splits["train"]
     ids = train.ids.copy()
     ids[train.starts[episode.examples[1]]] += 1  # as a stale cache would have it
     broken = replace(task, splits={**task.splits, "train": replace(train, ids=ids)})
-    assert is_exact_prefix(broken, episode, query=0, tokenizer=tokenizer)
-    assert not is_exact_prefix(broken, episode, query=2, tokenizer=tokenizer)
+    assert are_exact_prefixes(broken, episode, queries=[0, 2], tokenizer=tokenizer) == [True, False]
 
 
 @pytest.mark.slow

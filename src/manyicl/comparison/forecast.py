@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import cached_property
 from math import ceil
 from operator import add
 from typing import Any
@@ -243,7 +244,7 @@ class _Forecaster:
             yield name, replace(one.times(trained), items=times)
             yield WHILE_TRAINING, self._measure_losses(item, config).times(trained)
         elif item.kind == "text":
-            yield name, self._read_texts().times(times)
+            yield name, self._texts.times(times)
         else:
             tasks, sweep = self.grid.sweep_of(item)
             yield name, sum((self._ask_task(item, task, sweep) for task in tasks), Work(1)).times(times)
@@ -259,11 +260,12 @@ class _Forecaster:
         )
         losses = self._read_rows([pack.num_tokens for pack in planned], num_rows=len(planned))
         if item.task is None:
-            losses += replace(self._read_texts(), items=0)
+            losses += replace(self._texts, items=0)
         return losses.times(ceil(config.train.num_steps / config.train.checkpoint_every_steps))
 
-    def _read_texts(self) -> Work:
-        """Return the work of reading the windows of all texts once."""
+    @cached_property
+    def _texts(self) -> Work:
+        """The work of reading the windows of all texts once."""
         lengths = [len(ids) for text in self.grid.texts for ids in text.ids]
         whole = self._read_rows(lengths, num_rows=_count_rows(sum(lengths)), targets=sum(lengths))
         return replace(whole, items=1)

@@ -55,7 +55,7 @@ from manyicl.files import write_atomically
 from manyicl.locks import LOCK, sole_writer
 from manyicl.models import check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import find_overlaps
-from manyicl.tasks import Task, ask_validation, flip_labels, load_tasks
+from manyicl.tasks import Task, ask_validation, flip_labels, load_task, name_sources
 from manyicl.training import RunFolder, dump_config, tokenize_all, with_precision
 
 WorkKind = Literal["train", "validation", "test", "text", "flip", "order"]
@@ -123,17 +123,17 @@ class Grid:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """All tasks that have a role, by name.
+        """All tasks that have a role, by name; no other task of the folder is read.
 
         Raises:
             UserError: a task is faulty, absent from the folder, or has two roles.
         """
-        known = {task.name: task for task in load_tasks(self.config.tasks.folder)}
+        known = name_sources(self.config.tasks.folder)
         chosen = [*choose_tasks(self.config, list(known)), *self.settings.held_out_tasks, *self.settings.familiar_tasks]
         for name in chosen:
             if name not in known:
                 raise UserError(f"{self.config.tasks.folder}: no task '{name}'{suggest(name, known)}")
-        return {name: known[name] for name in sorted(set(chosen))}
+        return {name: load_task(known[name]) for name in sorted(set(chosen))}
 
     @cached_property
     def roles(self) -> Roles:

@@ -243,9 +243,14 @@ def _forecast_task(
         seen_tokens += int(train.lengths[episode.examples].sum())
         seen[episode.examples] = True
     checked = [
-        is_exact_prefix(task, episode, query=query, tokenizer=tokenizer)
+        is_exact
         for episode in islice(episodes, CHECKED_EPISODES)
-        for query in sorted({0, len(episode.examples) // 2, len(episode.examples) - 1})
+        for is_exact in are_exact_prefixes(
+            task,
+            episode,
+            queries=sorted({0, len(episode.examples) // 2, len(episode.examples) - 1}),
+            tokenizer=tokenizer,
+        )
     ]
     return TaskForecast(
         name=task.task.name,
@@ -278,25 +283,34 @@ def count_unterminated(task: TokenizedTask, *, tokenizer: TaskTokenizer) -> int:
     return len(train) - int((tails == ids).all(axis=1).sum())
 
 
-def is_exact_prefix(task: TokenizedTask, episode: Episode, *, query: int, tokenizer: TaskTokenizer) -> bool:
-    """Return whether what inference feeds to ask the episode's example `query` is a prefix of what training sees.
+def are_exact_prefixes(
+    task: TokenizedTask, episode: Episode, *, queries: Sequence[int], tokenizer: TaskTokenizer
+) -> list[bool]:
+    """Return for each query whether what inference feeds to ask it is a prefix of what training sees.
 
-    Inference is gone through from the text: shots and query are tokenised anew, not read from the cache. An episode
-    whose labels bear other names is in no file, so it is read from the cache alone.
+    Inference is gone through from the text: shots and queries are tokenised anew, once, not read from the cache. An
+    episode whose labels bear other names is in no file, so it is read from the cache alone.
+
+    queries: places in the episode.
     """
     join = partial(join_examples, task, split="train", names=episode.names, template=episode.template)
-    trained, shots = join(indices=episode.examples), join(indices=episode.examples[:query]).ids
-    index = int(episode.examples[query])
-    asked = query_ids(task, split="train", index=index, after_shots=query > 0, template=episode.template)
-    seen = trained.ids[: int(trained.spans[query, 0])]
-    if not np.array_equal(np.concatenate([shots, asked]), seen):
-        return False
-    if episode.names is not None:
-        return True
-    rows = task.splits["train"].rows[episode.examples[: query + 1]]
-    fresh, _ = tokenizer.tokenize_examples([task.task.train[row].in_template(episode.template + 1) for row in rows])
-    written = np.concatenate([tokenizer.head_ids(task.task), fresh.ids[task.num_between : fresh.answer_starts[-1]]])
-    return np.array_equal(written, seen)
+    trained, written = join(indices=episode.examples), None
+    if episode.names is None:
+        rows = task.splits["train"].rows[episode.examples[: max(queries) + 1]]
+        written, _ = tokenizer.tokenize_examples(
+            [task.task.train[row].in_template(episode.template + 1) for row in rows]
+        )
+    found = []
+    for query in queries:
+        index, shots = int(episode.examples[query]), join(indices=episode.examples[:query]).ids
+        asked = query_ids(task, split="train", index=index, after_shots=query > 0, template=episode.template)
+        seen = trained.ids[: int(trained.spans[query, 0])]
+        is_exact = np.array_equal(np.concatenate([shots, asked]), seen)
+        if written is not None:
+            anew = written.ids[task.num_between : written.answer_starts[query]]
+            is_exact = is_exact and np.array_equal(np.concatenate([tokenizer.head_ids(task.task), anew]), seen)
+        found.append(is_exact)
+    return found
 
 
 def _episodes(packs: Iterable[Pack]) -> Iterable[Episode]:
