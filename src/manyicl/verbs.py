@@ -185,7 +185,7 @@ def compare(
     """Train and evaluate the arms of a comparison, write its report, and return what its comparison.json holds.
 
     recipe: a file (TOML) with a section [compare], or None with `resume`.
-    out: a new folder. Default: runs/RECIPE-TIME.
+    out: a new folder, or that of a comparison with the same recipe, which goes on. Default: runs/RECIPE-TIME.
     resume: the folder of a comparison that was stopped.
     overrides: changes to the recipe, such as `compare.draws=10`; with `resume`, only where its files lie now, such as
         `tasks.folder=PATH`, and they must be the same files.
@@ -208,8 +208,10 @@ def compare(
         raise UserError(f"resume={resume}: keeps its own folder; omit `out`")
     config = load_recipe(Path(recipe), overrides=overrides, kind=CompareConfig) if recipe is not None else None
     folder = Path(resume or out or default_folder(Path(recipe or "").stem))
+    if config is not None:
+        check_seeds(config.compare, seeds)  # before the folder is made
     grid = open_comparison(folder, config, overrides=overrides if config is None else ())
-    check_seeds(grid, seeds)
+    check_seeds(grid.settings, seeds)
     run_comparison(grid, seeds=seeds, console=console or make_console(quiet=True))
     return write_outcome(grid)
 

@@ -354,7 +354,7 @@ def test_a_folder_that_holds_something_else_is_refused(base_recipe, tmp_path):
     assert refusal(base_recipe, "--out", taken) == f"--out {taken}: is not empty (thesis.tex); name a new folder"
     assert compare(base_recipe, "--out", other).returncode == 0
     assert refusal(base_recipe, "compare.draws=2", "--out", other).startswith(
-        f"--out {other}: holds another comparison; go on with --resume {other}"
+        f"--out {other}: holds a comparison with another compare.draws; go on with that one by --resume {other}"
     )
     assert refusal("--resume", taken).startswith(f"{taken}: holds no comparison (recipe.toml); start one")
     assert [path.name for path in taken.iterdir()] == ["thesis.tex"]

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from manyicl.comparison.arms import Spent
-from manyicl.comparison.grid import Grid, WorkItem, WorkKind, check_splits
+from manyicl.comparison.grid import Grid, WorkItem, WorkKind, check_can_ask
 from manyicl.comparison.settings import Arm, ArmName
 from manyicl.episodes import BatchMaker, TaskTokenizer, default_cache_dir, tokenize_task
 from manyicl.errors import UserError
 from manyicl.evaluation import Sweep, TaskSweep
 from manyicl.inference import ROW_TOKENS
-from manyicl.models import check_window, count_flops, find_slow_precision, load_config, resolve_precision
+from manyicl.models import count_flops, find_slow_precision, load_config, resolve_precision
 from manyicl.planning import (
     ASSUMED_UTILIZATION,
     Device,
@@ -184,8 +184,7 @@ def forecast_comparison(grid: Grid, *, device: Device | None = None, num_devices
     planned = Grid(grid.folder, config)
     seeds = config.compare.seeds
     try:
-        check_window(load_config(config.model), num_tokens=config.max_tokens, what="the longest sequence")
-        check_splits(planned)
+        check_can_ask(planned)
         forecaster = _Forecaster(planned, device=device)
         arms = tuple(forecaster.forecast_arm(arm) for arm in planned.arms)
     except UserError as error:

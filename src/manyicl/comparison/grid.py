@@ -35,16 +35,18 @@ from manyicl.comparison.settings import (
     CompareSettings,
     Roles,
     absolute_texts,
+    check_splits,
     choose_roles,
     choose_tasks,
 )
-from manyicl.episodes import Frame, TaskTokenizer
+from manyicl.episodes import Frame, TaskTokenizer, default_cache_dir, tokenize_task
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import (
     Evaluation,
     ShotCurve,
     Shots,
     Sweep,
+    TaskSweep,
     TextWindows,
     cap_shots,
     read_windows,
@@ -56,7 +58,7 @@ from manyicl.locks import LOCK, sole_writer
 from manyicl.models import check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import find_overlaps
 from manyicl.tasks import Task, ask_validation, flip_labels, load_task, name_sources
-from manyicl.training import RunFolder, dump_config, tokenize_all, with_precision
+from manyicl.training import RunFolder, dump_config, find_changes, tokenize_all, with_precision
 
 WorkKind = Literal["train", "validation", "test", "text", "flip", "order"]
 # Kinds of work that ask tasks, and so leave a result with predictions.
@@ -384,8 +386,9 @@ def _continue_in(folder: Path, config: CompareConfig | None, *, overrides: Seque
     if config is not None and config.model.precision == "auto":
         # It began with a precision of its own, which stays the same on any machine.
         config = with_precision(config, resolve_precision(grid.config.model.precision))
-    if config is not None and dump_config(absolute_texts(config)) != dump_config(grid.config):
-        raise UserError(f"out={folder}: holds another comparison; go on with resume={folder}, or name another")
+    if config is not None and (changes := find_changes(grid.config, absolute_texts(config))):
+        held = f"holds a comparison with another {', '.join(changes)}"
+        raise UserError(f"out={folder}: {held}; go on with that one by resume={folder}, or name another")
     now = grid.hash_inputs()
     refuse_other_inputs(folder, now, task_folder=grid.config.tasks.folder, model=grid.config.model.path)
     began = read_inputs(folder)
@@ -407,32 +410,41 @@ def _begin_in(folder: Path, config: CompareConfig) -> Grid:
     config = with_precision(config, resolve_precision(config.model.precision))
     grid = Grid(folder, absolute_texts(config))
     _ = grid.texts  # like a fault in the tasks, one in the texts is reported before the folder is made
-    check_splits(grid)
+    check_can_ask(grid)
     write_inputs(folder, replace(grid.hash_inputs(), overlaps=find_overlaps(grid.tasks, trained=grid.roles.trained)))
     write_atomically(folder / RECIPE, dump_config(grid.config))
     keep_frame(folder, grid.frame)
     return grid
 
 
-def check_splits(grid: Grid) -> None:
-    """Refuse tasks that lack the rows that the comparison asks.
+def check_can_ask(grid: Grid) -> None:
+    """Refuse a comparison whose models could not be asked once they are trained.
 
     Raises:
-        UserError: naming the task or the setting.
+        UserError: sequences are longer than the model can see, or a task lacks rows, or has none that fits.
     """
-    for name in grid.roles.asked:
-        if not grid.tasks[name].test:
-            raise UserError(f"task '{name}': has no test rows, so no arm can be asked; give it some, or leave it out")
-    for name in grid.roles.dedicated if any(arm.tuned for arm in grid.arms) else ():
-        if not grid.tasks[name].validation:
+    config, roles = grid.config, grid.roles
+    limit = "episodes.token_budget" if config.compare.max_tokens is None else "compare.max_tokens"
+    check_window(load_config(config.model), num_tokens=config.max_tokens, what=limit)
+    check_splits(config, roles, grid.tasks)
+    fits = f"fits {limit} = {config.max_tokens:,}"
+    for sweep in [sweep for sweep in _plan_sweeps(grid, "test") if not len(sweep.wanted)]:
+        raise UserError(f"task '{sweep.task.name}': no test row {fits}; raise it, or leave the task out")
+    tried = [arm for arm in grid.arms if arm.trained and config.rates_of(arm.name)]
+    known = {sweep.task.name for sweep in _plan_sweeps(grid, "validation") if sweep.points} if tried else set()
+    for arm in tried:
+        names = roles.dedicated if arm.per_task else roles.asked_trained
+        lost = [name for name in names if name not in known]
+        if lost and (arm.tuned or len(lost) == len(names)):
             raise UserError(
-                f"task '{name}': has no validation rows, which dedicated-tuned chooses its rate and steps by; give it"
-                " more train rows, or leave it out of compare.dedicated_tasks"
+                f"task '{lost[0]}': no validation row {fits} with its shots, so no rate of {arm.title} can be"
+                " chosen; raise it, lower compare.shots, or name no compare.learning_rates"
             )
-    for arm in [arm for arm in grid.arms if arm.trained and not arm.tuned and grid.config.rates_of(arm.name)]:
-        asked = grid.roles.dedicated if arm.per_task else grid.roles.asked_trained
-        if not any(grid.tasks[name].validation for name in asked):
-            raise UserError(
-                f"compare.learning_rates: no task that {arm.title} is evaluated on has validation rows, so no rate can"
-                " be chosen; give the trained tasks more train rows, or name no rates"
-            )
+
+
+def _plan_sweeps(grid: Grid, kind: WorkKind) -> list[TaskSweep]:
+    """Return what the first seed's models of all tasks are asked."""
+    tasks, sweep = grid.sweep_of(WorkItem(grid.arms[0].name, grid.settings.seeds[0], kind))
+    writer, cache = TaskTokenizer(grid.tokenizer, grid.config.template, frame=grid.frame), default_cache_dir()
+    known = [tokenize_task(task, tokenizer=writer, cache_dir=cache) for task in tasks]
+    return [TaskSweep(one, tokenizer=writer, sweep=sweep) for one in known]

@@ -311,6 +311,33 @@ def choose_roles(config: CompareConfig, tasks: Mapping[str, Task]) -> Roles:
     return Roles(tuple(trained), tuple(held_out), tuple(familiar), tuple(dedicated), tuple(asked_trained))
 
 
+def check_splits(config: CompareConfig, roles: Roles, tasks: Mapping[str, Task]) -> None:
+    """Refuse tasks that lack the rows that the comparison asks.
+
+    tasks: those of the roles, by name.
+
+    Raises:
+        UserError: naming the task or the setting.
+    """
+    arms = [ARMS[name] for name in config.compare.arms]
+    for name in roles.asked:
+        if not tasks[name].test:
+            raise UserError(f"task '{name}': has no test rows, so no arm can be asked; give it some, or leave it out")
+    for name in roles.dedicated if any(arm.tuned for arm in arms) else ():
+        if not tasks[name].validation:
+            raise UserError(
+                f"task '{name}': has no validation rows, which dedicated-tuned chooses its rate and steps by; give it"
+                " more train rows, or leave it out of compare.dedicated_tasks"
+            )
+    for arm in [arm for arm in arms if arm.trained and not arm.tuned and config.rates_of(arm.name)]:
+        asked = roles.dedicated if arm.per_task else roles.asked_trained
+        if not any(tasks[name].validation for name in asked):
+            raise UserError(
+                f"compare.learning_rates: no task that {arm.title} is evaluated on has validation rows, so no rate can"
+                " be chosen; give the trained tasks more train rows, or name no rates"
+            )
+
+
 def choose_tasks(config: CompareConfig, names: Sequence[str]) -> list[str]:
     """Return the trained tasks among the folder's `names`.
 

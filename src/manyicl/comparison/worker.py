@@ -16,7 +16,7 @@ from rich.console import Console
 from manyicl.comparison.arms import Spent
 from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkItem, WorkKind, plan_file
 from manyicl.comparison.inputs import read_whole
-from manyicl.comparison.settings import ARMS
+from manyicl.comparison.settings import ARMS, CompareSettings
 from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
 from manyicl.evaluation import drift_every, evaluate_sweep, window_bits
@@ -31,15 +31,15 @@ from manyicl.training import RunConfig, RunFolder, absolute_paths, find_changes,
 POLL_S = 2.0
 
 
-def check_seeds(grid: Grid, seeds: Sequence[int] | None) -> None:
+def check_seeds(settings: CompareSettings, seeds: Sequence[int] | None) -> None:
     """Refuse seeds that are not the comparison's.
 
     Raises:
         UserError: naming the first of them.
     """
     for seed in seeds or ():
-        if seed not in grid.settings.seeds:
-            raise UserError(f"seed={seed}: is none of this comparison's {list(grid.settings.seeds)}; give one of them")
+        if seed not in settings.seeds:
+            raise UserError(f"seed={seed}: is none of this comparison's {list(settings.seeds)}; give one of them")
 
 
 def refuse_ranks() -> None:

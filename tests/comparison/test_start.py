@@ -1,0 +1,69 @@
+"""A comparison that could not end is refused before its first model is trained, and leaves no folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyicl.comparison.forecast import forecast_comparison
+from manyicl.comparison.grid import Grid, open_comparison
+from manyicl.comparison.settings import CompareConfig
+from manyicl.errors import UserError
+from manyicl.verbs import compare
+from tests.support.comparison_setting import make_recipe, write_world
+
+RATES = [1e-3, 3e-3]
+
+
+def refusal(folder: Path, config: CompareConfig) -> str:
+    """Return why a comparison is not begun; `plan` says the same, and there is no folder."""
+    out = folder / "out"
+    with pytest.raises(UserError) as refused:
+        open_comparison(out, config)
+    assert not (out / "recipe.toml").exists()
+    assert forecast_comparison(Grid(out, config)).blockers == (str(refused.value),)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "setting"),
+    [
+        ({"max_tokens": 100_000}, "compare.max_tokens = 100000"),
+        ({"episodes": {"token_budget": 100_000}, "train": {"pack_tokens": None}}, "episodes.token_budget = 100000"),
+    ],
+)
+def test_sequences_longer_than_the_model_sees_are_refused(tmp_path, sections: dict[str, Any], setting):
+    config = make_recipe(tmp_path, write_world(tmp_path), **sections)
+    assert refusal(tmp_path, config).startswith(f"{setting}: the model knows 4096 positions")
+
+
+def test_a_task_of_which_no_test_row_fits_is_refused(tmp_path):
+    config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"], max_tokens=5)
+    fault = refusal(tmp_path, config)
+    assert fault.endswith("no test row fits compare.max_tokens = 5; raise it, or leave the task out")
+
+
+def test_rates_that_no_validation_row_could_choose_are_refused(tmp_path):
+    # No task has 60 rows to show.
+    names = write_world(tmp_path)
+    config = make_recipe(tmp_path, names, arms=["manyicl"], shots=[60], learning_rates=RATES)
+    assert "no validation row fits episodes.token_budget = 192 with its shots, so no rate of ManyICL can" in refusal(
+        tmp_path, config
+    )
+
+
+def test_a_seed_that_is_not_the_comparisons_leaves_no_folder(tmp_path):
+    make_recipe(tmp_path, write_world(tmp_path), arms=["base"])
+    with pytest.raises(UserError, match=r"seed=7: is none of this comparison's \[0, 1\]"):
+        compare(tmp_path / "recipe.toml", out=tmp_path / "out", seeds=[7])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_comparison_names_what_differs(tmp_path):
+    names = write_world(tmp_path)
+    out = tmp_path / "out"
+    open_comparison(out, make_recipe(tmp_path, names, arms=["base"]))
+    with pytest.raises(UserError, match=r"holds a comparison with another compare\.draws, compare\.queries; go on"):
+        open_comparison(out, make_recipe(tmp_path, names, arms=["base"], draws=1, queries=2))
