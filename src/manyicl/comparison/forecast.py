@@ -19,7 +19,7 @@ import numpy as np
 from manyicl.comparison.arms import Spent
 from manyicl.comparison.grid import Grid, WorkItem, WorkKind, check_can_ask
 from manyicl.comparison.settings import Arm, ArmName
-from manyicl.episodes import BatchMaker, TaskTokenizer, default_cache_dir, tokenize_task
+from manyicl.episodes import BatchMaker, default_cache_dir, tokenize_task
 from manyicl.errors import UserError
 from manyicl.evaluation import Sweep, TaskSweep
 from manyicl.inference import ROW_TOKENS
@@ -207,7 +207,7 @@ class _Forecaster:
         self.blockers: list[str] = []
         slow = find_slow_precision(self.config.model.precision) if device is None else None
         self.notes = [slow] if slow else []
-        self.tokenizer = TaskTokenizer(grid.tokenizer, self.config.template, frame=grid.frame)
+        self.tokenizer = grid.writer
         self.model_config = load_config(self.config.model)
         self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)
         self._asked: dict[tuple[int, WorkKind, str], Work] = {}

@@ -132,9 +132,8 @@ class Grid:
         """
         known = name_sources(self.config.tasks.folder)
         chosen = [*choose_tasks(self.config, list(known)), *self.settings.held_out_tasks, *self.settings.familiar_tasks]
-        for name in chosen:
-            if name not in known:
-                raise UserError(f"{self.config.tasks.folder}: no task '{name}'{suggest(name, known)}")
+        for name in [name for name in chosen if name not in known]:
+            raise UserError(f"{self.config.tasks.folder}: no task '{name}'{suggest(name, known)}")
         return {name: load_task(known[name]) for name in sorted(set(chosen))}
 
     @cached_property
@@ -159,11 +158,15 @@ class Grid:
         return read_frame(self.folder) or TaskTokenizer(self.tokenizer, self.config.template).frame
 
     @cached_property
+    def writer(self) -> TaskTokenizer:
+        """Writes examples as the recipe's template says; one for all, because to hash a vocabulary takes seconds."""
+        return TaskTokenizer(self.tokenizer, self.config.template, frame=self.frame)
+
+    @cached_property
     def matcher(self) -> ArmMatcher:
         """Gives each arm the recipe of its run."""
         chosen = [self.tasks[name] for name in self.roles.trained]
-        writer = TaskTokenizer(self.tokenizer, self.config.template, frame=self.frame)
-        return ArmMatcher(self.config, tokenize_all(chosen, self.config, writer))
+        return ArmMatcher(self.config, tokenize_all(chosen, self.config, self.writer))
 
     @cached_property
     def texts(self) -> list[TextWindows]:
@@ -204,11 +207,8 @@ class Grid:
 
     def work(self) -> list[WorkItem]:
         """Return all work, in the order in which it is done: trials of learning rates first."""
-        items = [item for arm in self.arms if arm.trained for item in self._trials_of(arm)]
-        for seed in self.settings.seeds:
-            for arm in self.arms:
-                items += self._work_of(arm, seed)
-        return items
+        trials = [item for arm in self.arms if arm.trained for item in self._trials_of(arm)]
+        return trials + [item for seed in self.settings.seeds for arm in self.arms for item in self._work_of(arm, seed)]
 
     def _trials_of(self, arm: Arm) -> Iterator[WorkItem]:
         for rate in self.config.rates_of(arm.name):
@@ -445,6 +445,5 @@ def check_can_ask(grid: Grid) -> None:
 def _plan_sweeps(grid: Grid, kind: WorkKind) -> list[TaskSweep]:
     """Return what the first seed's models of all tasks are asked."""
     tasks, sweep = grid.sweep_of(WorkItem(grid.arms[0].name, grid.settings.seeds[0], kind))
-    writer, cache = TaskTokenizer(grid.tokenizer, grid.config.template, frame=grid.frame), default_cache_dir()
-    known = [tokenize_task(task, tokenizer=writer, cache_dir=cache) for task in tasks]
-    return [TaskSweep(one, tokenizer=writer, sweep=sweep) for one in known]
+    known = [tokenize_task(task, tokenizer=grid.writer, cache_dir=default_cache_dir()) for task in tasks]
+    return [TaskSweep(one, tokenizer=grid.writer, sweep=sweep) for one in known]
