@@ -18,6 +18,7 @@ from rich.console import Console
 from manyicl.comparison.comparison_file import read_comparison
 from manyicl.comparison.grid import open_comparison
 from manyicl.comparison.summary import summarize
+from manyicl.errors import UserError
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import load_config
 from manyicl.report.document import print_outcome, write_outcome
@@ -232,6 +233,33 @@ def test_a_finished_one_that_is_gone_on_with_does_nothing_but_the_report(copied)
     assert ended.returncode == 0
     assert finished_work(copied) == before
     assert (copied / "report.html").is_file()
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damaged", "damage", "result"),
+    [
+        ("few-shot.test.json", cut_short, "few-shot.test.json"),
+        ("few-shot.test.predictions.parquet", Path.unlink, "few-shot.test.json"),
+        ("few-shot.test.predictions.parquet", cut_short, "few-shot.test.json"),
+        ("manyicl.flip.json", cut_short, "manyicl.flip.json"),
+        ("manyicl.text.json", cut_short, "manyicl.text.json"),
+    ],
+)
+def test_a_damaged_result_is_named_with_how_to_have_it_made_again(copied, damaged, damage, result):
+    folder = copied / "seed-0"
+    damage(folder / damaged)
+    with pytest.raises(UserError) as refused:
+        write_outcome(open_comparison(copied, None))
+    fault = str(refused.value)
+    assert fault.startswith(f"{folder / damaged}: ")
+    assert fault.endswith(f"; delete {folder / result}, and `resume` does this piece of work again")
+    (folder / result).unlink()
+    assert not write_outcome(open_comparison(copied, None)).finished
 
 
 @pytest.mark.slow

@@ -37,9 +37,9 @@ def world(tmp_path_factory) -> tuple[Path, Any]:
     return folder, write_world(folder)
 
 
-def begin(world, folder: Path, **compare: Any):
-    """Begin a comparison of the smallest kind that has trials."""
-    config = make_recipe(
+def make_small(world, **compare: Any) -> CompareConfig:
+    """Return the recipe of a comparison of the smallest kind that has trials."""
+    return make_recipe(
         *world,
         train={"num_steps": 1},
         **{
@@ -48,7 +48,10 @@ def begin(world, folder: Path, **compare: Any):
             "text_files": [], **compare,
         },
     )  # fmt: skip
-    return open_comparison(folder, config)
+
+
+def begin(world, folder: Path, **compare: Any) -> Grid:
+    return open_comparison(folder, make_small(world, **compare))
 
 
 def run(grid, **options: Any) -> str:
@@ -64,6 +67,16 @@ def test_a_later_seed_that_is_done_first_does_the_trials_of_the_first_one(world,
     run(grid, seeds=[1])
     done = [item for item in grid.work() if grid.is_done(item)]
     assert {(item.seed, item.rate) for item in done} == {(0, 1e-4), (0, 1e-3), (1, None)}
+
+
+@pytest.mark.slow
+def test_the_shots_that_an_arm_was_trained_with_are_no_more_than_fitted(world, tmp_path):
+    """The report said 40, and an episode of 192 tokens holds 14 at the most."""
+    grid = begin(world, tmp_path / "out", arms=["few-shot"], few_shot_shots=40, learning_rates=[], seeds=[0])
+    run(grid)
+    (arm,) = summarize(grid).arms
+    assert arm.trained_shots is not None
+    assert 0 < arm.trained_shots < 20
 
 
 @pytest.mark.slow
@@ -134,7 +147,8 @@ def test_a_task_that_was_not_asked_with_so_many_shots_counts_with_its_most(world
 def test_a_trial_that_was_not_asked_anything_is_not_judged(world, tmp_path):
     assert judge_trial([]) is None
     assert judge_trial([curve(k0=None)]) is None
-    grid = begin(world, tmp_path / "out", shots=[500], seeds=[0])  # no task has so many rows
+    # No task has so many rows; a comparison that an earlier version began was not refused at once.
+    grid = Grid(tmp_path / "out", make_small(world, shots=[500], seeds=[0]))
     with pytest.raises(UserError, match=r"^compare\.learning_rates: no validation row could be asked of ManyICL, so"):
         run(grid)
     assert [trial.chosen for trial in summarize(grid).trials] == [False, False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from manyicl.comparison.answers import (
     shared_shots,
 )
 from manyicl.comparison.grid import Grid, WorkKind
-from manyicl.comparison.inputs import read_whole
+from manyicl.comparison.inputs import read_whole, redoable
 from manyicl.comparison.schema import (
     ArmConfidence,
     DriftPoint,
@@ -212,7 +213,7 @@ def find_forgetting(findings: Findings) -> Forgetting:
     """Return what each arm that trains one model lost: on text, on untrained tasks, and on text during training."""
     grid = findings.grid
     items = [item for item in grid.work() if item.kind == "text" and grid.is_done(item)]
-    texts = {(item.arm, item.seed): read_whole(grid.path_of(item))["texts"] for item in items}
+    texts = {(item.arm, item.seed): _read_text(grid.path_of(item)) for item in items}
     return Forgetting(
         window_tokens=findings.settings.text_window_tokens,
         bos=any(file["bos"] for files in texts.values() for file in files),
@@ -220,6 +221,12 @@ def find_forgetting(findings: Findings) -> Forgetting:
         tasks=tuple(_forgotten_tasks(findings)),
         drift=tuple(_drift(grid, texts)),
     )
+
+
+def _read_text(file: Path) -> Sequence[Mapping[str, Any]]:
+    with redoable(file):
+        texts: Sequence[Mapping[str, Any]] = read_whole(file)["texts"]
+    return texts
 
 
 def _forgotten_text(findings: Findings, texts: Texts) -> Iterator[TextChange]:

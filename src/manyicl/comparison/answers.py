@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from manyicl.comparison.grid import Grid, Scores, WorkItem, WorkKind, judge_shots, plan_file, scores_of
-from manyicl.comparison.inputs import read_whole
+from manyicl.comparison.inputs import read_result, read_whole
 from manyicl.comparison.schema import AskedAs, ChosenShots, Seeds, ShotsScore, count_seeds
 from manyicl.comparison.settings import ARMS, Arm, ArmName, Role
 from manyicl.errors import UserError
-from manyicl.evaluation import FILL, Evaluation, Prediction, ShotCurve, Shots, cap_shots, sort_shots, tell_asked_with
+from manyicl.evaluation import FILL, Prediction, ShotCurve, Shots, cap_shots, sort_shots, tell_asked_with
 from manyicl.intervals import MIN_SEEDS, Interval, Run, Table, difference_interval, score_interval
 from manyicl.models import read_note
 from manyicl.training import RunFolder, RunState
@@ -159,7 +159,7 @@ class ArmAnswers:
     @classmethod
     def read(cls, paths: Sequence[Path]) -> ArmAnswers:
         """Return the answers in the result files of the arm's models."""
-        results = [Evaluation.load(path) for path in paths]
+        results = [read_result(path) for path in paths]
         predictions = [p for result in results for p in result.predictions]
         curves = {curve.task: curve for result in results for curve in result.curves}
         return cls(curves, predictions, tabulate(predictions))
@@ -251,13 +251,13 @@ class Findings:
         """Return the most shots that an answer was trained after; None for the base, and if it differs by task."""
         if arm.name in ("zero-shot", "dedicated", "dedicated-tuned"):
             return 0
-        if arm.name in self.settings.fixed_shots:
-            return self.settings.fixed_shots[arm.name]
         if not arm.trained or arm.per_task:
             return None
         runs = [RunFolder(self.grid.path_of(WorkItem(arm.name, seed, "train"))) for seed in self.seeds]
         known = [read_note(str(run.model)).trained_shots for run in runs if run.model.is_dir()]
-        return max((max(shots.values()) for shots in known if shots), default=None)
+        # Fewer than the arm's own number, if no episode had room for so many.
+        own = self.settings.fixed_shots.get(arm.name)
+        return max((max(shots.values()) for shots in known if shots), default=own)
 
     @cached_property
     def shots_by_task(self) -> dict[str, list[Shots]]:

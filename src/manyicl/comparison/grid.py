@@ -23,6 +23,7 @@ from manyicl.comparison.inputs import (
     read_frame,
     read_inputs,
     read_recipe,
+    read_result,
     refuse_other_inputs,
     take_places,
     write_inputs,
@@ -42,7 +43,6 @@ from manyicl.comparison.settings import (
 from manyicl.episodes import Frame, TaskTokenizer, default_cache_dir, tokenize_task
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import (
-    Evaluation,
     ShotCurve,
     Shots,
     Sweep,
@@ -360,7 +360,7 @@ class Trials:
     def read(self, arm: ArmName, rate: float, task: str | None = None) -> list[ShotCurve]:
         """Return the curves of a trial's validation results."""
         paths = [self.grid.path_of(item) for item in self.items(arm, rate, task)]
-        return [curve for path in paths for curve in Evaluation.load(path).curves]
+        return [curve for path in paths for curve in read_result(path).curves]
 
 
 def open_comparison(folder: Path, config: CompareConfig | None, *, overrides: Sequence[str] = ()) -> Grid:

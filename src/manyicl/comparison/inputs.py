@@ -11,6 +11,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from manyicl.comparison.settings import CompareConfig, absolute_texts
 from manyicl.episodes import Frame
 from manyicl.errors import UserError
+from manyicl.evaluation import Evaluation
 from manyicl.files import read_object, write_atomically
 from manyicl.locks import sole_writer
 from manyicl.models import RUN_STATE, fingerprint_weights, locate_model
@@ -84,6 +86,29 @@ def read_whole(file: Path) -> dict[str, Any]:
     if content is None:
         raise UserError(f"{file}: is damaged; restore it from a copy, or start a new comparison")
     return content
+
+
+@contextmanager
+def redoable(file: Path) -> Iterator[None]:
+    """Say how a result that turns out to be damaged is made again: nothing else of the comparison is lost.
+
+    file: what the block reads. Its own advice, which is for files that nothing could make again, is left out.
+    """
+    try:
+        yield
+    except UserError as error:
+        fault = str(error).partition("; ")[0]
+        raise UserError(f"{fault}; delete {file}, and `resume` does this piece of work again") from error
+
+
+def read_result(file: Path) -> Evaluation:
+    """Return one result of a comparison, with its predictions.
+
+    Raises:
+        UserError: it is damaged, or its predictions are.
+    """
+    with redoable(file):
+        return Evaluation.load(file)
 
 
 def read_inputs(folder: Path) -> Inputs | None:

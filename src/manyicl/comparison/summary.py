@@ -21,7 +21,7 @@ from manyicl.comparison.analyses import (
 from manyicl.comparison.answers import Findings, FinishedRun, finished_runs
 from manyicl.comparison.comparison_file import Comparison
 from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkKind, judge_trial
-from manyicl.comparison.inputs import read_whole
+from manyicl.comparison.inputs import read_whole, redoable
 from manyicl.comparison.schema import ArmEntry, Cost, PlainPath, TaskEntry, Trial, Tuned, WorkDone
 from manyicl.comparison.scores import list_curves, list_differences, list_flatness, list_headline, list_means
 from manyicl.comparison.settings import Arm, ArmName
@@ -176,7 +176,8 @@ def _sum_plain_paths(grid: Grid) -> PlainPath | None:
     for item in grid.work():
         if item.kind in SWEEP_KINDS and grid.is_done(item):
             # The JSON alone, as there may be millions of predictions beside it.
-            content: Mapping[str, Any] = read_whole(grid.path_of(item))
+            with redoable(grid.path_of(item)):
+                content: Mapping[str, Any] = read_whole(grid.path_of(item))
             paths = [task["plain_path"] for task in content["tasks"] if task.get("plain_path")]
             if paths:
                 faults.append(content.get("sharing_fault", ""))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from manyicl.comparison.arms import Spent
 from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkItem, WorkKind, plan_file
-from manyicl.comparison.inputs import read_whole
+from manyicl.comparison.inputs import read_whole, redoable
 from manyicl.comparison.settings import ARMS, CompareSettings
 from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
@@ -106,7 +106,11 @@ def _refuse_other_streams(grid: Grid) -> None:
     for item in grid.work():
         path = grid.path_of(item)
         is_result = item.kind in SWEEP_KINDS and path.is_file()
-        if is_result and read_whole(path).get("streams") != STREAMS:
+        if not is_result:
+            continue
+        with redoable(path):
+            streams = read_whole(path).get("streams")
+        if streams != STREAMS:
             raise UserError(
                 f"resume={grid.folder}: {path.relative_to(grid.folder)} was asked by another version of"
                 " manyicl, which draws other shots; go on with that version, or start a new comparison"
