@@ -109,6 +109,20 @@ def test_other_shots_do_not_join_but_none_are_always_the_same():
         compare_results(result("a", {"t": table(A)}), result("b", {"t": table(B)}, shots="another seed's"))
 
 
+def test_other_numbers_of_shots_that_fit_are_told_apart_from_another_seed():
+    """A base and a run that were asked in other templates were said to have another seed or other data."""
+
+    def filled(name: str, shots: str) -> Evaluation:
+        one = result(name, {"t": table(A) | table(A[:1], shots=0)}, shots=shots)
+        (curve,) = one.curves
+        points = tuple(replace(point, shots="fill") if point.shots else point for point in curve.points)
+        rows = tuple(replace(row, fill=bool(row.shots)) for row in curve.predictions)
+        return replace(one, curves=(replace(curve, points=points, predictions=rows),))
+
+    (reason,) = compare_results(filled("a", "seven"), filled("b", "five")).unjoined
+    assert reason.startswith("other shots fit (another template, tokenizer or limit of tokens")
+
+
 def test_another_metric_is_another_score():
     with pytest.raises(UserError, match=r"task 't' has another metric in each \(accuracy, rouge_l\)"):
         compare_results(result("a", {"t": table(A)}), result("b", {"t": table(B)}, metric="rouge_l"))

@@ -40,7 +40,10 @@ class ArmEntry(Entry):
     title: str
     """Its name for readers."""
     trained_shots: int | None = None
-    """Most shots that an answer was trained after; None for the base, and if it differs by task."""
+    """Most shots that an answer was trained after, fewer than the arm's own number if no more fitted.
+
+    None for the base, and if it differs by task.
+    """
     learning_rate: Number = None
     """None if its models have different ones."""
     matched: bool = True

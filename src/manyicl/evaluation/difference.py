@@ -13,7 +13,7 @@ from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.results import Evaluation
 from manyicl.evaluation.scoring.answers import MACRO_F1, macro_f1
-from manyicl.evaluation.shots import Shots, shots_order, sort_shots, tell_asked_with
+from manyicl.evaluation.shots import FILL, Shots, shots_order, sort_shots, tell_asked_with
 from manyicl.intervals import Interval, Table, difference_interval
 
 _PointKey = tuple[str, Shots]  # task, shots
@@ -132,7 +132,7 @@ def compare_results(a: Evaluation, b: Evaluation) -> Difference:
         one, other = rows_a.get(key, {}), rows_b.get(key, {})
         reason = _refuse_draw(key, (rows_a, rows_b), metrics=(metrics_a, metrics_b))
         if reason is None and shots_a[key] != shots_b[key] and (is_one_choice or a.seed != b.seed):
-            reason = "other shots were drawn (another seed, other task data, or a tokenizer that drops other rows)"
+            reason = _tell_other_shots(shots, is_one_seed=a.seed == b.seed)
         if reason is None:
             draws.setdefault((task, shots), []).append((one, other))
         else:
@@ -231,6 +231,13 @@ def _refuse_draw(
     if metrics[0][task] != metrics[1][task]:
         return f"task '{task}' has another metric in each ({metrics[0][task]}, {metrics[1][task]})"
     return None
+
+
+def _tell_other_shots(shots: Shots, *, is_one_seed: bool) -> str:
+    """Return why a draw of the same number has other shots in each result."""
+    if shots == FILL and is_one_seed:
+        return "other shots fit (another template, tokenizer or limit of tokens, or other data)"
+    return "other shots were drawn (another seed, other task data, or a tokenizer that drops other rows)"
 
 
 def _share_queries(pairs: Sequence[_Drawn], unjoined: Counter[str]) -> list[_Drawn]:
