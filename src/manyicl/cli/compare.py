@@ -19,7 +19,12 @@ def compare(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as compare.draws=10.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="A new folder. Default: runs/RECIPE-TIME.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="A new folder, or one of the same recipe, which is continued. Default: runs/RECIPE-TIME."
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Resume the comparison in this folder.")] = None,
     status: Annotated[
         Path | None, typer.Option("--status", help="Show how far the comparison in this folder is, and exit.")

@@ -378,7 +378,8 @@ def task_notes(task: TaskEntry, points: Sequence[CurvePoint]) -> list[str]:
         notes.append(tell_overlap(task.overlap))
     unfit = max((point.num_unfit or 0 for point in points if is_known(point.score)), default=0)
     if unfit:
-        notes.append(f"{count_noun(unfit, 'test row')} do not fit after its most shots: left out at every k")
+        fit = "does not fit" if unfit == 1 else "do not fit"
+        notes.append(f"{count_noun(unfit, 'test row')} {fit} after its most shots: left out at every k")
     scored = {point.shots for point in points if is_known(point.score)}
     unscored = sort_shots({point.shots for point in points} - scored)
     if unscored:

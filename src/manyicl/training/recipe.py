@@ -406,8 +406,11 @@ def _tell_fault(error: dict[str, Any], values: dict[str, Any], *, kind: type[Run
         use = " ".join(str(parent.model_fields[key[-1]].description).split()).rstrip(".")
         return f"{name} = {value!r}: does not fit; {use[0].lower()}{use[1:]}"
     message = str(error["msg"].removeprefix("Value error, "))
-    if error["type"] == "tuple_type":
-        message = 'needs a list, such as ["a", "b"]'
+    if error["type"] == "tuple_type" and parent is not None:
+        kinds = str(parent.model_fields[key[-1]].annotation)
+        message = "needs a list, such as " + ("[0, 1]" if "int" in kinds or "float" in kinds else '["a", "b"]')
+    if error["type"] == "too_short":
+        message = "is empty; give it a value, or leave it out"
     if section is not None:
         return f"{name}: {message}"
     where = "".join(f"[{part}]" for part in inside)
