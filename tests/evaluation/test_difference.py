@@ -216,3 +216,15 @@ def test_results_that_were_answered_in_other_ways_are_compared_and_say_so():
     assert difference.settings == {"normalize": ("none", "bytes")}
     assert "answered in other ways: normalize is none in A, bytes in B" in render(difference_table(difference))
     assert compare_results(summed, summed).settings == {}
+
+
+def test_other_templates_are_told_and_results_that_do_not_say_theirs_are_not():
+    scores = {"a task": {(0, 0): {"q": 1.0, "r": 0.0}}}
+    plain, chat = ({"style": style, "input": "Q: {input}\n"} for style in ("plain", "chat"))
+    one, two = (replace(result(n, scores), prompt_template=t) for n, t in (("one", plain), ("two", chat)))
+    difference = compare_results(one, two)
+    assert difference.settings == {"template.style": ("plain", "chat")}
+    assert "prompts were written in other ways: template.style is 'plain' in A, 'chat' in B" in render(
+        difference_table(difference)
+    )
+    assert compare_results(one, replace(two, prompt_template=None)).settings == {}

@@ -100,7 +100,7 @@ class Difference:
     means: tuple[MeanDifference, ...]
     """Over tasks, by number of shots."""
     settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Settings of `AnswerSettings` that differ -> their values in a and b."""
+    """Settings of `AnswerSettings` and, as `template.KEY`, of the templates that differ -> their values in a and b."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, each difference with its sentence."""
@@ -151,10 +151,20 @@ def compare_results(a: Evaluation, b: Evaluation) -> Difference:
     ]
     means = [_compare_mean(shots, tables) for shots in sort_shots(shots for _, shots in tables)]
     num_rows = sum(one.scores.size for one, _ in tables.values())
-    settings_a, settings_b = asdict(a.answering), asdict(b.answering)
-    settings = {key: (value, settings_b[key]) for key, value in settings_a.items() if value != settings_b[key]}
+    settings_a, settings_b = _settings_of(a), _settings_of(b)
+    settings = {
+        key: (value, settings_b[key])
+        for key, value in settings_a.items()
+        if key in settings_b and value != settings_b[key]
+    }
     ours, theirs = (_name(one) if is_one_choice else f"{_name(one)}, {_choice(one)}" for one in (a, b))
     return Difference(ours, theirs, num_rows, dict(unjoined), tuple(cells), tuple(means), settings)
+
+
+def _settings_of(result: Evaluation) -> dict[str, Any]:
+    """Return how a result's queries were written and answered; files of earlier versions do not say their template."""
+    written = {f"template.{key}": value for key, value in (result.prompt_template or {}).items()}
+    return asdict(result.answering) | written
 
 
 def tell_difference(item: PointDifference | MeanDifference) -> str:

@@ -138,6 +138,7 @@ def evaluate_sweep(
         answering=sweep.answering,
         engine="local" if endpoint is None else "endpoint",
         fixed_shots=sweep.fixed_shots,
+        prompt_template=loaded.tokenizer.settings.model_dump(),
         **sweep.choice,
     )
     if path is not None:
@@ -318,7 +319,10 @@ def one_pass_curve(
             )
             for number, task in enumerate(tasks)
         ]
-    return Evaluation(loaded.path, "one-pass", seed=seed, max_tokens=budget, curves=tuple(curves))
+    written = loaded.tokenizer.settings.model_dump()
+    return Evaluation(
+        loaded.path, "one-pass", seed=seed, max_tokens=budget, curves=tuple(curves), prompt_template=written
+    )
 
 
 def _shift_progress(on_progress: OnProgress, number: int, total: int) -> OnProgress:

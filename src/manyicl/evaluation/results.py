@@ -59,6 +59,8 @@ class Evaluation:
     """How shots were chosen (`Sweep.choose`)."""
     num_nearest: int | None = None
     """Most shots of a query's own; None if the nearest were not chosen."""
+    prompt_template: Mapping[str, Any] | None = None
+    """The template that wrote the prompts (`TemplateSettings`); None in files of earlier versions."""
     path: Path | None = field(default=None, compare=False)
     """The file that it was loaded from."""
 
@@ -129,6 +131,7 @@ class Evaluation:
             "seed": self.seed,
             "streams": STREAMS,
             "max_tokens": self.max_tokens,
+            **({} if self.prompt_template is None else {"prompt_template": dict(self.prompt_template)}),
             "tasks": tasks,
         }
 

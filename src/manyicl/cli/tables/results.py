@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import plotext
 from rich.console import Group
@@ -204,7 +205,7 @@ def difference_table(difference: Difference) -> Group:
         for task in tasks
     ]
     told = [Text(tell_difference(mean)) for mean in difference.means]
-    notes = [f"answered in other ways: {key} is {a} in A, {b} in B" for key, (a, b) in difference.settings.items()]
+    notes = [_tell_setting(key, *values) for key, values in difference.settings.items()]
     notes.append(f"{difference.num_rows:,} pairs of answers")
     if len(difference.cells) > 1:
         notes.append(
@@ -213,6 +214,13 @@ def difference_table(difference: Difference) -> Group:
     notes += [f"{count:,} rows did not join: {reason}" for reason, count in sorted(difference.unjoined.items())]
     beside = _other_metrics(others, shots, unit="B - A in points")
     return Group(*names, table, *told, *beside, *(Text(note, style="dim") for note in notes))
+
+
+def _tell_setting(key: str, a: Any, b: Any) -> str:
+    """Return how a setting differs; a text of a template shows its line breaks."""
+    if key.startswith("template."):
+        return f"prompts were written in other ways: {key} is {a!r} in A, {b!r} in B"
+    return f"answered in other ways: {key} is {a} in A, {b} in B"
 
 
 def _points(item: PointDifference | MeanDifference | MetricDifference | None) -> Text:
