@@ -272,8 +272,7 @@ class _Forecaster:
     def _read_rows(self, lengths: Sequence[int], *, num_rows: int, targets: int = 0) -> Work:
         """Return the work of sequences that go through the model once, in so many rows."""
         flops = self._count_forward(lengths, targets=targets)
-        seconds = self._predict_seconds(flops, layer_passes=num_rows * self.num_layers)
-        return Work(0, sum(lengths), sum(lengths), flops, seconds)
+        return Work(0, sum(lengths), sum(lengths), flops, self._predict_pass(flops, num_rows))
 
     def _predict_seconds(self, flops: int, *, layer_passes: int) -> float:
         """Return the seconds of some work on the device, 0 if there is none."""
