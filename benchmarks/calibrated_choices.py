@@ -1,6 +1,6 @@
 """Which score should choose among known answers: six ways on the same forward passes, real tasks, few and many shots.
 
-    python benchmarks/calibrated_choices.py MODEL --tasks FOLDER --kept KEPT.json [--task NAME ...]
+    python benchmarks/calibrated_choices.py MODEL --tasks FOLDER --kept KEPT.json [--task NAME ...] [--shots 4 32 fill]
 
 MODEL: a checkpoint, such as one that `make bases` makes. FOLDER: task files (../shared/data/tasks). A choice's
 log-probability after shots and input is `s`; the ways are
@@ -40,7 +40,6 @@ TASKS = (
     "sst2", "agnews", "trec_coarse", "tweet_emotion", "rte", "mrpc", "snips", "openbookqa", "arc_easy",
     "piqa", "commonsenseqa", "winogrande",
 )  # fmt: skip
-FEW, MANY = 4, 32
 CONTENT_FREE = ("N/A", "[MASK]", "")
 WAYS = ("none", "tokens", "characters", "bytes", "contextual", "pmi")
 
@@ -126,7 +125,7 @@ def print_table(kept: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Print accuracy by task, and each way's difference to `none`."""
     print(f"| task | shots | queries | {' | '.join(f'{way}' for way in WAYS)} |")
     print(f"|---|---|---|{'---|' * len(WAYS)}")
-    for shots in (FEW, MANY):
+    for shots in dict.fromkeys(row["shots"] for rows in kept.values() for row in rows):
         tables: dict[str, dict[str, Table]] = {way: {} for way in WAYS}
         for task, rows in kept.items():
             here = [row for row in rows if row["shots"] == shots]
@@ -160,12 +159,15 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, required=True, help="file that keeps what the model said")
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--shots", nargs="+", default=["4", "32"], help="numbers of shots; fill: as many as fit")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="of shots, input and answer together")
     args = parser.parse_args()
     kept = json.loads(args.kept.read_text()) if args.kept.exists() else {}
     missing = [name for name in args.task or TASKS if name not in kept]
     if missing:
-        model = load_for_inference(args.model, precision="fp32", max_tokens=4096)
-        settings = Sweep((FEW, MANY), num_draws=args.draws, num_queries=args.queries, max_tokens=4096)
+        model = load_for_inference(args.model, precision="fp32", max_tokens=args.max_tokens)
+        shots = tuple("fill" if text == "fill" else int(text) for text in args.shots)
+        settings = Sweep(shots, num_draws=args.draws, num_queries=args.queries, max_tokens=args.max_tokens)
         with choose_engine(model) as engine:
             for name in missing:
                 [task] = load_tasks(args.tasks, names=[name])

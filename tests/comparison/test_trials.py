@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from io import StringIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -107,6 +109,41 @@ def test_what_another_process_does_is_waited_for(world, tmp_path):
     assert printed.count(waited) == 1
     assert "seed 0, ManyICL, learning rate 0.0001" in printed
     assert all(map(grid.is_done, grid.work()))
+
+
+@pytest.mark.slow
+def test_what_needs_no_trial_is_done_while_another_process_holds_one(world, tmp_path):
+    """The base and other arms waited for every trial."""
+    grid = begin(world, tmp_path / "out", arms=["base", "few-shot", "manyicl"], seeds=[0])
+    trial = WorkItem("manyicl", 0, "train", rate=RATES[0])
+    with other_process(grid.claim_file(trial)) as process:
+        assert process.stdout.readline().strip() == "None"
+        thread = Thread(target=run, args=[grid], daemon=True)
+        thread.start()
+        while not grid.is_done(WorkItem("few-shot", 0, "test")):
+            time.sleep(0.1)
+            assert thread.is_alive()
+        assert grid.is_done(WorkItem("base", 0, "test"))
+        assert not grid.is_done(trial)
+    thread.join()
+    assert all(map(grid.is_done, grid.work()))
+
+
+@pytest.mark.slow
+def test_processes_share_the_evaluations_of_one_model(world, tmp_path):
+    """One process did all of them, so a comparison of one model gained nothing from a second process."""
+    grid = begin(world, tmp_path / "out", seeds=[0], learning_rates=[], validation_queries=2)
+    validation, test = (WorkItem("manyicl", 0, kind) for kind in ("validation", "test"))
+    with other_process(grid.claim_file(validation)) as process:
+        assert process.stdout.readline().strip() == "None"
+        thread = Thread(target=run, args=[grid], daemon=True)
+        thread.start()
+        while not grid.is_done(test):
+            time.sleep(0.1)
+            assert thread.is_alive()
+        assert not grid.is_done(validation)
+    thread.join()
+    assert grid.is_done(validation)
 
 
 @pytest.mark.slow

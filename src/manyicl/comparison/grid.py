@@ -83,7 +83,7 @@ class WorkItem:
 
     @property
     def model(self) -> tuple[ArmName, int, str | None, float | None]:
-        """The model that it trains or evaluates. One process does all work of a model, one item after the other."""
+        """The model that it trains or evaluates."""
         return self.arm, self.seed, self.task, self.rate
 
     @property
@@ -207,10 +207,11 @@ class Grid:
 
     def work(self) -> list[WorkItem]:
         """Return all work, in the order in which it is done: trials of learning rates first."""
-        trials = [item for arm in self.arms if arm.trained for item in self._trials_of(arm)]
+        trials = [item for arm in self.arms if arm.trained for item in self.trials_of(arm)]
         return trials + [item for seed in self.settings.seeds for arm in self.arms for item in self._work_of(arm, seed)]
 
-    def _trials_of(self, arm: Arm) -> Iterator[WorkItem]:
+    def trials_of(self, arm: Arm) -> Iterator[WorkItem]:
+        """Return the work of an arm's trials of learning rates."""
         for rate in self.config.rates_of(arm.name):
             for task in self.models_of(arm):
                 yield WorkItem(arm.name, self.settings.seeds[0], "train", task, rate)
@@ -245,9 +246,8 @@ class Grid:
         return RunFolder(path).is_finished if item.kind == "train" else path.is_file()
 
     def claim_file(self, item: WorkItem) -> Path:
-        """Return the lock file of the process that works on an item, one for all work of a model."""
-        parts = self.path_of(replace(item, kind="train")).relative_to(self.folder).parts
-        return self.folder / ".claims" / f"{'-'.join(parts)}.lock"
+        """Return the lock file of the process that does an item."""
+        return self.folder / ".claims" / f"{'-'.join(self.path_of(item).relative_to(self.folder).parts)}.lock"
 
     def sweep_of(self, item: WorkItem) -> tuple[list[Task], Sweep]:
         """Return the tasks that an item asks, and with which shots, draws and queries."""

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
 
 import torch
 from rich.console import Console
@@ -60,7 +59,7 @@ def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: C
     """Do the missing work: all of it, or that of some seeds and the trials of learning rates.
 
     Several processes may work on one comparison, each on seeds of its own or all on the same: each leaves the others
-    what they are doing, and waits for it if nothing else is left. Trials belong to all.
+    what they are doing, and waits for it if nothing else can be done. Trials belong to all.
 
     Raises:
         UserError: an item cannot be done (those before it are kept), or an earlier version asked the finished ones
@@ -72,33 +71,34 @@ def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: C
     titles = {item: f"[{number}/{len(items)}] {item.title}" for number, item in enumerate(items, start=1)}
     if not all(map(grid.is_done, items)):
         _refuse_other_streams(grid)
-    worker = Worker(grid, console)
-    # The rates that the other models are trained with are known only after every trial.
-    trials = [item for item in items if item.rate is not None]
-    for part in (trials, [item for item in items if item.rate is None]):
-        printed: set[str] = set()
-        while waits := _do_unclaimed(worker, part, titles=titles):
-            for line in [line for line in waits if line not in printed]:
-                console.print(line, soft_wrap=True, highlight=False)
-            printed.update(waits)
-            time.sleep(POLL_S)
+    worker, printed = Worker(grid, console), set[str]()
+    while waits := _do_unclaimed(worker, items, titles=titles):
+        for line in [line for line in waits if line not in printed]:
+            console.print(line, soft_wrap=True, highlight=False)
+        printed.update(waits)
+        time.sleep(POLL_S)
 
 
 def _do_unclaimed(worker: Worker, items: Sequence[WorkItem], *, titles: Mapping[WorkItem, str]) -> list[str]:
-    """Do the missing work of every model that no other process works on; return a line per model that one does."""
-    grid, waits = worker.grid, []
-    for _, group in groupby(items, key=lambda item: item.model):
-        missing = [item for item in group if not grid.is_done(item)]
-        if not missing:
+    """Do all missing work that can be done and that no other process does; return a line per model that one works on."""
+    grid, waits = worker.grid, dict[str, None]()
+    for item in items:
+        if grid.is_done(item) or not all(map(grid.is_done, _needs_of(grid, item))):
             continue
-        with claiming(grid.claim_file(missing[0])) as holder:
+        with claiming(grid.claim_file(item)) as holder:
             if holder is not None:
-                waits.append(f"waiting for {holder}: {missing[0].model_title}")
-                continue
-            for item in missing:
-                if not grid.is_done(item):  # another process may have done it just before the claim
-                    worker.do_timed(item, titles)
-    return waits
+                waits[f"waiting for {holder}: {item.model_title}"] = None
+            elif not grid.is_done(item):  # another process may have done it just before the claim
+                worker.do_timed(item, titles)
+    return list(waits)
+
+
+def _needs_of(grid: Grid, item: WorkItem) -> list[WorkItem]:
+    """Return what must be done before an item: the trials of its arm before a training, and that before the rest."""
+    arm = ARMS[item.arm]
+    if item.kind != "train":
+        return [replace(item, kind="train")] if arm.trained else []
+    return list(grid.trials_of(arm)) if item.rate is None else []
 
 
 def _refuse_other_streams(grid: Grid) -> None:
