@@ -80,7 +80,7 @@ def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: C
 
 
 def _do_unclaimed(worker: Worker, items: Sequence[WorkItem], *, titles: Mapping[WorkItem, str]) -> list[str]:
-    """Do all missing work that can be done and that no other process does; return a line per model that one works on."""
+    """Do all missing work that can be done and nobody else does; return a line per model that another works on."""
     grid, waits = worker.grid, dict[str, None]()
     for item in items:
         if grid.is_done(item) or not all(map(grid.is_done, _needs_of(grid, item))):
