@@ -125,9 +125,9 @@ def pair_answers(one: ArmAnswers, base: ArmAnswers) -> tuple[Tables, Tables, int
         if one.curves[task].sha256 != base.curves[task].sha256:
             raise UserError(f"task '{task}': has other rows in a variant than in {BASE}; run both on the same files")
     asked = [{(p.task, p.asked, p.query) for p in side.predictions} for side in (one, base)]
+    shared = asked[0] & asked[1]
     ours, theirs = (
-        tabulate([p for p in side.predictions if (p.task, p.asked, p.query) in asked[0] & asked[1]])
-        for side in (one, base)
+        tabulate([p for p in side.predictions if (p.task, p.asked, p.query) in shared]) for side in (one, base)
     )
     return ours, theirs, len(asked[0] ^ asked[1])
 
@@ -213,7 +213,9 @@ def make_table(out: Path) -> tuple[list[str], list[dict[str, Any]]]:
             told.append(f"seed {', '.join(lacking)} left out, as it or {BASE} has not finished it")
         notes += [f"- {one.name}: {note}." for note in told]
         values = {
-            title: cell and cell.as_difference | {"tasks": cell.num_tasks, "excludes_zero": cell.excludes_zero}
+            title: cell
+            and ({**cell.as_score} if one is base else {**cell.as_difference, "excludes_zero": cell.excludes_zero})
+            | {"tasks": cell.num_tasks}
             for title, cell in cells.items()
         }
         entries.append({"variant": one.name, "changed": change, "seeds": seeds, "cells": values, "notes": told})
