@@ -154,3 +154,22 @@ def test_the_command_plans_a_comparison_and_tells_what_is_in_its_way(world):
     ended = run_command("plan", recipe, "compare.max_tokens=10000000")
     assert ended.returncode == 1
     assert "in the way: " in ended.stdout
+
+
+def test_what_the_first_seed_is_asked_is_drawn_once(world, tmp_path, monkeypatch):
+    """`plan` drew the queries and shots of each task to see whether it can be asked, and again to count them."""
+    drawn: list[tuple[str, int]] = []
+
+    class CountedSweep(TaskSweep):
+        def __init__(self, tokenized: Any, **options: Any) -> None:
+            drawn.append((tokenized.task.name, options["sweep"].num_queries))
+            super().__init__(tokenized, **options)
+
+    for module in ("grid", "forecast"):
+        monkeypatch.setattr(f"manyicl.comparison.{module}.TaskSweep", CountedSweep)
+    config = small(world, arms=["base", "manyicl"], flips=False, text_files=[])
+    grid = Grid(tmp_path, config)
+    assert forecast_comparison(grid).blockers == ()
+    asked = [(name, config.compare.queries) for name in grid.roles.asked]
+    judged = [(name, config.compare.validation_queries) for name in grid.roles.asked_trained]
+    assert sorted(drawn) == sorted(asked + judged)

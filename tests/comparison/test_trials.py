@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manyicl.comparison.answers import Judged, Trials, judge_trial
 from manyicl.comparison.comparison_file import check_comparison
 from manyicl.comparison.forecast import forecast_comparison
-from manyicl.comparison.grid import Grid, Judged, Trials, WorkItem, judge_trial, open_comparison
+from manyicl.comparison.grid import Grid, WorkItem, open_comparison
 from manyicl.comparison.settings import CompareConfig
 from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison

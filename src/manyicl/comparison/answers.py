@@ -1,4 +1,4 @@
-"""What every arm answered, read from the results of a comparison; means and differences over seeds and tasks."""
+"""What every arm answered, read from results: means and differences over seeds and tasks, and rates that did best."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from manyicl.comparison.grid import Grid, Scores, WorkItem, WorkKind, judge_shots, plan_file, scores_of
+from manyicl.comparison.grid import Grid, WorkItem, WorkKind, plan_file
 from manyicl.comparison.inputs import read_result, read_whole
 from manyicl.comparison.schema import AskedAs, ChosenShots, Seeds, ShotsScore, count_seeds
 from manyicl.comparison.settings import ARMS, Arm, ArmName, Role
@@ -22,6 +22,7 @@ from manyicl.training import RunFolder, RunState
 
 ROLES: tuple[Role, ...] = ("trained", "held-out")
 Tables = Mapping[str, Mapping[Shots, Table]]  # task -> shots -> scores
+Scores = Mapping[Shots, tuple[float, float]]  # shots -> score and nats of one task
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,3 +341,81 @@ def read_metrics(grid: Grid) -> Iterator[tuple[ArmName, int, dict[str, Any]]]:
             for record in records:  # drift is written before the log of its own step
                 last = int(np.searchsorted(steps[order], record["step"], side="right")) - 1
                 yield arm, run.seed, record | {"tokens": int(totals[last])}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How good an arm is at one number of shots on validation rows, as a mean over tasks."""
+
+    shots: Shots
+    score: float
+    """The mean score."""
+    nll: float
+    """Nats per answer."""
+
+
+def judge_trial(curves: Sequence[ShotCurve]) -> Judged | None:
+    """Return the number of shots with a trial's best mean score, ties broken by nats; None if nothing was asked.
+
+    curves: those of its tasks on validation rows.
+    """
+    judged = judge_shots([scores_of(curve) for curve in curves])
+    return max(judged, key=lambda one: (one.score, -one.nll), default=None)
+
+
+def judge_shots(curves: Sequence[Scores]) -> list[Judged]:
+    """Return how good an arm is at every number of shots that any of its tasks was asked with, ascending.
+
+    A task that was not asked with that many shots counts with the most that it was asked with up to then (or with its
+    fewest). So every mean is over all tasks, and one with few rows takes no number of shots from the others.
+    """
+    curves = [curve for curve in curves if curve]
+    judged = []
+    for k in sort_shots(shots for curve in curves for shots in curve):
+        known = [curve[cap_shots(k, curve)] for curve in curves]
+        score, nll = (sum(pair[place] for pair in known) / len(known) for place in (0, 1))
+        judged.append(Judged(k, score, nll))
+    return judged
+
+
+def scores_of(curve: ShotCurve) -> Scores:
+    """Return the score and the nats at every number of shots that a task was asked with."""
+    return {p.shots: (p.score, p.nll) for p in curve.points if p.score is not None and p.nll is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """The learning rates that were tried, and which of them did best."""
+
+    grid: Grid
+
+    def chosen_rate(self, arm: ArmName, task: str | None = None) -> float:
+        """Return an arm's learning rate: the recipe's, or the one whose trial did best on validation rows.
+
+        task: the task of the model, if each model of the arm has a rate of its own.
+
+        Raises:
+            UserError: no validation row of a trial could be asked.
+        """
+        rates = self.grid.config.rates_of(arm)
+        if not rates:
+            return self.grid.config.train.learning_rate
+        judged = {rate: judge_trial(self.read(arm, rate, task)) for rate in rates}
+        known = {rate: one for rate, one in judged.items() if one is not None}
+        if len(known) < len(rates):
+            whose = f"{ARMS[arm].title}, task '{task}'" if ARMS[arm].tuned else ARMS[arm].title
+            raise UserError(
+                f"compare.learning_rates: no validation row could be asked of {whose}, so no rate can be"
+                " chosen; give the trained tasks more rows, raise compare.max_tokens, or name no rates"
+            )
+        return max(known, key=lambda rate: (known[rate].score, -known[rate].nll))
+
+    def items(self, arm: ArmName, rate: float, task: str | None = None) -> list[WorkItem]:
+        """Return the validation work that a trial is judged by, one item per model; of a tuned arm `task`'s alone."""
+        models = [task] if ARMS[arm].tuned and task is not None else self.grid.models_of(ARMS[arm])
+        return [WorkItem(arm, self.grid.settings.seeds[0], "validation", model, rate) for model in models]
+
+    def read(self, arm: ArmName, rate: float, task: str | None = None) -> list[ShotCurve]:
+        """Return the curves of a trial's validation results."""
+        paths = [self.grid.path_of(item) for item in self.items(arm, rate, task)]
+        return [curve for path in paths for curve in read_result(path).curves]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from manyicl.comparison.arms import Spent
-from manyicl.comparison.grid import Grid, WorkItem, WorkKind, check_can_ask
+from manyicl.comparison.grid import Grid, Sweeps, WorkItem, WorkKind, check_can_ask
 from manyicl.comparison.settings import Arm, ArmName
 from manyicl.episodes import BatchMaker, default_cache_dir, tokenize_task
 from manyicl.errors import UserError
@@ -184,8 +184,7 @@ def forecast_comparison(grid: Grid, *, device: Device | None = None, num_devices
     planned = Grid(grid.folder, config)
     seeds = config.compare.seeds
     try:
-        check_can_ask(planned)
-        forecaster = _Forecaster(planned, device=device)
+        forecaster = _Forecaster(planned, check_can_ask(planned), device=device)
         arms = tuple(forecaster.forecast_arm(arm) for arm in planned.arms)
     except UserError as error:
         return ComparisonForecast(seeds, (), device, num_devices, blockers=(str(error),))
@@ -200,9 +199,12 @@ def forecast_comparison(grid: Grid, *, device: Device | None = None, num_devices
 
 
 class _Forecaster:
-    """Counts what the items of a grid take; items that ask the same are counted once and remembered."""
+    """Counts what the items of a grid take; items that ask the same are counted once and remembered.
 
-    def __init__(self, grid: Grid, *, device: Device | None) -> None:
+    sweeps: what the first seed's models are asked, as far as it is known.
+    """
+
+    def __init__(self, grid: Grid, sweeps: Sweeps, *, device: Device | None) -> None:
         self.grid, self.config, self.device = grid, grid.config, device
         self.blockers: list[str] = []
         slow = find_slow_precision(self.config.model.precision) if device is None else None
@@ -210,7 +212,8 @@ class _Forecaster:
         self.tokenizer = grid.writer
         self.model_config = load_config(self.config.model)
         self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)
-        self._asked: dict[tuple[int, WorkKind, str], Work] = {}
+        self._sweeps = sweeps
+        self._asked: dict[tuple[WorkKind, str], Work] = {}
 
     def forecast_arm(self, arm: Arm) -> ArmForecast:
         """Return what one arm takes."""
@@ -283,12 +286,14 @@ class _Forecaster:
         return count_flops(shape, lengths, num_targets=targets, prefix_tokens=prefix_tokens, backward=False)
 
     def _ask_task(self, item: WorkItem, task: Task, sweep: Sweep) -> Work:
-        """Return the work of asking one task; models of all arms are asked the same."""
-        key = item.seed, item.kind, task.name
+        """Return the work of asking one task; models of all arms are asked the same, and all of the first seed."""
+        key = item.kind, task.name
         if key not in self._asked:
-            tokenized = tokenize_task(task, tokenizer=self.tokenizer, cache_dir=default_cache_dir())
-            sweep_of_task = TaskSweep(tokenized, tokenizer=self.tokenizer, sweep=sweep)
-            self._asked[key] = count_sweep(sweep_of_task, forward=self._count_forward, predict=self._predict_pass)
+            known = self._sweeps.get(key)
+            if known is None:
+                tokenized = tokenize_task(task, tokenizer=self.tokenizer, cache_dir=default_cache_dir())
+                known = TaskSweep(tokenized, tokenizer=self.tokenizer, sweep=sweep)
+            self._asked[key] = count_sweep(known, forward=self._count_forward, predict=self._predict_pass)
         return self._asked[key]
 
     def _predict_pass(self, flops: int, num_passes: int) -> float:

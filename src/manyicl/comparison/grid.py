@@ -1,4 +1,4 @@
-"""A comparison as a grid of work: arm x seed x kind of work, each item one file or one run, and which rates did best.
+"""A comparison as a grid of work: arm x seed x kind of work, each item one file or one run.
 
 An item's file is written whole or not at all. So a comparison that was killed at any point goes on with the items whose
 files are missing. docs/comparison-format.md describes the folder.
@@ -6,7 +6,7 @@ files are missing. docs/comparison-format.md describes the folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +23,6 @@ from manyicl.comparison.inputs import (
     read_frame,
     read_inputs,
     read_recipe,
-    read_result,
     refuse_other_inputs,
     take_places,
     write_inputs,
@@ -43,12 +42,10 @@ from manyicl.comparison.settings import (
 from manyicl.episodes import Frame, TaskTokenizer, default_cache_dir, tokenize_task
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import (
-    ShotCurve,
     Shots,
     Sweep,
     TaskSweep,
     TextWindows,
-    cap_shots,
     read_windows,
     shots_order,
     sort_shots,
@@ -63,6 +60,8 @@ from manyicl.training import RunFolder, dump_config, find_changes, tokenize_all,
 WorkKind = Literal["train", "validation", "test", "text", "flip", "order"]
 # Kinds of work that ask tasks, and so leave a result with predictions.
 SWEEP_KINDS: tuple[WorkKind, ...] = ("validation", "test", "flip", "order")
+# (Kind of work, task) -> what is asked of it.
+Sweeps = dict[tuple[WorkKind, str], TaskSweep]
 # Exchanged labels and orders of shots need fewer draws than scores do.
 MOST_ANALYSIS_DRAWS = 3
 
@@ -282,87 +281,6 @@ def plan_file(run: Path) -> Path:
     return run.with_name(f"{run.name}.plan.json")
 
 
-Scores = Mapping[Shots, tuple[float, float]]  # shots -> score and nats of one task
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """How good an arm is at one number of shots on validation rows, as a mean over tasks."""
-
-    shots: Shots
-    score: float
-    """The mean score."""
-    nll: float
-    """Nats per answer."""
-
-
-def judge_trial(curves: Sequence[ShotCurve]) -> Judged | None:
-    """Return the number of shots with a trial's best mean score, ties broken by nats; None if nothing was asked.
-
-    curves: those of its tasks on validation rows.
-    """
-    judged = judge_shots([scores_of(curve) for curve in curves])
-    return max(judged, key=lambda one: (one.score, -one.nll), default=None)
-
-
-def judge_shots(curves: Sequence[Scores]) -> list[Judged]:
-    """Return how good an arm is at every number of shots that any of its tasks was asked with, ascending.
-
-    A task that was not asked with that many shots counts with the most that it was asked with up to then (or with its
-    fewest). So every mean is over all tasks, and one with few rows takes no number of shots from the others.
-    """
-    curves = [curve for curve in curves if curve]
-    judged = []
-    for k in sort_shots(shots for curve in curves for shots in curve):
-        known = [curve[cap_shots(k, curve)] for curve in curves]
-        score, nll = (sum(pair[place] for pair in known) / len(known) for place in (0, 1))
-        judged.append(Judged(k, score, nll))
-    return judged
-
-
-def scores_of(curve: ShotCurve) -> Scores:
-    """Return the score and the nats at every number of shots that a task was asked with."""
-    return {p.shots: (p.score, p.nll) for p in curve.points if p.score is not None and p.nll is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Trials:
-    """The learning rates that were tried, and which of them did best."""
-
-    grid: Grid
-
-    def chosen_rate(self, arm: ArmName, task: str | None = None) -> float:
-        """Return an arm's learning rate: the recipe's, or the one whose trial did best on validation rows.
-
-        task: the task of the model, if each model of the arm has a rate of its own.
-
-        Raises:
-            UserError: no validation row of a trial could be asked.
-        """
-        rates = self.grid.config.rates_of(arm)
-        if not rates:
-            return self.grid.config.train.learning_rate
-        judged = {rate: judge_trial(self.read(arm, rate, task)) for rate in rates}
-        known = {rate: one for rate, one in judged.items() if one is not None}
-        if len(known) < len(rates):
-            whose = f"{ARMS[arm].title}, task '{task}'" if ARMS[arm].tuned else ARMS[arm].title
-            raise UserError(
-                f"compare.learning_rates: no validation row could be asked of {whose}, so no rate can be"
-                " chosen; give the trained tasks more rows, raise compare.max_tokens, or name no rates"
-            )
-        return max(known, key=lambda rate: (known[rate].score, -known[rate].nll))
-
-    def items(self, arm: ArmName, rate: float, task: str | None = None) -> list[WorkItem]:
-        """Return the validation work that a trial is judged by, one item per model; of a tuned arm `task`'s alone."""
-        models = [task] if ARMS[arm].tuned and task is not None else self.grid.models_of(ARMS[arm])
-        return [WorkItem(arm, self.grid.settings.seeds[0], "validation", model, rate) for model in models]
-
-    def read(self, arm: ArmName, rate: float, task: str | None = None) -> list[ShotCurve]:
-        """Return the curves of a trial's validation results."""
-        paths = [self.grid.path_of(item) for item in self.items(arm, rate, task)]
-        return [curve for path in paths for curve in read_result(path).curves]
-
-
 def open_comparison(folder: Path, config: CompareConfig | None, *, overrides: Sequence[str] = ()) -> Grid:
     """Return the comparison in `folder`: a new one with this recipe, or the one that is there.
 
@@ -417,8 +335,10 @@ def _begin_in(folder: Path, config: CompareConfig) -> Grid:
     return grid
 
 
-def check_can_ask(grid: Grid) -> None:
+def check_can_ask(grid: Grid) -> Sweeps:
     """Refuse a comparison whose models could not be asked once they are trained.
+
+    Returns what the first seed's models are asked on test rows and, if rates are tried, on validation rows.
 
     Raises:
         UserError: sequences are longer than the model can see, or a task lacks rows, or has none that fits.
@@ -428,10 +348,12 @@ def check_can_ask(grid: Grid) -> None:
     check_window(load_config(config.model), num_tokens=config.max_tokens, what=limit)
     check_splits(config, roles, grid.tasks)
     fits = f"fits {limit} = {config.max_tokens:,}"
-    for sweep in [sweep for sweep in _plan_sweeps(grid, "test") if not len(sweep.wanted)]:
+    sweeps = _plan_sweeps(grid, "test")
+    for sweep in [sweep for sweep in sweeps.values() if not len(sweep.wanted)]:
         raise UserError(f"task '{sweep.task.name}': no test row {fits}; raise it, or leave the task out")
     tried = [arm for arm in grid.arms if arm.trained and config.rates_of(arm.name)]
-    known = {sweep.task.name for sweep in _plan_sweeps(grid, "validation") if sweep.points} if tried else set()
+    sweeps |= _plan_sweeps(grid, "validation") if tried else {}
+    known = {name for (kind, name), sweep in sweeps.items() if kind == "validation" and sweep.points}
     for arm in tried:
         names = roles.dedicated if arm.per_task else roles.asked_trained
         lost = [name for name in names if name not in known]
@@ -440,10 +362,10 @@ def check_can_ask(grid: Grid) -> None:
                 f"task '{lost[0]}': no validation row {fits} with its shots, so no rate of {arm.title} can be"
                 " chosen; raise it, lower compare.shots, or name no compare.learning_rates"
             )
+    return sweeps
 
 
-def _plan_sweeps(grid: Grid, kind: WorkKind) -> list[TaskSweep]:
-    """Return what the first seed's models of all tasks are asked."""
+def _plan_sweeps(grid: Grid, kind: WorkKind) -> Sweeps:
     tasks, sweep = grid.sweep_of(WorkItem(grid.arms[0].name, grid.settings.seeds[0], kind))
     known = [tokenize_task(task, tokenizer=grid.writer, cache_dir=default_cache_dir()) for task in tasks]
-    return [TaskSweep(one, tokenizer=grid.writer, sweep=sweep) for one in known]
+    return {(kind, one.task.name): TaskSweep(one, tokenizer=grid.writer, sweep=sweep) for one in known}

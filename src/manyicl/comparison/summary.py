@@ -18,9 +18,9 @@ from manyicl.comparison.analyses import (
     list_orders,
     list_shot_losses,
 )
-from manyicl.comparison.answers import Findings, FinishedRun, finished_runs
+from manyicl.comparison.answers import Findings, FinishedRun, Trials, finished_runs, judge_trial
 from manyicl.comparison.comparison_file import Comparison
-from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkKind, judge_trial
+from manyicl.comparison.grid import SWEEP_KINDS, Grid, WorkKind
 from manyicl.comparison.inputs import read_whole, redoable
 from manyicl.comparison.schema import ArmEntry, Cost, PlainPath, TaskEntry, Trial, Tuned, WorkDone
 from manyicl.comparison.scores import list_curves, list_differences, list_flatness, list_headline, list_means

@@ -12,8 +12,9 @@ from dataclasses import asdict, replace
 import torch
 from rich.console import Console
 
+from manyicl.comparison.answers import Trials
 from manyicl.comparison.arms import Spent
-from manyicl.comparison.grid import SWEEP_KINDS, Grid, Trials, WorkItem, WorkKind, plan_file
+from manyicl.comparison.grid import SWEEP_KINDS, Grid, WorkItem, WorkKind, plan_file
 from manyicl.comparison.inputs import read_whole, redoable
 from manyicl.comparison.settings import ARMS, CompareSettings
 from manyicl.console import Pace, reporting, tell_seconds
