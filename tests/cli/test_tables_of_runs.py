@@ -75,3 +75,12 @@ def test_the_plan_counts_what_the_run_will_see(tmp_path, monkeypatch):
     line = text.splitlines()[-1]
     assert line.startswith(f"{plan['episodes']:,} episodes, {plan['answers']:,} answers and {plan['tokens']:,} tokens")
     assert f"in 48 packs of 160 ({plan['fill']:.1%} full), 6 steps" in line
+
+
+def test_a_warm_up_longer_than_the_run_is_told_before_it_is_trained(tmp_path, monkeypatch):
+    """Only `manyicl plan` told it."""
+    monkeypatch.setenv("MANYICL_CACHE", str(tmp_path / "cache"))
+    config = write_setting(tmp_path)
+    long = config.model_copy(update={"train": config.train.model_copy(update={"warmup_steps": 6})})
+    last = render(plan_table(prepare_run(long))).splitlines()[-1]
+    assert last == "train.warmup_steps = 6: the learning rate is still rising when the run ends, at step 6"

@@ -13,6 +13,7 @@ from manyicl.comparison.arms import (
     count_spent,
     episode_changes,
     run_config,
+    tell_fewer_shots,
 )
 from manyicl.comparison.grid import Grid
 from manyicl.comparison.settings import ARMS, CompareConfig, choose_tasks
@@ -349,3 +350,24 @@ def test_a_recipe_without_the_section_is_told_which_one_to_add(tmp_path):
     with pytest.raises(UserError, match=r"compare: is missing; add a section \[compare\]") as refused:
         load_recipe(path, kind=CompareConfig)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("most", "told"),
+    [
+        ({"long": 16, "tiny": 17}, ""),
+        ({"long": 7, "tiny": 17}, "7 of its 16 shots in training, on 1 of 2 tasks (long 7), because {tokens}"),
+        ({"long": 17, "tiny": 3}, "3 of its 16 shots in training, on 1 of 2 tasks (tiny 3), because {rows}"),
+        (
+            {"long": 9, "tiny": 3, "lone": 0, "b": 8, "c": 9, "d": 20},
+            "9 of its 16 shots in training, on 5 of 6 tasks (lone 0, tiny 3, b 8, 2 more), because {tokens} or {rows}",
+        ),
+    ],
+)
+def test_fewer_shots_than_an_arms_own_are_told_with_their_reason(world, most, told):
+    num_train = {**dict.fromkeys(most, 100), "tiny": 4}
+    config = make_recipe(*world, arms=["metaicl"])
+    reasons = {"tokens": "its episodes of 1,024 tokens hold no more", "rows": "a task has no more train rows"}
+    assert tell_fewer_shots("metaicl", config, most=most, num_train=num_train, token_budget=1024) == (
+        told and f"MetaICL's own setting: at most {told.format(**reasons)}"
+    )

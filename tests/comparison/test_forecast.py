@@ -142,6 +142,17 @@ def test_bf16_that_this_cpu_would_emulate_is_noted_once(world, tmp_path, monkeyp
     assert sum("this CPU has no units" in note for note in found.notes) == count
 
 
+def test_a_warm_up_longer_than_the_run_is_noted_of_each_arm(world, tmp_path):
+    """`plan` of a run noted it, and of a comparison did not."""
+    config = make_recipe(*world, train={"num_steps": 2, "warmup_steps": 2}, arms=["zero-shot", "manyicl", "dedicated"])
+    late = "train.warmup_steps = 2: the learning rate is still rising when the run ends, at step 2"
+    grid = Grid(tmp_path, config)
+    assert forecast_comparison(grid).notes == (f"zero-shot FT: {late}", f"ManyICL: {late}")
+    # A dedicated model's warm-up is a tenth of its own steps.
+    alone = grid.matcher.match("dedicated", seed=0, task=grid.roles.dedicated[0])[0].train
+    assert alone.warmup_steps <= alone.num_steps // 10
+
+
 def test_the_command_plans_a_comparison_and_tells_what_is_in_its_way(world):
     """Issue 16, fault 4: it ended with "compare: unknown key"."""
     small(world)

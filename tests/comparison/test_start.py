@@ -54,6 +54,17 @@ def test_rates_that_no_validation_row_could_choose_are_refused(tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_shots_that_no_episode_holds_are_refused(tmp_path):
+    """The arm was trained with as many as fitted, and only `trained_shots` in a file said so."""
+    config = make_recipe(tmp_path, write_world(tmp_path), arms=["few-shot", "manyicl"], few_shot_shots=40)
+    told = refusal(tmp_path, config)
+    assert told.startswith(
+        "compare.few_shot_shots = 40: few-shot FT: at most 19 of its 40 shots in training, on 4 of 4"
+    )
+    assert told.endswith("because its episodes of 192 tokens hold no more; lower it to 19")
+
+
 def test_a_seed_that_is_not_the_comparisons_leaves_no_folder(tmp_path):
     make_recipe(tmp_path, write_world(tmp_path), arms=["base"])
     with pytest.raises(UserError, match=r"seed=7: is none of this comparison's \[0, 1\]"):

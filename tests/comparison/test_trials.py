@@ -22,6 +22,7 @@ from manyicl.comparison.worker import run_comparison
 from manyicl.errors import UserError
 from manyicl.evaluation.points import ShotCurve, ShotPoint
 from manyicl.report.markdown import render_markdown
+from manyicl.report.terminal import comparison_table
 from manyicl.report.verdict import tell_rates
 from manyicl.training.metrics import MetricsLog
 from manyicl.training.recipe import load_recipe
@@ -29,6 +30,7 @@ from manyicl.training.run_folder import RunFolder
 from tests.support.claims import other_process
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.support.forked import run_forked
+from tests.support.rendering import render_terminal
 from tests.trajectory.setting import python_process
 
 RATES = [1e-4, 1e-3]
@@ -74,12 +76,22 @@ def test_a_later_seed_that_is_done_first_does_the_trials_of_the_first_one(world,
 
 @pytest.mark.slow
 def test_the_shots_that_an_arm_was_trained_with_are_no_more_than_fitted(world, tmp_path):
-    """The report said 40, and an episode of 192 tokens holds 14 at the most."""
-    grid = begin(world, tmp_path / "out", arms=["few-shot"], few_shot_shots=40, learning_rates=[], seeds=[0])
-    run(grid)
-    (arm,) = summarize(grid).arms
+    """The report said 16, and an episode of 80 tokens holds fewer than 10; later only `trained_shots` said so."""
+    config = make_small(world, arms=["metaicl"], learning_rates=[], seeds=[0], shots=[0])
+    episodes = config.episodes.model_copy(update={"token_budget": 80})
+    grid = open_comparison(tmp_path / "out", config.model_copy(update={"episodes": episodes}))
+    printed = run(grid)
+    comparison = summarize(grid)
+    (arm,) = comparison.arms
     assert arm.trained_shots is not None
-    assert 0 < arm.trained_shots < 20
+    assert 0 < arm.trained_shots < 10
+    told = f"MetaICL's own setting: at most {arm.trained_shots} of its 16 shots in training, on 4 of 4 tasks ("
+    assert told in printed
+    assert arm.fewer_shots.startswith(told)
+    assert arm.fewer_shots.endswith(", 1 more), because its episodes of 80 tokens hold no more")
+    assert told in render_markdown(comparison)
+    assert told in render_terminal(comparison_table(comparison), width=200)
+    assert told not in run(grid)  # nothing is left to train
 
 
 @pytest.mark.slow

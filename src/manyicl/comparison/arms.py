@@ -7,7 +7,7 @@ differ in how the rows are laid out in sequences and in which answers are target
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
@@ -23,12 +23,15 @@ from manyicl.comparison.settings import (
 from manyicl.episodes import Episode, PackDataset, TokenizedTask, iter_episodes, lengths_of, pack_episodes
 from manyicl.errors import UserError
 from manyicl.models import ModelShape, load_config, shape_model
-from manyicl.training import RunConfig, TrainSettings, count_plan, count_step_flops, plan_packs
+from manyicl.planning import note_warmup
+from manyicl.training import RunConfig, TrainSettings, count_plan, count_step_flops, most_shots, plan_packs
 
 # Two arms that are matched by tokens differ by less than this fraction of them, if the packs allow it.
 TOKEN_TOLERANCE = 0.002
 # Lengths of packs to try: the one in proportion to the wanted tokens, changed by these fractions of the recipe's.
 PACK_CHANGES = tuple(sign * step / 200 for step in range(13) for sign in (1, -1))[1:]
+# So many tasks with few shots are named, those with the fewest.
+MOST_NAMED = 3
 # A run of dedicated-tuned has this many checkpoints, and the best of them is kept: that chooses the number of steps.
 TUNED_CHECKPOINTS = 16
 # Tokens of validation episodes that its checkpoints are compared by, if the recipe measures no validation loss.
@@ -63,6 +66,8 @@ class Spent:
     """Train rows of the run's tasks."""
     target_rows: int = 0
     """Train rows that are a target at least once."""
+    most_shots: Mapping[str, int] = field(default_factory=dict)
+    """Task -> the most shots that an answer is trained after."""
 
     def of(self, match: Match) -> int:
         """Return the amount that arms are matched by."""
@@ -112,6 +117,33 @@ def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spe
         head_tokens=_count_head_tokens(packs),
         train_rows=sum(len(packs.maker.tasks[name].splits["train"]) for name in packs.maker.task_names),
         target_rows=_count_target_rows(packs),
+        most_shots=most_shots(packs),
+    )
+
+
+def tell_fewer_shots(
+    arm: ArmName, config: CompareConfig, *, most: Mapping[str, int], num_train: Mapping[str, int], token_budget: int
+) -> str:
+    """Return which tasks an arm is trained on with fewer shots than its own number, and why; "" if there are none.
+
+    most: task -> the most shots that an answer is trained after.
+    num_train: task -> its train rows.
+    token_budget: of the arm's episodes.
+    """
+    wanted = config.compare.fixed_shots.get(arm, 0)
+    fewer = sorted((shots, name) for name, shots in most.items() if shots < wanted)
+    if not fewer:
+        return ""
+    is_short = [min(num_train[name], config.tasks.max_rows or num_train[name]) <= shots + 1 for shots, name in fewer]
+    reasons = [
+        *([] if all(is_short) else [f"its episodes of {token_budget:,} tokens hold no more"]),
+        *(["a task has no more train rows"] if any(is_short) else []),
+    ]
+    named = ", ".join(f"{name} {shots:,}" for shots, name in fewer[:MOST_NAMED])
+    others = f", {len(fewer) - MOST_NAMED:,} more" if len(fewer) > MOST_NAMED else ""
+    return (
+        f"{ARMS[arm].title}: at most {fewer[-1][0]:,} of its {wanted:,} shots in training, on {len(fewer):,} of"
+        f" {len(most):,} tasks ({named}{others}), because {' or '.join(reasons)}"
     )
 
 
@@ -159,9 +191,9 @@ class ArmMatcher:
 
         A dedicated model gets the tokens that a zero-shot run on all tasks spends on its task. A step holds the task's
         longest example, or the task's part of a step of that run if that is more; the tokens then give the number of
-        steps. A tuned model gets `TUNED_FACTOR` times the tokens, in steps of the same size. The checkpoint that
-        becomes the model is chosen as in the other arms, by train.keep and train.validation_tokens; for a tuned model
-        it is always the one with the best validation loss.
+        steps, of which the warm-up is at most a tenth. A tuned model gets `TUNED_FACTOR` times the tokens, in steps of
+        the same size. The checkpoint that becomes the model is chosen as in the other arms, by train.keep and
+        train.validation_tokens; for a tuned model it is always the one with the best validation loss.
 
         Raises:
             UserError: the run that a dedicated model is matched to has no episode of `task`.
@@ -172,6 +204,34 @@ class ArmMatcher:
                 self._match_shared(arm, seed=seed) if task is None else self._match_dedicated(arm, task, seed=seed)
             )
         return self._matched[key]
+
+    def refuse_unfit_shots(self) -> None:
+        """Refuse a number of shots of few-shot fine-tuning that no episode of any task holds.
+
+        MetaICL's number is not the user's choice: its authors show fewer, too, where no more fit.
+
+        Raises:
+            UserError: with the number that some episodes hold.
+        """
+        wanted = self.config.compare.few_shot_shots
+        most = max(self.match("few-shot", seed=self.config.compare.seeds[0])[1].most_shots.values())
+        if most < wanted:
+            fix = f"lower it to {most:,}" if most else "leave few-shot out of compare.arms"
+            raise UserError(f"compare.few_shot_shots = {wanted:,}: {self._note_shots('few-shot')}; {fix}")
+
+    def list_notes(self) -> list[str]:
+        """Return what is seldom meant to be so of each arm with one model, as the first seed trains it: a line each."""
+        notes = []
+        for arm in self.config.compare.shared_arms:
+            warmup = note_warmup(self.match(arm, seed=self.config.compare.seeds[0])[0].train)
+            notes += [self._note_shots(arm), f"{ARMS[arm].title}: {warmup}" if warmup else ""]
+        return [note for note in notes if note]
+
+    def _note_shots(self, arm: ArmName) -> str:
+        config, spent = self.match(arm, seed=self.config.compare.seeds[0])
+        num_train = {name: len(tokenized.task.train) for name, tokenized in self.tasks.items()}
+        budget = config.episodes.token_budget
+        return tell_fewer_shots(arm, self.config, most=spent.most_shots, num_train=num_train, token_budget=budget)
 
     def _match_shared(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
         match = self.config.compare.match

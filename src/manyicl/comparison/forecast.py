@@ -208,7 +208,7 @@ class _Forecaster:
         self.grid, self.config, self.device = grid, grid.config, device
         self.blockers: list[str] = []
         slow = find_slow_precision(self.config.model.precision) if device is None else None
-        self.notes = [slow] if slow else []
+        self.notes = [*([slow] if slow else []), *grid.matcher.list_notes()]
         self.tokenizer = grid.writer
         self.model_config = load_config(self.config.model)
         self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)

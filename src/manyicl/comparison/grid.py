@@ -341,12 +341,15 @@ def check_can_ask(grid: Grid) -> Sweeps:
     Returns what the first seed's models are asked on test rows and, if rates are tried, on validation rows.
 
     Raises:
-        UserError: sequences are longer than the model can see, or a task lacks rows, or has none that fits.
+        UserError: sequences are longer than the model can see, a task lacks rows or has none that fits, or the shots of
+            an arm fit no episode.
     """
     config, roles = grid.config, grid.roles
     limit = "episodes.token_budget" if config.compare.max_tokens is None else "compare.max_tokens"
     check_window(load_config(config.model), num_tokens=config.max_tokens, what=limit)
     check_splits(config, roles, grid.tasks)
+    if "few-shot" in config.compare.arms:
+        grid.matcher.refuse_unfit_shots()
     fits = f"fits {limit} = {config.max_tokens:,}"
     sweeps = _plan_sweeps(grid, "test")
     for sweep in [sweep for sweep in sweeps.values() if not len(sweep.wanted)]:

@@ -40,10 +40,9 @@ class ArmEntry(Entry):
     title: str
     """Its name for readers."""
     trained_shots: int | None = None
-    """Most shots that an answer was trained after, fewer than the arm's own number if no more fitted.
-
-    None for the base, and if it differs by task.
-    """
+    """Most shots that an answer was trained after; None for the base, and if it differs by task."""
+    fewer_shots: str = ""
+    """On which tasks it was trained with fewer shots than its own number, and why; "" if on none."""
     learning_rate: Number = None
     """None if its models have different ones."""
     matched: bool = True

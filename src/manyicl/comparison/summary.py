@@ -19,6 +19,7 @@ from manyicl.comparison.analyses import (
     list_shot_losses,
 )
 from manyicl.comparison.answers import Findings, FinishedRun, Trials, finished_runs, judge_trial
+from manyicl.comparison.arms import tell_fewer_shots
 from manyicl.comparison.comparison_file import Comparison
 from manyicl.comparison.grid import SWEEP_KINDS, Grid, WorkKind
 from manyicl.comparison.inputs import read_whole, redoable
@@ -68,17 +69,31 @@ def summarize(grid: Grid) -> Comparison:
 
 
 def _describe_arm(findings: Findings, arm: Arm) -> ArmEntry:
-    rates = {run.plan["learning_rate"] for run in finished_runs(findings.grid, arm)}
+    runs = list(finished_runs(findings.grid, arm))
+    rates = {run.plan["learning_rate"] for run in runs}
     return ArmEntry(
         arm=arm.name,
         title=arm.title,
         trained_shots=findings.trained_shots(arm),
+        fewer_shots=_tell_fewer_shots(findings.grid, arm, runs),
         learning_rate=rates.pop() if len(rates) == 1 else None,
         matched=arm.matched,
         trained=arm.trained,
         num_models=len(findings.grid.models_of(arm)),
         about=arm.about,
     )
+
+
+def _tell_fewer_shots(grid: Grid, arm: Arm, runs: Sequence[FinishedRun]) -> str:
+    """Return on which tasks the finished runs of an arm had fewer shots than its own number, and why."""
+    most: dict[str, int] = {}
+    for task, shots in (pair for run in runs for pair in run.plan.get("most_shots", {}).items()):
+        most[task] = max(most.get(task, 0), shots)
+    if arm.name not in grid.settings.fixed_shots or not most:  # an earlier version did not keep them
+        return ""
+    num_train = {name: len(task.train) for name, task in grid.tasks.items()}
+    budget = runs[0].folder.read_config().episodes.token_budget
+    return tell_fewer_shots(arm.name, grid.config, most=most, num_train=num_train, token_budget=budget)
 
 
 def _describe_task(grid: Grid, name: str) -> TaskEntry:

@@ -67,7 +67,9 @@ def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: C
             after other shots.
     """
     items = [item for item in grid.work() if seeds is None or item.seed in seeds or item.rate is not None]
-    for line in tell_overlaps(grid.inputs.overlaps or {}):
+    is_training = any(item.kind == "train" and not grid.is_done(item) for item in items)
+    notes = grid.matcher.list_notes() if is_training else []
+    for line in [*tell_overlaps(grid.inputs.overlaps or {}), *notes]:
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     titles = {item: f"[{number}/{len(items)}] {item.title}" for number, item in enumerate(items, start=1)}
     if not all(map(grid.is_done, items)):

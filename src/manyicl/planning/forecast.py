@@ -41,6 +41,7 @@ from manyicl.training import (
     Optim,
     Prepared,
     RunConfig,
+    TrainSettings,
     bucket_name,
     count_dropped,
     count_plan,
@@ -381,11 +382,8 @@ def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[st
 def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | None) -> Iterable[str]:
     """Yield which settings hardly go together. num_features: of a layer's input, if known."""
     train, lora = config.train, config.model.lora
-    if train.warmup_steps >= train.num_steps:
-        yield (
-            f"train.warmup_steps = {train.warmup_steps:,}: the learning rate is still rising when the run ends, at step"
-            f" {train.num_steps:,}"
-        )
+    if warmup := note_warmup(train):
+        yield warmup
     if lora is not None and num_features is not None and lora.rank >= num_features:
         yield (
             f"model.lora.rank = {lora.rank:,}: the model's layers have {num_features:,} features, so its adapters are"
@@ -397,6 +395,16 @@ def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | N
             f"train.packs_per_step = {train.packs_per_step}: cannot be shared by {num_devices} devices with"
             f" {train.packs_per_batch} packs a batch; make it a multiple of {batch}"
         )
+
+
+def note_warmup(train: TrainSettings) -> str:
+    """Return that a warm-up is longer than its run; "" if it is not."""
+    if train.warmup_steps < train.num_steps:
+        return ""
+    return (
+        f"train.warmup_steps = {train.warmup_steps:,}: the learning rate is still rising when the run ends, at step"
+        f" {train.num_steps:,}"
+    )
 
 
 def _tell_misfit(memory: MemoryPrediction, device: Device, change: Change | None) -> str:

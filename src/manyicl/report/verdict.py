@@ -254,6 +254,7 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("Forgetting, text", _tell_forgotten_text(comparison)),
         ("Forgetting, tasks", _tell_forgotten_tasks(comparison)),
         ("Learning rates", tell_rates(comparison)),
+        ("Shots in training", " ".join(f"{arm.fewer_shots}." for arm in comparison.arms if arm.fewer_shots)),
     ]
     if comparison.plain_path is not None:
         cost = tell_plain_path(**comparison.plain_path.model_dump())

@@ -218,6 +218,14 @@ def count_plan(packs: PackDataset, *, pack_tokens: int) -> dict[str, Any]:
     }
 
 
+def most_shots(packs: PackDataset) -> dict[str, int]:
+    """Return task -> the most shots that an answer is trained after."""
+    most: dict[str, int] = {}
+    for episode in (episode for pack in packs.packs for episode in pack.episodes):
+        most[episode.task] = max(most.get(episode.task, 0), len(episode.examples) - 1)
+    return most
+
+
 def plan_validation(maker: BatchMaker, *, settings: EpisodeSettings, num_tokens: int, seed: int) -> list[Pack]:
     """Return about `num_tokens` of episodes of each task's validation rows, none renamed; at most one pass.
 

@@ -51,7 +51,14 @@ from manyicl.training.held_out import (
     rows_to_json,
 )
 from manyicl.training.metrics import BarCallback, MetricsLog, PeakMemory
-from manyicl.training.preparation import Prepared, count_step_flops, largest_row, prepare_run, row_multiple
+from manyicl.training.preparation import (
+    Prepared,
+    count_step_flops,
+    largest_row,
+    most_shots,
+    prepare_run,
+    row_multiple,
+)
 from manyicl.training.ranks import balance_steps, check_launch, refuse_data_parallel, uses_fsdp
 from manyicl.training.recipe import RunConfig, absolute_paths, load_recipe
 from manyicl.training.run_folder import (
@@ -344,7 +351,7 @@ def _finish_model(folder: RunFolder, model: Any, prepared: Prepared) -> None:
         refuse_damaged(checkpoint)
     note = ModelNote(
         template=prepared.config.template,
-        trained_shots=_trained_shots(prepared),
+        trained_shots=most_shots(prepared.packs),
         token_budget=prepared.config.episodes.token_budget,
         frame=prepared.frame if prepared.config.template.style == "chat" else None,
         quantize=prepared.config.model.quantize,
@@ -358,14 +365,6 @@ def _finish_model(folder: RunFolder, model: Any, prepared: Prepared) -> None:
     ended = folder.checkpoints.all()[-1][0]
     stopped = {"stopped_step": ended} if ended < prepared.config.train.num_steps else {}
     folder.update_state(model_step=step, **stopped)
-
-
-def _trained_shots(prepared: Prepared) -> dict[str, int]:
-    most: dict[str, int] = {}
-    for pack in prepared.packs.packs:
-        for episode in pack.episodes:
-            most[episode.task] = max(most.get(episode.task, 0), len(episode.examples) - 1)
-    return most
 
 
 def _close_held_out(

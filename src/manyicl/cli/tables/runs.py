@@ -10,6 +10,7 @@ from rich.text import Text
 
 from manyicl.console import Table
 from manyicl.intervals import Interval
+from manyicl.planning import note_warmup
 from manyicl.training import HeldOutRow, Prepared, count_dropped, count_plan, mean_of_tasks
 
 
@@ -56,7 +57,7 @@ def _difference(interval: Interval) -> Text:
 
 
 def plan_table(prepared: Prepared) -> Group:
-    """Return what a run will train on: examples, tokens and drops by task, and the packs' fill."""
+    """Return what a run will train on: examples, tokens and drops by task, the packs' fill, and a long warm-up."""
     config = prepared.config
     plan = count_plan(prepared.packs, pack_tokens=config.pack_tokens)
     numbers = ("train", "validation", "test", "tokens in the run")
@@ -76,4 +77,5 @@ def plan_table(prepared: Prepared) -> Group:
         f" {plan['packs']:,} packs of {config.pack_tokens:,} ({plan['fill']:.1%} full),"
         f" {config.train.num_steps:,} steps"
     )
-    return Group(table, Text(line))
+    warmup = note_warmup(config.train)
+    return Group(table, Text(line), *([Text(warmup)] if warmup else []))
