@@ -734,6 +734,11 @@ def test_a_recipe_is_trained_gone_on_with_asked_and_merged(tmp_path, capfd):
     code, again, err = run_manyicl(capfd, "train", "--resume", out)
     assert (code, again) == (0, printed)
     assert err.endswith(f"{out}: was finished before; nothing was left to train\n")
+    for folder in ("model", "checkpoints"):
+        shutil.rmtree(out / folder)
+    code, again, err = run_manyicl(capfd, "train", "--resume", out)  # everything, as no checkpoint is left
+    assert (code, again) == (0, printed)
+    assert "was finished before" not in err
     resolved = (out / "config.toml").read_bytes()
     assert run_manyicl(capfd, "train", "--resume", out, "train.packs_per_batch=1")[:2] == (0, printed)
     assert (out / "config.toml").read_bytes() == resolved  # it says how the model was trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from io import StringIO
 from pathlib import Path
@@ -179,6 +180,31 @@ def curve(**scores: float | None) -> ShotCurve:
         for k, score in scores.items()
     ]
     return ShotCurve("task", "qa", "exact_match", num_queries=1, num_draws=1, points=tuple(points))
+
+
+@pytest.mark.slow
+def test_a_finished_run_whose_model_has_gone_says_how_it_is_made_again(world, tmp_path):
+    """It "has not finished", and what it named to go on with was no comparison."""
+    grid = begin(world, tmp_path / "out", seeds=[0])
+    run(grid)
+    rate = Trials(grid).chosen_rate("manyicl")
+    trial, kept = (grid.path_of(WorkItem("manyicl", 0, "train", rate=r)) for r in (rate, None))
+    before = summarize(grid)
+    for folder in (trial, kept):
+        shutil.rmtree(folder / "model")
+    run(grid)  # nothing needs it
+    assert summarize(grid) == before
+    test = grid.path_of(WorkItem("manyicl", 0, "test"))
+    answers = json.loads(test.read_bytes())["tasks"]
+    test.unlink()
+    with pytest.raises(UserError) as raised:
+        run(grid)
+    told = "this run has finished, but its folder 'model' has gone; put it back, or delete"
+    assert str(raised.value) == f"{kept}: {told} {kept}, and `resume` of its comparison trains it again"
+    shutil.rmtree(kept)
+    run(grid)
+    assert (kept / "model").is_dir()
+    assert json.loads(test.read_bytes())["tasks"] == answers
 
 
 def test_a_trial_is_judged_by_its_best_mean_over_tasks():

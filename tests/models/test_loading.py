@@ -488,6 +488,26 @@ def test_a_run_stands_for_its_model(tmp_path):
     assert locate_model(str(tmp_path)) == str(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("state", "beside", "told"),
+    [
+        ('{"finished": false}', False, "not finished, so it has no model; go on with resume={run}"),
+        ('{"finished": false}', True, "not finished, so it has no model; go on with its comparison"),
+        ('{"finished": true}', False, "finished, {gone} make it again with resume={run}"),
+        ('{"finished": true}', True, "finished, {gone} delete {run}, and `resume` of its comparison trains it again"),
+    ],
+)
+def test_a_run_without_a_model_says_how_it_gets_one(tmp_path, state, beside, told):
+    """One that had finished "has not finished", and one of a comparison was to be resumed alone."""
+    run = tmp_path / "manyicl"
+    run.mkdir()
+    (run / "run.json").write_text(state)
+    if beside:
+        (tmp_path / "manyicl.plan.json").write_text("{}")
+    gone = "but its folder 'model' has gone; put it back, or"
+    assert refusal(locate_model, str(run)) == f"{run}: this run has {told.format(run=run, gone=gone)}"
+
+
 def test_the_hash_of_weights_sees_one_changed_weight_and_no_copy():
     model = tiny_model("llama")
     before = hash_weights(model)

@@ -44,7 +44,7 @@ def train(
         config = RunFolder(resume).read_config(overrides=overrides)
         if recipe is not None:
             config = load_recipe(recipe, overrides=overrides)
-        was_finished = RunFolder(resume).is_finished
+        was_finished = RunFolder(resume).is_finished and RunFolder(resume).model.is_dir()
         with stoppable("train", "--resume", str(resume), kept=resume):
             run = train_run(config, out=resume, resume=True, on_prepared=show_plan)
         if was_finished and run.is_main_process:

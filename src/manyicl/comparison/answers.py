@@ -254,8 +254,7 @@ class Findings:
             return 0
         if not arm.trained or arm.per_task:
             return None
-        runs = [RunFolder(self.grid.path_of(WorkItem(arm.name, seed, "train"))) for seed in self.seeds]
-        known = [read_note(str(run.model)).trained_shots for run in runs if run.model.is_dir()]
+        known = [run.most_shots for run in finished_runs(self.grid, arm)]
         # Fewer than the arm's own number, if no episode had room for so many.
         own = self.settings.fixed_shots.get(arm.name)
         return max((max(shots.values()) for shots in known if shots), default=own)
@@ -317,6 +316,14 @@ class FinishedRun:
     """What its packs spend, and its learning rate."""
     state: RunState
     """What its run.json says."""
+
+    @property
+    def most_shots(self) -> Mapping[str, int]:
+        """Task -> the most shots that an answer was trained after; {} if nothing that is left says it."""
+        kept: Mapping[str, int] | None = self.plan.get("most_shots")  # an earlier version did not keep them
+        if kept is None and self.folder.model.is_dir():
+            kept = read_note(str(self.folder.model)).trained_shots
+        return kept or {}
 
 
 def finished_runs(grid: Grid, arm: Arm) -> Iterator[FinishedRun]:

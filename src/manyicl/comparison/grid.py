@@ -52,7 +52,7 @@ from manyicl.evaluation import (
 )
 from manyicl.files import write_atomically
 from manyicl.locks import LOCK, sole_writer
-from manyicl.models import check_window, load_config, load_tokenizer, resolve_precision
+from manyicl.models import RUN_PLAN, check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import find_overlaps
 from manyicl.tasks import Task, ask_validation, flip_labels, load_task, name_sources
 from manyicl.training import RunFolder, dump_config, find_changes, tokenize_all, with_precision
@@ -278,7 +278,7 @@ class Grid:
 
 def plan_file(run: Path) -> Path:
     """Return the file that keeps what a run spends, beside the run's folder."""
-    return run.with_name(f"{run.name}.plan.json")
+    return run.with_name(f"{run.name}{RUN_PLAN}")
 
 
 def open_comparison(folder: Path, config: CompareConfig | None, *, overrides: Sequence[str] = ()) -> Grid:

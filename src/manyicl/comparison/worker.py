@@ -204,7 +204,7 @@ def _take_trial(grid: Grid, item: WorkItem, config: RunConfig) -> bool:
     if item.rate is not None or item.seed != first or rate not in grid.config.rates_of(item.arm):
         return False
     trial = RunFolder(grid.path_of(replace(item, rate=rate)))
-    if folder.exists() or not trial.is_finished:
+    if folder.exists() or not (trial.is_finished and trial.model.is_dir()):
         return False
     if find_changes(trial.read_config(), absolute_paths(config)):
         return False

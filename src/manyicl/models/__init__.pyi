@@ -28,7 +28,7 @@ from .loading import (
     read_note,
 )
 from .loss import MOST_LOGITS, AnswerLoss, row_loss, target_logits
-from .places import NEUTRAL_TEXT, RUN_MODEL, RUN_STATE, TEMPLATE, fingerprint_weights, locate_model
+from .places import NEUTRAL_TEXT, RUN_MODEL, RUN_PLAN, RUN_STATE, TEMPLATE, fingerprint_weights, locate_model
 from .precision import (
     Precision,
     PrecisionChoice,
@@ -68,6 +68,7 @@ __all__ = [
     "NEUTRAL_TEXT",
     "NF4_BYTES",
     "RUN_MODEL",
+    "RUN_PLAN",
     "RUN_STATE",
     "TEMPLATE",
     "TRIAL_TOKENS",

@@ -25,6 +25,8 @@ SMOLLM2_MANY = Path(__file__).parent / "smollm2_many"
 
 # What a run's folder is known by, and the folder of its model; `training.RunFolder` owns the rest of it.
 RUN_STATE, RUN_MODEL = "run.json", "model"
+# What a run of a comparison spends: the run's folder with this at the end of its name.
+RUN_PLAN = ".plan.json"
 
 
 def bases_folder() -> Path:
@@ -46,7 +48,7 @@ def locate_model(path: str) -> str:
     folder = Path(path).expanduser()
     if (folder / RUN_STATE).is_file():
         if not (folder / RUN_MODEL).is_dir():
-            raise UserError(f"{path}: this run has not finished, so it has no model; go on with resume={path}")
+            raise UserError(f"{path}: {_tell_no_model(folder, path)}")
         return str((folder / RUN_MODEL).absolute())
     if folder.is_dir():
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
@@ -55,6 +57,17 @@ def locate_model(path: str) -> str:
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{path}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub")
     return path
+
+
+def _tell_no_model(run: Path, path: str) -> str:
+    """Return why a run has no model, and how it gets one. path: what the user calls the run."""
+    is_compared = run.with_name(f"{run.name}{RUN_PLAN}").is_file()
+    if not (read_object(run / RUN_STATE) or {}).get("finished"):
+        whole = "its comparison" if is_compared else f"resume={path}"
+        return f"this run has not finished, so it has no model; go on with {whole}"
+    trained = f"delete {path}, and `resume` of its comparison trains it again"
+    again = trained if is_compared else f"make it again with resume={path}"
+    return f"this run has finished, but its folder '{RUN_MODEL}' has gone; put it back, or {again}"
 
 
 def fingerprint_weights(folder: str) -> str | None:

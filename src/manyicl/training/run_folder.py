@@ -180,7 +180,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether a run lies here that has its model and its closing table."""
+        """Whether a run lies here that got its model and its closing table; the model may have gone since."""
         return self.state_file.is_file() and self.read_state().finished
 
     def read_config(self, *, overrides: Sequence[str] = ()) -> RunConfig:
