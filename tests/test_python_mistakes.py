@@ -12,7 +12,9 @@ from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference.answering.questions import ask
 from manyicl.inference.model import InferenceModel
+from manyicl.service.settings import ServiceSettings
 from tests.conftest import make_task, tiny_model, train_tokenizer
+from tests.trajectory.setting import write_setting
 
 
 @pytest.fixture
@@ -67,3 +69,63 @@ def test_a_path_names_a_model_and_a_text_a_recipe(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: cannot load its config"):
         manyicl.load_for_inference(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: manyicl.load_tasks("tasks", names="banking77"), "names=banking77: is one value, not a list; give "),
+        (lambda: manyicl.load_tasks("tasks", names=""), "names=: is one value, not a list; give "),
+        (lambda: manyicl.check("tasks", held_out="rte"), "held_out=rte: is one value, not a list; give ['rte']"),
+        (
+            lambda: manyicl.show("r.toml", overrides="a.b=2"),
+            "overrides=a.b=2: is one value, not a list; give ['a.b=2']",
+        ),
+        (lambda: manyicl.compare("r.toml", seeds="0"), "seeds=0: is one value, not a list; give ['0']"),
+        (lambda: manyicl.write_report("c", others=Path("d")), "others=d: is one value, not a list; give ['d']"),
+        (lambda: manyicl.AnswerSettings(stop="END"), "stop=END: is one value, not a list; give ['END']"),
+    ],
+)
+def test_one_text_in_place_of_a_list_is_not_taken_letter_by_letter(call, told):
+    """Answers ended at the first E, N or D."""
+    with pytest.raises(UserError) as raised:
+        call()
+    assert str(raised.value).startswith(told)
+
+
+@pytest.mark.parametrize("options", [["yes", "no"], "ab"])
+def test_options_of_one_input_are_a_list_of_their_own(asked, options):
+    """The second input was asked to choose between n and o."""
+    rows = [{"input": e.input, "answer": e.answer} for e in make_task("animals").train[:6]]
+    with manyicl.open(asked, settings=ServiceSettings(measure=False)) as service:
+        task = service.add_task(rows, name="animals")
+        with pytest.raises(
+            UserError, match=r"options=.*: give a list of answers for each input, such as \[\['yes', 'no'"
+        ):
+            task.predict(["the red fox 7", "the red fox 8"], options=options)
+
+
+def test_overrides_of_a_recipe_that_is_not_read_from_a_file_are_not_ignored(tmp_path):
+    config = write_setting(tmp_path)
+    with pytest.raises(UserError) as raised:
+        manyicl.train(config, out=tmp_path / "out", overrides=["train.num_steps=1"])
+    assert str(raised.value).startswith("overrides=['train.num_steps=1']: are for a recipe that is read from a file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_word_is_not_taken_for_another(tmp_path):
+    """A misspelled role made a token, and a misspelled kind of rows another kind."""
+    write_setting(tmp_path)
+    with pytest.raises(UserError, match="rows=pack: is unknown; known: episodes, packs"):
+        manyicl.export(tmp_path / "recipe.toml", tmp_path / "out", rows="pack")
+    with pytest.raises(UserError, match="rows=csv: is unknown; known: jsonl, parquet"):
+        manyicl.import_tasks(tmp_path / "tasks" / "animals.jsonl", tmp_path / "out", rows="csv")
+    with pytest.raises(UserError, match="role=wriet: is unknown; known: read, admin"):
+        manyicl.make_token(tmp_path / "out", role="wriet")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_path_names_the_model_of_a_service(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: cannot load its config"):
+        manyicl.open(tmp_path / "empty")

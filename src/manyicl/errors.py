@@ -6,6 +6,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable, Iterator
+from os import PathLike
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -68,6 +69,16 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(choices)}"
+
+
+def check_list(name: str, values: object) -> None:
+    """Refuse one text or path in place of a list of them: Python would take a text letter by letter.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    if isinstance(values, str | PathLike):
+        raise UserError(f"{name}={values}: is one value, not a list; give [{str(values)!r}]")
 
 
 def find_refusal(error: BaseException) -> str | None:

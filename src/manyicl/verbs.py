@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from manyicl.console import make_console
-from manyicl.errors import UserError, suggest
+from manyicl.errors import UserError, check_list, suggest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +61,7 @@ def check(
     from manyicl.planning import audit_tasks, find_overlaps
     from manyicl.tasks import load_task, name_sources
 
+    check_list("held_out", held_out)
     sources = name_sources(Path(folder))
     roles = _choose_roles(list(sources), held_out, Path(recipe) if recipe is not None else None)
     tokenizer, max_tokens = None, None
@@ -202,6 +203,7 @@ def compare(
     from manyicl.training import load_recipe
 
     refuse_ranks()
+    check_list("seeds", seeds)
     if (recipe is None) == (resume is None):
         raise UserError("compare: give either a recipe (*.toml), or resume=FOLDER of a comparison that was stopped")
     if resume is not None and out is not None:
@@ -226,11 +228,12 @@ def write_report(folder: str | Path, *, others: Sequence[str | Path] = ()) -> Pa
     """
     from manyicl import report
 
+    check_list("others", others)
     return report.write_report(Path(folder), others=[Path(other) for other in others])
 
 
 def open(
-    model: str | InferenceModel,
+    model: str | Path | InferenceModel,
     data: str | Path | None = None,
     *,
     endpoint: EndpointSettings | None = None,

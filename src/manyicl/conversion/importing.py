@@ -96,6 +96,8 @@ def import_tasks(
         UserError: `out` exists, the source does not or cannot be read, nobody can tell its columns, no row is left, or
             an argument is wrong.
     """
+    if rows not in ("jsonl", "parquet"):
+        raise UserError(f"rows={rows}: is unknown; known: jsonl, parquet")
     given = {key: own if isinstance(own, str) else list(own) for key, own in (columns or {}).items()}
     for key, value in (("columns", given or None), ("name", name), ("family", family), ("answer_index", answer_index)):
         try:

@@ -10,7 +10,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -73,10 +73,12 @@ def make_token(path: str | Path, *, role: Role = "read", note: str = "") -> str:
     note: whose token it is, for the reader of the file.
 
     Raises:
-        UserError: the file exists and is not a file of tokens, another process is writing it, or the note has a line
-            break.
+        UserError: the file exists and is not a file of tokens, another process is writing it, the role is unknown, or
+            the note has a line break.
     """
     path = Path(path)
+    if role not in get_args(Role):
+        raise UserError(f"role={role}: is unknown; known: {', '.join(get_args(Role))}")
     if not note.isprintable():
         raise UserError("note: has a line break or a control character; write one line of text")
     with sole_writer(path, is_file=True):  # or two at once would each write the other's token away

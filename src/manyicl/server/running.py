@@ -36,7 +36,7 @@ def default_data_folder() -> Path:
 
 
 def serve(
-    model: str | InferenceModel,
+    model: str | Path | InferenceModel,
     *,
     data: str | Path | None = None,
     host: str = "127.0.0.1",

@@ -34,6 +34,8 @@ def make_items(
     Raises:
         InputTooLong: an input does not fit. UserError: an option that cannot be an answer, or a limit below 1.
     """
+    if isinstance(options, str) or any(isinstance(own, str) for own in options or ()):
+        raise UserError(f"options={options}: give a list of answers for each input, such as [['yes', 'no']]")
     if options is not None and len(options) != len(texts):
         raise UserError(f"options: there are {len(options)} for {len(texts)} inputs; give a list for each input")
     if limit < 1:

@@ -55,7 +55,7 @@ Message = Mapping[str, str]
 
 
 def open_service(
-    model: str | InferenceModel,
+    model: str | Path | InferenceModel,
     *,
     data: str | Path | None = None,
     endpoint: EndpointSettings | None = None,
@@ -73,7 +73,7 @@ def open_service(
     """
     library = Library(Path(data)) if data is not None else None  # before the model, which takes seconds
     try:
-        loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str) else model
+        loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str | Path) else model
         return Service(loaded, library=library, endpoint=endpoint, settings=settings or ServiceSettings())
     except BaseException:
         if library is not None:

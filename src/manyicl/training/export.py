@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,8 +67,10 @@ def export_trl(prepared: Prepared, out: Path, *, rows: Rows = "episodes") -> dic
     Returns split -> number of rows.
 
     Raises:
-        UserError: `out` exists.
+        UserError: `out` exists, or `rows` is neither of the two.
     """
+    if rows not in get_args(Rows):
+        raise UserError(f"rows={rows}: is unknown; known: {', '.join(get_args(Rows))}")
     if out.exists():
         raise UserError(f"out={out}: exists already; name a new folder")
     maker, planned = prepared.validation

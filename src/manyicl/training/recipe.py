@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from manyicl.episodes import EpisodeSettings, Mixing, Normalization, TemplateSettings
-from manyicl.errors import UserError, suggest
+from manyicl.errors import UserError, check_list, suggest
 from manyicl.models import ModelSettings, Precision
 
 RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full"]
@@ -242,6 +242,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), kind: type[C
     Raises:
         UserError: no such file, broken TOML, an unknown key, or a value that does not fit its key.
     """
+    check_list("overrides", overrides)
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin files with a mark

@@ -97,10 +97,12 @@ def train(
     tasks: as `prepare_run` takes them, so that many runs on the same tasks read them once; None reads their files.
 
     Raises:
-        UserError: a fault in the recipe, the tasks or the model; an `out` that exists (without `resume`); with
-            `resume`, tasks or weights that are not those that the run was started on; another process at work on the
-            run; a GPU that runs out of memory.
+        UserError: a fault in the recipe, the tasks or the model; overrides of a RunConfig; an `out` that exists
+            (without `resume`); with `resume`, tasks or weights that are not those that the run was started on; another
+            process at work on the run; a GPU that runs out of memory.
     """
+    if isinstance(recipe, RunConfig) and overrides:
+        raise UserError(f"overrides={list(overrides)}: are for a recipe that is read from a file; change the RunConfig")
     # Pass `cpu=` explicitly: otherwise accelerate ignores CPU launches and every process believes it is alone.
     # Ranks may wait long for the main process, which alone tokenises and measures what is held out.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))

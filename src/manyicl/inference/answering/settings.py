@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, check_list
 
 Normalize = Literal["none", "tokens", "characters", "bytes"]
 Calibrate = Literal["none", "contextual"]
@@ -59,6 +59,7 @@ class AnswerSettings:
     """How often an answer is generated; the answer that most samples give is taken (self-consistency)."""
 
     def __post_init__(self) -> None:
+        check_list("stop", self.stop)
         object.__setattr__(self, "stop", tuple(self.stop))  # JSON and TOML have lists
         if self.normalize not in get_args(Normalize):
             known = ", ".join(get_args(Normalize))
