@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from manyicl.comparison.forecast import forecast_comparison
 from manyicl.comparison.grid import Grid, open_comparison
-from manyicl.comparison.settings import CompareConfig
+from manyicl.comparison.settings import CompareConfig, refuse_ignored
 from manyicl.errors import UserError
 from manyicl.verbs import compare
 from tests.support.comparison_setting import make_recipe, write_world
@@ -52,6 +53,57 @@ def test_rates_that_no_validation_row_could_choose_are_refused(tmp_path):
     assert "no validation row fits episodes.token_budget = 192 with its shots, so no rate of ManyICL can" in refusal(
         tmp_path, config
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("seed", 7, "seed = 7: does nothing in a comparison, as its models are trained with compare.seeds"),
+        (
+            "held_out",
+            {"episodes": 9},
+            "held_out.episodes = 9: does nothing in a comparison, as it asks",
+        ),
+        ("episodes", {"targets": "last"}, "episodes.targets = 'last': does nothing in a comparison, as each arm has"),
+    ],
+)
+def test_a_setting_of_a_run_that_no_arm_would_have_is_refused(tmp_path, key, value, told):
+    """Each was replaced in silence: `seed=7` trained with seed 0."""
+    config = make_recipe(tmp_path, write_world(tmp_path), arms=["base"])
+    values = config.model_dump()
+    values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    assert refusal(tmp_path, CompareConfig.model_validate(values)).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("match", "arms", "is_refused"),
+    [
+        ("answers", ["zero-shot", "few-shot"], True),
+        ("flops", ["base", "metaicl", "dedicated"], True),
+        ("answers", ["base", "few-shot", "dedicated-tuned"], False),
+        ("answers", ["zero-shot", "dedicated"], False),
+        ("answers", ["few-shot", "manyicl"], False),
+        ("tokens", ["zero-shot", "few-shot"], False),
+    ],
+)
+def test_arms_that_would_be_matched_to_an_arm_that_is_not_compared_are_refused(tmp_path, match, arms, is_refused):
+    """Zero-shot trained on 220 answers, few-shot on 91, "at equal training answers"."""
+    config = make_recipe(tmp_path, ([], [], []), arms=arms, match=match)
+    told = f"compare.match = '{match}': arms are matched to ManyICL, which is not compared; "
+    with pytest.raises(UserError, match=told) if is_refused else nullcontext():
+        refuse_ignored(config)
+
+
+def test_shots_that_no_task_can_be_asked_with_are_refused_and_some_of_them_noted(tmp_path):
+    """Every model was trained, and none was asked anything."""
+    names = write_world(tmp_path)
+    told = refusal(tmp_path, make_recipe(tmp_path, names, arms=["base"], shots=[60]))
+    assert told.startswith("compare.shots = [60]: no task can be asked with any of them (task '")
+    assert "' with 60: it has only 46 train rows); lower them, raise episodes.token_budget, or give" in told
+    some = Grid(tmp_path / "some", make_recipe(tmp_path, names, arms=["base"], shots=[0, 60, "fill"]))
+    (note,) = forecast_comparison(some).notes
+    assert note.startswith("compare.shots: no task is asked with 60 shots; task '")
+    assert note.endswith("': it has only 46 train rows")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from manyicl.comparison.arms import Spent
-from manyicl.comparison.grid import Grid, Sweeps, WorkItem, WorkKind, check_can_ask
+from manyicl.comparison.grid import Grid, Sweeps, WorkItem, WorkKind, check_can_ask, note_unasked
 from manyicl.comparison.settings import Arm, ArmName
 from manyicl.episodes import BatchMaker, default_cache_dir, tokenize_task
 from manyicl.errors import UserError
@@ -208,7 +208,7 @@ class _Forecaster:
         self.grid, self.config, self.device = grid, grid.config, device
         self.blockers: list[str] = []
         slow = find_slow_precision(self.config.model.precision) if device is None else None
-        self.notes = [*([slow] if slow else []), *grid.matcher.list_notes()]
+        self.notes = [*([slow] if slow else []), *grid.matcher.list_notes(), *note_unasked(grid.shots, sweeps)]
         self.tokenizer = grid.writer
         self.model_config = load_config(self.config.model)
         self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)

@@ -38,10 +38,12 @@ from manyicl.comparison.settings import (
     check_splits,
     choose_roles,
     choose_tasks,
+    refuse_ignored,
 )
 from manyicl.episodes import Frame, TaskTokenizer, default_cache_dir, tokenize_task
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import (
+    FILL,
     Shots,
     Sweep,
     TaskSweep,
@@ -341,12 +343,13 @@ def check_can_ask(grid: Grid) -> Sweeps:
     Returns what the first seed's models are asked on test rows and, if rates are tried, on validation rows.
 
     Raises:
-        UserError: sequences are longer than the model can see, a task lacks rows or has none that fits, or the shots of
-            an arm fit no episode.
+        UserError: sequences are longer than the model can see, a task lacks rows or has none that fits, the shots of an
+            arm fit no episode, no task can be asked with any number of shots, or a setting would do nothing.
     """
     config, roles = grid.config, grid.roles
     limit = "episodes.token_budget" if config.compare.max_tokens is None else "compare.max_tokens"
     check_window(load_config(config.model), num_tokens=config.max_tokens, what=limit)
+    refuse_ignored(config)
     check_splits(config, roles, grid.tasks)
     if "few-shot" in config.compare.arms:
         grid.matcher.refuse_unfit_shots()
@@ -365,7 +368,24 @@ def check_can_ask(grid: Grid) -> Sweeps:
                 f"task '{lost[0]}': no validation row {fits} with its shots, so no rate of {arm.title} can be"
                 " chosen; raise it, lower compare.shots, or name no compare.learning_rates"
             )
+    tests = [sweep for (kind, _), sweep in sweeps.items() if kind == "test"]
+    if not any(sweep.points for sweep in tests):
+        fewest, first = grid.shots[0], tests[0]
+        raise UserError(
+            f"compare.shots = {grid.shots}: no task can be asked with any of them (task '{first.task.name}' with"
+            f" {fewest}: {first.why_not(fewest)}); lower them, raise {limit}, or give the tasks rows that fit"
+        )
     return sweeps
+
+
+def note_unasked(shots: Sequence[Shots], sweeps: Sweeps) -> list[str]:
+    """Return a line per number of shots that no task is asked with, and why the first task is not."""
+    tests = [sweep for (kind, _), sweep in sweeps.items() if kind == "test"]
+    return [
+        f"compare.shots: no task is asked with {k:,} shots; task '{tests[0].task.name}': {tests[0].why_not(k)}"
+        for k in shots
+        if k != FILL and not any(k in sweep.asked_shots for sweep in tests)
+    ]
 
 
 def _plan_sweeps(grid: Grid, kind: WorkKind) -> Sweeps:

@@ -311,6 +311,33 @@ def choose_roles(config: CompareConfig, tasks: Mapping[str, Task]) -> Roles:
     return Roles(tuple(trained), tuple(held_out), tuple(familiar), tuple(dedicated), tuple(asked_trained))
 
 
+def refuse_ignored(config: CompareConfig) -> None:
+    """Refuse settings of a run that no arm would have, and a matching to an arm that is not compared.
+
+    Not part of the settings themselves: a comparison that an earlier version began with them goes on.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    usual_episodes = type(config.held_out)().episodes
+    for name, value, allowed, why in (
+        ("seed", config.seed, (0,), "its models are trained with compare.seeds"),
+        ("held_out.episodes", config.held_out.episodes, (usual_episodes, 0), "it asks test rows itself"),
+        ("episodes.targets", config.episodes.targets, ("all",), "each arm has its own"),
+    ):
+        if value not in allowed:
+            raise UserError(f"{name} = {value!r}: does nothing in a comparison, as {why}; leave it out")
+    settings = config.compare
+    others = [arm for arm in settings.arms if ARMS[arm].trained and ARMS[arm].matched]
+    # A dedicated model gets the tokens of zero-shot episodes, which are also as many answers and FLOPs.
+    differ = len(others) > 1 and any(arm in others for arm in settings.fixed_shots)
+    if settings.match != "tokens" and differ and "manyicl" not in others:
+        raise UserError(
+            f"compare.match = '{settings.match}': arms are matched to ManyICL, which is not compared; add manyicl to"
+            " compare.arms, or match by tokens"
+        )
+
+
 def check_splits(config: CompareConfig, roles: Roles, tasks: Mapping[str, Task]) -> None:
     """Refuse tasks that lack the rows that the comparison asks.
 
