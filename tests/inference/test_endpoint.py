@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from manyicl import inference
+from manyicl.cli.options import in_flags
 from manyicl.distributed import Ranks
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenized import query_ids
@@ -223,7 +224,9 @@ class ModelServer:
             return self.faults.pop(0)
         if tuple(ids) in self.refused:
             return 500, "broken"
-        assert (body["temperature"], body["stop"]) == (0, [self.asked.tokenizer.end_text])
+        if len(body["stop"]) > 4:
+            return 400, json.dumps({"error": {"message": "stop: List should have at most 4 items"}})
+        assert (body["temperature"], body["stop"][0]) == (0, self.asked.tokenizer.end_text)
         extra = sorted({"skip_special_tokens", "stop_token_ids"} & set(body))
         if extra and not self.takes_extra_fields:
             return 422, json.dumps({"detail": f"Unexpected fields in the request: {extra}"})
@@ -535,7 +538,7 @@ def test_a_server_with_a_smaller_context_is_told_with_what_to_lower_and_answers_
         again, printed, _ = run_manyicl(capfd, *command, "--endpoint", server.url)
     assert (code, again, "open" in printed) == (2, 0, True)
     told = err.splitlines()[-1]
-    assert "a query is too long for it (maximum context length is 100 tokens); lower --max-tokens or --shots" in told
+    assert "a query is too long for it (maximum context length is 100 tokens); lower --max-tokens, --shots or" in told
     found = re.search(r"; (\d+) answers are kept in ", told)
     kept = int(found[1]) if found else 0
     assert 0 < kept < 12
@@ -570,6 +573,50 @@ def test_another_tokenizer_is_noticed_by_its_count(asked):
         server.extra_tokens = 1
         with pytest.raises(UserError, match=r"prompt tokens, but .* were sent: its tokenizer is another one"):
             ask(server, asked)
+
+
+def test_ids_are_not_sent_to_a_server_with_another_tokenizer(asked):
+    """It would answer them as the other words that they are there, and the number of ids is right."""
+    other = TaskTokenizer(train_tokenizer("unigram"), TemplateSettings(terminator="\n"))
+    with ModelServer(asked) as server:
+        settings = EndpointSettings(server.url, model="tiny")
+        with pytest.raises(UserError, match=r"counts 90 tokens in a trial text, and the tokenizer of MODEL 66: .*; name the model that it serves as"):
+            Endpoint(settings, other).__enter__()
+        assert server.prompts == []
+
+
+def test_more_stop_texts_than_a_server_takes_end_an_answer_all_the_same(asked):
+    answering = AnswerSettings(stop=("q", "x", "z", "e", "o"), max_new_tokens=8)
+    options = {"shots": (2,), "draws": 1, "queries": 6, "answering": answering}
+    with ModelServer(asked) as server:
+        remote = evaluate(asked, [open_task()], endpoint=EndpointSettings(server.url, model="tiny"), **options)
+    given = [p.prediction for p in remote.curves[0].predictions]
+    assert given == [p.prediction for p in evaluate(asked, [open_task()], **options).curves[0].predictions]
+    assert not any(stop in text for text in given for stop in answering.stop)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [  # vLLM 0.32's
+        (
+            "temperature must be in [0, 2], got 5.0. (parameter=temperature, value=5.0)",
+            "refuses (400: temperature must be in [0, 2], got 5.0. (parameter = temperature, value = 5.0)); change the"
+            " setting that it refuses",
+        ),
+        (
+            "max_tokens=600 cannot be greater than max_model_len=512.",
+            "a query is too long for it (max_tokens = 600 cannot be greater than max_model_len = 512.); lower"
+            " --max-tokens, --shots or --max-new-tokens, or start it with a longer window",
+        ),
+        ("`shots` is unknown", "refuses (400: 'shots' is unknown); change the setting that it refuses"),
+    ],
+)
+def test_a_setting_that_a_server_refuses_is_told_in_its_own_words(asked, words, told):
+    with ModelServer(asked) as server:
+        server.faults = [(400, json.dumps({"error": {"message": words}}))]
+        with pytest.raises(UserError) as refused:
+            ask(server, asked)
+    assert in_flags(str(refused.value)) == f"--endpoint {server.url}: {told}"
 
 
 @pytest.mark.slow

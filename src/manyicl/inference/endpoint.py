@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -29,7 +28,7 @@ from manyicl.errors import UserError
 from manyicl.inference.answering.decoding import GREEDY, cut_at
 from manyicl.inference.answering.generation import Generated, OnIds
 from manyicl.inference.answering.settings import Decoding
-from manyicl.inference.endpoint_replies import one_line, prompt_tokens, server_words, wait_s_of
+from manyicl.inference.endpoint_replies import one_line, prompt_tokens, refusal, wait_s_of
 from manyicl.inference.prefix import EngineCount
 from manyicl.models import EMPTY_PREFIX, Prefix
 from manyicl.seeds import make_seed
@@ -42,7 +41,10 @@ CONNECT_TIMEOUT_S = 10.0
 MAX_FAILED_IN_A_ROW = 20
 MAX_WAIT_S = 60.0
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
-_TOO_LONG = re.compile(r"context.?(length|window)|too long|too large|max(imum)?.{0,20}(length|tokens|context)", re.I)
+# OpenAI's API takes four stop texts, and vLLM refuses more. The answer is cut here at those that are not sent.
+MOST_STOPS = 4
+# Tokenizers of different models make different numbers of tokens of it: digits, accents, scripts, code.
+TRIAL_TEXT = "In 1905, café №42 sold 1,234,567 naïve books — 東京タワー, Привет!  x_i = f(y)\n\treturn 0.5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,14 +270,19 @@ class Endpoint:
         return Generated(text=text, cut=not is_whole)
 
     def _find_prompts(self) -> Literal["ids", "text"]:
-        """Ask for one token after a letter, which any server can do, and then after ids."""
+        """Ask for one token after a text, which any server can do, and then after ids.
+
+        Raises:
+            UserError: no answer, or a server that takes ids counts other tokens of the text than MODEL's tokenizer:
+                ids would be answered even so, as the other words that they are there.
+        """
         if self.extra_fields:
             try:
                 self._attempt("a", max_new_tokens=1)
             except (UnansweredError, UserError):
                 self.extra_fields = {}  # the next attempt reports whatever else is wrong
         try:
-            self._attempt("a", max_new_tokens=1)
+            counted = prompt_tokens(self._attempt(TRIAL_TEXT, max_new_tokens=1))
         except UnansweredError as error:
             raise UserError(f"endpoint={self.settings.url}: no answer ({error}); look at the server's log") from None
         probe = [*self.tokenizer.bos_ids, *self.tokenizer.encode_texts(["a"])[0]]
@@ -283,7 +290,16 @@ class Endpoint:
             content = self._attempt(probe, max_new_tokens=1)
         except (UnansweredError, UserError):
             return "text"
-        return "ids" if prompt_tokens(content) in (None, len(probe)) else "text"
+        if prompt_tokens(content) not in (None, len(probe)):
+            return "text"
+        num_tokens = len(self.tokenizer.tokenizer(TRIAL_TEXT, add_special_tokens=False)["input_ids"])
+        with_special = len(self.tokenizer.tokenizer(TRIAL_TEXT)["input_ids"])
+        if counted not in (None, num_tokens, num_tokens + 1, with_special):  # a server may add a BOS that we do not
+            raise UserError(
+                f"endpoint={self.settings.url}: counts {counted} tokens in a trial text, and the tokenizer of MODEL"
+                f" {num_tokens}: its tokenizer is another one; name the model that it serves as MODEL"
+            )
+        return "ids"
 
     def _attempt(self, prompt: list[int] | str, *, max_new_tokens: int, decoding: Decoding = GREEDY) -> dict[str, Any]:
         """Return a completion's content, after waits that double each time an attempt fails in a way that may pass.
@@ -335,7 +351,7 @@ class Endpoint:
             "temperature": decoding.temperature,
             **({"top_p": decoding.top_p, "seed": _server_seed(prompt, decoding)} if decoding.temperature else {}),
             "frequency_penalty": 0.0,  # a checkpoint's own penalty would forbid the answers that the shots show
-            "stop": [self.tokenizer.end_text, *decoding.stop],
+            "stop": [self.tokenizer.end_text, *decoding.stop][:MOST_STOPS],
             **self.extra_fields,
         }
         try:
@@ -357,7 +373,9 @@ class Endpoint:
             UserError: the server refuses. A reply that is not a completion is asked for again.
         """
         if reply.status_code != 200:
-            raise self._refusal(reply)
+            raise refusal(
+                reply, self.settings, is_reached=self._is_reached, key_variable=KEY_VARIABLE, served=self._served_models
+            )
         try:
             content: dict[str, Any] = reply.json()
             if isinstance(content["choices"][0]["text"], str):
@@ -367,31 +385,12 @@ class Endpoint:
             pass
         raise _TryAgainError("an answer that is not a completion")
 
-    def _refusal(self, reply: httpx2.Response) -> UserError:
-        """Return the one line for a status that no attempt will change."""
-        server, words = f"endpoint={self.settings.url}", server_words(reply)
-        if reply.status_code in (401, 403):
-            known = "another key" if KEY_VARIABLE in os.environ else "the key"
-            return UserError(f"{server}: refuses ({reply.status_code}: {words}); put {known} into {KEY_VARIABLE}")
-        if reply.status_code in (404, 405):
-            return UserError(
-                f"{server}: knows no model '{self.settings.model}', or has no /v1/completions ({reply.status_code}:"
-                f" {words}); {self._served_models()}"
-            )
-        if reply.status_code in (400, 413, 422) and _TOO_LONG.search(words):
-            return UserError(
-                f"{server}: a query is too long for it ({words}); lower `max_tokens` or `shots`, or start it with a"
-                " longer window"
-            )
-        return UserError(f"{server}: refuses ({reply.status_code}: {words}); name its model with `endpoint.model`")
-
-    def _served_models(self) -> str:
-        """Return which models the server names, as the fix of a wrong one."""
+    def _served_models(self) -> list[str]:
+        """Return the names of the models that the server says it has; none if it does not say."""
         try:
-            names = [str(entry["id"]) for entry in self._client.get(f"{self.base_url}/models").json()["data"]]
+            return [str(entry["id"]) for entry in self._client.get(f"{self.base_url}/models").json()["data"]]
         except (httpx2.HTTPError, ValueError, LookupError, TypeError):
-            names = []
-        return f"it serves {', '.join(names[:5])}: choose with `endpoint.model`" if names else "set `endpoint.model`"
+            return []
 
 
 def _server_seed(prompt: list[int] | str, decoding: Decoding) -> int:
