@@ -1,64 +1,161 @@
-"""Tables of how scores depend on shots and on the length of training episodes (recipes/compare-gemma3-long.toml).
+"""How scores depend on shots and on the length of training episodes (recipes/compare-gemma3-long.toml).
 
-    python benchmarks/long_contexts.py runs/long-*
+    python benchmarks/long_contexts.py runs/long-* [--plot FILE.png]
 
 Each argument is the folder of a comparison with a length of its own. A row per arm (and length, for ManyICL), a column
-per number of shots: the mean over held-out tasks, then each of them. Only comparison.json is read; what is missing is a
-dash.
+per number of shots: the mean over held-out tasks; then each arm less the base, paired by seed, draw and query; then
+each held-out task. Only recipes, comparison.json and results are read, no weights; what is missing is a dash.
 """
 
 from __future__ import annotations
 
 import argparse
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from one_change import pair_answers
+
+from manyicl.comparison.answers import ArmAnswers, Pooled, pool_differences
 from manyicl.comparison.comparison_file import Comparison, read_comparison
+from manyicl.comparison.grid import Grid, WorkItem
+from manyicl.comparison.inputs import RECIPE
 from manyicl.comparison.schema import CurvePoint, MeanPoint
+from manyicl.comparison.settings import ARMS, CompareConfig
+from manyicl.console import DASH
 from manyicl.errors import UserError
+from manyicl.evaluation.shots import sort_shots
+from manyicl.training.recipe import load_recipe
 
 
-def rows_of(comparison: Comparison, *, task: str | None) -> dict[str, dict[str, str]]:
-    """Return arm's title -> shots -> score with its interval in %, of a held-out task or of the mean over them."""
-    budget = tomllib.loads(comparison.config)["episodes"]["token_budget"]
-    points: Sequence[CurvePoint | MeanPoint] = (
-        [point for point in comparison.means if point.role == "held-out" and point.family is None]
-        if task is None
-        else [point for point in comparison.curves if point.task == task]
-    )
-    titles = {arm.arm: f"{arm.title}, {budget:,}" if arm.arm == "manyicl" else arm.title for arm in comparison.arms}
-    rows: dict[str, dict[str, str]] = {}
-    for point in points:
-        if point.score is None:
-            continue
-        interval = "" if point.low is None else f" [{100 * point.low:.1f}, {100 * point.high:.1f}]"
-        most = f"{point.mean_shots:,.0f} shots: " if point.shots == "fill" and isinstance(point, CurvePoint) else ""
-        rows.setdefault(titles[point.arm], {})[str(point.shots)] = f"{most}{100 * point.score:.1f}{interval}"
+@dataclass(frozen=True)
+class Length:
+    """A comparison whose episodes have one length."""
+
+    comparison: Comparison
+    grid: Grid
+
+    @classmethod
+    def read(cls, folder: Path) -> Length:
+        """Return what is in the folder."""
+        comparison = read_comparison(folder)
+        return cls(comparison, Grid(folder, load_recipe(folder / RECIPE, kind=CompareConfig)))
+
+    def title(self, arm: str) -> str:
+        """Return an arm's title; the length belongs to ManyICL's alone."""
+        tokens = f", {self.grid.config.episodes.token_budget:,}" if arm == "manyicl" else ""
+        return ARMS[arm].title + tokens
+
+    def answers(self) -> dict[str, dict[int, ArmAnswers]]:
+        """Return arm's title -> seed -> what it answered."""
+        items = [WorkItem(arm, seed, "test") for arm in self.grid.settings.arms for seed in self.grid.settings.seeds]
+        found: dict[str, dict[int, ArmAnswers]] = {}
+        for item in filter(self.grid.is_done, items):
+            found.setdefault(self.title(item.arm), {})[item.seed] = ArmAnswers.read([self.grid.path_of(item)])
+        return found
+
+
+def scores_of(lengths: Sequence[Length], *, task: str | None) -> dict[str, dict[str, CurvePoint | MeanPoint]]:
+    """Return arm's title -> shots -> score of a held-out task, or the mean over them."""
+    rows: dict[str, dict[str, CurvePoint | MeanPoint]] = {}
+    for length in lengths:
+        points: Sequence[CurvePoint | MeanPoint] = (
+            [point for point in length.comparison.means if point.role == "held-out" and point.family is None]
+            if task is None
+            else [point for point in length.comparison.curves if point.task == task]
+        )
+        for point in points:
+            if point.score is not None:
+                rows.setdefault(length.title(point.arm), {})[str(point.shots)] = point
     return rows
 
 
-def main(folders: Sequence[str]) -> None:
-    """Print the tables."""
-    comparisons = [read_comparison(Path(folder)) for folder in folders]
-    comparisons.sort(key=lambda one: tomllib.loads(one.config)["episodes"]["token_budget"])
-    held_out = [task.task for task in comparisons[0].tasks if task.role == "held-out"]
-    shots = [str(k) for k in comparisons[0].shots]
-    for task in (None, *held_out):
-        print(f"\n{'Mean of ' + str(len(held_out)) + ' held-out tasks' if task is None else task}, %\n")
-        print("| arm |", *(f"{k} |" for k in shots))
-        print("|---" * (len(shots) + 1) + "|")
-        rows: dict[str, dict[str, str]] = {}
-        for comparison in comparisons:
-            rows |= rows_of(comparison, task=task)
-        for title, row in sorted(rows.items(), key=lambda item: item[0].startswith("ManyICL")):
-            print(f"| {title} |", *(f"{row.get(k, '–')} |" for k in shots))
+def differences_of(lengths: Sequence[Length], *, tasks: Sequence[str]) -> dict[str, dict[str, Pooled]]:
+    """Return arm's title -> shots -> its mean over tasks less the base's, on the queries that both were asked."""
+    answers = {title: seeds for length in lengths for title, seeds in length.answers().items()}
+    base = answers.pop(ARMS["base"].title, {})
+    rows: dict[str, dict[str, Pooled]] = {}
+    for title, seeds in answers.items():
+        pairs = [pair_answers(seeds[seed], base[seed]) for seed in sorted(seeds.keys() & base.keys())]
+        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        for shots in lengths[0].grid.shots:
+            pooled = pool_differences(ours, theirs, shots=dict.fromkeys(tasks, (shots, shots)))
+            if pooled is not None and pooled.num_tasks == len(tasks):
+                rows.setdefault(title, {})[str(shots)] = pooled
+    return rows
+
+
+def tell_point(point: CurvePoint | MeanPoint) -> str:
+    """Return a score in % with its interval, and how many shots are as many as fit."""
+    interval = "" if point.low is None else f" [{100 * point.low:.1f}, {100 * point.high:.1f}]"
+    most = f"{point.mean_shots:,.0f} shots: " if point.shots == "fill" and isinstance(point, CurvePoint) else ""
+    return f"{most}{100 * point.score:.1f}{interval}"
+
+
+def tell_difference(pooled: Pooled) -> str:
+    """Return a difference in points with its interval; bold if that excludes zero."""
+    text = f"{100 * pooled.mean:+.1f} [{100 * pooled.low:+.1f}, {100 * pooled.high:+.1f}]"
+    return f"**{text}**" if pooled.excludes_zero else text
+
+
+def print_table(title: str, rows: Mapping[str, Mapping[str, str]], *, columns: Sequence[str]) -> None:
+    """Print one table."""
+    print(f"\n{title}\n\n| arm | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, cells in rows.items():
+        print(f"| {name} | {' | '.join(cells.get(column, DASH) for column in columns)} |")
+
+
+def draw(rows: Mapping[str, Mapping[str, CurvePoint | MeanPoint]], path: Path, *, columns: Sequence[str]) -> None:
+    """Draw the means against shots, with their intervals."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for number, (name, points) in enumerate(rows.items()):
+        known = [(place, points[column]) for place, column in enumerate(columns) if column in points]
+        x = [place + 0.05 * (number - len(rows) / 2) for place, _ in known]
+        y = [100 * point.score for _, point in known]
+        errors = [[100 * (p.score - p.low) for _, p in known], [100 * (p.high - p.score) for _, p in known]]
+        style = "o-" if name.startswith(ARMS["manyicl"].title) else "s--"
+        axes.errorbar(x, y, yerr=errors, fmt=style, markersize=4, linewidth=1.4, capsize=2, label=name)
+    axes.set_xticks(range(len(columns)), ["as many as fit" if column == "fill" else column for column in columns])
+    axes.set(xlabel="shots", ylabel="mean over held-out tasks, % (95 % interval)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main(folders: Sequence[str], *, plot: Path | None) -> None:
+    """Print all tables, and draw the plot.
+
+    Raises:
+        UserError: a folder holds no comparison.
+    """
+    lengths = sorted(
+        (Length.read(Path(folder)) for folder in folders), key=lambda one: one.grid.config.episodes.token_budget
+    )
+    columns = [str(shots) for shots in sort_shots({k for one in lengths for k in one.grid.settings.shots})]
+    tasks = sorted({task for length in lengths for task in length.grid.settings.held_out_tasks})
+    means = scores_of(lengths, task=None)
+    means = dict(sorted(means.items(), key=lambda row: row[0].startswith(ARMS["manyicl"].title)))
+    for task in (None, *tasks):
+        rows = means if task is None else {name: scores_of(lengths, task=task).get(name, {}) for name in means}
+        told = {name: {shots: tell_point(point) for shots, point in points.items()} for name, points in rows.items()}
+        print_table(f"Mean of {len(tasks)} held-out tasks, %" if task is None else f"{task}, %", told, columns=columns)
+        if task is None:
+            less = differences_of(lengths, tasks=tasks)
+            told = {name: {k: tell_difference(one) for k, one in less[name].items()} for name in means if name in less}
+            print_table("Less the base, points, paired; bold: the interval excludes zero", told, columns=columns)
+    if plot:
+        draw(means, plot, columns=columns)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
+    parser.add_argument("--plot", type=Path, help="also draw the means, to this file (needs matplotlib)")
+    options = parser.parse_args()
     try:
-        main(parser.parse_args().folders)
+        main(options.folders, plot=options.plot)
     except UserError as error:
         parser.error(str(error))
