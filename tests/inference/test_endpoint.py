@@ -157,7 +157,7 @@ class ModelServer:
 
     faults: each a (status, body) in place of an answer, taken in turn. refused: ids of prompts that always get a 500.
     num_not_ready: probes that get a 503, first. num_left: good answers, probes included, before everything is refused;
-    negative: no end.
+    negative: no end. num_held: requests that are taken and never answered, first.
     """
 
     def __init__(
@@ -168,14 +168,20 @@ class ModelServer:
         self.refused: set[tuple[int, ...]] = set()
         self.prompts: list[tuple[int, ...]] = []
         self.under_way = self.most_under_way = self.extra_tokens = 0
-        self.num_left, self.num_not_ready = -1, 0
+        self.num_left, self.num_not_ready, self.num_held = -1, 0, 0
+        self.ended = threading.Event()
         self.takes_extra_fields, self.extra_fields = True, set[str]()
         self.lock = threading.Lock()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                status, body = server.answer(json.loads(self.rfile.read(int(self.headers["content-length"]))), self)
+                content = self.rfile.read(int(self.headers["content-length"]))
+                if server.num_held:
+                    server.num_held -= 1
+                    server.ended.wait()
+                    return
+                status, body = server.answer(json.loads(content), self)
                 self.send(status, body)
 
             def do_GET(self) -> None:
@@ -226,7 +232,7 @@ class ModelServer:
             return 500, "broken"
         if len(body["stop"]) > 4:
             return 400, json.dumps({"error": {"message": "stop: List should have at most 4 items"}})
-        assert (body["temperature"], body["stop"][0]) == (0, self.asked.tokenizer.end_text)
+        assert is_probe or (body["temperature"], body["stop"][0]) == (0, self.asked.tokenizer.end_text)
         extra = sorted({"skip_special_tokens", "stop_token_ids"} & set(body))
         if extra and not self.takes_extra_fields:
             return 422, json.dumps({"detail": f"Unexpected fields in the request: {extra}"})
@@ -247,6 +253,7 @@ class ModelServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self.http.shutdown()
         self.http.server_close()
 

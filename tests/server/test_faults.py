@@ -223,6 +223,26 @@ def test_a_model_that_fails_its_trial_is_tried_again(monkeypatch, caplog):
     assert "the model could not answer: endpoint: gave no answer" in caplog.text
 
 
+def test_a_server_of_the_model_that_does_not_answer_is_not_ready_and_is_tried_again(monkeypatch):
+    service, is_back = SlowService(), threading.Event()
+
+    def ready():
+        if not is_back.is_set():
+            raise UserError("endpoint: gave no answer")
+        service.is_ready, service.calls.fault = True, ""
+
+    service.ready = ready
+    monkeypatch.setattr("manyicl.server.app.TRIAL_S", 0.01)
+    with app_in_thread(service) as url:
+        assert httpx2.get(f"{url}/readyz").status_code == 200
+        service.is_ready, service.calls.fault = False, "no answer within 120 s"
+        told = httpx2.get(f"{url}/readyz")
+        assert told.status_code == 503
+        assert "the server of the model does not answer (no answer within 120 s)" in told.json()["detail"]
+        is_back.set()
+        assert wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200, seconds=10)
+
+
 def test_a_port_that_another_server_took_meanwhile_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -11,6 +11,7 @@ import pytest
 
 from manyicl.errors import UserError
 from manyicl.inference.answering.settings import AnswerSettings
+from manyicl.inference.endpoint_calls import EndpointCalls
 from manyicl.service.refusals import Closing, DeadlinePassed, QueueFull
 from manyicl.service.requests import Item, Request, Ticket, WaitingLine, wait_for
 from manyicl.service.served import open_service
@@ -128,6 +129,7 @@ class StubbornAnswerer:
     """Answers by counting, and fails at inputs that say so."""
 
     def __init__(self):
+        self.calls = EndpointCalls()
         self.batches = []
         self.may_go = threading.Event()
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
+from manyicl.inference import EndpointCalls
 from manyicl.service import Closing, Generation, Reply, ServiceSettings, Timing, UnknownTask
 
 TIMING = Timing(queued_s=0.0, prefix_s=0.0, model_s=0.1, total_s=0.1, prefix_cached=True, batch_size=1)
@@ -58,6 +59,7 @@ class SlowService:
         self.tickets: list[SlowTicket] = []
         self.labels: tuple[str, ...] = ()
         self.is_ready = True
+        self.calls = EndpointCalls()
         self.closed = False
         self.settings = ServiceSettings()
         self.asked: list[dict[str, Any]] = []

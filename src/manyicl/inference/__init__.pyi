@@ -31,6 +31,7 @@ from .drawing import (
     write_answers,
 )
 from .endpoint import Endpoint, EndpointSettings
+from .endpoint_calls import PATIENCE_S, EndpointCalls
 from .engine import Engine, choose_engine, score_references
 from .model import InferenceModel, load_for_inference, tokenize_for, trained_shots_of
 from .prefix import encode_prefix, score_greedily
@@ -42,12 +43,14 @@ __all__ = [
     "DEFAULT_ANSWERS",
     "LONG_TRAIN",
     "NUM_NEAREST",
+    "PATIENCE_S",
     "ROW_TOKENS",
     "Answer",
     "AnswerSettings",
     "Answered",
     "Decoding",
     "Endpoint",
+    "EndpointCalls",
     "EndpointSettings",
     "Engine",
     "Generated",

@@ -28,6 +28,7 @@ from manyicl.errors import UserError
 from manyicl.inference.answering.decoding import GREEDY, cut_at
 from manyicl.inference.answering.generation import Generated, OnIds
 from manyicl.inference.answering.settings import Decoding
+from manyicl.inference.endpoint_calls import CONNECT_TIMEOUT_S, EndpointCalls
 from manyicl.inference.endpoint_replies import one_line, prompt_tokens, refusal, wait_s_of
 from manyicl.inference.prefix import EngineCount
 from manyicl.models import EMPTY_PREFIX, Prefix
@@ -36,7 +37,6 @@ from manyicl.seeds import make_seed
 # The one place that a key comes from. Not OPENAI_API_KEY: that one must not travel to any URL a user types.
 KEY_VARIABLE = "MANYICL_API_KEY"
 NOT_THE_SAME_IDS = "written as text it has other ids, and this server takes no ids as vLLM and SGLang do"
-CONNECT_TIMEOUT_S = 10.0
 # After so many failed queries in a row the server is taken to be down.
 MAX_FAILED_IN_A_ROW = 20
 MAX_WAIT_S = 60.0
@@ -106,7 +106,7 @@ class Endpoint:
 
     It generates every answer; a server reports no likelihood of a given one.
 
-    kept: answers that were given before, by key; those that are given now are added.
+    kept: answers that were given before, by key; those that are given now are added. calls: of all its engines.
     prompts: whether the server takes token ids ('ids') or text ('text'); known once it was reached.
 
     Raises:
@@ -123,8 +123,9 @@ class Endpoint:
         tokenizer: TaskTokenizer,
         *,
         kept: MutableMapping[str, Generated] | None = None,
+        calls: EndpointCalls | None = None,
     ) -> None:
-        self.settings, self.tokenizer = settings, tokenizer
+        self.settings, self.tokenizer, self.calls = settings, tokenizer, calls or EndpointCalls()
         self.base_url = base_url(settings.url)
         self.kept: MutableMapping[str, Generated] = {} if kept is None else kept
         self.count = EngineCount()
@@ -140,7 +141,6 @@ class Endpoint:
         key = _read_key()
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(settings.timeout_s, connect=CONNECT_TIMEOUT_S),
             limits=httpx2.Limits(max_connections=settings.concurrency + 1),
         )
 
@@ -312,14 +312,15 @@ class Endpoint:
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            return max(backoff(state), min(getattr(error, "wait_s", 0.0), MAX_WAIT_S))
+            return self.calls.left_s(max(backoff(state), min(getattr(error, "wait_s", 0.0), MAX_WAIT_S)))
 
+        enough = tenacity.stop_any(
+            tenacity.stop_after_attempt(settings.num_attempts), tenacity.stop_when_event_set(self._stopped)
+        )
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._may_pass),
             before_sleep=self._log_waiting,
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(settings.num_attempts), tenacity.stop_when_event_set(self._stopped)
-            ),
+            stop=lambda state: enough(state) or self.calls.are_over(),
             wait=wait,
             sleep=tenacity.sleep_using_event(self._stopped),
             reraise=True,
@@ -355,11 +356,12 @@ class Endpoint:
             **self.extra_fields,
         }
         try:
-            reply = self._client.post(f"{self.base_url}/completions", json=body)
+            with self.calls.waiting(self.settings.timeout_s) as timeout:
+                reply = self._client.post(f"{self.base_url}/completions", json=body, timeout=timeout)
         except httpx2.ConnectTimeout as error:
             raise httpx2.ConnectError(f"no connection within {CONNECT_TIMEOUT_S:.0f} s") from error
-        except httpx2.TimeoutException:
-            raise _TryAgainError(f"no answer within {self.settings.timeout_s:g} s") from None
+        except httpx2.TimeoutException as error:
+            raise _TryAgainError(str(error)) from None
         except (httpx2.RemoteProtocolError, httpx2.DecodingError):
             raise _TryAgainError("connection broken off") from None
         if reply.status_code in _TRY_AGAIN or reply.status_code >= 500:

@@ -40,6 +40,7 @@ from manyicl.models import EMPTY_PREFIX, Prefix, device_of, float32_head, inner_
 
 if TYPE_CHECKING:  # it needs packages that only those who use a server install
     from manyicl.inference.endpoint import EndpointSettings
+    from manyicl.inference.endpoint_calls import EndpointCalls
 
 # Tokens of prompts that transformers' generate() takes at once; a small model's batch fits any machine.
 BATCH_TOKENS = 16384
@@ -118,15 +119,17 @@ def choose_engine(
     *,
     endpoint: EndpointSettings | None = None,
     kept: MutableMapping[str, Generated] | None = None,
+    calls: EndpointCalls | None = None,
 ) -> Engine:
     """Return the engine that answers for `model`: a server if there is an `endpoint`, else the model's own.
 
-    kept: answers that the server gave before, by key; those that it gives are added. Ignored without a server.
+    kept: answers that the server gave before, by key; those that it gives are added. calls: to the server, by all
+    engines that share them. Both are ignored without a server.
     """
     if endpoint is not None:
         from manyicl.inference.endpoint import Endpoint
 
-        return Endpoint(endpoint, model.tokenizer, kept=kept)
+        return Endpoint(endpoint, model.tokenizer, kept=kept, calls=calls)
     fault = sharing_fault(model.model)
     return WholePrompts(model, fault) if fault else SharedPrefix(model)
 

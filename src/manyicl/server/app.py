@@ -29,7 +29,7 @@ from manyicl.server.settings import ServerSettings
 from manyicl.service import Closing, Service
 
 PAGE = Path(__file__).parent / "page"
-# How long after a trial of the model that failed it is tried again.
+# How often it is looked whether the model has to be tried, at the start or because its server did not answer.
 TRIAL_S = 10.0
 _logger = logging.getLogger("manyicl.server")
 _ABOUT = """One model, every task: upload labelled examples, and ask. Errors are `application/problem+json`; on OpenAI's
@@ -82,17 +82,16 @@ async def _living(service: Service, settings: ServerSettings, _: FastAPI) -> Asy
 
 
 async def _try_model(service: Service) -> None:
-    """Let the model do one forward pass, and again if that fails; /readyz says no until it can."""
+    """Let a model that is not ready do one forward pass, and again if that fails; /readyz says no until it can."""
     while True:
         try:
-            await run_sync(service.ready, abandon_on_cancel=True)
+            if not service.is_ready:
+                await run_sync(service.ready, abandon_on_cancel=True)
         except Closing:
             return
         except Exception as error:
             _logger.warning("the model could not answer: %s", find_problem(error).detail)
-            await asyncio.sleep(TRIAL_S)
-        else:
-            return
+        await asyncio.sleep(TRIAL_S)
 
 
 def _describe(app: FastAPI, *, with_tokens: bool) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class _ServiceNumbers(Collector):
             stats = self._service.stats()
         except UserError:
             return
-        yield _gauge("manyicl_ready", "Whether the model has answered once.", float(self._service.is_ready))
+        yield _gauge("manyicl_ready", "Whether /readyz says ready.", float(self._service.is_ready))
         yield _gauge("manyicl_tasks", "Tasks in the library.", stats.num_tasks)
         yield _gauge("manyicl_queue_length", "Inputs that wait.", sum(stats.waiting.values()))
         yield _gauge("manyicl_measuring", "Whether a task is being measured.", float(stats.measuring is not None))
@@ -100,12 +100,12 @@ def make_operation_routes(service: Service, settings: ServerSettings, metrics: M
 
     @router.get("/readyz")
     def ready() -> ReadyBody:
-        """Say whether the model has done a forward pass and the library can be read; 503 if not."""
+        """Say whether the model answers and the library can be read; 503 if not."""
         if not service.is_ready:
             headers = {"retry-after": "1"}
-            raise ProblemError(
-                "not-ready", 503, "the model has not answered yet; try again in a moment", headers=headers
-            )
+            fault = service.calls.fault
+            detail = f"the server of the model does not answer ({fault})" if fault else "the model has not answered yet"
+            raise ProblemError("not-ready", 503, f"{detail}; try again in a moment", headers=headers)
         info = service.info
         return ReadyBody(
             status="ready",

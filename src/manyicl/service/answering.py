@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import re
 import threading
 import time
@@ -22,8 +23,10 @@ from manyicl.errors import UserError
 from manyicl.inference import (
     CONTENT_FREE,
     DEFAULT_ANSWERS,
+    PATIENCE_S,
     Answered,
     AnswerSettings,
+    EndpointCalls,
     EndpointSettings,
     Engine,
     Generated,
@@ -97,7 +100,9 @@ class Answerer:
         self.model, self.cache, self.answering = model, cache, answering
         self.tokens = TokenCount()
         self._endpoint = endpoint
-        self.engine: Engine = choose_engine(model, endpoint=endpoint, kept=_Forgetful())
+        self.calls = EndpointCalls()
+        self.trial_s = None if endpoint is None else PATIENCE_S  # a model here is waited for
+        self.engine: Engine = choose_engine(model, endpoint=endpoint, kept=_Forgetful(), calls=self.calls)
         self.plain_tokenizer = _plain_tokenizer(model.tokenizer)
         self._plain: Engine | None = None  # made for the first plain generation: a server is tried again for it
         self._encoding = threading.Lock()  # threads that submit prompts
@@ -146,6 +151,7 @@ class Answerer:
         ]
         if not open_:
             return
+        self.calls.until = max(math.inf if one.deadline is None else one.deadline for one, _ in open_)
         if open_[0][0].task is None:
             self._generate(open_)
             return
@@ -209,7 +215,7 @@ class Answerer:
         began = time.monotonic()
         if self._plain is None:
             model = replace(self.model, tokenizer=self.plain_tokenizer)
-            engine = choose_engine(model, endpoint=self._endpoint, kept=_Forgetful())
+            engine = choose_engine(model, endpoint=self._endpoint, kept=_Forgetful(), calls=self.calls)
             self._plain = self._stack.enter_context(engine)
         stream = _Streams(batch, self.plain_tokenizer)
         generated, _ = generate_voted(
@@ -232,6 +238,8 @@ class Answerer:
     def _deliver(self, request: Request, item: Item, outcome: Any, *, fault: str, num_prompt: int) -> None:
         self.tokens.prompt += num_prompt
         self.tokens.answer += outcome.num_answer_tokens
+        if fault and request.is_late:
+            return  # it is given up as any late one
         if fault:
             request.fail(UserError(f"endpoint: gave no answer ({fault}); try again, or look at the server's log"))
         elif not (request.is_late and outcome.finish == "length"):  # its answer was ended by the deadline

@@ -99,15 +99,13 @@ class Service:
         self.settings = settings
         if endpoint is not None and (settings.answering.normalize, settings.answering.calibrate) != ("none", "none"):
             raise UserError("answering: a server tells no likelihoods to normalize or calibrate; leave these out")
-        self.is_ready = False
-        self._is_closed = False
-        keeps = library is not None
+        self._has_answered = self._is_closed = False
+        self._keeps_prefixes = library is not None
         if library is None:
             folder = Path(tempfile.mkdtemp(prefix="manyicl-service-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             library = Library(folder)
         self._library, self._model = library, model
-        self._keeps_prefixes = keeps
         self._cache = PrefixCache(
             model,
             most_bytes=settings.cache_bytes,
@@ -115,6 +113,7 @@ class Service:
             folder=library.path.parent / PREFIX_FOLDER,
         )
         self._answerer = Answerer(model, endpoint=endpoint, cache=self._cache, answering=settings.answering)
+        self.calls = self._answerer.calls
         self._book = TaskBook(library, model, shot_tokens=settings.shot_tokens)
         self._line = WaitingLine(max_items=settings.max_queue, max_batch_tokens=settings.max_batch_tokens)
         self._measurer: Measurer | None = None
@@ -126,11 +125,7 @@ class Service:
         if not self.settings.measure:
             return NoBackground()
         self._measurer = Measurer(
-            self._library,
-            self._book,
-            answerer,
-            most_tokens=self.settings.measure_tokens,
-            choice=self.settings.shots,
+            self._library, self._book, answerer, most_tokens=self.settings.measure_tokens, choice=self.settings.shots
         )
         return self._measurer
 
@@ -357,14 +352,19 @@ class Service:
         ticket = self.submit_generation(prompt, answering=answering, seed=seed, deadline=timeout)
         return wait_for(ticket, timeout=timeout)[0]
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model has answered a trial, and its server, if it has one, the last call."""
+        return self._has_answered and not self.calls.fault
+
     def ready(self) -> None:
         """Try the model once, with a real forward pass; `is_ready` says that it went well.
 
         Raises:
             UserError: it did not.
         """
-        self.generate("a", answering=AnswerSettings(max_new_tokens=1))
-        self.is_ready = True
+        self.generate("a", answering=AnswerSettings(max_new_tokens=1), timeout=self._answerer.trial_s)
+        self._has_answered = True
 
     def stats(self) -> ServiceStats:
         """Return what has been done so far, and what is held."""

@@ -18,6 +18,8 @@ from manyicl.service.requests import Batch, Request, WaitingLine
 # Upper ends of the latencies' buckets.
 BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _IDLE_S = 0.5
+# The longest that a server is waited for by one step of the background, which takes a second or two.
+_BACKGROUND_S = 120.0
 _logger = logging.getLogger("manyicl")
 
 
@@ -150,6 +152,9 @@ class Worker:
                 is_idle = not self._do_background(background)
 
     def _do_background(self, background: Background) -> bool:
+        if self.answerer.calls.fault:
+            return False  # a server that does not answer is left to requests and trials
+        self.answerer.calls.until = time.monotonic() + _BACKGROUND_S
         try:
             return background.step()
         except Exception:
@@ -177,6 +182,8 @@ class Worker:
             _logger.error("a pass failed", exc_info=error)
         shown = error if isinstance(error, Exception) else Closing("the service has ended; start it again")
         for request in requests:
+            if request.is_late:
+                self.line.give_up(request)
             request.fail(shown)
 
     def _count(self, batch: Batch, requests: list[Request], began: float) -> None:
