@@ -35,6 +35,7 @@ from manyicl.evaluation.unfinished import AnswerLog, answer_log_path
 from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.inference.endpoint import KEY_VARIABLE, Endpoint, EndpointSettings, base_url, text_of_ids
 from manyicl.inference.model import InferenceModel, load_for_inference, tokenize_for
+from manyicl.models import EMPTY_PREFIX
 from manyicl.models.loading import ModelNote
 from manyicl.models.saving import save_model
 from manyicl.tasks.task import load_tasks
@@ -430,6 +431,22 @@ def test_a_server_that_fails_every_query_is_given_up(asked):
             UserError, match=r"20 queries in a row got no answer \(status 500\); look at the server's log"
         ):
             ask(server, asked, attempts=1)
+
+
+@pytest.mark.parametrize("faults", [[(403, "no more")], [(500, "")] * 20], ids=["refused", "given up"])
+def test_an_engine_that_gave_up_tries_again_when_it_is_asked_again(asked, faults):
+    """A service keeps its engine: after one refusal each fault was final there, however short."""
+    query = np.asarray(asked.tokenizer.encode_texts(["red"])[0], dtype=np.int32)
+    with ModelServer(asked) as server:
+        settings = EndpointSettings(server.url, model="tiny", concurrency=1, num_attempts=1, first_wait_s=0.001)
+        with Endpoint(settings, asked.tokenizer) as engine:
+            server.faults = list(faults)
+            with pytest.raises(UserError):
+                engine.generate(EMPTY_PREFIX, [query] * 20, limits=[4] * 20)
+            engine.settings = replace(settings, num_attempts=2)
+            server.faults = [(500, "for a moment")]
+            [answer] = engine.generate(EMPTY_PREFIX, [query], limits=[4])
+    assert (answer.fault, server.faults) == ("", [])
 
 
 @pytest.mark.slow

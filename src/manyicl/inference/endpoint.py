@@ -110,8 +110,7 @@ class Endpoint:
     prompts: whether the server takes token ids ('ids') or text ('text'); known once it was reached.
 
     Raises:
-        UserError: a wrong URL or key; when entered, a server that is not reached, refuses the key, or does not know the
-            model.
+        UserError: a wrong URL or key; when entered, no server is reached, or it refuses the key or the model.
     """
 
     has_likelihoods = False
@@ -213,6 +212,7 @@ class Endpoint:
                     for future, request in futures.items():
                         if not (future.cancelled() or future.exception() or request.place in answers):
                             self.kept[request.key] = future.result()
+                    self._stopped.clear()  # nothing is under way any more, and a service goes on with other requests
                     raise
         return [answers[place] for place in range(len(queries))]
 
@@ -235,7 +235,7 @@ class Endpoint:
             answer = future.result()
         except UnansweredError as error:
             self._num_failed_in_a_row += 1
-            if self._num_failed_in_a_row == MAX_FAILED_IN_A_ROW:
+            if self._num_failed_in_a_row % MAX_FAILED_IN_A_ROW == 0:
                 raise UserError(
                     f"endpoint={self.settings.url}: {MAX_FAILED_IN_A_ROW} queries in a row got no answer ({error});"
                     " look at the server's log"
