@@ -72,13 +72,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def check_list(name: str, values: object) -> None:
-    """Refuse one text or path in place of a list of them: Python would take a text letter by letter.
+    """Refuse one text, path or number in place of a list of them: Python would take a text letter by letter.
 
     Raises:
         UserError: naming the parameter.
     """
-    if isinstance(values, str | PathLike):
-        raise UserError(f"{name}={values}: is one value, not a list; give [{str(values)!r}]")
+    if isinstance(values, str | PathLike | int):
+        one = values if isinstance(values, int) else str(values)
+        raise UserError(f"{name}={values}: is one value, not a list; give [{one!r}]")
 
 
 def find_refusal(error: BaseException) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from io import StringIO
@@ -19,9 +20,10 @@ from manyicl.comparison.forecast import forecast_comparison
 from manyicl.comparison.grid import Grid, WorkItem, open_comparison
 from manyicl.comparison.settings import CompareConfig
 from manyicl.comparison.summary import summarize
-from manyicl.comparison.worker import run_comparison
+from manyicl.comparison.worker import Worker, _do_unclaimed, _needs_of, run_comparison
 from manyicl.errors import UserError
 from manyicl.evaluation.points import ShotCurve, ShotPoint
+from manyicl.locks import claiming
 from manyicl.report.markdown import render_markdown
 from manyicl.report.terminal import comparison_table
 from manyicl.report.verdict import tell_rates
@@ -158,6 +160,29 @@ def test_processes_share_the_evaluations_of_one_model(world, tmp_path):
         assert not grid.is_done(validation)
     thread.join()
     assert grid.is_done(validation)
+
+
+def test_a_process_that_works_on_a_model_is_told_once_whatever_it_does_with_it(world, tmp_path):
+    grid = begin(world, tmp_path / "out", arms=["base"], seeds=[0], learning_rates=[], validation_queries=2)
+    items = list(grid.work())
+    assert [item.kind for item in items] == ["validation", "test"]
+    with claiming(grid.claim_file(items[0])), claiming(grid.claim_file(items[1])):
+        waits = _do_unclaimed(Worker(grid, Console()), items, titles={})
+    [(process, line)] = waits.items()
+    assert process.startswith(f"process {os.getpid()} on ")
+    assert process.endswith(": seed 0, base")
+    assert line.startswith("waiting for process ")
+
+
+def test_a_model_of_one_task_waits_for_its_own_trials_alone(world, tmp_path):
+    """dedicated-tuned has a rate per task; the other arms choose one over all tasks."""
+    tasks = world[1][0][:2]
+    grid = begin(world, tmp_path / "out", arms=["dedicated", "dedicated-tuned"], dedicated_tasks=tasks, seeds=[0])
+    needs = {
+        arm: {need.task for need in _needs_of(grid, WorkItem(arm, 0, "train", tasks[0]))}
+        for arm in ("dedicated", "dedicated-tuned")
+    }
+    assert needs == {"dedicated": set(tasks), "dedicated-tuned": {tasks[0]}}
 
 
 @pytest.mark.slow

@@ -76,32 +76,38 @@ def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: C
         _refuse_other_streams(grid)
     worker, printed = Worker(grid, console), set[str]()
     while waits := _do_unclaimed(worker, items, titles=titles):
-        for line in [line for line in waits if line not in printed]:
+        for line in [line for process, line in waits.items() if process not in printed]:
             console.print(line, soft_wrap=True, highlight=False)
         printed.update(waits)
         time.sleep(POLL_S)
 
 
-def _do_unclaimed(worker: Worker, items: Sequence[WorkItem], *, titles: Mapping[WorkItem, str]) -> list[str]:
-    """Do all missing work that can be done and nobody else does; return a line per model that another works on."""
-    grid, waits = worker.grid, dict[str, None]()
+def _do_unclaimed(worker: Worker, items: Sequence[WorkItem], *, titles: Mapping[WorkItem, str]) -> dict[str, str]:
+    """Do all missing work that can be done and nobody else does.
+
+    Returns each model that another process works on, with that process, and a line about it.
+    """
+    grid, waits = worker.grid, dict[str, str]()
     for item in items:
         if grid.is_done(item) or not all(map(grid.is_done, _needs_of(grid, item))):
             continue
         with claiming(grid.claim_file(item)) as holder:
             if holder is not None:
-                waits[f"waiting for {holder}: {item.model_title}"] = None
+                process = holder.partition(" (since ")[0]  # the time is of one item
+                waits[f"{process}: {item.model_title}"] = f"waiting for {holder}: {item.model_title}"
             elif not grid.is_done(item):  # another process may have done it just before the claim
                 worker.do_timed(item, titles)
-    return list(waits)
+    return waits
 
 
 def _needs_of(grid: Grid, item: WorkItem) -> list[WorkItem]:
-    """Return what must be done before an item: the trials of its arm before a training, and that before the rest."""
+    """Return what must be done before an item: the trials of its rate before a training, and that before the rest."""
     arm = ARMS[item.arm]
     if item.kind != "train":
         return [replace(item, kind="train")] if arm.trained else []
-    return list(grid.trials_of(arm)) if item.rate is None else []
+    if item.rate is not None:
+        return []
+    return [trial for trial in grid.trials_of(arm) if not arm.tuned or trial.task == item.task]
 
 
 def _refuse_other_streams(grid: Grid) -> None:

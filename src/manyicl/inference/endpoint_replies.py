@@ -68,7 +68,7 @@ def server_words(reply: httpx2.Response) -> str:
         words = found.get("message") or found if isinstance(found, dict) else found
     except (ValueError, AttributeError):
         words = reply.text
-    plain = re.sub(r"(?<=\w)=(?=\S)", " = ", str(words)).replace("`", "'")
+    plain = re.sub(r"(?<=\w)=(?=[^\s=])", " = ", str(words)).replace("`", "'")
     return one_line(Exception(plain)) if words else "no reason given"
 
 

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from manyicl.console import progress_bar
 from manyicl.distributed import SharedError, leave_at_exit
 from manyicl.episodes import Episode, Frame, TokenizedTask
-from manyicl.errors import UserError
+from manyicl.errors import UserError, check_list
 from manyicl.files import default_folder
 from manyicl.locks import sole_writer
 from manyicl.models import (
@@ -101,6 +101,7 @@ def train(
             (without `resume`); with `resume`, tasks or weights that are not those that the run was started on; another
             process at work on the run; a GPU that runs out of memory.
     """
+    check_list("overrides", overrides)
     if isinstance(recipe, RunConfig) and overrides:
         raise UserError(f"overrides={list(overrides)}: are for a recipe that is read from a file; change the RunConfig")
     # Pass `cpu=` explicitly: otherwise accelerate ignores CPU launches and every process believes it is alone.
