@@ -71,15 +71,17 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(choices)}"
 
 
-def check_list(name: str, values: object) -> None:
+def check_list(name: str, values: object, *, of: type[str] | type[int] = str) -> None:
     """Refuse one text, path or number in place of a list of them: Python would take a text letter by letter.
+
+    of: what the list holds, for the advice.
 
     Raises:
         UserError: naming the parameter.
     """
     if isinstance(values, str | PathLike | int):
-        one = values if isinstance(values, int) else str(values)
-        raise UserError(f"{name}={values}: is one value, not a list; give [{one!r}]")
+        shown = str(values) if of is int and str(values).isdecimal() else repr(str(values))
+        raise UserError(f"{name}={values}: is one value, not a list; give [{shown}]")
 
 
 def find_refusal(error: BaseException) -> str | None:

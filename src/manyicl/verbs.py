@@ -203,7 +203,7 @@ def compare(
     from manyicl.training import load_recipe
 
     refuse_ranks()
-    check_list("seeds", int(seeds) if isinstance(seeds, str) and seeds.isdecimal() else seeds)
+    check_list("seeds", seeds, of=int)
     if (recipe is None) == (resume is None):
         raise UserError("compare: give either a recipe (*.toml), or resume=FOLDER of a comparison that was stopped")
     if resume is not None and out is not None:
