@@ -25,6 +25,7 @@ from manyicl.comparison.settings import ARMS, CompareConfig
 from manyicl.console import DASH
 from manyicl.errors import UserError
 from manyicl.evaluation.shots import sort_shots
+from manyicl.report.numbers import tell_interval, tell_percent, tell_points
 from manyicl.training.recipe import load_recipe
 
 
@@ -87,14 +88,14 @@ def differences_of(lengths: Sequence[Length], *, tasks: Sequence[str]) -> dict[s
 
 def tell_point(point: CurvePoint | MeanPoint) -> str:
     """Return a score in % with its interval, and how many shots are as many as fit."""
-    interval = "" if point.low is None else f" [{100 * point.low:.1f}, {100 * point.high:.1f}]"
+    interval = "" if point.low is None else f" {tell_interval(point.low, point.high)}"
     most = f"{point.mean_shots:,.0f} shots: " if point.shots == "fill" and isinstance(point, CurvePoint) else ""
-    return f"{most}{100 * point.score:.1f}{interval}"
+    return f"{most}{tell_percent(point.score)}{interval}"
 
 
 def tell_difference(pooled: Pooled) -> str:
     """Return a difference in points with its interval; bold if that excludes zero."""
-    text = f"{100 * pooled.mean:+.1f} [{100 * pooled.low:+.1f}, {100 * pooled.high:+.1f}]"
+    text = f"{tell_points(pooled.mean)} {tell_interval(pooled.low, pooled.high, unit='points')}"
     return f"**{text}**" if pooled.excludes_zero else text
 
 
@@ -139,7 +140,8 @@ def main(folders: Sequence[str], *, plot: Path | None) -> None:
     means = scores_of(lengths, task=None)
     means = dict(sorted(means.items(), key=lambda row: row[0].startswith(ARMS["manyicl"].title)))
     for task in (None, *tasks):
-        rows = means if task is None else {name: scores_of(lengths, task=task).get(name, {}) for name in means}
+        found = means if task is None else scores_of(lengths, task=task)
+        rows = {name: found.get(name, {}) for name in means}
         told = {name: {shots: tell_point(point) for shots, point in points.items()} for name, points in rows.items()}
         print_table(f"Mean of {len(tasks)} held-out tasks, %" if task is None else f"{task}, %", told, columns=columns)
         if task is None:

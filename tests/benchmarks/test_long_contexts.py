@@ -21,7 +21,7 @@ def long_contexts(monkeypatch):
 
 def cells_of(printed: str, *, title: str) -> dict[str, list[str]]:
     """Return the rows of the table below a title: arm -> cells, without intervals and marks."""
-    table = printed.split(f"\n{title}\n\n")[1].split("\n\n", maxsplit=1)[0].splitlines()[2:]
+    table = printed.replace("−", "-").split(f"\n{title}\n\n")[1].split("\n\n", maxsplit=1)[0].splitlines()[2:]
     rows = [[cell.strip(" *").split(" [")[0] for cell in line.strip("|").split("|")] for line in table]
     return {name: cells for name, *cells in rows}
 

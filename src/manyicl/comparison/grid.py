@@ -208,11 +208,10 @@ class Grid:
 
     def work(self) -> list[WorkItem]:
         """Return all work, in the order in which it is done: trials of learning rates first."""
-        trials = [item for arm in self.arms if arm.trained for item in self.trials_of(arm)]
+        trials = [item for arm in self.arms if arm.trained for item in self._trials_of(arm)]
         return trials + [item for seed in self.settings.seeds for arm in self.arms for item in self._work_of(arm, seed)]
 
-    def trials_of(self, arm: Arm) -> Iterator[WorkItem]:
-        """Return the work of an arm's trials of learning rates."""
+    def _trials_of(self, arm: Arm) -> Iterator[WorkItem]:
         for rate in self.config.rates_of(arm.name):
             for task in self.models_of(arm):
                 yield WorkItem(arm.name, self.settings.seeds[0], "train", task, rate)

@@ -105,9 +105,8 @@ def _needs_of(grid: Grid, item: WorkItem) -> list[WorkItem]:
     arm = ARMS[item.arm]
     if item.kind != "train":
         return [replace(item, kind="train")] if arm.trained else []
-    if item.rate is not None:
-        return []
-    return [trial for trial in grid.trials_of(arm) if not arm.tuned or trial.task == item.task]
+    rates = grid.config.rates_of(item.arm) if item.rate is None else ()
+    return [trial for rate in rates for trial in Trials(grid).items(item.arm, rate, item.task)]
 
 
 def _refuse_other_streams(grid: Grid) -> None:
