@@ -12,8 +12,8 @@ query over the seeds that both have finished. It needs recipe.toml and the test 
 With fewer than five seeds intervals are for these runs (docs/intervals.md), so every seed's own difference is shown.
 
 With another template fewer or more examples fit. Such pairs have the query and the number of the draw in common, but
-not all shots: that is part of what the setting does, and is told below the table. (`manyicl diff` refuses them, as it
-compares answers after the same shots.) Queries that one of the two was not asked are left out, and counted.
+not all shots: that is part of what the setting does, and notes below the table report it. (`manyicl diff` refuses
+them, as it compares answers after the same shots.) Queries that one of the two was not asked are left out, and counted.
 """
 
 from __future__ import annotations
