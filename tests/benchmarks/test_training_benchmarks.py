@@ -74,6 +74,18 @@ def test_float8_quality_pairs_the_seeds(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--lora", "--recompute", "1")], ids=["full", "lora"])
+def test_joined_packs_are_the_same_step_in_fewer_passes(run, more):
+    options = ("--shape", "tiny", "--tokens", "64", "--episodes", "2", "--packs", "4", "--joined", "1,2,4")
+    one, two, all_packs = run("joined_packs", *options, "--repeats", "1", *more)["rows"]
+    assert [row["row_tokens"] for row in (one, two, all_packs)] == [64, 128, 256]
+    assert all_packs["flops"] == 4 * one["flops"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert (one["speedup"], one["mfu"], one["peak_bytes"]) == (None, None, None)
+    assert all_packs["speedup"]["min"] == all_packs["speedup"]["ratio"]  # of one pair
+
+
+@pytest.mark.slow
 def test_objective_counts_answers_of_both_sides(run):
     speed = run("objective", "--shape", "tiny", "--tokens", "256", "--repeats", "1", "--seconds-only")["speed"]
     assert speed[0]["answers"] == {"all": 17, "last": 1}  # MetaICL's 16 shots and a query
