@@ -146,6 +146,7 @@ def test_shared_shots_go_through_the_model_once():
     ("arguments", "message"),
     [
         ({"dtype": "float16"}, r"^dtype=float16: is unknown"),
+        ({"device": "gpu"}, r"^device=gpu: cannot be used \(.+\); give cpu, cuda or cuda:N$"),
         ({"parallelise": True}, r"^parallelise=True: the model manyicl has no such argument; known: add_bos_token,"),
     ],
 )
@@ -157,9 +158,11 @@ def test_an_argument_that_is_not_known_is_refused(arguments, message):
 
 
 @pytest.mark.slow
-def test_the_harness_command_line_knows_the_model(tmp_path):
+@pytest.mark.parametrize("device", [("--device", "cpu"), ()], ids=["cpu", "none named"])
+def test_the_harness_command_line_knows_the_model(device, tmp_path):
+    # Without --device the harness asks for cuda:0, also where there is no GPU.
     write_tasks(tmp_path, num_rows=4)
-    asked = ["--model", "manyicl", "--model_args", f"pretrained={SEED_MODEL}", "--device", "cpu"]
+    asked = ["--model", "manyicl", "--model_args", f"pretrained={SEED_MODEL}", *device]
     done = subprocess.run(
         [
             sys.executable,

@@ -8,10 +8,12 @@ nothing, go through the `hf` model's own code, as does a model whose queries can
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -65,7 +67,7 @@ class ManyICL(HFLM):  # type: ignore[misc]  # untyped
         precision: Any = _PRECISIONS[str(dtype)]
         asked = load_for_inference(pretrained, precision=precision, trust_remote_code=bool(trust_remote_code))
         if device is not None:
-            asked.model.to(device)
+            _place(asked.model, device)
         super().__init__(
             pretrained=asked.model,
             tokenizer=asked.tokenizer.tokenizer,
@@ -147,6 +149,25 @@ class ManyICL(HFLM):  # type: ignore[misc]  # untyped
         for (text, gen_kwargs), context in zip(pairs, contexts, strict=True):
             self.cache_hook.add_partial("generate_until", (text, gen_kwargs), texts[context])
         return [texts[context] for context in contexts]
+
+
+def _place(model: torch.nn.Module, device: str) -> None:
+    """Move a model to a device; one of a GPU that is not there leaves it where it is, as the `hf` model does.
+
+    The command line asks for "cuda:0" if its user names no device.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        logging.getLogger("manyicl").warning("device %s: is not there; the model stays on the CPU", device)
+        return
+    try:
+        model.to(device)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"device={device}: cannot be used ({str(error).splitlines()[0]}); give cpu, cuda or cuda:N"
+        ) from error
 
 
 def _is_greedy(settings: dict[str, Any]) -> bool:
