@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs
+from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs, tell_idle
 from manyicl.errors import UserError
 from manyicl.inference import Answer, Questions
 from manyicl.tasks import Example
@@ -74,4 +74,13 @@ def test_answers_that_are_cut_or_unsure_are_counted_after_them() -> None:
     assert describe_answers([answer]) == ""
     assert describe_answers([answer, replace(answer, cut=True), replace(answer, unsure=True)]) == (
         "1 of 3 answers cut at the token limit (--max-new-tokens raises it); 1 of 3 answers unsure (--min-confidence)"
+    )
+
+
+def test_settings_that_change_nothing_are_told_with_the_reason() -> None:
+    assert tell_idle(["stop", "max_new_tokens"], are_chosen=True) == (
+        "without effect: --stop, --max-new-tokens (answers are chosen among the known ones, not generated)"
+    )
+    assert tell_idle(["top_p"], are_chosen=False) == (
+        "without effect: --top-p (answers are generated, and greedily without --temperature)"
     )

@@ -23,6 +23,7 @@ from manyicl.console import Pace, make_console, progress_bar, reporting
 from manyicl.evaluation.difference import Difference, MeanDifference, PointDifference
 from manyicl.evaluation.points import DrawPoint, ShotCurve, ShotPoint
 from manyicl.evaluation.results import Evaluation
+from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.planning.audit import Quantiles, TaskAudit
 from manyicl.tasks.task import Fault
 from manyicl.training.metrics import BarCallback
@@ -56,6 +57,25 @@ def test_a_score_stands_with_its_interval_in_percent():
     assert "some/model: score in % by number of shots, 95 % interval" in text
     assert cells_of(text, "task") == ["task", "metric", "majority", "chance", "0", "4"]
     assert cells_of(text, "task0") == ["task0", "exact_match", "25.0", "33.3", "12.3 [2, 22]", "50.0 [25, 88]"]
+
+
+def test_settings_of_answering_that_changed_nothing_are_not_in_the_title_but_told():
+    sampled = AnswerSettings(temperature=0.7, samples=5)
+    labelled, free = (cell(4, 0.5, chance_score=0.5),), (cell(4, 0.5),)
+    text = render(evaluation_table(replace(evaluation(labelled), answering=sampled)))
+    assert "some/model: score in % by number of shots, 95 % interval\n" in text
+    told = "without effect: --temperature, --samples (answers are chosen among the known ones, not generated)"
+    assert f"task0: {told}\n" in text
+    text = render(evaluation_table(replace(evaluation(labelled, free), answering=sampled)))
+    assert "95 % interval, sampled at temperature 0.7, majority of 5\n" in text
+    assert f"task0: {told}\n" in text
+    assert "task1: without" not in text
+    text = render(evaluation_table(replace(evaluation(free), answering=AnswerSettings(calibrate="contextual"))))
+    assert "contextual calibration" not in text
+    assert "task0: without effect: --calibrate (answers are generated)\n" in text
+    # A server generates all answers.
+    by_server = replace(evaluation(labelled), answering=sampled, engine="endpoint")
+    assert "majority of 5" in render(evaluation_table(by_server))
 
 
 def test_a_dash_where_nothing_was_scored_and_a_star_where_extrapolated():

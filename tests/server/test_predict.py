@@ -138,3 +138,16 @@ def test_an_answer_that_never_comes_is_given_up(service, url, monkeypatch):
     assert (late.status_code, late.json()["type"]) == (504, "urn:manyicl:deadline-passed")
     assert stream(url, deadline_s=0.1)[-1][0] == "problem"
     assert all(ticket.cancelled.is_set() for ticket in service.tickets)
+
+
+def test_settings_of_generation_that_change_nothing_are_named_in_a_header(service, url):
+    sampled = {"input": "x", "temperature": 0.7, "samples": 3, "seed": 1, "min_confidence": 0.5}
+    assert "x-manyicl-ignored" not in httpx2.post(url + ASK, json=sampled).headers
+    service.labels = ("cat", "dog")
+    assert httpx2.post(url + ASK, json=sampled).headers["x-manyicl-ignored"] == "temperature, samples, seed"
+    with httpx2.stream("POST", url + ASK, json={**sampled, "stream": True}) as reply:
+        assert reply.headers["x-manyicl-ignored"] == "temperature, samples, seed"
+    assert "x-manyicl-ignored" not in httpx2.post(url + ASK, json={"input": "x"}).headers
+    service.labels = ()
+    asked = {"inputs": ["x", "y"], "options": [["a", "b"], ["c", "d"]], "stop": ["."]}
+    assert httpx2.post(url + ASK, json=asked).headers["x-manyicl-ignored"] == "stop"

@@ -272,7 +272,7 @@ def ask_(
     """
     from dataclasses import asdict
 
-    from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs, write_answer
+    from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs, tell_idle, write_answer
     from manyicl.inference import AnswerSettings, answer_questions, check_min_confidence, pose_questions
     from manyicl.tasks import NO_SPLIT_NOTE, load_task, load_tasks, name_sources
 
@@ -280,14 +280,6 @@ def ask_(
     chosen = load_tasks(tasks, names=[task])[0]
     if chosen.split_note == NO_SPLIT_NOTE:  # no row was set aside for tests by who wrote the file
         chosen = load_task(name_sources(tasks)[task], one_split=True)
-    loaded = load_model(
-        model,
-        recipe=recipe,
-        max_tokens=max_tokens,
-        precision=precision,
-        quantize=quantize,
-        trust_remote_code=trust_remote_code,
-    )
     answering = AnswerSettings(
         normalize=normalize,
         calibrate=calibrate,
@@ -298,6 +290,14 @@ def ask_(
         samples=samples,
     )
     check_min_confidence(min_confidence, has_confidence=bool(chosen.labels) or samples > 1)
+    loaded = load_model(
+        model,
+        recipe=recipe,
+        max_tokens=max_tokens,
+        precision=precision,
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
+    )
     questions = pose_questions(
         loaded,
         chosen,
@@ -311,6 +311,8 @@ def ask_(
     if not as_json:  # before the answers, which may take minutes
         num_labels = 0 if choose == "nearest" else len(chosen.labels)
         typer.echo(describe_questions(questions, num_labels=num_labels), err=True)
+    if idle := answering.idle(are_chosen=bool(chosen.labels)):
+        typer.echo(f"note: {tell_idle(idle, are_chosen=bool(chosen.labels))}", err=True)
     answers = answer_questions(loaded, questions, seed=seed, answering=answering, min_confidence=min_confidence)
     for answer in answers:
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else write_answer(answer))

@@ -35,6 +35,17 @@ def describe_answers(answers: Sequence[Answer]) -> str:
     return "; ".join([cut] * (num_cut > 0) + [unsure] * (num_unsure > 0))
 
 
+def tell_idle(names: Sequence[str], *, are_chosen: bool) -> str:
+    """Return that settings of answering change nothing, and why.
+
+    names: from `AnswerSettings.idle`, at least one. are_chosen: whether answers are chosen among known ones.
+    """
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+    how = "chosen among the known ones, not generated" if are_chosen else "generated"
+    why = "" if are_chosen or list(names) != ["top_p"] else ", and greedily without --temperature"
+    return f"without effect: {flags} (answers are {how}{why})"
+
+
 def write_answer(answer: Answer) -> str:
     """Return the line of an answer; one that is unsure says so, with its confidence."""
     if not answer.unsure:

@@ -13,6 +13,9 @@ from manyicl.errors import UserError, check_list
 Normalize = Literal["none", "tokens", "characters", "bytes"]
 Calibrate = Literal["none", "contextual"]
 MOST_TEMPERATURE = 10.0
+# The settings of answers that are chosen among known ones, and of generated answers.
+_OF_CHOSEN = ("normalize", "calibrate")
+_OF_GENERATED = ("max_new_tokens", "stop", "temperature", "top_p", "samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,15 @@ class AnswerSettings:
     def is_plain(self) -> bool:
         """Whether answers are generated greedily up to their terminator."""
         return not self.temperature and not self.stop
+
+    def idle(self, *, are_chosen: bool) -> list[str]:
+        """Return the settings that are not the default's and change nothing.
+
+        are_chosen: whether answers are chosen among known ones; else they are generated.
+        """
+        greedy = () if self.temperature else ("top_p",)
+        idle = _OF_GENERATED if are_chosen else (*_OF_CHOSEN, *greedy)
+        return [name for name in idle if getattr(self, name) != getattr(DEFAULT_ANSWERS, name)]
 
     def decodings(self, seed: int) -> list[Decoding]:
         """Return how each sample of an answer is generated."""

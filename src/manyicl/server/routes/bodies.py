@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from manyicl.inference import AnswerSettings
 from manyicl.service import Registration, ServedTask, ShotChoice
 
+# The fields of a question that are settings of generated answers.
+_OF_GENERATED = ("max_new_tokens", "stop", "temperature", "top_p", "samples")
 ExampleId = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
@@ -117,8 +119,12 @@ class PredictBody(RequestBody):
         Raises:
             UserError: several samples without a temperature, or an empty stop text.
         """
-        names = ("max_new_tokens", "stop", "temperature", "top_p", "samples")
-        return replace(usual, **{name: value for name in names if (value := getattr(self, name)) is not None})
+        return replace(usual, **{name: value for name in _OF_GENERATED if (value := getattr(self, name)) is not None})
+
+    def ignored(self, *, are_chosen: bool) -> list[str]:
+        """Return the fields that change nothing if answers are chosen among known ones, not generated."""
+        names = (*_OF_GENERATED, "seed") if are_chosen else ()
+        return [name for name in names if name in self.model_fields_set and getattr(self, name) is not None]
 
 
 class RegistrationBody(AnswerBody):

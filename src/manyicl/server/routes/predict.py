@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.sse import format_sse_event
 from pydantic_core import to_json
 
@@ -28,14 +28,20 @@ def make_predict_routes(service: Service, settings: ServerSettings) -> APIRouter
     }
 
     @router.post("/{task}/predict", response_model=PredictedBody, responses={200: {"content": stream_content}})
-    async def predict(task: str, body: PredictBody, request: Request) -> Any:
+    async def predict(task: str, body: PredictBody, request: Request, response: Response) -> Any:
         inputs, options = read_inputs(body, settings), read_options(body)
         deadline_s = choose_deadline(body.deadline_s, settings)
         log = request.scope["manyicl.log"]
         log.update(task=task, inputs=len(inputs))
+        headers: dict[str, str] = {}
 
         def submit(on_text: Callable[[int, str], None] | None = None) -> AnyTicket[list[Reply]]:
-            return service.task(task).submit(
+            served = service.task(task)
+            # A model on a server has no parameters here, and generates labels too.
+            are_chosen = service.info.num_parameters is not None and (options is not None or bool(served.labels))
+            if ignored := body.ignored(are_chosen=are_chosen):
+                headers["x-manyicl-ignored"] = ", ".join(ignored)
+            return served.submit(
                 inputs,
                 options=options,
                 shots=body.shots.to_choice() if body.shots else None,
@@ -50,9 +56,10 @@ def make_predict_routes(service: Service, settings: ServerSettings) -> APIRouter
             stream: Stream[list[Reply]] = Stream(deadline_s=deadline_s)
             await stream.begin(partial(submit, stream.on_text))
             events = _events(task, stream, log, log_texts=settings.log_texts)
-            return EventsResponse(events, stream)
+            return EventsResponse(events, stream, headers=headers)
         replies = await wait_for(request, submit, deadline_s=deadline_s)
         log_replies(log, replies, texts=settings.log_texts)
+        response.headers.update(headers)
         return make_predicted(task, replies)
 
     predict.__doc__ = f"Answer one input, or several, after the task's examples.\n\n{_EVENTS}"
