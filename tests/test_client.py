@@ -145,6 +145,24 @@ def test_a_file_replaces_the_task_that_it_would_be_named_after(file, settings, p
     assert asked == [("PUT", path)]
 
 
+def test_a_task_json_beside_a_file_goes_with_it(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(Client, "request", lambda _, *__, **content: sent.append(content["data"]) or 1 / 0)
+    client = Client("http://127.0.0.1:8300")
+    for name in ("desk.csv", "desk.csv.gz"):
+        (tmp_path / name).write_bytes(b"text,label\nq,a\n")
+        (tmp_path / "desk.task.json").write_text('{"columns": {"input": "text", "answer": "label"}}')
+        for settings in (None, {"family": "qa"}):
+            with pytest.raises(ZeroDivisionError):
+                client.add_task(tmp_path / name, settings=settings)
+    beside = {"settings": '{"columns": {"input": "text", "answer": "label"}}'}
+    assert sent == [beside, {"settings": '{"family": "qa"}'}] * 2
+    for wrong, told in (("{", "cannot be read"), ("[]", "is not a JSON object")):
+        (tmp_path / "desk.task.json").write_text(wrong)
+        with pytest.raises(UserError, match=rf"desk\.task\.json: {told}.*; correct it, or give settings$"):
+            client.add_task(tmp_path / "desk.csv")
+
+
 def test_a_busy_server_is_asked_again_when_it_says(misbehaving):
     client, answers = misbehaving
     busy = json.dumps({"type": "urn:manyicl:queue-full", "detail": "busy"}).encode()

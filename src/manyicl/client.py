@@ -181,16 +181,19 @@ class Client:
         """Make a task and return it; its curve is measured from then on.
 
         examples: a file that `manyicl check` reads, or rows with `input` and `answer`.
-        name: default: that of the settings, else the file's name without its suffix. settings: as a task.json.
+        name: default: that of the settings, else the file's name without its suffix.
+        settings: as a task.json; default: the one beside the file, `<name>.task.json`.
         replace: take the place of a task of this name.
         """
         if name is None and not isinstance(examples, str | Path):
             raise UserError("name: is missing; rows need the name of their task")
+        if settings is None and isinstance(examples, str | Path):
+            settings = _settings_beside(Path(examples))
         if not replace:
             method, path = "POST", "/v1/tasks"
         else:
             # As the server names a task that has no name: by its settings, else by the file.
-            name = name or (settings or {}).get("name") or Path(Path(str(examples)).name.removesuffix(".gz")).stem
+            name = name or (settings or {}).get("name") or _stem(Path(str(examples)))
             method, path = "PUT", _path_of(name)
         content = self.request(method, path, **_upload(examples, name=None if replace else name, settings=settings))
         task = self.task(_read(TaskInfo, content, "task").name)
@@ -330,6 +333,25 @@ class RemoteTask:
 
 def _path_of(name: str) -> str:
     return f"/v1/tasks/{quote(name, safe='', errors='replace')}"
+
+
+def _stem(path: Path) -> str:
+    """Return the name of a data file without its suffix, as the server names a task."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def _settings_beside(path: Path) -> Mapping[str, Any] | None:
+    """Return the content of the task.json beside a data file; None if there is none."""
+    settings_path = path.with_name(f"{_stem(path)}.task.json")
+    try:
+        content = json.loads(settings_path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{settings_path}: cannot be read ({error}); correct it, or give settings") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{settings_path}: is not a JSON object; correct it, or give settings")
+    return content
 
 
 def _upload(

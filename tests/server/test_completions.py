@@ -55,6 +55,27 @@ def test_models_are_the_base_and_its_tasks(client):
         client.models.retrieve("gpt-4")
 
 
+def test_what_this_server_does_not_have_is_not_found_in_words(client, url):
+    with pytest.raises(openai.NotFoundError, match="there is nothing at this path; /docs lists what there is"):
+        client.responses.create(model="base:slow", input="hello")
+    with pytest.raises(openai.NotFoundError, match="there is nothing at this path"):
+        client.embeddings.create(model="base:slow", input="hello")
+    assert httpx2.post(f"{url}/nothing").status_code == 404
+    assert httpx2.post(f"{url}/v1/tasks/slow/curve").status_code == 405  # has another method
+    assert httpx2.post(f"{url}/page.js").status_code == 405
+
+
+def test_json_that_is_not_sent_as_json_is_refused_with_the_fix(url):
+    for path, read in (
+        ("tasks/slow/predict", lambda body: body["detail"]),
+        ("completions", lambda b: b["error"]["message"]),
+    ):
+        form = {"content-type": "application/x-www-form-urlencoded"}  # as curl -d sends it
+        refused = httpx2.post(f"{url}/v1/{path}", content=b'{"input": "x"}', headers=form)
+        assert refused.status_code == 415
+        assert read(refused.json()) == "the body is not sent as JSON; send it as application/json (curl --json)"
+
+
 def test_a_chat_with_a_task(client):
     answer = client.chat.completions.create(model="base:slow", messages=ASKED)
     assert answer.choices[0].message.content == "one two three"

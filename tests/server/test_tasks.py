@@ -146,6 +146,27 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(tasks, name, content,
     assert "Traceback" not in refused.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            None,
+            """pets.csv: no 'input' column: 'text' looks like the input and 'label' like the answer; to read it,\
+ write {"columns": {"input": "text", "answer": "label"}} into `settings`""",
+        ),
+        ('{"famly": "nli"}', "settings: unknown key 'famly'; did you mean 'family'? (and 1 more kind of mistakes)"),
+    ],
+    ids=["other columns", "wrong settings"],
+)
+def test_a_file_that_needs_settings_is_refused_with_those_that_an_upload_can_have(tasks, settings, told):
+    form = {"files": {"file": ("pets.csv", b"text,label\na,b\nc,d\n")}}
+    refused = httpx2.post(tasks, **form, data={} if settings is None else {"settings": settings})
+    assert refused.json()["detail"] == told
+    assert "/tmp" not in refused.text
+    columns = '{"columns": {"input": "text", "answer": "label"}}'
+    assert httpx2.post(tasks, **form, data={"settings": columns}).status_code == 201
+
+
 def test_rows_that_cannot_be_read_are_counted_by_kind(tasks):
     refused = httpx2.post(tasks, files={"file": ("pets.jsonl", b'{"input": "a", "answer": "b"}\n{"input": 3}\n')})
     assert (refused.status_code, refused.json()["type"]) == (422, "urn:manyicl:bad-examples")

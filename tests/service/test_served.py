@@ -232,6 +232,16 @@ def test_a_corrected_or_removed_example_changes_what_is_shown(service, animals):
     assert animals.add_example("a new cat", "cat") > max(e.id for e in animals.examples()[:79])
 
 
+def test_labels_that_come_with_more_examples_are_told(service, animals):
+    assert animals.add_examples([{"input": "an owl at night", "answer": "owl"}]).notes == ()
+    told = animals.add_examples([{"input": "a yak", "answer": "yak"}, {"input": "an owl by day", "answer": "Owl"}])
+    assert told.notes == ("new labels: 'Owl', 'yak'",)
+    assert [w.partition(";")[0] for w in told.warnings] == ["answers that may be the same: 'owl' 19, 'Owl' 1"]
+    # A task of open answers has no labels.
+    open_ = service.add_task([{"input": f"{n} and {n}", "answer": str(2 * n)} for n in range(9)], name="sums")
+    assert open_.add_examples([{"input": "9 and 9", "answer": "18"}]).notes == ()
+
+
 def test_the_labels_of_the_settings_are_the_only_ones(service):
     task = service.add_task(ROWS, name="animals", settings={"labels": ["fox", "owl", "cat", "dog", "emu"]})
     assert task.labels == ("cat", "dog", "emu", "fox", "owl")
@@ -277,6 +287,22 @@ def test_rows_that_cannot_be_read_are_refused_with_all_their_faults(service, tmp
     with pytest.raises(BadExamples, match="row 1: is not made of texts"):
         service.add_task([{"input": "a", "answer": {1, 2}}], name="x")
     assert service.tasks() == []
+
+
+def test_other_columns_are_refused_with_the_settings_that_read_them(service, tmp_path):
+    read = r"""to read it, write {"columns": {"input": "text", "answer": "label"}} into """
+    rows = [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
+    path = write_task(tmp_path, rows)
+    with pytest.raises(BadExamples, match=re.escape(read + "animals.task.json")):
+        service.add_task(path)
+    with pytest.raises(BadExamples, match=re.escape(read + "`settings`")):
+        service.add_task(rows, name="x")
+    with pytest.raises(BadExamples, match=r"^settings: unknown key 'famly'; did you mean 'family'"):
+        service.add_task(path, settings={"famly": "nli"})
+    assert service.add_task(path, settings={"columns": {"input": "text", "answer": "label"}}).num_examples == 2
+    task = service.add_task(ROWS, name="y")
+    with pytest.raises(BadExamples, match=re.escape(read + "`settings` when you replace the task")):
+        task.add_examples(rows)
 
 
 def test_limits_of_the_service(seed_model):

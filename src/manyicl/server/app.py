@@ -15,11 +15,15 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from manyicl.server.access import Tokens
 from manyicl.server.gate import Gate, needed_role
 from manyicl.server.operations import Metrics, make_operation_routes
-from manyicl.server.problems import OPENAI_ROUTES, PROBLEM_TYPE, ProblemBody, find_problem, handle_errors
+from manyicl.server.problems import PROBLEM_TYPE, ProblemBody, find_problem, handle_errors, is_openai
 from manyicl.server.reference import make_reference
 from manyicl.server.routes.bodies import ExampleBody, UploadBody
 from manyicl.server.routes.completions import make_completion_routes
@@ -62,9 +66,20 @@ def create_app(service: Service, settings: ServerSettings, *, tokens: Tokens | N
         app.include_router(routes)
     app.include_router(make_reference(app))
     if has_page():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+        app.mount("/", _Page(directory=PAGE, html=True), name="page")
     app.openapi = partial(_describe, app, with_tokens=tokens is not None)  # type: ignore[method-assign]
     return app
+
+
+class _Page(StaticFiles):
+    """The files of the page. They get every request that no route takes, also those with another method."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Answer a request; to another method than those of files with 404 where there is nothing, else with 405."""
+        if scope["method"] not in ("GET", "HEAD") and self.lookup_path(path)[1] is None:
+            known = any(route.matches(scope)[0] is Match.PARTIAL for route in scope["app"].routes)
+            raise HTTPException(405 if known else 404)
+        return await super().get_response(path, scope)
 
 
 def has_page() -> bool:
@@ -113,8 +128,8 @@ def _describe(app: FastAPI, *, with_tokens: bool) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             operation["responses"].pop("422", None)
-            is_openai = path.startswith(OPENAI_ROUTES)
-            operation["responses"]["default"] = {"description": "An error", "content": error if is_openai else problem}
+            content = error if is_openai(path) else problem
+            operation["responses"]["default"] = {"description": "An error", "content": content}
             if with_tokens and needed_role(method.upper(), path) is not None:
                 operation["security"] = [{"bearer": []}]
     if with_tokens:

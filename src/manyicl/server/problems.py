@@ -33,7 +33,6 @@ from manyicl.service import (
 # nginx's number for a client that left before its answer: nobody receives it, it stands in the log.
 CLIENT_LEFT = 499
 PROBLEM_TYPE = "application/problem+json"
-OPENAI_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/")
 _STATUSES: tuple[tuple[type[UserError], str, int], ...] = (
     (UnknownTask, "unknown-task", 404),
     (UnknownExample, "unknown-example", 404),
@@ -144,6 +143,9 @@ def _from_refusal(error: UserError) -> ProblemError:
 
 def _from_validation(errors: Sequence[Any]) -> ProblemError:
     """Return which fields of a body or query are wrong, and why. Their values are not repeated: they are texts."""
+    if errors and tuple(errors[0]["loc"]) == ("body",) and isinstance(errors[0].get("input"), bytes):
+        detail = "the body is not sent as JSON; send it as application/json (curl --json)"
+        return ProblemError("unsupported-media-type", 415, detail)
     entries = []
     for error in errors[:_MOST_FAULTS]:
         is_broken = error["type"] == "json_invalid"  # its place is a number of characters, not a field
@@ -175,10 +177,15 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def is_openai(path: str) -> bool:
+    """Return whether a path is one of OpenAI's API, whether or not it is served here."""
+    return path.startswith("/v1/") and not path.startswith("/v1/tasks")
+
+
 def answer_problem(path: str, problem: ProblemError) -> JSONResponse:
     """Return an error as the response to a request for `path`."""
     headers = dict(problem.headers or {})
-    if path.startswith(OPENAI_ROUTES):
+    if is_openai(path):
         # OpenAI has no 422: its client raises BadRequestError, which programs know, for 400.
         status = 400 if problem.status_code == 422 else problem.status_code
         return JSONResponse(problem.to_openai(), status_code=status, headers=headers)

@@ -6,16 +6,27 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from manyicl.service.library import TaskChange
 from manyicl.service.refusals import BadExamples
-from manyicl.tasks import Example, Source, Task, find_labels, inspect_task, name_sources, source_of, tidy_answer
+from manyicl.tasks import (
+    Example,
+    Source,
+    Task,
+    describe_lookalikes,
+    find_labels,
+    inspect_task,
+    name_sources,
+    source_of,
+    tidy_answer,
+)
 
 Rows = str | Path | Sequence[Mapping[str, Any]]
 MOST_NAME = 100
+_MOST_SHOWN = 5
 DUPLICATE = "duplicate input"
 CONTRADICTION = "duplicate with another answer"
 
@@ -80,10 +91,18 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_examples(rows: Rows, *, name: str | None, settings: Mapping[str, Any] | None, most: int) -> ReadExamples:
+def read_examples(
+    rows: Rows,
+    *,
+    name: str | None,
+    settings: Mapping[str, Any] | None,
+    most: int,
+    is_append: bool = False,
+) -> ReadExamples:
     """Return the examples in a file, a folder of one task, or rows; whatever their split, all become examples.
 
-    settings: as a task.json; default: the one beside the file. most: examples.
+    settings: as a task.json; default: the one beside the file. most: examples. is_append: they come to others, whose
+    settings these are.
 
     Raises:
         BadExamples: they cannot be read; each kind of mistake is in its `faults`.
@@ -93,12 +112,18 @@ def read_examples(rows: Rows, *, name: str | None, settings: Mapping[str, Any] |
         check_name(name)
     with tempfile.TemporaryDirectory(prefix="manyicl-") as place:
         source, shown = _find_source(rows, Path(place), name=name, settings=settings)
-        task, faults = inspect_task(source, one_split=True)
+        called = "`settings` when you replace the task" if is_append else "`settings`"
+        has_file = settings is None and isinstance(rows, str | Path)  # a task.json lies beside it, or can be put there
+        task, faults = inspect_task(source, one_split=True, settings_name=None if has_file else called)
         raw = _read_settings(source.settings_path)
     if task is None:
-        messages = [fault.message.replace(*shown) if shown else fault.message for fault in faults]
+        words = dict([shown] if shown else [])
+        if not has_file:
+            words[f"{source.settings_path}"] = "settings"
+        for path, word in words.items():
+            faults = [replace(fault, message=fault.message.replace(path, word)) for fault in faults]
         more = f" (and {len(faults) - 1} more {'kind' if len(faults) == 2 else 'kinds'} of mistakes)"
-        raise BadExamples(messages[0] + (more if len(faults) > 1 else ""), faults)
+        raise BadExamples(faults[0].message + (more if len(faults) > 1 else ""), faults)
     check_name(task.name if name is None else name)
     if not task.train:
         raise BadExamples(f"{shown[1] if shown else source.path}: holds no examples; add some")
@@ -167,7 +192,7 @@ def append_settings(about: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
 
 
 def append_examples(change: TaskChange, read: ReadExamples, *, most: int) -> Registration:
-    """Add those of the examples whose inputs are new to the task; labels that come with them are labels of it.
+    """Add those of the examples whose inputs are new to the task; new labels become its own, and are told.
 
     Raises:
         BadExamples: there would be too many examples.
@@ -185,10 +210,16 @@ def append_examples(change: TaskChange, read: ReadExamples, *, most: int) -> Reg
             f"{read.source}: task '{change.record.name}' would have {change.num_examples() + len(new):,} examples,"
             f" more than {most:,}; remove some first"
         )
+    labels = set(change.about["labels"])
     ids = change.add(new, source=read.source)
     update_labels(change)
-    registration = read.registration
-    return Registration(len(ids), dict(dropped), registration.notes, registration.warnings, tuple(ids))
+    notes, warnings = read.registration.notes, read.registration.warnings
+    if labels and (others := [label for label in change.about["labels"] if label not in labels]):
+        more = f" and {len(others) - _MOST_SHOWN:,} more" if len(others) > _MOST_SHOWN else ""
+        notes = (*notes, f"new labels: {', '.join(map(repr, others[:_MOST_SHOWN]))}{more}")
+        alike = describe_lookalikes(Counter(example.answer for example in change.examples()), of=others)
+        warnings = tuple(dict.fromkeys((*warnings, alike) if alike else warnings))
+    return Registration(len(ids), dict(dropped), notes, warnings, tuple(ids))
 
 
 def correct_example(change: TaskChange, id_: int, answer: str) -> None:

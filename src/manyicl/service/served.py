@@ -424,7 +424,7 @@ class Service:
         with self._open() as library:
             settings = append_settings(library.task(name).about, source)
             most = self.settings.max_examples
-            read = read_examples(source, name=name, settings=settings, most=most)
+            read = read_examples(source, name=name, settings=settings, most=most, is_append=True)
             self._book.check_writable(read.task)
             with library.changing(name) as change:
                 if append_settings(change.about, source) != settings:

@@ -1,4 +1,4 @@
-from .answers import find_labels, resolve_choices, resolve_lists
+from .answers import describe_lookalikes, find_labels, resolve_choices, resolve_lists
 from .columns import Columns
 from .duplicates import CopyIndex, find_copies
 from .faults import Fault, FaultLog
@@ -40,6 +40,7 @@ __all__ = [
     "Task",
     "ask_validation",
     "data_suffix",
+    "describe_lookalikes",
     "find_copies",
     "find_labels",
     "find_layout",

@@ -10,7 +10,7 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -263,9 +263,12 @@ def _count_common(a: str, b: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def _describe_lookalikes(counts: Mapping[str, int]) -> str:
-    """Return a warning with counts if some answers may be the same, else ""."""
-    groups = find_lookalikes(counts)
+def describe_lookalikes(counts: Mapping[str, int], *, of: Collection[str] | None = None) -> str:
+    """Return a warning with counts if some answers may be the same, else "".
+
+    counts: answer -> number of rows. of: only answers that may be the same as one of these; default: all.
+    """
+    groups = [group for group in find_lookalikes(counts) if of is None or not set(of).isdisjoint(group)]
     if not groups:
         return ""
     shown = groups[:_SHOWN_GROUPS]
@@ -287,7 +290,7 @@ def find_warnings(
     )
     if not are_labels or (has_choices and not labels):  # each row has its own options, so answers are not labels
         return []
-    lookalikes = _describe_lookalikes(counts)
+    lookalikes = describe_lookalikes(counts)
     warnings = [lookalikes] if lookalikes else []
     if not has_choices and (len(counts) > MOST_LABELS or (family == "qa" and len(counts) > MOST_CLASSES)):
         as_class = f'write {{"family": "classification"}} into {settings_name}'

@@ -262,10 +262,13 @@ def _change_examples(task: Task, change: Callable[[Example], Example], *, how: s
     return replace(task, train=train, validation=validation, test=test, sha256=sha256)
 
 
-def inspect_task(source: Path | Source, *, one_split: bool = False) -> tuple[Task | None, list[Fault]]:
+def inspect_task(
+    source: Path | Source, *, one_split: bool = False, settings_name: str | None = None
+) -> tuple[Task | None, list[Fault]]:
     """Return the task of one data file or source; if it has faults, None and the faults in order of occurrence.
 
     one_split: every row is train, in the order of the files, whatever split it or its file names.
+    settings_name: what messages call the task.json; default: its name.
 
     Raises:
         UserError: a file does not exist, cannot be opened, or is not a data file; never because of its content.
@@ -275,7 +278,7 @@ def inspect_task(source: Path | Source, *, one_split: bool = False) -> tuple[Tas
     settings = read_settings(source.settings_path, stem=source.stem, log=log)
     if settings is None:  # the columns are unknown, so every row would be a fault
         return None, log.list_faults()
-    settings_name = source.settings_path.name
+    settings_name = settings_name or source.settings_path.name
     files = [
         read_rows(
             path,

@@ -59,7 +59,7 @@ def _add_task_routes(
         """Make a task from a file of examples, or from examples as JSON. Its curve is measured from then on."""
 
         def add(upload: Upload) -> RegisteredBody:
-            task = service.add_task(upload.rows, name=upload.name, settings=upload.settings)
+            task = service.add_task(upload.rows, name=upload.name, settings=upload.settings or {})
             return make_registered(task, base)
 
         async with receiving(request, most_bytes=settings.max_body_bytes, limiter=uploads) as upload:
@@ -78,7 +78,7 @@ def _add_task_routes(
 
         def replace(upload: Upload) -> RegisteredBody:
             return make_registered(
-                service.add_task(upload.rows, name=task, settings=upload.settings, replace=True), base
+                service.add_task(upload.rows, name=task, settings=upload.settings or {}, replace=True), base
             )
 
         async with receiving(request, most_bytes=settings.max_body_bytes, limiter=uploads) as upload:
