@@ -272,6 +272,22 @@ def test_a_refusal_is_told_in_words(page, url, tmp_path):
     assert find(page, "#start").is_displayed()
 
 
+def test_a_file_with_other_columns_is_read_as_the_user_agrees(page, url, tmp_path):
+    rows = "".join(f"the {n} th,{'fox' if n % 2 else 'owl'},{n}\n" for n in range(20))
+    (tmp_path / "other.csv").write_text("text,label,id\n" + rows, encoding="utf-8")
+    find(page, "#new-file").send_keys(str(tmp_path / "other.csv"))
+    wait(page, "#confirm-title", "The columns of “other.csv” have other names")
+    assert find(page, "#confirm-text").text == "Read it in this way: input from “text”, answer from “label”?"
+    find(page, "#confirm-buttons button").click()
+    assert "no 'input' column" in wait(page, "#alert .note").text
+
+    find(page, "#new-file").send_keys(str(tmp_path / "other.csv"))
+    wait(page, "#confirm-buttons .main", "Read it so").click()
+    wait(page, "#task-name", "other")
+    wait(page, "#news", "20 examples added.")
+    assert httpx2.get(f"{url}/v1/tasks/other").json()["labels"] == ["fox", "owl"]
+
+
 # A server that goes away while it writes an answer.
 BREAK_OFF = """const fetched = window.fetch;
 window.fetch = (path, options) => path.endsWith("/predict")

@@ -163,8 +163,9 @@ def test_a_file_that_needs_settings_is_refused_with_those_that_an_upload_can_hav
     refused = httpx2.post(tasks, **form, data={} if settings is None else {"settings": settings})
     assert refused.json()["detail"] == told
     assert "/tmp" not in refused.text
-    columns = '{"columns": {"input": "text", "answer": "label"}}'
-    assert httpx2.post(tasks, **form, data={"settings": columns}).status_code == 201
+    columns = {"columns": {"input": "text", "answer": "label"}}
+    assert refused.json()["faults"][0].get("settings") == (columns if settings is None else None)
+    assert httpx2.post(tasks, **form, data={"settings": json.dumps(columns)}).status_code == 201
 
 
 def test_rows_that_cannot_be_read_are_counted_by_kind(tasks):

@@ -29,6 +29,7 @@ from manyicl.service import (
     UnknownExample,
     UnknownTask,
 )
+from manyicl.tasks import Fault
 
 # nginx's number for a client that left before its answer: nobody receives it, it stands in the log.
 CLIENT_LEFT = 499
@@ -130,15 +131,18 @@ def _from_refusal(error: UserError) -> ProblemError:
         headers: dict[str, str] = {}
         if isinstance(error, BadExamples):
             shown = error.faults[:_MOST_FAULTS]
-            more["faults"] = [
-                {"kind": f.kind, "count": f.count, "rows": list(f.rows), "message": f.message} for f in shown
-            ]
+            more["faults"] = [_describe_fault(fault) for fault in shown]
         if isinstance(error, QueueFull):
             headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         if isinstance(error, Closing):
             headers["retry-after"] = str(_CLOSING_RETRY_S)
         return ProblemError(kind, status, detail, more=more, headers=headers)
     return ProblemError("refused", 422, detail)
+
+
+def _describe_fault(fault: Fault) -> dict[str, Any]:
+    about = {"kind": fault.kind, "count": fault.count, "rows": list(fault.rows), "message": fault.message}
+    return about if fault.settings is None else {**about, "settings": fault.settings}
 
 
 def _from_validation(errors: Sequence[Any]) -> ProblemError:

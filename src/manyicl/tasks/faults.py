@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class Fault:
     """Number of rows that have it; 1 for a mistake of the file as a whole."""
     message: str
     """One line: file, first row, value and fix."""
+    settings: Mapping[str, object] | None = None
+    """A task.json that reads the file, if its layout is a known one."""
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class _Found:
     """Value and fix of the first row."""
     rows: list[int] = field(default_factory=list)
     count: int = 0
+    settings: Mapping[str, object] | None = None
 
 
 class FaultLog:
@@ -44,17 +47,23 @@ class FaultLog:
         self._found: dict[tuple[Path, str], _Found] = {}
 
     def add(
-        self, kind: str, what: str | Callable[[], str], *, row: int | None = None, path: Path | None = None
+        self,
+        kind: str,
+        what: str | Callable[[], str],
+        *,
+        row: int | None = None,
+        path: Path | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         """Record a fault.
 
         what: value and fix, or a function that returns them. Only the first row's is used: a function is called only
-        then. path: the file; default: that of the task.
+        then. path: the file; default: that of the task. settings: a task.json that reads the file.
         """
         found = self._found.get((path or self._path, kind))
         if found is None:
             text = what if isinstance(what, str) else what()
-            found = self._found[path or self._path, kind] = _Found(" ".join(text.split()))
+            found = self._found[path or self._path, kind] = _Found(" ".join(text.split()), settings=settings)
         found.count += 1
         if row is not None and len(found.rows) < _ROWS_NAMED:
             found.rows.append(row)
@@ -69,7 +78,7 @@ class FaultLog:
         for kind in there[1:]:
             self._found[path, there[0]].count += self._found.pop((path, kind)).count
         if there:
-            self._found[path, there[0]].what = what
+            self._found[path, there[0]].what, self._found[path, there[0]].settings = what, None
             self._found[path, there[0]].rows.clear()
 
     def list_faults(self) -> list[Fault]:
@@ -80,7 +89,7 @@ class FaultLog:
             others = found.count - 1
             if others and found.rows:
                 where += f" (and {others:,} more {'row' if others == 1 else 'rows'})"
-            faults.append(Fault(path, kind, tuple(found.rows), found.count, f"{where}: {found.what}"))
+            faults.append(Fault(path, kind, tuple(found.rows), found.count, f"{where}: {found.what}", found.settings))
         return faults
 
 

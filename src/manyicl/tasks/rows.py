@@ -174,10 +174,11 @@ class _RowChecker:
         missing = self.columns.missing_from(record)
         if not missing or any(name in self.columns.mapped for name in missing):
             return False
-        what = describe_shape(record, columns=self.columns.mapped, settings_name=self.settings_name)
-        if what is not None:
-            self._add("other columns", f"no {missing[0]!r} column: {what}")
-        return what is not None
+        found = describe_shape(record, columns=self.columns.mapped, settings_name=self.settings_name)
+        if found is not None:
+            what, settings = f"no {missing[0]!r} column: {found[0]}", found[1]
+            self.log.add("other columns", what, path=self.found.path, settings=settings)
+        return found is not None
 
     def is_blank(self, record: Mapping[str, object]) -> bool:
         """Return whether every cell of a record is empty."""

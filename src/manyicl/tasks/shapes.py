@@ -90,8 +90,10 @@ def recognise(record: Mapping[str, object]) -> tuple[str, Mapped] | None:
     return None
 
 
-def describe_shape(record: Mapping[str, object], *, columns: Mapping[str, object], settings_name: str) -> str | None:
-    """Return a text that names a record's layout and the task.json that reads it; None if it is not recognised.
+def describe_shape(
+    record: Mapping[str, object], *, columns: Mapping[str, object], settings_name: str
+) -> tuple[str, dict[str, object]] | None:
+    """Return a text that names a record's layout and the task.json that reads it, and that; None if it is not known.
 
     columns: the columns that the task.json maps already; they are kept.
     """
@@ -99,7 +101,8 @@ def describe_shape(record: Mapping[str, object], *, columns: Mapping[str, object
     if found is None:
         return None
     name, mapped = found
-    return f"{name}; to read it, write {write_columns({**mapped, **columns})} into {settings_name}"
+    every = {**mapped, **columns}
+    return f"{name}; to read it, write {write_columns(every)} into {settings_name}", {"columns": every}
 
 
 def write_columns(mapped: Mapping[str, object]) -> str:

@@ -160,11 +160,27 @@ function tellRegistration({ kept, dropped, notes, warnings }) {
 
 // --- uploads
 
-function formOf(file, name) {
+function formOf(file, name, settings) {
   const form = new FormData();
   form.append("file", file);
   if (name) form.append("name", name);
+  if (settings) form.append("settings", JSON.stringify(settings));
   return form;
+}
+
+// Uploads a file. If its columns have other names that are known, the user says whether they are read so.
+async function upload(method, path, file, name) {
+  try {
+    return await ask(method, path, formOf(file, name));
+  } catch (error) {
+    const settings = error.faults?.length === 1 && error.faults[0].settings;
+    if (!settings) throw error;
+    const named = (columns) => [columns].flat().map((column) => `“${column}”`).join(" and ");
+    const read = Object.entries(settings.columns).map(([ours, theirs]) => `${ours.replaceAll("_", " ")} from ${named(theirs)}`);
+    const agreed = await choose(`The columns of “${file.name}” have other names`, `Read it in this way: ${read.join(", ")}?`, [["no", "Cancel"], ["yes", "Read it so", "main"]]);
+    if (agreed !== "yes") throw error;
+    return ask(method, path, formOf(file, name, settings));
+  }
 }
 
 // The name of a task from a file, as it is: the service would replace unusual characters of a file's name.
@@ -176,7 +192,7 @@ async function addTask(file, name) {
   byId("news").replaceChildren(make("p", { class: "note" }, `Reading ${file.name}…`));
   const went = await attempt(async () => {
     try {
-      const { task, registration } = await ask("POST", "v1/tasks", formOf(file, name || stem(file)));
+      const { task, registration } = await upload("POST", "v1/tasks", file, name || stem(file));
       curves.delete(task.name);
       await open(task.name);
       byId("news").replaceChildren(tellRegistration(registration));
@@ -211,7 +227,7 @@ async function settleName(file, name) {
     return change("Examples added.", () => ask("POST", `${taskPath(name)}/examples`, formOf(file)));
   }
   if (chosen === "replace") {
-    const { registration } = await ask("PUT", taskPath(name), formOf(file));
+    const { registration } = await upload("PUT", taskPath(name), file);
     await open(name);
     byId("news").replaceChildren(tellRegistration(registration));
   }
