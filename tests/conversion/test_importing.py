@@ -43,6 +43,14 @@ ARC = [
     {"id": "a", "question": "What melts?", "choices": {"text": ["ice", "air"], "label": ["A", "B"]}, "answerKey": "A"},
     {"id": "b", "question": "What burns?", "choices": {"text": ["ice", "oil"], "label": ["1", "2"]}, "answerKey": "2"},
 ]
+# As its authors distribute it, with the choices inside the question.
+ARC_OWN = [
+    {"id": n, "question": {"stem": stem, "choices": [{"text": t, "label": k} for t, k in choices]}, "answerKey": key}
+    for n, stem, choices, key in (
+        ("a", "What melts?", [("ice", "A"), ("air", "B")], "A"),
+        ("b", "What burns?", [("ice", "1"), ("oil", "2")], "2"),
+    )
+]
 ALPACA = [
     {"instruction": "Add.", "input": "1 and 2", "output": "3"},
     {"instruction": "Say hello.", "input": "", "output": "Hello!"},
@@ -122,6 +130,14 @@ def adds_up(imported: ImportedTask) -> bool:
             ],
             {},
         ),
+        (
+            ARC_OWN,
+            [
+                {"input": "What melts?", "answer": "ice", "options": ["ice", "air"]},
+                {"input": "What burns?", "answer": "oil", "options": ["ice", "oil"]},
+            ],
+            {},
+        ),
         (ALPACA, [{"input": "Add.\n1 and 2", "answer": "3"}, {"input": "Say hello.", "answer": "Hello!"}], {}),
         (
             CHAT,
@@ -142,7 +158,7 @@ def adds_up(imported: ImportedTask) -> bool:
             {},
         ),
     ],
-    ids=["squad", "mmlu", "arc", "alpaca", "chat", "sharegpt", "promptsource"],
+    ids=["squad", "mmlu", "arc", "arc of its authors", "alpaca", "chat", "sharegpt", "promptsource"],
 )
 def test_a_known_format_is_written_as_input_and_answer(rows, expected, left_out, tmp_path):
     source = tmp_path / "desk.json"
@@ -155,6 +171,30 @@ def test_a_known_format_is_written_as_input_and_answer(rows, expected, left_out,
     assert task == imported.task
     about = json.loads((tmp_path / "out" / "desk.task.json").read_text())
     assert about["imported_from"]["source"] == "desk.json"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_mmlus_own_files_which_have_no_header_are_read_whole(end, tmp_path):
+    (tmp_path / "mmlu").mkdir()
+    for split, rows in (("dev", ["1 + 1?,1,2,3,4,B"]), ("test", ['"0, and 1?",1,2,3,4,A', "2 + 2?,1,2,3,4,D"])):
+        content = "".join(row + end for row in rows)
+        (tmp_path / "mmlu" / f"algebra_{split}.csv").write_bytes(b"\xef\xbb\xbf" + content.encode())
+    (imported,) = import_tasks(tmp_path / "mmlu", tmp_path / "out").tasks
+    options = ["1", "2", "3", "4"]
+    assert written(tmp_path / "out", "algebra") == [
+        {"input": "1 + 1?", "answer": "2", "options": options, "split": "validation"},
+        {"input": "0, and 1?", "answer": "1", "options": options, "split": "test"},
+        {"input": "2 + 2?", "answer": "4", "options": options, "split": "test"},
+    ]
+    assert any("have no header" in note for note in imported.notes)
+    # A file of six columns with a header is read by it.
+    (tmp_path / "six.csv").write_text("id,topic,a,b,input,answer\n1,x,p,q,one?,B\n2,y,p,q,two?,A\n")
+    assert [row["input"] for row in _rows_of(tmp_path / "six.csv", tmp_path / "six")] == ["one?", "two?"]
+
+
+def _rows_of(source: Path, out: Path) -> list[dict]:
+    import_tasks(source, out)
+    return written(out, source.stem)
 
 
 def test_class_numbers_in_parquet_become_names_and_unlabelled_rows_are_left_out(tmp_path):
@@ -284,6 +324,8 @@ def test_splits_must_be_ours_and_theirs(tmp_path):
         import_tasks(tmp_path / "t", splits={"exam": "dev"})
     with pytest.raises(UserError, match=r"split test=eval: t has no split 'eval'; known: train, validation"):
         import_tasks(tmp_path / "t", splits={"test": "eval"})
+    with pytest.raises(UserError, match=r"split test=dev: train has no split 'dev'; it names no splits$"):
+        import_tasks(tmp_path / "t" / "train.csv", splits={"test": "dev"}, name="train")
 
 
 def test_a_family_decides_the_metric(tmp_path):
@@ -373,3 +415,19 @@ def test_embeddings_that_the_sources_task_json_names_are_kept(rows, tmp_path):
     import_tasks(tmp_path / "t.jsonl", tmp_path / "out", rows=rows)
     (before,), (after,) = load_tasks(tmp_path), load_tasks(tmp_path / "out")
     assert [one.embedding for one in after.train + after.test] == [one.embedding for one in before.train + before.test]
+
+
+def test_a_wrong_column_or_index_is_not_looked_for_in_a_file_that_is_not_there(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\nIs it?,yes\n")
+    with pytest.raises(
+        UserError, match=r"""no 'nope' column \(it has 'text', 'label'\); correct "columns" in the arg"""
+    ):
+        import_tasks(tmp_path / "t.csv", columns={"input": "nope"})
+    with pytest.raises(UserError, match=r"""no row has options, but "answer_index" is set; correct the arguments"""):
+        import_tasks(tmp_path / "t.csv", answer_index=0)
+
+
+def test_an_old_workbook_is_told_what_makes_it_readable(tmp_path):
+    (tmp_path / "old.xls").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1"))
+    with pytest.raises(UserError, match=r"old\.xls: cannot read '\.xls' files; known: .* \(save it as CSV UTF-8\)$"):
+        import_tasks(tmp_path / "old.xls")

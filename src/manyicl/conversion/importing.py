@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manyicl.conversion.harness_tasks import is_harness_task, read_harness_task
+from manyicl.conversion.headers import add_headers
 from manyicl.conversion.hub import load_from_hub, read_class_names, read_configs
 from manyicl.conversion.material import Material, Part
 from manyicl.conversion.rows import KeptRows, read_material
@@ -108,7 +109,8 @@ def import_tasks(
     if out is not None and Path(out).exists():
         raise UserError(f"out={out}: exists already; name a new folder")
     with tempfile.TemporaryDirectory(prefix="manyicl-import-") as staging:
-        materials = _find_materials(source, config=config, revision=revision, staging=Path(staging))
+        found = _find_materials(source, config=config, revision=revision, staging=Path(staging))
+        materials = [add_headers(material, staging=Path(staging)) for material in found]
         if name is not None and len(materials) > 1:
             raise UserError(f"name={name}: {source} holds {len(materials)} tasks; leave the name out")
         chosen = {key: value for key, value in (("name", name), ("family", family)) if value is not None}

@@ -57,7 +57,9 @@ def name_splits(theirs: Iterable[str], *, chosen: Mapping[str, str], shown: str)
         if ours not in SPLITS:
             raise UserError(f"split {ours}={own}: '{ours}' is not a split{suggest(ours, SPLITS)}")
         if own not in known:
-            raise UserError(f"split {ours}={own}: {shown} has no split '{own}'{suggest(own, [k for k in known if k])}")
+            named = [split for split in known if split]
+            fix = suggest(own, named) if named else "; it names no splits"
+            raise UserError(f"split {ours}={own}: {shown} has no split '{own}'{fix}")
     placed: dict[str, str | None] = {}
     for own in known:
         usual = SPLIT_WORDS.get(own.strip().lower()) if own else ""

@@ -96,8 +96,9 @@ def read_material(
     kept = KeptRows([], material.kind or shape, mapped, settings, notes=list(material.notes))
     if len(found.templates) > 1:
         kept.notes.append(f"inputs are those of the first of {len(found.templates)} templates; the others are lost")
-    files = _read_files(parts, kept, placed=placed, log=log)
-    shown = material.settings_path.name if material.settings_path else "task.json"
+    has_file = material.settings_path is not None and material.settings_path.is_file()
+    shown = material.settings_path.name if material.settings_path and has_file else "the arguments"
+    files = _read_files(parts, kept, placed=placed, settings_name=shown, log=log)
     index = answer_index if answer_index is not None else found.answer_index
     kept.notes += resolve_lists(files, log=log)
     kept.notes += resolve_choices(files, answer_index=index, settings_name=shown, log=log)
@@ -159,7 +160,7 @@ def _tell_columns(mapped: Mapping[str, Any]) -> str:
 
 
 def _read_files(
-    parts: Iterable[Part], kept: KeptRows, *, placed: Mapping[str, str | None], log: FaultLog
+    parts: Iterable[Part], kept: KeptRows, *, placed: Mapping[str, str | None], settings_name: str, log: FaultLog
 ) -> list[FileRows]:
     files = []
     for part in parts:
@@ -169,7 +170,7 @@ def _read_files(
             kept.num_read += num_rows
             kept.left_out[f"split '{part.split}' has no place here"] += num_rows
             continue
-        file = read_rows(part.path, columns=kept.columns, split=split, settings_name="task.json", log=log)
+        file = read_rows(part.path, columns=kept.columns, split=split, settings_name=settings_name, log=log)
         kept.num_read += file.num_read
         files.append(file)
     return files

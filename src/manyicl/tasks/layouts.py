@@ -116,7 +116,8 @@ def source_of(path: Path) -> Source:
         UserError: the file does not exist, or is not a data file.
     """
     if not data_suffix(path):
-        fix = "; manyicl import makes a task of it" if path.suffix.lower() in (".xlsx", ".yaml", ".yml") else ""
+        is_imported = path.suffix.lower() in (".xlsx", ".yaml", ".yml")
+        fix = "; manyicl import makes a task of it" if is_imported else _fix_of(path)
         raise UserError(f"{path}: cannot read '{path.suffix}' files; known: {', '.join(SUFFIXES)}{fix}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -208,7 +209,12 @@ def _why_not_data(path: Path, names: set[str]) -> str:
         return " (not a list of rows)"
     if suffix:
         return ""
-    return next((fix for ends, fix in _FIXES.items() if path.name.lower().endswith(ends)), " ")
+    return _fix_of(path) or " "
+
+
+def _fix_of(path: Path) -> str:
+    """Return what makes a file readable that is not read; "" if that is not known."""
+    return next((fix for ends, fix in _FIXES.items() if path.name.lower().endswith(ends)), "")
 
 
 def _group(folder: Path, contents: _Contents, *, own: str, beside: Path | None = None) -> list[Source]:

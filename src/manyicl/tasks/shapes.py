@@ -201,7 +201,10 @@ def _find_prompted(record: Mapping[str, object], keys: Mapping[str, str]) -> tup
 
 
 def _find_choices(record: Mapping[str, object], keys: Mapping[str, str]) -> tuple[str, Mapped] | None:
-    """Recognise multiple choice: ARC (choices.text, choices.label, answerKey), MMLU (choices or A to D, answer)."""
+    """Recognise multiple choice: ARC (choices.text, choices.label, answerKey), MMLU (choices or A to D, answer).
+
+    ARC's own files, and those of OpenBookQA and CommonsenseQA, have the choices inside the question.
+    """
     asked = ("question", "input", "ctx", "sentence", "goal", "premise", "query")
     question = next((keys[name] for name in asked if name in keys), None)
     answer = next(
@@ -209,6 +212,10 @@ def _find_choices(record: Mapping[str, object], keys: Mapping[str, str]) -> tupl
     )
     if question is None:
         return None
+    asked_about = record[question]
+    if answer is not None and isinstance(asked_about, dict) and {"stem", "choices"} <= set(asked_about):
+        inside = {"input": "stem", "options": "choices.text", "option_labels": "choices.label"}
+        return "a row like ARC's", {**{ours: f"{question}.{own}" for ours, own in inside.items()}, "answer": answer}
     source = _with_passage(question, keys)
     own_columns = find_option_columns(list(record))
     if "correct_answer" in keys and own_columns and own_columns[0].casefold().startswith("distractor"):

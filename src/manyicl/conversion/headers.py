@@ -1,0 +1,50 @@
+"""CSV files without a header whose columns are known all the same: those in which MMLU is distributed."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import tempfile
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from manyicl.conversion.material import Material, Part
+
+_MMLU = ("question", "A", "B", "C", "D", "answer")
+_LOOKED_AT = 50  # rows
+
+
+def add_headers(material: Material, *, staging: Path) -> Material:
+    """Return a task's files, with copies that have a header in place of MMLU's own, which have none.
+
+    staging: a folder for the copies.
+    """
+    if not all(_is_mmlu(part.path) for part in material.parts):
+        return material
+    folder = Path(tempfile.mkdtemp(dir=staging))
+    parts = tuple(_copy(part, folder / f"{number}.csv") for number, part in enumerate(material.parts))
+    note = "the files have no header; read as MMLU's own: question, four options, letter of the right one"
+    return replace(material, parts=parts, notes=(*material.notes, note))
+
+
+def _is_mmlu(path: Path) -> bool:
+    """Return whether each of the first rows of a CSV file has six cells, of which the last is a letter up to D."""
+    if path.suffix.lower() != ".csv":
+        return False
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in islice(csv.reader(file, strict=True), _LOOKED_AT) if row]
+    except (OSError, UnicodeDecodeError, csv.Error):  # its reader says what is wrong with it
+        return False
+    return bool(rows) and all(len(row) == len(_MMLU) and row[-1].strip() in {"A", "B", "C", "D"} for row in rows)
+
+
+def _copy(part: Part, path: Path) -> Part:
+    with (
+        part.path.open(encoding="utf-8-sig", newline="") as source,
+        path.open("w", encoding="utf-8", newline="") as file,
+    ):
+        file.write(",".join(_MMLU) + "\n")
+        shutil.copyfileobj(source, file)
+    return replace(part, path=path)
