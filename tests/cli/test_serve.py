@@ -38,6 +38,13 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(capfd):
     assert (code, err) == (2, f"error: --port {port}: another program uses it; choose another, or 0 for a free one\n")
 
 
+def test_what_is_loaded_is_told_first_because_it_may_take_a_minute(capfd, tmp_path):
+    code, _, err = run_manyicl(capfd, "serve", str(tmp_path / "gone"), "--port", "0", "--data", str(tmp_path / "data"))
+    told, fault = err.splitlines()[0], err.splitlines()[-1]
+    assert (code, told) == (2, f"loading {tmp_path / 'gone'}")
+    assert fault.startswith("error: ")
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [

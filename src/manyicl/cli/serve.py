@@ -110,6 +110,8 @@ def serve_(
     folder = data if data is not None else server.default_data_folder()
 
     def load() -> Service:
+        if not log_json:  # the first load from a cold disk can take a minute
+            typer.echo(f"loading {model}", err=True)
         loaded = load_model(
             model,
             recipe=recipe,
