@@ -94,6 +94,16 @@ def test_a_token_with_characters_that_none_has_is_refused(token):
         Client("http://127.0.0.1:8300", token=token)
 
 
+def test_values_of_another_kind_are_refused_before_they_are_sent():
+    task = Client("http://127.0.0.1:1").task("animals")
+    with pytest.raises(UserError, match=r"^inputs=5: give a text, or a list of texts$"):
+        task.predict(5)
+    with pytest.raises(UserError, match=r"^examples=5: give a file, or a list of rows$"):
+        task.add_examples(5)
+    with pytest.raises(UserError, match=r"^ids=3: is one value, not a list; give \[3\]$"):
+        task.remove_examples(3)
+
+
 def test_no_server_is_one_line():
     with pytest.raises(UserError, match="is `manyicl serve` running there"):
         Client("http://127.0.0.1:1").tasks()

@@ -11,6 +11,7 @@ from .inference.model import InferenceModel, load_for_inference
 from .models.loading import LoraSettings, ModelSettings
 from .server.access import make_token
 from .server.running import serve
+from .service.settings import ServiceSettings, ShotChoice
 from .tasks.task import Example, Task, load_tasks
 from .training.recipe import RunConfig, TaskSettings, TrainSettings, load_recipe
 from .training.run import train
@@ -30,6 +31,8 @@ __all__ = [
     "ModelSettings",
     "Run",
     "RunConfig",
+    "ServiceSettings",
+    "ShotChoice",
     "Task",
     "TaskSettings",
     "TemplateSettings",

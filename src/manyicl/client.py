@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, check_list
 
 # A request that the server refused before it took it (429, 503) is sent again, as often as this in all.
 _MOST_ATTEMPTS = 8
@@ -271,6 +271,8 @@ class RemoteTask:
             default is the server's, which is greedy.
         min_confidence: replies with less confidence are marked as unsure.
         """
+        if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+            raise UserError(f"inputs={str(inputs)[:50]}: give a text, or a list of texts")
         asked: dict[str, Any] = {"input": inputs} if isinstance(inputs, str) else {"inputs": list(inputs)}
         if asked.get("inputs") == []:
             return []
@@ -313,6 +315,7 @@ class RemoteTask:
 
     def remove_examples(self, ids: Sequence[int]) -> TaskInfo:
         """Remove examples."""
+        check_list("ids", ids, of=int)
         content = self.client.request("DELETE", f"{self._path}/examples", json={"ids": list(ids)})
         return _read(TaskInfo, content)
 
@@ -362,6 +365,8 @@ def _upload(
 ) -> dict[str, Any]:
     """Return a file or rows as the body of a request."""
     if not isinstance(examples, str | Path):
+        if isinstance(examples, Mapping) or not isinstance(examples, Iterable):
+            raise UserError(f"examples={str(examples)[:50]}: give a file, or a list of rows")
         given = {"name": name, "settings": settings}
         return {
             "json": {"examples": list(examples), **{key: value for key, value in given.items() if value is not None}}

@@ -341,6 +341,28 @@ def test_a_service_that_is_closed_during_an_upload_refuses_it_as_closing(seed_mo
         service.add_task(rows, name="more") if is_new else service.append("animals", rows)
 
 
+def test_values_of_another_kind_are_refused_in_one_line(service, animals):
+    for inputs in (5, None, {"input": "fox"}):
+        with pytest.raises(UserError, match=r"^inputs=.*: give a text, or a list of texts$"):
+            animals.predict(inputs)
+    with pytest.raises(UserError, match=r"^shots=nearest: give a manyicl\.ShotChoice$"):
+        animals.predict("fox", shots="nearest")
+    with pytest.raises(UserError, match=r"^answering=\{'samples': 3\}: give a manyicl\.AnswerSettings$"):
+        animals.predict("fox", answering={"samples": 3})
+    with pytest.raises(UserError, match=r"^min_confidence=0\.5: is not a probability"):
+        animals.predict("fox", min_confidence="0.5")
+    with pytest.raises(UserError, match=r"^ids=3: is one value, not a list; give \[3\]$"):
+        animals.remove_examples(3)
+    with pytest.raises(UnknownExample, match=r"^example '3': is not a number; give the `id`"):
+        animals.correct("3", "owl")
+    for rows in (5, None, {"input": "a", "answer": "b"}):
+        with pytest.raises(BadExamples, match=r"^examples=.*: give a file, a folder of one task, or a list of rows$"):
+            service.add_task(rows, name="x")
+    with pytest.raises(BadExamples, match=r"^examples, row 1: 'input' is not a row; .* table\.to_dict\('records'\)$"):
+        service.add_task(["input", "answer"], name="x")  # what a table of pandas gives
+    assert {manyicl.ShotChoice, manyicl.ServiceSettings} == {ShotChoice, ServiceSettings}
+
+
 @pytest.mark.parametrize("given", ["", "  ", [], ["fox", ""], ["\ud800"], [3]])
 def test_inputs_that_are_none_are_refused_in_one_line(animals, given):
     with pytest.raises(manyicl.UserError, match="input") as refused:

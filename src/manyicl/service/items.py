@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,29 @@ from manyicl.inference import AnswerSettings, write_answers, write_queries
 from manyicl.service.refusals import InputTooLong
 from manyicl.service.requests import Item
 from manyicl.service.selection import Shots, TaskIds, count_fitting
+
+
+def check_inputs(inputs: str | Iterable[str], *, most_chars: int) -> list[str]:
+    """Return the inputs of a request as a list.
+
+    Raises:
+        InputTooLong: one has more than `most_chars` characters. UserError: there is none, or one is not a text.
+    """
+    if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+        raise UserError(f"inputs={str(inputs)[:50]}: give a text, or a list of texts")
+    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+    if not texts:
+        raise UserError("inputs: is empty; give one input or more")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"input {number}: is empty, or not a text; give one")
+        if len(text) > most_chars:
+            raise InputTooLong(f"input {number}: has {len(text):,} characters, more than {most_chars:,}; shorten it")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"input {number}: holds half of a surrogate pair; write the whole character") from None
+    return texts
 
 
 def make_items(

@@ -355,6 +355,8 @@ class TaskChange:
         Raises:
             UnknownExample: the task has none with this id.
         """
+        if not isinstance(id_, int):
+            raise UnknownExample(f"example {id_!r}: is not a number; give the `id` of one of the task's examples")
         query = f"{_SELECT} WHERE task = ? AND id = ?"
         row = self._db.execute(query, (self.record.id, id_)).fetchone() if abs(id_) < 1 << 63 else None
         if row is None:

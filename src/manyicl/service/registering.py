@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,8 @@ def _find_source(
         else:
             source = source_of(path)
         shown = None
+    elif isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise BadExamples(f"examples={str(rows)[:50]}: give a file, a folder of one task, or a list of rows")
     else:
         path = place / "examples.jsonl"
         path.write_bytes(b"".join(_write_row(row, number) for number, row in enumerate(rows, start=1)))
@@ -167,6 +169,11 @@ def _find_source(
 
 
 def _write_row(row: Mapping[str, Any], number: int) -> bytes:
+    if not isinstance(row, Mapping):  # of a table of pandas, its columns come out
+        raise BadExamples(
+            f"examples, row {number}: {str(row)[:50]!r} is not a row; give {{'input': ..., 'answer': ...}} each, of a"
+            " table of pandas table.to_dict('records')"
+        )
     try:
         return json.dumps(dict(row), allow_nan=True).encode() + b"\n"
     except (TypeError, ValueError, UnicodeEncodeError) as error:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, check_list
 from manyicl.inference import (
     AnswerSettings,
     EndpointSettings,
@@ -20,12 +20,12 @@ from manyicl.inference import (
     load_for_inference,
 )
 from manyicl.service.answering import Answerer, Switch, describe_model
-from manyicl.service.items import make_items, make_prompts
+from manyicl.service.items import check_inputs, make_items, make_prompts
 from manyicl.service.library import Library, ServedExample, TaskRecord
 from manyicl.service.measurement.findings import Measurement
 from manyicl.service.measurement.measuring import Measurer
 from manyicl.service.prefix_cache import PrefixCache
-from manyicl.service.refusals import BadExamples, Closing, InputTooLong
+from manyicl.service.refusals import BadExamples, Closing
 from manyicl.service.registering import (
     Registration,
     Rows,
@@ -243,7 +243,7 @@ class Service:
             UnknownTask, InputTooLong, QueueFull, Closing: it is refused. UserError: an input is empty, or
                 `min_confidence` is for answers that have no confidence.
         """
-        texts = self._check_inputs(inputs)
+        texts = check_inputs(inputs, most_chars=self.settings.max_input_chars)
         with self._open():
             task = self._book.get(name)
         choice = shots if shots is not None else self.settings.shots
@@ -276,24 +276,6 @@ class Service:
         self._line.add(request)
         return ticket
 
-    def _check_inputs(self, inputs: str | Sequence[str]) -> list[str]:
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        if not texts:
-            raise UserError("inputs: is empty; give one input or more")
-        for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"input {number}: is empty, or not a text; give one")
-            if len(text) > self.settings.max_input_chars:
-                raise InputTooLong(
-                    f"input {number}: has {len(text):,} characters, more than {self.settings.max_input_chars:,};"
-                    " shorten it"
-                )
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"input {number}: holds half of a surrogate pair; write the whole character") from None
-        return texts
-
     def submit_generation(
         self,
         prompt: str | Sequence[Message],
@@ -317,7 +299,7 @@ class Service:
                 with these switches.
         """
         text = prompt if isinstance(prompt, str) else "\n".join(str(one.get("content", "")) for one in prompt)
-        self._check_inputs(text)
+        check_inputs(text, most_chars=self.settings.max_input_chars)
         with self._open():
             ids = self._answerer.encode_prompt(prompt, switches=switches or {})
         how = answering or self.settings.answering
@@ -441,6 +423,7 @@ class Service:
 
     def remove_examples(self, name: str, ids: Sequence[int]) -> None:
         """Remove examples; all or, if one is not there, none."""
+        check_list("ids", ids, of=int)
         with self._open() as library, library.changing(name) as change:
             wanted = {change.find(id_).id for id_ in ids}
             if len(wanted) == change.num_examples():
