@@ -128,6 +128,12 @@ def test_rows_too_long_are_the_reason_where_they_are(tokenizers):
         refuse_empty([none])
 
 
+def test_a_task_without_test_rows_is_not_sent_to_fewer_shots(tokenizers):
+    task = replace(make_task("animals"), test=(), sha256="untested")
+    with pytest.raises(UserError, match=r"it has no test rows; give some rows the split 'test', or name no splits$"):
+        refuse_empty([plan_of(tokenizers, task, shots=(0, 16), max_tokens=512)])
+
+
 def test_an_evaluation_counts_what_it_leaves_out_in_its_file_and_its_table(asked, tmp_path):
     task = stretch(make_task("animals"), train=(0, 5), test=(1,))
     result = evaluate(asked, [task], shots=(0, 4, 99), draws=2, queries=5, out=tmp_path / "r.json")

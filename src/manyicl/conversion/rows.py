@@ -58,10 +58,16 @@ class _ReasonLog(FaultLog):
         self.reasons: dict[tuple[Path | None, int], str] = {}
 
     def add(
-        self, kind: str, what: str | Callable[[], str], *, row: int | None = None, path: Path | None = None
+        self,
+        kind: str,
+        what: str | Callable[[], str],
+        *,
+        row: int | None = None,
+        path: Path | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         """Record a fault, and of a row the first as its reason."""
-        super().add(kind, what, row=row, path=path)
+        super().add(kind, what, row=row, path=path, settings=settings)
         if row is not None:
             self.reasons.setdefault((path, row), kind)
 

@@ -49,6 +49,7 @@ MIN_FIT_FRACTION = 0.9
 # Room is kept for the longest query, but not for the longest tenth if they need more than this part of the sequence.
 MAX_QUERY_FRACTION = 0.25
 LONG_TEST = "test rows too long to be asked"
+NO_TEST_ROWS = "it has no test rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +139,10 @@ def refuse_empty(sweeps: Sequence[TaskSweep]) -> None:
         fewest = sort_shots(sweeps[0].settings.shots)[0]
         reasons = [f"task '{sweep.task.name}' at {fewest} shots: {sweep.why_not(fewest)}" for sweep in sweeps[:3]]
         more = f"; and {len(sweeps) - 3} more tasks" if len(sweeps) > 3 else ""
-        raise UserError(
-            f"nothing can be asked: {'; '.join(reasons)}{more}; add rows that fit, lower `shots`, or raise `max_tokens`"
-        )
+        fix = "add rows that fit, lower `shots`, or raise `max_tokens`"
+        if all(sweep.why_not(fewest) == NO_TEST_ROWS for sweep in sweeps):
+            fix = "give some rows the split 'test', or name no splits"
+        raise UserError(f"nothing can be asked: {'; '.join(reasons)}{more}; {fix}")
 
 
 class TaskSweep:
@@ -202,7 +204,7 @@ class TaskSweep:
         if shots in self.asked_shots:
             return ""
         if not num_test:
-            return "it has no test rows"
+            return NO_TEST_ROWS
         if not len(self.wanted):
             return f"none of its {num_test:,} test rows fits {within}"
         if self.settings.most_only and shots_order(shots) < shots_order(
