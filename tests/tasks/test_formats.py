@@ -280,6 +280,22 @@ def test_labels_that_may_be_one_are_told_with_counts(tmp_path: Path, labels: lis
     assert task.warnings == ((told,) if warning else ())
 
 
+def test_labels_with_too_few_rows_to_be_known_as_such_are_told_with_the_fix(tmp_path: Path) -> None:
+    few, _ = read(tmp_path, "t.jsonl", label_rows(["repair", "sale"] * 3))
+    assert few is not None
+    assert (few.family, few.labels) == ("qa", ())
+    assert few.warnings == (
+        '2 different answers: they are generated; to choose among them instead, write {"family": "classification"}'
+        " into t.task.json",
+    )
+    more, _ = read(tmp_path, "t.jsonl", label_rows(["repair", "sale"] * 5))
+    assert more is not None
+    assert (more.labels, more.warnings) == (("repair", "sale"), ())
+    open_, _ = read(tmp_path, "t.jsonl", label_rows([f"answer {n}" for n in range(6)]))
+    assert open_ is not None
+    assert open_.warnings == ()
+
+
 def test_more_labels_than_are_chosen_among_are_told_with_the_fix_trial_47(tmp_path: Path) -> None:
     task, _ = read(tmp_path, "t.jsonl", label_rows([f"intent {n}" for n in range(77)] * 10))
     assert task is not None
