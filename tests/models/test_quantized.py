@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 
 import numpy as np
@@ -178,6 +179,25 @@ def test_a_merge_folds_it_into_the_bases_own_weights_and_says_so(run, tmp_path):
     with torch.no_grad():
         assert torch.allclose(merged(IDS).logits, own(IDS).logits, atol=1e-4)
     assert read_note(str(tmp_path / "merged")).quantize is None
+
+
+@pytest.mark.slow
+def test_a_run_whose_recipe_changed_the_packed_bases_config_is_asked_and_merged(run, tmp_path):
+    config = write_packed_setting(tmp_path / "setting")
+    changed = config.model.model_copy(update={"config": {"max_position_embeddings": 256}})
+    train(config.model_copy(update={"model": changed}), out=tmp_path / "run")
+    saved = tmp_path / "run" / "model" / "config.json"
+    assert "quantization_config" not in json.loads(saved.read_text())
+    own = load_for_inference(str(tmp_path / "run"), precision="fp32").model
+    assert own.get_base_model().config.max_position_embeddings == 256
+    # An early version saved how the base was packed.
+    packed = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "quantization_config": packed}))
+    again = load_for_inference(str(tmp_path / "run"), precision="fp32").model
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, own(IDS).logits)
+    merge_adapter(str(tmp_path / "run"), tmp_path / "merged")
+    assert load(tmp_path / "merged").config.max_position_embeddings == 256
 
 
 def refusal(**settings):

@@ -171,6 +171,8 @@ def load_config(settings: ModelSettings) -> Any:
     source, revision = find_source(settings.path, "config.json", revision=settings.revision)
     with _one_line_errors(settings, "config"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
+    if hasattr(config, "quantization_config") and read_note(settings.path).quantize:
+        del config.quantization_config  # an early version saved how it had packed the base with its adapter
     known = config.to_dict()
     for name, value in settings.config.items():
         if name not in known:

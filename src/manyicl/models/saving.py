@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable
@@ -43,7 +44,10 @@ def save_beside_weights(model: Any, tokenizer: Any, folder: Path, *, note: Model
     """Write tokenizer, note and, of an adapter on a changed base, its config; as `save_model` says, without weights."""
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     if inner is not model and getattr(inner, "has_changed_config", False):
-        inner.config.save_pretrained(folder)
+        config = copy.deepcopy(inner.config)
+        if hasattr(config, "quantization_config"):  # how the base is stored stands in the note
+            del config.quantization_config
+        config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_atomically(folder / MODEL_NOTE, note.model_dump_json(indent=2) + "\n")
 
