@@ -102,6 +102,8 @@ def test_values_of_another_kind_are_refused_before_they_are_sent():
         task.add_examples(5)
     with pytest.raises(UserError, match=r"^ids=3: is one value, not a list; give \[3\]$"):
         task.remove_examples(3)
+    with pytest.raises(UserError, match=r"^\.: cannot be read \(Is a directory\)$"):
+        task.client.add_task(".")
 
 
 def test_no_server_is_one_line():

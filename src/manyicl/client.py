@@ -345,7 +345,7 @@ def _stem(path: Path) -> str:
 
 def _settings_beside(path: Path) -> Mapping[str, Any] | None:
     """Return the content of the task.json beside a data file; None if there is none."""
-    settings_path = path.with_name(f"{_stem(path)}.task.json")
+    settings_path = path.parent / f"{_stem(path)}.task.json"
     try:
         content = json.loads(settings_path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
