@@ -397,6 +397,18 @@ def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
     assert chosen[2] == Recompute(3, keep_attention=False)
 
 
+def test_a_small_model_joins_all_packs_of_a_step_and_its_course_is_that_of_one_by_one(tmp_path):
+    losses = []
+    for number in ("auto", 1):
+        config = write_setting(tmp_path, packs_per_batch=number, num_steps=4)
+        run = train(config, out=tmp_path / f"packs-{number}")
+        losses.append([record["loss"] for record in read_metrics(run.folder) if "loss" in record])
+        state = RunFolder(run.folder).read_state()
+        assert state.packs_per_batch == (8 if number == "auto" else 1)
+    assert RunFolder(tmp_path / "packs-auto").read_state().packs_reason == "all that a step has for a rank"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_a_run_that_is_out_of_memory_goes_on_with_the_setting_that_it_names(tmp_path):
     write_setting(tmp_path, pack_tokens=8192, packs_per_step=1, packs_per_batch=1, num_steps=2, recompute="none")
     about = LlamaConfig.from_pretrained(

@@ -292,6 +292,38 @@ def test_a_recipe_that_does_not_fit_is_told_what_to_change(config):
     assert forecast_run(changed(config, **sections), device=tiny).blockers == ()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "num_devices", "number", "told"),
+    [
+        ("h100", 1, 8, "rows: 8 packs go through the model at once on h100: all that a step has for a rank"),
+        ("h100", 2, 4, "rows: 4 packs go through the model at once on h100: all that a step has for a rank"),
+        (None, 1, 1, "rows: 1 pack goes through the model at once without a device (train.packs_per_batch = 'auto')"),
+    ],
+)
+def test_the_packs_that_a_row_joins_are_told(config, device, num_devices, number, told):
+    config = changed(config, train={"packs_per_batch": "auto"})
+    found = forecast_run(config, device=device and find_device(device), num_devices=num_devices)
+    fixed = changed(config, train={"packs_per_batch": number})
+    same = forecast_run(fixed, device=device and find_device(device), num_devices=num_devices)
+    assert found.joined.number == number
+    assert (found.memory, found.layer_passes) == (same.memory, same.layer_passes)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(forecast_table(found))
+    assert told in shown.getvalue()
+    assert same.joined is None
+
+
+@pytest.mark.slow
+def test_a_device_with_little_memory_joins_fewer_packs(config):
+    config = changed(config, train={"packs_per_batch": "auto"})
+    needed = forecast_run(changed(config, train={"packs_per_batch": 2}), device=find_device("h100")).memory.total_bytes
+    found = forecast_run(config, device=Device("small", math.ceil(needed / USABLE_FRACTION) + 1, 1e12))
+    assert (found.joined.number, found.joined.reason) == (2, "more would not fit the memory")
+    assert found.memory.total_bytes == needed
+    assert found.blockers == ()
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_shows_everything_at_any_width(forecast, width):
     console = Console(width=width, record=True, file=io.StringIO(), markup=False)

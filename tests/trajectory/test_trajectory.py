@@ -215,6 +215,32 @@ def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU joins no packs by itself")
+def test_a_run_goes_on_with_the_packs_that_it_joined_by_itself_unless_the_memory_is_short(tmp_path, monkeypatch):
+    config = write_setting(tmp_path, packs_per_batch="auto", checkpoint_every_steps=1)
+    train(config, out=tmp_path / "whole")
+    folder = RunFolder(tmp_path / "run")
+
+    def fail() -> OutOfMemoryError:
+        with monkeypatch.context() as patched:
+            patched.setattr(trainer, "row_loss", short_of_memory_at(step=4, original=trainer.row_loss))
+            with pytest.raises(OutOfMemoryError) as caught:
+                train(config, out=folder.path, resume=folder.is_started)
+        return caught.value
+
+    assert fail().setting == "train.recompute=selective"
+    assert folder.read_state().packs_per_batch == 1
+    assert folder.read_state().packs_reason == "a CPU gains nothing from more"
+    folder.update_state(packs_per_batch=4, packs_reason="more would not fit the memory")  # as on a GPU
+    failed = fail()
+    assert "with rows of up to 640 tokens" in str(failed)
+    assert failed.setting == "train.packs_per_batch=1"  # before layers are recomputed: it was not the user's choice
+    train(config, out=folder.path, resume=True)
+    assert (folder.read_config().train.packs_per_batch, folder.read_state().packs_per_batch) == ("auto", 4)
+    assert_same_course(tmp_path / "whole", folder.path, rel=1e-4)
+
+
 def short_of_memory_at(*, step, original):
     """Return a `row_loss` that finds no memory from the first training row of a step on, in runs behind it too."""
     rows = {"trained": 0}

@@ -276,7 +276,7 @@ class ArmMatcher:
         train: dict[str, Any] = {
             "pack_tokens": pack_tokens,
             "packs_per_step": packs_per_step,
-            "packs_per_batch": 1,
+            "packs_per_batch": "auto" if shared.packs_per_batch == "auto" else 1,
             "num_steps": num_steps,
             "warmup_steps": min(shared.warmup_steps, num_steps // 10),
             **_choose_checkpoints(ARMS[arm], num_steps=num_steps, shared=shared),

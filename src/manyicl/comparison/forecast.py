@@ -18,7 +18,7 @@ import numpy as np
 
 from manyicl.comparison.arms import Spent
 from manyicl.comparison.grid import Grid, Sweeps, WorkItem, WorkKind, check_can_ask, note_unasked
-from manyicl.comparison.settings import Arm, ArmName
+from manyicl.comparison.settings import DEVICE_SHARE, Arm, ArmName
 from manyicl.episodes import BatchMaker, default_cache_dir, tokenize_task
 from manyicl.errors import UserError
 from manyicl.evaluation import Sweep, TaskSweep
@@ -37,11 +37,14 @@ from manyicl.tasks import Task
 from manyicl.training import (
     MemoryPrediction,
     Prepared,
+    Row,
     RunConfig,
     largest_row,
     measure_footprint,
     plan_packs,
     plan_validation,
+    resolve_packs,
+    with_batch,
     with_precision,
 )
 
@@ -214,6 +217,7 @@ class _Forecaster:
         self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)
         self._sweeps = sweeps
         self._asked: dict[tuple[WorkKind, str], Work] = {}
+        self._joined: dict[tuple[ArmName, int, str | None], int] = {}
 
     def forecast_arm(self, arm: Arm) -> ArmForecast:
         """Return what one arm takes."""
@@ -232,7 +236,24 @@ class _Forecaster:
         return ArmForecast(arm.name, arm.title, tokens, work, self._predict_memory(arm) if arm.trained else None)
 
     def _match(self, item: WorkItem) -> tuple[RunConfig, Spent]:
-        return self.grid.matcher.match(item.arm, seed=item.seed, task=item.task)
+        """Return the recipe of an item's model, with the packs that it joins on the device, and what it spends."""
+        config, spent = self.grid.matcher.match(item.arm, seed=item.seed, task=item.task)
+        if config.train.packs_per_batch != "auto":
+            return config, spent
+        key = item.arm, item.seed, item.task
+        if key not in self._joined:
+            self._joined[key] = resolve_packs(
+                config,
+                model_config=self.model_config,
+                pack_flops=spent.flops / (config.train.num_steps * config.train.packs_per_step),
+                row_of=self._largest_row,
+                free_bytes=None if self.device is None else self.device.memory_bytes,
+                device_share=DEVICE_SHARE,
+            ).number
+        return with_batch(config, self._joined[key]), spent
+
+    def _largest_row(self, config: RunConfig) -> Row:
+        return largest_row(self._prepare(_shorten(config)).packs, config=config)
 
     def _count_item(self, item: WorkItem, name: str, *, times: int) -> Iterator[tuple[str, Work]]:
         """Yield (kind of work, how much) of an item that is done `times` times, once with each seed."""
@@ -309,7 +330,7 @@ class _Forecaster:
             if arm.name == self._checked_arm():
                 prepared = self._prepare(config)
                 self.blockers += find_blockers(prepared, forecast_tasks(prepared))
-            rows.append((largest_row(self._prepare(_shorten(config)).packs, config=config), config))
+            rows.append((self._largest_row(config), config))
         row, config = max(rows, key=lambda pair: (pair[0].num_tokens, pair[0].num_targets))
         try:
             trust = model.trust_remote_code

@@ -89,7 +89,7 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
 
     if config.train.recompute not in ("auto", "full"):
         yield change("train.recompute", "auto", "auto")
-    if config.train.packs_per_batch > 1:
+    if config.train.packs_at_once > 1:
         yield change("train.packs_per_batch", 1, "1")
     if config.model.precision == "fp32":
         yield change("model.precision", "bf16", "bf16")

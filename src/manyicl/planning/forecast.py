@@ -39,6 +39,7 @@ from manyicl.planning.fit import Change, predict_recipe, suggest_changes
 from manyicl.training import (
     MemoryPrediction,
     Optim,
+    PacksChoice,
     Prepared,
     RunConfig,
     TrainSettings,
@@ -50,7 +51,9 @@ from manyicl.training import (
     largest_row,
     measure_footprint,
     prepare_run,
+    resolve_packs,
     used_rows,
+    with_batch,
     with_precision,
 )
 
@@ -123,6 +126,8 @@ class Forecast:
     """What is seldom meant to be so."""
     optim: Optim = "adamw_torch_fused"
     """The optimizer."""
+    joined: PacksChoice | None = None
+    """How many packs go through a device at once, if the recipe leaves it to the device; else None."""
     layer_passes: int = 0
     """Passes of rows through layers in all steps; a backward pass counts twice."""
 
@@ -171,10 +176,18 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     if config.model.quantize == "float8" and device is not None and not device.has_float8:
         blockers.append(f"model.quantize = 'float8': a {device.name} has no products in 8 bits; leave it out")
     shape = memory = change = None
+    trust, flops = config.model.trust_remote_code, None
+    try:
+        shape = shape_model(model_config, lora=config.model.lora, trust_remote_code=trust)
+        flops = sum(count_step_flops(prepared.packs, shape))
+    except UserError as error:
+        notes.append(str(error))
+    joined = None
+    if config.train.packs_per_batch == "auto":
+        joined = _join_packs(prepared, model_config, flops=flops, device=device, num_devices=num_devices)
+        config = with_batch(config, joined.number)
     row = largest_row(prepared.packs, config=config)
     try:
-        trust = config.model.trust_remote_code
-        shape = shape_model(model_config, lora=config.model.lora, trust_remote_code=trust)
         memory = predict_recipe(
             config,
             measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=trust),
@@ -195,7 +208,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         longest_tokens=max(episode.num_tokens for episode in _episodes(prepared.packs.packs)),
         known_positions=_known_positions(model_config),
         weights=shape.weights if shape else None,
-        flops=sum(count_step_flops(prepared.packs, shape)) if shape else None,
+        flops=flops,
         memory=memory,
         device=device,
         num_devices=num_devices,
@@ -203,14 +216,29 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         blockers=tuple(blockers),
         notes=tuple(notes),
         optim=config.train.optim,
+        joined=joined,
         layer_passes=count_layer_passes(config, num_layers=model_config.get_text_config().num_hidden_layers),
+    )
+
+
+def _join_packs(
+    prepared: Prepared, model_config: Any, *, flops: int | None, device: Device | None, num_devices: int
+) -> PacksChoice:
+    """Return how many packs go through a device at once. flops: of the whole run; None if they are not known."""
+    return resolve_packs(
+        prepared.config,
+        model_config=model_config,
+        pack_flops=None if flops is None else flops / len(prepared.packs),
+        row_of=lambda resolved: largest_row(prepared.packs, config=resolved),
+        free_bytes=None if device is None else device.memory_bytes,
+        num_ranks=num_devices,
     )
 
 
 def count_layer_passes(config: RunConfig, *, num_layers: int) -> int:
     """Return how often a row goes through a layer in a run: forward once, backward as long as twice, and recomputed."""
     train = config.train
-    num_rows = train.num_steps * ceil(train.packs_per_step / train.packs_per_batch)
+    num_rows = train.num_steps * ceil(train.packs_per_step / train.packs_at_once)
     recomputed = num_layers if train.recompute in ("full", "selective") else 0
     if isinstance(train.recompute, int):
         recomputed = min(train.recompute, num_layers)
@@ -389,11 +417,11 @@ def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | N
             f"model.lora.rank = {lora.rank:,}: the model's layers have {num_features:,} features, so its adapters are"
             " larger than what they adapt; 8 to 64 is usual"
         )
-    batch = num_devices * train.packs_per_batch
+    batch = num_devices * train.packs_at_once
     if train.packs_per_step % batch:
         yield (
             f"train.packs_per_step = {train.packs_per_step}: cannot be shared by {num_devices} devices with"
-            f" {train.packs_per_batch} packs a batch; make it a multiple of {batch}"
+            f" {train.packs_at_once} packs a batch; make it a multiple of {batch}"
         )
 
 

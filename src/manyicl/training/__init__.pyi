@@ -1,7 +1,15 @@
 from .export import export_trl
 from .footprint import Footprint, Row, count_states, measure_footprint
 from .held_out import HeldOutRow, mean_of_tasks
-from .memory import USABLE_FRACTION, MemoryPrediction, fewest_recomputed, predict_memory, resolve_recompute
+from .memory import (
+    USABLE_FRACTION,
+    MemoryPrediction,
+    PacksChoice,
+    fewest_recomputed,
+    predict_memory,
+    resolve_packs,
+    resolve_recompute,
+)
 from .metrics import MetricsLog, bucket_name
 from .preparation import (
     Prepared,
@@ -32,6 +40,7 @@ from .recipe import (
     make_config,
     refuse_changes,
     refuse_gone,
+    with_batch,
     with_precision,
 )
 from .recompute import Recompute
@@ -46,6 +55,7 @@ __all__ = [
     "MemoryPrediction",
     "MetricsLog",
     "Optim",
+    "PacksChoice",
     "Prepared",
     "Recompute",
     "Row",
@@ -82,10 +92,12 @@ __all__ = [
     "prepare_run",
     "refuse_changes",
     "refuse_gone",
+    "resolve_packs",
     "resolve_recompute",
     "tokenize_all",
     "tokenize_tasks",
     "train",
     "used_rows",
+    "with_batch",
     "with_precision",
 ]

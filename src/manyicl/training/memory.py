@@ -9,6 +9,7 @@ once more and then backward. Not counted: the device's own context, and what an 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,11 +18,25 @@ from torch import nn
 from manyicl.errors import UserError
 from manyicl.models import LoraSettings, decoder_layers, device_of, inner_model
 from manyicl.training.footprint import Footprint, Row, measure_footprint
-from manyicl.training.recipe import RecomputeSetting
+from manyicl.training.recipe import RecomputeSetting, RunConfig, with_batch
 from manyicl.training.recompute import Recompute, spread
 
 # Of free memory, what is counted on: allocators lose some between tensors, and libraries take workspaces.
 USABLE_FRACTION = 0.92
+# Model FLOPs, forward and backward, of a pass that keeps a GPU at work; with fewer it waits for its host, which starts
+# the kernels. Packs are joined until a row has so many.
+FEWEST_PASS_FLOPS = 4e13
+# Of joined packs: beyond it rows gain nothing, and their logits and their segments' bounds would take memory.
+MOST_JOINED_TOKENS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PacksChoice:
+    """How many packs go through a rank at once with `train.packs_per_batch = "auto"`."""
+
+    number: int
+    reason: str
+    """Why so many, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +188,69 @@ def free_memory(device: torch.device) -> int:
     torch.cuda.empty_cache()
     free: int = torch.cuda.mem_get_info(device)[0]
     return free + torch.cuda.memory_reserved(device)
+
+
+def choose_packs(num_packs: int, *, pack_tokens: int, pack_flops: float, fits: Callable[[int], bool]) -> PacksChoice:
+    """Return how many packs a row joins: as few as keep a GPU at work, or as many as there is room for.
+
+    num_packs: of a rank in one optimizer step; what is chosen divides it. pack_tokens: of the longest pack. pack_flops:
+    of a pass of one pack. fits: whether a row of so many packs fits the device, asked of more than one alone.
+
+    >>> choose_packs(8, pack_tokens=4096, pack_flops=1.5e13, fits=lambda number: True).number  # 6e13 in a pass of four
+    4
+    >>> choose_packs(8, pack_tokens=4096, pack_flops=1.5e13, fits=lambda number: number < 4).number
+    2
+    """
+    counts = [n for n in range(1, num_packs + 1) if num_packs % n == 0]
+    short = [n for n in counts if n == 1 or n * pack_tokens <= MOST_JOINED_TOKENS]
+    enough = next((n for n in short if n * pack_flops >= FEWEST_PASS_FLOPS), short[-1])
+    number = next(n for n in reversed(short) if n <= enough and (n == 1 or fits(n)))
+    if number < enough:
+        return PacksChoice(number, "more would not fit the memory")
+    if number * pack_flops >= FEWEST_PASS_FLOPS:
+        return PacksChoice(number, f"a pass has {number * pack_flops:.2g} FLOPs, which keep a GPU at work")
+    if number < counts[-1]:
+        return PacksChoice(number, f"a row has {MOST_JOINED_TOKENS:,} tokens at most")
+    return PacksChoice(number, "all that a step has for a rank")
+
+
+def resolve_packs(
+    config: RunConfig,
+    *,
+    model_config: object,
+    pack_flops: float | None,
+    row_of: Callable[[RunConfig], Row],
+    free_bytes: int | None,
+    num_ranks: int = 1,
+    num_shards: int = 1,
+    device_share: float = 1.0,
+) -> PacksChoice:
+    """Return how many packs go through a rank at once if the recipe leaves it to the device.
+
+    A row of several packs must fit with no more recomputed layers than a row of one needs, or with those that the
+    recipe fixes. pack_flops: of a pass of one pack, on average; None if they are not known. row_of: returns the largest
+    row of a recipe whose number is resolved. free_bytes: of a GPU before the model is on it; None on a CPU.
+    num_shards: as `choose_recompute` takes it. device_share: fraction of the free memory that a row of several packs
+    may take, for processes that share a GPU and see it free at once.
+    """
+    if free_bytes is None:
+        return PacksChoice(1, "a CPU gains nothing from more")
+    if pack_flops is None:
+        return PacksChoice(1, "the model's FLOPs are not known")
+    per_rank, rest = divmod(config.train.packs_per_step, num_ranks)
+
+    def measure(number: int) -> Footprint:
+        model, row = config.model, row_of(with_batch(config, number))
+        trust = model.trust_remote_code
+        return measure_footprint(model_config, row, lora=model.lora, trust_remote_code=trust, num_shards=num_shards)
+
+    def fits(number: int) -> bool:
+        one = measure(1)
+        fixed = resolve_recompute(config.train.recompute, num_layers=one.num_layers)
+        recompute = fixed or fewest_recomputed(one, free_bytes=free_bytes)
+        return predict_memory(measure(number), recompute).fits(int(device_share * free_bytes))
+
+    try:
+        return choose_packs(1 if rest else per_rank, pack_tokens=config.pack_tokens, pack_flops=pack_flops, fits=fits)
+    except UserError as error:
+        return PacksChoice(1, f"the memory of more is not known: {error}")

@@ -35,7 +35,15 @@ from manyicl.episodes import (
     with_wordings,
 )
 from manyicl.errors import UserError, suggest
-from manyicl.models import ModelShape, check_vocabulary, check_window, count_flops, load_config, load_tokenizer
+from manyicl.models import (
+    ModelShape,
+    check_vocabulary,
+    check_window,
+    count_flops,
+    load_config,
+    load_tokenizer,
+    shape_model,
+)
 from manyicl.seeds import STREAMS
 from manyicl.tasks import Task, load_tasks
 from manyicl.training.footprint import Row
@@ -267,8 +275,9 @@ def largest_row(packs: PackDataset, *, config: RunConfig) -> Row:
     """Return a row with the most tokens and the most targets that go through a GPU at once, padding included."""
     most_tokens = most_targets = 0
     tasks = packs.maker.tasks
-    for first in range(0, len(packs), config.train.packs_per_batch):
-        episodes = [e for pack in packs.packs[first : first + config.train.packs_per_batch] for e in pack.episodes]
+    size = config.train.packs_at_once
+    for first in range(0, len(packs), size):
+        episodes = [e for pack in packs.packs[first : first + size] for e in pack.episodes]
         most_tokens = max(most_tokens, sum(episode.num_tokens for episode in episodes))
         targets = [count_targets(tasks[episode.task], episode, targets=config.episodes.targets) for episode in episodes]
         most_targets = max(most_targets, sum(targets))
@@ -300,3 +309,12 @@ def count_step_flops(packs: PackDataset, shape: ModelShape) -> list[int]:
         )
         for step, divisors in enumerate(packs.divisors)
     ]
+
+
+def find_shape(config: RunConfig) -> ModelShape | None:
+    """Return what the model's FLOPs are counted from; None where a layer's are not known."""
+    try:
+        trust = config.model.trust_remote_code
+        return shape_model(load_config(config.model), lora=config.model.lora, trust_remote_code=trust)
+    except UserError:
+        return None

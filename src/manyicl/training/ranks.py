@@ -1,18 +1,22 @@
-"""Several processes: launches that would go wrong, packs handed out to the ranks, and what the ranks agree on."""
+"""Several processes: launches that would go wrong, packs joined and handed out, and what the ranks agree on."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from manyicl.episodes import PackDataset
 from manyicl.errors import UserError
-from manyicl.models import ModelShape, count_flops, inner_model
+from manyicl.models import ModelShape, count_flops, inner_model, load_config
+from manyicl.training.memory import PacksChoice, free_memory, resolve_packs
+from manyicl.training.preparation import Prepared, count_step_flops, find_shape, largest_row
 from manyicl.training.recipe import OPTIMIZERS, Optim
 from manyicl.training.recompute import Recompute
 
@@ -146,8 +150,44 @@ def balance_packs(costs: Sequence[float], *, num_ranks: int, packs_per_batch: in
     ]
 
 
+def agree_on_least(number: int) -> int:
+    """Return the least of the ranks' numbers."""
+    least: int = min(gather_object([number]))
+    return least
+
+
 def agree_on(chosen: Recompute, *, accelerator: Accelerator) -> Recompute:
     """Return what saves most memory of what the ranks chose, whose free memory may differ."""
     mine = torch.tensor([[chosen.num_layers, not chosen.keep_attention]], device=accelerator.device)
     num_layers, is_full = accelerator.gather(mine).amax(dim=0).tolist()
     return Recompute(num_layers, keep_attention=not is_full)
+
+
+def share_packs(
+    prepared: Prepared, *, device: torch.device, fault: str, known: PacksChoice | None, device_share: float
+) -> PacksChoice:
+    """Return how many packs go through a rank at once, the same on all ranks.
+
+    fault: why episodes go through the model one at a time, if they do. known: what the run that is resumed has joined,
+    which it goes on with, if so many still share out among the ranks.
+    """
+    config, num_ranks = prepared.config, PartialState().num_processes
+    if config.train.packs_per_batch != "auto":
+        return PacksChoice(config.train.packs_per_batch, "as train.packs_per_batch says")
+    if known is not None and config.train.packs_per_step % (known.number * num_ranks) == 0:
+        return known
+    if fault:
+        return PacksChoice(1, "each episode goes through the model alone")
+    packs, shape = prepared.packs, find_shape(config)
+    chosen = resolve_packs(
+        config,
+        model_config=load_config(config.model),
+        pack_flops=sum(count_step_flops(packs, shape)) / len(packs) if shape is not None else None,
+        row_of=lambda resolved: largest_row(packs, config=resolved),
+        free_bytes=free_memory(device) if device.type == "cuda" else None,
+        num_ranks=num_ranks,
+        num_shards=num_ranks if uses_fsdp(os.environ) else 1,
+        device_share=device_share,
+    )
+    least = agree_on_least(chosen.number)
+    return chosen if chosen.number == least else PacksChoice(least, "another rank has no memory for more")

@@ -99,8 +99,9 @@ class TrainSettings(BaseModel):
     """Length of a pack. Default: episodes.token_budget."""
     packs_per_step: Annotated[int, Field(gt=0)] = 8
     """Packs per optimizer step, over all ranks."""
-    packs_per_batch: Annotated[int, Field(gt=0)] = 1
-    """Packs that go through a rank at once."""
+    packs_per_batch: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    """Packs that go through a rank at once, joined in one row: a number, or 'auto' (as many as keep a GPU at work and
+    fit its free memory; 1 on a CPU)."""
     normalization: Normalization = "answer"
     """What counts once in the loss: each 'answer', each 'token', or each 'task' of the step."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
@@ -163,11 +164,17 @@ class TrainSettings(BaseModel):
                 f" {self.log_every_steps}, so a resumed run could not log what the uninterrupted one logs; make it"
                 " one, or lower log_every_steps"
             )
-        if self.packs_per_step % self.packs_per_batch:
+        if self.packs_per_batch != "auto" and self.packs_per_step % self.packs_per_batch:
             raise ValueError(
                 f"packs_per_step = {self.packs_per_step} is not a multiple of packs_per_batch = {self.packs_per_batch}"
             )
         return self
+
+    @property
+    def packs_at_once(self) -> int:
+        """`packs_per_batch` as a number, after `with_batch`."""
+        assert self.packs_per_batch != "auto", "with_batch comes first"
+        return self.packs_per_batch
 
 
 class HeldOutSettings(BaseModel):
@@ -228,7 +235,7 @@ class RunConfig(BaseModel):
     @property
     def row_tokens(self) -> int:
         """Tokens of the longest row: of all packs of a batch."""
-        return self.pack_tokens * self.train.packs_per_batch
+        return self.pack_tokens * self.train.packs_at_once
 
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -347,6 +354,11 @@ def refuse_changes(changes: Iterable[str], *, allowed: Sequence[str], where: str
 def with_precision(config: ConfigT, precision: Precision) -> ConfigT:
     """Return the config with `model.precision` resolved."""
     return config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
+
+
+def with_batch(config: ConfigT, num_packs: int) -> ConfigT:
+    """Return the config with `train.packs_per_batch` resolved."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"packs_per_batch": num_packs})})
 
 
 def dump_config(config: RunConfig) -> str:

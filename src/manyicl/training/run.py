@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,12 @@ from manyicl.models import (
     TRIAL_TOKENS,
     ModelNote,
     ModelSettings,
-    ModelShape,
     flash_implementation,
     forget_kernels,
     isolation_fault,
     kernels_taken,
-    load_config,
     load_model,
     save_beside_weights,
-    shape_model,
     trial_ids,
 )
 from manyicl.training.held_out import (
@@ -50,17 +49,19 @@ from manyicl.training.held_out import (
     held_out_rows,
     rows_to_json,
 )
+from manyicl.training.memory import PacksChoice
 from manyicl.training.metrics import BarCallback, MetricsLog, PeakMemory
 from manyicl.training.preparation import (
     Prepared,
     count_step_flops,
+    find_shape,
     largest_row,
     most_shots,
     prepare_run,
     row_multiple,
 )
-from manyicl.training.ranks import balance_steps, check_launch, refuse_data_parallel, uses_fsdp
-from manyicl.training.recipe import RunConfig, absolute_paths, load_recipe
+from manyicl.training.ranks import balance_steps, check_launch, refuse_data_parallel, share_packs, uses_fsdp
+from manyicl.training.recipe import RunConfig, absolute_paths, load_recipe, with_batch
 from manyicl.training.run_folder import (
     TRAINER_STATE,
     Run,
@@ -85,6 +86,7 @@ def train(
     on_prepared: Callable[[Prepared], None] = lambda prepared: None,
     frame: Frame | None = None,
     tasks: Mapping[str, TokenizedTask] | None = None,
+    device_share: float = 1.0,
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
@@ -95,6 +97,7 @@ def train(
     frame: of the chat style, the text around examples; None renders the chat template now. A run that is resumed keeps
     the one that it was started with, today's date of then included.
     tasks: as `prepare_run` takes them, so that many runs on the same tasks read them once; None reads their files.
+    device_share: as `resolve_packs` takes it.
 
     Raises:
         UserError: a fault in the recipe, the tasks or the model; overrides of a RunConfig; an `out` that exists
@@ -116,6 +119,7 @@ def train(
         config = recipe if isinstance(recipe, RunConfig) else load_recipe(Path(recipe), overrides=overrides)
         # Its paths are absolute, so that the run can go on from any folder.
         config = folder.open(absolute_paths(config), resume=resume)
+        known_packs = _read_packs(folder) if resume else None  # before config.toml is written anew
         return _train_in(
             folder,
             config,
@@ -127,6 +131,8 @@ def train(
             on_prepared=on_prepared,
             frame=(folder.read_state().frame if resume else None) or frame,
             tasks=tasks,
+            known_packs=known_packs,
+            device_share=device_share,
         )
 
 
@@ -158,6 +164,8 @@ def _train_in(
     on_prepared: Callable[[Prepared], None],
     frame: Frame | None,
     tasks: Mapping[str, TokenizedTask] | None,
+    known_packs: PacksChoice | None,
+    device_share: float,
 ) -> Run:
     """Do what `train` says in a folder that only this launch writes to."""
     check_launch(os.environ, optim=config.train.optim)
@@ -166,14 +174,17 @@ def _train_in(
     console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():
         prepared = prepare_run(config, frame=frame, tasks=tasks)
-    args = training_arguments(
-        config.train,
+    is_auto = config.train.packs_per_batch == "auto"
+    make_arguments = partial(
+        training_arguments,
         folder=folder.checkpoints.path,
         precision=config.model.precision,
         seed=config.seed,
         validated=bool(prepared.validation[1]),
         num_ranks=state.num_processes,
     )
+    # What cannot be trained is refused before a weight is loaded; how many packs are joined is known after that.
+    args = make_arguments((with_batch(config, 1) if is_auto else config).train)
     if resume:
         folder.refuse_other_data(prepared)
     if state.is_main_process:
@@ -184,7 +195,12 @@ def _train_in(
     with _enough_memory("loading the model", fix="try model.precision = 'bf16' with model.lora, or shard it over GPUs"):
         model = load_model(config.model, trainable=True, device=args.device)
     with _enough_memory("trying the model on rows of several episodes", fix="lower episodes.token_budget"):
-        _try_rows(folder, model, prepared, is_main=state.is_main_process)
+        fault = _try_rows(folder, model, prepared, is_main=state.is_main_process)
+    chosen = share_packs(prepared, device=args.device, fault=fault, known=known_packs, device_share=device_share)
+    prepared = replace(prepared, config=with_batch(config, chosen.number))
+    args = make_arguments(prepared.config.train)
+    if state.is_main_process:
+        folder.update_state(packs_per_batch=chosen.number, packs_reason=chosen.reason)
     held_out = draw_held_out(
         prepared.tasks,
         num_episodes=config.held_out.episodes,
@@ -200,7 +216,7 @@ def _train_in(
     started = time.monotonic()
     with progress_bar(console, total=config.train.num_steps) as bar:
         more = (BarCallback(bar, title), *callbacks(folder.metrics))
-        _train_model(model, prepared, args=args, folder=folder, callbacks=more)
+        _train_model(model, prepared, args=args, folder=folder, callbacks=more, packs_chosen=is_auto)
     rows: list[HeldOutRow] = []
     if state.is_main_process:
         _finish_model(folder, model, prepared)
@@ -213,13 +229,22 @@ def _train_in(
     return Run(folder=folder.path, model=folder.model, held_out=tuple(rows), is_main_process=state.is_main_process)
 
 
-def _try_rows(folder: RunFolder, model: Any, prepared: Prepared, *, is_main: bool) -> None:
-    """Find out whether rows of several episodes may go through the model, and keep the answer in run.json."""
+def _read_packs(folder: RunFolder) -> PacksChoice | None:
+    """Return how many packs a run that left it to the device joined; None if it has not chosen, or did not leave it."""
+    state = folder.read_state()
+    if load_recipe(folder.config_file).train.packs_per_batch != "auto" or state.packs_per_batch is None:
+        return None
+    return PacksChoice(state.packs_per_batch, state.packs_reason or "")
+
+
+def _try_rows(folder: RunFolder, model: Any, prepared: Prepared, *, is_main: bool) -> str:
+    """Return why episodes must go through the model one at a time, '' if they need not, and keep it in run.json."""
     text = trial_ids(prepared.tokenizer, TRIAL_TOKENS)
     fault = isolation_fault(model, text, longest=prepared.config.episodes.token_budget)
     if is_main:
         rows = {"episodes": "alone" if fault else "together", "reason": fault}
         folder.update_state(rows=rows)
+    return fault
 
 
 @contextmanager
@@ -240,7 +265,13 @@ def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> 
 
 
 def _train_model(
-    model: Any, prepared: Prepared, *, args: Any, folder: RunFolder, callbacks: Sequence[TrainerCallback]
+    model: Any,
+    prepared: Prepared,
+    *,
+    args: Any,
+    folder: RunFolder,
+    callbacks: Sequence[TrainerCallback],
+    packs_chosen: bool,
 ) -> None:
     checkpoints = folder.checkpoints.all()
     step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
@@ -255,10 +286,9 @@ def _train_model(
     if PartialState().is_main_process:
         folder.metrics.cut_after(step)
     config = prepared.config
-    packs, shape = prepared.packs, _find_shape(config)
-    order = balance_steps(
-        packs, shape=shape, num_ranks=PartialState().num_processes, packs_per_batch=config.train.packs_per_batch
-    )
+    packs, shape = prepared.packs, find_shape(config)
+    num_ranks = PartialState().num_processes
+    order = balance_steps(packs, shape=shape, num_ranks=num_ranks, packs_per_batch=config.train.packs_at_once)
     multiple = row_multiple(config.row_tokens, device=args.device, compiled=config.train.compile)
     trainer = AnswerTrainer(
         model,
@@ -267,21 +297,13 @@ def _train_model(
         packs=packs.arranged(order=order, row_multiple=multiple),
         row=largest_row(packs, config=config),
         step_flops=count_step_flops(packs, shape) if shape is not None else (),
+        packs_chosen=packs_chosen,
         validation=prepared.validation,
         metrics=folder.metrics,
         callbacks=[LastStepCallback(), *([PatienceCallback(patience)] if patience else []), *callbacks],
     )
     trainer.add_callback(_UsageCallback(folder, trainer))
     trainer.train_packs(checkpoint)
-
-
-def _find_shape(config: RunConfig) -> ModelShape | None:
-    """Return what the model's FLOPs are counted from; None where a layer's are not known."""
-    try:
-        trust = config.model.trust_remote_code
-        return shape_model(load_config(config.model), lora=config.model.lora, trust_remote_code=trust)
-    except UserError:
-        return None
 
 
 class PatienceCallback(EarlyStoppingCallback):

@@ -118,6 +118,10 @@ class RunState(_Record):
     changes: list[dict[str, Any]] = Field(default_factory=list)
     """Settings that were changed when the run was resumed: {"after_step": 20, "train.recompute": "full"}."""
     rows: RowsRecord | None = None
+    packs_per_batch: int | None = None
+    """Packs that went through a rank at once in the last process."""
+    packs_reason: str | None = None
+    """Why so many, in words."""
     wall_s: float | None = None
     """Seconds of training over all processes of the run, validation and checkpoints included."""
     peak_bytes: int | None = None

@@ -44,7 +44,8 @@ from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
 class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
-    recipe: the run's. packs: as the ranks are served them. row: the largest.
+    recipe: the run's. packs: as the ranks are served them. row: the largest. packs_chosen: train.packs_per_batch was
+    "auto", so that it is the first to be given up for want of memory.
     step_flops: model FLOPs of each optimizer step; empty if they are not known.
 
     Raises:
@@ -63,6 +64,7 @@ class AnswerTrainer(Trainer):
         metrics: MetricsLog,
         callbacks: list[TrainerCallback],
         step_flops: Sequence[int] = (),
+        packs_chosen: bool = False,
     ) -> None:
         # eval_dataset only tells the Trainer that there is one; `evaluate` below reads `validation`.
         super().__init__(
@@ -78,7 +80,7 @@ class AnswerTrainer(Trainer):
         if not hasattr(Trainer, "loss_is_scaled_for_ga"):
             raise UserError(f"transformers {transformers.__version__}: divides gradients once more; install 5.23")
         self.loss_is_scaled_for_ga = True
-        self.recipe = recipe
+        self.recipe, self.packs_chosen = recipe, packs_chosen
         self.row = row
         self.packs = packs
         self.step_flops = step_flops
@@ -323,17 +325,17 @@ def training_arguments(
     """
     if OPTIMIZERS[settings.optim].needs_bitsandbytes:
         check_bitsandbytes(f"train.optim = '{settings.optim}'")
-    batch = settings.packs_per_batch * num_ranks
+    batch = settings.packs_at_once * num_ranks
     if settings.packs_per_step % batch:
         raise UserError(
             f"train.packs_per_step = {settings.packs_per_step}: cannot be shared by {num_ranks} ranks with"
-            f" {settings.packs_per_batch} packs a batch; make it a multiple of {batch}"
+            f" {settings.packs_at_once} packs a batch; make it a multiple of {batch}"
         )
     on_cpu = not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.num_steps,
-        per_device_train_batch_size=settings.packs_per_batch,
+        per_device_train_batch_size=settings.packs_at_once,
         gradient_accumulation_steps=settings.packs_per_step // batch,
         learning_rate=settings.learning_rate,
         optim=settings.optim,
@@ -437,9 +439,10 @@ def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
         f"{where}, with rows of up to {trainer.recipe.row_tokens:,} tokens and {num_recomputed} of {num_layers} layers"
         f" recomputed{' in full' if is_full else ''}"
     )
-    if not is_full:
+    is_joined = trainer.recipe.train.packs_at_once > 1
+    if not is_full and not (is_joined and trainer.packs_chosen):
         return OutOfMemoryError(why, f"train.recompute={'full' if num_recomputed == num_layers else 'selective'}")
-    if trainer.recipe.train.packs_per_batch > 1:
+    if is_joined:
         return OutOfMemoryError(why, "train.packs_per_batch=1")
     fix = "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it over GPUs"
     return OutOfMemoryError(f"{why}; {fix}", None)

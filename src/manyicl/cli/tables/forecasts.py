@@ -68,6 +68,11 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         f"supervision: {plan['targets'] / plan['tokens']:.1%} of tokens are targets; {ended:,} of {num_train:,} answers"
         f" end in the terminator; {exact} of {num_checked} checked queries are asked as they were trained",
     ]
+    if forecast.joined is not None:
+        many = "1 pack goes" if forecast.joined.number == 1 else f"{forecast.joined.number} packs go"
+        on = "without a device" if forecast.device is None else f"on {forecast.device.name}"
+        reason = "" if forecast.device is None else f": {forecast.joined.reason}"
+        lines.append(f"rows: {many} through the model at once {on}{reason} (train.packs_per_batch = 'auto')")
     if forecast.flops is not None and forecast.weights is not None:
         trained = forecast.weights.trained / forecast.weights.total
         lines.append(
