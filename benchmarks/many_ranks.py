@@ -418,6 +418,7 @@ class Bench:
         return TrainSettings(
             num_steps=num_steps,
             packs_per_step=per_step,
+            packs_per_batch=1,
             compile=compiled,
             recompute=recompute,
             learning_rate=learning_rate,

@@ -255,7 +255,7 @@ def configs(draw) -> RunConfig:
         train=TrainSettings(
             num_steps=draw(COUNTS),
             pack_tokens=draw(st.none() | st.just(budget + 1)),
-            packs_per_batch=per_batch,
+            packs_per_batch=draw(st.sampled_from([per_batch, "auto"])),
             packs_per_step=per_batch * draw(st.integers(1, 8)),
             log_every_steps=log_every,
             checkpoint_every_steps=log_every * draw(st.integers(1, 9)),
