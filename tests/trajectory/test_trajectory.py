@@ -222,18 +222,19 @@ def test_a_run_goes_on_with_the_packs_that_it_joined_by_itself_unless_the_memory
     train(config, out=tmp_path / "whole")
     folder = RunFolder(tmp_path / "run")
 
-    def fail() -> OutOfMemoryError:
+    def fail(*, rows: int) -> OutOfMemoryError:
         with monkeypatch.context() as patched:
-            patched.setattr(trainer, "row_loss", short_of_memory_at(step=4, original=trainer.row_loss))
+            # That counts four rows a step.
+            patched.setattr(trainer, "row_loss", short_of_memory_at(step=1 + rows // 4, original=trainer.row_loss))
             with pytest.raises(OutOfMemoryError) as caught:
                 train(config, out=folder.path, resume=folder.is_started)
         return caught.value
 
-    assert fail().setting == "train.recompute=selective"
+    assert fail(rows=20).setting == "train.recompute=selective"  # eight rows a step: in the third
     assert folder.read_state().packs_per_batch == 1
     assert folder.read_state().packs_reason == "a CPU gains nothing from more"
     folder.update_state(packs_per_batch=4, packs_reason="more would not fit the memory")  # as on a GPU
-    failed = fail()
+    failed = fail(rows=4)  # two rows a step
     assert "with rows of up to 640 tokens" in str(failed)
     assert failed.setting == "train.packs_per_batch=1"  # before layers are recomputed: it was not the user's choice
     train(config, out=folder.path, resume=True)
