@@ -58,6 +58,8 @@ def test_one_row_of_eight_packs_equals_eight_rows_of_one(tmp_path, normalization
     for packs in (8, 1):
         config = write_setting(tmp_path, packs_per_batch=packs, normalization=normalization, num_steps=4)
         train(config, out=tmp_path / f"rows-{packs}")
+    first = [read_metrics(tmp_path / f"rows-{packs}")[0]["loss"] for packs in (8, 1)]
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
     assert_same_course(tmp_path / "rows-8", tmp_path / "rows-1", rel=1e-4)
 
 

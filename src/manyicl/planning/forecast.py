@@ -188,11 +188,9 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         config = with_batch(config, joined.number)
     row = largest_row(prepared.packs, config=config)
     try:
-        memory = predict_recipe(
-            config,
-            measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=trust),
-            device=device,
-        )
+        if shape is not None:
+            footprint = measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=trust)
+            memory = predict_recipe(config, footprint, device=device)
     except UserError as error:
         notes.append(str(error))
     if memory is not None and device is not None and not memory.fits(device.memory_bytes):
