@@ -174,6 +174,16 @@ def test_a_process_that_works_on_a_model_is_told_once_whatever_it_does_with_it(w
     assert line.startswith("waiting for process ")
 
 
+def test_processes_at_work_are_counted_by_what_they_do(world, tmp_path):
+    grid = begin(world, tmp_path / "out", arms=["base"], seeds=[0], learning_rates=[], validation_queries=2)
+    assert grid.count_claims() == 1  # this process, before its first item
+    first, second = grid.work()
+    with claiming(grid.claim_file(first)):
+        assert grid.count_claims() == 1
+        with other_process(grid.claim_file(second)):
+            assert grid.count_claims() == 2
+
+
 def test_a_model_of_one_task_waits_for_its_own_trials_alone(world, tmp_path):
     """dedicated-tuned has a rate per task; the other arms choose one over all tasks."""
     tasks = world[1][0][:2]

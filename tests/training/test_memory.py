@@ -49,14 +49,14 @@ def resolve(model_config, config: RunConfig, **options):
     ("num_packs", "pack_tokens", "pack_flops", "most_that_fit", "expected"),
     [
         (8, 4096, 3e12, 99, 8),  # a small model: 2.4e13 FLOPs in all packs, which are not enough
-        (8, 4096, 2e13, 99, 2),  # 4e13 are
-        (8, 4096, 1.5e13, 99, 4),  # 3e13 in two are not, 6e13 in four are
+        (8, 4096, 6e13, 99, 2),  # 1.2e14 are
+        (8, 4096, 3e13, 99, 4),  # 6e13 in two are not, 1.2e14 in four are
         (8, 8192, 3e14, 99, 1),  # a 7B model
         (8, 4096, 3e12, 5, 4),  # of 8, 4, 2 and 1
         (8, 4096, 3e12, 0, 1),  # one is not asked
         (7, 4096, 3e12, 99, 7),
         (7, 4096, 3e12, 6, 1),
-        (6, 4096, 1.5e13, 99, 3),
+        (6, 4096, 4e13, 99, 3),
         (32, 4096, 1e11, 99, 16),  # 65,536 tokens
         (8, 131072, 1e12, 99, 1),  # longer by itself
         (1, 512, 1e9, 99, 1),
@@ -74,7 +74,7 @@ def test_a_row_joins_as_few_packs_as_keep_a_gpu_at_work_and_as_fit(
 @pytest.mark.parametrize(
     ("num_packs", "pack_flops", "most_that_fit", "reason"),
     [
-        (8, 2e13, 99, "a pass has 4e+13 FLOPs, which keep a GPU at work"),
+        (8, 6e13, 99, "a pass has 1.2e+14 FLOPs, which keep a GPU at work"),
         (8, 1e12, 2, "more would not fit the memory"),
         (8, 1e12, 99, "all that a step has for a rank"),
         (32, 1e12, 99, "a row has 65,536 tokens at most"),

@@ -18,7 +18,7 @@ import numpy as np
 
 from manyicl.comparison.arms import Spent
 from manyicl.comparison.grid import Grid, Sweeps, WorkItem, WorkKind, check_can_ask, note_unasked
-from manyicl.comparison.settings import DEVICE_SHARE, Arm, ArmName
+from manyicl.comparison.settings import Arm, ArmName
 from manyicl.episodes import BatchMaker, default_cache_dir, tokenize_task
 from manyicl.errors import UserError
 from manyicl.evaluation import Sweep, TaskSweep
@@ -248,7 +248,6 @@ class _Forecaster:
                 pack_flops=spent.flops / (config.train.num_steps * config.train.packs_per_step),
                 row_of=self._largest_row,
                 free_bytes=None if self.device is None else self.device.memory_bytes,
-                device_share=DEVICE_SHARE,
             ).number
         return with_batch(config, self._joined[key]), spent
 

@@ -249,6 +249,10 @@ class Grid:
         """Return the lock file of the process that does an item."""
         return self.folder / ".claims" / f"{'-'.join(self.path_of(item).relative_to(self.folder).parts)}.lock"
 
+    def count_claims(self) -> int:
+        """Return how many items processes are doing now, at least 1; one that was killed may still be counted."""
+        return max(1, len(list((self.folder / ".claims").glob("*.lock"))))
+
     def sweep_of(self, item: WorkItem) -> tuple[list[Task], Sweep]:
         """Return the tasks that an item asks, and with which shots, draws and queries."""
         settings = self.settings

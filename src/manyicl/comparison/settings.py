@@ -26,9 +26,6 @@ TaskRole = Literal["trained", "held-out", "familiar"]
 METAICL_SHOTS, METAICL_TOKENS = 16, 1024
 # A run of dedicated-tuned trains on this many times the tokens of the dedicated model of the same task.
 TUNED_FACTOR = 8
-# Of a GPU's free memory, what a row of joined packs may take: up to 12 processes of a comparison have shared one, and
-# all of them may see it free at once.
-DEVICE_SHARE = 1 / 12
 # Its learning rates as multiples of train.learning_rate, if the recipe names none: steps of half a decade.
 TUNED_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
 

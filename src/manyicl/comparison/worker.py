@@ -16,7 +16,7 @@ from manyicl.comparison.answers import Trials
 from manyicl.comparison.arms import Spent
 from manyicl.comparison.grid import SWEEP_KINDS, Grid, WorkItem, WorkKind, plan_file
 from manyicl.comparison.inputs import read_whole, redoable
-from manyicl.comparison.settings import ARMS, DEVICE_SHARE, CompareSettings
+from manyicl.comparison.settings import ARMS, CompareSettings
 from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
 from manyicl.evaluation import drift_every, evaluate_sweep, window_bits
@@ -189,7 +189,7 @@ def _train(worker: Worker, item: WorkItem, title: str) -> None:
         callbacks=drift,
         frame=grid.frame,
         tasks=grid.matcher.tasks,
-        device_share=DEVICE_SHARE,
+        device_share=1 / grid.count_claims(),  # the others may be about to take of the same memory
     )
     run.checkpoints.remove()
     if torch.cuda.is_available():

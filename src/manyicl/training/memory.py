@@ -24,8 +24,9 @@ from manyicl.training.recompute import Recompute, spread
 # Of free memory, what is counted on: allocators lose some between tensors, and libraries take workspaces.
 USABLE_FRACTION = 0.92
 # Model FLOPs, forward and backward, of a pass that keeps a GPU at work; with fewer it waits for its host, which starts
-# the kernels. Packs are joined until a row has so many.
-FEWEST_PASS_FLOPS = 4e13
+# the kernels. Packs are joined until a row has so many. On an H200 a 7B shape gains 1.8 times from 6e13 to 1.2e14, and
+# 3 % from there to 2.3e14; a 1B shape still gains 15 % from 3.4e13 to 6.8e13 (docs/performance.md).
+FEWEST_PASS_FLOPS = 1e14
 # Of joined packs: beyond it rows gain nothing, and their logits and their segments' bounds would take memory.
 MOST_JOINED_TOKENS = 1 << 16
 
@@ -196,9 +197,9 @@ def choose_packs(num_packs: int, *, pack_tokens: int, pack_flops: float, fits: C
     num_packs: of a rank in one optimizer step; what is chosen divides it. pack_tokens: of the longest pack. pack_flops:
     of a pass of one pack. fits: whether a row of so many packs fits the device, asked of more than one alone.
 
-    >>> choose_packs(8, pack_tokens=4096, pack_flops=1.5e13, fits=lambda number: True).number  # 6e13 in a pass of four
+    >>> choose_packs(8, pack_tokens=4096, pack_flops=3e13, fits=lambda number: True).number  # 1.2e14 in a pass of four
     4
-    >>> choose_packs(8, pack_tokens=4096, pack_flops=1.5e13, fits=lambda number: number < 4).number
+    >>> choose_packs(8, pack_tokens=4096, pack_flops=3e13, fits=lambda number: number < 4).number
     2
     """
     counts = [n for n in range(1, num_packs + 1) if num_packs % n == 0]

@@ -103,7 +103,8 @@ class TrainSettings(BaseModel):
     """Packs that go through a rank at once, joined in one row: a number, or 'auto' (as many as keep a GPU at work and
     fit its free memory; 1 on a CPU)."""
     normalization: Normalization = "answer"
-    """What counts once in the loss: each 'answer', each 'token', or each 'task' of the step."""
+    """What counts once in the loss: each 'answer', each 'token', or each 'task' of the step.
+    Tokens cost 2.0 points [1.1, 2.9] on new tasks after many shots (docs/results.md, "Which default?")."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
     """Peak learning rate."""
     optim: Optim = "adamw_torch_fused"
