@@ -180,7 +180,8 @@ def test_processes_at_work_are_counted_by_what_they_do(world, tmp_path):
     first, second = grid.work()
     with claiming(grid.claim_file(first)):
         assert grid.count_claims() == 1
-        with other_process(grid.claim_file(second)):
+        with other_process(grid.claim_file(second)) as process:
+            assert process.stdout.readline() == "None\n"  # it has the claim
             assert grid.count_claims() == 2
 
 
