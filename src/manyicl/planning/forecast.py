@@ -63,6 +63,8 @@ SHOT_EDGES = (0, 1, 4, 16, 64, 256)
 CHECKED_EPISODES = 4
 # Beyond so many, an answer is more likely remembered than read off its shots.
 MANY_EPOCHS = 50
+# Tasks that a note names, those that it is most true of first.
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,20 +391,28 @@ def find_blockers(prepared: Prepared, tasks: Sequence[TaskForecast]) -> Iterable
 
 def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[str]:
     """Yield what training on a task may well be, but is seldom meant to be."""
+    unseen = [task for task in tasks if 0 < task.num_seen < task.num_fitting]
+    if unseen:
+        unseen.sort(key=lambda task: task.num_seen / task.num_fitting)
+        told = [f"{task.name} {task.num_fitting - task.num_seen:,} of {task.num_fitting:,}" for task in unseen]
+        yield (f"train rows of {_tell_share(told, among=tasks)} are in no episode of the run; more steps would see all")
+    often = [task for task in tasks if task.epochs > MANY_EPOCHS]
+    if often:
+        often.sort(key=lambda task: -task.epochs)
+        told = [f"{task.name} {task.num_train:,} rows, {task.epochs:,.0f} times" for task in often]
+        yield (
+            f"train rows of {_tell_share(told, among=tasks)} are seen over {MANY_EPOCHS} times each; fewer steps or"
+            " more rows would be gentler"
+        )
     for task in tasks:
-        if 0 < task.num_seen < task.num_fitting:
-            unseen = task.num_fitting - task.num_seen
-            yield (
-                f"task '{task.name}': {unseen:,} of its {task.num_fitting:,} train rows are in no episode of the run;"
-                " more steps would see all"
-            )
-        if task.epochs > MANY_EPOCHS:
-            yield (
-                f"task '{task.name}': its {task.num_train:,} train rows are seen {task.epochs:.0f} times each; fewer"
-                " steps or more rows would be gentler"
-            )
         if task.num_episodes and not task.most_shots and config.episodes.shots != 0:
             yield f"task '{task.name}': no episode holds two of its examples; raise episodes.token_budget"
+
+
+def _tell_share(told: Sequence[str], *, among: Sequence[TaskForecast]) -> str:
+    """Return how many of the tasks `told` describes, and the first of them."""
+    others = f"; {len(told) - MOST_NAMED:,} more" if len(told) > MOST_NAMED else ""
+    return f"{len(told):,} of {len(among):,} tasks ({'; '.join(told[:MOST_NAMED])}{others})"
 
 
 def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | None) -> Iterable[str]:
