@@ -249,7 +249,7 @@ def test_the_audit_tells_of_near_duplicates_between_train_and_test():
     assert "near-duplicate" not in render(audit_table([AUDIT]))
     found = [replace(AUDIT, num_near_copies=1200), replace(AUDIT, name="big", num_near_copies=None)]
     text = render(audit_table(found))
-    assert "sums: 1,200 test inputs have a near-duplicate in train" in text
+    assert "sums: test inputs with a near-duplicate in train: 1,200" in text
     assert "big: near-duplicates between test and train were not looked for (1,234 rows)" in text
 
 

@@ -277,12 +277,12 @@ def test_a_file_with_other_columns_is_read_as_the_user_agrees(page, url, tmp_pat
     (tmp_path / "other.csv").write_text("text,label,id\n" + rows, encoding="utf-8")
     find(page, "#new-file").send_keys(str(tmp_path / "other.csv"))
     wait(page, "#confirm-title", "The columns of “other.csv” have other names")
-    assert find(page, "#confirm-text").text == "Read it in this way: input from “text”, answer from “label”?"
+    assert find(page, "#confirm-text").text == "Read input from “text”, answer from “label”?"
     find(page, "#confirm-buttons button").click()
     assert "no 'input' column" in wait(page, "#alert .note").text
 
     find(page, "#new-file").send_keys(str(tmp_path / "other.csv"))
-    wait(page, "#confirm-buttons .main", "Read it so").click()
+    wait(page, "#confirm-buttons .main", "Read it this way").click()
     wait(page, "#task-name", "other")
     wait(page, "#news", "20 examples added.")
     assert httpx2.get(f"{url}/v1/tasks/other").json()["labels"] == ["fox", "owl"]

@@ -377,7 +377,7 @@ def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
         if audit.num_near_copies is None:
             lines.append(f"near-duplicates between test and train were not looked for ({audit.num_rows:,} rows)")
         elif audit.num_near_copies:
-            lines.append(f"{audit.num_near_copies:,} test inputs have a near-duplicate in train")
+            lines.append(f"test inputs with a near-duplicate in train: {audit.num_near_copies:,}")
         lines += audit.notes
         notes += [f"{audit.name}: {line}" for line in lines]
     if any(fault.rows and not fault.kind.endswith(("column", "columns")) for audit in audits for fault in audit.faults):

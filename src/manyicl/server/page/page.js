@@ -177,7 +177,7 @@ async function upload(method, path, file, name) {
     if (!settings) throw error;
     const named = (columns) => [columns].flat().map((column) => `“${column}”`).join(" and ");
     const read = Object.entries(settings.columns).map(([ours, theirs]) => `${ours.replaceAll("_", " ")} from ${named(theirs)}`);
-    const agreed = await choose(`The columns of “${file.name}” have other names`, `Read it in this way: ${read.join(", ")}?`, [["no", "Cancel"], ["yes", "Read it so", "main"]]);
+    const agreed = await choose(`The columns of “${file.name}” have other names`, `Read ${read.join(", ")}?`, [["no", "Cancel"], ["yes", "Read it this way", "main"]]);
     if (agreed !== "yes") throw error;
     return ask(method, path, formOf(file, name, settings));
   }
