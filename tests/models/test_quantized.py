@@ -15,11 +15,11 @@ from manyicl.errors import UserError
 from manyicl.inference.model import load_for_inference
 from manyicl.inference.sharing import try_prefix
 from manyicl.models.attention.dispatch import segment_attention
-from manyicl.models.loading import LoraSettings, ModelSettings, load_model, read_note
+from manyicl.models.loading import LoraSettings, ModelNote, ModelSettings, load_model, read_note
 from manyicl.models.places import SEED_MODEL
 from manyicl.models.precision import in_float32
 from manyicl.models.quantization.nf4 import NF4_BYTES
-from manyicl.models.saving import merge_adapter
+from manyicl.models.saving import merge_adapter, save_model
 from manyicl.training.footprint import Row, measure_footprint, meter_step
 from manyicl.training.memory import predict_memory
 from manyicl.training.recompute import Recompute, prepared_layers
@@ -182,7 +182,7 @@ def test_a_merge_folds_it_into_the_bases_own_weights_and_says_so(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_whose_recipe_changed_the_packed_bases_config_is_asked_and_merged(run, tmp_path):
+def test_a_run_whose_recipe_changed_the_packed_bases_config_is_asked_and_merged(tmp_path):
     config = write_packed_setting(tmp_path / "setting")
     changed = config.model.model_copy(update={"config": {"max_position_embeddings": 256}})
     train(config.model_copy(update={"model": changed}), out=tmp_path / "run")
@@ -198,6 +198,19 @@ def test_a_run_whose_recipe_changed_the_packed_bases_config_is_asked_and_merged(
         assert torch.equal(again(IDS).logits, own(IDS).logits)
     merge_adapter(str(tmp_path / "run"), tmp_path / "merged")
     assert load(tmp_path / "merged").config.max_position_embeddings == 256
+
+
+def test_an_adapter_on_a_checkpoint_in_4_bits_whose_config_was_changed_still_knows_it_as_one(folder, tmp_path):
+    packed = tmp_path / "packed"
+    load(folder, quantize="nf4").save_pretrained(packed)
+    settings = {"config": {"max_position_embeddings": 256}, "lora": LoraSettings(rank=2)}
+    own = load_model(ModelSettings(path=str(packed), precision="fp32", **settings), trainable=True).eval()
+    save_model(own, train_tokenizer("bpe"), tmp_path / "adapter", note=ModelNote())
+    again = load(tmp_path / "adapter")
+    assert again.get_base_model().config.max_position_embeddings == 256
+    weights = dict(own.named_parameters())
+    assert all(torch.equal(weight, weights[name]) for name, weight in again.named_parameters())
+    assert {weight.dtype for weight in weights.values()} == {torch.float32, torch.uint8}
 
 
 def refusal(**settings):

@@ -45,7 +45,7 @@ def save_beside_weights(model: Any, tokenizer: Any, folder: Path, *, note: Model
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     if inner is not model and getattr(inner, "has_changed_config", False):
         config = copy.deepcopy(inner.config)
-        if hasattr(config, "quantization_config"):  # how the base is stored stands in the note
+        if note.quantize and hasattr(config, "quantization_config"):  # it was packed when it was loaded
             del config.quantization_config
         config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
