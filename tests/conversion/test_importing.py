@@ -192,6 +192,13 @@ def test_mmlus_own_files_which_have_no_header_are_read_whole(end, tmp_path):
     assert [row["input"] for row in _rows_of(tmp_path / "six.csv", tmp_path / "six")] == ["one?", "two?"]
 
 
+def test_a_row_late_in_mmlus_own_file_that_is_not_utf8_is_named(tmp_path):
+    rows = [f"What is the half of {2 * n}?,{n},1,2,3,A\n".encode() for n in range(1000)]
+    (tmp_path / "halves.csv").write_bytes(b"".join(rows) + b"caf\xe9?,1,2,3,4,A\n")
+    with pytest.raises(UserError, match=r"halves\.csv, row 1,001: byte [\d,]+ of the file is not UTF-8; save it"):
+        import_tasks(tmp_path / "halves.csv")
+
+
 def _rows_of(source: Path, out: Path) -> list[dict]:
     import_tasks(source, out)
     return written(out, source.stem)

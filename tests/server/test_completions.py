@@ -60,7 +60,8 @@ def test_what_this_server_does_not_have_is_not_found_in_words(client, url):
         client.responses.create(model="base:slow", input="hello")
     with pytest.raises(openai.NotFoundError, match="there is nothing at this path"):
         client.embeddings.create(model="base:slow", input="hello")
-    assert httpx2.post(f"{url}/nothing").status_code == 404
+    for path in ("nothing", "%00", "a" * 300):
+        assert httpx2.post(f"{url}/{path}").status_code == 404
     assert httpx2.post(f"{url}/v1/tasks/slow/curve").status_code == 405  # has another method
     assert httpx2.post(f"{url}/page.js").status_code == 405
 

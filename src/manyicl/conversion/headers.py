@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import tempfile
+from codecs import BOM_UTF8
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -41,10 +42,8 @@ def _is_mmlu(path: Path) -> bool:
 
 
 def _copy(part: Part, path: Path) -> Part:
-    with (
-        part.path.open(encoding="utf-8-sig", newline="") as source,
-        path.open("w", encoding="utf-8", newline="") as file,
-    ):
-        file.write(",".join(_MMLU) + "\n")
+    with part.path.open("rb") as source, path.open("wb") as file:  # bytes: what is wrong with them is its reader's
+        file.write((",".join(_MMLU) + "\n").encode())
+        file.write(source.read(len(BOM_UTF8)).removeprefix(BOM_UTF8))
         shutil.copyfileobj(source, file)
     return replace(part, path=path)

@@ -76,10 +76,11 @@ class _Page(StaticFiles):
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """Answer a request; to another method than those of files with 404 where there is nothing, else with 405."""
-        if scope["method"] not in ("GET", "HEAD") and self.lookup_path(path)[1] is None:
-            known = any(route.matches(scope)[0] is Match.PARTIAL for route in scope["app"].routes)
-            raise HTTPException(405 if known else 404)
-        return await super().get_response(path, scope)
+        if scope["method"] in ("GET", "HEAD"):
+            return await super().get_response(path, scope)
+        if not any(route.matches(scope)[0] is Match.PARTIAL for route in scope["app"].routes):
+            await super().get_response(path, {**scope, "method": "HEAD"})  # raises 404 where there is nothing
+        raise HTTPException(405)
 
 
 def has_page() -> bool:
