@@ -104,6 +104,8 @@ def test_values_of_another_kind_are_refused_before_they_are_sent():
         task.remove_examples(3)
     with pytest.raises(UserError, match=r"^\.: cannot be read \(Is a directory\)$"):
         task.client.add_task(".")
+    with pytest.raises(UserError, match=r"^pyproject\.toml/a\.csv: cannot be read \(Not a directory\)$"):
+        task.client.add_task("pyproject.toml/a.csv")
 
 
 def test_no_server_is_one_line():

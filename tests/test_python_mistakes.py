@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import manyicl
@@ -11,6 +12,7 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference.answering.questions import ask
+from manyicl.inference.endpoint import EndpointSettings
 from manyicl.inference.model import InferenceModel
 from manyicl.service.settings import ServiceSettings
 from tests.conftest import make_task, tiny_model, train_tokenizer
@@ -85,6 +87,7 @@ def test_a_path_names_a_model_and_a_text_a_recipe(tmp_path: Path):
         (lambda: manyicl.compare("r.toml", seeds=0), "seeds=0: is one value, not a list; give [0]"),
         (lambda: manyicl.write_report("c", others=Path("d")), "others=d: is one value, not a list; give ['d']"),
         (lambda: manyicl.AnswerSettings(stop="END"), "stop=END: is one value, not a list; give ['END']"),
+        (lambda: manyicl.compare("r.toml", seeds=np.int64(3)), "seeds=3: is one value, not a list; give [3]"),
     ],
 )
 def test_one_text_in_place_of_a_list_is_not_taken_letter_by_letter(call, told):
@@ -104,6 +107,22 @@ def test_options_of_one_input_are_a_list_of_their_own(asked, options):
             UserError, match=r"options=.*: give a list of answers for each input, such as \[\['yes', 'no'"
         ):
             task.predict(["the red fox 7", "the red fox 8"], options=options)
+
+
+def test_settings_of_another_kind(asked):
+    """A server's address in place of its settings, or a dict of settings, ended in an AttributeError."""
+    task, url = make_task("animals"), "http://127.0.0.1:8000"
+    for call, told in (
+        (lambda: manyicl.open(asked, endpoint=url), f"endpoint={url}: give a manyicl.EndpointSettings"),
+        (lambda: manyicl.open(asked, settings={"measure": False}), "settings={'measure': False}: give a manyicl.S"),
+        (lambda: manyicl.evaluate(asked, [task], endpoint=url), f"endpoint={url}: give a manyicl.EndpointSettings"),
+        (lambda: manyicl.evaluate(asked, [task], answering={"samples": 3}), "answering={'samples': 3}: give a many"),
+        (lambda: manyicl.ask(asked, task, ["a fox"], answering={"samples": 3}), "answering={'samples': 3}: give a"),
+    ):
+        with pytest.raises(UserError) as raised:
+            call()
+        assert str(raised.value).startswith(told)
+    assert {manyicl.EndpointSettings, manyicl.ServiceSettings} == {EndpointSettings, ServiceSettings}
 
 
 def test_overrides_of_a_recipe_that_is_not_read_from_a_file_are_not_ignored(tmp_path):

@@ -7,6 +7,7 @@ from .evaluation.loop import evaluate, one_pass_curve
 from .evaluation.results import Evaluation
 from .inference.answering.questions import ask
 from .inference.answering.settings import AnswerSettings
+from .inference.endpoint import EndpointSettings
 from .inference.model import InferenceModel, load_for_inference
 from .models.loading import LoraSettings, ModelSettings
 from .server.access import make_token
@@ -22,6 +23,7 @@ __all__ = [
     "AnswerSettings",
     "Check",
     "Client",
+    "EndpointSettings",
     "EpisodeSettings",
     "Evaluation",
     "Example",

@@ -348,7 +348,7 @@ def _settings_beside(path: Path) -> Mapping[str, Any] | None:
     settings_path = path.parent / f"{_stem(path)}.task.json"
     try:
         content = json.loads(settings_path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{settings_path}: cannot be read ({error}); correct it, or give settings") from error

@@ -79,9 +79,21 @@ def check_list(name: str, values: object, *, of: type[str] | type[int] = str) ->
     Raises:
         UserError: naming the parameter.
     """
-    if isinstance(values, str | PathLike | int):
+    if isinstance(values, str | PathLike) or not isinstance(values, Iterable | None):
         shown = str(values) if of is int and str(values).isdecimal() else repr(str(values))
         raise UserError(f"{name}={values}: is one value, not a list; give [{shown}]")
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Refuse a value that is not of the class of settings that a parameter takes, such as a dict of them.
+
+    kind: a class that `manyicl` exports. None passes: it stands for the default.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    if not isinstance(value, kind | None):
+        raise UserError(f"{name}={str(value)[:60]}: give a manyicl.{kind.__name__}")
 
 
 def find_refusal(error: BaseException) -> str | None:

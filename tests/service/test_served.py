@@ -7,6 +7,7 @@ import re
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import manyicl
@@ -349,12 +350,16 @@ def test_values_of_another_kind_are_refused_in_one_line(service, animals):
         animals.predict("fox", shots="nearest")
     with pytest.raises(UserError, match=r"^answering=\{'samples': 3\}: give a manyicl\.AnswerSettings$"):
         animals.predict("fox", answering={"samples": 3})
-    with pytest.raises(UserError, match=r"^min_confidence=0\.5: is not a probability"):
+    with pytest.raises(UserError, match=r"^min_confidence='0\.5': is not a probability"):
         animals.predict("fox", min_confidence="0.5")
     with pytest.raises(UserError, match=r"^ids=3: is one value, not a list; give \[3\]$"):
         animals.remove_examples(3)
-    with pytest.raises(UnknownExample, match=r"^example '3': is not a number; give the `id`"):
+    with pytest.raises(UnknownExample, match=r"^example '3': is not a whole number; give the `id`"):
         animals.correct("3", "owl")
+    with pytest.raises(BadExamples, match=r"^example 3: answer 4 is not a text; write it as text$"):
+        animals.correct(np.int64(3), 4)
+    with pytest.raises(UserError, match=r"^options=\[\[1, 2\]\]: give a list of answers for each input"):
+        animals.predict("fox", options=[[1, 2]])
     for rows in (5, None, {"input": "a", "answer": "b"}):
         with pytest.raises(BadExamples, match=r"^examples=.*: give a file, a folder of one task, or a list of rows$"):
             service.add_task(rows, name="x")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from manyicl.distributed import ALONE, Ranks
 from manyicl.episodes import Frame, TaskTokenizer
-from manyicl.errors import UserError
+from manyicl.errors import UserError, check_kind
 from manyicl.evaluation.answering import PointAnswers, answer_draw
 from manyicl.evaluation.curves import OnProgress, make_curve, score_one_pass
 from manyicl.evaluation.results import Evaluation, refuse_other_result
@@ -88,6 +88,7 @@ def evaluate(
     _check_tasks(tasks)
     if isinstance(shots, str | int):
         raise UserError(f"shots={shots}: give a list, such as [0, 1, 4, 'fill']")
+    check_kind("answering", answering, AnswerSettings)
     tasks = [with_template(task, template) for task in tasks]
     loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str | Path) else model
     sweep = Sweep(
@@ -121,7 +122,7 @@ def evaluate_sweep(
     allow_empty: return empty points, instead of an error, if no task has room for a query.
     """
     if endpoint is not None:
-        _check_server_can(sweep.answering, ranks=ranks)
+        _check_server(endpoint, sweep.answering, ranks=ranks)
     check_sweep(sweep)
     path = None if out is None else Path(out)
     if path is not None and endpoint is None:
@@ -178,8 +179,11 @@ def evaluate_sweep(
     return result
 
 
-def _check_server_can(answering: AnswerSettings, *, ranks: Ranks) -> None:
-    """Refuse what a server cannot do."""
+def _check_server(endpoint: EndpointSettings, answering: AnswerSettings, *, ranks: Ranks) -> None:
+    """Refuse settings of another kind, and what a server cannot do."""
+    from manyicl.inference import EndpointSettings
+
+    check_kind("endpoint", endpoint, EndpointSettings)
     for name in ("normalize", "calibrate"):
         if getattr(answering, name) != "none":
             raise UserError(

@@ -57,7 +57,7 @@ def make_items(
     Raises:
         InputTooLong: an input does not fit. UserError: an option that cannot be an answer, or a limit below 1.
     """
-    if isinstance(options, str) or any(isinstance(own, str) for own in options or ()):
+    if options is not None and not _are_lists_of_texts(options):
         raise UserError(f"options={options}: give a list of answers for each input, such as [['yes', 'no']]")
     if options is not None and len(options) != len(texts):
         raise UserError(f"options: there are {len(options)} for {len(texts)} inputs; give a list for each input")
@@ -80,6 +80,12 @@ def make_items(
             raise InputTooLong(f"input {place + 1}: {str(error).removeprefix('input: ')}") from None
         items.append(item)
     return items
+
+
+def _are_lists_of_texts(options: object) -> bool:
+    return isinstance(options, list | tuple) and all(
+        isinstance(own, list | tuple) and all(isinstance(option, str) for option in own) for own in options
+    )
 
 
 def make_prompts(

@@ -7,6 +7,7 @@ with its next read, because each request reads the task's version first.
 from __future__ import annotations
 
 import json
+import operator
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -355,8 +356,11 @@ class TaskChange:
         Raises:
             UnknownExample: the task has none with this id.
         """
-        if not isinstance(id_, int):
-            raise UnknownExample(f"example {id_!r}: is not a number; give the `id` of one of the task's examples")
+        try:
+            id_ = operator.index(id_)  # also numpy's
+        except TypeError:
+            told = f"example {id_!r}: is not a whole number; give the `id` of one of the task's examples"
+            raise UnknownExample(told) from None
         query = f"{_SELECT} WHERE task = ? AND id = ?"
         row = self._db.execute(query, (self.record.id, id_)).fetchone() if abs(id_) < 1 << 63 else None
         if row is None:

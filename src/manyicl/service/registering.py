@@ -234,9 +234,11 @@ def correct_example(change: TaskChange, id_: int, answer: str) -> None:
 
     Raises:
         UnknownExample: there is none with this id.
-        BadExamples: the answer is empty, or is not one of the answers to choose from.
+        BadExamples: the answer is empty, not a text, or is not one of the answers to choose from.
     """
     example = change.find(id_)
+    if not isinstance(answer, str):
+        raise BadExamples(f"example {id_}: answer {answer!r} is not a text; write it as text")
     answer = tidy_answer(answer)
     if not answer:
         raise BadExamples(f"example {id_}: the answer is empty; give one, or remove the example")

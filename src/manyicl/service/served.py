@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from manyicl.errors import UserError, check_list
+from manyicl.errors import UserError, check_kind, check_list
 from manyicl.inference import (
     AnswerSettings,
     EndpointSettings,
@@ -68,9 +68,11 @@ def open_service(
     endpoint: a server that runs the model; `model` then gives tokenizer, template and window.
 
     Raises:
-        UserError: the model cannot be loaded, or the server is not reached.
+        UserError: the model cannot be loaded, the server is not reached, or settings are of another kind.
         LibraryFault: the library is corrupt, from a newer version, or cannot be written.
     """
+    check_kind("endpoint", endpoint, EndpointSettings)
+    check_kind("settings", settings, ServiceSettings)
     library = Library(Path(data)) if data is not None else None  # before the model, which takes seconds
     try:
         loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str | Path) else model

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from manyicl.errors import UserError
+from manyicl.errors import check_kind
 from manyicl.inference import AnswerSettings
 from manyicl.service.library import ServedExample, TaskRecord
 from manyicl.service.measurement.findings import Measurement
@@ -177,9 +177,8 @@ class ServedTask:
             UnknownTask, InputTooLong, QueueFull, Closing: it is refused. UserError: an input is empty, or
                 `min_confidence` is for answers that have no confidence.
         """
-        for name, given, kind in (("shots", shots, ShotChoice), ("answering", answering, AnswerSettings)):
-            if given is not None and not isinstance(given, kind):
-                raise UserError(f"{name}={given}: give a manyicl.{kind.__name__}")
+        check_kind("shots", shots, ShotChoice)
+        check_kind("answering", answering, AnswerSettings)
         return self._service.submit(
             self.name,
             inputs,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples
-from manyicl.errors import UserError
+from manyicl.errors import UserError, check_kind
 from manyicl.inference.answering.choices import CONTENT_FREE, score_content_free, weigh_choices
 from manyicl.inference.answering.generation import OnIds
 from manyicl.inference.answering.settings import (
@@ -117,6 +117,7 @@ def ask(
         UserError: an empty input, fewer train rows than `shots`, an input that does not fit after the shots, nearest
             shots of a task with embeddings, or a `min_confidence` for answers that have no confidence.
     """
+    check_kind("answering", answering, AnswerSettings)
     check_min_confidence(min_confidence, has_confidence=bool(task.labels) or answering.samples > 1)
     questions = pose_questions(
         model, task, inputs, shots=shots, seed=seed, answering=answering, choose=choose, num_nearest=num_nearest

@@ -123,7 +123,7 @@ def check_min_confidence(min_confidence: float | None, *, has_confidence: bool) 
     if min_confidence is None:
         return
     if not isinstance(min_confidence, int | float) or not 0 <= min_confidence <= 1:
-        raise UserError(f"min_confidence={min_confidence}: is not a probability; give one from 0 to 1, such as 0.8")
+        raise UserError(f"min_confidence={min_confidence!r}: is not a probability; give one from 0 to 1, such as 0.8")
     if not has_confidence:
         raise UserError(
             f"min_confidence={min_confidence:g}: generated answers have no confidence; leave it out, give the task"
