@@ -73,6 +73,9 @@ def test_settings_of_answering_that_changed_nothing_are_not_in_the_title_but_tol
     text = render(evaluation_table(replace(evaluation(free), answering=AnswerSettings(calibrate="contextual"))))
     assert "contextual calibration" not in text
     assert "task0: without effect: --calibrate (answers are generated)\n" in text
+    text = render(evaluation_table(replace(evaluation(*[labelled] * 6), answering=sampled)))
+    assert text.count("without effect") == 1
+    assert f"task0, task1, task2 and 3 more: {told}\n" in text
     # A server generates all answers.
     by_server = replace(evaluation(labelled), answering=sampled, engine="endpoint")
     assert "majority of 5" in render(evaluation_table(by_server))

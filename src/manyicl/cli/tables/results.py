@@ -39,6 +39,8 @@ from manyicl.report import tell_plain_path
 UNITS = {"tokens": "token", "characters": "character", "bytes": "byte"}
 # The thresholds of "don't answer" that the terminal shows; a result file has more.
 SHOWN_THRESHOLDS = (0.5, 0.8, 0.9)
+# The tasks that a note names.
+MOST_NAMED = 3
 
 
 def show_shots(curves: Sequence[ShotCurve]) -> list[Shots]:
@@ -179,9 +181,22 @@ def _notes(evaluation: Evaluation) -> list[Text]:
             told = f"{cut} generated answers reached the token limit before their end"
             notes.append(f"{curve.task}: {told}; --max-new-tokens raises it")
         notes += _audit_shots(curve)
-        if idle := _idle(evaluation, curve):
-            notes.append(f"{curve.task}: {tell_idle(idle, are_chosen=_are_chosen(evaluation, curve))}")
+    notes += _tell_all_idle(evaluation)
     return [Text(note, style="dim") for note in notes]
+
+
+def _tell_all_idle(evaluation: Evaluation) -> list[str]:
+    """Return which settings of answering changed nothing, in one line for all tasks of which the same is true."""
+    tasks: dict[str, list[str]] = {}
+    for curve in evaluation.curves:
+        if idle := _idle(evaluation, curve):
+            told = tell_idle(idle, are_chosen=_are_chosen(evaluation, curve))
+            tasks.setdefault(told, []).append(curve.task)
+    notes = []
+    for told, names in tasks.items():
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        notes.append(f"{', '.join(names[:MOST_NAMED])}{more}: {told}")
+    return notes
 
 
 def _audit_shots(curve: ShotCurve) -> list[str]:
