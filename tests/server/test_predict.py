@@ -151,3 +151,5 @@ def test_settings_of_generation_that_change_nothing_are_named_in_a_header(servic
     service.labels = ()
     asked = {"inputs": ["x", "y"], "options": [["a", "b"], ["c", "d"]], "stop": ["."]}
     assert httpx2.post(url + ASK, json=asked).headers["x-manyicl-ignored"] == "stop"
+    service.labels, service.info.num_parameters = ("cat", "dog"), None  # a model on a server generates labels too
+    assert "x-manyicl-ignored" not in httpx2.post(url + ASK, json=sampled).headers
