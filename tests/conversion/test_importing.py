@@ -182,7 +182,7 @@ def test_mmlus_own_files_which_have_no_header_are_read_whole(end, tmp_path):
     (imported,) = import_tasks(tmp_path / "mmlu", tmp_path / "out").tasks
     options = ["1", "2", "3", "4"]
     assert written(tmp_path / "out", "algebra") == [
-        {"input": "1 + 1?", "answer": "2", "options": options, "split": "validation"},
+        {"input": "1 + 1?", "answer": "2", "options": options, "split": "train"},
         {"input": "0, and 1?", "answer": "1", "options": options, "split": "test"},
         {"input": "2 + 2?", "answer": "4", "options": options, "split": "test"},
     ]
@@ -190,6 +190,20 @@ def test_mmlus_own_files_which_have_no_header_are_read_whole(end, tmp_path):
     # A file of six columns with a header is read by it.
     (tmp_path / "six.csv").write_text("id,topic,a,b,input,answer\n1,x,p,q,one?,B\n2,y,p,q,two?,A\n")
     assert [row["input"] for row in _rows_of(tmp_path / "six.csv", tmp_path / "six")] == ["one?", "two?"]
+
+
+def test_each_subject_of_mmlus_own_folders_is_a_task_whose_shots_are_those_of_dev(tmp_path):
+    for split in ("dev", "val", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for subject in ("algebra", "world_religions"):
+            (tmp_path / "data" / split / f"{subject}_{split}.csv").write_text(f"{subject} in {split}?,p,q,r,s,C\n")
+    imported = import_tasks(tmp_path / "data", tmp_path / "out").tasks
+    assert [one.task.name for one in imported] == ["algebra", "world_religions"]
+    assert {row["split"]: row["input"] for row in written(tmp_path / "out", "world_religions")} == {
+        "train": "world_religions in dev?",
+        "validation": "world_religions in val?",
+        "test": "world_religions in test?",
+    }
 
 
 def test_a_row_late_in_mmlus_own_file_that_is_not_utf8_is_named(tmp_path):

@@ -16,17 +16,28 @@ _MMLU = ("question", "A", "B", "C", "D", "answer")
 _LOOKED_AT = 50  # rows
 
 
-def add_headers(material: Material, *, staging: Path) -> Material:
+def add_headers(material: Material, *, staging: Path) -> list[Material]:
     """Return a task's files, with copies that have a header in place of MMLU's own, which have none.
+
+    Those whose names end in _dev, _val and _test are a task for each subject. The rows of dev, which MMLU shows as
+    examples, are train rows.
 
     staging: a folder for the copies.
     """
     if not all(_is_mmlu(part.path) for part in material.parts):
-        return material
+        return [material]
     folder = Path(tempfile.mkdtemp(dir=staging))
-    parts = tuple(_copy(part, folder / f"{number}.csv") for number, part in enumerate(material.parts))
+    tasks: dict[str, list[Part]] = {}
+    for number, part in enumerate(material.parts):
+        subject, _, word = part.path.stem.rpartition("_")
+        is_mmlus_name = part.split != "" and subject != "" and word in ("dev", "val", "test")
+        split = "train" if is_mmlus_name and word == "dev" else part.split
+        copied = replace(_copy(part, folder / f"{number}.csv"), split=split)
+        tasks.setdefault(subject if is_mmlus_name else material.name, []).append(copied)
     note = "the files have no header; read as MMLU's own: question, four options, letter of the right one"
-    return replace(material, parts=parts, notes=(*material.notes, note))
+    return [
+        replace(material, name=name, parts=tuple(parts), notes=(*material.notes, note)) for name, parts in tasks.items()
+    ]
 
 
 def _is_mmlu(path: Path) -> bool:

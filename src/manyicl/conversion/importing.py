@@ -110,7 +110,7 @@ def import_tasks(
         raise UserError(f"out={out}: exists already; name a new folder")
     with tempfile.TemporaryDirectory(prefix="manyicl-import-") as staging:
         found = _find_materials(source, config=config, revision=revision, staging=Path(staging))
-        materials = [add_headers(material, staging=Path(staging)) for material in found]
+        materials = [one for material in found for one in add_headers(material, staging=Path(staging))]
         if name is not None and len(materials) > 1:
             raise UserError(f"name={name}: {source} holds {len(materials)} tasks; leave the name out")
         chosen = {key: value for key, value in (("name", name), ("family", family)) if value is not None}
