@@ -144,6 +144,7 @@ def misbehaving():
         ("my.desk.csv", None, "/v1/tasks/my.desk"),
         ("desk.jsonl.gz", None, "/v1/tasks/desk"),
         ("desk.csv", {"name": "mail"}, "/v1/tasks/mail"),
+        ("desk.csv", {"name": 5}, "/v1/tasks/5"),  # the server says what is wrong with it
     ],
 )
 def test_a_file_replaces_the_task_that_it_would_be_named_after(file, settings, path, tmp_path, monkeypatch):

@@ -335,7 +335,7 @@ class RemoteTask:
 
 
 def _path_of(name: str) -> str:
-    return f"/v1/tasks/{quote(name, safe='', errors='replace')}"
+    return f"/v1/tasks/{quote(str(name), safe='', errors='replace')}"
 
 
 def _stem(path: Path) -> str:
