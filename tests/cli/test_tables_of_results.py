@@ -21,7 +21,7 @@ from manyicl.cli.tables.results import (
 )
 from manyicl.console import Pace, make_console, progress_bar, reporting
 from manyicl.evaluation.difference import Difference, MeanDifference, PointDifference
-from manyicl.evaluation.points import DrawPoint, ShotCurve, ShotPoint
+from manyicl.evaluation.points import DrawPoint, Prediction, ShotCurve, ShotPoint
 from manyicl.evaluation.results import Evaluation
 from manyicl.inference.answering.settings import AnswerSettings
 from manyicl.planning.audit import Quantiles, TaskAudit
@@ -47,6 +47,19 @@ def evaluation(*curves: tuple[ShotPoint, ...], kind="sweep") -> Evaluation:
     return Evaluation("some/model", kind, seed=0, max_tokens=512, curves=made)
 
 
+def answered(how: AnswerSettings, *choices: list[dict[str, float] | None]) -> Evaluation:
+    """Evaluation whose tasks have a prediction for each of `choices`: nats of known answers, None if generated."""
+    made = evaluation(*[(cell(4, 0.5),)] * len(choices))
+    curves = tuple(
+        replace(
+            curve,
+            predictions=tuple(Prediction(curve.task, 0, 4, "q", "owl", "owl", 1.0, 0.5, choice_nll=n) for n in nats),
+        )
+        for curve, nats in zip(made.curves, choices, strict=True)
+    )
+    return replace(made, curves=curves, answering=how)
+
+
 # Shot curves ------------------------------------------------------------------------------------------------------
 
 
@@ -61,24 +74,25 @@ def test_a_score_stands_with_its_interval_in_percent():
 
 def test_settings_of_answering_that_changed_nothing_are_not_in_the_title_but_told():
     sampled = AnswerSettings(temperature=0.7, samples=5)
-    labelled, free = (cell(4, 0.5, chance_score=0.5),), (cell(4, 0.5),)
-    text = render(evaluation_table(replace(evaluation(labelled), answering=sampled)))
+    labelled, free = [{"owl": 0.5, "fox": 1.0}], [None]
+    text = render(evaluation_table(answered(sampled, labelled)))
     assert "some/model: score in % by number of shots, 95 % interval\n" in text
     told = "without effect: --temperature, --samples (answers are chosen among the known ones, not generated)"
     assert f"task0: {told}\n" in text
-    text = render(evaluation_table(replace(evaluation(labelled, free), answering=sampled)))
+    text = render(evaluation_table(answered(sampled, labelled, free)))
     assert "95 % interval, sampled at temperature 0.7, majority of 5\n" in text
     assert f"task0: {told}\n" in text
     assert "task1: without" not in text
-    text = render(evaluation_table(replace(evaluation(free), answering=AnswerSettings(calibrate="contextual"))))
+    text = render(evaluation_table(answered(AnswerSettings(calibrate="contextual"), free)))
     assert "contextual calibration" not in text
     assert "task0: without effect: --calibrate (answers are generated)\n" in text
-    text = render(evaluation_table(replace(evaluation(*[labelled] * 6), answering=sampled)))
+    text = render(evaluation_table(answered(sampled, *[labelled] * 6)))
     assert text.count("without effect") == 1
     assert f"task0, task1, task2 and 3 more: {told}\n" in text
-    # A server generates all answers.
-    by_server = replace(evaluation(labelled), answering=sampled, engine="endpoint")
-    assert "majority of 5" in render(evaluation_table(by_server))
+    # Of a task some of whose rows have options, each setting may change an answer.
+    text = render(evaluation_table(answered(sampled, labelled + free)))
+    assert "majority of 5" in text
+    assert "without effect" not in text
 
 
 def test_a_dash_where_nothing_was_scored_and_a_star_where_extrapolated():

@@ -108,13 +108,10 @@ def _describe_answering(evaluation: Evaluation) -> str:
 
 def _idle(evaluation: Evaluation, curve: ShotCurve) -> list[str]:
     """Return the settings of answering that changed nothing for a task; none if nothing of it was scored."""
-    if not any(cell.num_scored for cell in curve.points):
+    kinds = {prediction.choice_nll is not None for prediction in curve.predictions}
+    if len(kinds) != 1:  # some rows have options, others none
         return []
-    return evaluation.answering.idle(are_chosen=_are_chosen(evaluation, curve))
-
-
-def _are_chosen(evaluation: Evaluation, curve: ShotCurve) -> bool:
-    return evaluation.engine != "endpoint" and any(cell.chance_score is not None for cell in curve.points)
+    return evaluation.answering.idle(are_chosen=kinds.pop())
 
 
 def _other_metrics(
@@ -190,7 +187,7 @@ def _tell_all_idle(evaluation: Evaluation) -> list[str]:
     tasks: dict[str, list[str]] = {}
     for curve in evaluation.curves:
         if idle := _idle(evaluation, curve):
-            told = tell_idle(idle, are_chosen=_are_chosen(evaluation, curve))
+            told = tell_idle(idle, are_chosen=curve.predictions[0].choice_nll is not None)
             tasks.setdefault(told, []).append(curve.task)
     notes = []
     for told, names in tasks.items():
