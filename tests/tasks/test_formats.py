@@ -291,9 +291,10 @@ def test_labels_with_too_few_rows_to_be_known_as_such_are_told_with_the_fix(tmp_
     more, _ = read(tmp_path, "t.jsonl", label_rows(["repair", "sale"] * 5))
     assert more is not None
     assert (more.labels, more.warnings) == (("repair", "sale"), ())
-    open_, _ = read(tmp_path, "t.jsonl", label_rows([f"answer {n}" for n in range(6)]))
-    assert open_ is not None
-    assert open_.warnings == ()
+    for answers in ([f"answer {n}" for n in range(6)], ["7", "12", "-3"] * 3):
+        open_, _ = read(tmp_path, "t.jsonl", label_rows(answers))
+        assert open_ is not None
+        assert open_.warnings == ()
 
 
 def test_more_labels_than_are_chosen_among_are_told_with_the_fix_trial_47(tmp_path: Path) -> None:
