@@ -34,6 +34,7 @@ from tests.trajectory.setting import (
 SHARDED = str(Path(__file__).with_name("sharded.py"))
 FSDP_ON_CPUS = str(Path(__file__).with_name("fsdp_on_cpus.py"))
 KILLED = str(Path(__file__).with_name("killed.py"))
+PACKS_OF_RANKS = str(Path(__file__).with_name("packs_of_ranks.py"))
 
 
 def assert_same_course(one: Path, other: Path, *, rel: float) -> None:
@@ -145,6 +146,15 @@ def test_two_ranks_under_accelerates_fsdp2_do_the_run_of_one_and_go_on_from_a_ch
     process = launch("killed", "never", "0")
     assert process.returncode == 0, process.stderr
     assert_same_course(tmp_path / "two", tmp_path / "killed", rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="two processes on the CPU")
+def test_ranks_of_which_one_finds_a_fault_agree_on_the_packs_that_each_joins(tmp_path):
+    write_setting(tmp_path, packs_per_batch="auto")
+    process = start_ranks([PACKS_OF_RANKS, str(tmp_path / "recipe.toml")])
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == ["each episode goes through the model alone"] * 2
 
 
 @pytest.mark.slow

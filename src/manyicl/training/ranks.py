@@ -150,12 +150,6 @@ def balance_packs(costs: Sequence[float], *, num_ranks: int, packs_per_batch: in
     ]
 
 
-def agree_on_least(number: int) -> int:
-    """Return the least of the ranks' numbers."""
-    least: int = min(gather_object([number]))
-    return least
-
-
 def agree_on(chosen: Recompute, *, accelerator: Accelerator) -> Recompute:
     """Return what saves most memory of what the ranks chose, whose free memory may differ."""
     mine = torch.tensor([[chosen.num_layers, not chosen.keep_attention]], device=accelerator.device)
@@ -176,10 +170,19 @@ def share_packs(
         return PacksChoice(config.train.packs_per_batch, "as train.packs_per_batch says")
     if known is not None and config.train.packs_per_step % (known.number * num_ranks) == 0:
         return known
+    mine = _choose_packs(prepared, device=device, fault=fault, device_share=device_share)
+    # Ranks may differ in their free memory, and in what the trial of their model found.
+    least: PacksChoice = min(gather_object([mine]), key=lambda choice: choice.number)
+    return least
+
+
+def _choose_packs(prepared: Prepared, *, device: torch.device, fault: str, device_share: float) -> PacksChoice:
+    """Return how many packs would go through this rank at once, if it were for it alone to say."""
     if fault:
         return PacksChoice(1, "each episode goes through the model alone")
+    config, num_ranks = prepared.config, PartialState().num_processes
     packs, shape = prepared.packs, find_shape(config)
-    chosen = resolve_packs(
+    return resolve_packs(
         config,
         model_config=load_config(config.model),
         pack_flops=sum(count_step_flops(packs, shape)) / len(packs) if shape is not None else None,
@@ -189,5 +192,3 @@ def share_packs(
         num_shards=num_ranks if uses_fsdp(os.environ) else 1,
         device_share=device_share,
     )
-    least = agree_on_least(chosen.number)
-    return chosen if chosen.number == least else PacksChoice(least, "another rank has no memory for more")
