@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import USABLE_FRACTION, predict_memory
 from manyicl.training.metrics import bucket_name
 from manyicl.training.preparation import count_plan, largest_row, prepare_run
-from manyicl.training.recipe import RunConfig, make_config
+from manyicl.training.recipe import RunConfig, make_config, with_batch
 from manyicl.training.recompute import Recompute
 from tests.trajectory.setting import write_setting
 
@@ -93,12 +94,16 @@ def test_flops_are_those_of_the_rows_and_hours_those_of_the_device(forecast, pre
     assert busy.hours == pytest.approx(expected / (2 * 0.3 * 989.5e12) / 3600)
 
 
-def test_the_largest_row_is_as_long_as_the_longest_batch(prepared):
-    batches = [prepared.packs.collate([prepared.packs[i], prepared.packs[i + 1]]) for i in range(0, 48, 2)]
-    row = largest_row(prepared.packs, config=prepared.config)
-    # Rows of up to 320 tokens have one of 64 lengths on a GPU.
-    assert row.num_tokens == math.ceil(max(batch.num_tokens for batch in batches) / 5) * 5
-    assert row.num_targets == max(len(batch.target_positions_N) for batch in batches)
+@pytest.mark.parametrize("together", [1, 2, 8])
+def test_the_largest_row_is_as_long_as_the_longest_that_any_packs_of_a_step_make(config, together):
+    config = with_batch(changed(config, episodes={"shots": 4}), together)  # packs of 104 to 149 tokens
+    packs = prepare_run(config).packs
+    steps = [range(first, first + 8) for first in range(0, 48, 8)]
+    rows = [packs.collate([packs[i] for i in some]) for step in steps for some in combinations(step, together)]
+    largest = largest_row(packs, config=config)
+    multiple = max(1, 160 * together // 64)  # on a GPU rows have one of 64 lengths
+    assert largest.num_tokens == math.ceil(max(row.num_tokens for row in rows) / multiple) * multiple
+    assert largest.num_targets == max(len(row.target_positions_N) for row in rows)
 
 
 def test_a_terminator_that_is_missing_is_counted(prepared):

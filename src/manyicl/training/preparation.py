@@ -272,15 +272,20 @@ def row_multiple(row_tokens: int, *, device: torch.device, compiled: bool) -> in
 
 
 def largest_row(packs: PackDataset, *, config: RunConfig) -> Row:
-    """Return a row with the most tokens and the most targets that go through a GPU at once, padding included."""
+    """Return a row with the most tokens and the most targets that can go through a GPU at once, padding included.
+
+    Any packs of a step may be joined in a row: `balance_steps` decides which, by the number of ranks.
+    """
     most_tokens = most_targets = 0
-    tasks = packs.maker.tasks
-    size = config.train.packs_at_once
-    for first in range(0, len(packs), size):
-        episodes = [e for pack in packs.packs[first : first + size] for e in pack.episodes]
-        most_tokens = max(most_tokens, sum(episode.num_tokens for episode in episodes))
-        targets = [count_targets(tasks[episode.task], episode, targets=config.episodes.targets) for episode in episodes]
-        most_targets = max(most_targets, sum(targets))
+    tasks, size = packs.maker.tasks, config.train.packs_at_once
+    for first in range(0, len(packs), packs.packs_per_step):
+        step = packs.packs[first : first + packs.packs_per_step]
+        targets = [
+            sum(count_targets(tasks[e.task], e, targets=config.episodes.targets) for e in pack.episodes)
+            for pack in step
+        ]
+        most_tokens = max(most_tokens, sum(sorted(pack.num_tokens for pack in step)[-size:]))
+        most_targets = max(most_targets, sum(sorted(targets)[-size:]))
     multiple = row_multiple(config.row_tokens, device=torch.device("cuda"), compiled=config.train.compile)
     return Row(
         num_tokens=most_tokens + -most_tokens % multiple,
