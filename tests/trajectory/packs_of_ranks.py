@@ -1,4 +1,4 @@
-"""One of two processes that agree on how many packs go through each at once; the first alone finds a fault in its model.
+"""One of two processes that agree on how many packs each joins; the first alone finds a fault in its model.
 
 Argument: the recipe. Each prints what they agree on.
 """

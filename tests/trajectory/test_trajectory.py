@@ -229,7 +229,7 @@ def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU joins no packs by itself")
-def test_a_run_goes_on_with_the_packs_that_it_joined_by_itself_unless_the_memory_is_short(tmp_path, monkeypatch):
+def test_a_run_goes_on_with_the_packs_that_it_joined_by_itself(tmp_path, monkeypatch):
     config = write_setting(tmp_path, packs_per_batch="auto", checkpoint_every_steps=1)
     train(config, out=tmp_path / "whole")
     folder = RunFolder(tmp_path / "run")
@@ -248,7 +248,7 @@ def test_a_run_goes_on_with_the_packs_that_it_joined_by_itself_unless_the_memory
     folder.update_state(packs_per_batch=4, packs_reason="more would not fit the memory")  # as on a GPU
     failed = fail(rows=4)  # two rows a step
     assert "with rows of up to 640 tokens" in str(failed)
-    assert failed.setting == "train.packs_per_batch=1"  # before layers are recomputed: it was not the user's choice
+    assert failed.setting == "train.recompute=selective"  # which takes less time than packs one by one
     train(config, out=folder.path, resume=True)
     assert (folder.read_config().train.packs_per_batch, folder.read_state().packs_per_batch) == ("auto", 4)
     assert_same_course(tmp_path / "whole", folder.path, rel=1e-4)

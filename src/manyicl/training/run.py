@@ -174,7 +174,6 @@ def _train_in(
     console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():
         prepared = prepare_run(config, frame=frame, tasks=tasks)
-    is_auto = config.train.packs_per_batch == "auto"
     make_arguments = partial(
         training_arguments,
         folder=folder.checkpoints.path,
@@ -184,7 +183,7 @@ def _train_in(
         num_ranks=state.num_processes,
     )
     # What cannot be trained is refused before a weight is loaded; how many packs are joined is known after that.
-    args = make_arguments((with_batch(config, 1) if is_auto else config).train)
+    args = make_arguments((with_batch(config, 1) if config.train.packs_per_batch == "auto" else config).train)
     if resume:
         folder.refuse_other_data(prepared)
     if state.is_main_process:
@@ -216,7 +215,7 @@ def _train_in(
     started = time.monotonic()
     with progress_bar(console, total=config.train.num_steps) as bar:
         more = (BarCallback(bar, title), *callbacks(folder.metrics))
-        _train_model(model, prepared, args=args, folder=folder, callbacks=more, packs_chosen=is_auto)
+        _train_model(model, prepared, args=args, folder=folder, callbacks=more)
     rows: list[HeldOutRow] = []
     if state.is_main_process:
         _finish_model(folder, model, prepared)
@@ -265,13 +264,7 @@ def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> 
 
 
 def _train_model(
-    model: Any,
-    prepared: Prepared,
-    *,
-    args: Any,
-    folder: RunFolder,
-    callbacks: Sequence[TrainerCallback],
-    packs_chosen: bool,
+    model: Any, prepared: Prepared, *, args: Any, folder: RunFolder, callbacks: Sequence[TrainerCallback]
 ) -> None:
     checkpoints = folder.checkpoints.all()
     step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
@@ -297,7 +290,6 @@ def _train_model(
         packs=packs.arranged(order=order, row_multiple=multiple),
         row=largest_row(packs, config=config),
         step_flops=count_step_flops(packs, shape) if shape is not None else (),
-        packs_chosen=packs_chosen,
         validation=prepared.validation,
         metrics=folder.metrics,
         callbacks=[LastStepCallback(), *([PatienceCallback(patience)] if patience else []), *callbacks],

@@ -44,8 +44,7 @@ from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
 class AnswerTrainer(Trainer):
     """transformers.Trainer on packs.
 
-    recipe: the run's. packs: as the ranks are served them. row: the largest. packs_chosen: train.packs_per_batch was
-    "auto", so that it is the first to be given up for want of memory.
+    recipe: the run's. packs: as the ranks are served them. row: the largest.
     step_flops: model FLOPs of each optimizer step; empty if they are not known.
 
     Raises:
@@ -64,7 +63,6 @@ class AnswerTrainer(Trainer):
         metrics: MetricsLog,
         callbacks: list[TrainerCallback],
         step_flops: Sequence[int] = (),
-        packs_chosen: bool = False,
     ) -> None:
         # eval_dataset only tells the Trainer that there is one; `evaluate` below reads `validation`.
         super().__init__(
@@ -80,7 +78,7 @@ class AnswerTrainer(Trainer):
         if not hasattr(Trainer, "loss_is_scaled_for_ga"):
             raise UserError(f"transformers {transformers.__version__}: divides gradients once more; install 5.23")
         self.loss_is_scaled_for_ga = True
-        self.recipe, self.packs_chosen = recipe, packs_chosen
+        self.recipe = recipe
         self.row = row
         self.packs = packs
         self.step_flops = step_flops
@@ -439,10 +437,9 @@ def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
         f"{where}, with rows of up to {trainer.recipe.row_tokens:,} tokens and {num_recomputed} of {num_layers} layers"
         f" recomputed{' in full' if is_full else ''}"
     )
-    is_joined = trainer.recipe.train.packs_at_once > 1
-    if not is_full and not (is_joined and trainer.packs_chosen):
+    if not is_full:
         return OutOfMemoryError(why, f"train.recompute={'full' if num_recomputed == num_layers else 'selective'}")
-    if is_joined:
+    if trainer.recipe.train.packs_at_once > 1:
         return OutOfMemoryError(why, "train.packs_per_batch=1")
     fix = "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it over GPUs"
     return OutOfMemoryError(f"{why}; {fix}", None)
