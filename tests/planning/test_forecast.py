@@ -22,7 +22,7 @@ from manyicl.planning.devices import DEVICES, Device, find_device
 from manyicl.planning.fit import suggest_changes
 from manyicl.planning.forecast import are_exact_prefixes, count_unterminated, forecast_run
 from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import USABLE_FRACTION, predict_memory
+from manyicl.training.memory import USABLE_FRACTION, PacksChoice, predict_memory
 from manyicl.training.metrics import bucket_name
 from manyicl.training.preparation import count_plan, largest_row, prepare_run
 from manyicl.training.recipe import RunConfig, make_config, with_batch
@@ -156,12 +156,27 @@ def test_a_task_with_one_answer_blocks(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_too_many_epochs_and_ranks_that_cannot_share_are_noted(config):
-    notes = forecast_run(changed(config, train={"num_steps": 300}), num_devices=3).notes
+def test_too_many_epochs_are_noted(config):
+    notes = forecast_run(changed(config, train={"num_steps": 300})).notes
     assert any(
         note.startswith("train rows of 3 of 3 tasks (") and "are seen over 50 times each" in note for note in notes
     )
-    assert any("cannot be shared by 3 devices with 2 packs a batch; make it a multiple of 6" in note for note in notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("together", "fault"),
+    [
+        (2, "cannot be shared by 3 ranks with train.packs_per_batch = 2; make it a multiple of 6"),
+        ("auto", "cannot be shared by 3 ranks; make it a multiple of 3"),
+    ],
+)
+def test_ranks_that_cannot_share_a_step_block_as_training_refuses_them(config, together, fault):
+    config = changed(config, train={"packs_per_batch": together})
+    forecast = forecast_run(config, device=find_device("h100"), num_devices=3)
+    assert forecast.blockers == (f"train.packs_per_step = 8: {fault}",)
+    if together == "auto":
+        assert forecast.joined == PacksChoice(1, "3 ranks cannot share the 8 packs of a step")
 
 
 @pytest.mark.slow
@@ -305,7 +320,7 @@ def test_a_recipe_that_does_not_fit_is_told_what_to_change(config):
     [
         ("h100", 1, 8, "rows: 8 packs go through the model at once on h100: all that a step has for a rank"),
         ("h100", 2, 4, "rows: 4 packs go through the model at once on h100: all that a step has for a rank"),
-        (None, 1, 1, "rows: 1 pack goes through the model at once without a device (train.packs_per_batch = 'auto')"),
+        (None, 1, 1, "rows: 1 pack goes through the model at once: no device is named, and a CPU gains nothing from"),
     ],
 )
 def test_the_packs_that_a_row_joins_are_told(config, device, num_devices, number, told):

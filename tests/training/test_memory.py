@@ -90,7 +90,10 @@ def test_a_small_model_joins_the_packs_of_its_rank_and_a_7b_one_none():
     small, large = recipe(), recipe(pack_tokens=8192, lora=True)
     assert resolve(SMOLLM2, small, free_bytes=130 * GIB).number == 8
     assert resolve(SMOLLM2, small, free_bytes=130 * GIB, num_ranks=4).number == 2
-    assert resolve(SMOLLM2, small, free_bytes=130 * GIB, num_ranks=3).number == 1  # refused elsewhere
+    assert (
+        resolve(SMOLLM2, small, free_bytes=130 * GIB, num_ranks=3).reason
+        == "3 ranks cannot share the 8 packs of a step"
+    )
     assert resolve(MISTRAL_7B, large, free_bytes=130 * GIB).number == 1
     assert resolve(SMOLLM2, small, free_bytes=None).number == 1  # a CPU
 

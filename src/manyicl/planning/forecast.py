@@ -48,6 +48,7 @@ from manyicl.training import (
     count_plan,
     count_step_flops,
     count_targets,
+    find_unshared,
     largest_row,
     measure_footprint,
     prepare_run,
@@ -177,6 +178,8 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     blockers = list(find_blockers(prepared, tasks))
     if config.model.quantize == "float8" and device is not None and not device.has_float8:
         blockers.append(f"model.quantize = 'float8': a {device.name} has no products in 8 bits; leave it out")
+    if unshared := find_unshared(config.train, num_ranks=num_devices):
+        blockers.append(unshared)
     shape = memory = change = None
     trust, flops = config.model.trust_remote_code, None
     try:
@@ -200,7 +203,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         change = suggest_changes(config, model_config, row=row, device=device, weights=shape.weights)
         blockers.append(_tell_misfit(memory, device, change))
     num_features = getattr(model_config.get_text_config(), "hidden_size", None)
-    notes += [*_note_tasks(config, tasks), *_note_settings(config, num_devices=num_devices, num_features=num_features)]
+    notes += [*_note_tasks(config, tasks), *_note_settings(config, num_features=num_features)]
     return Forecast(
         tasks=tasks,
         plan=count_plan(prepared.packs, pack_tokens=config.pack_tokens),
@@ -225,12 +228,14 @@ def _join_packs(
     prepared: Prepared, model_config: Any, *, flops: int | None, device: Device | None, num_devices: int
 ) -> PacksChoice:
     """Return how many packs go through a device at once. flops: of the whole run; None if they are not known."""
+    if device is None:
+        return PacksChoice(1, "no device is named, and a CPU gains nothing from more")
     return resolve_packs(
         prepared.config,
         model_config=model_config,
         pack_flops=None if flops is None else flops / len(prepared.packs),
         row_of=lambda resolved: largest_row(prepared.packs, config=resolved),
-        free_bytes=None if device is None else device.memory_bytes,
+        free_bytes=device.memory_bytes,
         num_ranks=num_devices,
     )
 
@@ -415,7 +420,7 @@ def _tell_share(told: Sequence[str], *, among: Sequence[TaskForecast]) -> str:
     return f"{len(told):,} of {len(among):,} tasks ({'; '.join(told[:MOST_NAMED])}{others})"
 
 
-def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | None) -> Iterable[str]:
+def _note_settings(config: RunConfig, *, num_features: int | None) -> Iterable[str]:
     """Yield which settings hardly go together. num_features: of a layer's input, if known."""
     train, lora = config.train, config.model.lora
     if warmup := note_warmup(train):
@@ -424,12 +429,6 @@ def _note_settings(config: RunConfig, *, num_devices: int, num_features: int | N
         yield (
             f"model.lora.rank = {lora.rank:,}: the model's layers have {num_features:,} features, so its adapters are"
             " larger than what they adapt; 8 to 64 is usual"
-        )
-    batch = num_devices * train.packs_at_once
-    if train.packs_per_step % batch:
-        yield (
-            f"train.packs_per_step = {train.packs_per_step}: cannot be shared by {num_devices} devices with"
-            f" {train.packs_at_once} packs a batch; make it a multiple of {batch}"
         )
 
 

@@ -27,6 +27,7 @@ from .preparation import (
     tokenize_tasks,
     used_rows,
 )
+from .ranks import find_unshared
 from .recipe import (
     OPTIMIZERS,
     Optim,
@@ -77,6 +78,7 @@ __all__ = [
     "export_trl",
     "fewest_recomputed",
     "find_changes",
+    "find_unshared",
     "git_commit",
     "has_section",
     "largest_row",

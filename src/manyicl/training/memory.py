@@ -1,4 +1,4 @@
-"""How much memory a training step takes, and which layers to recompute so that it fits a device.
+"""How much memory a training step takes, and so which layers are recomputed and how many packs a row joins.
 
 The one predictor: `manyicl plan` uses it for the device that is named, training for the one that it runs on.
 `footprint` measures the parts of a prediction. Memory may be at its peak when the head is at work (all layers are
@@ -33,7 +33,7 @@ MOST_JOINED_TOKENS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class PacksChoice:
-    """How many packs go through a rank at once with `train.packs_per_batch = "auto"`."""
+    """How many packs go through a rank at once."""
 
     number: int
     reason: str
@@ -239,6 +239,8 @@ def resolve_packs(
     if pack_flops is None:
         return PacksChoice(1, "the model's FLOPs are not known")
     per_rank, rest = divmod(config.train.packs_per_step, num_ranks)
+    if rest:
+        return PacksChoice(1, f"{num_ranks} ranks cannot share the {config.train.packs_per_step} packs of a step")
 
     def measure(number: int) -> Footprint:
         model, row = config.model, row_of(with_batch(config, number))
@@ -252,6 +254,6 @@ def resolve_packs(
         return predict_memory(measure(number), recompute).fits(int(device_share * free_bytes))
 
     try:
-        return choose_packs(1 if rest else per_rank, pack_tokens=config.pack_tokens, pack_flops=pack_flops, fits=fits)
+        return choose_packs(per_rank, pack_tokens=config.pack_tokens, pack_flops=pack_flops, fits=fits)
     except UserError as error:
         return PacksChoice(1, f"the memory of more is not known: {error}")

@@ -17,7 +17,7 @@ from manyicl.errors import UserError
 from manyicl.models import ModelShape, count_flops, inner_model, load_config
 from manyicl.training.memory import PacksChoice, free_memory, resolve_packs
 from manyicl.training.preparation import Prepared, count_step_flops, find_shape, largest_row
-from manyicl.training.recipe import OPTIMIZERS, Optim
+from manyicl.training.recipe import OPTIMIZERS, Optim, TrainSettings
 from manyicl.training.recompute import Recompute
 
 
@@ -101,6 +101,18 @@ def refuse_data_parallel(num_gpus: int, *, num_ranks: int, command: Iterable[str
             f" `accelerate launch --num_processes {num_gpus} -m {shlex.join(command)}`,"
             " or choose one with CUDA_VISIBLE_DEVICES=0"
         )
+
+
+def find_unshared(train: TrainSettings, *, num_ranks: int) -> str:
+    """Return why the packs of a step cannot be shared by so many ranks, with the fix; '' if they can."""
+    together = 1 if train.packs_per_batch == "auto" else train.packs_per_batch
+    if train.packs_per_step % (together * num_ranks) == 0:
+        return ""
+    joined = f" with train.packs_per_batch = {together}" if together > 1 else ""
+    return (
+        f"train.packs_per_step = {train.packs_per_step}: cannot be shared by {num_ranks} ranks{joined}; make it a"
+        f" multiple of {together * num_ranks}"
+    )
 
 
 def balance_steps(packs: PackDataset, *, shape: ModelShape | None, num_ranks: int, packs_per_batch: int) -> list[int]:

@@ -30,7 +30,7 @@ from manyicl.training.footprint import Row
 from manyicl.training.memory import choose_recompute
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
 from manyicl.training.preparation import share_rows
-from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit
+from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit, find_unshared
 from manyicl.training.recipe import OPTIMIZERS, RunConfig, TrainSettings
 from manyicl.training.recompute import (
     AttentionChoice,
@@ -323,18 +323,14 @@ def training_arguments(
     """
     if OPTIMIZERS[settings.optim].needs_bitsandbytes:
         check_bitsandbytes(f"train.optim = '{settings.optim}'")
-    batch = settings.packs_at_once * num_ranks
-    if settings.packs_per_step % batch:
-        raise UserError(
-            f"train.packs_per_step = {settings.packs_per_step}: cannot be shared by {num_ranks} ranks with"
-            f" {settings.packs_at_once} packs a batch; make it a multiple of {batch}"
-        )
+    if unshared := find_unshared(settings, num_ranks=num_ranks):
+        raise UserError(unshared)
     on_cpu = not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.num_steps,
         per_device_train_batch_size=settings.packs_at_once,
-        gradient_accumulation_steps=settings.packs_per_step // batch,
+        gradient_accumulation_steps=settings.packs_per_step // (settings.packs_at_once * num_ranks),
         learning_rate=settings.learning_rate,
         optim=settings.optim,
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,

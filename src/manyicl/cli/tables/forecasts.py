@@ -70,9 +70,9 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
     ]
     if forecast.joined is not None:
         many = "1 pack goes" if forecast.joined.number == 1 else f"{forecast.joined.number} packs go"
-        on = "without a device" if forecast.device is None else f"on {forecast.device.name}"
-        reason = "" if forecast.device is None else f": {forecast.joined.reason}"
-        lines.append(f"rows: {many} through the model at once {on}{reason} (train.packs_per_batch = 'auto')")
+        on = "" if forecast.device is None else f" on {forecast.device.name}"
+        told = f"rows: {many} through the model at once{on}: {forecast.joined.reason}"
+        lines.append(f"{told} (train.packs_per_batch = 'auto')")
     if forecast.flops is not None and forecast.weights is not None:
         trained = forecast.weights.trained / forecast.weights.total
         lines.append(
