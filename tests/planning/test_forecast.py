@@ -155,6 +155,11 @@ def test_a_task_with_one_answer_blocks(config, tmp_path):
     assert "task 'same': every train row has the same answer" in told.blockers[0]
 
 
+def test_more_layers_to_recompute_than_the_model_has_block_before_anything_is_read(config):
+    forecast = forecast_run(changed(config, train={"recompute": 9}, tasks={"folder": "absent"}))
+    assert forecast.blockers == ("train.recompute = 9: the model has 3 layers; set at most that, or 'selective'",)
+
+
 @pytest.mark.slow
 def test_too_many_epochs_are_noted(config):
     notes = forecast_run(changed(config, train={"num_steps": 300})).notes

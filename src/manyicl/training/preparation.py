@@ -47,6 +47,7 @@ from manyicl.models import (
 from manyicl.seeds import STREAMS
 from manyicl.tasks import Task, load_tasks
 from manyicl.training.footprint import Row
+from manyicl.training.memory import resolve_recompute
 from manyicl.training.recipe import RunConfig
 
 # Most lengths of rows that a GPU meets: cuDNN plans for each length, and padding to one of these costs 1.6 % at most.
@@ -82,7 +83,9 @@ def prepare_run(
     Raises:
         UserError: anything that would make the run useless or impossible.
     """
-    check_window(load_config(config.model), num_tokens=config.episodes.token_budget, what="episodes.token_budget")
+    model_config = load_config(config.model)
+    check_window(model_config, num_tokens=config.episodes.token_budget, what="episodes.token_budget")
+    resolve_recompute(config.train.recompute, num_layers=model_config.get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer(config.model)
     writer = TaskTokenizer(tokenizer, config.template, frame=frame)
     if tasks is None:
@@ -90,7 +93,7 @@ def prepare_run(
     else:
         chosen = {name: tasks[name] for name in sorted(config.tasks.names or tasks)}
     for name, task in chosen.items():
-        check_vocabulary(load_config(config.model), path=config.model.path, num_tokens=task.num_ids)
+        check_vocabulary(model_config, path=config.model.path, num_tokens=task.num_ids)
         if not len(task.splits["train"]):
             raise UserError(f"task '{name}': has no train rows; leave it out of tasks.names, or give it some")
         if len(task.splits["train"]) == 1 and config.episodes.shots != 0:
