@@ -112,6 +112,19 @@ def test_each_token_of_a_generated_answer_is_predicted_to_take_a_pass(world, tmp
         assert counted.seconds == len(encoded) + len(one.points) * (1 + longest)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "number"), [("h100", 4), (None, 1)])
+def test_arms_are_planned_with_the_packs_that_they_join_on_the_device(world, tmp_path, device, number):
+    def plan(together):
+        train = {"num_steps": 2, "packs_per_step": 4, "packs_per_batch": together}
+        config = make_recipe(*world, train=train, arms=["zero-shot", "manyicl"], text_files=[], flips=False)
+        return forecast_comparison(Grid(tmp_path, config), device=device and find_device(device))
+
+    found, fixed, other = plan("auto"), plan(number), plan(2)
+    assert found.arms == fixed.arms
+    assert found.arms != other.arms  # in their peaks
+
+
 def test_work_adds_up():
     assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(11, 22, 33, 44)
     assert Work(1, 2, 3, 4).times(3) == Work(3, 6, 9, 12)
