@@ -293,7 +293,11 @@ def find_warnings(
     lookalikes = describe_lookalikes(counts)
     warnings = [lookalikes] if lookalikes else []
     # Too many for classes, or too few rows of each to tell. Numbers are rather results than labels.
-    is_open = family == "qa" and not all(map(_is_number, counts)) and not 2 <= len(counts) <= min(MOST_CLASSES, len(rows) // _ROWS_PER_CLASS)
+    is_open = (
+        family == "qa"
+        and not all(map(_is_number, counts))
+        and not 2 <= len(counts) <= min(MOST_CLASSES, len(rows) // _ROWS_PER_CLASS)
+    )
     if not has_choices and len(counts) > 1 and (len(counts) > MOST_LABELS or is_open):
         as_class = f'write {{"family": "classification"}} into {settings_name}'
         fix = f'list them as "labels" in {settings_name}' if len(counts) > MOST_LABELS else as_class
