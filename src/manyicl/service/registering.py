@@ -199,7 +199,7 @@ def append_settings(about: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
 
 
 def append_examples(change: TaskChange, read: ReadExamples, *, most: int) -> Registration:
-    """Add those of the examples whose inputs are new to the task; new labels become its own, and are told.
+    """Add those of the examples whose inputs are new to the task; new labels become its own, and are reported.
 
     Raises:
         BadExamples: there would be too many examples.
