@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--modes", default="lora", help="lora, qlora, full, full-fp32, or several with commas")
     parser.add_argument("--tokens", default="8192,32768")
     parser.add_argument(
-        "--checkpointed", default="auto", help="layers recomputed: auto, none, selective, full, or numbers"
+        "--checkpointed", default="auto", help="layers recomputed: auto, none, selective, full, offload, or numbers"
     )
     parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
     parser.add_argument("--autocast", action="store_true", help="products in bf16 also where weights are float32")
@@ -99,7 +99,7 @@ def main() -> None:
 def settings_of(options):
     """Return (tokens, checkpointed, compiled) of every row that is asked for."""
     checkpointed = [
-        c if c in ("auto", "none", "selective", "full") else int(c) for c in options.checkpointed.split(",")
+        c if c in ("auto", "none", "selective", "full", "offload") else int(c) for c in options.checkpointed.split(",")
     ]
     compiled = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
     return [(int(t), c, y) for t in options.tokens.split(",") for c in checkpointed for y in compiled]

@@ -35,7 +35,7 @@ from manyicl.training.memory import choose_recompute, predict_memory
 from manyicl.training.recompute import Recompute, prepared_layers
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
-from tests.conftest import CONFIGS, tiny_model
+from tests.conftest import COMMON, CONFIGS, tiny_model
 from tests.models.test_attention_segments import attend_densely
 from tests.parity.test_engine_parity import plain_nll
 from tests.parity.test_loss_parity import EPISODE, TokenizedEpisode, loss_and_gradients, random_episode, row
@@ -380,6 +380,26 @@ def test_compiled_layers_give_the_gradients_of_plain_ones(checkpointed):
     assert (found[0] - found[1]).norm() / found[0].norm() < 0.05
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_inputs_wait_in_the_hosts_memory_and_change_no_gradient(compiled):
+    """Rows of other lengths, one right after the other: a copy that came too late would show."""
+    config = LlamaConfig(**{**COMMON, "num_hidden_layers": 6})
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to("cuda", torch.bfloat16).train()
+    batches = [
+        pad_row(row([random_episode(EPISODE, seed=s) for s in range(n)]), multiple=64).to("cuda") for n in (8, 2, 5, 8)
+    ]
+    found = []
+    for offload in (False, True):
+        model.zero_grad()
+        recompute = Recompute(6, keep_attention=False, offload=offload)
+        with segment_attention(model), prepared_layers(model, recompute, compiled=compiled):
+            for batch in batches:
+                row_loss(model, batch).loss.backward()
+        found.append(torch.cat([p.grad.float().flatten() for p in model.parameters()]))
+    assert (found[0] - found[1]).norm() / found[0].norm() < 1e-3
+
+
 def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
     model = tiny_model("llama").to("cuda", torch.bfloat16)
     model.config.max_position_embeddings = 1 << 20
@@ -387,10 +407,10 @@ def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
     footprint = measure_footprint(model.config, row)
     peaks = [predict_memory(footprint, Recompute(n)).total_bytes for n in range(4)]
     total = torch.cuda.mem_get_info()[1]
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 0)  # what earlier tests have left is free as well
     chosen = []
     for usable in (2 * peaks[0], int(peaks[2] / 0.92) + (1 << 20), 0):
-        free = max(0, usable - torch.cuda.memory_reserved())  # what earlier tests have left counts as free too
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, total))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=usable: (free, total))
         chosen.append(choose_recompute(model, "auto", row=row))
     assert chosen[0] == Recompute(0)
     assert 0 < chosen[1].num_layers <= 2

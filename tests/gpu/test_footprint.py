@@ -48,7 +48,15 @@ def measure_peak(model, checkpointed, *, num_tokens, num_targets):
     return torch.cuda.max_memory_allocated()
 
 
-@pytest.mark.parametrize("checkpointed", [*map(Recompute, (0, 5, 8)), Recompute(8, keep_attention=False)], ids=str)
+@pytest.mark.parametrize(
+    "checkpointed",
+    [
+        *map(Recompute, (0, 5, 8)),
+        Recompute(8, keep_attention=False),
+        Recompute(8, keep_attention=False, offload=True),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("lora", [None, LoraSettings()], ids=["full", "lora"])
 @pytest.mark.parametrize("num_tokens", [4096, 16384])
 def test_the_predicted_peak_is_what_the_allocator_reports(num_tokens, lora, checkpointed):

@@ -229,10 +229,20 @@ def test_a_setting_is_taken_and_a_cpu_recomputes_nothing_by_itself():
         "none": Recompute(0),
         "selective": Recompute(3),
         "full": Recompute(3, keep_attention=False),
+        "offload": Recompute(3, keep_attention=False, offload=True),
         2: Recompute(2),
     }
     for setting, chosen in expected.items():
         assert choose_recompute(model, setting, row=row) == chosen
+
+
+@pytest.mark.slow
+def test_inputs_in_the_hosts_memory_leave_two_on_the_device():
+    footprint = measure_footprint(deep_model("llama", lora=None)[0], Row(400, 80, "fp32"))
+    whole, offloaded = (predict_memory(footprint, replace(WHOLE, offload=on)) for on in (False, True))
+    one_input = 400 * COMMON["hidden_size"] * 4
+    assert whole.total_bytes - offloaded.total_bytes == pytest.approx((NUM_LAYERS - 2) * one_input, rel=0.01)
+    assert (whole.host_bytes, offloaded.host_bytes) == (0, NUM_LAYERS * one_input)
 
 
 def test_a_model_whose_memory_is_unknown_is_recomputed_in_full_and_says_so(monkeypatch):

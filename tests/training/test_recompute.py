@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -13,13 +14,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForCausalLM
 
 from manyicl.episodes.batch import pad_row
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
 from manyicl.training import recompute
+from manyicl.training.footprint import meter_step
 from manyicl.training.recompute import (
+    HostStore,
     Recompute,
     cast_bytes,
     measure_kept,
@@ -57,6 +61,103 @@ def test_recomputed_layers_run_twice_and_change_no_gradient(name, keep_attention
     assert (once, twice) == ([1, 1, 1], [1, 2, 1])
     assert_same_gradients(some, plain)
     assert all("forward" not in vars(layer) for layer in decoder_layers(model))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "gemma", "gemma2", "qwen3"])
+def test_inputs_that_wait_in_the_hosts_memory_change_no_gradient(name):
+    model = tiny_model(name)
+    plain, _ = gradients_with(model, Recompute(0))
+    some, twice = gradients_with(model, Recompute(3, keep_attention=False, offload=True))
+    assert twice == [2, 2, 2]
+    assert_same_gradients(some, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+def test_inputs_of_compiled_layers_wait_in_the_hosts_memory_too(monkeypatch):
+    sent, send = [], HostStore._send
+    monkeypatch.setattr(HostStore, "_send", lambda store, number, x: (sent.append(number), send(store, number, x)))
+    model = tiny_model("llama")
+    plain, _ = gradients_with(model, Recompute(0))
+    some, _ = gradients_with(model, Recompute(2, keep_attention=False, offload=True), compiled=True)
+    assert sent == [0, 2]
+    assert_same_gradients(some, plain)
+
+
+def test_rows_of_other_lengths_share_the_hosts_memory_and_one_that_came_to_no_end_leaves_nothing():
+    model = tiny_model("llama").train()
+    short, long = (row([random_episode(EPISODE, seed=s) for s in range(n)]) for n in (1, 3))
+    found = {}
+    for offload in (False, True):
+        model.zero_grad()
+        with (
+            segment_attention(model),
+            prepared_layers(model, Recompute(3, keep_attention=False, offload=offload), compiled=False),
+        ):
+            for batch in (long, short, long):
+                row_loss(model, batch).loss.backward()
+            row_loss(model, short)  # goes forward only
+            row_loss(model, long).loss.backward()
+        found[offload] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.equal(found[True], found[False])
+
+
+def test_only_two_inputs_are_on_the_device_at_once():
+    config = CONFIGS["llama"]()
+    config.num_hidden_layers = 8
+    model, batch = LlamaForCausalLM(config).train(), row([random_episode(EPISODE, seed=1)])
+    peaks = {}
+    for offload in (False, True):
+        with (
+            segment_attention(model),
+            prepared_layers(model, Recompute(8, keep_attention=False, offload=offload), compiled=False),
+        ):
+            peaks[offload] = meter_step(model, batch, autocast=False)
+    one_input = batch.num_tokens * model.config.hidden_size * 4
+    # Six of eight inputs are away; here the host's memory, which holds all eight, is counted as well.
+    assert [b - a for a, b in zip(peaks[False], peaks[True], strict=True)] == [2 * one_input, 2 * one_input]
+
+
+class LateStore(HostStore):
+    """Copies as late as a stream of copies may: in order, when the computation waits for one of them.
+
+    What has been given up by then is other memory by now: not a number.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.waiting, self.num_done = [], 0
+
+    def _copy(self, source, target):
+        to_host = any(target.data_ptr() == buffer.data_ptr() for buffer in self.buffers.values())
+        self.waiting.append((weakref.ref(source) if to_host else lambda: source, target))
+        return self.num_done + len(self.waiting)
+
+    def _wait(self, copied):
+        while self.num_done < copied:
+            source, target = self.waiting.pop(0)
+            target.copy_(torch.tensor(torch.nan) if source() is None else source())
+            self.num_done += 1
+
+
+def test_no_input_is_used_or_given_up_before_its_copy_has_ended(monkeypatch):
+    """What a GPU's streams may do is played through: all copies at once in the tests above, all late here."""
+    monkeypatch.setattr(recompute, "HostStore", LateStore)
+    config = CONFIGS["llama"]()
+    config.num_hidden_layers = 6
+    model = LlamaForCausalLM(config).train()
+    rows = [row([random_episode(EPISODE, seed=s) for s in range(n)]) for n in (3, 1, 2)]
+    found = []
+    for offload in (False, True):
+        model.zero_grad()
+        with (
+            segment_attention(model),
+            prepared_layers(model, Recompute(5, keep_attention=False, offload=offload), compiled=False),
+        ):
+            for batch in rows:
+                row_loss(model, batch).loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(found[0], found[1])
 
 
 @pytest.mark.slow

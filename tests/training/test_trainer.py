@@ -254,6 +254,13 @@ def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_p
         train(wrong, out=tmp_path / "wrong")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can have its layers' inputs in the host's memory")
+def test_layers_inputs_cannot_leave_a_cpu_for_the_hosts_memory(tmp_path):
+    config = write_setting(tmp_path, recompute="offload")
+    with pytest.raises(UserError, match=r"train\.recompute = 'offload': needs a GPU, .*; set 'full' or 'auto'"):
+        train(config, out=tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_a_run_folder_that_is_not_empty_is_never_overwritten(tmp_path):
     config = write_setting(tmp_path)

@@ -87,7 +87,7 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
             values[section][entry] = setting
         return tuple(f"{name}={text}" for name, (text, _) in chosen.items()), make_config(values, source="plan")
 
-    if config.train.recompute not in ("auto", "full"):
+    if config.train.recompute not in ("auto", "full", "offload"):
         yield change("train.recompute", "auto", "auto")
     if config.train.packs_at_once > 1:
         yield change("train.packs_per_batch", 1, "1")

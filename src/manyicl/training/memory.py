@@ -19,7 +19,7 @@ from manyicl.errors import UserError
 from manyicl.models import LoraSettings, decoder_layers, device_of, inner_model
 from manyicl.training.footprint import Footprint, Row, measure_footprint
 from manyicl.training.recipe import RecomputeSetting, RunConfig, with_batch
-from manyicl.training.recompute import Recompute, spread
+from manyicl.training.recompute import INPUTS_AT_ONCE, Recompute, spread
 
 # Of free memory, what is counted on: allocators lose some between tensors, and libraries take workspaces.
 USABLE_FRACTION = 0.92
@@ -55,13 +55,16 @@ class MemoryPrediction:
     layers_bytes: int
     """Activations of layers that are not recomputed."""
     recomputed_bytes: int
-    """What recomputed layers keep: their inputs and, if they keep it, their attention's outputs."""
+    """What recomputed layers keep: their inputs, unless they are in the host's memory, and, if they keep it, their
+    attention's outputs."""
     work_bytes: int
     """What exists beside them only for a moment."""
     moment: str
     """Which moment: 'head' (logits of targets and their gradients), 'layer' (a layer that was kept goes backward) or
     'recompute' (a recomputed one does, forward first)."""
     recompute: Recompute
+    host_bytes: int = 0
+    """Of the host's memory, for the inputs of recomputed layers."""
 
     @property
     def states_bytes(self) -> int:
@@ -87,16 +90,19 @@ def predict_memory(footprint: Footprint, recompute: Recompute) -> MemoryPredicti
     """Return the peak of a step with layers recomputed, spread as training spreads them."""
     num_layers, head, layer = footprint.num_layers, footprint.head, footprint.layer
     chosen = spread(recompute.num_layers, among=num_layers) if recompute.num_layers else frozenset()
+    in_host = max(0, len(chosen) - INPUTS_AT_ONCE) if recompute.offload else 0
     # Bytes of (layers kept, what recomputed ones keep, work) at each moment.
     each, work = head.added_by(recompute)
     work = work if num_layers - 1 in chosen else head.work_kept
-    moments = [("head", ((num_layers - len(chosen)) * head.kept, len(chosen) * each, work))]
+    saved = len(chosen) * each - in_host * layer.whole
+    moments = [("head", ((num_layers - len(chosen)) * head.kept, saved, work))]
     each, work_again = layer.added_by(recompute)
     for place in range(num_layers):  # its turn to go backward: what later layers kept is gone
         inputs = len([number for number in chosen if number <= place])
         kept = place + 1 - inputs
+        on_device = min(inputs, INPUTS_AT_ONCE) if recompute.offload else inputs
         name, work = ("recompute", work_again) if place in chosen else ("layer", layer.work_kept)
-        moments.append((name, (kept * layer.kept, inputs * each, work)))
+        moments.append((name, (kept * layer.kept, on_device * each, work)))
     moment, (kept, inputs, work) = max(moments, key=lambda item: sum(item[1]))
     return MemoryPrediction(
         weights_bytes=footprint.weights_bytes,
@@ -110,6 +116,7 @@ def predict_memory(footprint: Footprint, recompute: Recompute) -> MemoryPredicti
         moment=moment,
         # Attention whose weights are dropped or whose scores are capped leaves no output that could be kept.
         recompute=replace(recompute, keep_attention=recompute.keep_attention and layer.recomputed > layer.whole),
+        host_bytes=len(chosen) * layer.whole if recompute.offload else 0,
     )
 
 
@@ -142,7 +149,19 @@ def resolve_recompute(setting: RecomputeSetting, *, num_layers: int) -> Recomput
         return Recompute(setting)
     if setting == "auto":
         return None
-    return Recompute(0) if setting == "none" else Recompute(num_layers, keep_attention=setting == "selective")
+    if setting == "none":
+        return Recompute(0)
+    return Recompute(num_layers, keep_attention=setting == "selective", offload=setting == "offload")
+
+
+def check_offload(setting: RecomputeSetting) -> None:
+    """Refuse to keep inputs in the host's memory where the model is there too.
+
+    Raises:
+        UserError: there is no GPU.
+    """
+    if setting == "offload" and not torch.cuda.is_available():
+        raise UserError("train.recompute = 'offload': needs a GPU, whose memory it saves; set 'full' or 'auto'")
 
 
 def choose_recompute(
@@ -155,7 +174,7 @@ def choose_recompute(
     num_shards: int = 1,
     free_bytes: int | None = None,
 ) -> Recompute:
-    """Return which layers are recomputed; "auto" is as few as fit the memory of a GPU, and none on a CPU.
+    """Return which layers are recomputed; "auto" is what `fewest_recomputed` finds on a GPU, and none on a CPU.
 
     row: the largest that is trained on. lora: of the adapter that the model is in. num_shards: GPUs that FSDP2 will
     shard the model over. free_bytes: of the device before the model is on it; None reads it from the GPU that the model

@@ -18,7 +18,7 @@ from manyicl.episodes import EpisodeSettings, Mixing, Normalization, TemplateSet
 from manyicl.errors import UserError, check_list, suggest
 from manyicl.models import ModelSettings, Precision
 
-RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full"]
+RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full", "offload"]
 # The setting's name and words in recipes of earlier versions; other values are as they were.
 _OLD_RECOMPUTE, _OLD_WORDS = "checkpointed_layers", {0: "none", "all": "selective", "whole": "full"}
 
@@ -126,8 +126,9 @@ class TrainSettings(BaseModel):
     """Norm that gradients are clipped to; 0: they are not clipped."""
     recompute: RecomputeSetting = "auto"
     """Layers that are computed again in the backward pass, to save memory: 'none', 'selective' (all, but their
-    attention's output is kept), 'full' (all, attention too), a number of them (selectively), or 'auto' (as few as a
-    GPU's free memory allows, up to 'full'; none on a CPU)."""
+    attention's output is kept), 'full' (all, attention too), 'offload' (as 'full', and their inputs wait in the host's
+    memory; needs a GPU, and was tested on a CPU only), a number of them (selectively), or 'auto' (as few as a GPU's
+    free memory allows, up to 'full'; none on a CPU)."""
     compile: bool = False
     """Compile the layers for one row length, to which shorter rows are padded; costs a minute."""
     log_every_steps: Annotated[int, Field(gt=0)] = 10

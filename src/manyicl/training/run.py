@@ -49,7 +49,7 @@ from manyicl.training.held_out import (
     held_out_rows,
     rows_to_json,
 )
-from manyicl.training.memory import PacksChoice
+from manyicl.training.memory import PacksChoice, check_offload
 from manyicl.training.metrics import BarCallback, MetricsLog, PeakMemory
 from manyicl.training.preparation import (
     Prepared,
@@ -170,6 +170,7 @@ def _train_in(
     """Do what `train` says in a folder that only this launch writes to."""
     check_launch(os.environ, optim=config.train.optim)
     check_trackers(config.train.report_to)
+    check_offload(config.train.recompute)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
     console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():

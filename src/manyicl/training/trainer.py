@@ -428,10 +428,10 @@ def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
     if trainer.validating:  # nothing is recomputed there
         fix = "start a new run with a lower episodes.token_budget, or with train.validation_tokens = 0"
         return OutOfMemoryError(f"{where}, with a validation row; {fix}", None)
-    is_full = num_recomputed == num_layers and not trainer.attention.is_kept
+    is_full, offload = num_recomputed == num_layers and not trainer.attention.is_kept, trainer.recompute.offload
     why = (
         f"{where}, with rows of up to {trainer.recipe.row_tokens:,} tokens and {num_recomputed} of {num_layers} layers"
-        f" recomputed{' in full' if is_full else ''}"
+        f" recomputed{' in full' if is_full else ''}{', from inputs in the host' if offload else ''}"
     )
     if not is_full:
         return OutOfMemoryError(why, f"train.recompute={'full' if num_recomputed == num_layers else 'selective'}")

@@ -90,6 +90,14 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
     return lines
 
 
+def _tell_recomputed(memory: MemoryPrediction) -> str:
+    """Return what the recomputed layers keep on the GPU, and in the host's memory."""
+    number = memory.recompute.num_layers
+    if memory.recompute.offload:
+        return f"inputs at work; of {number} layers {memory.host_bytes / 2**30:,.2f} GiB are in the host's memory"
+    return f"{'input and attention' if memory.recompute.keep_attention else 'input'} of {number} layers"
+
+
 def _memory_table(memory: MemoryPrediction, device: Device | None, *, optim: Optim) -> Table:
     """Return the parts of the predicted peak, beside what the device has."""
     unit, size = ("GiB", 2**30) if memory.total_bytes >= 2**30 else ("MiB", 2**20)
@@ -100,14 +108,13 @@ def _memory_table(memory: MemoryPrediction, device: Device | None, *, optim: Opt
         "layer": "one layer going backward",
         "recompute": "one layer going forward once more, then backward",
     }
-    saved = "input and attention" if memory.recompute.keep_attention else "input"
     rows = (
         ("weights", memory.weights_bytes, "of the model itself"),
         ("adapter", memory.adapters_bytes, "its weights, float32"),
         ("gradients", memory.gradients_bytes, "of trained weights, float32"),
         ("optimizer", memory.optimizer_bytes, OPTIMIZERS[optim].words),
         ("layers", memory.layers_bytes, "activations kept for the backward pass"),
-        ("recomputed", memory.recomputed_bytes, f"{saved} of {memory.recompute.num_layers} layers"),
+        ("recomputed", memory.recomputed_bytes, _tell_recomputed(memory)),
         ("work", memory.work_bytes, work[memory.moment]),
     )
     for name, part, what in rows:
