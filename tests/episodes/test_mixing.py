@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyicl.episodes.plan import PLAIN_MIXING, EpisodeSettings, Mixing, TaskLengths, cap_rows, iter_episodes
+from manyicl.episodes.plan import PLAIN_MIXING, EpisodeSettings, Mixing, Mixture, TaskLengths, cap_rows, iter_episodes
 
 BUDGET = 120
 
@@ -25,10 +25,11 @@ def make_tasks() -> list[TaskLengths]:
     ]
 
 
-def plan(num_episodes: int, *, mixing: Mixing = PLAIN_MIXING, seed: int = 5, **options):
-    episodes = iter_episodes(
-        make_tasks(), settings=EpisodeSettings(token_budget=BUDGET, **options), seed=seed, mixing=mixing
-    )
+def plan(
+    num_episodes: int, *, mixing: Mixing = PLAIN_MIXING, seed: int = 5, mixture: Mixture = "proportional", **options
+):
+    settings = EpisodeSettings(token_budget=BUDGET, mixture=mixture, **options)
+    episodes = iter_episodes(make_tasks(), settings=settings, seed=seed, mixing=mixing)
     return list(islice(episodes, num_episodes))
 
 

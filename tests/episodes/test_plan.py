@@ -151,7 +151,7 @@ def test_every_epoch_has_a_new_order_and_new_companions():
 def test_a_plan_as_it_is_written_out():
     # Fixed: a resumed run must find the plan that it began with. Whoever changes it raises seeds.STREAMS.
     tasks = [task_of("a", [10, 20, 30, 40, 50]), task_of("b", [5, 5, 5], head=2)]
-    assert written_out(first_episodes(tasks, 7, token_budget=60)) == [
+    assert written_out(first_episodes(tasks, 7, token_budget=60, mixture="proportional")) == [
         # index, task, epoch, examples, tokens
         (0, "a", 0, [4], 50),
         (1, "a", 0, [3, 0], 50),
@@ -277,7 +277,7 @@ def widest_gap(steps: Sequence[tuple[str, float]]) -> float:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_proportional_brings_all_tasks_to_the_end_of_their_epochs_together(shots, seed):
     lengths = {task.name: task.lengths for task in MIXED}
-    plan = first_episodes(MIXED, 1200, token_budget=1024, shots=shots, seed=seed)
+    plan = first_episodes(MIXED, 1200, token_budget=1024, shots=shots, seed=seed, mixture="proportional")
     assert {episode.task for episode in plan} == set(lengths)
     steps = [(e.task, lengths[e.task][e.examples].sum() / lengths[e.task].sum()) for e in plan]
     # Each task is within one episode of the common point, so any two are within one episode of each.
@@ -306,8 +306,8 @@ def test_tasks_of_one_size_do_not_always_come_in_the_same_order():
 @pytest.mark.parametrize(
     ("options", "sha256"),
     [
-        ({}, "e452d75777b14d5b"),
-        ({"shots": (0, 15)}, "8475e184516dd05a"),
+        ({"mixture": "proportional"}, "e452d75777b14d5b"),
+        ({"shots": (0, 15), "mixture": "proportional"}, "8475e184516dd05a"),
         ({"shots": 5, "mixture": "uniform"}, "46dd89fdc4d518a3"),
     ],
 )

@@ -290,7 +290,7 @@ def test_longer_names_leave_the_epochs_of_all_tasks_in_step():
     labels = LabelLengths(np.zeros(60, np.int32), 2, name_tokens=np.array([1, 1, 21, 21]), num_head_tokens=0)
     long_names = TaskLengths("a", 0, 0, lengths=np.full(60, 10), labels=labels)
     tasks = [long_names, TaskLengths("b", 0, 0, lengths=np.full(60, 10))]
-    episodes = first_episodes(tasks, 400, token_budget=100, rename_share=1.0)
+    episodes = first_episodes(tasks, 400, token_budget=100, rename_share=1.0, mixture="proportional")
     done = Counter()
     for episode in episodes:
         done[episode.task] += len(episode.examples)

@@ -200,7 +200,7 @@ def test_rows_that_no_episode_holds_are_counted(config):
 def test_the_share_of_each_task_is_told_and_rows_beyond_a_cap_are_counted(config):
     names = [task.name for task in forecast_run(config).tasks]
     mixing = {"weights": {names[0]: 3.0}, "temperature": 2.0, "max_rows": 30}
-    forecast = forecast_run(changed(config, tasks=mixing))
+    forecast = forecast_run(changed(config, tasks=mixing, episodes={"mixture": "proportional"}))
     for task in forecast.tasks:
         assert task.dropped == {"beyond tasks.max_rows": 10}
         assert task.num_fitting == 30

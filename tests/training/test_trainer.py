@@ -208,11 +208,13 @@ def test_ranks_agree_on_what_saves_most_memory():
         def gather(self, mine):
             return torch.cat([mine, self.other])
 
-    assert agree_on(Recompute(3), accelerator=TwoRanks(5, 0)) == Recompute(5)
-    assert agree_on(Recompute(5), accelerator=TwoRanks(3, 0)) == Recompute(5)
+    assert agree_on(Recompute(3), accelerator=TwoRanks(5, 0, 0)) == Recompute(5)
+    assert agree_on(Recompute(5), accelerator=TwoRanks(3, 0, 0)) == Recompute(5)
     whole = Recompute(32, keep_attention=False)
-    assert agree_on(Recompute(5), accelerator=TwoRanks(32, 1)) == whole
-    assert agree_on(whole, accelerator=TwoRanks(32, 0)) == whole
+    assert agree_on(Recompute(5), accelerator=TwoRanks(32, 1, 0)) == whole
+    assert agree_on(whole, accelerator=TwoRanks(32, 0, 0)) == whole
+    offloaded = Recompute(32, keep_attention=False, offload=True)
+    assert agree_on(whole, accelerator=TwoRanks(32, 1, 1)) == offloaded
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def demo_config(
         tasks=TaskSettings(folder=str(folder), names=tuple(sorted(trained))),
         model=ModelSettings(path="seed", precision="fp32"),
         template=TEMPLATE,
-        episodes=EpisodeSettings(token_budget=size.token_budget),
+        episodes=EpisodeSettings(token_budget=size.token_budget, mixture="proportional"),
         train=TrainSettings(
             num_steps=size.num_steps,
             packs_per_step=size.packs_per_step,

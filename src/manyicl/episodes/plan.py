@@ -44,10 +44,9 @@ class EpisodeSettings(BaseModel):
     new tasks after many shots (docs/results.md, "Which default?")."""
     targets: Targets = "all"
     """Answers that the loss is taken on: 'all' of an episode (ManyICL), or only the 'last' (MetaICL)."""
-    mixture: Mixture = "proportional"
-    """Fraction of the tokens that each task gets: 'proportional' to its size, or 'uniform'. On SmolLM2 and 28 tasks
-    'proportional' cost 1.7 points [0.1, 3.3] on new tasks after 16 shots, and nothing that can be told after many
-    (docs/results.md, "Which default?")."""
+    mixture: Mixture = "uniform"
+    """Fraction of the tokens that each task gets: the same ('uniform'), or 'proportional' to its size, which cost 1.7
+    points [0.1, 3.3] on new tasks after 16 shots and 0.5 [-0.8, 1.8] after many (docs/results.md, "Which default?")."""
     rename_share: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     """Fraction of the episodes of classification and nli tasks with fixed labels in which each label has another name,
     the same throughout the episode; only episodes of two examples or more. On new tasks after many shots half of them

@@ -106,8 +106,7 @@ class TrainSettings(BaseModel):
     """What counts once in the loss: each 'answer', each 'token', or each 'task' of the step. Tokens cost 2.0 points
     [1.1, 2.9] on new tasks after many shots, tasks nothing that can be told (docs/results.md, "Which default?")."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
-    """Peak learning rate. LoRA wants about ten times as much. On SmolLM2, on new tasks, 3e-5 cost 2.6 points [1.4, 3.8]
-    after many shots and 3e-4 cost 1.8 [0.2, 3.4] after 16 (docs/results.md, "Which default?")."""
+    """Peak learning rate. SmolLM2's best is 1e-4, Gemma 3 270M's 3e-5, LoRA's ten times as much (docs/results.md)."""
     optim: Optim = "adamw_torch_fused"
     """Optimizer, by the Trainer's name: 'adamw_torch_fused', 'adamw_torch', 'adafactor', and from bitsandbytes
     'adamw_8bit', 'paged_adamw_8bit', 'paged_adamw_32bit', 'lion_8bit', 'lion_32bit'. A quarter of AdamW's memory with
@@ -220,8 +219,8 @@ class RunConfig(BaseModel):
     def _mixture_has_a_temperature(self) -> RunConfig:
         if self.tasks.temperature != 1 and self.episodes.mixture == "uniform":
             raise ValueError(
-                f"tasks.temperature = {self.tasks.temperature}: does nothing with episodes.mixture = 'uniform'; leave"
-                " it out, or set episodes.mixture = 'proportional'"
+                f"tasks.temperature = {self.tasks.temperature}: does nothing with episodes.mixture = 'uniform', the"
+                " default; leave it out, or set episodes.mixture = 'proportional'"
             )
         return self
 
