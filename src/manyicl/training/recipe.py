@@ -94,7 +94,7 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_steps: Annotated[int, Field(gt=0)]
-    """Optimizer steps."""
+    """Optimizer steps. Four times 80 gained 3.4 points [1.8, 4.9] on new tasks (docs/results.md, "Which default?")."""
     pack_tokens: Annotated[int, Field(gt=0)] | None = None
     """Length of a pack. Default: episodes.token_budget."""
     packs_per_step: Annotated[int, Field(gt=0)] = 8
