@@ -94,7 +94,8 @@ def _tell_recomputed(memory: MemoryPrediction) -> str:
     """Return what the recomputed layers keep on the GPU, and in the host's memory."""
     number = memory.recompute.num_layers
     if memory.recompute.offload:
-        return f"inputs of 2 layers; those of all {number} take {memory.host_bytes / 2**30:,.2f} GiB of the host's memory"
+        host = f"{memory.host_bytes / 2**30:,.2f} GiB of the host's memory"
+        return f"inputs of 2 layers; those of all {number} take {host}"
     return f"{'input and attention' if memory.recompute.keep_attention else 'input'} of {number} layers"
 
 
