@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from threading import Thread
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manyicl.comparison import worker
 from manyicl.comparison.answers import Judged, Trials, judge_trial
 from manyicl.comparison.comparison_file import check_comparison
 from manyicl.comparison.forecast import forecast_comparison
@@ -23,6 +25,7 @@ from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import Worker, _do_unclaimed, _needs_of, run_comparison
 from manyicl.errors import UserError
 from manyicl.evaluation.points import ShotCurve, ShotPoint
+from manyicl.evaluation.results import Evaluation
 from manyicl.locks import claiming
 from manyicl.report.markdown import render_markdown
 from manyicl.report.terminal import comparison_table
@@ -197,8 +200,8 @@ def test_a_model_of_one_task_waits_for_its_own_trials_alone(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_seed_takes_the_run_of_its_trial(world, tmp_path):
-    """The same recipe is not trained twice."""
+def test_the_first_seed_takes_the_run_of_its_trial_and_its_answers(world, tmp_path, monkeypatch):
+    """The same recipe is not trained twice, and its model not asked the same validation rows twice."""
     grid = begin(world, tmp_path / "out", seeds=[0])
     run(grid)
     rate = Trials(grid).chosen_rate("manyicl")
@@ -207,6 +210,16 @@ def test_the_first_seed_takes_the_run_of_its_trial(world, tmp_path):
     weights = [next((run / "model").glob("*.safetensors")) for run in (trial, kept)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert json.loads(kept.with_name("manyicl.plan.json").read_bytes())["learning_rate"] == rate
+    asked = [grid.path_of(WorkItem("manyicl", 0, "validation", rate=r)) for r in (rate, None)]
+    of_trial, own = (Evaluation.load(path) for path in asked)
+    assert own == replace(of_trial, model=str(kept))
+    # It is asked by itself if its run is another: a trial that was trained again, say.
+    (trial / "run.json").write_text((trial / "run.json").read_text() + "\n")
+    asked[1].unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "evaluate_sweep", lambda *_, out, **__: out.write_text("asked"))
+        run(grid)
+    assert asked[1].read_text() == "asked"
 
 
 def curve(**scores: float | None) -> ShotCurve:

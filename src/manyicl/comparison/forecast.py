@@ -256,20 +256,21 @@ class _Forecaster:
 
     def _count_item(self, item: WorkItem, name: str, *, times: int) -> Iterator[tuple[str, Work]]:
         """Yield (kind of work, how much) of an item that is done `times` times, once with each seed."""
+        # The first seed's run is that of the trial of its rate: neither trained nor asked validation rows again.
+        anew = times - (item.rate is None and bool(self.config.rates_of(item.arm)))
         if item.kind == "train":
             config, spent = self._match(item)
-            # The first seed's run is that of the trial of its rate, so it is not trained again.
-            trained = times - (item.rate is None and bool(self.config.rates_of(item.arm)))
             passes = count_layer_passes(config, num_layers=self.num_layers)
             seconds = self._predict_seconds(spent.flops, layer_passes=passes)
             one = Work(0, spent.tokens, spent.tokens, spent.flops, seconds)
-            yield name, replace(one.times(trained), items=times)
-            yield WHILE_TRAINING, self._measure_losses(item, config).times(trained)
+            yield name, replace(one.times(anew), items=times)
+            yield WHILE_TRAINING, self._measure_losses(item, config).times(anew)
         elif item.kind == "text":
             yield name, self._texts.times(times)
         else:
             tasks, sweep = self.grid.sweep_of(item)
-            yield name, sum((self._ask_task(item, task, sweep) for task in tasks), Work(1)).times(times)
+            one = sum((self._ask_task(item, task, sweep) for task in tasks), Work(1))
+            yield name, replace(one.times(anew if item.kind == "validation" else times), items=times)
 
     def _measure_losses(self, item: WorkItem, config: RunConfig) -> Work:
         """Return the work of measuring a run at its checkpoints: validation losses, and bits per byte of the texts."""

@@ -19,7 +19,7 @@ from manyicl.comparison.inputs import read_whole, redoable
 from manyicl.comparison.settings import ARMS, CompareSettings
 from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
-from manyicl.evaluation import drift_every, evaluate_sweep, window_bits
+from manyicl.evaluation import Evaluation, drift_every, evaluate_sweep, window_bits
 from manyicl.files import write_atomically
 from manyicl.inference import InferenceModel, load_for_inference
 from manyicl.locks import claiming
@@ -222,6 +222,21 @@ def _take_trial(grid: Grid, item: WorkItem, config: RunConfig) -> bool:
     return True
 
 
+def _take_answers_of_trial(grid: Grid, item: WorkItem) -> bool:
+    """Copy the validation answers of a trial whose run became this model, if there is one; return whether there was."""
+    if item.kind != "validation" or item.rate is not None or not ARMS[item.arm].trained:
+        return False
+    run = RunFolder(grid.path_of(replace(item, kind="train")))
+    trial = replace(item, rate=run.read_config().train.learning_rate)
+    of_trial = RunFolder(grid.path_of(replace(trial, kind="train"))).state_file
+    if not of_trial.is_file() or of_trial.read_bytes() != run.state_file.read_bytes():
+        return False  # another seed's, or trained anew since
+    if not grid.is_done(trial):
+        return False
+    replace(Evaluation.load(grid.path_of(trial)), model=str(run.path)).save(grid.path_of(item))
+    return True
+
+
 def _read_texts(worker: Worker, item: WorkItem, title: str) -> None:  # noqa: ARG001
     """Write what the windows of each neutral text cost a model, in bits."""
     model = worker.load_model(item)
@@ -240,6 +255,8 @@ def _read_texts(worker: Worker, item: WorkItem, title: str) -> None:  # noqa: AR
 
 def _ask(worker: Worker, item: WorkItem, title: str) -> None:
     """Ask a model the tasks of an item, and write the result with its predictions."""
+    if _take_answers_of_trial(worker.grid, item):
+        return
     tasks, sweep = worker.grid.sweep_of(item)
     with reporting(worker.console) as report:
         evaluate_sweep(
