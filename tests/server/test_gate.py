@@ -42,6 +42,39 @@ def test_an_id_that_would_break_a_log_is_replaced(url):
     assert len(reply.headers["x-request-id"]) == 16
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/tasks", "GET, HEAD, POST"),
+        ("FOO", "/v1/tasks", "GET, HEAD, POST"),
+        ("POST", "/v1/tasks/slow", "DELETE, GET, HEAD, PUT"),
+        ("GET", "/v1/tasks/slow/predict", "POST"),
+        ("HEAD", "/v1/tasks/slow/predict", "POST"),
+        ("GET", "/v1/chat/completions", "POST"),
+        ("OPTIONS", "/healthz", "GET, HEAD"),
+        ("POST", "/docs", "GET, HEAD"),
+        ("POST", "/page.js", "GET, HEAD"),
+        ("PATCH", "/", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it_has(url, method, path, allowed):
+    refused = httpx2.request(method, url + path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+
+
+def test_without_the_page_a_path_still_names_all_its_methods(monkeypatch):
+    monkeypatch.setattr("manyicl.server.app.has_page", lambda: False)
+    with app_in_thread(SlowService()) as url:
+        assert httpx2.delete(f"{url}/v1/tasks").headers["allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models", "/docs", "/openapi.json", "/page.js", "/"])
+def test_head_is_answered_as_get_without_the_body(url, path):
+    get, head = httpx2.get(url + path), httpx2.head(url + path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == get.headers["content-length"] == str(len(get.content))
+
+
 def test_a_body_that_is_too_long_is_refused_before_it_is_read(url):
     refused = httpx2.post(f"{url}/v1/tasks/slow/predict", json={"input": "x" * 20_000})
     assert refused.status_code == 413

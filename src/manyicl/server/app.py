@@ -75,11 +75,12 @@ class _Page(StaticFiles):
     """The files of the page. They get every request that no route takes, also those with another method."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Answer a request; to another method than those of files with 404 where there is nothing, else with 405."""
-        if scope["method"] in ("GET", "HEAD"):
+        """Answer with a file, with 405 if there is one, or a route, that has another method, else with 404."""
+        if any(route.matches(scope)[0] is Match.PARTIAL for route in scope["app"].routes):
+            raise HTTPException(405)
+        if scope["method"] == "GET":  # the gate asks for GET in place of HEAD
             return await super().get_response(path, scope)
-        if not any(route.matches(scope)[0] is Match.PARTIAL for route in scope["app"].routes):
-            await super().get_response(path, {**scope, "method": "HEAD"})  # raises 404 where there is nothing
+        await super().get_response(path, {**scope, "method": "GET"})  # raises 404 where there is nothing
         raise HTTPException(405)
 
 

@@ -90,7 +90,9 @@ class _Passage:
     """One request on its way through the gate and back."""
 
     def __init__(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
-        self.gate, self.scope, self._receive, self._send = gate, scope, receive, send
+        self.gate, self._receive, self._send, self.method = gate, receive, send, scope["method"]
+        # HEAD is answered as GET is, for routes have no method of that name; uvicorn leaves the body out.
+        self.scope = {**scope, "method": "GET"} if self.method == "HEAD" else scope
         self.headers = Headers(scope=scope)
         given = self.headers.get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
@@ -104,7 +106,7 @@ class _Passage:
 
     async def run(self) -> None:
         self.scope["manyicl.log"], self.scope["manyicl.id"] = self.log, self.id
-        problem = self.gate.refuse(self.scope["method"], self.scope["path"], self.headers)
+        problem = self.gate.refuse(self.method, self.scope["path"], self.headers)
         try:
             if problem is None:
                 await self.gate.app(self.scope, self.receive, self.send)
@@ -170,11 +172,11 @@ class _Passage:
         seconds = time.monotonic() - self.started
         status = self.status or (CLIENT_LEFT if self.left else 500)
         route = getattr(self.scope.get("route"), "path", "other")
-        self.gate.metrics.observe(method=self.scope["method"], route=route, status=status, seconds=seconds)
+        self.gate.metrics.observe(method=self.method, route=route, status=status, seconds=seconds)
         if route in ("/healthz", "/readyz", "/metrics") and status < 400:
             return  # asked for every few seconds
         fields = {
-            "method": self.scope["method"],
+            "method": self.method,
             "path": self.scope["path"],
             "status": status,
             "ms": round(seconds * 1000, 1),

@@ -16,6 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
+from starlette.types import Scope
 
 from manyicl.errors import UserError, find_refusal
 from manyicl.service import (
@@ -48,6 +50,8 @@ _STATUSES: tuple[tuple[type[UserError], str, int], ...] = (
 # Seconds after which a client may ask a server again that is being replaced.
 _CLOSING_RETRY_S = 5
 _MOST_FAULTS = 50
+# Those that routes have; HEAD goes with GET.
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 _logger = logging.getLogger("manyicl.server")
 
 
@@ -202,10 +206,24 @@ def handle_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         problem = find_problem(error)
         request.scope["manyicl.problem"] = problem.kind
-        return answer_problem(request.url.path, problem)
+        response = answer_problem(request.url.path, problem)
+        if response.status_code == 405:
+            response.headers["allow"] = ", ".join(_find_methods(app, request.scope))
+        return response
 
     for kind in (ProblemError, UserError, RequestValidationError, ValidationError, HTTPException, OSError, MemoryError):
         app.add_exception_handler(kind, answer)
+
+
+def _find_methods(app: FastAPI, scope: Scope) -> list[str]:
+    """Return the methods of a path: those that its routes take, or, without a route, that of the page's files."""
+    routes = [route for route in app.routes if not isinstance(route, Mount)]  # the page's files take what is left
+
+    def is_taken(method: str) -> bool:
+        return any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+
+    methods = [method for method in _METHODS if is_taken(method)] or ["GET"]
+    return sorted([*methods, "HEAD"] if "GET" in methods else methods)  # the gate asks for GET in place of HEAD
 
 
 def without_folder(error: UserError, folder: Path) -> UserError:
