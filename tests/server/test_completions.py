@@ -12,7 +12,7 @@ import pytest
 from manyicl.inference import AnswerSettings
 from manyicl.server import ServerSettings, make_token
 from manyicl.server.routes.completion_bodies import Answered, Shape
-from manyicl.service import Closing, DeadlinePassed, InputTooLong, QueueFull
+from manyicl.service import Closing, DeadlinePassed, InputTooLong, QueueFull, ServiceSettings
 from tests.support.serving import app_in_thread
 from tests.support.slow_service import SlowService, wait_until
 
@@ -275,11 +275,45 @@ def test_switches_of_the_chat_template_reach_the_base_alone(client, service):
 def test_settings_that_change_nothing_are_named_in_a_header(client, service, monkeypatch):
     monkeypatch.setattr(service, "labels", ("one", "two"))  # which are scored
     raw = client.chat.completions.with_raw_response.create(
-        model="base:slow", messages=[{"role": "system", "content": "s"}, *ASKED], temperature=0.7, top_p=0.9, stop=["x"]
+        model="base:slow",
+        messages=[{"role": "system", "content": "s"}, *ASKED],
+        temperature=0.7,
+        top_p=0.9,
+        stop=["x"],
+        max_tokens=9,
     )
-    assert raw.headers["x-manyicl-ignored"] == "temperature, top_p, stop, messages"
+    assert raw.headers["x-manyicl-ignored"] == "temperature, top_p, stop, max_tokens, messages"
     plain = client.chat.completions.with_raw_response.create(model="base:slow", messages=ASKED, user="ada")
     assert "x-manyicl-ignored" not in plain.headers
+
+
+@pytest.mark.parametrize("model", ["base", "base:slow"])
+def test_what_a_generated_answer_does_not_use_is_named_in_the_header(client, service, monkeypatch, model):
+    def ignored(**wanted):
+        raw = client.chat.completions.with_raw_response.create(model=model, messages=ASKED, **wanted)
+        return raw.headers.get("x-manyicl-ignored")
+
+    assert ignored(top_p=0.9, seed=5, stop=["x"]) == "top_p, seed"
+    assert ignored(top_p=0.9, seed=5, temperature=0) == "top_p, seed"
+    assert ignored(logprobs=True, top_logprobs=2) == "logprobs, top_logprobs"
+    assert ignored(logprobs=False) is None
+    monkeypatch.setattr(service, "settings", ServiceSettings(answering=AnswerSettings(temperature=0.7)))
+    assert ignored(top_p=0.9, seed=5) is None
+
+
+def test_choices_may_be_sampled_with_the_temperature_of_the_service(client, service, monkeypatch):
+    monkeypatch.setattr(service, "settings", ServiceSettings(answering=AnswerSettings(temperature=0.7)))
+    assert len(client.chat.completions.create(model="base", messages=ASKED, n=2).choices) == 2
+    with pytest.raises(openai.BadRequestError, match="no temperature above 0"):
+        client.chat.completions.create(model="base", messages=ASKED, n=2, temperature=0)
+
+
+def test_labels_that_a_model_on_a_server_generates_are_sampled(client, service, monkeypatch):
+    monkeypatch.setattr(service, "labels", ("one", "two"))
+    monkeypatch.setattr(service.info, "num_parameters", None)  # as of a model on a server
+    raw = client.chat.completions.with_raw_response.create(model="base:slow", messages=ASKED, temperature=0.7, seed=5)
+    assert "x-manyicl-ignored" not in raw.headers
+    assert service.asked[-1]["answering"] == AnswerSettings(temperature=0.7)
 
 
 def test_a_closed_stream_gives_its_question_up(client, service):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import httpx2
 import pytest
 
+from manyicl.inference import AnswerSettings
 from manyicl.server import ServerSettings
-from manyicl.service import Closing, DeadlinePassed, InputTooLong, LibraryFault, QueueFull
+from manyicl.service import Closing, DeadlinePassed, InputTooLong, LibraryFault, QueueFull, ServiceSettings
 from tests.support.serving import app_in_thread, read_events
 from tests.support.slow_service import SlowService, wait_until
 
@@ -153,3 +154,13 @@ def test_settings_of_generation_that_change_nothing_are_named_in_a_header(servic
     assert httpx2.post(url + ASK, json=asked).headers["x-manyicl-ignored"] == "stop"
     service.labels, service.info.num_parameters = ("cat", "dog"), None  # a model on a server generates labels too
     assert "x-manyicl-ignored" not in httpx2.post(url + ASK, json=sampled).headers
+
+
+def test_what_a_greedy_answer_does_not_use_is_named_in_the_header(service, url):
+    asked = {"input": "x", "top_p": 0.9, "seed": 1, "stop": ["."]}
+    assert httpx2.post(url + ASK, json=asked).headers["x-manyicl-ignored"] == "top_p, seed"
+    assert httpx2.post(url + ASK, json={**asked, "temperature": 0}).headers["x-manyicl-ignored"] == "top_p, seed"
+    assert "x-manyicl-ignored" not in httpx2.post(url + ASK, json={**asked, "temperature": 0.7}).headers
+    service.settings = ServiceSettings(answering=AnswerSettings(temperature=0.7))
+    assert "x-manyicl-ignored" not in httpx2.post(url + ASK, json=asked).headers
+    assert httpx2.post(url + ASK, json={**asked, "temperature": 0}).headers["x-manyicl-ignored"] == "top_p, seed"

@@ -14,6 +14,8 @@ from manyicl.service import Registration, ServedTask, ShotChoice
 
 # The fields of a question that are settings of generated answers.
 _OF_GENERATED = ("max_new_tokens", "stop", "temperature", "top_p", "samples")
+# The fields of a question that change nothing if the likeliest token is always taken.
+OF_SAMPLING = ("top_p", "seed")
 ExampleId = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
@@ -121,9 +123,13 @@ class PredictBody(RequestBody):
         """
         return replace(usual, **{name: value for name in _OF_GENERATED if (value := getattr(self, name)) is not None})
 
-    def ignored(self, *, are_chosen: bool) -> list[str]:
-        """Return the fields that change nothing if answers are chosen among known ones, not generated."""
-        names = (*_OF_GENERATED, "seed") if are_chosen else ()
+    def ignored(self, usual: AnswerSettings, *, are_chosen: bool) -> list[str]:
+        """Return the fields that change nothing.
+
+        usual: the settings that this request's stand in for. are_chosen: answers are chosen among known ones.
+        """
+        is_greedy = not (usual.temperature if self.temperature is None else self.temperature)
+        names = (*_OF_GENERATED, "seed") if are_chosen else OF_SAMPLING if is_greedy else ()
         return [name for name in names if name in self.model_fields_set and getattr(self, name) is not None]
 
 

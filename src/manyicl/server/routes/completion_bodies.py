@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from manyicl.inference import AnswerSettings
 from manyicl.seeds import make_seed
 from manyicl.server.problems import ProblemError
-from manyicl.server.routes.bodies import ShotsBody, TextBody
+from manyicl.server.routes.bodies import OF_SAMPLING, ShotsBody, TextBody
 from manyicl.service import Reply
 
 # What a request may not ask for, since an answer without it would be another one than was meant: field -> values that
@@ -31,6 +31,9 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 # Fields that ask for nothing of the answer.
 _SILENT = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", *_REFUSED})
+# Fields that change nothing of an answer that is scored, and of one that is generated.
+_OF_GENERATED = ("temperature", "top_p", "seed", "stop", "max_tokens", "max_completion_tokens")
+_OF_CHOSEN = ("logprobs", "top_logprobs")
 _MOST_TOP = 20
 _MOST_CHOICES = 128  # as OpenAI's own
 
@@ -59,9 +62,10 @@ class OpenAIBody(TextBody):
     stream_options: StreamOptions | None = None
     shots: ShotsBody | None = Field(None, description="Not OpenAI's: which examples are shown (`extra_body`).")
 
-    def check(self, *, of_task: bool, is_chosen: bool = False) -> list[str]:
+    def check(self, usual: AnswerSettings, *, of_task: bool, is_chosen: bool = False) -> list[str]:
         """Return the names of the fields that change nothing.
 
+        usual: the settings that this request's stand in for.
         is_chosen: whether the answer is one of a task's labels, which are scored: nothing is sampled then.
 
         Raises:
@@ -72,14 +76,15 @@ class OpenAIBody(TextBody):
             if name in given and given[name] not in nothing:
                 detail = f"{name}: is not supported; leave it out"
                 raise ProblemError("unsupported-parameter", 400, detail, param=name)
-        if self.num_choices > 1 and (is_chosen or not self.temperature):
+        is_greedy = not (usual.temperature if self.temperature is None else self.temperature)
+        if self.num_choices > 1 and (is_chosen or is_greedy):
             why = "labels are scored, not sampled" if is_chosen else "there is no temperature above 0"
             detail = f"n={self.n}: all choices would be alike, since {why}; leave n out"
             raise ProblemError("unsupported-parameter", 400, detail, param="n")
         ignored = [name for name, value in given.items() if name not in _SILENT and value is not None]
-        if is_chosen:
-            settings = {name: getattr(self, name) for name in ("temperature", "top_p", "seed", "stop")}
-            ignored += [name for name, value in settings.items() if value not in (None, [], "")]
+        idle = _OF_GENERATED if is_chosen else (*(OF_SAMPLING if is_greedy else ()), *_OF_CHOSEN)
+        settings = {name: getattr(self, name, None) for name in idle}
+        ignored += [name for name, value in settings.items() if value not in (None, [], "") and value is not False]
         if not of_task and self.shots is not None:
             ignored.append("shots")
         return ignored

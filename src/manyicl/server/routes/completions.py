@@ -2,8 +2,8 @@
 
 The input of a task is the prompt, or the user's last message; the task's examples stand before it. The base alone
 completes the prompt as it is. Decoding is greedy unless a request has a temperature. The labels of a task are scored,
-so settings of sampling change nothing there: the header `x-manyicl-ignored` names those that a request had, and
-`messages` if a task was given more than one.
+so settings of generation change nothing there: the header `x-manyicl-ignored` names those that a request had, and
+`messages` if a task was given more than one. Of greedy answers it names `top_p` and `seed`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from manyicl.server.problems import ProblemError, find_problem
 from manyicl.server.routes.bodies import model_name
 from manyicl.server.routes.completion_bodies import Answered, ChatBody, CompletionBody, OpenAIBody, Shape
-from manyicl.server.routes.predict import check_count, log_replies
+from manyicl.server.routes.predict import check_count, log_replies, scores_choices
 from manyicl.server.settings import ServerSettings
 from manyicl.server.waiting import AnyTicket, EventsResponse, Stream, Unsent, wait_for
 from manyicl.service import Generation, Reply, Service
@@ -123,7 +123,7 @@ class _Desk:
 
     def is_chosen(self, task: str | None) -> bool:
         """Return whether answers are chosen among a task's labels, so that settings of generation mean nothing."""
-        return task is not None and bool(self.service.task(task).labels)
+        return task is not None and scores_choices(self.service) and bool(self.service.task(task).labels)
 
     def check(self, body: OpenAIBody, task: str | None) -> list[str]:
         """Return the names of a request's fields that change nothing.
@@ -131,7 +131,8 @@ class _Desk:
         Raises:
             ProblemError: a field asks for what this server does not do.
         """
-        return body.check(of_task=task is not None, is_chosen=self.is_chosen(task))
+        usual = self.service.settings.answering
+        return body.check(usual, of_task=task is not None, is_chosen=self.is_chosen(task))
 
     async def serve(self, order: _Order, request: Request, *, kind: Any) -> Response:
         """Answer an order."""

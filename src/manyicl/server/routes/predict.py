@@ -37,15 +37,15 @@ def make_predict_routes(service: Service, settings: ServerSettings) -> APIRouter
 
         def submit(on_text: Callable[[int, str], None] | None = None) -> AnyTicket[list[Reply]]:
             served = service.task(task)
-            # A model on a server has no parameters here, and generates labels too.
-            are_chosen = service.info.num_parameters is not None and (options is not None or bool(served.labels))
-            if ignored := body.ignored(are_chosen=are_chosen):
+            are_chosen = scores_choices(service) and (options is not None or bool(served.labels))
+            usual = service.settings.answering
+            if ignored := body.ignored(usual, are_chosen=are_chosen):
                 headers["x-manyicl-ignored"] = ", ".join(ignored)
             return served.submit(
                 inputs,
                 options=options,
                 shots=body.shots.to_choice() if body.shots else None,
-                answering=body.to_settings(service.settings.answering),
+                answering=body.to_settings(usual),
                 seed=body.seed,
                 min_confidence=body.min_confidence,
                 deadline=deadline_s,
@@ -95,6 +95,11 @@ def read_options(body: PredictBody) -> list[list[str]] | None:
         return lists
     detail = "options: give a list of texts for `input`, or for `inputs` a list of such lists, one for each"
     raise ProblemError("invalid-request", 422, detail, param="options")
+
+
+def scores_choices(service: Service) -> bool:
+    """Return whether known answers are scored; a model on a server has no parameters here, and generates them too."""
+    return service.info.num_parameters is not None
 
 
 def check_count(count: int, settings: ServerSettings) -> None:
