@@ -41,6 +41,9 @@ def test_a_task_from_a_file_is_asked_corrected_measured_and_removed(client, tmp_
     assert task.predict([]) == []
     rows = list(task.examples())
     assert [row.input for row in rows] == [row["input"] for row in ROWS]
+    slip = task.correct(rows[0].id, "Owl")
+    assert slip.notes == ("new labels: 'Owl'",)
+    assert slip.warnings[0].startswith("answers that may be the same: 'owl' ")
     assert task.correct(rows[0].id, "owl").version == task.info.version
     assert next(task.examples()).answer == "owl"
     assert task.add_examples([{"input": "late", "answer": "fox"}]).kept == 1

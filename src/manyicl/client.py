@@ -53,6 +53,16 @@ class TaskInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class CorrectedTask(TaskInfo):
+    """A task after the answer of an example was corrected."""
+
+    notes: tuple[str, ...]
+    """Labels that are new to the task."""
+    warnings: tuple[str, ...]
+    """New labels that look like others of the task, and may be slips."""
+
+
+@dataclass(frozen=True, slots=True)
 class Registered:
     """What became of the rows of an upload."""
 
@@ -308,10 +318,10 @@ class RemoteTask:
         content = self.client.request("POST", f"{self._path}/examples", **_upload(examples))
         return _read(Registered, content, "registration")
 
-    def correct(self, example_id: int, answer: str) -> TaskInfo:
-        """Correct the answer of an example."""
+    def correct(self, example_id: int, answer: str) -> CorrectedTask:
+        """Correct the answer of an example; a label that the task did not have is in the notes."""
         content = self.client.request("PATCH", f"{self._path}/examples/{example_id}", json={"answer": answer})
-        return _read(TaskInfo, content)
+        return _read(CorrectedTask, content)
 
     def remove_examples(self, ids: Sequence[int]) -> TaskInfo:
         """Remove examples."""

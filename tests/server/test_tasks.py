@@ -98,6 +98,22 @@ def test_examples_are_appended_corrected_and_removed(tasks):
     assert removed.json()["num_examples"] == len(ROWS) - 2
 
 
+def test_a_mistyped_label_is_reported_by_a_correction_as_by_an_upload(tasks):
+    httpx2.post(tasks, files={"file": ("pets.csv", UPLOADS["pets.csv"])})
+    first = httpx2.get(f"{tasks}/pets/examples?limit=1").json()["examples"][0]
+    place, common = f"{tasks}/pets/examples/{first['id']}", first["answer"]
+    corrected = httpx2.patch(place, json={"answer": f"{common}."}).json()
+    assert corrected["notes"] == [f"new labels: '{common}.'"]
+    assert corrected["warnings"][0].startswith(f"answers that may be the same: '{common}' ")
+    assert corrected["labels"] == httpx2.get(f"{tasks}/pets").json()["labels"]
+    back = httpx2.patch(place, json={"answer": common}).json()
+    assert (back["notes"], back["warnings"], back["num_examples"]) == ([], [], len(ROWS))
+    row = {"input": "a late one", "answer": f"{common}."}
+    added = httpx2.post(f"{tasks}/pets/examples", json={"examples": [row]}).json()["registration"]
+    assert added["notes"] == corrected["notes"]
+    assert added["warnings"][0].startswith(f"answers that may be the same: '{common}' ")
+
+
 def test_a_task_is_replaced_and_removed(tasks):
     file = {"file": ("pets.csv", UPLOADS["pets.csv"])}
     assert httpx2.put(f"{tasks}/pets", files=file).status_code == 200

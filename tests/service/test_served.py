@@ -243,6 +243,22 @@ def test_labels_that_come_with_more_examples_are_told(service, animals):
     assert open_.add_examples([{"input": "9 and 9", "answer": "18"}]).notes == ()
 
 
+def test_a_new_label_that_comes_with_a_correction_is_reported_as_with_an_upload(service, animals):
+    owl, fox = (next(e.id for e in animals.examples() if e.answer == animal) for animal in ("owl", "fox"))
+    slip = animals.correct(owl, "Owl")
+    assert slip.notes == ("new labels: 'Owl'",)
+    assert slip.warnings == ("answers that may be the same: 'owl' 17, 'Owl' 1; if they are, write them alike",)
+    assert (slip.kept, slip.ids, animals.labels) == (1, (owl,), ("Owl", "cat", "dog", "fox", "owl"))
+    meant = animals.correct(fox, "yak")
+    assert (meant.notes, meant.warnings) == (("new labels: 'yak'",), ())
+    known = animals.correct(owl, "owl")
+    assert (known.notes, known.warnings, known.ids) == ((), (), (owl,))
+    assert animals.correct(owl, "owl") == known  # changes nothing
+    # A task of open answers has no labels.
+    open_ = service.add_task([{"input": f"{n} and {n}", "answer": str(2 * n)} for n in range(9)], name="sums")
+    assert open_.correct(open_.examples()[0].id, "18").notes == ()
+
+
 def test_the_labels_of_the_settings_are_the_only_ones(service):
     task = service.add_task(ROWS, name="animals", settings={"labels": ["fox", "owl", "cat", "dog", "emu"]})
     assert task.labels == ("cat", "dog", "emu", "fox", "owl")

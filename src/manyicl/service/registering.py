@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ CONTRADICTION = "duplicate with another answer"
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What became of the rows of an upload."""
+    """What became of the rows of an upload, or of the row that was corrected."""
 
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Registration:
     warnings: tuple[str, ...] = ()
     """What may be a mistake in the rows."""
     ids: tuple[int, ...] = ()
-    """Of the new examples; empty for those of a new task."""
+    """Of the new examples, or of the corrected one; empty for those of a new task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,20 +217,21 @@ def append_examples(change: TaskChange, read: ReadExamples, *, most: int) -> Reg
             f"{read.source}: task '{change.record.name}' would have {change.num_examples() + len(new):,} examples,"
             f" more than {most:,}; remove some first"
         )
-    labels = set(change.about["labels"])
+    labels = change.about["labels"]
     ids = change.add(new, source=read.source)
     update_labels(change)
-    notes, warnings = read.registration.notes, read.registration.warnings
-    if labels and (others := [label for label in change.about["labels"] if label not in labels]):
-        more = f" and {len(others) - _MOST_SHOWN:,} more" if len(others) > _MOST_SHOWN else ""
-        notes = (*notes, f"new labels: {', '.join(map(repr, others[:_MOST_SHOWN]))}{more}")
-        alike = describe_lookalikes(Counter(example.answer for example in change.examples()), of=others)
-        warnings = tuple(dict.fromkeys((*warnings, alike) if alike else warnings))
-    return Registration(len(ids), dict(dropped), notes, warnings, tuple(ids))
+    notes, warnings = _report_new_labels(change, since=labels)
+    return Registration(
+        len(ids),
+        dict(dropped),
+        notes=(*read.registration.notes, *notes),
+        warnings=tuple(dict.fromkeys((*read.registration.warnings, *warnings))),
+        ids=tuple(ids),
+    )
 
 
-def correct_example(change: TaskChange, id_: int, answer: str) -> None:
-    """Change the answer of an example.
+def correct_example(change: TaskChange, id_: int, answer: str) -> Registration:
+    """Change the answer of an example; a new label becomes the task's own, and is reported as that of an upload.
 
     Raises:
         UnknownExample: there is none with this id.
@@ -245,9 +246,25 @@ def correct_example(change: TaskChange, id_: int, answer: str) -> None:
     fixed = example.options or tuple(change.about["settings"].get("labels") or ())
     if fixed and answer not in fixed:
         raise BadExamples(f"example {id_}: {answer[:60]!r} is not among its answers ({', '.join(fixed)[:200]})")
+    labels = change.about["labels"]
     if answer != example.answer:
         change.correct(id_, answer)
         update_labels(change)
+    notes, warnings = _report_new_labels(change, since=labels)
+    return Registration(1, notes=notes, warnings=warnings, ids=(example.id,))
+
+
+def _report_new_labels(change: TaskChange, *, since: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a note of the labels that are new to a task with labels, and a warning if they look like others of it.
+
+    since: the labels before the change.
+    """
+    others = [label for label in change.about["labels"] if label not in since]
+    if not since or not others:
+        return (), ()
+    more = f" and {len(others) - _MOST_SHOWN:,} more" if len(others) > _MOST_SHOWN else ""
+    alike = describe_lookalikes(Counter(example.answer for example in change.examples()), of=others)
+    return (f"new labels: {', '.join(map(repr, others[:_MOST_SHOWN]))}{more}",), ((alike,) if alike else ())
 
 
 def update_labels(change: TaskChange) -> None:

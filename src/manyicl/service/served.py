@@ -417,11 +417,12 @@ class Service:
         self._line.wake()
         return registration
 
-    def correct(self, name: str, id_: int, answer: str) -> None:
+    def correct(self, name: str, id_: int, answer: str) -> Registration:
         """Change the answer of an example."""
         with self._open() as library, library.changing(name) as change:
-            correct_example(change, id_, answer)
+            registration = correct_example(change, id_, answer)
         self._line.wake()
+        return registration
 
     def remove_examples(self, name: str, ids: Sequence[int]) -> None:
         """Remove examples; all or, if one is not there, none."""

@@ -122,14 +122,14 @@ class ServedTask:
             )
         return registration.ids[0]
 
-    def correct(self, id_: int, answer: str) -> None:
-        """Change the answer of an example.
+    def correct(self, id_: int, answer: str) -> Registration:
+        """Change the answer of an example; a label that the task did not have is in the notes and may be a slip.
 
         Raises:
             UnknownExample: there is none with this id.
             BadExamples: the answer is not one of those to choose from.
         """
-        self._service.correct(self.name, id_, answer)
+        return self._service.correct(self.name, id_, answer)
 
     def remove_examples(self, ids: Sequence[int]) -> None:
         """Remove examples.

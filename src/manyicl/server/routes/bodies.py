@@ -158,6 +158,13 @@ class TaskBody(AnswerBody):
     model: str = Field(description="Its name for OpenAI's clients.")
 
 
+class CorrectedBody(TaskBody):
+    """A served task after the answer of an example was corrected."""
+
+    notes: list[str] = Field(description="Labels that are new to the task.")
+    warnings: list[str] = Field(description="New labels that look like others of the task, and may be slips.")
+
+
 def make_task(task: ServedTask, base: str) -> TaskBody:
     """Return a task as it is sent. base: the name of the model, for OpenAI's clients."""
     record = task.record  # read once: each property of the task would read the library again
@@ -197,6 +204,12 @@ def make_registered(task: ServedTask, base: str, registration: Registration | No
     """Return a task and what became of the rows of an upload, by default of its first one."""
     found = RegistrationBody.model_validate(registration if registration is not None else task.registration)
     return RegisteredBody(task=make_task(task, base), registration=found)
+
+
+def make_corrected(task: ServedTask, base: str, registration: Registration) -> CorrectedBody:
+    """Return a task after a correction, and what is to be known of it."""
+    told = {"notes": registration.notes, "warnings": registration.warnings}
+    return CorrectedBody.model_validate({**make_task(task, base).model_dump(), **told})
 
 
 class ServedExampleBody(AnswerBody):

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from manyicl.server.problems import ProblemError
 from manyicl.server.routes.bodies import (
+    CorrectedBody,
     CorrectionBody,
     ExampleId,
     MeasurementBody,
@@ -20,6 +21,7 @@ from manyicl.server.routes.bodies import (
     ServedExamplesBody,
     TaskBody,
     TasksBody,
+    make_corrected,
     make_registered,
     make_task,
 )
@@ -136,10 +138,10 @@ def _add_example_routes(
         return make_task(service.task(task), base)
 
     @router.patch("/{task}/examples/{id}")
-    def correct_example(task: str, id: ExampleId, body: CorrectionBody) -> TaskBody:
-        """Correct the answer of an example."""
-        service.task(task).correct(id, body.answer)
-        return make_task(service.task(task), base)
+    def correct_example(task: str, id: ExampleId, body: CorrectionBody) -> CorrectedBody:
+        """Correct the answer of an example; a label that the task did not have is in the notes."""
+        registration = service.task(task).correct(id, body.answer)
+        return make_corrected(service.task(task), base, registration)
 
     @router.delete("/{task}/examples/{id}")
     def remove_example(task: str, id: ExampleId) -> TaskBody:
