@@ -243,6 +243,27 @@ def test_a_server_of_the_model_that_does_not_answer_is_not_ready_and_is_tried_ag
         assert wait_until(lambda: httpx2.get(f"{url}/readyz").status_code == 200, seconds=10)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("tasks/slow/predict", {"input": "x"}),
+        ("tasks/slow/predict", {"input": "x", "stream": True}),
+        ("completions", {"model": "base", "prompt": "x"}),
+    ],
+)
+def test_a_request_that_takes_longer_than_the_end_of_the_server_is_answered_as_closing(path, body, caplog):
+    service, found = SlowService(pieces=("x",), piece_s=60.0), []
+    with app_in_thread(service, ServerSettings(shutdown_s=1)) as url:
+        asking = threading.Thread(target=lambda: found.append(httpx2.post(f"{url}/v1/{path}", json=body, timeout=30)))
+        asking.start()
+        assert wait_until(lambda: service.tickets)
+    asking.join(timeout=30)
+    assert (found[0].status_code, found[0].headers["retry-after"]) == (503, "5")
+    assert "the server ended before it answered; try again later" in found[0].text
+    assert service.tickets[0].cancelled.is_set()
+    assert "Traceback" not in caplog.text
+
+
 def test_a_port_that_another_server_took_meanwhile_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

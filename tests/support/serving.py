@@ -90,6 +90,7 @@ def app_in_thread(service: Any, settings: ServerSettings = ServerSettings()) -> 
         ws="none",
         log_config=None,
         access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

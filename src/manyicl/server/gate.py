@@ -16,6 +16,7 @@ from manyicl.server.access import Role, Tokens, bearer_token, is_from_other_site
 from manyicl.server.operations import Metrics
 from manyicl.server.problems import CLIENT_LEFT, ProblemError, answer_problem, find_problem
 from manyicl.server.settings import ServerSettings
+from manyicl.service import Closing
 
 # What a page of this server may load: its own files.
 _PAGE_POLICY = (
@@ -112,7 +113,10 @@ class _Passage:
                 await self.gate.app(self.scope, self.receive, self.send)
             else:
                 await self._answer(problem)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as raised:
+            # uvicorn cancels what is not answered when it has waited long enough at its end.
+            is_over = isinstance(raised, asyncio.CancelledError)
+            error = Closing("the server ended before it answered; try again later") if is_over else raised
             # If the answer is under way it is broken off: uvicorn closes the connection of an answer that does not end,
             # so that it does not pass for a whole one.
             kind = "slow-client" if self.is_slow else (problem := find_problem(error)).kind
