@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from manyicl.cli.tables.comparisons import comparison_forecast_table
-from manyicl.comparison.forecast import Work, count_sweep, forecast_comparison
+from manyicl.comparison.forecast import ArmForecast, ComparisonForecast, Work, count_sweep, forecast_comparison
 from manyicl.comparison.grid import Grid, WorkItem, open_comparison
 from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison
@@ -20,6 +21,7 @@ from manyicl.evaluation.sweep import TaskSweep
 from manyicl.inference.engine import choose_engine
 from manyicl.inference.model import load_for_inference, tokenize_for
 from manyicl.planning.devices import find_device
+from manyicl.training.memory import PacksChoice
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.support.rendering import render_terminal
 from tests.trajectory.setting import run_command
@@ -112,17 +114,48 @@ def test_each_token_of_a_generated_answer_is_predicted_to_take_a_pass(world, tmp
         assert counted.seconds == len(encoded) + len(one.points) * (1 + longest)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("device", "number"), [("h100", 4), (None, 1)])
-def test_arms_are_planned_with_the_packs_that_they_join_on_the_device(world, tmp_path, device, number):
-    def plan(together):
-        train = {"num_steps": 2, "packs_per_step": 4, "packs_per_batch": together}
-        config = make_recipe(*world, train=train, arms=["zero-shot", "manyicl"], text_files=[], flips=False)
-        return forecast_comparison(Grid(tmp_path, config), device=device and find_device(device))
+def plan_joined(world, folder, together, *, arms, device):
+    train = {"num_steps": 2, "packs_per_step": 4, "packs_per_batch": together}
+    config = make_recipe(*world, train=train, arms=arms, text_files=[], flips=False)
+    return forecast_comparison(Grid(folder, config), device=device and find_device(device))
 
-    found, fixed, other = plan("auto"), plan(number), plan(2)
-    assert found.arms == fixed.arms
-    assert found.arms != other.arms  # in their peaks
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "number", "line"),
+    [
+        ("h100", 4, "rows: 4 packs go through the model at once on h100: all that a step has for a rank"),
+        (None, 1, "rows: 1 pack goes through the model at once: no device is named, and a CPU gains nothing from more"),
+    ],
+)
+def test_arms_are_planned_with_the_packs_that_they_join_on_the_device(world, tmp_path, device, number, line):
+    found, fixed, other = (
+        plan_joined(world, tmp_path, together, arms=["zero-shot", "manyicl"], device=device)
+        for together in ("auto", number, 2)
+    )
+    assert [[choice.number for choice in arm.joined] for arm in found.arms] == [[number], [number]]
+    assert [arm.joined for arm in fixed.arms] == [(), ()]  # the recipe says how many
+    assert [replace(arm, joined=()) for arm in found.arms] == list(fixed.arms)
+    assert list(fixed.arms) != list(other.arms)  # in their peaks
+    shown = render_terminal(comparison_forecast_table(found), width=200).splitlines()
+    assert f"{line} (train.packs_per_batch = 'auto')" in [text.strip() for text in shown]
+    assert "rows:" not in render_terminal(comparison_forecast_table(fixed), width=200)
+
+
+def test_arms_that_join_other_numbers_of_packs_have_a_line_each():
+    def arm(name, title, *numbers):
+        joined = tuple(PacksChoice(number, "more would not fit the memory") for number in numbers)
+        return ArmForecast(name, title, 0, {}, None, joined=joined)
+
+    arms = arm("base", "base"), arm("zero-shot", "zero-shot FT", 8), arm("manyicl", "ManyICL", 8)
+    planned = ComparisonForecast((0,), (*arms, arm("dedicated", "dedicated FT", 2, 4, 2)), device=None, num_devices=1)
+    shown = render_terminal(comparison_forecast_table(planned), width=200)
+    assert [line.partition(":")[0].strip() for line in shown.splitlines() if line.startswith("rows")] == [
+        "rows of zero-shot FT, ManyICL",
+        "rows of dedicated FT",
+    ]
+    assert "dedicated FT: 2 to 4 packs go through the model at once: more would not fit the memory" in shown
+    assert [one["number"] for one in planned.to_json()["arms"][3]["joined"]] == [2, 4, 2]
 
 
 def test_work_adds_up():

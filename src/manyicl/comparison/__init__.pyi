@@ -1,5 +1,5 @@
 from .comparison_file import Comparison, read_comparison, write_comparison
-from .forecast import TRIALS, WHILE_TRAINING, WORK, ComparisonForecast, Work, forecast_comparison
+from .forecast import TRIALS, WHILE_TRAINING, WORK, ArmForecast, ComparisonForecast, Work, forecast_comparison
 from .grid import Grid, open_comparison
 from .schema import (
     FLAT_GAIN,
@@ -32,6 +32,7 @@ __all__ = [
     "WHILE_TRAINING",
     "WORK",
     "ArmEntry",
+    "ArmForecast",
     "ArmName",
     "Change",
     "CompareConfig",

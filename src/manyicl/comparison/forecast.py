@@ -30,12 +30,14 @@ from manyicl.planning import (
     count_layer_passes,
     find_blockers,
     forecast_tasks,
+    join_packs,
     predict_recipe,
     predict_seconds,
 )
 from manyicl.tasks import Task
 from manyicl.training import (
     MemoryPrediction,
+    PacksChoice,
     Prepared,
     Row,
     RunConfig,
@@ -43,7 +45,6 @@ from manyicl.training import (
     measure_footprint,
     plan_packs,
     plan_validation,
-    resolve_packs,
     with_batch,
     with_precision,
 )
@@ -99,6 +100,8 @@ class ArmForecast:
     """Kind of work -> how much of it, over all seeds."""
     memory: MemoryPrediction | None
     """The largest predicted peak of a training step; None for the base, and if it cannot be predicted."""
+    joined: tuple[PacksChoice, ...] = ()
+    """How many packs go through a device at once, of each model of the first seed; () if the recipe says how many."""
 
     @property
     def total(self) -> Work:
@@ -157,6 +160,7 @@ class ComparisonForecast:
                 "work": {name: describe(work) for name, work in arm.work.items()},
                 "total": describe(arm.total),
                 "memory": None if arm.memory is None else asdict(arm.memory) | {"total_bytes": arm.memory.total_bytes},
+                "joined": [asdict(choice) for choice in arm.joined],
             }
             for arm in self.arms
         ]
@@ -217,7 +221,7 @@ class _Forecaster:
         self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)
         self._sweeps = sweeps
         self._asked: dict[tuple[WorkKind, str], Work] = {}
-        self._joined: dict[tuple[ArmName, int, str | None], int] = {}
+        self._joined: dict[tuple[ArmName, int, str | None], PacksChoice] = {}
 
     def forecast_arm(self, arm: Arm) -> ArmForecast:
         """Return what one arm takes."""
@@ -233,7 +237,9 @@ class _Forecaster:
                 work[kind] = work.get(kind, Work()) + one
             if item.kind == "train" and item.rate is None:
                 tokens += self._match(item)[1].tokens
-        return ArmForecast(arm.name, arm.title, tokens, work, self._predict_memory(arm) if arm.trained else None)
+        memory = self._predict_memory(arm) if arm.trained else None
+        joined = tuple(choice for (name, _, _), choice in self._joined.items() if name == arm.name)
+        return ArmForecast(arm.name, arm.title, tokens, work, memory, joined=joined)
 
     def _match(self, item: WorkItem) -> tuple[RunConfig, Spent]:
         """Return the recipe of an item's model, with the packs that it joins on the device, and what it spends."""
@@ -242,14 +248,14 @@ class _Forecaster:
             return config, spent
         key = item.arm, item.seed, item.task
         if key not in self._joined:
-            self._joined[key] = resolve_packs(
+            self._joined[key] = join_packs(
                 config,
                 model_config=self.model_config,
                 pack_flops=spent.flops / (config.train.num_steps * config.train.packs_per_step),
                 row_of=self._largest_row,
-                free_bytes=None if self.device is None else self.device.memory_bytes,
-            ).number
-        return with_batch(config, self._joined[key]), spent
+                device=self.device,
+            )
+        return with_batch(config, self._joined[key].number), spent
 
     def _largest_row(self, config: RunConfig) -> Row:
         return largest_row(self._prepare(_shorten(config)).packs, config=config)

@@ -1,8 +1,8 @@
-"""Does a recipe's training step fit a device, and what would make it fit."""
+"""Does a recipe's training step fit a device, what would make it fit, and how many packs do its rows join."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from manyicl.training import (
     USABLE_FRACTION,
     Footprint,
     MemoryPrediction,
+    PacksChoice,
     Recompute,
     Row,
     RunConfig,
@@ -20,6 +21,7 @@ from manyicl.training import (
     make_config,
     measure_footprint,
     predict_memory,
+    resolve_packs,
     resolve_recompute,
 )
 
@@ -49,6 +51,27 @@ def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | 
     if recompute is None and device is not None:
         recompute = fewest_recomputed(footprint, free_bytes=device.memory_bytes)
     return predict_memory(footprint, recompute or Recompute(footprint.num_layers))
+
+
+def join_packs(
+    config: RunConfig,
+    *,
+    model_config: Any,
+    pack_flops: float | None,
+    row_of: Callable[[RunConfig], Row],
+    device: Device | None,
+    num_devices: int = 1,
+) -> PacksChoice:
+    """Return how many packs go through a device at once if the recipe leaves it to the device, as training chooses it.
+
+    pack_flops, row_of: as `resolve_packs` takes them.
+    """
+    if device is None:
+        return PacksChoice(1, "no device is named, and a CPU gains nothing from more")
+    free = device.memory_bytes
+    return resolve_packs(
+        config, model_config=model_config, pack_flops=pack_flops, row_of=row_of, free_bytes=free, num_ranks=num_devices
+    )
 
 
 def suggest_changes(

@@ -35,7 +35,7 @@ from manyicl.models import (
     shape_model,
 )
 from manyicl.planning.devices import ASSUMED_UTILIZATION, Device, predict_seconds
-from manyicl.planning.fit import Change, predict_recipe, suggest_changes
+from manyicl.planning.fit import Change, join_packs, predict_recipe, suggest_changes
 from manyicl.training import (
     MemoryPrediction,
     Optim,
@@ -52,7 +52,6 @@ from manyicl.training import (
     largest_row,
     measure_footprint,
     prepare_run,
-    resolve_packs,
     used_rows,
     with_batch,
     with_precision,
@@ -175,11 +174,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     tasks = forecast_tasks(prepared)
     slow = find_slow_precision(config.model.precision) if device is None else None
     notes = [slow] if slow else []
-    blockers = list(find_blockers(prepared, tasks))
-    if config.model.quantize == "float8" and device is not None and not device.has_float8:
-        blockers.append(f"model.quantize = 'float8': a {device.name} has no products in 8 bits; leave it out")
-    if unshared := find_unshared(config.train, num_ranks=num_devices):
-        blockers.append(unshared)
+    blockers = [*find_blockers(prepared, tasks), *_find_refused(config, device=device, num_devices=num_devices)]
     shape = memory = change = None
     trust, flops = config.model.trust_remote_code, None
     try:
@@ -189,7 +184,14 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         notes.append(str(error))
     joined = None
     if config.train.packs_per_batch == "auto":
-        joined = _join_packs(prepared, model_config, flops=flops, device=device, num_devices=num_devices)
+        joined = join_packs(
+            config,
+            model_config=model_config,
+            pack_flops=None if flops is None else flops / len(prepared.packs),
+            row_of=lambda resolved: largest_row(prepared.packs, config=resolved),
+            device=device,
+            num_devices=num_devices,
+        )
         config = with_batch(config, joined.number)
     row = largest_row(prepared.packs, config=config)
     try:
@@ -224,20 +226,12 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     )
 
 
-def _join_packs(
-    prepared: Prepared, model_config: Any, *, flops: int | None, device: Device | None, num_devices: int
-) -> PacksChoice:
-    """Return how many packs go through a device at once. flops: of the whole run; None if they are not known."""
-    if device is None:
-        return PacksChoice(1, "no device is named, and a CPU gains nothing from more")
-    return resolve_packs(
-        prepared.config,
-        model_config=model_config,
-        pack_flops=None if flops is None else flops / len(prepared.packs),
-        row_of=lambda resolved: largest_row(prepared.packs, config=resolved),
-        free_bytes=device.memory_bytes,
-        num_ranks=num_devices,
-    )
+def _find_refused(config: RunConfig, *, device: Device | None, num_devices: int) -> Iterable[str]:
+    """Yield which settings training refuses on the devices."""
+    if config.model.quantize == "float8" and device is not None and not device.has_float8:
+        yield f"model.quantize = 'float8': a {device.name} has no products in 8 bits; leave it out"
+    if unshared := find_unshared(config.train, num_ranks=num_devices):
+        yield unshared
 
 
 def count_layer_passes(config: RunConfig, *, num_layers: int) -> int:

@@ -7,8 +7,8 @@ from textwrap import fill
 from rich.console import Group
 from rich.text import Text
 
-from manyicl.cli.tables.forecasts import tell_way
-from manyicl.comparison import TRIALS, WHILE_TRAINING, WORK, ComparisonForecast, Work
+from manyicl.cli.tables.forecasts import tell_rows, tell_way
+from manyicl.comparison import TRIALS, WHILE_TRAINING, WORK, ArmForecast, ComparisonForecast, Work
 from manyicl.console import Table
 from manyicl.planning import ASSUMED_UTILIZATION, LAYER_PASS_S
 from manyicl.report import count_noun
@@ -62,6 +62,22 @@ def _forecast_work(forecast: ComparisonForecast) -> Table:
     return table
 
 
+def _tell_rows(forecast: ComparisonForecast) -> list[str]:
+    """Return how many packs the rows of arms join: a line if it is the same for all, else one for each number."""
+    by_number: dict[tuple[int, ...], list[ArmForecast]] = {}
+    for arm in forecast.arms:
+        if arm.joined:
+            by_number.setdefault(tuple(sorted({choice.number for choice in arm.joined})), []).append(arm)
+    return [
+        tell_rows(
+            [choice for arm in arms for choice in arm.joined],
+            device=forecast.device,
+            arms=", ".join(arm.title for arm in arms) if len(by_number) > 1 else "",
+        )
+        for arms in by_number.values()
+    ]
+
+
 def _tell_work(forecast: ComparisonForecast, work: Work) -> tuple[str, str, str]:
     hours = forecast.hours(work)
     told = "-" if hours is None else "<0.01" if 0 < hours < 0.01 else f"{hours:,.2g}"
@@ -81,7 +97,8 @@ def _forecast_lines(forecast: ComparisonForecast) -> list[str]:
     lines = [
         "With a shared prefix, each draw's shots are encoded once; on the plain path, of a model whose cache cannot be"
         " shared, once for every query and option. Open answers are taken to be as long as their references. A first"
-        " seed's model is the run of its trial."
+        " seed's model is the run of its trial.",
+        *_tell_rows(forecast),
     ]
     if forecast.device is None:
         return [*lines, "Hours: name a device (--device h100)."]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from manyicl.console import Table
 from manyicl.planning import ASSUMED_UTILIZATION, LAYER_PASS_S, SHOT_EDGES, Device, Forecast
-from manyicl.training import OPTIMIZERS, MemoryPrediction, Optim, bucket_name
+from manyicl.training import OPTIMIZERS, MemoryPrediction, Optim, PacksChoice, bucket_name
 
 
 def forecast_table(forecast: Forecast) -> Group:
@@ -29,6 +29,19 @@ def tell_way(*, notes: Sequence[str], blockers: Sequence[str]) -> list[Text]:
     lines = [Text(note, style="dim") for note in notes]
     lines += [Text(f"in the way: {blocker}", style="red") for blocker in blockers]
     return lines if blockers else [*lines, Text("nothing stands in its way", style="green")]
+
+
+def tell_rows(choices: Sequence[PacksChoice], *, device: Device | None, arms: str = "") -> str:
+    """Return how many packs rows join, and why if it is the same for all models.
+
+    choices: of each model. arms: those that train these models; "" if all do.
+    """
+    fewest, most = (limit(choice.number for choice in choices) for limit in (min, max))
+    many = "1 pack goes" if most == 1 else f"{most} packs go" if fewest == most else f"{fewest} to {most} packs go"
+    reasons = {choice.reason for choice in choices}
+    on, of = f" on {device.name}" if device else "", f" of {arms}" if arms else ""
+    why = f": {reasons.pop()}" if len(reasons) == 1 else ""
+    return f"rows{of}: {many} through the model at once{on}{why} (train.packs_per_batch = 'auto')"
 
 
 def _forecast_tasks(forecast: Forecast) -> Table:
@@ -69,10 +82,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         f" end in the terminator; {exact} of {num_checked} checked queries are asked as they were trained",
     ]
     if forecast.joined is not None:
-        many = "1 pack goes" if forecast.joined.number == 1 else f"{forecast.joined.number} packs go"
-        on = "" if forecast.device is None else f" on {forecast.device.name}"
-        told = f"rows: {many} through the model at once{on}: {forecast.joined.reason}"
-        lines.append(f"{told} (train.packs_per_batch = 'auto')")
+        lines.append(tell_rows([forecast.joined], device=forecast.device))
     if forecast.flops is not None and forecast.weights is not None:
         trained = forecast.weights.trained / forecast.weights.total
         lines.append(
