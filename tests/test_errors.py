@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyicl.cli import app
-from manyicl.errors import UserError, suggest
+from manyicl.errors import UserError, list_some, suggest
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,14 @@ from manyicl.errors import UserError, suggest
 )
 def test_a_near_word_is_suggested_else_all_are_named(word, known, expected):
     assert suggest(word, known) == expected
+
+
+def test_some_words_of_many_are_named_and_the_others_counted():
+    assert list_some([]) == ""
+    assert list_some(["a"]) == "a"
+    assert list_some("abc") == "a, b, c"
+    assert list_some("abcd") == "a, b, c, and 1 more"
+    assert list_some((str(n) for n in range(2000)), most=1, mark="; ") == "0; and 1,999 more"
 
 
 @settings(deadline=None)

@@ -34,6 +34,9 @@ _NO_TEMPORARY = "No usable temporary directory"
 # Names of our own that the user has not seen: DIR/.lock, DIR/.NAME.lock and DIR/.NAME.4711-0a1b2c3d.partial.
 _OURS = re.compile(r"(?<![^/\\])\.([^/\\]+?)(?:\.lock|\.\d+-[0-9a-f]{8}\.partial)$|[/\\]\.lock$")
 
+# Of many tasks, columns or labels, a message names so many, and says how many more there are.
+MOST_NAMED = 3
+
 
 class UserError(Exception):
     """A mistake in the user's input. The message is one line: the place, the value and the fix.
@@ -69,6 +72,19 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(choices)}"
+
+
+def list_some(words: Iterable[str], *, most: int = MOST_NAMED, mark: str = ", ") -> str:
+    """Return the first of some words in a row, and how many more there are.
+
+    most: words that are named. mark: what stands between two.
+
+    >>> list_some(["snips", "sst2", "mawps"]), list_some(["snips", "sst2", "mawps"], most=1)
+    ('snips, sst2, mawps', 'snips, and 2 more')
+    """
+    known = list(words)
+    rest = f"{mark}and {len(known) - most:,} more" if len(known) > most else ""
+    return mark.join(known[:most]) + rest
 
 
 def check_list(name: str, values: object, *, of: type[str] | type[int] = str) -> None:

@@ -88,7 +88,7 @@ def test_settings_of_answering_that_changed_nothing_are_not_in_the_title_but_tol
     assert "task0: without effect: --calibrate (answers are generated)\n" in text
     text = render(evaluation_table(answered(sampled, *[labelled] * 6)))
     assert text.count("without effect") == 1
-    assert f"task0, task1, task2 and 3 more: {told}\n" in text
+    assert f"task0, task1, task2, and 3 more: {told}\n" in text
     # Of a task some of whose rows have options, each setting may change an answer.
     text = render(evaluation_table(answered(sampled, labelled + free)))
     assert "majority of 5" in text

@@ -360,7 +360,8 @@ def test_a_recipe_without_the_section_is_told_which_one_to_add(tmp_path):
         ({"long": 17, "tiny": 3}, "3 of its 16 shots in training, on 1 of 2 tasks (tiny 3), because {rows}"),
         (
             {"long": 9, "tiny": 3, "lone": 0, "b": 8, "c": 9, "d": 20},
-            "9 of its 16 shots in training, on 5 of 6 tasks (lone 0, tiny 3, b 8, 2 more), because {tokens} or {rows}",
+            "9 of its 16 shots in training, on 5 of 6 tasks (lone 0, tiny 3, b 8, and 2 more), because {tokens} or"
+            " {rows}",
         ),
     ],
 )

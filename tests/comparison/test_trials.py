@@ -94,7 +94,7 @@ def test_the_shots_that_an_arm_was_trained_with_are_no_more_than_fitted(world, t
     told = f"MetaICL's own setting: at most {arm.trained_shots} of its 16 shots in training, on 4 of 4 tasks ("
     assert told in printed
     assert arm.fewer_shots.startswith(told)
-    assert arm.fewer_shots.endswith(", 1 more), because its episodes of 80 tokens hold no more")
+    assert arm.fewer_shots.endswith(", and 1 more), because its episodes of 80 tokens hold no more")
     assert told in render_markdown(comparison)
     assert told in render_terminal(comparison_table(comparison), width=200)
     assert told not in run(grid)  # nothing is left to train

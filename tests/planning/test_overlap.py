@@ -87,7 +87,7 @@ def test_an_overlap_is_told_in_one_line():
     found = overlap(test=test, with_tasks={"a": 900, "b": 300, "c": 30, "d": 3, "e": 1})
     assert tell_overlap(found) == (
         "1,234 of 2,000 test rows are rows of trained tasks too (1,200 exactly, 1,000 with the same answer; 34"
-        " nearly): a 900, b 300, c 30, 2 more tasks"
+        " nearly): a 900, b 300, c 30, and 2 more"
     )
     assert list(tell_overlaps({"held": found, "clean": overlap()})) == [
         f"overlap: task 'held' is not trained on, but {tell_overlap(found)}"

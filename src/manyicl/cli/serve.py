@@ -25,14 +25,13 @@ from manyicl.cli.options import (
     endpoint_settings,
     load_model,
 )
-from manyicl.errors import UserError
+from manyicl.errors import UserError, list_some
 
 commands = typer.Typer()
 
 if TYPE_CHECKING:
     from manyicl.service import Service
 
-_MOST_NAMED = 5
 _MOST_GB = 1e9  # a finite number, above any machine's
 # The extra `serve`: module -> package.
 _PACKAGES = {
@@ -160,8 +159,7 @@ def _greet(url: str, service: Service, *, folder: Path, has_tokens: bool) -> Non
 
     info, tasks = service.info, service.tasks()
     token = ' -H "Authorization: Bearer $TOKEN"' if has_tokens else ""
-    named = ", ".join(f"{task.name} ({task.num_examples:,})" for task in tasks[:_MOST_NAMED])
-    more = f" and {len(tasks) - _MOST_NAMED} more" if len(tasks) > _MOST_NAMED else ""
+    named = list_some((f"{task.name} ({task.num_examples:,})" for task in tasks), most=5)
     name = quote(tasks[0].name, safe="") if tasks else "NAME"
     size = f"{info.num_parameters:,} parameters, {info.device}, {info.dtype}" if info.num_parameters else "on a server"
     page = f"  page    {url}/\n" if has_page() else ""
@@ -169,7 +167,7 @@ def _greet(url: str, service: Service, *, folder: Path, has_tokens: bool) -> Non
         f"manyicl serves {info.base_name} ({size}) at {url}\n"
         f"{page}"
         f"  API     {url}/docs; OpenAI's clients: base_url={url}/v1, model={info.base_name}:NAME\n"
-        f"  tasks   {named + more if tasks else 'none yet'}; kept in {folder}\n"
+        f"  tasks   {named if tasks else 'none yet'}; kept in {folder}\n"
         f"  add     curl{token} -F file=@NAME.csv {url}/v1/tasks\n"
         f'  ask     curl{token} --json \'{{"input": "TEXT"}}\' {url}/v1/tasks/{name}/predict\n'
         "Ctrl-C stops it after the requests that it has taken.",

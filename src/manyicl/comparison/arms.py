@@ -21,7 +21,7 @@ from manyicl.comparison.settings import (
     Match,
 )
 from manyicl.episodes import Episode, PackDataset, TokenizedTask, iter_episodes, lengths_of, pack_episodes
-from manyicl.errors import UserError
+from manyicl.errors import UserError, list_some
 from manyicl.models import ModelShape, load_config, shape_model
 from manyicl.planning import note_warmup
 from manyicl.training import RunConfig, TrainSettings, count_plan, count_step_flops, most_shots, plan_packs
@@ -30,8 +30,6 @@ from manyicl.training import RunConfig, TrainSettings, count_plan, count_step_fl
 TOKEN_TOLERANCE = 0.002
 # Lengths of packs to try: the one in proportion to the wanted tokens, changed by these fractions of the recipe's.
 PACK_CHANGES = tuple(sign * step / 200 for step in range(13) for sign in (1, -1))[1:]
-# So many tasks with few shots are named, those with the fewest.
-MOST_NAMED = 3
 # A run of dedicated-tuned has this many checkpoints, and the best of them is kept: that chooses the number of steps.
 TUNED_CHECKPOINTS = 16
 # Tokens of validation episodes that its checkpoints are compared by, if the recipe measures no validation loss.
@@ -139,11 +137,10 @@ def tell_fewer_shots(
         *([] if all(is_short) else [f"its episodes of {token_budget:,} tokens hold no more"]),
         *(["a task has no more train rows"] if any(is_short) else []),
     ]
-    named = ", ".join(f"{name} {shots:,}" for shots, name in fewer[:MOST_NAMED])
-    others = f", {len(fewer) - MOST_NAMED:,} more" if len(fewer) > MOST_NAMED else ""
+    named = list_some(f"{name} {shots:,}" for shots, name in fewer)
     return (
         f"{ARMS[arm].title}: at most {fewer[-1][0]:,} of its {wanted:,} shots in training, on {len(fewer):,} of"
-        f" {len(most):,} tasks ({named}{others}), because {' or '.join(reasons)}"
+        f" {len(most):,} tasks ({named}), because {' or '.join(reasons)}"
     )
 
 

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import yaml
 
 from manyicl.conversion.material import Material, Part
-from manyicl.errors import UserError, suggest
+from manyicl.errors import UserError, list_some, suggest
 from manyicl.tasks import data_suffix
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -96,8 +96,7 @@ def choose_config(source: object, known: list[str], config: str | None) -> str:
         return config
     if len(known) == 1 or "default" in known:
         return "default" if "default" in known else known[0]
-    names = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    raise UserError(f"{source}: has the configs {names}; name one as `config`")
+    raise UserError(f"{source}: has the configs {list_some(known, most=12)}; name one as `config`")
 
 
 def read_class_names(folder: Path, config: str | None) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manyicl.conversion.material import Material, Part, name_splits
-from manyicl.errors import UserError
+from manyicl.errors import UserError, list_some
 from manyicl.tasks import (
     Columns,
     FaultLog,
@@ -143,7 +143,7 @@ def _find_columns(parts: Sequence[Part], given: Mapping[str, Any]) -> tuple[str,
             seen |= dict.fromkeys(record)
     if len(seen) > 1 and not given:
         first, *_, last = seen
-        told = ", ".join(repr(name) for name in list(seen)[:_SHOWN_COLUMNS])
+        told = list_some(map(repr, seen), most=_SHOWN_COLUMNS)
         raise UserError(
             f"{parts[0].shown}: input and answer are not recognised among its columns {told}; say which they"
             f" are with `columns`, such as input={first} and answer={last}"

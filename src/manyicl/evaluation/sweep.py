@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples, query_ids
-from manyicl.errors import UserError
+from manyicl.errors import UserError, list_some
 from manyicl.evaluation.points import PlainPath
 from manyicl.evaluation.shots import FILL, Shots, record_choice, shots_order, sort_shots
 from manyicl.inference import (
@@ -137,12 +137,11 @@ def refuse_empty(sweeps: Sequence[TaskSweep]) -> None:
     """
     if sweeps and not any(sweep.points for sweep in sweeps):
         fewest = sort_shots(sweeps[0].settings.shots)[0]
-        reasons = [f"task '{sweep.task.name}' at {fewest} shots: {sweep.why_not(fewest)}" for sweep in sweeps[:3]]
-        more = f"; and {len(sweeps) - 3} more tasks" if len(sweeps) > 3 else ""
+        reasons = (f"task '{sweep.task.name}' at {fewest} shots: {sweep.why_not(fewest)}" for sweep in sweeps)
         fix = "add rows that fit, lower `shots`, or raise `max_tokens`"
         if all(sweep.why_not(fewest) == NO_TEST_ROWS for sweep in sweeps):
             fix = "give some rows the split 'test', or name no splits"
-        raise UserError(f"nothing can be asked: {'; '.join(reasons)}{more}; {fix}")
+        raise UserError(f"nothing can be asked: {list_some(reasons, mark='; ')}; {fix}")
 
 
 class TaskSweep:

@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyarrow as pa
 
 from manyicl.distributed import ALONE, Ranks
-from manyicl.errors import UserError
+from manyicl.errors import UserError, list_some
 from manyicl.evaluation.points import Prediction, predictions_bytes, read_predictions
 from manyicl.evaluation.shots import Shots
 from manyicl.files import read_object, sync_folder, write_atomically
@@ -143,10 +143,9 @@ class Unfinished:
         old, new = dict(_flatten(before)), dict(_flatten(now))
         keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         if keys:
-            changes = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys[:3])
-            more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+            changes = list_some(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
             raise UserError(
-                f"out={out}: {self.folder} holds points of an unfinished evaluation that differs: {changes}{more};"
+                f"out={out}: {self.folder} holds points of an unfinished evaluation that differs: {changes};"
                 " repeat that one to go on, name another `out`, or remove the folder"
             )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, list_some
 
 if TYPE_CHECKING:
     from manyicl.inference.endpoint import EndpointSettings
@@ -35,7 +35,7 @@ def refusal(
         known = "another key" if key_variable in os.environ else "the key"
         return UserError(f"{server}: refuses ({reply.status_code}: {words}); put {known} into {key_variable}")
     if reply.status_code in (404, 405):
-        names = ", ".join(served()[:5])
+        names = list_some(served(), most=5)
         fix = f"it serves {names}: choose with `endpoint.model`" if names else "set `endpoint.model`"
         return UserError(
             f"{server}: knows no model '{settings.model}', or has no /v1/completions ({reply.status_code}: {words});"

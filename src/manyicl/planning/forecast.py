@@ -25,7 +25,7 @@ from manyicl.episodes import (
     query_ids,
     targets_of,
 )
-from manyicl.errors import UserError
+from manyicl.errors import UserError, list_some
 from manyicl.models import (
     WeightCounts,
     find_slow_precision,
@@ -63,8 +63,6 @@ SHOT_EDGES = (0, 1, 4, 16, 64, 256)
 CHECKED_EPISODES = 4
 # Beyond so many, an answer is more likely remembered than read off its shots.
 MANY_EPOCHS = 50
-# Tasks that a note names, those that it is most true of first.
-MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,8 +408,7 @@ def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[st
 
 def _tell_share(told: Sequence[str], *, among: Sequence[TaskForecast]) -> str:
     """Return how many of the tasks `told` describes, and the first of them."""
-    others = f"; {len(told) - MOST_NAMED:,} more" if len(told) > MOST_NAMED else ""
-    return f"{len(told):,} of {len(among):,} tasks ({'; '.join(told[:MOST_NAMED])}{others})"
+    return f"{len(told):,} of {len(among):,} tasks ({list_some(told, mark='; ')})"
 
 
 def _note_settings(config: RunConfig, *, num_features: int | None) -> Iterable[str]:

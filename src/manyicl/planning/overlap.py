@@ -12,10 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from manyicl.errors import list_some
 from manyicl.tasks import CopyIndex, Example, Task
-
-# Trained tasks that a sentence names at the most.
-_MOST_NAMED = 3
 
 
 class SplitOverlap(BaseModel):
@@ -112,10 +110,8 @@ def tell_overlap(overlap: Overlap) -> str:
                 f"{split.count:,} of {split.of:,} {rows} are rows of trained tasks too"
                 f" ({split.exact:,} exactly{same}; {split.near:,} nearly)"
             )
-    named = [f"{name} {count:,}" for name, count in list(overlap.with_tasks.items())[:_MOST_NAMED]]
-    more = len(overlap.with_tasks) - len(named)
-    named += [f"{more:,} more tasks"] if more else []
-    return f"{'; '.join(parts)}: {', '.join(named)}" if parts else ""
+    named = list_some(f"{name} {count:,}" for name, count in overlap.with_tasks.items())
+    return f"{'; '.join(parts)}: {named}" if parts else ""
 
 
 def tell_overlaps(overlaps: Mapping[str, Overlap]) -> Iterator[str]:

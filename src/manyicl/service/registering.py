@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from manyicl.errors import list_some
 from manyicl.service.library import TaskChange
 from manyicl.service.refusals import BadExamples
 from manyicl.tasks import (
@@ -26,7 +27,6 @@ from manyicl.tasks import (
 
 Rows = str | Path | Sequence[Mapping[str, Any]]
 MOST_NAME = 100
-_MOST_SHOWN = 5
 DUPLICATE = "duplicate input"
 CONTRADICTION = "duplicate with another answer"
 
@@ -144,7 +144,7 @@ def _find_source(
         if path.is_dir():
             sources = name_sources(path)
             if len(sources) > 1:
-                raise BadExamples(f"{path}: holds {len(sources)} tasks ({', '.join(list(sources)[:5])}); add one each")
+                raise BadExamples(f"{path}: holds {len(sources)} tasks ({list_some(sources)}); add one each")
             source = next(iter(sources.values()))
         else:
             source = source_of(path)
@@ -262,9 +262,8 @@ def _report_new_labels(change: TaskChange, *, since: Collection[str]) -> tuple[t
     others = [label for label in change.about["labels"] if label not in since]
     if not since or not others:
         return (), ()
-    more = f" and {len(others) - _MOST_SHOWN:,} more" if len(others) > _MOST_SHOWN else ""
     alike = describe_lookalikes(Counter(example.answer for example in change.examples()), of=others)
-    return (f"new labels: {', '.join(map(repr, others[:_MOST_SHOWN]))}{more}",), ((alike,) if alike else ())
+    return (f"new labels: {list_some(map(repr, others), most=5)}",), ((alike,) if alike else ())
 
 
 def update_labels(change: TaskChange) -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 # A column or path in a template, {premise}; and a brace that stands for itself, written twice.
+from manyicl.errors import list_some
+
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 COLUMNS = ("input", "answer", "split", "options", "option_labels", "embedding")
 MISSING = object()
@@ -194,7 +196,7 @@ def describe_missing(path: str, record: Mapping[str, object]) -> str:
     for part in place[1]:
         inner = _walk(value, (part,))
         if inner is MISSING:
-            has = ", ".join(repr(key) for key in list(value)[:8]) if isinstance(value, Mapping) else ""
+            has = list_some(map(repr, value), most=8) if isinstance(value, Mapping) else ""
             has = f"a list of {len(value)}" if isinstance(value, list | tuple) else has or "nothing to look in"
             return f"{there!r} has no {part!r} ({'it is' if isinstance(value, list | tuple) else 'it has'} {has})"
         value, there = inner, f"{there}.{part}"

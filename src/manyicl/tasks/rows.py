@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from manyicl.errors import suggest
+from manyicl.errors import list_some, suggest
 from manyicl.tasks.columns import MISSING, Columns, describe_missing, nested_paths
 from manyicl.tasks.faults import FaultLog, show
 from manyicl.tasks.formats import (
@@ -239,7 +239,7 @@ class _RowChecker:
                 del self._split_words[name]
 
     def _add_missing(self, name: str, number: int, record: Mapping[str, object], *, own: str | None = None) -> None:
-        has = ", ".join(show(column) for column in list(record)[:8]) or "nothing"
+        has = list_some(map(show, record), most=8) or "nothing"
         own = own or self.columns.paths[name][0]
         if lacks := describe_missing(own, record):
             self._add(f"no {name} column", f'{lacks}; add it, or correct "columns" in {self.settings_name}', number)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 
+from manyicl.errors import list_some
 from manyicl.tasks.columns import Columns, template_fields
 
 # Common names of an input and of an answer column, in order of preference.
@@ -148,7 +149,7 @@ def describe_unread(
     """
     if not unread:
         return []
-    notes = [f"columns not read: {', '.join(unread[:12])}{', ...' if len(unread) > 12 else ''}"]
+    notes = [f"columns not read: {list_some(unread, most=12)}"]
     instruction = next((name for name in unread if name.strip().casefold() == "instruction"), None)
     own = columns.get("input", "input")
     if instruction is not None and isinstance(own, str):

@@ -7,6 +7,7 @@ import shlex
 from rich.text import Text
 
 from manyicl.conversion import Import, ImportedTask
+from manyicl.errors import list_some
 from manyicl.tasks import NO_SPLIT_NOTE, SPLITS, Example
 
 _MOST_CHARACTERS = 200
@@ -51,8 +52,7 @@ def _tell_task(imported: ImportedTask) -> list[str]:
 def _tell_labels(labels: tuple[str, ...]) -> str:
     if not labels:
         return ""
-    more = f" and {len(labels) - 6} more" if len(labels) > 6 else ""
-    return f", labels {', '.join(labels[:6])}{more}"
+    return f", labels {list_some(labels, most=6)}"
 
 
 def _tell_example(example: Example) -> list[str]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from manyicl.cli.inputs import tell_idle
 from manyicl.console import Table
+from manyicl.errors import list_some
 from manyicl.evaluation import (
     FILL,
     CoveragePoint,
@@ -39,8 +40,6 @@ from manyicl.report import tell_plain_path
 UNITS = {"tokens": "token", "characters": "character", "bytes": "byte"}
 # The thresholds of "don't answer" that the terminal shows; a result file has more.
 SHOWN_THRESHOLDS = (0.5, 0.8, 0.9)
-# The tasks that a note names.
-MOST_NAMED = 3
 
 
 def show_shots(curves: Sequence[ShotCurve]) -> list[Shots]:
@@ -191,8 +190,7 @@ def _tell_all_idle(evaluation: Evaluation) -> list[str]:
             tasks.setdefault(told, []).append(curve.task)
     notes = []
     for told, names in tasks.items():
-        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
-        notes.append(f"{', '.join(names[:MOST_NAMED])}{more}: {told}")
+        notes.append(f"{list_some(names)}: {told}")
     return notes
 
 
