@@ -97,6 +97,69 @@ def test_one_text_in_place_of_a_list_is_not_taken_letter_by_letter(call, told):
     assert str(raised.value).startswith(told)
 
 
+@pytest.mark.parametrize("wrong", [3, None, ["tasks"]])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("folder", manyicl.check),
+        ("folder", manyicl.load_tasks),
+        ("folder", manyicl.write_report),
+        ("folder", manyicl.write_world),
+        ("others", lambda path: manyicl.write_report("c", others=[path])),
+        ("recipe", manyicl.show),
+        ("recipe", manyicl.plan),
+        ("recipe", lambda path: manyicl.export(path, "out")),
+        ("recipe", manyicl.train),
+        ("out", lambda path: manyicl.export("r.toml", path)),
+        ("out", lambda path: manyicl.merge("seed", path)),
+        ("out", manyicl.run_demo),
+        ("a", lambda path: manyicl.diff(path, "b.json")),
+        ("path", manyicl.load_recipe),
+        ("path", manyicl.Evaluation.load),
+        ("path", manyicl.make_token),
+        ("source", manyicl.import_tasks),
+        ("model", lambda path: manyicl.merge(path, "out")),
+        ("model", manyicl.load_for_inference),
+        ("model", manyicl.open),
+        ("model", lambda path: manyicl.evaluate(path, [make_task("animals")])),
+        ("model", lambda path: manyicl.one_pass_curve(path, [make_task("animals")])),
+    ],
+)
+def test_what_is_not_a_path_is_refused_by_its_parameter(name, call, wrong):
+    """A number in place of a path ended in a TypeError of pathlib's, the model's in an AttributeError."""
+    with pytest.raises(UserError) as raised:
+        call(wrong)
+    assert str(raised.value) == f"{name}={wrong}: is not a path; give one as a text or a pathlib.Path"
+
+
+def test_what_is_not_a_path_is_refused_where_none_stands_for_the_default(asked):
+    animals = make_task("animals")
+    for name, call in (
+        ("out", lambda path: manyicl.train("r.toml", out=path)),
+        ("out", lambda path: manyicl.evaluate(asked, [animals], out=path)),
+        ("out", lambda path: manyicl.import_tasks("x.csv", path)),
+        ("recipe", manyicl.compare),
+        ("resume", lambda path: manyicl.compare(resume=path)),
+        ("out", lambda path: manyicl.compare("r.toml", out=path)),
+        ("data", lambda path: manyicl.open(asked, data=path)),
+    ):
+        with pytest.raises(UserError, match=f"^{name}=3: is not a path; give one as a text or a pathlib.Path$"):
+            call(3)
+
+
+def test_what_is_not_a_list_of_tasks_is_refused(asked):
+    for wrong in (3, None, ["animals"], {"animals": make_task("animals")}):
+        for call in (manyicl.evaluate, manyicl.one_pass_curve):
+            with pytest.raises(
+                UserError, match=r"^tasks=.*: is not a list of tasks; give that of manyicl.load_tasks\("
+            ):
+                call(asked, wrong)
+    with pytest.raises(UserError, match=r"task=animals: give a manyicl\.Task"):
+        manyicl.ask(asked, "animals", ["the red fox"])
+    with pytest.raises(UserError, match=r"model=seed: give a manyicl\.InferenceModel"):
+        manyicl.ask("seed", make_task("animals"), ["the red fox"])
+
+
 @pytest.mark.parametrize("options", [["yes", "no"], "ab"])
 def test_options_of_one_input_are_a_list_of_their_own(asked, options):
     """The second input was asked to choose between n and o."""

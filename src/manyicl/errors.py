@@ -100,6 +100,17 @@ def check_list(name: str, values: object, *, of: type[str] | type[int] = str) ->
         raise UserError(f"{name}={values}: is one value, not a list; give [{shown}]")
 
 
+def take_path(name: str, value: object) -> str | PathLike[str]:
+    """Return a path, as a text or a Path, that a parameter was given; refuse a number or another thing in its place.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    if not isinstance(value, str | PathLike):
+        raise UserError(f"{name}={str(value)[:60]}: is not a path; give one as a text or a pathlib.Path")
+    return value
+
+
 def check_kind(name: str, value: object, kind: type) -> None:
     """Refuse a value that is not of the class of settings that a parameter takes, such as a dict of them.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from manyicl.console import make_console
-from manyicl.errors import UserError, check_list, suggest
+from manyicl.errors import UserError, check_list, suggest, take_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,8 +62,8 @@ def check(
     from manyicl.tasks import load_task, name_sources
 
     check_list("held_out", held_out)
-    sources = name_sources(Path(folder))
-    roles = _choose_roles(list(sources), held_out, Path(recipe) if recipe is not None else None)
+    sources = name_sources(Path(take_path("folder", folder)))
+    roles = _choose_roles(list(sources), held_out, Path(take_path("recipe", recipe)) if recipe is not None else None)
     tokenizer, max_tokens = None, None
     if model:  # only then is torch needed, which takes seconds to import
         from manyicl.episodes import TaskTokenizer, TemplateSettings
@@ -116,7 +116,7 @@ def show(recipe: str | Path, *, overrides: Sequence[str] = (), episode: int = 0)
     from manyicl.planning import preview_recipe
     from manyicl.training import load_recipe
 
-    return preview_recipe(load_recipe(Path(recipe), overrides=overrides), number=episode)
+    return preview_recipe(load_recipe(Path(take_path("recipe", recipe)), overrides=overrides), number=episode)
 
 
 def plan(
@@ -136,7 +136,7 @@ def plan(
     from manyicl.planning import find_device, forecast_run
     from manyicl.training import has_section, load_recipe
 
-    path = Path(recipe)
+    path = Path(take_path("recipe", recipe))
     chosen = find_device(device) if device else None
     if has_section(path, "compare"):
         compared = load_recipe(path, overrides=overrides, kind=CompareConfig)
@@ -160,7 +160,9 @@ def export(
     """
     from manyicl.training import export_trl, load_recipe, prepare_run
 
-    return export_trl(prepare_run(load_recipe(Path(recipe), overrides=overrides)), Path(out), rows=rows)
+    folder = Path(take_path("out", out))  # before the tasks are read
+    path = Path(take_path("recipe", recipe))
+    return export_trl(prepare_run(load_recipe(path, overrides=overrides)), folder, rows=rows)
 
 
 def diff(a: str | Path, b: str | Path) -> Difference:
@@ -171,7 +173,7 @@ def diff(a: str | Path, b: str | Path) -> Difference:
     """
     from manyicl.evaluation import Evaluation, compare_results
 
-    return compare_results(Evaluation.load(a), Evaluation.load(b))
+    return compare_results(Evaluation.load(Path(take_path("a", a))), Evaluation.load(Path(take_path("b", b))))
 
 
 def compare(
@@ -208,8 +210,10 @@ def compare(
         raise UserError("compare: give either a recipe (*.toml), or resume=FOLDER of a comparison that was stopped")
     if resume is not None and out is not None:
         raise UserError(f"resume={resume}: keeps its own folder; omit `out`")
-    config = load_recipe(Path(recipe), overrides=overrides, kind=CompareConfig) if recipe is not None else None
-    folder = Path(resume or out or default_folder(Path(recipe or "").stem))
+    given = {"recipe": recipe, "resume": resume, "out": out}
+    named = {name: Path(take_path(name, path)) for name, path in given.items() if path is not None}
+    config = load_recipe(named["recipe"], overrides=overrides, kind=CompareConfig) if "recipe" in named else None
+    folder = named.get("resume") or named.get("out") or default_folder(named["recipe"].stem)
     if config is not None:
         check_seeds(config.compare, seeds)  # before the folder is made
     grid = open_comparison(folder, config, overrides=overrides if config is None else ())
@@ -229,7 +233,9 @@ def write_report(folder: str | Path, *, others: Sequence[str | Path] = ()) -> Pa
     from manyicl import report
 
     check_list("others", others)
-    return report.write_report(Path(folder), others=[Path(other) for other in others])
+    return report.write_report(
+        Path(take_path("folder", folder)), others=[Path(take_path("others", other)) for other in others]
+    )
 
 
 def open(
@@ -266,8 +272,9 @@ def merge(model: str, out: str | Path, *, trust_remote_code: bool = False) -> Pa
     """
     from manyicl.models import merge_adapter
 
-    merge_adapter(model, Path(out), trust_remote_code=trust_remote_code)
-    return Path(out)
+    folder = Path(take_path("out", out))
+    merge_adapter(str(take_path("model", model)), folder, trust_remote_code=trust_remote_code)
+    return folder
 
 
 def write_world(
@@ -280,7 +287,8 @@ def write_world(
     """
     from manyicl.demo import export_tasks
 
-    export_tasks(Path(folder), num_tasks=num_tasks, num_train=num_train, num_test=num_test, seed=seed)
+    out = Path(take_path("folder", folder))
+    export_tasks(out, num_tasks=num_tasks, num_train=num_train, num_test=num_test, seed=seed)
 
 
 def run_demo(
@@ -293,7 +301,7 @@ def run_demo(
     from manyicl import demo
 
     demo.run_demo(
-        out=Path(out),
+        out=Path(take_path("out", out)),
         seed=seed,
         num_seeds=num_seeds,
         parts=demo.QUICK if quick else demo.FULL,

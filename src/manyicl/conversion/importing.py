@@ -19,7 +19,7 @@ from manyicl.conversion.hub import load_from_hub, read_class_names, read_configs
 from manyicl.conversion.material import Material, Part
 from manyicl.conversion.rows import KeptRows, read_material
 from manyicl.conversion.sheets import read_workbook
-from manyicl.errors import UserError
+from manyicl.errors import UserError, take_path
 from manyicl.locks import new_folder
 from manyicl.tasks import (
     SPLIT_WORDS,
@@ -106,7 +106,7 @@ def import_tasks(
                 parse_setting(key, value)
         except ValueError as error:
             raise UserError(f"{key}={value}: {error}") from error
-    if out is not None and Path(out).exists():
+    if out is not None and Path(take_path("out", out)).exists():
         raise UserError(f"out={out}: exists already; name a new folder")
     with tempfile.TemporaryDirectory(prefix="manyicl-import-") as staging:
         found = _find_materials(source, config=config, revision=revision, staging=Path(staging))
@@ -139,7 +139,7 @@ def _folder(out: str | Path | None, *, staging: Path) -> Iterator[Path]:
 
 def _find_materials(source: str | Path, *, config: str | None, revision: str | None, staging: Path) -> list[Material]:
     """Return the tasks that a source holds, none of them read yet."""
-    path = Path(source).expanduser()
+    path = Path(take_path("source", source)).expanduser()
     if path.is_dir():
         return _find_in_folder(path, config=config)
     if path.is_file():

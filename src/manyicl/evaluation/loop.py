@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -85,12 +85,12 @@ def evaluate(
             tokenizer, nothing can be asked, a task has no such template, the server refuses, or `out` holds another
             evaluation, finished or not.
     """
-    _check_tasks(tasks)
+    tasks = _list_tasks(tasks)
     if isinstance(shots, str | int):
         raise UserError(f"shots={shots}: give a list, such as [0, 1, 4, 'fill']")
     check_kind("answering", answering, AnswerSettings)
     tasks = [with_template(task, template) for task in tasks]
-    loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str | Path) else model
+    loaded = model if isinstance(model, InferenceModel) else load_for_inference(model, weights=endpoint is None)
     sweep = Sweep(
         tuple(shots),
         num_draws=draws,
@@ -278,12 +278,16 @@ def _identify(model: InferenceModel, sweep: Sweep, tasks: Sequence[Task]) -> dic
     }
 
 
-def _check_tasks(tasks: Sequence[Task]) -> None:
-    """Raise a UserError for one task, or a folder, in place of a list of tasks."""
+def _list_tasks(tasks: Iterable[Task]) -> list[Task]:
+    """Return the tasks; raise a UserError for one task, a folder or something else in place of a list of tasks."""
     if isinstance(tasks, Task):
         raise UserError(f"tasks: is one task, {tasks.name!r}; give a list of tasks, [task]")
     if isinstance(tasks, str | Path):
         raise UserError(f"tasks={tasks}: is a name, no list of tasks; give manyicl.load_tasks({str(tasks)!r})")
+    listed = list(tasks) if isinstance(tasks, Iterable) else [tasks]
+    if not all(isinstance(task, Task) for task in listed):
+        raise UserError(f"tasks={str(tasks)[:60]}: is not a list of tasks; give that of manyicl.load_tasks(FOLDER)")
+    return listed
 
 
 def one_pass_curve(
@@ -302,8 +306,8 @@ def one_pass_curve(
     Raises:
         UserError: `tasks` is no list, `episodes` or `token_budget` is out of range, or no test row of a task fits.
     """
-    _check_tasks(tasks)
-    loaded = load_for_inference(model, max_tokens=token_budget) if isinstance(model, str | Path) else model
+    tasks = _list_tasks(tasks)
+    loaded = model if isinstance(model, InferenceModel) else load_for_inference(model, max_tokens=token_budget)
     budget = loaded.max_tokens if token_budget is None else token_budget
     if episodes < 1 or not 1 <= budget <= loaded.max_tokens:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, take_path
 from manyicl.evaluation.points import (
     PlainPath,
     Prediction,
@@ -71,7 +71,7 @@ class Evaluation:
         Raises:
             UserError: it is not such a file, or its predictions are missing or another's.
         """
-        path = Path(path)
+        path = Path(take_path("path", path))
         content = _read_sweep(path)
         predictions: dict[str, list[Prediction]] = {}
         try:

@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyarrow as pa
 
 from manyicl.distributed import ALONE, Ranks
-from manyicl.errors import UserError, list_some
+from manyicl.errors import UserError, list_some, take_path
 from manyicl.evaluation.points import Prediction, predictions_bytes, read_predictions
 from manyicl.evaluation.shots import Shots
 from manyicl.files import read_object, sync_folder, write_atomically
@@ -48,7 +48,7 @@ def sole_writer_of_out(evaluation: Callable[P, R]) -> Callable[P, R]:
         ranks: Any = kwargs.get("ranks", ALONE)
         with ExitStack() as stack:
             if out is not None:
-                lock_on_main(stack, Path(out), ranks=ranks)
+                lock_on_main(stack, Path(take_path("out", out)), ranks=ranks)
             return evaluation(*args, **kwargs)
 
     return with_lock

@@ -19,7 +19,7 @@ from manyicl.episodes import (
     default_cache_dir,
     tokenize_task,
 )
-from manyicl.errors import UserError
+from manyicl.errors import UserError, take_path
 from manyicl.inference.sharing import TRIAL_TOKENS, sharing_fault
 from manyicl.models import (
     ModelSettings,
@@ -104,7 +104,7 @@ def load_for_inference(
     on_gpu = torch.cuda.is_available()
     if compiled:
         _check_compiled(on_gpu=on_gpu)
-    given = ModelSettings(path=str(model)) if isinstance(model, str | Path) else model
+    given = model if isinstance(model, ModelSettings) else ModelSettings(path=str(take_path("model", model)))
     path, note = given.path, read_note(given.path)
     as_trained = note.quantize or given.quantize
     settings = given.model_copy(

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, take_path
 from manyicl.files import write_atomically
 from manyicl.locks import sole_writer
 
@@ -76,7 +76,7 @@ def make_token(path: str | Path, *, role: Role = "read", note: str = "") -> str:
         UserError: the file exists and is not a file of tokens, another process is writing it, the role is unknown, or
             the note has a line break.
     """
-    path = Path(path)
+    path = Path(take_path("path", path))
     if role not in get_args(Role):
         raise UserError(f"role={role}: is unknown; known: {', '.join(get_args(Role))}")
     if not note.isprintable():

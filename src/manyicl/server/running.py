@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 from platformdirs import user_data_path
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, take_path
 from manyicl.inference import EndpointSettings, InferenceModel
 from manyicl.server.access import is_loopback, load_tokens
 from manyicl.server.app import create_app
@@ -56,8 +56,9 @@ def serve(
     Raises:
         UserError: the model, the data, the address or the tokens cannot be used.
     """
-    folder = Path(data) if data is not None else default_data_folder()
-    settings = ServerSettings(host=host, port=port, token_file=Path(token_file) if token_file is not None else None)
+    folder = Path(take_path("data", data)) if data is not None else default_data_folder()
+    tokens = Path(take_path("token_file", token_file)) if token_file is not None else None
+    settings = ServerSettings(host=host, port=port, token_file=tokens)
     run_server(lambda: open_service(model, data=folder, endpoint=endpoint), settings, on_start=on_start)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from manyicl.errors import UserError, check_kind, check_list
+from manyicl.errors import UserError, check_kind, check_list, take_path
 from manyicl.inference import (
     AnswerSettings,
     EndpointSettings,
@@ -73,9 +73,10 @@ def open_service(
     """
     check_kind("endpoint", endpoint, EndpointSettings)
     check_kind("settings", settings, ServiceSettings)
-    library = Library(Path(data)) if data is not None else None  # before the model, which takes seconds
+    # Before the model, which takes seconds.
+    library = Library(Path(take_path("data", data))) if data is not None else None
     try:
-        loaded = load_for_inference(model, weights=endpoint is None) if isinstance(model, str | Path) else model
+        loaded = model if isinstance(model, InferenceModel) else load_for_inference(model, weights=endpoint is None)
         return Service(loaded, library=library, endpoint=endpoint, settings=settings or ServiceSettings())
     except BaseException:
         if library is not None:

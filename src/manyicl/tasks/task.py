@@ -47,7 +47,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from manyicl.errors import UserError, check_list, suggest
+from manyicl.errors import UserError, check_list, suggest, take_path
 from manyicl.seeds import make_seed
 from manyicl.tasks.answers import (
     describe_lists,
@@ -150,7 +150,7 @@ def load_tasks(folder: str | Path, *, names: Sequence[str] | None = None) -> lis
         UserError: there is no such folder or task, two tasks have the same name, or a file has a fault.
     """
     check_list("names", names)
-    sources = name_sources(folder)
+    sources = name_sources(Path(take_path("folder", folder)))
     for name in names or ():
         if name not in sources:
             raise UserError(f"{folder}: no task '{name}'{suggest(name, sources)}")

@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from manyicl.episodes import EpisodeSettings, Mixing, Normalization, TemplateSettings
-from manyicl.errors import UserError, check_list, suggest
+from manyicl.errors import UserError, check_list, suggest, take_path
 from manyicl.models import ModelSettings, Precision
 
 RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full", "offload"]
@@ -252,7 +252,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), kind: type[C
         UserError: no such file, broken TOML, an unknown key, or a value that does not fit its key.
     """
     check_list("overrides", overrides)
-    path = Path(path)
+    path = Path(take_path("path", path))
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin files with a mark
     except OSError as error:

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from manyicl.console import progress_bar
 from manyicl.distributed import SharedError, leave_at_exit
 from manyicl.episodes import Episode, Frame, TokenizedTask
-from manyicl.errors import UserError, check_list
+from manyicl.errors import UserError, check_list, take_path
 from manyicl.files import default_folder
 from manyicl.locks import sole_writer
 from manyicl.models import (
@@ -258,8 +258,8 @@ def _enough_memory(what: str, *, fix: str) -> Iterator[None]:
 
 def _agree_on_folder(recipe: str | Path | RunConfig, out: str | Path | None) -> RunFolder:
     """Return the run's folder, the main process's on all ranks: its default name holds the time."""
-    stem = "run" if isinstance(recipe, RunConfig) else Path(recipe).stem
-    names = [str(out if out is not None else default_folder(stem))]
+    stem = "run" if isinstance(recipe, RunConfig) else Path(take_path("recipe", recipe)).stem
+    names = [str(take_path("out", out) if out is not None else default_folder(stem))]
     broadcast_object_list(names)
     return RunFolder(names[0])
 

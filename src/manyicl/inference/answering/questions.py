@@ -117,6 +117,8 @@ def ask(
         UserError: an empty input, fewer train rows than `shots`, an input that does not fit after the shots, nearest
             shots of a task with embeddings, or a `min_confidence` for answers that have no confidence.
     """
+    check_kind("model", model, InferenceModel)
+    check_kind("task", task, Task)
     check_kind("answering", answering, AnswerSettings)
     check_min_confidence(min_confidence, has_confidence=bool(task.labels) or answering.samples > 1)
     questions = pose_questions(
