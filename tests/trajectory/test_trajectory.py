@@ -17,6 +17,7 @@ import torch
 
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.training import trainer
+from manyicl.training.preparation import prepare_run
 from manyicl.training.recipe import dump_config, load_recipe, make_config
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
@@ -252,6 +253,21 @@ def test_a_run_goes_on_with_the_packs_that_it_joined_by_itself(tmp_path, monkeyp
     train(config, out=folder.path, resume=True)
     assert (folder.read_config().train.packs_per_batch, folder.read_state().packs_per_batch) == ("auto", 4)
     assert_same_course(tmp_path / "whole", folder.path, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU joins no packs by itself")
+def test_a_number_that_was_fixed_before_is_not_taken_for_the_devices_choice(tmp_path):
+    fixed = write_setting(tmp_path, packs_per_batch=4, num_steps=2)
+    config = fixed.model_copy(update={"train": fixed.train.model_copy(update={"packs_per_batch": "auto"})})
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.start(prepare_run(config))
+    # As a process leaves it that was killed after the setting had changed, and before the device had chosen.
+    folder.update_state(packs_per_batch=4, packs_reason="as train.packs_per_batch says")
+    train(config, out=folder.path, resume=True)
+    state = folder.read_state()
+    assert (state.packs_per_batch, state.packs_reason) == (1, "a CPU gains nothing from more")
 
 
 def short_of_memory_at(*, step, original):

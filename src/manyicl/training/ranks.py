@@ -20,6 +20,9 @@ from manyicl.training.preparation import Prepared, count_step_flops, find_shape,
 from manyicl.training.recipe import OPTIMIZERS, Optim, TrainSettings
 from manyicl.training.recompute import Recompute
 
+# Why so many packs are joined where the recipe fixes their number.
+FIXED = "as train.packs_per_batch says"
+
 
 def uses_fsdp(environment: Mapping[str, str]) -> bool:
     """Return whether `accelerate launch` shards this process's model."""
@@ -179,7 +182,7 @@ def share_packs(
     """
     config, num_ranks = prepared.config, PartialState().num_processes
     if config.train.packs_per_batch != "auto":
-        return PacksChoice(config.train.packs_per_batch, "as train.packs_per_batch says")
+        return PacksChoice(config.train.packs_per_batch, FIXED)
     if known is not None and config.train.packs_per_step % (known.number * num_ranks) == 0:
         return known
     mine = _choose_packs(prepared, device=device, fault=fault, device_share=device_share)

@@ -60,7 +60,7 @@ from manyicl.training.preparation import (
     prepare_run,
     row_multiple,
 )
-from manyicl.training.ranks import balance_steps, check_launch, refuse_data_parallel, share_packs, uses_fsdp
+from manyicl.training.ranks import FIXED, balance_steps, check_launch, refuse_data_parallel, share_packs, uses_fsdp
 from manyicl.training.recipe import RunConfig, absolute_paths, load_recipe, with_batch
 from manyicl.training.run_folder import (
     TRAINER_STATE,
@@ -233,6 +233,9 @@ def _read_packs(folder: RunFolder) -> PacksChoice | None:
     """Return how many packs a run that left it to the device joined; None if it has not chosen, or did not leave it."""
     state = folder.read_state()
     if load_recipe(folder.config_file).train.packs_per_batch != "auto" or state.packs_per_batch is None:
+        return None
+    # A process that was killed between a change of the setting and its choice leaves the number that was fixed before.
+    if state.packs_reason == FIXED:
         return None
     return PacksChoice(state.packs_per_batch, state.packs_reason or "")
 
