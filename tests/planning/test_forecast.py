@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from rich.console import Console
+from transformers import BartConfig, MambaConfig, MambaForCausalLM, T5Config
 
 from manyicl.cli.tables.forecasts import forecast_table
 from manyicl.episodes.tokenizer import TaskTokenizer
@@ -27,6 +28,8 @@ from manyicl.training.metrics import bucket_name
 from manyicl.training.preparation import count_plan, largest_row, prepare_run
 from manyicl.training.recipe import RunConfig, make_config, with_batch
 from manyicl.training.recompute import Recompute
+from manyicl.training.run import train
+from tests.conftest import tiny_model
 from tests.trajectory.setting import write_setting
 
 
@@ -388,3 +391,30 @@ def test_buckets_of_shots():
         "256+",
     ]
     assert np.all(np.diff(forecasting.SHOT_EDGES) > 0)
+
+
+def test_a_model_that_is_not_a_causal_language_model_is_refused_by_plan_as_by_training(tmp_path):
+    """Plan ended in a traceback, or found that nothing stood in the way."""
+    config = write_setting(tmp_path)
+    for other in (T5Config(), BartConfig()):
+        other.save_pretrained(tmp_path / "start")
+        told = f"{tmp_path / 'start'}: is a {other.model_type}, not a causal language model; name one whose"
+        [blocker] = forecast_run(config).blockers
+        assert blocker.startswith(told)
+        with pytest.raises(UserError) as refused:
+            train(config, out=tmp_path / "run")
+        assert str(refused.value) == blocker
+
+
+@pytest.mark.slow
+def test_a_model_without_attention_is_planned_and_trained_without_its_flops(tmp_path):
+    """It ended in an AttributeError."""
+    config = write_setting(tmp_path, num_steps=1, packs_per_batch="auto")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    model = MambaForCausalLM(MambaConfig(vocab_size=tiny_model("llama").config.vocab_size, **size))
+    model.save_pretrained(tmp_path / "start")
+    planned = forecast_run(config)
+    assert (planned.flops, planned.memory, planned.blockers) == (None, None, ())
+    assert planned.notes[0] == "mamba: what layers without attention cost is not known here"
+    with pytest.warns(UserWarning, match="does not keep the episodes of a row apart"):
+        assert train(config, out=tmp_path / "run").model.is_dir()

@@ -54,7 +54,7 @@ from manyicl.evaluation import (
 )
 from manyicl.files import write_atomically
 from manyicl.locks import LOCK, sole_writer
-from manyicl.models import RUN_PLAN, check_window, load_config, load_tokenizer, resolve_precision
+from manyicl.models import RUN_PLAN, check_causal, check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import find_overlaps
 from manyicl.tasks import Task, ask_validation, flip_labels, load_task, name_sources
 from manyicl.training import RunFolder, dump_config, find_changes, tokenize_all, with_precision
@@ -351,7 +351,9 @@ def check_can_ask(grid: Grid) -> Sweeps:
     """
     config, roles = grid.config, grid.roles
     limit = "episodes.token_budget" if config.compare.max_tokens is None else "compare.max_tokens"
-    check_window(load_config(config.model), num_tokens=config.max_tokens, what=limit)
+    model_config = load_config(config.model)
+    check_causal(model_config, settings=config.model)
+    check_window(model_config, num_tokens=config.max_tokens, what=limit)
     refuse_ignored(config)
     check_splits(config, roles, grid.tasks)
     if "few-shot" in config.compare.arms:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from manyicl.errors import UserError
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.structure import experts_per_token, head_dims, layer_windows
 
@@ -80,12 +81,15 @@ def shape_model(config: Any, *, lora: LoraSettings | None = None, trust_remote_c
     """Return the shape of a model, with `lora` of one inside a fresh adapter.
 
     Raises:
-        UserError: layers whose attention is not known here; modules to adapt that the model does not have.
+        UserError: layers without attention, or whose attention is not known here; modules to adapt that the model does
+            not have.
     """
-    num_heads = int(config.get_text_config().num_attention_heads)
+    text = config.get_text_config()
+    if not getattr(text, "num_attention_heads", None):
+        raise UserError(f"{text.model_type}: what layers without attention cost is not known here")
     return ModelShape(
         weights=count_weights(config, lora=lora, trust_remote_code=trust_remote_code),
-        num_heads=num_heads,
+        num_heads=int(text.num_attention_heads),
         head_dims=head_dims(config),
         windows=layer_windows(config),
     )

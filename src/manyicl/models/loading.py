@@ -214,7 +214,8 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
         )
     source, revision = find_source(settings.path, "model.safetensors", revision=settings.revision)
     config = load_config(settings)
-    _refuse_other_kinds(settings, Path(source), config)
+    check_causal(config, settings=settings)
+    _refuse_pickles(settings, Path(source))
     device = torch.device(device)
     if settings.quantize:
         _refuse_to_quantize(settings, config, trainable=trainable)
@@ -266,11 +267,13 @@ def _refuse_to_quantize(settings: ModelSettings, config: Any, *, trainable: bool
         raise UserError(f"{told}: experts cannot be packed, and most weights of {config.model_type} are; leave it out")
 
 
-def _refuse_other_kinds(settings: ModelSettings, source: Path, config: Any) -> None:
-    """Refuse a checkpoint that is not a causal language model, or whose weights are pickles.
+def check_causal(config: Any, *, settings: ModelSettings) -> None:
+    """Refuse a model that is not a causal language model.
+
+    config: of the model that `settings` names.
 
     Raises:
-        UserError: with what it is, or how to convert it.
+        UserError: with what it is.
     """
     names = list(getattr(config, "architectures", None) or [])
     known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()}
@@ -280,6 +283,14 @@ def _refuse_other_kinds(settings: ModelSettings, source: Path, config: Any) -> N
             f"{settings.path}: is a {', '.join(names) or config.model_type}, not a causal language model; name one"
             " whose config.json has an architecture such as LlamaForCausalLM"
         )
+
+
+def _refuse_pickles(settings: ModelSettings, source: Path) -> None:
+    """Refuse a checkpoint whose weights are pickles.
+
+    Raises:
+        UserError: with how to convert it.
+    """
     pickles = sorted(source.glob("pytorch_model*.bin")) if source.is_dir() else []
     if pickles and not any(source.glob("*.safetensors")):
         raise UserError(

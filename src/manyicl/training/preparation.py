@@ -37,6 +37,7 @@ from manyicl.episodes import (
 from manyicl.errors import UserError, suggest
 from manyicl.models import (
     ModelShape,
+    check_causal,
     check_vocabulary,
     check_window,
     count_flops,
@@ -84,6 +85,7 @@ def prepare_run(
         UserError: anything that would make the run useless or impossible.
     """
     model_config = load_config(config.model)
+    check_causal(model_config, settings=config.model)
     check_window(model_config, num_tokens=config.episodes.token_budget, what="episodes.token_budget")
     resolve_recompute(config.train.recompute, num_layers=model_config.get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer(config.model)
