@@ -35,6 +35,7 @@ def test_the_datasets_library_gives_splits_and_class_names(tmp_path, monkeypatch
     assert (kept.num_read, kept.left_out) == (4, {"empty answer": 1})
     assert kept.examples["empty answer"].startswith(f"{tmp_path / 'films'}, split test, row 2: answer None is empty")
     assert material.origin == {"source": str(tmp_path / "films"), "config": "default", "revision": "1a2b"}
+    assert material.notes == ()
 
 
 def test_a_name_that_the_hub_does_not_give_is_refused_in_one_line(tmp_path, monkeypatch):
@@ -60,6 +61,21 @@ def test_a_hub_that_cannot_be_reached_is_asked_once_and_named_in_one_line(tmp_pa
         " import a folder that was downloaded on another"
     )
     assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_a_copy_that_is_read_since_the_hub_cannot_be_reached_is_named_as_one(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    (tmp_path / "films").mkdir()
+    datasets.Dataset.from_dict({"text": ["fine"]}).to_parquet(tmp_path / "films" / "train.parquet")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        hub = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub)
+        material = load_from_hub(str(tmp_path / "films"), config=None, revision=None, staging=tmp_path)
+    told = f"the Hub ({hub}) cannot be reached: this is this computer's copy, which may be older than the Hub's"
+    assert material.notes == (told,)
 
 
 def test_without_the_datasets_library_the_message_names_it(monkeypatch):

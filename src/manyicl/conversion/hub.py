@@ -186,7 +186,9 @@ def load_from_hub(name: str, *, config: str | None, revision: str | None, stagin
     if len(commits) == 1 or revision:
         origin["revision"] = commits.pop() if len(commits) == 1 else str(revision)
     stem = name.rsplit("/", 1)[-1] + (f"_{chosen}" if chosen not in (None, "default", "plain_text") else "")
-    return Material(stem, tuple(parts), kind="a data set of the Hub", origin=origin)
+    stale = f"the Hub ({hub}) cannot be reached: this is this computer's copy, which may be older than the Hub's"
+    notes = () if is_reached else (stale,)
+    return Material(stem, tuple(parts), kind="a data set of the Hub", origin=origin, notes=notes)
 
 
 def _is_reached(url: str) -> bool:
