@@ -12,7 +12,7 @@ from manyicl.cli.tables.forecasts import forecast_table
 from manyicl.cli.tables.results import audit_table, curve_plot, difference_table, evaluation_table
 from manyicl.comparison.comparison_file import check_comparison
 from manyicl.comparison.grid import open_comparison
-from manyicl.console import Table, progress_bar
+from manyicl.console import Table, progress_bar, tell_rate, tell_signed, tell_signed_interval
 from manyicl.planning.forecast import forecast_run
 from manyicl.report.terminal import comparison_table, grid_table
 from manyicl.training.recipe import load_recipe
@@ -23,6 +23,23 @@ from tests.support.rendering import render, render_terminal
 
 LOST = "cannot be trained: 60 of 60 rows lost (terminator inside the answer), more than 1%; set template.terminator"
 NARROW = pytest.mark.parametrize("width", [60, 80])
+
+
+def test_a_signed_number_has_a_real_minus_sign_and_none_if_it_rounds_to_zero():
+    assert [tell_signed(x) for x in (3.24, -3.24, -0.04, 0.04, 0.0)] == ["+3.2", "−3.2", "0.0", "0.0", "0.0"]
+    assert tell_signed(-0.0004, digits=3) == "0.000"
+
+
+def test_an_end_of_an_interval_is_shown_as_zero_only_if_zero_is_in_it():
+    assert tell_signed_interval(0.04, 4.69) == "[+0.04, +4.69]"
+    assert tell_signed_interval(-4.69, -0.004) == "[−4.690, −0.004]"
+    assert tell_signed_interval(-0.04, 4.69) == "[0.0, +4.7]"
+    assert tell_signed_interval(0.0, 4.69) == "[0.0, +4.7]"
+
+
+def test_rates_are_written_as_recipes_write_them():
+    rates = (3e-4, 3e-5, 0.001, 2.5e-4, 0.01, 1.0, 0.0)
+    assert [tell_rate(x) for x in rates] == ["3e-4", "3e-5", "1e-3", "2.5e-4", "1e-2", "1", "0"]
 
 
 def words(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Output for people: progress with pace and time left, and tables that can be read at any width.
+"""Output for people: progress with pace and time left, signed numbers, and tables that can be read at any width.
 
 If the output is not a terminal, progress is a plain line every few seconds. A table has boxes if its cells fit the
 width. If they don't, its column of sentences goes below it, and if that is not enough, each row becomes a paragraph:
@@ -162,6 +162,44 @@ def tell_seconds(value: float | None) -> str:
 
 
 DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+def tell_signed(value: float, *, digits: int = 1) -> str:
+    """Return a signed number for people, with a real minus sign; one that rounds to zero has no sign."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", MINUS) if text.strip("+-0.") else text[1:]
+
+
+def tell_signed_interval(low: float, high: float, *, digits: int = 1) -> str:
+    """Return a signed interval, with as many decimals as show whether zero is in it.
+
+    >>> print(tell_signed_interval(0.04, 4.69), tell_signed_interval(-0.04, 4.69))
+    [+0.04, +4.69] [0.0, +4.7]
+    """
+    shown = deciding_digits(low, high, digits=digits)
+    return f"[{tell_signed(low, digits=shown)}, {tell_signed(high, digits=shown)}]"
+
+
+def deciding_digits(low: float | None, high: float | None, *, digits: int = 1) -> int:
+    """Return how many decimals an interval and its middle are shown with: `digits`, or more if these hide its sign.
+
+    A sentence that calls a difference shown must not stand beside an end of 0.0 (docs/intervals.md).
+    """
+    if low is None or high is None or low <= 0 <= high:
+        return digits
+    nearest = min(abs(low), abs(high))
+    while not float(f"{nearest:.{digits}f}"):
+        digits += 1
+    return digits
+
+
+def tell_rate(value: float | None) -> str:
+    """Return a learning rate as recipes write it: 3e-4, 2.5e-5; a dash if it is not known."""
+    if not is_known(value):
+        return DASH
+    number, exponent = f"{value:.5e}".split("e")
+    return f"{number.rstrip('0').rstrip('.')}e{int(exponent)}" if int(exponent) < 0 else f"{value:g}"
 
 
 def is_known(value: float | None) -> TypeGuard[float]:

@@ -166,10 +166,10 @@ def test_a_difference_is_a_table_a_sentence_for_each_mean_and_what_did_not_join(
     assert text.startswith("A: model a (a.json)\nB: model b (b.json)\n")
     assert cells_of(text, "task") == ["task", "4", "16"]
     assert cells_of(text, "t") == ["t", "+4.1 [+1.2, +7.0]", "-"]
-    assert cells_of(text, "u") == ["u", "-5.0 [-8.0, -2.0]", "+0.0 [-10.0, +10.0]"]
-    assert cells_of(text, "mean of tasks") == ["mean of tasks", "-0.5 [-2.0, +1.1]", "+0.0 [-10.0, +10.0]"]
-    assert "no difference can be told at 4 shots, mean of 2 tasks: A is ahead by 0.5 points [-1.1, 2.0]\n" in text
-    assert "no difference can be told at 16 shots, u: A and B are equal [-10.0, 10.0]\n" in text
+    assert cells_of(text, "u") == ["u", "−5.0 [−8.0, −2.0]", "0.0 [−10.0, +10.0]"]
+    assert cells_of(text, "mean of tasks") == ["mean of tasks", "−0.5 [−2.0, +1.1]", "0.0 [−10.0, +10.0]"]
+    assert "no difference can be told at 4 shots, mean of 2 tasks: A is ahead by 0.5 points [−1.1, 2.0]\n" in text
+    assert "no difference can be told at 16 shots, u: A and B are equal [−10.0, 10.0]\n" in text
     assert "1,200 pairs of answers\n" in text
     assert "of 3 cells, about one in 20 stands out by chance alone" in text
     assert "40 rows did not join: the draw is in A alone\n" in text
@@ -189,8 +189,8 @@ def test_a_better_b_is_green_and_a_worse_red():
     file = StringIO()
     Console(file=file, width=200, force_terminal=True, color_system="standard").print(difference_table(difference()))
     assert "\x1b[32m+4.1 [+1.2, +7.0]" in file.getvalue()
-    assert "\x1b[31m-5.0 [-8.0, -2.0]" in file.getvalue()
-    assert not re.search(r"\x1b\[3\dm\+0.0 \[-10.0", file.getvalue())
+    assert "\x1b[31m−5.0 [−8.0, −2.0]" in file.getvalue()
+    assert not re.search(r"\x1b\[3\dm0.0 \[−10.0", file.getvalue())
 
 
 def test_a_one_pass_curve_says_what_its_number_is():

@@ -36,11 +36,11 @@ def held_out(task: str, **changes) -> HeldOutRow:
 
 def test_held_out_losses_and_their_means_are_shown():
     text = render(held_out_table([held_out("a"), held_out("b", num_answers=5, after=2.0)]))
-    numbers = ["a", "qa", "1,200", "3.46", "2.00", "1.00", "-2.46 [-3.00, -1.91]", "-1.00 [-2.50, +0.50]"]
+    numbers = ["a", "qa", "1,200", "3.46", "2.00", "1.00", "−2.46 [−3.00, −1.91]", "−1.00 [−2.50, +0.50]"]
     assert cells_of(text, "a") == numbers
     mean = cells_of(text, "mean of tasks")
     assert mean[2:6] == ["1,205", "3.46", "2.00", "1.50"]
-    assert mean[6].startswith("-2.46 [-2.")
+    assert mean[6].startswith("−2.46 [−2.")
     assert "differences paired over 4 episodes per task" in text
 
 
@@ -49,7 +49,7 @@ def test_one_episode_has_no_interval():
     text = render(
         held_out_table([held_out("a", num_episodes=1, after_minus_before=lone, after_minus_answers_only=lone)])
     )
-    assert cells_of(text, "a")[6:] == cells_of(text, "mean of tasks")[6:] == ["-1.00", "-1.00"]
+    assert cells_of(text, "a")[6:] == cells_of(text, "mean of tasks")[6:] == ["−1.00", "−1.00"]
     assert text.splitlines()[-1] == "one episode per task: no interval; negative is better"
 
 
@@ -59,9 +59,9 @@ def test_better_is_green_worse_is_red_and_undecided_neither():
     Console(file=file, width=200, force_terminal=True, color_system="standard").print(
         held_out_table([held_out("a"), worse])
     )
-    assert "\x1b[32m-2.46 [-3.00, -1.91]" in file.getvalue()
+    assert "\x1b[32m−2.46 [−3.00, −1.91]" in file.getvalue()
     assert "\x1b[31m+1.00 [+0.50, +1.50]" in file.getvalue()
-    assert not re.search(r"\x1b\[3\dm-1.00 \[-2.50", file.getvalue())
+    assert not re.search(r"\x1b\[3\dm−1.00 \[−2.50", file.getvalue())
 
 
 def test_the_plan_counts_what_the_run_will_see(tmp_path, monkeypatch):

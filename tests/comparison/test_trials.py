@@ -110,7 +110,7 @@ def test_two_processes_share_the_trials(world, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert all(map(grid.is_done, grid.work()))
     printed = ended.stderr
-    for rate in ("0.0001", "0.001"):
+    for rate in ("1e-4", "1e-3"):
         lines = [line for line in printed.splitlines() if f"learning rate {rate}: train" in line]
         numbers = {line.split("]")[0] for line in lines}
         assert len(numbers) == 1, printed
@@ -126,7 +126,7 @@ def test_what_another_process_does_is_waited_for(world, tmp_path):
         printed = run(grid)
     waited = f"waiting for process {process.pid} on "
     assert printed.count(waited) == 1
-    assert "seed 0, ManyICL, learning rate 0.0001" in printed
+    assert "seed 0, ManyICL, learning rate 1e-4" in printed
     assert all(map(grid.is_done, grid.work()))
 
 
@@ -360,11 +360,11 @@ def rates_told(*trials: tuple[str, float, bool]) -> str:
 def test_a_rate_at_an_end_of_those_tried_is_told():
     """A4: a chosen rate that is not bracketed is no best rate."""
     inner = rates_told(("a", 1e-4, False), ("a", 1e-3, True), ("a", 1e-2, False))
-    assert inner == "Chosen on validation rows: a 0.001."
+    assert inner == "Chosen on validation rows: a 1e-3."
     ends = rates_told(("a", 1e-4, True), ("a", 1e-3, False), ("b", 1e-4, False), ("b", 1e-3, True))
     assert ends == (
-        "Chosen on validation rows: a 0.0001, b 0.001. The rate of a is the lowest that was tried, so a lower one may"
+        "Chosen on validation rows: a 1e-4, b 1e-3. The rate of a is the lowest that was tried, so a lower one may"
         " do better. The rate of b is the highest that was tried, so a higher one may do better."
     )
-    assert rates_told(("a", 1e-3, True)) == "Chosen on validation rows: a 0.001."
+    assert rates_told(("a", 1e-3, True)) == "Chosen on validation rows: a 1e-3."
     assert rates_told(("a", 1e-3, False), ("a", 1e-2, False)) == ""

@@ -26,6 +26,7 @@ from manyicl.report.numbers import (
     join_words,
     tell_bits,
     tell_bytes,
+    tell_change,
     tell_count,
     tell_interval,
     tell_percent,
@@ -555,8 +556,19 @@ def test_numbers_are_told_with_units_signs_and_dashes():
     assert [tell_bytes(x) for x in (3.4e9, 5e6, None)] == ["3.4 GB", "5 MB", "–"]
     assert tell_interval(0.1, 0.2) == "[10.0, 20.0]"
     assert tell_interval(None, 0.2) == ""
+    assert tell_interval(-0.001, 0.0004, unit="points") == "[−0.1, 0.0]"
     assert join_words(["a", "b", "c"]) == "a, b and c"
     assert [count_noun(n, "copy") for n in (1, 2)] == ["1 copy", "2 copies"]
+
+
+def test_an_interval_that_excludes_zero_is_seen_to_exclude_it():
+    """An arm was "better by 2.4 points [+0.0, +4.7]"."""
+    ends = {"low": 0.0004, "high": 0.0469}
+    assert tell_interval(**ends, unit="points") == "[+0.04, +4.69]"
+    assert tell_change(0.0237, **ends, unit="points") == "+2.37"  # as many decimals as its interval
+    assert tell_interval(-0.0469, -0.00004, unit="points") == "[−4.690, −0.004]"
+    assert tell_interval(0.0002, 0.0131, unit="bits") == "[+0.0002, +0.0131]"
+    assert tell_interval(-0.0004, 0.0469, unit="points") == "[0.0, +4.7]"  # zero is in it
 
 
 def test_read_comparison_reads_what_was_written(tmp_path, content):

@@ -40,6 +40,7 @@ from manyicl.comparison.settings import (
     choose_tasks,
     refuse_ignored,
 )
+from manyicl.console import tell_rate
 from manyicl.episodes import Frame, TaskTokenizer, default_cache_dir, tokenize_task
 from manyicl.errors import UserError, suggest
 from manyicl.evaluation import (
@@ -95,7 +96,7 @@ class WorkItem:
     @property
     def model_title(self) -> str:
         """The model in words."""
-        tried = f", learning rate {self.rate:g}" if self.rate is not None else ""
+        tried = f", learning rate {tell_rate(self.rate)}" if self.rate is not None else ""
         alone = f", {self.task}" if self.task is not None else ""
         return f"seed {self.seed}, {ARMS[self.arm].title}{alone}{tried}"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from manyicl.console import MINUS, deciding_digits
 from manyicl.errors import UserError
 from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.results import Evaluation
@@ -174,11 +175,12 @@ def tell_difference(item: PointDifference | MeanDifference) -> str:
         what = item.task
     else:
         what = item.tasks[0] if len(item.tasks) == 1 else f"mean of {len(item.tasks)} tasks"
-    points = f"{100 * abs(item.difference):.1f} points"
+    digits = deciding_digits(*(end and 100 * end for end in (item.low, item.high)))
+    points = f"{100 * abs(item.difference):.{digits}f} points"
     if item.low is None or item.high is None:
         return f"{points} apart {where}, {what}; a single answer tells no difference"
     low, high = (item.low, item.high) if item.difference >= 0 else (-item.high, -item.low)
-    interval = f"[{100 * low:z.1f}, {100 * high:z.1f}]"
+    interval = f"[{100 * low:z.{digits}f}, {100 * high:z.{digits}f}]".replace("-", MINUS)
     better = "B" if item.difference > 0 else "A"
     if item.low <= 0 <= item.high:
         lead = "A and B are equal" if item.difference == 0 else f"{better} is ahead by {points}"

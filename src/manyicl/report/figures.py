@@ -148,7 +148,8 @@ def _bar(
     value, low, high, *seeds = _scaled(
         [change.difference, change.low, change.high, *change.seeds], 100 if unit == "points" else 1
     )
-    label = f"{name or comparison.title_of(arm)}  {tell_change(change.difference, unit=unit)}{tag and f', {tag}'}"
+    points = tell_change(change.difference, unit=unit, low=change.low, high=change.high)
+    label = f"{name or comparison.title_of(arm)}  {points}{tag and f', {tag}'}"
     return Bar(comparison.place.get(arm, 0), label, value, low, high, seeds if comparison.few_seeds else ())
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from manyicl.comparison import Comparison
-from manyicl.console import DASH
+from manyicl.console import DASH, tell_rate
 from manyicl.evaluation import tell_shot_count
 from manyicl.intervals import MIN_SEEDS
 from manyicl.report import tables, verdict
@@ -18,7 +18,6 @@ from manyicl.report.numbers import (
     tell_nats,
     tell_percent,
     tell_points,
-    tell_rate,
     tell_shots,
 )
 from manyicl.report.tables import COST_COLUMNS, TableCell, TaskRow

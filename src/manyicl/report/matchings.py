@@ -11,7 +11,7 @@ from typing import Any
 from manyicl.comparison import Comparison
 from manyicl.errors import UserError
 from manyicl.evaluation import sort_shots
-from manyicl.report.numbers import count_noun, tell_interval, tell_points, tell_times
+from manyicl.report.numbers import count_noun, tell_change, tell_interval, tell_times
 from manyicl.report.tables import EMPTY, TableCell
 from manyicl.report.verdict import MATCHING, Standing, method_arm, standings
 
@@ -107,7 +107,8 @@ def _cell(comparison: Comparison, arm: str, one: Standing | None) -> TableCell:
     costs = [f"{noun} \N{MULTIPLICATION SIGN}{tell_times(ratio)}" for noun, ratio in spent if ratio]
     if costs:
         notes.append(", ".join(costs))
-    return TableCell(tell_points(one.points), one.points, tell_interval(one.low, one.high, unit="points"), tuple(notes))
+    points = tell_change(one.points, unit="points", low=one.low, high=one.high)
+    return TableCell(points, one.points, tell_interval(one.low, one.high, unit="points"), tuple(notes))
 
 
 def _ratio(comparison: Comparison, one: str, other: str, key: str) -> float | None:

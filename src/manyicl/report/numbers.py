@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from manyicl.console import DASH, is_known
+from manyicl.console import DASH, MINUS, deciding_digits, is_known, tell_signed, tell_signed_interval
 from manyicl.evaluation import Shots, sort_shots
 
-MINUS = "\N{MINUS SIGN}"
+# Unit of a difference -> what it is multiplied by, and its decimals.
+_UNITS = {"points": (100, 1), "bits": (1, 3)}
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -18,19 +19,27 @@ def tell_percent(value: float | None) -> str:
 
 def tell_points(value: float | None) -> str:
     """Return a difference of scores in points, signed."""
-    return _signed(f"{100 * value:+.1f}") if is_known(value) else DASH
+    return tell_change(value, unit="points")
 
 
 def tell_bits(value: float | None, *, signed: bool = False) -> str:
     """Return bits per byte, to a thousandth."""
+    if signed:
+        return tell_change(value, unit="bits")
+    return _minus(f"{value:z.3f}") if is_known(value) else DASH
+
+
+def tell_change(value: float | None, *, unit: str, low: float | None = None, high: float | None = None) -> str:
+    """Return a signed difference in "points" or "bits" (per byte).
+
+    low, high: its interval, if that stands beside it; then it has the decimals of it.
+    """
     if not is_known(value):
         return DASH
-    return _signed(f"{value:+.3f}") if signed else _minus(f"{value:z.3f}")
-
-
-def tell_change(value: float | None, *, unit: str) -> str:
-    """Return a signed difference in "points" or "bits" (per byte)."""
-    return tell_points(value) if unit == "points" else tell_bits(value, signed=True)
+    factor, digits = _UNITS[unit]
+    if is_known(low) and is_known(high):
+        digits = deciding_digits(factor * low, factor * high, digits=digits)
+    return tell_signed(factor * value, digits=digits)
 
 
 def tell_count(value: float | None) -> str:
@@ -80,11 +89,6 @@ def tell_bytes(value: float | None) -> str:
     return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
 
 
-def tell_rate(value: float | None) -> str:
-    """Return a learning rate as in a recipe."""
-    return f"{value:g}" if is_known(value) else DASH
-
-
 def tell_nats(value: float | None) -> str:
     """Return nats, to a hundredth."""
     return _minus(f"{value:z.2f}") if is_known(value) else DASH
@@ -94,8 +98,10 @@ def tell_interval(low: float | None, high: float | None, *, unit: str = "percent
     """Return [low, high] in percent, points or bits; '' if there is no interval."""
     if not (is_known(low) and is_known(high)):
         return ""
-    ends = (tell_percent(end) if unit == "percent" else tell_change(end, unit=unit) for end in (low, high))
-    return f"[{', '.join(ends)}]"
+    if unit == "percent":
+        return f"[{tell_percent(low)}, {tell_percent(high)}]"
+    factor, digits = _UNITS[unit]
+    return tell_signed_interval(factor * low, factor * high, digits=digits)
 
 
 def tell_shots(shots: Shots | None) -> str:
@@ -123,8 +129,3 @@ def count_noun(count: int, noun: str) -> str:
 def _minus(text: str) -> str:
     """Return a number with a real minus sign."""
     return text.replace("-", MINUS)
-
-
-def _signed(text: str) -> str:
-    """Return a signed number with a real minus sign; one that rounds to zero has no sign."""
-    return text[1:] if not text.strip("+-0.,") else text.replace("-", MINUS)

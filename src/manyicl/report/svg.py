@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import jinja2
 from markupsafe import Markup
 
+from manyicl.console import tell_rate
 from manyicl.evaluation import tell_shot_count
 from manyicl.report import numbers
 
@@ -41,7 +42,11 @@ def make_environment(**options: Any) -> jinja2.Environment:
     loader = jinja2.FunctionLoader(read_part)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, loader=loader, **options)
     environment.filters |= {name: getattr(numbers, name) for name in vars(numbers) if name.startswith("tell_")}
-    environment.filters |= {"count_noun": numbers.count_noun, "tell_shot_count": tell_shot_count}
+    environment.filters |= {
+        "count_noun": numbers.count_noun,
+        "tell_rate": tell_rate,
+        "tell_shot_count": tell_shot_count,
+    }
     return environment
 
 

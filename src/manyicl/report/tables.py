@@ -115,7 +115,8 @@ def change_cell(change: Change | None, *, unit: str, few: bool) -> TableCell:
     seeds = [tell_change(value, unit=unit) for value in change.seeds]
     lines = (" · ".join(seeds),) if few and len(seeds) > 1 else ()
     interval = tell_interval(change.low, change.high, unit=unit)
-    return TableCell(tell_change(change.difference, unit=unit), change.difference, interval, lines)
+    told = tell_change(change.difference, unit=unit, low=change.low, high=change.high)
+    return TableCell(told, change.difference, interval, lines)
 
 
 def headline_table(comparison: Comparison) -> tuple[list[Column], list[tuple[ArmEntry, list[TableCell]]]]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manyicl.comparison import Comparison, PairDifference, Role, Trial, WorkDone, count_seeds
-from manyicl.console import is_known
+from manyicl.console import deciding_digits, is_known, tell_rate
 from manyicl.evaluation import tell_shot_count
 from manyicl.intervals import MIN_SEEDS
 from manyicl.report.numbers import (
     count_noun,
     join_words,
-    tell_bits,
+    tell_change,
     tell_interval,
     tell_percent,
     tell_plain_path,
-    tell_points,
-    tell_rate,
     tell_shots_range,
 )
 from manyicl.report.tables import ASKED, fewest_shots_changes, overlap_note
@@ -219,8 +217,13 @@ def _capitalize(text: str) -> str:
 
 def _tell_span(those: list[Standing]) -> str:
     """Return "by 3.0 points", or "by 3.0 to 11.0 points" from the smallest difference to the largest."""
-    sizes = sorted((f"{100 * abs(one.points):.1f}" for one in those), key=float)
+    sizes = sorted((_tell_size(one) for one in those), key=float)
     return f"by {sizes[0]} points" if sizes[0] == sizes[-1] else f"by {sizes[0]} to {sizes[-1]} points"
+
+
+def _tell_size(one: Standing) -> str:
+    size = 100 * abs(one.points)
+    return f"{size:.{deciding_digits(size, size)}f}"  # a difference that is shown is never one of 0.0 points
 
 
 def tell_intervals(comparison: Comparison) -> str:
@@ -287,7 +290,7 @@ def _tell_standing(comparison: Comparison, one: Standing, *, tell_tasks: bool) -
         notes.append("not matched")
     interval = tell_interval(one.low, one.high, unit="points") or "[no interval]"
     noted = f" ({', '.join(notes)})" if notes else ""
-    return f"{title} {tell_points(one.points)} {interval}{noted}"
+    return f"{title} {tell_change(one.points, unit='points', low=one.low, high=one.high)} {interval}{noted}"
 
 
 def _tell_forgotten_text(comparison: Comparison) -> str:
@@ -295,7 +298,8 @@ def _tell_forgotten_text(comparison: Comparison) -> str:
     changes = comparison.forgetting.text
     first = next((change.file for change in changes if is_known(change.difference)), None)
     losses = [
-        f"{comparison.title_of(change.arm)} {tell_bits(change.difference, signed=True)}"
+        f"{comparison.title_of(change.arm)}"
+        f" {tell_change(change.difference, unit='bits', low=change.low, high=change.high)}"
         f" {tell_interval(change.low, change.high, unit='bits')}".rstrip()
         for change in changes
         if change.file == first and is_known(change.difference)
@@ -313,7 +317,8 @@ def _tell_forgotten_tasks(comparison: Comparison) -> str:
     for change in changes:
         interval = tell_interval(change.low, change.high, unit="points") or "[no interval]"
         tasks = f" ({count_noun(len(change.tasks), 'task')})" if len(counts) > 1 else ""
-        parts.append(f"{comparison.title_of(change.arm)} {tell_points(change.difference)} {interval}{tasks}")
+        points = tell_change(change.difference, unit="points", low=change.low, high=change.high)
+        parts.append(f"{comparison.title_of(change.arm)} {points} {interval}{tasks}")
     where = count_noun(counts.pop(), "task") if len(counts) == 1 else "the tasks"
     shots = "the fewest shots" if changes[0].shots is None else tell_shot_count(changes[0].shots)
     return f"Points above the base on {where} that it could do at {shots}: {', '.join(parts)}."

@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.text import Text
 
 from manyicl.cli.inputs import tell_idle
-from manyicl.console import Table
+from manyicl.console import Table, deciding_digits, tell_signed, tell_signed_interval
 from manyicl.errors import list_some
 from manyicl.evaluation import (
     FILL,
@@ -262,9 +262,11 @@ def _points(item: PointDifference | MeanDifference | MetricDifference | None) ->
         return Text("-")
     points = 100 * item.difference
     if item.low is None or item.high is None:
-        return Text(f"{points:+.1f}")
+        return Text(tell_signed(points))
     style = "green" if item.low > 0 else "red" if item.high < 0 else ""
-    return Text(f"{points:+.1f} [{100 * item.low:+.1f}, {100 * item.high:+.1f}]", style=style)
+    low, high = 100 * item.low, 100 * item.high
+    told = f"{tell_signed(points, digits=deciding_digits(low, high))} {tell_signed_interval(low, high)}"
+    return Text(told, style=style)
 
 
 def confidence_table(evaluation: Evaluation) -> Group | None:

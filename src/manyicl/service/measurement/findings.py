@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from manyicl.console import deciding_digits, tell_signed
 from manyicl.intervals import Interval, Table, difference_interval, score_interval
 from manyicl.service.library import ServedExample
 from manyicl.tasks import find_copies
@@ -211,10 +212,12 @@ def write_sentence(
 def _tell_slope(slope: Interval | None, *, num_examples: int, num_shown: int) -> str:
     if slope is None or math.isnan(slope.low):
         return "There are too few examples to say whether more would help."
-    change = f"{_points(slope.low)} to {_points(slope.high)} points"
+    digits = deciding_digits(100 * slope.low, 100 * slope.high)
+    low, middle, high = (tell_signed(100 * value, digits=digits) for value in (slope.low, slope.mean, slope.high))
+    change = f"{low} to {high} points"
     is_full = num_shown < num_examples - 1
     if slope.low > 0:
-        gain = f"the last doublings of the shots added {_points(slope.mean)} points each ({change})"
+        gain = f"the last doublings of the shots added {middle} points each ({change})"
         if is_full:
             return (
                 f"More shots would help: {gain}, but an input is shown {num_shown:,} of {num_examples:,} examples; try"
@@ -232,10 +235,6 @@ def _percent(score: float) -> str:
 
 def _range(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f" (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}".replace("-", "\u2212")
 
 
 def to_content(measurement: Measurement) -> dict[str, Any]:
