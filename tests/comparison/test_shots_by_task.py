@@ -196,7 +196,7 @@ def test_pairs_and_columns_have_each_tasks_own_shots(tmp_path):
     pair = found["trained", "most", None]
     assert pair.shots_by_task == {"long": (16, 16), "short": (1, 1)}
     assert pair.sentence.startswith(
-        "No difference can be shown between ManyICL at each task's most shots and base at each task's most shots"
+        "With each task's most shots, no difference between ManyICL and base can be shown on 2 trained tasks: "
     )
     assert (found["trained", "each", 1].tasks, found["trained", "each", 16].tasks) == (2, 1)
 

@@ -36,7 +36,7 @@ from manyicl.report.numbers import (
 )
 from manyicl.report.page import render_page
 from manyicl.report.plots import spread_apart
-from manyicl.report.tables import headline_table, task_rows
+from manyicl.report.tables import TableCell, headline_table, mean_table, task_rows
 from manyicl.report.verdict import key_facts, tell_missing, tell_verdict
 from tests.support.comparison_data import make_comparison, write_comparison
 
@@ -248,7 +248,9 @@ def test_without_an_arm_named_manyicl_the_verdict_is_about_the_best_of_those_tra
 
 def test_facts_name_flat_curves_and_forgetting(content):
     facts = dict(key_facts(check_comparison(content)))
-    assert facts["More shots"] == "ManyICL rises by 24.3 points from 1 to 64 shots."
+    assert facts["More shots"] == (
+        "The score of ManyICL on held-out tasks rises by 24.3 points [+21.3, +27.3] from 1 shot to 64 shots."
+    )
     lost = next(c for c in content["forgetting"]["text"] if (c["arm"], c["file"]) == ("few-shot", "prose.txt"))
     told = f"Few-shot +{lost['difference']:.3f} [+{lost['low']:.3f}, +{lost['high']:.3f}]"
     assert told in facts["Forgetting, text"]
@@ -257,18 +259,18 @@ def test_facts_name_flat_curves_and_forgetting(content):
 @pytest.mark.slow
 def test_a_flat_curve_is_tagged():
     content = small()
-    content["flatness"][0] |= {"flat": True, "difference": 0.001, "sentence": "Base is flat."}
+    content["flatness"][0] |= {"flat": True, "difference": 0.001, "low": -0.02, "high": 0.022}
     page = render_page(check_comparison(content))
-    assert '<span class="tag">flat</span>Base is flat.' in page
+    assert '<span class="tag">flat</span>The score of Base on trained tasks is flat (+0.1 points' in page
     assert "Base  +0.1, flat" in page  # in the plot
 
 
 @pytest.mark.slow
 def test_a_change_that_may_be_chance_is_not_called_flat():
     content = small()
-    content["flatness"][0] |= {"flat": True, "difference": 0.2, "low": -0.05, "high": 0.45, "sentence": "Who knows."}
+    content["flatness"][0] |= {"flat": True, "difference": 0.2, "low": -0.05, "high": 0.45}
     page = render_page(check_comparison(content))
-    assert '<span class="tag">may be chance</span>Who knows.' in page
+    assert '<span class="tag">may be chance</span>The score of Base on trained tasks rises by 20.0 points' in page
     assert "Base  +20.0, may be chance" in page
 
 
@@ -285,6 +287,45 @@ def test_a_mean_over_fewer_tasks_stands_in_no_plot_beside_means_over_all():
     assert "Not in this table: Dedicated (asked on 1 task only); see the paired differences." in page.text
     curves = page.tables["curves"][0]
     assert next(row for row in curves if row[0] == "Dedicated")[1].endswith("1 task")
+
+
+def test_differences_with_the_same_shots_are_told_once_and_name_every_way_of_asking():
+    """Chosen shots, most shots and the same shots had three equal sentences."""
+    own = {"shots_a": "fill", "shots_b": "fill", "shots_by_task": {"a": ["fill", "fill"]}}
+    pairs = [pair("few-shot", 0.02, 0.04, asked=asked, **own) for asked in ("chosen", "most", "each")]
+    pairs += [pair("few-shot", -0.02, 0.04, asked=asked, shots_a=0, shots_b=0) for asked in ("zero", "each")]
+    comparison = check_comparison(small(differences=pairs))
+    told = render_markdown(comparison).partition("### Held-out tasks")[2].partition("##")[0]
+    assert [line for line in told.splitlines() if line] == [
+        r"- With as many shots as fit (the chosen number and the most), ManyICL is better than Few-shot by 3.0 points"
+        r" \[+2.0, +4.0\] on 4 held-out tasks, over 5 seeds.",
+        r"- At 0 shots, no difference between ManyICL and Few-shot can be shown on 4 held-out tasks: +1.0"
+        r" \[−2.0, +4.0\], over 5 seeds.",
+    ]
+    shots = [row[1] for row in Page(render_page(comparison)).tables["differences"][0][1:]]
+    assert shots == ["chosen shots and most shots (fill)", "0 shots"]
+
+
+def test_a_mean_is_marked_as_extrapolated_if_most_of_its_tasks_are():
+    """ManyICL's fill was starred for two tasks of eight, where a draw had a few shots more than training."""
+    content = small()
+    mean = next(m for m in content["means"] if (m["arm"], m["role"], m["shots"]) == ("manyicl", "trained", 64))
+    names = [task["task"] for task in content["tasks"] if task["role"] == "trained"]
+    curves = {p["task"]: p for p in content["curves"] if (p["arm"], p["shots"]) == ("manyicl", 64)}
+    assert (mean["tasks"], mean["family"], len(names)) == (3, None, 3)
+
+    def shown(*extrapolated: str) -> TableCell:
+        for name in names:
+            curves[name]["extrapolated"] = name in extrapolated
+        mean["extrapolated"] = bool(extrapolated)
+        shots, rows = mean_table(check_comparison(content), "trained")
+        return next(cells[shots.index(64)] for arm, cells in rows if arm.arm == "manyicl")
+
+    score = f"{100 * mean['score']:.1f}"
+    assert (shown().text, shown().notes) == (score, ())
+    assert (shown(names[0]).text, shown(names[0]).notes) == (score, ("* on 1 of 3 tasks",))
+    assert (shown(*names[:2]).text, shown(*names[:2]).notes) == (f"{score}*", ("* on 2 of 3 tasks",))
+    assert (shown(*names).text, shown(*names).notes) == (f"{score}*", ())
 
 
 @given(st.lists(st.floats(-100, 100), max_size=8), st.floats(0.1, 30))
@@ -325,7 +366,6 @@ def test_hostile_texts_are_shown_and_run_nowhere(tmp_path):
     text = json.dumps(content).replace(json.dumps(old)[1:-1], "[x](javascript:alert(1))<img src=x onerror=y>")
     content = json.loads(text)
     content["examples"][0] |= {"input": HOSTILE, "answer": HOSTILE, "predictions": {"base": HOSTILE}}
-    content["flatness"][0]["sentence"] = HOSTILE
     write_report(write_comparison(tmp_path, content))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert [tag for tag, _ in page.tags].count("script") == 1

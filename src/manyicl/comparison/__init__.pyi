@@ -21,6 +21,7 @@ from .schema import (
     WorkDone,
     count_seeds,
 )
+from .scores import tell_flatness, tell_pair
 from .settings import ARMS, ArmName, CompareConfig, CompareSettings, Role, choose_tasks
 from .summary import summarize
 from .worker import check_seeds, refuse_ranks, run_comparison
@@ -65,5 +66,7 @@ __all__ = [
     "refuse_ranks",
     "run_comparison",
     "summarize",
+    "tell_flatness",
+    "tell_pair",
     "write_comparison",
 ]

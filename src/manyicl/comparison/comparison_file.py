@@ -34,7 +34,7 @@ from manyicl.comparison.schema import (
 )
 from manyicl.comparison.settings import Role
 from manyicl.errors import UserError
-from manyicl.evaluation import Shots, shots_order
+from manyicl.evaluation import FILL, Shots, shots_order
 from manyicl.files import write_atomically
 from manyicl.intervals import MIN_SEEDS
 
@@ -169,10 +169,44 @@ class Comparison(Entry):
         """Return how many tasks a mean of this kind is over if an arm has them all."""
         return max((point.tasks for point in self.means if (point.role, point.family) == (role, family)), default=0)
 
+    def num_extrapolated(self, point: MeanPoint) -> int:
+        """Return on how many tasks of a mean the arm had more shots than in training, as its curves have it."""
+        if not point.extrapolated:
+            return 0
+        names = {task.task for task in self.tasks_of(point.role) if point.family in (None, task.family)}
+        curves = [one for one in self.curves if (one.arm, one.shots) == (point.arm, point.shots) and one.task in names]
+        # A file may have means without curves.
+        return sum(one.extrapolated and one.score is not None for one in curves) or point.tasks
+
+    def is_extrapolated(self, point: MeanPoint) -> bool:
+        """Return whether a mean counts as extrapolated: most of its tasks are."""
+        return 2 * self.num_extrapolated(point) > point.tasks
+
     def headline_score(self, arm: str, role: str, asked: str) -> HeadlineScore | None:
         """Return one number of the first table; None if there is none."""
         found = (one for one in self.headline if (one.arm, one.role, one.asked) == (arm, role, asked))
         return next(found, None)
+
+    def distinct_pairs(self, role: str) -> list[tuple[PairDifference, list[str]]]:
+        """Return the known differences on the tasks of a role, each with all ways of asking that came to its shots.
+
+        So chosen shots that are the most are one entry. They are in the order of the arms, and of each pair of arms
+        that with chosen shots is the first, before rising numbers.
+        """
+        groups: dict[object, list[PairDifference]] = {}
+        for pair in self.differences:
+            if pair.role == role and pair.difference is not None:
+                own = pair.shots_by_task or (None if None not in (pair.shots_a, pair.shots_b) else pair.asked)
+                key = (pair.a, pair.b, pair.shots_a, pair.shots_b, str(own), pair.tasks, pair.difference)
+                groups.setdefault(key, []).append(pair)
+        arms = list(dict.fromkeys((pair.a, pair.b) for pair in self.differences))
+
+        def place(pairs: list[PairDifference]) -> tuple[int, bool, float]:
+            first = pairs[0]
+            shots = shots_order(FILL if first.shots_a is None else first.shots_a)
+            return arms.index((first.a, first.b)), first.asked != "chosen", shots
+
+        return [(pairs[0], [pair.asked for pair in pairs]) for pairs in sorted(groups.values(), key=place)]
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:

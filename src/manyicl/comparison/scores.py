@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from manyicl.comparison.answers import ROLES, Findings, Pooled, mean_known, shared_shots
 from manyicl.comparison.schema import (
@@ -13,9 +13,12 @@ from manyicl.comparison.schema import (
     HeadlineScore,
     MeanPoint,
     PairDifference,
+    count_seeds,
 )
 from manyicl.comparison.settings import ARMS, ArmName, Role
+from manyicl.console import deciding_digits, tell_signed, tell_signed_interval
 from manyicl.evaluation import FILL, ShotPoint, Shots, tell_asked_with, tell_shot_count
+from manyicl.intervals import MIN_SEEDS
 
 ShotsByTask = dict[str, Shots]
 HEADLINE: tuple[AskedAs, ...] = ("chosen", "zero", "most")
@@ -162,54 +165,60 @@ def list_differences(findings: Findings) -> Iterator[PairDifference]:
                 pooled = findings.differ(focus, other, pairs)
                 if pooled is None:
                     continue
-                asked = str(how) if how in HEADLINE else "each"
-                words = [_tell_how(asked, [pair[place] for pair in pairs.values()]) for place in (0, 1)]
-                yield PairDifference(
+                pair = PairDifference(
                     role=role,
                     tasks=pooled.num_tasks,
                     a=focus,
                     b=other,
-                    asked=asked,
+                    asked=str(how) if how in HEADLINE else "each",
                     shots_a=shared_shots(k for k, _ in pairs.values()),
                     shots_b=shared_shots(k for _, k in pairs.values()),
                     shots_by_task=pairs,
                     **pooled.as_difference,
-                    sentence=tell_difference(pooled, (focus, words[0]), (other, words[1]), role=role),
                 )
+                yield pair.model_copy(update={"sentence": tell_pair(pair, title=_title)})
 
 
-def _tell_how(asked: str, shots: Sequence[Shots]) -> str:
-    """Return how tasks were asked: "at 4 shots", "at each task's most shots"."""
-    shared = shared_shots(shots)
-    return f"at each task's {asked} shots" if shared is None else tell_asked_with(shared)
+def tell_pair(pair: PairDifference, *, title: Callable[[str], str], asked: Sequence[str] = ()) -> str:
+    """Return a paired difference as a plain sentence, in percentage points; "" if there is none.
 
-
-def _tell_end(asked: str, shots: Sequence[Shots]) -> str:
-    """Return an end of a curve: "4 shots", "each task's most shots"."""
-    shared = shared_shots(shots)
-    return f"each task's {asked} shots" if shared is None else tell_shot_count(shared)
-
-
-def tell_difference(pooled: Pooled, a: tuple[ArmName, str], b: tuple[ArmName, str], *, role: str) -> str:
-    """Return a paired difference as a plain sentence, in percentage points.
-
-    a, b: each arm and how it was asked, such as "at 4 shots".
+    title: arm -> its name for readers. asked: every way of asking that came to these numbers of shots, `pair.asked` if
+    none are named.
     """
-    one, other = (f"{ARMS[arm].title} {how}" for arm, how in (a, b))
-    tasks = f"on {pooled.num_tasks} {role} {'task' if pooled.num_tasks == 1 else 'tasks'}"
-    points = f"{100 * abs(pooled.mean):.1f} points"
-    if pooled.low is None or pooled.high is None:
-        return f"{one} and {other} are {points} apart {tasks}; a single value has no interval"
-    interval = f"[{100 * pooled.low:+.1f}, {100 * pooled.high:+.1f}]"
-    runs = "this run" if pooled.num_seeds == 1 else "these runs"
-    scope = f"over {pooled.num_seeds} seeds" if pooled.has_enough_seeds else f"for {runs}"
-    if not pooled.excludes_zero:
-        change = f"{100 * pooled.mean:+.1f} {interval}"
-        return f"No difference can be shown between {one} and {other} {tasks}: {change}, {scope}"
-    if pooled.mean > 0:
-        return f"{one} is better than {other} by {points} {interval} {tasks}, {scope}"
-    turned = f"[{-100 * pooled.high:+.1f}, {-100 * pooled.low:+.1f}]"
-    return f"{other} is better than {one} by {points} {turned} {tasks}, {scope}"
+    if pair.difference is None:
+        return ""
+    lead, one, other = _tell_asked(pair, title(pair.a), title(pair.b), asked=asked or (pair.asked,))
+    tasks = f"on {pair.tasks:,} {pair.role} {'task' if pair.tasks == 1 else 'tasks'}"
+    points, low, high = (None if value is None else 100 * value for value in (pair.difference, pair.low, pair.high))
+    if points is None or low is None or high is None:
+        apart = f"{100 * abs(pair.difference):.1f} points apart"
+        return f"{lead}, {one} and {other} are {apart} {tasks}; a single value has no interval."
+    num_seeds = count_seeds(pair.seeds)
+    scope = (
+        f"over {num_seeds} seeds" if num_seeds >= MIN_SEEDS else f"for {'this run' if num_seeds == 1 else 'these runs'}"
+    )
+    if low <= 0 <= high:
+        change = f"{tell_signed(points)} {tell_signed_interval(low, high)}"
+        return f"{lead}, no difference between {one} and {other} can be shown {tasks}: {change}, {scope}."
+    if points < 0:
+        one, other, points, low, high = other, one, -points, -high, -low
+    size = f"{points:.{deciding_digits(low, high)}f} points {tell_signed_interval(low, high)}"
+    return f"{lead}, {one} is better than {other} by {size} {tasks}, {scope}."
+
+
+def _tell_asked(pair: PairDifference, one: str, other: str, *, asked: Sequence[str]) -> tuple[str, str, str]:
+    """Return how both arms were asked, as a sentence begins, and their names, with their shots if these differ."""
+    if pair.shots_a != pair.shots_b:
+        own = ["each task's own" if shots is None else tell_shot_count(shots) for shots in (pair.shots_a, pair.shots_b)]
+        return f"With {pair.asked} shots", f"{one} ({own[0]})", f"{other} ({own[1]})"
+    names = {"chosen": "the chosen number", "most": "the most"}
+    if pair.shots_a is None:
+        lead = f"with each task's {pair.asked} shots"
+        names.pop(pair.asked, None)
+    else:
+        lead = tell_asked_with(pair.shots_a)
+    also = " and ".join(name for how, name in names.items() if how in asked)
+    return f"{lead[0].upper()}{lead[1:]}{also and f' ({also})'}", one, other
 
 
 def list_flatness(findings: Findings) -> Iterator[Flatness]:
@@ -224,24 +233,43 @@ def list_flatness(findings: Findings) -> Iterator[Flatness]:
             if pooled is None:
                 continue
             lasts, firsts = ([pair[place] for pair in ends.values()] for place in (0, 1))
-            is_small = abs(pooled.mean) < FLAT_GAIN
-            may_be_chance = not pooled.excludes_zero
-            change = f"{'rises' if pooled.mean > 0 else 'falls'} by {100 * abs(pooled.mean):.1f} points"
-            if is_small:
-                change = f"is flat ({100 * pooled.mean:+.1f} points)"
-            elif may_be_chance:
-                change += ", which may be chance,"
-            yield Flatness(
+            flat = Flatness(
                 arm=arm,
                 role=role,
                 tasks=pooled.num_tasks,
                 from_shots=shared_shots(firsts),
                 to_shots=shared_shots(lasts),
                 **pooled.as_difference,
-                flat=is_small or may_be_chance,
-                sentence=f"{ARMS[arm].title}: the score on {role} tasks {change} from {_tell_end('fewest', firsts)}"
-                f" to {_tell_end('most', lasts)}.",
+                flat=abs(pooled.mean) < FLAT_GAIN or not pooled.excludes_zero,
             )
+            yield flat.model_copy(update={"sentence": tell_flatness(flat, title=_title)})
+
+
+def tell_flatness(flat: Flatness, *, title: Callable[[str], str]) -> str:
+    """Return what more shots change as a plain sentence, in percentage points; "" if it was not measured.
+
+    title: arm -> its name for readers.
+    """
+    if flat.difference is None:
+        return ""
+    points, digits, interval = 100 * flat.difference, 1, ""
+    if flat.low is not None and flat.high is not None:
+        digits = deciding_digits(100 * flat.low, 100 * flat.high)
+        interval = f" {tell_signed_interval(100 * flat.low, 100 * flat.high)}"
+    change = f"{'rises' if points > 0 else 'falls'} by {abs(points):.{digits}f} points{interval}"
+    if abs(flat.difference) < FLAT_GAIN:
+        change = f"is flat ({tell_signed(points, digits=digits)} points{interval})"
+    elif flat.flat:
+        change += ", which may be chance,"
+    start, end = (
+        f"each task's {how} shots" if shots is None else tell_shot_count(shots)
+        for how, shots in (("fewest", flat.from_shots), ("most", flat.to_shots))
+    )
+    return f"The score of {title(flat.arm)} on {flat.role} tasks {change} from {start} to {end}."
+
+
+def _title(arm: str) -> str:
+    return next(one.title for name, one in ARMS.items() if name == arm)
 
 
 def _flat_ends(findings: Findings, tasks: Sequence[str]) -> dict[str, tuple[Shots, Shots]]:

@@ -65,18 +65,21 @@ def _mean_lines(comparison: Comparison, role: str, family: str | None) -> list[L
     for arm, place in comparison.place.items():
         found = [point for point in comparison.mean_points(arm, role, family) if point.tasks == most]
         if any(is_known(point.score) for point in found):
-            lines.append(_score_line(place, found, places=shot_places(comparison.shots)))
+            hollow = [comparison.is_extrapolated(point) for point in found]
+            lines.append(_score_line(place, found, places=shot_places(comparison.shots), hollow=hollow))
     return lines
 
 
-def _score_line(place: int, points: Sequence[MeanPoint], *, places: Mapping[Shots, float]) -> Line:
+def _score_line(
+    place: int, points: Sequence[MeanPoint], *, places: Mapping[Shots, float], hollow: Sequence[bool]
+) -> Line:
     return Line(
         place,
         [places[point.shots] for point in points],
         _scaled([point.score for point in points], 100),
         _scaled([point.low for point in points], 100),
         _scaled([point.high for point in points], 100),
-        [point.extrapolated for point in points],
+        hollow,
     )
 
 

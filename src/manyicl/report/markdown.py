@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from manyicl.comparison import Comparison
+from manyicl.comparison import Comparison, tell_flatness
 from manyicl.console import DASH, tell_rate
 from manyicl.evaluation import tell_shot_count
 from manyicl.intervals import MIN_SEEDS
@@ -63,7 +63,7 @@ def render_markdown(comparison: Comparison, *, beside: Sequence[Comparison] = ()
 
 def _shown(cell: TableCell) -> str:
     text = f"**{cell.text}**" if cell.best else cell.text.replace("*", r"\*")
-    notes = f" ({'; '.join(cell.notes)})" if cell.notes else ""
+    notes = f" ({'; '.join(cell.notes)})".replace("*", r"\*") if cell.notes else ""
     return f"{text} {cell.interval}{notes}".replace("  ", " ").strip()
 
 
@@ -90,21 +90,22 @@ def _curves(comparison: Comparison) -> list[str]:
             )
             lines.append(
                 rf"Mean of {count_noun(comparison.most_tasks(role), 'task')}, unless a number names fewer."
-                r" \*: more shots than the arm was trained with."
+                rf" \*: {tables.EXTRAPOLATION}; a mean has it if most of its tasks do."
             )
     return lines
 
 
 def _sentences(comparison: Comparison) -> list[str]:
     lines = []
-    if comparison.flatness:
-        lines += ["", "## Do more shots help?", ""]
-        lines += [f"- {flat.role}: {escape(flat.sentence)}" for flat in comparison.flatness if flat.sentence]
-    if comparison.differences:
-        lines += ["", "## Paired differences", ""]
-        for pair in comparison.differences:
-            asked, tasks = tables.ASKED.get(pair.asked, pair.asked), count_noun(pair.tasks, "task")
-            lines.append(f"- {pair.role}, {asked}, {tasks}: {escape(pair.sentence)}")
+    changes = [tell_flatness(flat, title=comparison.title_of) for flat in comparison.flatness]
+    if any(changes):
+        lines += ["", "## Do more shots help?", "", *(f"- {escape(change)}" for change in changes if change)]
+    told = [(role, verdict.told_pairs(comparison, role)) for role in comparison.roles]
+    if any(pairs for _, pairs in told):
+        lines += ["", "## Paired differences", "", verdict.PAIRED_NOTE]
+    for role, pairs in told:
+        if pairs:
+            lines += ["", f"### {role.capitalize()} tasks", "", *(f"- {escape(sentence)}" for _, _, sentence in pairs)]
     return lines
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from manyicl.comparison import Comparison
+from manyicl.comparison import Comparison, tell_flatness
 from manyicl.intervals import MIN_SEEDS
 from manyicl.report import tables, verdict
 from manyicl.report.figures import draw_all, sparkline_top
@@ -70,6 +70,9 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "sparkline_top": sparkline_top(comparison),
         "chosen": tables.chosen_words(comparison),
         "example_groups": tables.example_groups(comparison),
+        "flatness": [(flat, tell_flatness(flat, title=comparison.title_of)) for flat in comparison.flatness],
+        "told_pairs": [one for role in comparison.roles for one in verdict.told_pairs(comparison, role)],
+        "paired_note": verdict.PAIRED_NOTE,
         "intervals": verdict.tell_intervals(comparison),
         "any_enough": comparison.done_seeds[1] >= MIN_SEEDS,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from manyicl.comparison import (
@@ -42,11 +42,14 @@ ASKED = {
     "zero": "0 shots",
     "most": "most shots",
     "fill": "as many shots as fit",
-    "each": "the same shots",
 }
 FORGETTING_NOTE = (
     "Forgetting: the bits per byte by which text costs more than before training, and the points above (+) or below"
     " (\N{MINUS SIGN}) the base on untrained tasks that it could do."
+)
+EXTRAPOLATION = (
+    "more shots, in some draw, than came before any answer of the task in training (of any trained task, if the task is"
+    " new)"
 )
 COST_COLUMNS = (
     ("answers", "Answers", tell_count),
@@ -233,7 +236,7 @@ def mean_table(comparison: Comparison, role: str) -> tuple[list[Shots], list[tup
         points = {point.shots: point for point in comparison.mean_points(arm.arm, role)}
         if points:
             notes = {k: [count_noun(point.tasks, "task")] if point.tasks < most else [] for k, point in points.items()}
-            rows.append((arm, [_mean_cell(points.get(k), notes=notes.get(k, ())) for k in shots]))
+            rows.append((arm, [_mean_cell(comparison, points.get(k), notes=notes.get(k, ())) for k in shots]))
     return shots, rows
 
 
@@ -265,14 +268,17 @@ def shot_head(comparison: Comparison, shots: Shots, tasks: Iterable[str]) -> str
     return tell_shot_count(shots) + (f" ({filled})" if filled else "")
 
 
-def _mean_cell(point: MeanPoint | None, *, notes: Sequence[str]) -> TableCell:
+def _mean_cell(comparison: Comparison, point: MeanPoint | None, *, notes: Sequence[str]) -> TableCell:
     cell = score_cell(point, notes=notes)
-    return _starred(cell) if point is not None and point.extrapolated and cell is not EMPTY else cell
+    if point is None or cell is EMPTY:
+        return cell
+    count = comparison.num_extrapolated(point)
+    partly = (f"* on {count} of {count_noun(point.tasks, 'task')}",) if 0 < count < point.tasks else ()
+    return replace(_mark(cell, comparison.is_extrapolated(point)), notes=(*cell.notes, *partly))
 
 
-def _starred(cell: TableCell) -> TableCell:
-    """Return a number that is marked as extrapolated."""
-    return TableCell(f"{cell.text}*", cell.sort, cell.interval, cell.notes, cell.best)
+def _mark(cell: TableCell, extrapolated: bool) -> TableCell:
+    return replace(cell, text=f"{cell.text}*") if extrapolated and cell is not EMPTY else cell
 
 
 def chosen_words(comparison: Comparison) -> dict[str, str]:
@@ -365,8 +371,7 @@ def _curve_cell(point: CurvePoint | None) -> TableCell:
     if point is None:
         return EMPTY
     notes = [f"worst draw {tell_percent(point.worst_draw)}"] if is_known(point.worst_draw) else []
-    cell = score_cell(point, notes=notes)
-    return _starred(cell) if point.extrapolated and cell is not EMPTY else cell
+    return _mark(score_cell(point, notes=notes), point.extrapolated)
 
 
 def task_notes(task: TaskEntry, points: Sequence[CurvePoint]) -> list[str]:

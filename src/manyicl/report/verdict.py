@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manyicl.comparison import Comparison, PairDifference, Role, Trial, WorkDone, count_seeds
+from manyicl.comparison import (
+    Comparison,
+    PairDifference,
+    Role,
+    Trial,
+    WorkDone,
+    count_seeds,
+    tell_flatness,
+    tell_pair,
+)
 from manyicl.console import deciding_digits, is_known, tell_rate
 from manyicl.evaluation import tell_shot_count
 from manyicl.intervals import MIN_SEEDS
@@ -23,6 +33,10 @@ METHOD = "manyicl"
 # The verdict is about the first of these that any two matched arms were both asked with.
 VERDICT_ASKED = ("chosen", "most", "fill", "zero")
 MATCHING = {"tokens": "tokens", "answers": "answers", "flops": "FLOPs"}
+PAIRED_NOTE = (
+    "Both arms answered the same queries after the same draws of shots, with the same seed. Where no difference can be"
+    " shown, the number is the score of the arm named first minus that of the other, in points."
+)
 # Kind of work -> its name in the list of missing work.
 WORK = {
     "train": "training",
@@ -252,7 +266,8 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
         return []
     decisive = main_role(comparison)
     facts = [(f"{role} tasks".capitalize(), _tell_role(comparison, arm, role)) for role in reversed(comparison.roles)]
-    facts += [("More shots", one.sentence) for one in comparison.flatness if (one.arm, one.role) == (arm, decisive)]
+    mine = [one for one in comparison.flatness if (one.arm, one.role) == (arm, decisive)]
+    facts += [("More shots", tell_flatness(one, title=comparison.title_of)) for one in mine]
     facts += [
         ("Forgetting, text", _tell_forgotten_text(comparison)),
         ("Forgetting, tasks", _tell_forgotten_tasks(comparison)),
@@ -322,6 +337,25 @@ def _tell_forgotten_tasks(comparison: Comparison) -> str:
     where = count_noun(counts.pop(), "task") if len(counts) == 1 else "the tasks"
     shots = "the fewest shots" if changes[0].shots is None else tell_shot_count(changes[0].shots)
     return f"Points above the base on {where} that it could do at {shots}: {', '.join(parts)}."
+
+
+def told_pairs(comparison: Comparison, role: str) -> list[tuple[PairDifference, str, str]]:
+    """Return the paired differences on the tasks of a role: (difference, how both arms were asked, a sentence)."""
+    return [
+        (pair, _tell_ways(pair, asked), tell_pair(pair, title=comparison.title_of, asked=asked))
+        for pair, asked in comparison.distinct_pairs(role)
+    ]
+
+
+def _tell_ways(pair: PairDifference, asked: Sequence[str]) -> str:
+    """Return the ways of asking that came to the shots of a pair: "chosen shots and most shots (fill)"."""
+    ways = [words for way, words in ASKED.items() if way in asked]
+    if pair.shots_a is None or pair.shots_b is None:
+        return join_words(ways)
+    if not ways:
+        return tell_shot_count(pair.shots_a)
+    numbers = dict.fromkeys(map(str, (pair.shots_a, pair.shots_b)))
+    return join_words(ways) if ways == [ASKED["zero"]] else f"{join_words(ways)} ({', '.join(numbers)})"
 
 
 def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
