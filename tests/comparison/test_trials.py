@@ -366,5 +366,7 @@ def test_a_rate_at_an_end_of_those_tried_is_told():
         "Chosen on validation rows: a 1e-4, b 1e-3. The rate of a is the lowest that was tried, so a lower one may"
         " do better. The rate of b is the highest that was tried, so a higher one may do better."
     )
+    both = rates_told(("a", 1e-4, False), ("a", 1e-3, True), ("b", 1e-4, False), ("b", 1e-3, True))
+    assert both.endswith("The rates of a and b are the highest that were tried, so higher ones may do better.")
     assert rates_told(("a", 1e-3, True)) == "Chosen on validation rows: a 1e-3."
     assert rates_told(("a", 1e-3, False), ("a", 1e-2, False)) == ""

@@ -40,7 +40,7 @@ from manyicl.report.tables import TableCell, headline_table, mean_table, task_ro
 from manyicl.report.verdict import key_facts, tell_missing, tell_verdict
 from tests.support.comparison_data import make_comparison, write_comparison
 
-VOID = {"meta", "br", "input", "link", "img", "hr"}
+VOID = {"meta", "br", "wbr", "input", "link", "img", "hr"}
 HOSTILE = "<script>alert(1)</script>\"'&amp;|`"
 
 
@@ -185,7 +185,7 @@ def test_with_few_seeds_each_seed_is_shown_and_the_words_are_about_these_runs(fe
     assert 'class="num best' not in rendered
     cell = next(c for c in few["headline"] if (c["arm"], c["role"], c["asked"]) == ("base", "trained", "zero"))
     each = " · ".join(f"{100 * score:.1f}" for score in cell["seeds"])
-    assert each in page.tables["scores"][0][2][2]
+    assert each in page.tables["scores"][0][2][2].replace("\N{NO-BREAK SPACE}", " ")
     assert tell_verdict(check_comparison(few)).startswith("For these runs (2 seeds): ")
     assert "No arm is called best with fewer than five seeds" in page.text
 
@@ -517,6 +517,19 @@ def test_drops_cuts_and_copies_are_told(content):
 
 
 @pytest.mark.slow
+def test_tasks_that_are_not_evaluated_are_named_in_a_sentence_instead_of_rows_of_dashes():
+    content = small()
+    content["tasks"] += [{**content["tasks"][0], "task": name, "asked": False} for name in ("one", "two")]
+    comparison = check_comparison(content)
+    told = "Trained on but not evaluated are one and two."
+    assert told in render_markdown(comparison)
+    assert "| one |" not in render_markdown(comparison)
+    page = Page(render_page(comparison))
+    assert told in page.text
+    assert not {"one", "two"} & {row[0] for row in page.tables["tasks"][0]}
+
+
+@pytest.mark.slow
 def test_metrics_beside_the_main_one_have_a_table_for_each_task(content):
     comparison = check_comparison(content)
     cells = [c for c in content["curves"] if (c["arm"], c["task"]) == ("manyicl", "qa_amber_02")]
@@ -590,7 +603,8 @@ def test_numbers_are_told_with_units_signs_and_dashes():
     assert [tell_percent(x) for x in (0.5432, 0.0, None, float("nan"))] == ["54.3", "0.0", "–", "–"]
     assert [tell_points(x) for x in (0.0123, -0.0123, 0.0001, None)] == ["+1.2", "−1.2", "0.0", "–"]
     assert [tell_bits(x, signed=True) for x in (0.0481, -0.0481, 0.0)] == ["+0.048", "−0.048", "0.000"]
-    assert [tell_count(x) for x in (1234567, 0, 2.5, None)] == ["1,234,567", "0", "2.5", "–"]
+    counts = (1234567, 0, 2.5, 45053.7, None)
+    assert [tell_count(x) for x in counts] == ["1,234,567", "0", "2.5", "45,054", "–"]
     assert [tell_power(x) for x in (5.2e13, 999, None)] == ["5.20 × 10¹³", "999", "–"]
     assert [tell_seconds(x) for x in (3.21, 412.7, 7322, None)] == ["3.2 s", "6.9 min", "2 h 02 min", "–"]
     assert [tell_bytes(x) for x in (3.4e9, 5e6, None)] == ["3.4 GB", "5 MB", "–"]

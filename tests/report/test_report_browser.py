@@ -143,8 +143,10 @@ def test_the_page_never_scrolls_sideways(page, report, width):
     scroll, inner = page.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert scroll <= inner == width
     table = page.find_element(By.CSS_SELECTOR, "#scores .box")
-    inside = page.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", table)
-    assert inside == (width < 1000)  # the table does, in its own box
+    scrolls = "return arguments[0].scrollWidth > arguments[0].clientWidth"
+    assert page.execute_script(scrolls, table) == (width < 1000)  # the table does, in its own box
+    shown = page.execute_script("return getComputedStyle(arguments[0]).backgroundAttachment", table)
+    assert shown == "local, scroll"  # an edge in shadow as long as there is more to the right
 
 
 def luminance(colour: str) -> float:

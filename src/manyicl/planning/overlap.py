@@ -107,7 +107,8 @@ def tell_overlap(overlap: Overlap) -> str:
         if split.count:
             same = f", {split.same_answer:,} with the same answer" if split.exact else ""
             parts.append(
-                f"{split.count:,} of {split.of:,} {rows} are rows of trained tasks too"
+                f"{split.count:,} of {split.of:,} {rows}"
+                f" {'is a row of a trained task' if split.count == 1 else 'are rows of trained tasks'} too"
                 f" ({split.exact:,} exactly{same}; {split.near:,} nearly)"
             )
     named = list_some(f"{name} {count:,}" for name, count in overlap.with_tasks.items())

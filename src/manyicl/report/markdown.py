@@ -148,6 +148,7 @@ def _forgetting(comparison: Comparison) -> list[str]:
         *(["", "## Forgetting"] if lost.text or lost.tasks else []),
         *_section("", ["arm", "text", "bits per byte before", "after", "lost"], texts),
         *_section("", ["arm", "kind", "shots", "tasks", "before, %", "after, %", "points"], tasks),
+        *([verdict.KINDS_NOTE] if lost.tasks else []),
     ]
 
 
@@ -186,7 +187,7 @@ def _analysis(comparison: Comparison) -> list[str]:
     trials = (
         [
             escape(comparison.title_of(trial.arm)),
-            DASH if trial.task is None else escape(trial.task),
+            "all" if trial.task is None else escape(trial.task),
             tell_rate(trial.learning_rate),
             DASH if trial.shots is None else str(trial.shots),
             tell_percent(trial.score),
@@ -239,7 +240,8 @@ def _confidence(comparison: Comparison) -> list[str]:
 def _tasks(comparison: Comparison) -> list[str]:
     levels = ("majority, %", "chance, %")
     heads = ["task", "role", "family", "metric", *levels, *(escape(arm.title) for arm in comparison.arms)]
-    found = tables.task_rows(comparison)
+    every = tables.task_rows(comparison)
+    found = [row for row in every if row.task.asked]
     rows = (
         [
             escape(row.task.task),
@@ -253,10 +255,10 @@ def _tasks(comparison: Comparison) -> list[str]:
         for row in found
     )
     lines = ["", "## Tasks: score in %, each arm with its chosen shots", *table(heads, rows)]
-    lines += _other_metrics(found)
-    noted = [row for row in found if row.notes]
+    lines += [escape(verdict.tell_not_asked(comparison)), *_other_metrics(found)]
+    noted = [row for row in every if row.notes]
     if noted:
-        lines += ["", "Rows and answers that were dropped, left out or cut:", ""]
+        lines += ["", "Rows and answers that were dropped, left out, cut or copied:", ""]
         lines += [f"- {escape(row.task.task)}: {escape('; '.join(row.notes))}" for row in noted]
     overlap = tables.overlap_note(comparison)
     return [*lines, *(["", escape(overlap)] if overlap else [])]

@@ -43,10 +43,10 @@ def tell_change(value: float | None, *, unit: str, low: float | None = None, hig
 
 
 def tell_count(value: float | None) -> str:
-    """Return a count, exactly, with commas."""
+    """Return a count, exactly, with commas; a mean of counts to a tenth, or from a thousand on to a whole number."""
     if not is_known(value):
         return DASH
-    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:,.1f}"
 
 
 def tell_times(value: float | None) -> str:

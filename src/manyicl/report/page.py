@@ -73,6 +73,8 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "flatness": [(flat, tell_flatness(flat, title=comparison.title_of)) for flat in comparison.flatness],
         "told_pairs": [one for role in comparison.roles for one in verdict.told_pairs(comparison, role)],
         "paired_note": verdict.PAIRED_NOTE,
+        "not_asked": verdict.tell_not_asked(comparison),
+        "kinds_note": verdict.KINDS_NOTE,
         "intervals": verdict.tell_intervals(comparison),
         "any_enough": comparison.done_seeds[1] >= MIN_SEEDS,
     }

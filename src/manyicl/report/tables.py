@@ -379,7 +379,7 @@ def task_notes(task: TaskEntry, points: Sequence[CurvePoint]) -> list[str]:
 
     points: those of all arms.
     """
-    notes = [f"{count:,} rows dropped: {reason}" for reason, count in task.dropped.items() if count]
+    notes = [f"{count_noun(count, 'row')} dropped: {reason}" for reason, count in task.dropped.items() if count]
     if task.overlap is not None and task.overlap.count:
         notes.append(tell_overlap(task.overlap))
     unfit = max((point.num_unfit or 0 for point in points if is_known(point.score)), default=0)
@@ -394,13 +394,12 @@ def task_notes(task: TaskEntry, points: Sequence[CurvePoint]) -> list[str]:
         notes.append(f"no arm has a score at {counts} {shots}: more than fit or than there are, or not yet evaluated")
     cut = sum(point.num_cut for point in points)
     if cut:
-        notes.append(f"{count_noun(cut, 'answer')} reached the token limit before their end")
+        notes.append(f"{count_noun(cut, 'answer')} {'was' if cut == 1 else 'were'} cut at the limit of tokens")
     copies = max((point.num_copies or 0 for point in points), default=0)
     near = max((point.num_near_copies or 0 for point in points), default=0)
-    if copies or near:
-        notes.append(
-            f"among the shots: {count_noun(copies, 'copy')} and {count_noun(near, 'near copy')} of its queries"
-        )
+    found = [count_noun(count, noun) for count, noun in ((copies, "copy"), (near, "near copy")) if count]
+    if found:
+        notes.append(f"among the shots: {join_words(found)} of its queries")
     return notes
 
 
@@ -413,11 +412,10 @@ def overlap_note(comparison: Comparison) -> str:
             tests = [overlap.test for overlap in found]
             exact, near, of = (sum(getattr(test, key) for test in tests) for key in ("exact", "near", "of"))
             copied = sum(bool(test.count) for test in tests)
-            where = f", in {copied} of {count_noun(len(found), 'task')}" if copied else ""
-            counts.append(
-                f"of {of:,} test rows of {role} tasks, {exact:,} are rows of trained tasks too, and"
-                f" {near:,} nearly{where}"
-            )
+            told = f"{exact:,} are rows of trained tasks too, and {near:,} nearly"
+            where = f", in {copied} of {count_noun(len(found), 'task')}"
+            told = f"{told}{where}" if copied else "none is a row of a trained task too, or nearly one"
+            counts.append(f"of {of:,} test rows of {role} tasks, {told}")
     return f"Overlap: {'; '.join(counts)}." if counts else ""
 
 

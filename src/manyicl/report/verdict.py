@@ -37,6 +37,10 @@ PAIRED_NOTE = (
     "Both arms answered the same queries after the same draws of shots, with the same seed. Where no difference can be"
     " shown, the number is the score of the arm named first minus that of the other, in points."
 )
+KINDS_NOTE = (
+    "Only a score that the base had can be forgotten: tasks on which its interval lies above the scores of always"
+    " giving the most common answer and of chance count as forgetting, the others as transfer."
+)
 # Kind of work -> its name in the list of missing work.
 WORK = {
     "train": "training",
@@ -294,7 +298,7 @@ def _tell_role(comparison: Comparison, arm: str, role: str) -> str:
     leads = [_tell_standing(comparison, one, tell_tasks=len(counts) > 1) for one in found]
     where = f", on {count_noun(counts.pop(), 'task')}" if len(counts) == 1 else ""
     against = f"; points above the other arms{where}: {', '.join(leads)}" if leads else ""
-    return f"{comparison.title_of(arm)} {tell_percent(score.score)} %{shots}{against}."
+    return f"{comparison.title_of(arm)} scores {tell_percent(score.score)} %{shots}{against}."
 
 
 def _tell_standing(comparison: Comparison, one: Standing, *, tell_tasks: bool) -> str:
@@ -337,6 +341,13 @@ def _tell_forgotten_tasks(comparison: Comparison) -> str:
     where = count_noun(counts.pop(), "task") if len(counts) == 1 else "the tasks"
     shots = "the fewest shots" if changes[0].shots is None else tell_shot_count(changes[0].shots)
     return f"Points above the base on {where} that it could do at {shots}: {', '.join(parts)}."
+
+
+def tell_not_asked(comparison: Comparison) -> str:
+    """Return which tasks were trained on and not evaluated; "" if there are none."""
+    names = [task.task for task in comparison.tasks if not task.asked]
+    is_one = len(names) == 1
+    return f"Trained on but not evaluated {'is' if is_one else 'are'} {join_words(names)}." if names else ""
 
 
 def told_pairs(comparison: Comparison, role: str) -> list[tuple[PairDifference, str, str]]:
@@ -400,8 +411,11 @@ def tell_rates(comparison: Comparison) -> str:
     sentences = [f"Chosen on validation rows: {', '.join(rates)}."] if rates else []
     for end, beyond in (("lowest", "lower"), ("highest", "higher")):
         if ends[end]:
+            several = len(ends[end]) > 1
+            rates_are = f"The rates of {join_words(ends[end])} are" if several else f"The rate of {ends[end][0]} is"
+            better = f"{beyond} ones" if several else f"a {beyond} one"
             sentences.append(
-                f"The rate of {join_words(ends[end])} is the {end} that was tried, so a {beyond} one may do better."
+                f"{rates_are} the {end} that {'were' if several else 'was'} tried, so {better} may do better."
             )
     return " ".join([*sentences, *warnings])
 
