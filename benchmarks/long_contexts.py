@@ -25,7 +25,7 @@ from manyicl.comparison.settings import ARMS, CompareConfig
 from manyicl.console import DASH
 from manyicl.errors import UserError
 from manyicl.evaluation.shots import sort_shots
-from manyicl.report.numbers import tell_interval, tell_percent, tell_points
+from manyicl.report.numbers import tell_change, tell_interval, tell_percent
 from manyicl.training.recipe import load_recipe
 
 
@@ -95,7 +95,8 @@ def tell_point(point: CurvePoint | MeanPoint) -> str:
 
 def tell_difference(pooled: Pooled) -> str:
     """Return a difference in points with its interval; bold if that excludes zero."""
-    text = f"{tell_points(pooled.mean)} {tell_interval(pooled.low, pooled.high, unit='points')}"
+    points = tell_change(pooled.mean, unit="points", low=pooled.low, high=pooled.high)
+    text = f"{points} {tell_interval(pooled.low, pooled.high, unit='points')}"
     return f"**{text}**" if pooled.excludes_zero else text
 
 

@@ -36,7 +36,7 @@ from manyicl.console import DASH, make_console
 from manyicl.errors import UserError
 from manyicl.evaluation.shots import FILL, Shots, sort_shots, tell_asked_with
 from manyicl.files import write_atomically
-from manyicl.report.numbers import tell_interval, tell_percent, tell_points
+from manyicl.report.numbers import tell_change, tell_interval, tell_percent, tell_points
 from manyicl.training.recipe import load_recipe
 from manyicl.training.run_folder import find_changes
 from manyicl.verbs import compare
@@ -172,7 +172,7 @@ def tell_other_shots(one: Variant, base: Variant) -> list[str]:
     return notes
 
 
-def tell_change(one: Variant, base: Variant) -> str:
+def tell_setting(one: Variant, base: Variant) -> str:
     """Return the settings of a variant's recipe that are not those of the base; where its files lie is none of them."""
     ignored = {"compare.name", "compare.seeds", *one.config.movable}
     changes = {key: value for key, value in find_changes(base.config, one.config).items() if key not in ignored}
@@ -186,7 +186,8 @@ def tell_score(pooled: Pooled) -> str:
 
 def tell_difference(pooled: Pooled) -> str:
     """Return a difference with its interval and each seed's own; bold if the interval excludes zero."""
-    mean = f"{tell_points(pooled.mean)} {tell_interval(pooled.low, pooled.high, unit='points')}"
+    points = tell_change(pooled.mean, unit="points", low=pooled.low, high=pooled.high)
+    mean = f"{points} {tell_interval(pooled.low, pooled.high, unit='points')}"
     return f"{f'**{mean}**' if pooled.excludes_zero else mean} ({', '.join(map(tell_points, pooled.seeds))})"
 
 
@@ -206,7 +207,7 @@ def make_table(out: Path) -> tuple[list[str], list[dict[str, Any]]]:
     lines = [f"| variant | changed | seeds | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
     notes, entries = [], []
     for one in (base, *others):
-        (cells, told), change, seeds = found[one.name], tell_change(one, base), shared_seeds(one, base)
+        (cells, told), change, seeds = found[one.name], tell_setting(one, base), shared_seeds(one, base)
         shown = [(tell_score if one is base else tell_difference)(cell) if cell else DASH for cell in cells.values()]
         lines.append(f"| {one.name} | {change} | {len(seeds)} | {' | '.join(shown)} |")
         if lacking := [str(seed) for seed in one.config.compare.seeds if seed not in seeds]:

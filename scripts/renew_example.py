@@ -27,10 +27,10 @@ from rich.console import Console
 from screenshot_report import VIEWS, set_view, start_chromium
 
 from manyicl.comparison.comparison_file import Comparison, read_comparison
-from manyicl.comparison.schema import PairDifference, Scored
+from manyicl.comparison.schema import Change, PairDifference, Scored
 from manyicl.models.places import NEUTRAL_TEXT
 from manyicl.report.document import write_report
-from manyicl.report.numbers import DASH, count_noun, is_known, tell_bits, tell_interval, tell_percent, tell_points
+from manyicl.report.numbers import DASH, count_noun, is_known, tell_change, tell_interval, tell_percent
 from manyicl.report.tables import COST_COLUMNS, mean_costs
 from manyicl.report.terminal import comparison_plot
 from manyicl.report.verdict import tell_verdict
@@ -85,12 +85,18 @@ def tell_scored(scored: Scored | None) -> str:
     return f"{tell_percent(scored.score)} {tell_interval(scored.low, scored.high)}"
 
 
+def tell_difference(change: Change, *, unit: str) -> str:
+    """Return a difference in points or bits (per byte) with its interval."""
+    middle = tell_change(change.difference, unit=unit, low=change.low, high=change.high)
+    return f"{middle} {tell_interval(change.low, change.high, unit=unit)}"
+
+
 def tell_lost_text(comparison: Comparison, arm: str) -> str:
     """Return the bits per byte that the arm lost on the first text."""
     change = next((one for one in comparison.forgetting.text if one.arm == arm), None)
     if change is None or not is_known(change.difference):
         return DASH
-    return f"{tell_bits(change.difference, signed=True)} {tell_interval(change.low, change.high, unit='bits')}"
+    return tell_difference(change, unit="bits")
 
 
 def readme_block(comparison: Comparison) -> str:
@@ -127,7 +133,7 @@ def pair_rows(comparison: Comparison, role: str) -> list[list[str]]:
     def tell(pair: PairDifference | None) -> str:
         if pair is None or not is_known(pair.difference):
             return DASH
-        return f"{tell_points(pair.difference)} {tell_interval(pair.low, pair.high, unit='points')}"
+        return tell_difference(pair, unit="points")
 
     return [
         [
@@ -168,7 +174,7 @@ def print_tables(comparison: Comparison) -> None:
             str(change.asked),
             str(len(change.tasks)),
             comparison.title_of(change.arm),
-            f"{tell_points(change.difference)} {tell_interval(change.low, change.high, unit='points')}",
+            tell_difference(change, unit="points"),
         ]
         for change in comparison.forgetting.tasks
         if is_known(change.difference)

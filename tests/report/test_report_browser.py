@@ -33,7 +33,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    content = make_comparison(num_seeds=2, num_tasks=10)
+    content = make_comparison(num_seeds=3, num_tasks=10)
     text = json.dumps(content).replace(content["tasks"][3]["task"], LONG_NAME)
     content = json.loads(text)
     content["examples"][0]["input"] = HOSTILE

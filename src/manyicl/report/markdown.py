@@ -25,6 +25,11 @@ from manyicl.report.tables import COST_COLUMNS, TableCell, TaskRow
 # Characters that Markdown, or HTML in it, would take for markup.
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
+_WORDS = (
+    "FT: fine-tuning. Shots: examples before the query; k is their number, and fill as many as fit. Chosen: the number"
+    " that is best on validation rows."
+)
+
 
 def escape(text: str) -> str:
     """Return a text of the user's as Markdown that shows exactly this text, on one line."""
@@ -74,7 +79,7 @@ def _headline(comparison: Comparison) -> list[str]:
     note = verdict.tell_intervals(comparison)
     if comparison.done_seeds[1] >= MIN_SEEDS:
         note += " **Bold**: better than every other arm of its column, by paired intervals over five or more seeds."
-    return ["", "## Scores", *lines, note, "", tables.FORGETTING_NOTE]
+    return ["", "## Scores", *lines, note, "", _WORDS, "", tables.FORGETTING_NOTE]
 
 
 def _curves(comparison: Comparison) -> list[str]:
