@@ -181,6 +181,16 @@ def tell_signed_interval(low: float, high: float, *, digits: int = 1) -> str:
     return f"[{tell_signed(low, digits=shown)}, {tell_signed(high, digits=shown)}]"
 
 
+def tell_estimate(value: float, low: float, high: float, *, digits: int = 1) -> str:
+    """Return a signed value with its interval, both with as many decimals as show whether zero is in it.
+
+    >>> print(tell_estimate(2.37, 0.04, 4.69), tell_estimate(2.37, 1, 4.69))
+    +2.37 [+0.04, +4.69] +2.4 [+1.0, +4.7]
+    """
+    shown = deciding_digits(low, high, digits=digits)
+    return f"{tell_signed(value, digits=shown)} {tell_signed_interval(low, high, digits=shown)}"
+
+
 def deciding_digits(low: float | None, high: float | None, *, digits: int = 1) -> int:
     """Return how many decimals an interval and its middle are shown with: `digits`, or more if these hide its sign.
 

@@ -16,7 +16,7 @@ from manyicl.comparison.schema import (
     count_seeds,
 )
 from manyicl.comparison.settings import ARMS, ArmName, Role
-from manyicl.console import deciding_digits, tell_signed, tell_signed_interval
+from manyicl.console import deciding_digits, tell_estimate, tell_signed, tell_signed_interval
 from manyicl.evaluation import FILL, ShotPoint, Shots, tell_asked_with, tell_shot_count
 from manyicl.intervals import MIN_SEEDS
 
@@ -194,11 +194,10 @@ def tell_pair(pair: PairDifference, *, title: Callable[[str], str], asked: Seque
         apart = f"{100 * abs(pair.difference):.1f} points apart"
         return f"{lead}, {one} and {other} are {apart} {tasks}; a single value has no interval."
     num_seeds = count_seeds(pair.seeds)
-    scope = (
-        f"over {num_seeds} seeds" if num_seeds >= MIN_SEEDS else f"for {'this run' if num_seeds == 1 else 'these runs'}"
-    )
+    few = "for this run" if num_seeds == 1 else "for these runs"
+    scope = f"over {num_seeds} seeds" if num_seeds >= MIN_SEEDS else few
     if low <= 0 <= high:
-        change = f"{tell_signed(points)} {tell_signed_interval(low, high)}"
+        change = tell_estimate(points, low, high)
         return f"{lead}, no difference between {one} and {other} can be shown {tasks}: {change}, {scope}."
     if points < 0:
         one, other, points, low, high = other, one, -points, -high, -low

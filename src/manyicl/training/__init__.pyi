@@ -44,11 +44,12 @@ from .recipe import (
     with_batch,
     with_precision,
 )
-from .recompute import Recompute
+from .recompute import INPUTS_AT_ONCE, Recompute
 from .run import train
 from .run_folder import Run, RunFolder, RunState, find_changes, git_commit, package_versions
 
 __all__ = [
+    "INPUTS_AT_ONCE",
     "OPTIMIZERS",
     "USABLE_FRACTION",
     "Footprint",

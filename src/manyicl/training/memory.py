@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import nn
@@ -261,6 +262,7 @@ def resolve_packs(
     if rest:
         return PacksChoice(1, f"{num_ranks} ranks cannot share the {config.train.packs_per_step} packs of a step")
 
+    @cache
     def measure(number: int) -> Footprint:
         model, row = config.model, row_of(with_batch(config, number))
         trust = model.trust_remote_code

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from manyicl.console import Table
 from manyicl.planning import ASSUMED_UTILIZATION, LAYER_PASS_S, SHOT_EDGES, Device, Forecast
-from manyicl.training import OPTIMIZERS, MemoryPrediction, Optim, PacksChoice, bucket_name
+from manyicl.training import INPUTS_AT_ONCE, OPTIMIZERS, MemoryPrediction, Optim, PacksChoice, bucket_name
 
 
 def forecast_table(forecast: Forecast) -> Group:
@@ -105,7 +105,7 @@ def _tell_recomputed(memory: MemoryPrediction) -> str:
     number = memory.recompute.num_layers
     if memory.recompute.offload:
         host = f"{memory.host_bytes / 2**30:,.2f} GiB of the host's memory"
-        return f"inputs of 2 layers; those of all {number} take {host}"
+        return f"inputs of {INPUTS_AT_ONCE} layers; those of all {number} take {host}"
     return f"{'input and attention' if memory.recompute.keep_attention else 'input'} of {number} layers"
 
 

@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.text import Text
 
 from manyicl.cli.inputs import tell_idle
-from manyicl.console import Table, deciding_digits, tell_signed, tell_signed_interval
+from manyicl.console import Table, tell_estimate, tell_signed
 from manyicl.errors import list_some
 from manyicl.evaluation import (
     FILL,
@@ -188,10 +188,7 @@ def _tell_all_idle(evaluation: Evaluation) -> list[str]:
         if idle := _idle(evaluation, curve):
             told = tell_idle(idle, are_chosen=curve.predictions[0].choice_nll is not None)
             tasks.setdefault(told, []).append(curve.task)
-    notes = []
-    for told, names in tasks.items():
-        notes.append(f"{list_some(names)}: {told}")
-    return notes
+    return [f"{list_some(names)}: {told}" for told, names in tasks.items()]
 
 
 def _audit_shots(curve: ShotCurve) -> list[str]:
@@ -264,9 +261,7 @@ def _points(item: PointDifference | MeanDifference | MetricDifference | None) ->
     if item.low is None or item.high is None:
         return Text(tell_signed(points))
     style = "green" if item.low > 0 else "red" if item.high < 0 else ""
-    low, high = 100 * item.low, 100 * item.high
-    told = f"{tell_signed(points, digits=deciding_digits(low, high))} {tell_signed_interval(low, high)}"
-    return Text(told, style=style)
+    return Text(tell_estimate(points, 100 * item.low, 100 * item.high), style=style)
 
 
 def confidence_table(evaluation: Evaluation) -> Group | None:

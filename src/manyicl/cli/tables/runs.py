@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.text import Text
 
-from manyicl.console import Table, deciding_digits, tell_signed, tell_signed_interval
+from manyicl.console import Table, tell_estimate, tell_signed
 from manyicl.intervals import Interval
 from manyicl.planning import note_warmup
 from manyicl.training import HeldOutRow, Prepared, count_dropped, count_plan, mean_of_tasks
@@ -53,9 +53,7 @@ def _difference(interval: Interval) -> Text:
     if math.isnan(interval.low):
         return Text(tell_signed(interval.mean, digits=2))
     style = "green" if interval.high < 0 else "red" if interval.low > 0 else ""
-    digits = deciding_digits(interval.low, interval.high, digits=2)
-    told = f"{tell_signed(interval.mean, digits=digits)} {tell_signed_interval(interval.low, interval.high, digits=2)}"
-    return Text(told, style=style)
+    return Text(tell_estimate(interval.mean, interval.low, interval.high, digits=2), style=style)
 
 
 def plan_table(prepared: Prepared) -> Group:
