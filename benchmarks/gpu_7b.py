@@ -143,7 +143,11 @@ def measure(model, cost, setting, options, *, mode):
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         row = make_plan_row(num_tokens, num_targets, compiled=compiled, mode=mode)
         chosen = choose_recompute(model, checkpointed, row=row, lora=LoraSettings() if mode in ADAPTED else None)
-        about |= {"checkpointed": chosen.num_layers, "keeps_attention": chosen.keep_attention}
+        about |= {
+            "checkpointed": chosen.num_layers,
+            "keeps_attention": chosen.keep_attention,
+            "offload": chosen.offload,
+        }
         about |= {"layers": len(decoder_layers(model)), "weights_gib": before / GIB}
         predicted = predict_bytes(model, chosen, setting, num_targets=num_targets, mode=mode)
         about["predicted_gib"] = None if predicted is None else predicted / GIB
@@ -212,6 +216,7 @@ def describe(result):
     what = (
         f"{result['shape']:10} {result['mode']} {result['tokens']:>7,} tokens, {result.get('checkpointed', '?')} of"
         f" {result.get('layers', '?')} layers recomputed{'' if result.get('keeps_attention', True) else ' in full'}"
+        f"{', inputs in the host' if result.get('offload') else ''}"
         f"{', compiled' if result['compiled'] else ''}{', FlashAttention 3' if result.get('flash') == 'FA3' else ''}:"
     )
     if not result["fits"]:
