@@ -68,6 +68,21 @@ def test_losses_and_gradients_are_the_models_own(device, autocast, most):
             assert distance <= 1.5 * (own[name] - expected[name]).norm() / expected[name].norm(), name
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)], ids=["fp32", "bf16"])
+def test_answers_have_the_models_own_logits(device, dtype, most):
+    model = make_model(LlamaForCausalLM, LlamaConfig, device).to(dtype).eval()
+    ids = torch.arange(40, device=device)[None] % 61
+    with torch.inference_mode():
+        own = model(ids, use_cache=False).logits
+        with lean_pieces(model), Operations() as lean:
+            logits = model(ids, use_cache=False).logits
+        with Operations() as usual:
+            model(ids, use_cache=False)
+    assert (logits - own).norm() <= most * own.norm()
+    assert lean.number < usual.number
+
+
 def test_a_layer_that_is_recomputed_gives_the_same_gradients():
     model = make_model(LlamaForCausalLM, LlamaConfig)
     expected_loss, expected = loss_and_gradients(model)

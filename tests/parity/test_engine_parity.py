@@ -245,9 +245,17 @@ def test_a_sweep_asks_the_same_queries_behind_nested_shots(asked):
     once = [len(task.head_ids) + len(plan.prefix_ids(draw, start=0, stop=4)) for draw in range(3)]
     assert curve.num_encoded_tokens == plan.num_encoded_tokens == sum(once)
     engine = engine_of(model, tokenizer)
+    encode, steps = engine.encode, []
+    engine.encode = lambda ids, **options: steps.append(len(ids)) or encode(ids, **options)
     for draw in range(3):
         list(answer_draw(engine, plan, draw=draw))
     assert engine.count.num_prefix_tokens == sum(once)
+    # The head has no forward pass of its own, unless there is a point without shots.
+    ids = [
+        [len(plan.prefix_ids(draw, start=start, stop=stop)) for start, stop in ((0, 1), (1, 4))] for draw in range(3)
+    ]
+    head = len(task.head_ids)
+    assert steps == [head, *ids[0], head + ids[1][0], ids[1][1], head + ids[2][0], ids[2][1]]
     assert [cell.shots for cell in curve.points] == [0, 1, 4]
     assert [cell.num_scored for cell in curve.points] == [6, 18, 18]  # without shots all draws are one
     assert [cell.extrapolated for cell in curve.points] == [False, False, True]

@@ -23,7 +23,7 @@ from manyicl.inference import (
     weigh_choices,
     write_queries,
 )
-from manyicl.models import Prefix
+from manyicl.models import EMPTY_PREFIX, Prefix
 
 _Asked = Mapping[int, NDArray[np.int32]]  # query -> what the model gets after the shared shots
 
@@ -70,13 +70,12 @@ def answer_draw(
         return
     # Room for the whole draw, even if less of it is wanted: the tensors are made once.
     room = sweep.prefix_tokens(draw, sweep.num_shared(sweep.most_shots(draw)))
-    prefix = engine.encode(sweep.tokenized.head_ids, room=room)
-    encoded = 0
+    prefix, encoded, head = EMPTY_PREFIX, 0, sweep.tokenized.head_ids  # the head goes in with the first shots
     for shots in (shots for shots in sweep.shots_of(draw) if shots_order(shots) <= shots_order(wanted[-1])):
         num_shared = sweep.num_shared(sweep.num_shots(draw, shots))
-        ids = sweep.prefix_ids(draw, start=encoded, stop=num_shared)
+        ids = np.concatenate([head, sweep.prefix_ids(draw, start=encoded, stop=num_shared)])
         prefix = engine.encode(ids, after=prefix, room=room)
-        encoded = num_shared
+        encoded, head = num_shared, head[:0]
         if shots in wanted:
             yield shots, _answer_point(engine, sweep, prefix, draw=draw, shots=shots, on_answer=on_answer)
 

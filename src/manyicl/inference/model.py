@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,17 @@ class InferenceModel:
         """Whether its weights are here, on a CPU."""
         return self.model is not None and device_of(self.model).type == "cpu"
 
-    def answering(self) -> AbstractContextManager[None]:
-        """Return the context in which the model answers: with its compiled pieces, if any."""
-        if not self.compiled:
-            return nullcontext()
-        from manyicl.models import fused_pieces
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Let the model answer in the block: on a GPU by fewer kernels, and with its compiled pieces, if any."""
+        from manyicl.models import fused_pieces, lean_pieces
 
-        return fused_pieces(self.model)
+        lean = self.model is not None and not self.on_cpu
+        with (
+            lean_pieces(self.model) if lean else nullcontext(),
+            fused_pieces(self.model) if self.compiled else nullcontext(),
+        ):
+            yield
 
 
 def load_for_inference(

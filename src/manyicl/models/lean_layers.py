@@ -1,4 +1,4 @@
-"""Norms and rotary positions of a model in fewer kernels, for training without torch.compile.
+"""Norms and rotary positions of a model in fewer kernels, for training and asking on a GPU without torch.compile.
 
 A small model on a GPU does not wait for the GPU but for Python, which starts each kernel: a step of a model with 30
 layers starts about 4,000, and more than half of them in norms, rotary positions and the casts of autocast around them.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -61,8 +61,19 @@ def _normed(norm: Any, x_1TF: Tensor) -> Tensor:
     if x_1TF.dtype != norm.weight.dtype:
         out: Tensor = type(norm).forward(norm, x_1TF)
         return out
-    out = _Norm.apply(x_1TF, norm.weight, norm.variance_epsilon, _autocast_dtype(x_1TF) or x_1TF.dtype)
+    dtype = _autocast_dtype(x_1TF) or x_1TF.dtype
+    if not torch.is_grad_enabled():  # a function with a backward pass costs Python three times the kernel's start
+        return _norm_of(x_1TF, norm.weight, norm.variance_epsilon)[0].to(dtype)
+    out = _Norm.apply(x_1TF, norm.weight, norm.variance_epsilon, dtype)
     return out
+
+
+def _norm_of(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the norm of x (..., F), in its dtype, and what x was multiplied by (..., 1)."""
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        out, rstd = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, eps)
+    return out, rstd
 
 
 class _Norm(torch.autograd.Function):
@@ -73,10 +84,9 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         """Return the norm in `dtype`."""
-        with torch.autocast(x.device.type, enabled=False):
-            out, rstd = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, eps)
+        out, rstd = _norm_of(x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return out.to(dtype)  # type: ignore[no-any-return]
+        return out.to(dtype)
 
     @staticmethod
     @once_differentiable
@@ -111,6 +121,8 @@ class _Turn:
             signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(2)
             self.sines = (sin, signed, signed.roll(half, dims=-1))
         dtype = _autocast_dtype(q) or torch.result_type(q, cos)
+        if not torch.is_grad_enabled():
+            return _turn_both(q, k, cos.unsqueeze(2), self.sines[1], dtype)
         return _Rotary.apply(q, k, cos.unsqueeze(2), *self.sines[1:], dtype)
 
 

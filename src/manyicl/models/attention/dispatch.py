@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manyicl.episodes import Segments
-from manyicl.models.attention.partial import Part, as_bias, attend_part, merge_parts, repeat_heads
+from manyicl.models.attention.partial import Part, as_bias, attend_part, merge_parts
 from manyicl.models.attention.segments import attend_row_segments, kernel_order
 from manyicl.models.structure import drops_attention, inner_model
 
@@ -276,8 +276,6 @@ def _attend_row(
     single = queries.shape[2] == 1  # then a group's heads are as good as tokens: no key is repeated
     if single:
         queries = _fold_heads(queries, num_groups)
-    else:
-        keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
     bias = layout.own_bias(window, query.dtype)
     causal = bias is None and not single
     out, lse = attend_part(queries, keys, values, scaling=scaling, causal=causal, bias=bias, softcap=softcap)
@@ -308,7 +306,7 @@ def _prefix_parts(
     if first < core:
         assert window is not None
         bias = layout.edge_bias(window, first, core, query.dtype)
-        edge = (repeat_heads(x[:, :, first:core], query.shape[1]) for x in (keys, values))
+        edge = (x[:, :, first:core] for x in (keys, values))
         out, lse = attend_part(query, *edge, scaling=scaling, bias=bias, softcap=softcap)
         unseen = bias[..., -1].isneginf()  # the window of these tokens begins behind the edge
         parts.append((out.masked_fill(unseen[..., None], 0.0), lse.masked_fill(unseen, float("-inf"))))

@@ -38,22 +38,24 @@ def attend_part(
 ) -> Part:
     """Attend `query` to `key` by the fastest kernel that is exact here.
 
+    key, value: (B, G, N, D), of as many heads as the queries or of a part of them, each for so many queries' heads.
     causal: query m sees the keys up to m; only without `bias`.
     """
     plain = softcap is None and key.shape == value.shape
+    on_gpu = plain and bias is None and query.device.type == "cuda" and query.shape[-1] % 8 == 0
+    if on_gpu and query.dtype != torch.float32 and query.shape[-1] <= 256:
+        return _attend_half(query, key, value, scaling=scaling, causal=causal)
+    key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
     if plain and query.device.type == "cpu":
         if bias is not None:
             bias = bias.expand(query.shape[0], 1, query.shape[2], key.shape[2])
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = op(query, key, value, 0.0, causal, attn_mask=bias, scale=scaling)
         return out, lse
-    if plain and bias is None and query.device.type == "cuda" and query.shape[-1] % 8 == 0:
-        if query.dtype == torch.float32:
-            op = torch.ops.aten._scaled_dot_product_efficient_attention
-            out, lse, *_ = op(query, key, value, None, True, 0.0, causal, scale=scaling)
-            return out, lse[:, :, : query.shape[2]]  # it pads the log-sum-exp
-        if query.shape[-1] <= 256:
-            return _attend_half(query, key, value, scaling=scaling, causal=causal)
+    if on_gpu and query.dtype == torch.float32:
+        op = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, lse, *_ = op(query, key, value, None, True, 0.0, causal, scale=scaling)
+        return out, lse[:, :, : query.shape[2]]  # it pads the log-sum-exp
     if causal:
         seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
         bias = as_bias(seen, query.dtype)[None, None]
@@ -61,7 +63,7 @@ def attend_part(
 
 
 def _attend_half(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, causal: bool) -> Part:
-    """Attend in bf16 or fp16 on CUDA."""
+    """Attend in bf16 or fp16 on CUDA. Keys of fewer heads than the queries have are for causal attention only."""
     num_rows = query.shape[2]
     if not causal and _is_planned(query, key):
         missing = -num_rows % PLAN_ROWS
@@ -129,9 +131,10 @@ def merge_parts(parts: Sequence[Part]) -> Tensor:
     if len(parts) == 1:
         return out
     dtype, out = out.dtype, out.float()
-    for other, other_lse in parts[1:]:
+    for place, (other, other_lse) in enumerate(parts[1:], start=2):
         out = torch.lerp(out, other.float(), torch.sigmoid(other_lse - lse)[..., None])
-        lse = torch.logaddexp(lse, other_lse)
+        if place < len(parts):
+            lse = torch.logaddexp(lse, other_lse)
     return out.to(dtype)
 
 
