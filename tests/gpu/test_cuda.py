@@ -414,7 +414,7 @@ def test_automatic_recomputation_follows_the_free_memory(monkeypatch):
         chosen.append(choose_recompute(model, "auto", row=row))
     assert chosen[0] == Recompute(0)
     assert 0 < chosen[1].num_layers <= 2
-    assert chosen[2] == Recompute(3, keep_attention=False)
+    assert chosen[2] == Recompute(3, keep_attention=False, offload=True)
 
 
 def test_a_small_model_joins_all_packs_of_a_step_and_its_course_is_that_of_one_by_one(tmp_path):

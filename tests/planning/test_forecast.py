@@ -272,20 +272,21 @@ def test_the_change_that_is_proposed_fits_and_the_gentler_ones_did_not(config):
     weights = shape_model(model_config).weights
     footprint = measure_footprint(model_config, row)
     kept = predict_memory(footprint, Recompute(0)).total_bytes
-    every, whole = (predict_memory(footprint, Recompute(3, keeps)).total_bytes for keeps in (True, False))
+    recomputed = (Recompute(3), Recompute(3, False), Recompute(3, False, offload=True))
+    every, whole, offloaded = (predict_memory(footprint, recompute).total_bytes for recompute in recomputed)
 
     def propose(total_bytes):
         device = Device("small", memory_bytes=int(total_bytes / 0.92) + 1, peak_flops_per_s=1e12)
         return suggest_changes(config, model_config, row=row, device=device, weights=weights)
 
-    assert whole < every < kept
-    for total_bytes in (every, whole):
+    assert offloaded < whole < every < kept
+    for total_bytes in (every, whole, offloaded):
         checkpointed = propose(total_bytes)
         assert checkpointed.overrides == ("train.recompute=auto",)
         assert checkpointed.total_bytes == total_bytes
-    smaller = propose(whole - 1000)
+    smaller = propose(offloaded - 1000)
     assert smaller.overrides == ("train.recompute=auto", "train.packs_per_batch=1")
-    assert smaller.total_bytes < whole - 1000
+    assert smaller.total_bytes < offloaded - 1000
     assert propose(weights.base) is None
 
 
@@ -298,11 +299,11 @@ def test_packs_of_several_episodes_are_made_shorter_before_the_episodes_are(conf
     model_config, lora = load_config(config.model), config.model.lora
     row = Row(8192, 2048, "bf16")
     footprint = measure_footprint(model_config, Row(512, 128, "bf16", quantize="nf4"), lora=lora)
-    needed = predict_memory(footprint, Recompute(footprint.num_layers, False)).total_bytes
+    needed = predict_memory(footprint, Recompute(footprint.num_layers, False, offload=True)).total_bytes
     device = Device("tiny", math.ceil(needed / USABLE_FRACTION) + 1, peak_flops_per_s=1e12)
     weights = shape_model(model_config, lora=lora).weights
     change = suggest_changes(config, model_config, row=row, device=device, weights=weights)
-    assert change.overrides == ("model.quantize=nf4", "train.pack_tokens=512")
+    assert change.overrides == ("train.recompute=offload", "model.quantize=nf4", "train.pack_tokens=512")
     assert change.total_bytes == needed
 
 

@@ -167,7 +167,10 @@ def test_as_few_layers_are_checkpointed_as_memory_asks():
     assert fewest_recomputed(footprint, free_bytes=2 * peaks[0]) == Recompute(0)
     assert fewest_recomputed(footprint, free_bytes=int(peaks[3] / 0.92) + 1) == Recompute(3)
     assert fewest_recomputed(footprint, free_bytes=min(peaks)) == WHOLE
-    assert predict_memory(footprint, WHOLE).total_bytes < min(peaks)
+    whole = predict_memory(footprint, WHOLE).total_bytes
+    assert whole < min(peaks)
+    assert fewest_recomputed(footprint, free_bytes=int(whole / 0.92) + 1) == WHOLE
+    assert fewest_recomputed(footprint, free_bytes=whole) == replace(WHOLE, offload=True)
 
 
 @pytest.mark.slow

@@ -214,6 +214,10 @@ def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(
             with pytest.raises(OutOfMemoryError, match=r"^step [34]: .* memory, with rows of up to 320 ") as caught:
                 train(changed, out=folder, resume=folder.exists())
             fixes.append(caught.value.setting)
+        patched.setattr(trainer, "device_of", lambda model: torch.device("cuda"))  # which can keep inputs in the host
+        with pytest.raises(OutOfMemoryError, match=r"3 of 3 layers recomputed in full") as caught:
+            train(changed, out=folder, resume=True)
+        assert caught.value.setting == "train.recompute=offload"
     assert fixes == ["train.recompute=selective", "train.recompute=full", "train.packs_per_batch=1"]
     # The last fix, as the command line takes it: whole layers are in the run's config.toml by now.
     told = start_process(["-m", "manyicl", "train", "--resume", str(folder), "train.packs_per_batch=1"])

@@ -42,7 +42,7 @@ class Change:
 def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | None) -> MemoryPrediction:
     """Return the peak of the recipe's step as it stands.
 
-    With `train.recompute = "auto"` as few layers are recomputed as fit `device`; without a device, all selectively.
+    With `train.recompute = "auto"` it is what training chooses on `device`; without a device, all selectively.
 
     Raises:
         UserError: more layers are to be recomputed than the model has.
@@ -110,7 +110,9 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
             values[section][entry] = setting
         return tuple(f"{name}={text}" for name, (text, _) in chosen.items()), make_config(values, source="plan")
 
-    if config.train.recompute not in ("auto", "full", "offload"):
+    if config.train.recompute == "full":
+        yield change("train.recompute", "offload", "offload")
+    elif config.train.recompute not in ("auto", "offload"):
         yield change("train.recompute", "auto", "auto")
     if config.train.packs_at_once > 1:
         yield change("train.packs_per_batch", 1, "1")

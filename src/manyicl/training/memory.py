@@ -122,15 +122,17 @@ def predict_memory(footprint: Footprint, recompute: Recompute) -> MemoryPredicti
 
 
 def fewest_recomputed(footprint: Footprint, *, free_bytes: int) -> Recompute:
-    """Return the fewest layers to recompute so that a step fits; all in full if even all selectively do not fit.
+    """Return the fewest layers to recompute so that a step fits.
 
-    free_bytes: of the device before the weights are on it.
+    If even all selectively do not fit, all are recomputed in full, and if that does not fit either, from inputs in the
+    host's memory. free_bytes: of the device before the weights are on it.
     """
     for num_layers in range(footprint.num_layers + 1):
         chosen = Recompute(num_layers)
         if predict_memory(footprint, chosen).fits(free_bytes):
             return chosen
-    return Recompute(footprint.num_layers, keep_attention=False)
+    whole = Recompute(footprint.num_layers, keep_attention=False)
+    return whole if predict_memory(footprint, whole).fits(free_bytes) else replace(whole, offload=True)
 
 
 def resolve_recompute(setting: RecomputeSetting, *, num_layers: int) -> Recompute | None:

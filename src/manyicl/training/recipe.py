@@ -127,8 +127,8 @@ class TrainSettings(BaseModel):
     recompute: RecomputeSetting = "auto"
     """Layers that are computed again in the backward pass, to save memory: 'none', 'selective' (all, but their
     attention's output is kept), 'full' (all, attention too), 'offload' (as 'full', and their inputs wait in the host's
-    memory; needs a GPU, and was tested on a CPU only), a number of them (selectively), or 'auto' (as few as a GPU's
-    free memory allows, up to 'full'; none on a CPU)."""
+    memory; needs a GPU), a number of them (selectively), or 'auto' (as few as a GPU's free memory allows, up to 'full'
+    and then 'offload'; none on a CPU)."""
     compile: bool = False
     """Compile the layers for one row length, to which shorter rows are padded; costs a minute."""
     log_every_steps: Annotated[int, Field(gt=0)] = 10

@@ -25,19 +25,22 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from manyicl.episodes import Batch, BatchMaker, Pack, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError, suggest
 from manyicl.files import sync_tree
-from manyicl.models import check_bitsandbytes, check_compiler, decoder_layers, isolation_fault, row_attention, row_loss
+from manyicl.models import (
+    check_bitsandbytes,
+    check_compiler,
+    decoder_layers,
+    device_of,
+    isolation_fault,
+    row_attention,
+    row_loss,
+)
 from manyicl.training.footprint import Row
 from manyicl.training.memory import choose_recompute
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
 from manyicl.training.preparation import share_rows
 from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit, find_unshared
 from manyicl.training.recipe import OPTIMIZERS, RunConfig, TrainSettings
-from manyicl.training.recompute import (
-    AttentionChoice,
-    Recompute,
-    prepared_layers,
-    unwidened_inputs,
-)
+from manyicl.training.recompute import AttentionChoice, Recompute, prepared_layers, unwidened_inputs
 from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
 
 
@@ -435,6 +438,8 @@ def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
     )
     if not is_full:
         return OutOfMemoryError(why, f"train.recompute={'full' if num_recomputed == num_layers else 'selective'}")
+    if not offload and device_of(model).type == "cuda":
+        return OutOfMemoryError(why, "train.recompute=offload")
     if trainer.recipe.train.packs_at_once > 1:
         return OutOfMemoryError(why, "train.packs_per_batch=1")
     fix = "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it over GPUs"
