@@ -41,7 +41,7 @@ from manyicl.models.structure import decoder_layers
 from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import choose_recompute, predict_memory
 from manyicl.training.metrics import measure_ceiling
-from manyicl.training.recompute import prepared_layers, unwidened_inputs
+from manyicl.training.recompute.layers import prepared_layers, unwidened_inputs
 
 GIB = 1 << 30
 HELD_SECONDS = 6.0

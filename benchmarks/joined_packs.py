@@ -37,7 +37,7 @@ from manyicl.training.footprint import Row
 from manyicl.training.memory import choose_recompute
 from manyicl.training.metrics import PeakMemory, StepSums, measure_ceiling
 from manyicl.training.preparation import row_multiple
-from manyicl.training.recompute import prepared_layers, unwidened_inputs
+from manyicl.training.recompute.layers import prepared_layers, unwidened_inputs
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ from manyicl.training.metrics import MetricsLog, measure_ceiling
 from manyicl.training.preparation import row_multiple
 from manyicl.training.ranks import balance_steps
 from manyicl.training.recipe import RunConfig, TaskSettings, TrainSettings
-from manyicl.training.recompute import Recompute, prepared_layers, unwidened_inputs
+from manyicl.training.recompute.layers import Recompute, prepared_layers, unwidened_inputs
 from manyicl.training.run_folder import RunFolder
 from manyicl.training.trainer import AnswerTrainer, training_arguments
 

@@ -27,7 +27,7 @@ from manyicl.models.loss import row_loss
 from manyicl.training.metrics import MetricsLog
 from manyicl.training.preparation import largest_row, plan_validation, prepare_run
 from manyicl.training.recipe import make_config
-from manyicl.training.recompute import Recompute, prepared_layers
+from manyicl.training.recompute.layers import Recompute, prepared_layers
 from manyicl.training.run_folder import RunFolder
 from manyicl.training.trainer import AnswerTrainer, LastStepCallback, training_arguments
 

@@ -55,7 +55,7 @@ from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
 from manyicl.training.metrics import PeakMemory, StepSums, measure_ceiling
 from manyicl.training.preparation import row_multiple
-from manyicl.training.recompute import Recompute, prepared_layers
+from manyicl.training.recompute.layers import Recompute, prepared_layers
 
 
 def main() -> None:

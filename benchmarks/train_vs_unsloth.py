@@ -53,7 +53,7 @@ from manyicl.training.export import as_columns, write_rows
 from manyicl.training.footprint import Row
 from manyicl.training.memory import USABLE_FRACTION, choose_recompute
 from manyicl.training.preparation import row_multiple
-from manyicl.training.recompute import prepared_layers, unwidened_inputs
+from manyicl.training.recompute.layers import prepared_layers, unwidened_inputs
 
 GIB = 1 << 30
 LORA = LoraSettings()

@@ -32,7 +32,7 @@ from manyicl.models.loss import answer_loss, row_loss, target_logits
 from manyicl.training import trainer
 from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import choose_recompute, predict_memory
-from manyicl.training.recompute import Recompute, prepared_layers
+from manyicl.training.recompute.layers import Recompute, prepared_layers
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
 from tests.conftest import COMMON, CONFIGS, tiny_model

@@ -14,7 +14,7 @@ from manyicl.models.loading import LoraSettings, ModelSettings, add_adapter, loa
 from manyicl.models.loss import row_loss
 from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import predict_memory
-from manyicl.training.recompute import Recompute, prepared_layers, unwidened_inputs
+from manyicl.training.recompute.layers import Recompute, prepared_layers, unwidened_inputs
 
 pytestmark = [
     pytest.mark.gpu,

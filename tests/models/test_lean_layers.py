@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from manyicl.models.lean_layers import lean_pieces
-from manyicl.training.recompute import Recompute, prepared_layers
+from manyicl.training.recompute.layers import Recompute, prepared_layers
 
 SHAPE = {
     "vocab_size": 64,

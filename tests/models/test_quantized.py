@@ -22,7 +22,7 @@ from manyicl.models.quantization.nf4 import NF4_BYTES
 from manyicl.models.saving import merge_adapter, save_model
 from manyicl.training.footprint import Row, measure_footprint, meter_step
 from manyicl.training.memory import predict_memory
-from manyicl.training.recompute import Recompute, prepared_layers
+from manyicl.training.recompute.layers import Recompute, prepared_layers
 from manyicl.training.run import train
 from tests.conftest import tiny_model, train_tokenizer
 from tests.support.stopped_runs import assert_resumes

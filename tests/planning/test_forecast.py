@@ -27,7 +27,7 @@ from manyicl.training.memory import USABLE_FRACTION, PacksChoice, predict_memory
 from manyicl.training.metrics import bucket_name
 from manyicl.training.preparation import count_plan, largest_row, prepare_run
 from manyicl.training.recipe import RunConfig, make_config, with_batch
-from manyicl.training.recompute import Recompute
+from manyicl.training.recompute.layers import Recompute
 from manyicl.training.run import train
 from tests.conftest import tiny_model
 from tests.trajectory.setting import write_setting

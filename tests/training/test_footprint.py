@@ -18,7 +18,7 @@ from manyicl.models.loss import answer_loss, target_logits
 from manyicl.training import memory
 from manyicl.training.footprint import Row, StorageMeter, measure_footprint, meter_step
 from manyicl.training.memory import choose_recompute, fewest_recomputed, predict_memory
-from manyicl.training.recompute import Recompute, measure_kept, prepared_layers
+from manyicl.training.recompute.layers import Recompute, measure_kept, prepared_layers
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)

@@ -10,7 +10,7 @@ from manyicl.models.costs import count_flops, shape_model
 from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import choose_packs, predict_memory, resolve_packs
 from manyicl.training.recipe import RunConfig, with_batch
-from manyicl.training.recompute import Recompute
+from manyicl.training.recompute.layers import Recompute
 
 GIB = 1 << 30
 SMOLLM2 = LlamaConfig(

@@ -17,7 +17,7 @@ from manyicl.training.metrics import MetricsLog, bucket_name
 from manyicl.training.preparation import row_multiple, share_rows
 from manyicl.training.ranks import agree_on, check_launch, refuse_data_parallel
 from manyicl.training.recipe import TrainSettings
-from manyicl.training.recompute import Recompute
+from manyicl.training.recompute.layers import Recompute
 from manyicl.training.run import train
 from manyicl.training.run_folder import Checkpoints, RunFolder
 from tests.trajectory.setting import read_metrics, write_setting

@@ -44,7 +44,8 @@ from .recipe import (
     with_batch,
     with_precision,
 )
-from .recompute import INPUTS_AT_ONCE, Recompute
+from .recompute.host_store import INPUTS_AT_ONCE
+from .recompute.layers import Recompute
 from .run import train
 from .run_folder import Run, RunFolder, RunState, find_changes, git_commit, package_versions
 

@@ -45,7 +45,7 @@ from manyicl.models import (
     store_in_float8,
 )
 from manyicl.training.recipe import OPTIMIZERS, Optim
-from manyicl.training.recompute import (
+from manyicl.training.recompute.layers import (
     RECOMPUTED_WORK_COMPILED,
     WHOLE_WORK_COMPILED,
     Recompute,

@@ -20,7 +20,8 @@ from manyicl.errors import UserError
 from manyicl.models import LoraSettings, decoder_layers, device_of, inner_model
 from manyicl.training.footprint import Footprint, Row, measure_footprint
 from manyicl.training.recipe import RecomputeSetting, RunConfig, with_batch
-from manyicl.training.recompute import INPUTS_AT_ONCE, Recompute, spread
+from manyicl.training.recompute.host_store import INPUTS_AT_ONCE
+from manyicl.training.recompute.layers import Recompute, spread
 
 # Of free memory, what is counted on: allocators lose some between tensors, and libraries take workspaces.
 USABLE_FRACTION = 0.92

@@ -18,7 +18,7 @@ from manyicl.models import ModelShape, count_flops, inner_model, load_config
 from manyicl.training.memory import PacksChoice, free_memory, resolve_packs
 from manyicl.training.preparation import Prepared, count_step_flops, find_shape, largest_row
 from manyicl.training.recipe import OPTIMIZERS, Optim, TrainSettings
-from manyicl.training.recompute import Recompute
+from manyicl.training.recompute.layers import Recompute
 
 # Why so many packs are joined where the recipe fixes their number.
 FIXED = "as train.packs_per_batch says"

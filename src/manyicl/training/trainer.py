@@ -40,7 +40,7 @@ from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_
 from manyicl.training.preparation import share_rows
 from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit, find_unshared
 from manyicl.training.recipe import OPTIMIZERS, RunConfig, TrainSettings
-from manyicl.training.recompute import AttentionChoice, Recompute, prepared_layers, unwidened_inputs
+from manyicl.training.recompute.layers import AttentionChoice, Recompute, prepared_layers, unwidened_inputs
 from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
 
 
