@@ -20,8 +20,8 @@ from manyicl.episodes.batch import pad_row
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
-from manyicl.training.recompute import layers as recompute
 from manyicl.training.footprint import meter_step
+from manyicl.training.recompute import layers as recompute
 from manyicl.training.recompute.host_store import HostStore
 from manyicl.training.recompute.layers import (
     Recompute,
