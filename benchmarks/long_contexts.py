@@ -3,8 +3,9 @@
     python benchmarks/long_contexts.py runs/long-* [--plot FILE.png]
 
 Each argument is the folder of a comparison with a length of its own. A row per arm (and length, for ManyICL), a column
-per number of shots: the mean over held-out tasks; then each arm less the base, paired by seed, draw and query; then
-each held-out task. Only recipes, comparison.json and results are read, no weights; what is missing is a dash.
+per number of shots: the mean over held-out tasks; then each arm less the base, less few-shot fine-tuning and less
+ManyICL of the longest episodes, paired by seed, draw and query; then each held-out task. Only recipes, comparison.json
+and results are read, no weights; what is missing is a dash.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from manyicl.comparison.schema import CurvePoint, MeanPoint
 from manyicl.comparison.settings import ARMS, CompareConfig
 from manyicl.console import DASH
 from manyicl.errors import UserError
-from manyicl.evaluation.shots import sort_shots
+from manyicl.evaluation.shots import Shots, sort_shots
 from manyicl.report.numbers import tell_change, tell_interval, tell_percent
 from manyicl.training.recipe import load_recipe
 
@@ -71,15 +72,23 @@ def scores_of(lengths: Sequence[Length], *, task: str | None) -> dict[str, dict[
     return rows
 
 
-def differences_of(lengths: Sequence[Length], *, tasks: Sequence[str]) -> dict[str, dict[str, Pooled]]:
-    """Return arm's title -> shots -> its mean over tasks less the base's, on the queries that both were asked."""
-    answers = {title: seeds for length in lengths for title, seeds in length.answers().items()}
-    base = answers.pop(ARMS["base"].title, {})
+def differences_of(
+    answers: Mapping[str, Mapping[int, ArmAnswers]], *, other: str, tasks: Sequence[str], columns: Sequence[Shots]
+) -> dict[str, dict[str, Pooled]]:
+    """Return arm's title -> shots -> its mean over tasks less the other arm's, on the queries that both were asked.
+
+    answers: arm's title -> seed -> what it answered.
+    other: the title of the arm that is taken from each; {} if it has answered nothing.
+    """
     rows: dict[str, dict[str, Pooled]] = {}
     for title, seeds in answers.items():
-        pairs = [pair_answers(seeds[seed], base[seed]) for seed in sorted(seeds.keys() & base.keys())]
+        if title == other:
+            continue
+        theirs_by_seed = answers.get(other, {})
+        shared = sorted(seeds.keys() & theirs_by_seed.keys())
+        pairs = [pair_answers(seeds[seed], theirs_by_seed[seed]) for seed in shared]
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        for shots in lengths[0].grid.shots:
+        for shots in columns:
             pooled = pool_differences(ours, theirs, shots=dict.fromkeys(tasks, (shots, shots)))
             if pooled is not None and pooled.num_tasks == len(tasks):
                 rows.setdefault(title, {})[str(shots)] = pooled
@@ -136,7 +145,8 @@ def main(folders: Sequence[str], *, plot: Path | None) -> None:
     lengths = sorted(
         (Length.read(Path(folder)) for folder in folders), key=lambda one: one.grid.config.episodes.token_budget
     )
-    columns = [str(shots) for shots in sort_shots({k for one in lengths for k in one.grid.settings.shots})]
+    asked = sort_shots({k for one in lengths for k in one.grid.settings.shots})
+    columns = [str(shots) for shots in asked]
     tasks = sorted({task for length in lengths for task in length.grid.settings.held_out_tasks})
     means = scores_of(lengths, task=None)
     means = dict(sorted(means.items(), key=lambda row: row[0].startswith(ARMS["manyicl"].title)))
@@ -146,9 +156,13 @@ def main(folders: Sequence[str], *, plot: Path | None) -> None:
         told = {name: {shots: tell_point(point) for shots, point in points.items()} for name, points in rows.items()}
         print_table(f"Mean of {len(tasks)} held-out tasks, %" if task is None else f"{task}, %", told, columns=columns)
         if task is None:
-            less = differences_of(lengths, tasks=tasks)
-            told = {name: {k: tell_difference(one) for k, one in less[name].items()} for name in means if name in less}
-            print_table("Less the base, points, paired; bold: the interval excludes zero", told, columns=columns)
+            answers = {title: seeds for length in lengths for title, seeds in length.answers().items()}
+            for other in (ARMS["base"].title, ARMS["few-shot"].title, lengths[-1].title("manyicl")):
+                less = differences_of(answers, other=other, tasks=tasks, columns=asked)
+                told = {name: {k: tell_difference(d) for k, d in less[name].items()} for name in means if name in less}
+                if told:
+                    title = f"Less {other}, points, paired; bold: the interval excludes zero"
+                    print_table(title, told, columns=columns)
     if plot:
         draw(means, plot, columns=columns)
 
