@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--modes", default="lora", help="lora, qlora, full, full-fp32, or several with commas")
     parser.add_argument("--tokens", default="8192,32768")
     parser.add_argument(
-        "--checkpointed", default="auto", help="layers recomputed: auto, none, selective, full, offload, or numbers"
+        "--checkpointed", default="auto", help="recomputed: auto, none, selective, full, offload, tiled, or numbers"
     )
     parser.add_argument("--compile", default="both", choices=("no", "yes", "both"))
     parser.add_argument("--autocast", action="store_true", help="products in bf16 also where weights are float32")
@@ -99,7 +99,8 @@ def main() -> None:
 def settings_of(options):
     """Return (tokens, checkpointed, compiled) of every row that is asked for."""
     checkpointed = [
-        c if c in ("auto", "none", "selective", "full", "offload") else int(c) for c in options.checkpointed.split(",")
+        c if c in ("auto", "none", "selective", "full", "offload", "tiled") else int(c)
+        for c in options.checkpointed.split(",")
     ]
     compiled = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
     return [(int(t), c, y) for t in options.tokens.split(",") for c in checkpointed for y in compiled]
@@ -147,6 +148,7 @@ def measure(model, cost, setting, options, *, mode):
             "checkpointed": chosen.num_layers,
             "keeps_attention": chosen.keep_attention,
             "offload": chosen.offload,
+            "tiles": chosen.tiles,
         }
         about |= {"layers": len(decoder_layers(model)), "weights_gib": before / GIB}
         predicted = predict_bytes(model, chosen, setting, num_targets=num_targets, mode=mode)
@@ -216,7 +218,7 @@ def describe(result):
     what = (
         f"{result['shape']:10} {result['mode']} {result['tokens']:>7,} tokens, {result.get('checkpointed', '?')} of"
         f" {result.get('layers', '?')} layers recomputed{'' if result.get('keeps_attention', True) else ' in full'}"
-        f"{', inputs in the host' if result.get('offload') else ''}"
+        f"{', inputs in the host' if result.get('offload') else ''}{', in tiles' if result.get('tiles') else ''}"
         f"{', compiled' if result['compiled'] else ''}{', FlashAttention 3' if result.get('flash') == 'FA3' else ''}:"
     )
     if not result["fits"]:

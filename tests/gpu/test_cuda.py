@@ -32,6 +32,7 @@ from manyicl.models.loss import answer_loss, row_loss, target_logits
 from manyicl.training import trainer
 from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import choose_recompute, predict_memory
+from manyicl.training.recompute import tiles
 from manyicl.training.recompute.layers import Recompute, prepared_layers
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
@@ -398,6 +399,22 @@ def test_inputs_wait_in_the_hosts_memory_and_change_no_gradient(compiled):
                 row_loss(model, batch).loss.backward()
         found.append(torch.cat([p.grad.float().flatten() for p in model.parameters()]))
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-3
+
+
+@COMPILERS_OWN_WARNING
+@pytest.mark.parametrize("compiled", [False, True])
+def test_feed_forward_parts_in_tiles_change_no_gradient(compiled, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 16)
+    model = tiny_model("llama").to("cuda", torch.bfloat16).train()
+    batch = pad_row(row([random_episode(EPISODE, seed=s) for s in (1, 2, 3)]), multiple=64).to("cuda")
+    found = []
+    for in_tiles in (False, True):
+        model.zero_grad()
+        recompute = Recompute(3, keep_attention=False, offload=in_tiles, tiles=in_tiles)
+        with segment_attention(model), prepared_layers(model, recompute, compiled=compiled):
+            row_loss(model, batch).loss.backward()
+        found.append(torch.cat([p.grad.float().flatten() for p in model.parameters()]))
+    assert (found[0] - found[1]).norm() / found[0].norm() < 0.02
 
 
 def test_automatic_recomputation_follows_the_free_memory(monkeypatch):

@@ -54,6 +54,7 @@ def measure_peak(model, checkpointed, *, num_tokens, num_targets):
         *map(Recompute, (0, 5, 8)),
         Recompute(8, keep_attention=False),
         Recompute(8, keep_attention=False, offload=True),
+        Recompute(8, keep_attention=False, offload=True, tiles=True),
     ],
     ids=str,
 )

@@ -15,11 +15,13 @@ from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.isolation import isolation_fault
 from manyicl.models.loading import LoraSettings, ModelNote, ModelSettings, load_model, load_tokenizer
-from manyicl.models.loss import target_logits
+from manyicl.models.loss import row_loss, target_logits
 from manyicl.models.saving import merge_adapter, save_model
 from manyicl.models.trials import trial_ids
 from manyicl.training.preparation import prepare_run
 from manyicl.training.recipe import make_config
+from manyicl.training.recompute import tiles
+from manyicl.training.recompute.layers import Recompute, prepared_layers
 from manyicl.training.run import train
 from tests.parity.test_loss_parity import row
 from tests.trajectory.setting import read_metrics, read_weights, write_tasks
@@ -64,6 +66,20 @@ def test_packed_is_alone(base):
 def test_the_trial_lets_the_episodes_of_a_row_go_together(smollm2):
     model, tokenizer = load(smollm2)
     assert isolation_fault(model, trial_ids(tokenizer, 200), longest=200) == ""
+
+
+def test_a_real_layer_has_the_same_gradients_with_its_feed_forward_part_in_tiles(smollm2, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 64)
+    model, tokenizer = load(smollm2)
+    batch = row([plain_episode(tokenizer, n, first_paragraph=p) for n, p in ((130, 1), (70, 2))])
+    found = []
+    for in_tiles in (False, True):
+        recompute = Recompute(30, keep_attention=False, offload=in_tiles, tiles=in_tiles)
+        model.train().zero_grad()
+        with segment_attention(model), prepared_layers(model, recompute, compiled=False):
+            row_loss(model, batch).loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert (found[1] - found[0]).norm() <= 1e-5 * found[0].norm()
 
 
 def recipe(base: Path, folder: Path, *, lora: bool, **train_settings: object):

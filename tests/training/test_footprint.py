@@ -16,9 +16,11 @@ from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import answer_loss, target_logits
 from manyicl.training import memory
-from manyicl.training.footprint import Row, StorageMeter, measure_footprint, meter_step
+from manyicl.training.footprint import Row, measure_footprint
 from manyicl.training.memory import choose_recompute, fewest_recomputed, predict_memory
+from manyicl.training.recompute import tiles
 from manyicl.training.recompute.layers import Recompute, measure_kept, prepared_layers
+from manyicl.training.storage_meter import StorageMeter, meter_step
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)
@@ -68,6 +70,21 @@ def test_the_predicted_peak_is_what_real_tensors_take(name, precision, lora):
         prediction = predict_memory(footprint, checkpointed)
         assert prediction.activations_bytes == pytest.approx(max(peaks), rel=0.1)
         assert (prediction.moment == "head") == (peaks[0] > peaks[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, RANK_4], ids=["full", "lora"])
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_tiles_of_feed_forward_parts_take_what_is_predicted(name, lora, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 50)
+    config, model = deep_model(name, lora=lora)
+    footprint = measure_footprint(config, Row(408, 80, "fp32"), lora=lora)  # of another length than in other tests
+    in_tiles = replace(WHOLE, tiles=True)
+    with segment_attention(model), prepared_layers(model, in_tiles, compiled=False):
+        peaks = meter_step(model, row_of(408, num_answers=20), autocast=False)
+    prediction = predict_memory(footprint, in_tiles)
+    assert prediction.activations_bytes == pytest.approx(max(peaks), rel=0.1)
+    assert footprint.layer.work_tiles < 0.8 * footprint.layer.work_whole
 
 
 @pytest.mark.slow
@@ -183,12 +200,12 @@ def test_capped_scores_are_run_as_they_are_because_no_fused_kernel_knows_them():
 
 
 def test_a_model_that_needs_contents_is_one_line(monkeypatch):
-    from manyicl.training import footprint
+    from manyicl.training import storage_meter
 
     def needs_contents(model, batch, **_):
         return float(target_logits(model, batch).sum())
 
-    monkeypatch.setattr(footprint, "row_loss", needs_contents)
+    monkeypatch.setattr(storage_meter, "row_loss", needs_contents)
     with pytest.raises(UserError, match="llama: its memory cannot be predicted") as caught:
         measure_footprint(CONFIGS["llama"](), Row(61, 8, "fp32"))  # as no test before: what is known is not run again
     assert "\n" not in str(caught.value)
@@ -233,10 +250,21 @@ def test_a_setting_is_taken_and_a_cpu_recomputes_nothing_by_itself():
         "selective": Recompute(3),
         "full": Recompute(3, keep_attention=False),
         "offload": Recompute(3, keep_attention=False, offload=True),
+        "tiled": Recompute(3, keep_attention=False, offload=True, tiles=True),
         2: Recompute(2),
     }
     for setting, chosen in expected.items():
         assert choose_recompute(model, setting, row=row) == chosen
+
+
+def test_tiles_are_refused_where_they_would_change_the_model_or_are_not_known_to_work():
+    row = Row(64, 8, "fp32")
+    with pytest.raises(
+        UserError, match=r"^train\.recompute = 'tiled': Gemma2DecoderLayer is not known .*; set 'offload'"
+    ):
+        choose_recompute(tiny_model("gemma2"), "tiled", row=row)
+    with pytest.raises(UserError, match=r"^train\.recompute = 'tiled': not with weights that FSDP shards; .*'offload'"):
+        choose_recompute(tiny_model("llama"), "tiled", row=row, num_shards=2)
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ from manyicl.episodes.batch import pad_row
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
-from manyicl.training.footprint import meter_step
 from manyicl.training.recompute import layers as recompute
+from manyicl.training.recompute import tiles
 from manyicl.training.recompute.host_store import HostStore
 from manyicl.training.recompute.layers import (
     Recompute,
@@ -31,6 +31,7 @@ from manyicl.training.recompute.layers import (
     spread,
     unwidened_inputs,
 )
+from manyicl.training.storage_meter import meter_step
 from tests.conftest import CONFIGS, assert_same_gradients, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 
@@ -70,6 +71,60 @@ def test_inputs_that_wait_in_the_hosts_memory_change_no_gradient(name):
     some, twice = gradients_with(model, Recompute(3, keep_attention=False, offload=True))
     assert twice == [2, 2, 2]
     assert_same_gradients(some, plain)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own looking
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "gemma", "qwen3"])
+def test_feed_forward_parts_in_tiles_change_no_gradient(name, compiled, monkeypatch):
+    """A row of 76 tokens in tiles of 16, each of which runs forward twice as a recomputed layer does, not thrice."""
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 16)
+    model, rows = tiny_model(name), []
+    plain, _ = gradients_with(model, Recompute(0))
+    gate = decoder_layers(model)[1].mlp.gate_proj
+    handle = gate.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    some, twice = gradients_with(model, Recompute(3, keep_attention=False, tiles=True), compiled=compiled)
+    handle.remove()
+    assert twice == [2, 2, 2]
+    assert_same_gradients(some, plain)
+    if not compiled:  # no hook is called there more than once
+        assert rows == [16, 16, 16, 16, 12] * 2
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_adapters_in_tiles_drop_the_same_features_forward_and_backward(autocast, monkeypatch):
+    """Beside tiles that autograd runs by itself, which draw the same random numbers in the same order."""
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 16)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False)
+    model = get_peft_model(tiny_model("llama"), config).train()
+
+    def gradients(recompute):
+        model.zero_grad()
+        torch.manual_seed(1)
+        with segment_attention(model), prepared_layers(model, recompute, compiled=False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = row_loss(model, row([random_episode(EPISODE, seed=s) for s in (1, 2)])).loss
+            loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    in_tiles = gradients(Recompute(3, keep_attention=False, tiles=True))
+    for layer in decoder_layers(model):
+        forward = layer.mlp.forward
+        monkeypatch.setattr(
+            layer.mlp, "forward", lambda x, run=forward: torch.cat([run(tile) for tile in x.split(16, dim=1)], dim=1)
+        )
+    plain = gradients(Recompute(0))
+    if autocast:  # products of other shapes are rounded otherwise
+        assert (in_tiles - plain).norm() < 0.01 * plain.norm()
+    else:
+        assert_same_gradients(in_tiles, plain)
+
+
+def test_a_layer_that_does_more_with_its_feed_forward_part_is_not_run_in_tiles():
+    fault = tiles.tiles_fault(decoder_layers(tiny_model("gemma2")))
+    assert fault.startswith("Gemma2DecoderLayer is not known to add")
+    assert tiles.tiles_fault(decoder_layers(tiny_model("llama"))) == ""
 
 
 @pytest.mark.slow

@@ -208,13 +208,14 @@ def test_ranks_agree_on_what_saves_most_memory():
         def gather(self, mine):
             return torch.cat([mine, self.other])
 
-    assert agree_on(Recompute(3), accelerator=TwoRanks(5, 0, 0)) == Recompute(5)
-    assert agree_on(Recompute(5), accelerator=TwoRanks(3, 0, 0)) == Recompute(5)
+    assert agree_on(Recompute(3), accelerator=TwoRanks(5, 0, 0, 0)) == Recompute(5)
+    assert agree_on(Recompute(5), accelerator=TwoRanks(3, 0, 0, 0)) == Recompute(5)
     whole = Recompute(32, keep_attention=False)
-    assert agree_on(Recompute(5), accelerator=TwoRanks(32, 1, 0)) == whole
-    assert agree_on(whole, accelerator=TwoRanks(32, 0, 0)) == whole
+    assert agree_on(Recompute(5), accelerator=TwoRanks(32, 1, 0, 0)) == whole
+    assert agree_on(whole, accelerator=TwoRanks(32, 0, 0, 0)) == whole
     offloaded = Recompute(32, keep_attention=False, offload=True)
-    assert agree_on(whole, accelerator=TwoRanks(32, 1, 1)) == offloaded
+    assert agree_on(whole, accelerator=TwoRanks(32, 1, 1, 0)) == offloaded
+    assert agree_on(offloaded, accelerator=TwoRanks(32, 1, 1, 1)) == replace(offloaded, tiles=True)
 
 
 @pytest.mark.slow
@@ -257,9 +258,10 @@ def test_a_run_with_recomputed_layers_logs_its_flops_and_says_what_it_took(tmp_p
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can have its layers' inputs in the host's memory")
-def test_layers_inputs_cannot_leave_a_cpu_for_the_hosts_memory(tmp_path):
-    config = write_setting(tmp_path, recompute="offload")
-    with pytest.raises(UserError, match=r"train\.recompute = 'offload': needs a GPU, .*; set 'full' or 'auto'"):
+@pytest.mark.parametrize("setting", ["offload", "tiled"])
+def test_layers_inputs_cannot_leave_a_cpu_for_the_hosts_memory(setting, tmp_path):
+    config = write_setting(tmp_path, recompute=setting)
+    with pytest.raises(UserError, match=rf"train\.recompute = '{setting}': needs a GPU, .*; set 'full' or 'auto'"):
         train(config, out=tmp_path / "run")
 
 

@@ -45,9 +45,10 @@ def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | 
     With `train.recompute = "auto"` it is what training chooses on `device`; without a device, all selectively.
 
     Raises:
-        UserError: more layers are to be recomputed than the model has.
+        UserError: as `resolve_recompute`.
     """
-    recompute = resolve_recompute(config.train.recompute, num_layers=footprint.num_layers)
+    setting, fault = config.train.recompute, footprint.tiles_fault
+    recompute = resolve_recompute(setting, num_layers=footprint.num_layers, tiles_fault=fault)
     if recompute is None and device is not None:
         recompute = fewest_recomputed(footprint, free_bytes=device.memory_bytes)
     return predict_memory(footprint, recompute or Recompute(footprint.num_layers))
@@ -81,7 +82,8 @@ def suggest_changes(
 
     row: the recipe's largest. Each attempt keeps the changes of those before it; each is measured.
     """
-    for overrides, changed in _iter_changes(config):
+    own = measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=config.model.trust_remote_code)
+    for overrides, changed in _iter_changes(config, tiles=not own.tiles_fault):
         num_tokens = row.num_tokens * changed.row_tokens // config.row_tokens
         num_targets = max(1, row.num_targets * num_tokens // row.num_tokens)
         model = changed.model
@@ -98,8 +100,11 @@ def suggest_changes(
     return None
 
 
-def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfig]]:
-    """Yield (overrides, changed config), ever harsher: what costs time, then what changes the run."""
+def _iter_changes(config: RunConfig, *, tiles: bool) -> Iterator[tuple[tuple[str, ...], RunConfig]]:
+    """Yield (overrides, changed config), ever harsher: what costs time, then what changes the run.
+
+    tiles: whether feed-forward parts can run in them.
+    """
     chosen: dict[str, tuple[str, Any]] = {}
 
     def change(key: str, value: Any, written: str) -> tuple[tuple[str, ...], RunConfig]:
@@ -112,8 +117,10 @@ def _iter_changes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], RunConfi
 
     if config.train.recompute == "full":
         yield change("train.recompute", "offload", "offload")
-    elif config.train.recompute not in ("auto", "offload"):
+    elif config.train.recompute not in ("auto", "offload", "tiled"):
         yield change("train.recompute", "auto", "auto")
+    if tiles and config.train.recompute != "tiled":
+        yield change("train.recompute", "tiled", "tiled")
     if config.train.packs_at_once > 1:
         yield change("train.packs_per_batch", 1, "1")
     if config.model.precision == "fp32":

@@ -37,6 +37,7 @@ from manyicl.models import (
 from manyicl.planning.devices import ASSUMED_UTILIZATION, Device, predict_seconds
 from manyicl.planning.fit import Change, join_packs, predict_recipe, suggest_changes
 from manyicl.training import (
+    USABLE_FRACTION,
     MemoryPrediction,
     Optim,
     PacksChoice,
@@ -236,7 +237,7 @@ def count_layer_passes(config: RunConfig, *, num_layers: int) -> int:
     """Return how often a row goes through a layer in a run: forward once, backward as long as twice, and recomputed."""
     train = config.train
     num_rows = train.num_steps * ceil(train.packs_per_step / train.packs_at_once)
-    recomputed = num_layers if train.recompute in ("full", "selective", "offload") else 0
+    recomputed = num_layers if train.recompute in ("full", "selective", "offload", "tiled") else 0
     if isinstance(train.recompute, int):
         recomputed = min(train.recompute, num_layers)
     return num_rows * (3 * num_layers + recomputed)
@@ -435,5 +436,6 @@ def note_warmup(train: TrainSettings) -> str:
 
 def _tell_misfit(memory: MemoryPrediction, device: Device, change: Change | None) -> str:
     need, have = memory.total_bytes / 2**30, device.memory_bytes / 2**30
+    usable = f"a {device.name} has {have:.1f}, of which {USABLE_FRACTION * have:.1f} are counted on"
     fix = f"{' '.join(change.overrides)} needs {change.total_bytes / 2**30:.1f}" if change else "choose a larger device"
-    return f"a step needs {need:.1f} GiB, and a {device.name} has {have:.1f}; {fix}"
+    return f"a step needs {need:.1f} GiB, and {usable}; {fix}"

@@ -2,18 +2,16 @@
 
 The forward pass, loss and backward pass of training run on torch's fake tensors, which have shapes, types and storages
 but no contents, with every storage counted from its birth to its end. Two and three layers are run, each time with all
-of them kept, recomputed selectively, and recomputed in full: what a further layer adds is known from that, for a model
-of any depth and size, in seconds. Attention is stood in for by what every fused kernel keeps (queries, keys, values,
-output, log-sum-exp). Compiled layers keep less: the fraction is measured on one real layer of the model, with short
-rows. `memory` predicts the peak from it.
+of them kept, recomputed selectively, in full, and in full in tiles: what a further layer adds is known from that, for a
+model of any depth and size, in seconds. Attention is stood in for by what every fused kernel keeps (queries, keys,
+values, output, log-sum-exp). Compiled layers keep less: the fraction is measured on one real layer of the model, with
+short rows. `memory` predicts the peak from it.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import weakref
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
@@ -22,8 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -41,7 +37,6 @@ from manyicl.models import (
     count_weights,
     decoder_layers,
     inner_model,
-    row_loss,
     store_in_float8,
 )
 from manyicl.training.recipe import OPTIMIZERS, Optim
@@ -52,8 +47,9 @@ from manyicl.training.recompute.layers import (
     cast_bytes,
     measure_kept,
     prepared_layers,
-    unwidened_inputs,
 )
+from manyicl.training.recompute.tiles import tiles_fault
+from manyicl.training.storage_meter import meter_step
 
 # transformers picks attention by this name. H heads, T tokens, D head dimension.
 STAND_IN = "manyicl_footprint"
@@ -94,12 +90,14 @@ class Moment:
     """The same if it is recomputed selectively."""
     work_whole: int
     """The same if it is recomputed in full."""
+    work_tiles: int
+    """The same with its feed-forward part in tiles, if it can run in them."""
 
     def added_by(self, recompute: Recompute) -> tuple[int, int]:
         """Return what one of the recomputed layers adds, and what else there is if it is the layer at hand."""
         if recompute.keep_attention:
             return self.recomputed, self.work_recomputed
-        return self.whole, self.work_whole
+        return self.whole, self.work_tiles if recompute.tiles else self.work_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +118,8 @@ class Footprint:
     """When a layer goes backward."""
     gathered_bytes: int = 0
     """Of FSDP2's units that are whole at once."""
+    tiles_fault: str = ""
+    """Why the feed-forward parts of its layers cannot run in tiles; "" if they can."""
 
 
 def measure_footprint(
@@ -142,11 +142,12 @@ def measure_footprint(
     content = config.to_json_string()
     try:
         runs = _run_shallow(kind, content, replace(row, compiled=False, optim="adamw_torch"), lora, trust_remote_code)
+        one = _build_empty(config, 1, lora, row, trust_remote_code)
+        fault = tiles_fault(decoder_layers(one))
         fraction, casts, gathered = 1.0, 0, 0
         if row.compiled:
             fraction = _fraction_kept_compiled(kind, content, row.precision, lora, trust_remote_code)
         if row.compiled or num_shards > 1:
-            one = _build_empty(config, 1, lora, row, trust_remote_code)
             # A compiled layer casts its own weights, and again in the backward pass; FSDP2 gathers them in bfloat16.
             casts = cast_bytes(one) if row.precision == "bf16" else 0
             gathered = GATHERED_UNITS * _unit_bytes(one) if num_shards > 1 else 0
@@ -177,96 +178,27 @@ def measure_footprint(
         head=head,
         layer=layer,
         gathered_bytes=gathered,
+        tiles_fault=fault,
     )
-
-
-class StorageMeter(TorchDispatchMode):
-    """Counts the bytes of all storages that are born inside it and live. peak_bytes: the most since `reset`.
-
-    before: tensors that were there before; a view of one is no new storage.
-    """
-
-    def __init__(self, before: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live_bytes = self.peak_bytes = 0
-        self.sizes: dict[int, int] = {}
-        self.before = {tensor.untyped_storage()._cdata for tensor in before}
-
-    def reset(self) -> None:
-        """Begin a new peak at what is live now."""
-        self.peak_bytes = self.live_bytes
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation, and count what it made."""
-        result = func(*args, **(kwargs or {}))
-        for item in tree_iter(result):
-            if isinstance(item, Tensor):
-                self._count(item.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self.sizes or key in self.before:
-            return
-        self.sizes[key] = storage.nbytes()
-        self.live_bytes += storage.nbytes()
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.live_bytes -= self.sizes.pop(key)
-
-
-def meter_step(model: nn.Module, batch: Batch, *, autocast: bool, most_logits: int | None = None) -> tuple[int, int]:
-    """Return the peak bytes beside weights and gradients at the head's moment and at the layers', of one step.
-
-    model: inside an attention that takes segments. autocast: products in bfloat16. most_logits: as in `row_loss`.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.empty_like(parameter)  # counted as a state: it is there from the second row on
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    meter = StorageMeter([*model.parameters(), *model.buffers(), *gradients, batch.input_ids_1T])
-    heads: list[int] = []
-
-    def leave_head(_: Tensor) -> None:
-        heads.append(meter.peak_bytes)
-        meter.reset()
-
-    hook = decoder_layers(model)[-1].register_forward_hook(_on_output(leave_head))
-    with meter, unwidened_inputs(model, autocast=autocast):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            loss = row_loss(model, batch, most_logits=most_logits).loss
-        loss.backward()
-    hook.remove()
-    return heads[0], meter.peak_bytes
-
-
-def _on_output(act: Callable[[Tensor], None]) -> Callable[..., None]:
-    """Return a forward hook that calls `act` when the backward pass reaches the module's output."""
-
-    def hook(*hooked: Any) -> None:
-        _, _, output = hooked  # module, arguments
-        (output[0] if isinstance(output, tuple) else output).register_hook(act)
-
-    return hook
 
 
 @lru_cache(maxsize=64)  # the arms of a comparison, and the changes that a plan tries, have rows in common
 def _run_shallow(
     kind: type[PretrainedConfig], config: str, row: Row, lora: LoraSettings | None, trust_remote_code: bool
 ) -> dict[tuple[int, str], tuple[int, int]]:
-    """Return the peaks (head, layers) of models of (two or three layers, each of the three ways).
+    """Return the peaks (head, layers) of models of (two or three layers, each of the four ways).
 
     kind, config: the model's config, as its class and its JSON.
     """
     whole = kind.from_dict(json.loads(config))
 
     def run(num_layers: int, way: str) -> tuple[int, int]:
-        recompute = Recompute(0 if way == "kept" else num_layers, keep_attention=way != "whole")
-        return _run_empty(_build_empty(whole, num_layers, lora, row, trust_remote_code), row, recompute)
+        model = _build_empty(whole, num_layers, lora, row, trust_remote_code)
+        tiles = way == "tiles" and not tiles_fault(decoder_layers(model))
+        kept, selective = way == "kept", way == "recomputed"
+        return _run_empty(model, row, Recompute(0 if kept else num_layers, selective, tiles=tiles))
 
-    return {(n, way): run(n, way) for n in (2, 3) for way in ("kept", "recomputed", "whole")}
+    return {(n, way): run(n, way) for n in (2, 3) for way in ("kept", "recomputed", "whole", "tiles")}
 
 
 def _build_empty(
@@ -404,7 +336,9 @@ ALL_ATTENTION_FUNCTIONS.register(STAND_IN, _stand_in)
 def _fit_moment(runs: dict[tuple[int, str], tuple[int, int]], place: int) -> Moment:
     """Return the line through two and three layers, of each kind."""
     each = {way: runs[3, way][place] - runs[2, way][place] for _, way in runs}
-    return Moment(**each, **{f"work_{way}": runs[2, way][place] - 2 * num_bytes for way, num_bytes in each.items()})
+    work = {f"work_{way}": runs[2, way][place] - 2 * num_bytes for way, num_bytes in each.items()}
+    each.pop("tiles")  # as much as in full: the input
+    return Moment(**each, **work)
 
 
 @lru_cache(maxsize=8)  # a plan that does not fit tries many rows of one model
@@ -424,11 +358,13 @@ def _fraction_kept_compiled(
 def _as_compiled(moment: Moment, fraction: float) -> Moment:
     """Return the moment with layers that keep a fraction; a recomputed one takes more while it goes backward."""
     kept = round(fraction * moment.kept)
+    work_whole = max(moment.work_whole, round(WHOLE_WORK_COMPILED * kept))
     return replace(
         moment,
         kept=kept,
         work_recomputed=max(moment.work_recomputed, round(RECOMPUTED_WORK_COMPILED * kept)),
-        work_whole=max(moment.work_whole, round(WHOLE_WORK_COMPILED * kept)),
+        work_whole=work_whole,
+        work_tiles=round(moment.work_tiles * work_whole / moment.work_whole),  # not measured: by the same ratio
     )
 
 

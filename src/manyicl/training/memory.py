@@ -22,6 +22,7 @@ from manyicl.training.footprint import Footprint, Row, measure_footprint
 from manyicl.training.recipe import RecomputeSetting, RunConfig, with_batch
 from manyicl.training.recompute.host_store import INPUTS_AT_ONCE
 from manyicl.training.recompute.layers import Recompute, spread
+from manyicl.training.recompute.tiles import tiles_fault
 
 # Of free memory, what is counted on: allocators lose some between tensors, and libraries take workspaces.
 USABLE_FRACTION = 0.92
@@ -136,11 +137,13 @@ def fewest_recomputed(footprint: Footprint, *, free_bytes: int) -> Recompute:
     return whole if predict_memory(footprint, whole).fits(free_bytes) else replace(whole, offload=True)
 
 
-def resolve_recompute(setting: RecomputeSetting, *, num_layers: int) -> Recompute | None:
+def resolve_recompute(setting: RecomputeSetting, *, num_layers: int, tiles_fault: str = "") -> Recompute | None:
     """Return what a setting says of a model with so many layers; None for "auto", which is for the device to say.
 
+    tiles_fault: why its feed-forward parts cannot run in tiles.
+
     Raises:
-        UserError: more layers than the model has.
+        UserError: more layers than the model has, or tiles that it cannot run in.
 
     >>> resolve_recompute("selective", num_layers=32), resolve_recompute("full", num_layers=32)
     (Recompute(num_layers=32, keep_attention=True), Recompute(num_layers=32, keep_attention=False))
@@ -155,7 +158,10 @@ def resolve_recompute(setting: RecomputeSetting, *, num_layers: int) -> Recomput
         return None
     if setting == "none":
         return Recompute(0)
-    return Recompute(num_layers, keep_attention=setting == "selective", offload=setting == "offload")
+    tiles = setting == "tiled"
+    if tiles and tiles_fault:
+        raise UserError(f"train.recompute = 'tiled': {tiles_fault}; set 'offload'")
+    return Recompute(num_layers, setting == "selective", offload=setting in ("offload", "tiled"), tiles=tiles)
 
 
 def check_offload(setting: RecomputeSetting) -> None:
@@ -164,8 +170,8 @@ def check_offload(setting: RecomputeSetting) -> None:
     Raises:
         UserError: there is no GPU.
     """
-    if setting == "offload" and not torch.cuda.is_available():
-        raise UserError("train.recompute = 'offload': needs a GPU, whose memory it saves; set 'full' or 'auto'")
+    if setting in ("offload", "tiled") and not torch.cuda.is_available():
+        raise UserError(f"train.recompute = '{setting}': needs a GPU, whose memory it saves; set 'full' or 'auto'")
 
 
 def choose_recompute(
@@ -185,10 +191,14 @@ def choose_recompute(
     is on, without a wrapper that shards it.
 
     Raises:
-        UserError: more layers than the model has.
+        UserError: as `resolve_recompute`, or FSDP2 shards the weights and the setting is "tiled".
     """
     layers = decoder_layers(model)
-    chosen = resolve_recompute(setting, num_layers=len(layers))
+    if setting == "tiled" and num_shards > 1:
+        raise UserError(
+            "train.recompute = 'tiled': not with weights that FSDP shards; launch without it, or set 'offload'"
+        )
+    chosen = resolve_recompute(setting, num_layers=len(layers), tiles_fault=tiles_fault(layers))
     if chosen is not None:
         return chosen
     device = device_of(model)
@@ -273,7 +283,7 @@ def resolve_packs(
 
     def fits(number: int) -> bool:
         one = measure(1)
-        fixed = resolve_recompute(config.train.recompute, num_layers=one.num_layers)
+        fixed = resolve_recompute(config.train.recompute, num_layers=one.num_layers, tiles_fault=one.tiles_fault)
         recompute = fixed or fewest_recomputed(one, free_bytes=free_bytes)
         return predict_memory(measure(number), recompute).fits(int(device_share * free_bytes))
 

@@ -167,9 +167,9 @@ def balance_packs(costs: Sequence[float], *, num_ranks: int, packs_per_batch: in
 
 def agree_on(chosen: Recompute, *, accelerator: Accelerator) -> Recompute:
     """Return what saves most memory of what the ranks chose, whose free memory may differ."""
-    mine = torch.tensor([[chosen.num_layers, not chosen.keep_attention, chosen.offload]], device=accelerator.device)
-    num_layers, is_full, offload = accelerator.gather(mine).amax(dim=0).tolist()
-    return Recompute(num_layers, keep_attention=not is_full, offload=bool(offload))
+    savings = [chosen.num_layers, not chosen.keep_attention, chosen.offload, chosen.tiles]
+    most = accelerator.gather(torch.tensor([savings], device=accelerator.device)).amax(dim=0).tolist()
+    return Recompute(most[0], keep_attention=not most[1], offload=bool(most[2]), tiles=bool(most[3]))
 
 
 def share_packs(

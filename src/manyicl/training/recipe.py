@@ -18,7 +18,7 @@ from manyicl.episodes import EpisodeSettings, Mixing, Normalization, TemplateSet
 from manyicl.errors import UserError, check_list, suggest, take_path
 from manyicl.models import ModelSettings, Precision
 
-RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full", "offload"]
+RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full", "offload", "tiled"]
 # The setting's name and words in recipes of earlier versions; other values are as they were.
 _OLD_RECOMPUTE, _OLD_WORDS = "checkpointed_layers", {0: "none", "all": "selective", "whole": "full"}
 
@@ -127,8 +127,8 @@ class TrainSettings(BaseModel):
     recompute: RecomputeSetting = "auto"
     """Layers that are computed again in the backward pass, to save memory: 'none', 'selective' (all, but their
     attention's output is kept), 'full' (all, attention too), 'offload' (as 'full', and their inputs wait in the host's
-    memory; needs a GPU), a number of them (selectively), or 'auto' (as few as a GPU's free memory allows, up to 'full'
-    and then 'offload'; none on a CPU)."""
+    memory; needs a GPU), 'tiled' (as 'offload', with feed-forward parts in tiles of 4,096 tokens; not timed yet), a
+    number of them (selectively), or 'auto' (as few as a GPU has room for, up to 'offload'; none on a CPU)."""
     compile: bool = False
     """Compile the layers for one row length, to which shorter rows are padded; costs a minute."""
     log_every_steps: Annotated[int, Field(gt=0)] = 10

@@ -350,12 +350,14 @@ class _UsageCallback(TrainerCallback):
             return
         assert self.before is not None
         peaks = [peak for peak in (self.before.peak_bytes, self.peak.read()) if peak is not None]
-        num_layers = self.trainer.recompute.num_layers
+        recompute = self.trainer.recompute
         self.folder.update_state(
             wall_s=round((self.before.wall_s or 0.0) + time.monotonic() - self.started, 3),
             peak_bytes=max(peaks, default=None),
-            recomputed_layers=num_layers,
-            attention_recomputed=num_layers > 0 and not self.trainer.attention.is_kept,
+            recomputed_layers=recompute.num_layers,
+            attention_recomputed=recompute.num_layers > 0 and not self.trainer.attention.is_kept,
+            inputs_in_host=recompute.offload,
+            feed_forward_in_tiles=recompute.tiles,
             flash_attention=flash_implementation(),
             attention_kernels=kernels_taken(),
         )

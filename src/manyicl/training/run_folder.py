@@ -34,14 +34,7 @@ from manyicl.models import RUN_MODEL, RUN_STATE, fingerprint_weights, locate_mod
 from manyicl.training.held_out import HeldOutRow, Losses
 from manyicl.training.metrics import MetricsLog
 from manyicl.training.preparation import Prepared, count_dropped, count_plan, hash_plan
-from manyicl.training.recipe import (
-    RunConfig,
-    dump_config,
-    load_recipe,
-    refuse_changes,
-    refuse_gone,
-    with_precision,
-)
+from manyicl.training.recipe import RunConfig, dump_config, load_recipe, refuse_changes, refuse_gone, with_precision
 
 PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 RUN_SCHEMA = 1
@@ -132,6 +125,10 @@ class RunState(_Record):
     """Layers that the last process computed again in the backward pass; was called checkpointed_layers."""
     attention_recomputed: bool | None = None
     """Whether their attention was computed again too."""
+    inputs_in_host: bool | None = None
+    """Whether their inputs waited in the host's memory."""
+    feed_forward_in_tiles: bool | None = None
+    """Whether their feed-forward parts ran some tokens at a time."""
     flash_attention: str | None = None
     """What stood in for torch's own flash attention, such as 'FA3'."""
     attention_kernels: dict[str, int] = Field(default_factory=dict)

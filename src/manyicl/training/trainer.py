@@ -41,6 +41,7 @@ from manyicl.training.preparation import share_rows
 from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit, find_unshared
 from manyicl.training.recipe import OPTIMIZERS, RunConfig, TrainSettings
 from manyicl.training.recompute.layers import AttentionChoice, Recompute, prepared_layers, unwidened_inputs
+from manyicl.training.recompute.tiles import tiles_fault
 from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
 
 
@@ -435,11 +436,14 @@ def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
     why = (
         f"{where}, with rows of up to {trainer.recipe.row_tokens:,} tokens and {num_recomputed} of {num_layers} layers"
         f" recomputed{' in full' if is_full else ''}{', from inputs in the host' if offload else ''}"
+        f"{', in tiles' if trainer.recompute.tiles else ''}"
     )
     if not is_full:
         return OutOfMemoryError(why, f"train.recompute={'full' if num_recomputed == num_layers else 'selective'}")
     if not offload and device_of(model).type == "cuda":
         return OutOfMemoryError(why, "train.recompute=offload")
+    if offload and not trainer.recompute.tiles and not tiles_fault(decoder_layers(model)):
+        return OutOfMemoryError(why, "train.recompute=tiled")
     if trainer.recipe.train.packs_at_once > 1:
         return OutOfMemoryError(why, "train.packs_per_batch=1")
     fix = "start a new run with a lower episodes.token_budget or train.pack_tokens, or shard it over GPUs"

@@ -34,6 +34,7 @@ from manyicl.models import (
     target_logits,
 )
 from manyicl.training.recompute.host_store import HostStore
+from manyicl.training.recompute.tiles import Skipping, Tiles
 
 # Tokens of the two rows that are measured.
 MEASURED_TOKENS = (128, 256)
@@ -58,6 +59,8 @@ class Recompute:
     """They keep their attention's output (selective). Otherwise they are recomputed in full."""
     offload: bool = False
     """Their inputs wait for the backward pass in the host's memory; for layers that are recomputed in full."""
+    tiles: bool = False
+    """Their feed-forward parts run some tokens at a time (`tiles`); for layers that are recomputed in full."""
 
 
 def spread(count: int, *, among: int) -> frozenset[int]:
@@ -145,7 +148,7 @@ def unwidened_inputs(model: nn.Module, *, autocast: bool) -> AbstractContextMana
 
 @contextmanager
 def prepared_layers(
-    model: nn.Module, recompute: Recompute, *, compiled: bool, backend: str = "inductor"
+    model: nn.Module, recompute: Recompute, *, compiled: bool, backend: str | None = "inductor"
 ) -> Iterator[AttentionChoice]:
     """Recompute layers in training, and run all of them compiled for the shapes they meet, in the block.
 
@@ -161,13 +164,17 @@ def prepared_layers(
     # recomputed too.
     choice = AttentionChoice(is_kept=recompute.keep_attention and not drops_attention(model))
     store = HostStore(device_of(model), layers=sorted(chosen)) if recompute.offload else None
+    skipping, backend = Skipping() if recompute.tiles else None, backend if compiled else None
     with ExitStack() as stack:
         if compiled:
             stack.callback(torch.compiler.reset)
         for number, layer in enumerate(layers):
             if compiled or number in chosen:
                 how = choice if number in chosen else None
-                forward = _prepare(layer, recomputed=how, backend=backend if compiled else None)
+                if skipping is not None and number in chosen:
+                    part: Any = layer.mlp
+                    stack.enter_context(replaced(part, "forward", Tiles(part, skipping=skipping, backend=backend)))
+                forward = _prepare(layer, recomputed=how, backend=backend, skipping=skipping)
                 if store is not None and number in chosen:
                     forward = partial(_run_offloaded, store, number, forward)
                 stack.enter_context(replaced(layer, "forward", forward))
@@ -182,10 +189,13 @@ class AttentionChoice:
     is_kept: bool
 
 
-def _prepare(layer: nn.Module, *, recomputed: AttentionChoice | None, backend: str | None) -> Callable[..., Any]:
+def _prepare(
+    layer: nn.Module, *, recomputed: AttentionChoice | None, backend: str | None, skipping: Skipping | None
+) -> Callable[..., Any]:
     """Return a layer's forward.
 
     recomputed: in the backward pass, and how; None: not at all. backend: that compiles it; None: it is not compiled.
+    skipping: leaves its feed-forward part out when it is recomputed; None: that runs again.
     """
     # Without what transformers wraps it in, which would recompute by its own rules.
     forward: Callable[..., Any] = getattr(type(layer).forward, "__wrapped__", type(layer).forward).__get__(layer)
@@ -193,13 +203,19 @@ def _prepare(layer: nn.Module, *, recomputed: AttentionChoice | None, backend: s
     if backend is not None:
         forward = torch.compile(forward, dynamic=False, backend=backend)
         selective = torch.compile(selective, dynamic=False, backend=backend, fullgraph=True)
-    return forward if recomputed is None else partial(_run, layer, forward, selective, recomputed)
+    if recomputed is None:
+        return forward
+    whole = partial(checkpoint, forward, use_reentrant=False)
+    if skipping is not None:
+        whole.keywords["context_fn"] = skipping.contexts
+    return partial(_run, layer, forward, selective, whole, recomputed)
 
 
 def _run(
     layer: nn.Module,
     forward: Callable[..., Any],
     selective: Callable[..., Any],
+    whole: Callable[..., Any],
     choice: AttentionChoice,
     *args: Any,
     **options: Any,
@@ -214,7 +230,7 @@ def _run(
             # Attention that is not a single kernel is not compiled, and nothing around it would be. So what is compiled
             # is recomputed in full.
             choice.is_kept = False
-    return checkpoint(forward, *args, use_reentrant=False, **options)
+    return whole(*args, **options)
 
 
 def _run_offloaded(
