@@ -93,6 +93,24 @@ def test_without_held_out_answers_at_chosen_shots_the_verdict_falls_back_and_say
     )
 
 
+def test_arms_are_compared_at_the_most_shots_if_none_were_chosen_on_validation_rows():
+    """With 5 shots against as many as fit, ManyICL was "better than few-shot FT, by 27.4 points"."""
+    found = [difference("few-shot", 27.4, 4), difference("few-shot", -0.5, 2, asked="most")]
+    usual = [{"arm": arm, "shots": shots} for arm, shots in (("few-shot", 5), ("manyicl", "fill"))]
+    comparison = compare(found, chosen=usual)
+    assert tell_verdict(comparison) == (
+        "With most shots (no number was chosen on validation rows): at equal training tokens, no difference between"
+        " ManyICL and few-shot FT can be shown on 16 trained tasks."
+    )
+    assert "since none was chosen on validation rows" in render_markdown(comparison)
+    beside_base = compare([*found, difference("base", 5, 2, asked="most")], chosen=usual)
+    assert tell_verdict(beside_base).endswith(
+        " ManyICL answers 16 trained tasks better than base, which is not trained, by 5.0 points."
+    )
+    judged = [{**one, "scores": [{"shots": one["shots"], "score": 0.5}]} for one in usual]
+    assert "by 27.4 points" in tell_verdict(compare(found, chosen=judged))
+
+
 def test_there_is_no_verdict_yet_only_while_work_is_missing():
     assert tell_verdict(compare([])) == "No verdict: no two arms have answered the same queries."
     assert tell_verdict(compare([], finished=False)) == "No verdict yet: no arm has answered test queries."

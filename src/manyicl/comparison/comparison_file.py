@@ -187,6 +187,25 @@ class Comparison(Entry):
         found = (one for one in self.headline if (one.arm, one.role, one.asked) == (arm, role, asked))
         return next(found, None)
 
+    @property
+    def chooses_shots(self) -> bool:
+        """Whether numbers of shots were chosen on validation rows, or it is not known how they were picked."""
+        return not self.chosen or any(entry.scores for entry in self.chosen)
+
+    @property
+    def asked_order(self) -> tuple[str, ...]:
+        """Ways to pick numbers of shots, in the order in which arms are compared: the first that there is counts.
+
+        Where no number was chosen on validation rows, "chosen" is what each arm was trained with, so that one with 5
+        shots would be compared with one that has hundreds.
+        """
+        return ("chosen", "most", "fill", "zero") if self.chooses_shots else ("most", "fill", "chosen", "zero")
+
+    def main_asked(self, role: str) -> str:
+        """Return how the numbers of shots are picked that arms are compared at first on the tasks of a role."""
+        known = {pair.asked for pair in self.differences if pair.role == role}
+        return next((asked for asked in self.asked_order if asked in known), "chosen")
+
     def distinct_pairs(self, role: str) -> list[tuple[PairDifference, list[str]]]:
         """Return the known differences on the tasks of a role, each with all ways of asking that came to its shots.
 

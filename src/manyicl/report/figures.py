@@ -181,12 +181,13 @@ def _flatness(comparison: Comparison, plots: Plots) -> dict[str, list[Panel]]:
 def _differences(comparison: Comparison, plots: Plots) -> list[Panel]:
     panels = []
     for role in reversed(comparison.roles):
+        asked = comparison.main_asked(role)
         bars = [
             _bar(comparison, pair.b, pair, name=f"{comparison.title_of(pair.a)} minus {comparison.title_of(pair.b)}")
             for pair in comparison.differences
-            if (pair.role, pair.asked) == (role, "chosen")
+            if (pair.role, pair.asked) == (role, asked)
         ]
-        panels += _bars_panel(plots, f"{role.capitalize()} tasks, shots as chosen", bars, "points", filled=False)
+        panels += _bars_panel(plots, f"{role.capitalize()} tasks, {tables.ASKED[asked]}", bars, "points", filled=False)
     return panels
 
 

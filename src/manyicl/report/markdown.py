@@ -25,10 +25,11 @@ from manyicl.report.tables import COST_COLUMNS, TableCell, TaskRow
 # Characters that Markdown, or HTML in it, would take for markup.
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
-_WORDS = (
-    "FT: fine-tuning. Shots: examples before the query; k is their number, and fill as many as fit. Chosen: the number"
-    " that is best on validation rows."
-)
+_WORDS = "FT: fine-tuning. Shots: examples before the query; k is their number, and fill as many as fit. Chosen:"
+_CHOSEN = {
+    True: "the number that is best on validation rows.",
+    False: "the most that the arm was trained with, since none was chosen on validation rows.",
+}
 
 
 def escape(text: str) -> str:
@@ -79,7 +80,8 @@ def _headline(comparison: Comparison) -> list[str]:
     note = verdict.tell_intervals(comparison)
     if comparison.done_seeds[1] >= MIN_SEEDS:
         note += " **Bold**: better than every other arm of its column, by paired intervals over five or more seeds."
-    return ["", "## Scores", *lines, note, "", _WORDS, "", tables.FORGETTING_NOTE]
+    words = f"{_WORDS} {_CHOSEN[comparison.chooses_shots]}"
+    return ["", "## Scores", *lines, note, "", words, "", tables.FORGETTING_NOTE]
 
 
 def _curves(comparison: Comparison) -> list[str]:

@@ -31,7 +31,6 @@ from manyicl.report.tables import ASKED, fewest_shots_changes, overlap_note
 
 METHOD = "manyicl"
 # The verdict is about the first of these that any two matched arms were both asked with.
-VERDICT_ASKED = ("chosen", "most", "fill", "zero")
 MATCHING = {"tokens": "tokens", "answers": "answers", "flops": "FLOPs"}
 PAIRED_NOTE = (
     "Both arms answered the same queries after the same draws of shots, with the same seed. Where no difference can be"
@@ -84,7 +83,7 @@ class Basis:
     role: Role
     """The role of the tasks."""
     asked: str
-    """How the numbers of shots were picked, as in `VERDICT_ASKED`."""
+    """How the numbers of shots were picked, as in `ASKED`."""
     standings: tuple[Standing, ...]
     """Its differences to the other matched arms."""
 
@@ -95,7 +94,7 @@ def method_arm(comparison: Comparison) -> str | None:
     if METHOD in matched:
         return METHOD
     for role in reversed(comparison.roles):
-        for asked in VERDICT_ASKED:
+        for asked in comparison.asked_order:
             found = {arm: comparison.headline_score(arm, role, asked) for arm in matched}
             scores = {arm: one.score for arm, one in found.items() if one and one.score is not None}
             if scores:
@@ -135,7 +134,7 @@ def verdict_basis(comparison: Comparison) -> Basis | None:
     """
     arm = method_arm(comparison)
     for role in reversed(comparison.roles) if arm else ():
-        for asked in VERDICT_ASKED:
+        for asked in comparison.asked_order:
             found = standings(comparison, arm or "", role, asked=asked)
             matched = tuple(one for one in found if comparison.arm_of(one.other).matched)
             if matched:
@@ -157,10 +156,11 @@ def tell_verdict(comparison: Comparison) -> str:
         groups.setdefault((comparison.arm_of(one.other).is_trained, one.tasks), []).append(one)
     order = sorted(groups, reverse=True)  # trained arms first, then those compared on most tasks
     lead = _lead(comparison, basis)
-    sentences = [
-        _tell_group(comparison, basis, groups[key], first=number == 0, is_trained=key[0])
-        for number, key in enumerate(order)
-    ]
+    sentences: list[str] = []
+    named = False  # the arm, as the subject of a sentence before
+    for key in order:
+        sentences.append(_tell_group(comparison, basis, groups[key], first=not named, is_trained=key[0]))
+        named = named or any(one.sign for one in groups[key])
     if not lead:
         return " ".join(map(_capitalize, sentences))
     return " ".join([f"{lead}: {sentences[0]}", *map(_capitalize, sentences[1:])])
@@ -173,7 +173,9 @@ def _lead(comparison: Comparison, basis: Basis) -> str:
     if fewest < MIN_SEEDS:
         limits.append(f"for {tell_runs(fewest, most)}")
     if basis.asked != "chosen":
-        limits.append(f"with {ASKED[basis.asked]} (with chosen shots there is nothing to compare)")
+        missing = "with chosen shots there is nothing to compare"
+        why = missing if comparison.chooses_shots else "no number was chosen on validation rows"
+        limits.append(f"with {ASKED[basis.asked]} ({why})")
     if basis.role != main_role(comparison):
         limits.append(f"on {basis.role} tasks (on {main_role(comparison)} tasks there is nothing to compare)")
     return _capitalize(", ".join(limits))
@@ -287,13 +289,14 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _tell_role(comparison: Comparison, arm: str, role: str) -> str:
-    score = comparison.headline_score(arm, role, "chosen")
+    asked = comparison.main_asked(role)
+    score = comparison.headline_score(arm, role, asked)
     if score is None or not is_known(score.score):
         return ""
     shots = f" with {tell_shot_count(score.shots)}" if score.shots is not None else ""
     if score.shots is None and score.shots_by_task:
         shots = f" with each task's chosen shots ({tell_shots_range(score.shots_by_task.values())})"
-    found = standings(comparison, arm, role)
+    found = standings(comparison, arm, role, asked=asked)
     counts = {one.tasks for one in found}
     leads = [_tell_standing(comparison, one, tell_tasks=len(counts) > 1) for one in found]
     where = f", on {count_noun(counts.pop(), 'task')}" if len(counts) == 1 else ""
