@@ -40,6 +40,23 @@ def test_a_value_in_place_of_a_list(asked, tasks, shots, told):
     assert str(raised.value) == told
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: manyicl.Client(3), "url=3: is not a text; give one, such as 'http://127.0.0.1:8300'"),
+        (
+            lambda: manyicl.Client("http://127.0.0.1:8300", token=4),
+            "token: is not a text; give it as `manyicl token` printed it",
+        ),
+        (lambda: manyicl.plan("recipes/seed.toml", device=3), "device=3: is not a text; give one, such as 'h100'"),
+    ],
+)
+def test_a_number_in_place_of_a_text(call, told):
+    with pytest.raises(UserError) as raised:
+        call()
+    assert str(raised.value) == told
+
+
 def test_one_task_in_place_of_a_list_for_a_one_pass_curve(asked):
     with pytest.raises(UserError, match="tasks: is one task, 'animals'; give a list of tasks"):
         manyicl.one_pass_curve(asked, make_task("animals"))

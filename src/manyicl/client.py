@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
-from manyicl.errors import UserError, check_list
+from manyicl.errors import UserError, check_list, check_text
 
 # A request that the server refused before it took it (429, 503) is sent again, as often as this in all.
 _MOST_ATTEMPTS = 8
@@ -149,6 +149,9 @@ class Client:
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 600.0) -> None:
+        check_text("url", url, "http://127.0.0.1:8300")
+        if not isinstance(token, str | None):  # a secret is not shown
+            raise UserError("token: is not a text; give it as `manyicl token` printed it")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise UserError("token: holds characters that no token has; give it as `manyicl token` printed it")
         self.url = url.rstrip("/").removesuffix("/v1")

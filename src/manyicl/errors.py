@@ -111,6 +111,16 @@ def take_path(name: str, value: object) -> str | PathLike[str]:
     return value
 
 
+def check_text(name: str, value: object, example: str) -> None:
+    """Refuse a value that is not a text.
+
+    Raises:
+        UserError: naming the parameter, with an example of its values.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{name}={str(value)[:60]}: is not a text; give one, such as {example!r}")
+
+
 def check_kind(name: str, value: object, kind: type) -> None:
     """Refuse a value that is not of the class of settings that a parameter takes, such as a dict of them.
 

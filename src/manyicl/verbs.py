@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from manyicl.console import make_console
-from manyicl.errors import UserError, check_list, suggest, take_path
+from manyicl.errors import UserError, check_list, check_text, suggest, take_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,7 +137,9 @@ def plan(
     from manyicl.training import has_section, load_recipe
 
     path = Path(take_path("recipe", recipe))
-    chosen = find_device(device) if device else None
+    if device is not None:
+        check_text("device", device, "h100")
+    chosen = None if device is None else find_device(device)
     if has_section(path, "compare"):
         compared = load_recipe(path, overrides=overrides, kind=CompareConfig)
         return forecast_comparison(Grid(path.parent, compared), device=chosen, num_devices=num_devices)
