@@ -10,20 +10,21 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import load_model
 from manyicl.models.loss import answer_loss, target_logits
+from manyicl.models.structure import decoder_layers
 from manyicl.training.preparation import prepare_run
 from manyicl.training.recipe import RunConfig, load_recipe
+from manyicl.training.recompute.layers import Recompute, prepared_layers
 from tests.trajectory.setting import end_process
 
 
-def gradients_of(model, batch, *, scale=1.0):
+def gradients_of(model, batch, *, recompute, scale=1.0):
     """Return the row's loss and the whole gradients of what is trained, by name."""
     model.train()
-    with segment_attention(model):
+    with segment_attention(model), prepared_layers(model, recompute, compiled=False):
         loss = answer_loss(target_logits(model, batch), batch).loss * scale
         loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
@@ -32,16 +33,13 @@ def gradients_of(model, batch, *, scale=1.0):
     }
 
 
-def build(config, *, checkpointed):
+def build(config):
     torch.manual_seed(0)
     model = load_model(config.model, trainable=True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide lora_A's gradient
                 parameter.normal_(0, 0.1)
-    if checkpointed:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        inner.activation_checkpointing_enable()
     return model
 
 
@@ -54,17 +52,20 @@ def main() -> None:
     prepared = prepare_run(config)
     packs, divisors = prepared.packs.packs[:4], prepared.packs.divisors[0]
     maker = prepared.packs.maker
-    whole_loss, expected = gradients_of(build(config, checkpointed=False), maker.make_batch(packs, divisors=divisors))
-    for checkpointed in (False, True):
-        model = build(config, checkpointed=checkpointed)
-        for layer in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
+    batch = maker.make_batch(packs, divisors=divisors)
+    whole_loss, expected = gradients_of(build(config), batch, recompute=Recompute(0))
+    num_layers = len(decoder_layers(build(config)))
+    for kept, offload in ((True, False), (False, False), (False, True)):
+        model = build(config)
+        for layer in decoder_layers(model):
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         assert all(isinstance(p, DTensor) for p in model.parameters())
         assert any(p.to_local().numel() < p.numel() for p in model.parameters())
         # Gradients are averaged over ranks, so each one's share counts as often as there are ranks.
         mine = maker.make_batch(packs[rank::ranks], divisors=divisors)
-        loss, grads = gradients_of(model, mine, scale=float(ranks))
+        recompute = Recompute(0) if kept else Recompute(num_layers, keep_attention=False, offload=offload)
+        loss, grads = gradients_of(model, mine, recompute=recompute, scale=float(ranks))
         total = torch.tensor(loss / ranks)
         dist.all_reduce(total)
         torch.testing.assert_close(float(total), whole_loss, rtol=1e-5, atol=0)
