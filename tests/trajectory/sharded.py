@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from manyicl.models.loss import answer_loss, target_logits
 from manyicl.models.structure import decoder_layers
 from manyicl.training.preparation import prepare_run
 from manyicl.training.recipe import RunConfig, load_recipe
+from manyicl.training.recompute import tiles
 from manyicl.training.recompute.layers import Recompute, prepared_layers
 from tests.trajectory.setting import end_process
 
@@ -55,7 +57,9 @@ def main() -> None:
     batch = maker.make_batch(packs, divisors=divisors)
     whole_loss, expected = gradients_of(build(config), batch, recompute=Recompute(0))
     num_layers = len(decoder_layers(build(config)))
-    for kept, offload in ((True, False), (False, False), (False, True)):
+    tiles.TILE_TOKENS = 16
+    whole = Recompute(num_layers, keep_attention=False)
+    for recompute in (Recompute(0), whole, replace(whole, offload=True), replace(whole, offload=True, tiles=True)):
         model = build(config)
         for layer in decoder_layers(model):
             fully_shard(layer, mesh=mesh)
@@ -64,7 +68,6 @@ def main() -> None:
         assert any(p.to_local().numel() < p.numel() for p in model.parameters())
         # Gradients are averaged over ranks, so each one's share counts as often as there are ranks.
         mine = maker.make_batch(packs[rank::ranks], divisors=divisors)
-        recompute = Recompute(0) if kept else Recompute(num_layers, keep_attention=False, offload=offload)
         loss, grads = gradients_of(model, mine, recompute=recompute, scale=float(ranks))
         total = torch.tensor(loss / ranks)
         dist.all_reduce(total)

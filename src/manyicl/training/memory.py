@@ -191,13 +191,9 @@ def choose_recompute(
     is on, without a wrapper that shards it.
 
     Raises:
-        UserError: as `resolve_recompute`, or FSDP2 shards the weights and the setting is "tiled".
+        UserError: as `resolve_recompute`.
     """
     layers = decoder_layers(model)
-    if setting == "tiled" and num_shards > 1:
-        raise UserError(
-            "train.recompute = 'tiled': not with weights that FSDP shards; launch without it, or set 'offload'"
-        )
     chosen = resolve_recompute(setting, num_layers=len(layers), tiles_fault=tiles_fault(layers))
     if chosen is not None:
         return chosen
