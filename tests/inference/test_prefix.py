@@ -8,6 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import manyicl.inference.prefix
+from manyicl.episodes.template import TemplateSettings
+from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference.prefix import (
     EMPTY_PREFIX,
@@ -15,9 +17,9 @@ from manyicl.inference.prefix import (
     encode_prefix,
     score_choices,
 )
-from tests.conftest import CONFIGS, tiny_model
+from tests.conftest import CONFIGS, tiny_model, train_tokenizer
 from tests.parity.test_engine_parity import plain_nll
-from tests.support.answers import answer_nats
+from tests.support.answers import answer_nats, engine_of
 
 CLASSES = sorted(CONFIGS)
 
@@ -170,3 +172,19 @@ def test_bf16_behind_a_prefix_is_near_fp32(name):
     half = model.bfloat16()
     nll = answer_nats(half, encode_prefix(half, some_ids(40)), asked)
     assert nll == pytest.approx(expected, rel=0.05)
+
+
+def test_an_engine_changes_the_models_attention_once_not_for_each_request(monkeypatch):
+    model, tokenizer = tiny_model("llama"), TaskTokenizer(train_tokenizer("bpe"), TemplateSettings())
+    changes, own = [], model.config._attn_implementation
+    change = model.set_attn_implementation
+    monkeypatch.setattr(model, "set_attn_implementation", lambda name: changes.append(name) or change(name))
+    engine = engine_of(model, tokenizer)
+    changes.clear()  # those of its trial
+    query = np.array([5, 6, 7], np.int32)
+    with engine:
+        for _ in range(3):
+            prefix = engine.encode(np.array([3, 4, 9], np.int32))
+            engine.score(prefix, [query], [[[8], [9]]])
+    assert changes == ["manyicl_segments", own]
+    assert model.config._attn_implementation == own

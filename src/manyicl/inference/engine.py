@@ -36,7 +36,15 @@ from manyicl.inference.model import InferenceModel
 from manyicl.inference.prefix import EngineCount, check_finite, encode_prefix, score_choices
 from manyicl.inference.query_rows import edge_logprobs
 from manyicl.inference.sharing import sharing_fault
-from manyicl.models import EMPTY_PREFIX, Prefix, device_of, float32_head, inner_model, replaced
+from manyicl.models import (
+    EMPTY_PREFIX,
+    Prefix,
+    device_of,
+    float32_head,
+    inner_model,
+    replaced,
+    segment_attention,
+)
 
 if TYPE_CHECKING:  # it needs packages that only those who use a server install
     from manyicl.inference.endpoint import EndpointSettings
@@ -202,6 +210,11 @@ class SharedPrefix(_LocalEngine):
     """Encodes a prefix once; many queries then share its keys and values (`prefix`, `generation`)."""
 
     sharing_fault: ClassVar[str] = ""
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._stack.enter_context(segment_attention(self.model))  # once, not for each request
+        return self
 
     def encode(self, ids: Ids, *, after: Prefix = EMPTY_PREFIX, room: int = 0) -> Prefix:
         """Return the prefix `after` extended by `ids`, encoding only `ids`."""

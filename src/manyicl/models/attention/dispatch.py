@@ -228,12 +228,15 @@ def segment_attention(model: nn.Module, *, row_tokens: int = 0) -> Iterator[None
     """
     inner = inner_model(model)
     before = inner.config._attn_implementation
-    inner.set_attn_implementation(IMPLEMENTATION)
+    inside = before == IMPLEMENTATION  # then nothing is to be set, which takes a look at every module of the model
+    if not inside:
+        inner.set_attn_implementation(IMPLEMENTATION)
     try:
         with kernel_order(row_tokens=row_tokens, drops=drops_attention(model)):
             yield
     finally:
-        inner.set_attn_implementation(before)
+        if not inside:
+            inner.set_attn_implementation(before)
 
 
 @contextmanager
