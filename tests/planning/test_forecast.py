@@ -12,13 +12,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 from rich.console import Console
-from transformers import BartConfig, MambaConfig, MambaForCausalLM, T5Config
+from transformers import BartConfig, LlamaConfig, MambaConfig, MambaForCausalLM, T5Config
 
 from manyicl.cli.tables.forecasts import forecast_table
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.models.costs import count_flops, shape_model
-from manyicl.models.loading import load_config
+from manyicl.models.loading import LoraSettings, load_config
 from manyicl.planning import forecast as forecasting
 from manyicl.planning.devices import DEVICES, Device, find_device
 from manyicl.planning.fit import suggest_changes
@@ -290,9 +290,25 @@ def test_the_change_that_is_proposed_fits_and_the_gentler_ones_did_not(config, m
         assert checkpointed.total_bytes == total_bytes
     assert propose(tiled).overrides == ("train.recompute=tiled",)
     smaller = propose(tiled - 1000)
-    assert smaller.overrides == ("train.recompute=tiled", "train.packs_per_batch=1")
+    assert smaller.overrides == ("train.recompute=auto", "train.packs_per_batch=1")
     assert smaller.total_bytes < tiled - 1000
     assert propose(weights.base) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["auto", "full", "offload", "none"])
+def test_a_change_that_makes_room_by_itself_is_proposed_by_itself(config, setting):
+    """Layers were to run in tiles too, since that had been tried in vain before."""
+    config = changed(config, train={"recompute": setting, "packs_per_batch": 1}, model={"precision": "bf16"})
+    model_config, row = LlamaConfig(vocab_size=512, hidden_size=256, num_hidden_layers=4), Row(64, 16, "bf16")
+    footprint = measure_footprint(model_config, row, lora=LoraSettings())
+    needed = predict_memory(footprint, Recompute(0)).total_bytes
+    device = Device("small", math.ceil(needed / USABLE_FRACTION) + 1, peak_flops_per_s=1e12)
+    weights = shape_model(model_config).weights
+    assert 16 * weights.base > device.memory_bytes  # of full fine-tuning: weight, gradient and two moments, float32
+    change = suggest_changes(config, model_config, row=row, device=device, weights=weights)
+    assert change.overrides == ("model.lora={}",)
+    assert change.total_bytes <= needed
 
 
 @pytest.mark.slow
@@ -304,11 +320,11 @@ def test_packs_of_several_episodes_are_made_shorter_before_the_episodes_are(conf
     model_config, lora = load_config(config.model), config.model.lora
     row = Row(8192, 2048, "bf16")
     footprint = measure_footprint(model_config, Row(512, 128, "bf16", quantize="nf4"), lora=lora)
-    needed = predict_memory(footprint, Recompute(footprint.num_layers, False, offload=True, tiles=True)).total_bytes
+    needed = predict_memory(footprint, Recompute(footprint.num_layers, False, offload=True)).total_bytes
     device = Device("tiny", math.ceil(needed / USABLE_FRACTION) + 1, peak_flops_per_s=1e12)
     weights = shape_model(model_config, lora=lora).weights
     change = suggest_changes(config, model_config, row=row, device=device, weights=weights)
-    assert change.overrides == ("train.recompute=tiled", "model.quantize=nf4", "train.pack_tokens=512")
+    assert change.overrides == ("train.recompute=offload", "model.quantize=nf4", "train.pack_tokens=512")
     assert change.total_bytes == needed
 
 

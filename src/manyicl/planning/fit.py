@@ -80,7 +80,7 @@ def suggest_changes(
 ) -> Change | None:
     """Return the gentlest change that fits `device`, or None if none does.
 
-    row: the recipe's largest. Each attempt keeps the changes of those before it; each is measured.
+    row: the recipe's largest. Each attempt is measured.
     """
     own = measure_footprint(model_config, row, lora=config.model.lora, trust_remote_code=config.model.trust_remote_code)
     for overrides, changed in _iter_changes(config, tiles=not own.tiles_fault):
@@ -103,24 +103,34 @@ def suggest_changes(
 def _iter_changes(config: RunConfig, *, tiles: bool) -> Iterator[tuple[tuple[str, ...], RunConfig]]:
     """Yield (overrides, changed config), ever harsher: what costs time, then what changes the run.
 
-    tiles: whether feed-forward parts can run in them.
+    Each change of the run is tried with all that saves memory at the cost of time, gentlest first: it may make enough
+    room by itself. tiles: whether feed-forward parts can run in them.
     """
+    own = config.train.recompute
+    known: dict[Any, list[Any]] = {"auto": [], "full": ["offload"], "offload": [], "tiled": []}
+    settings = [own, *known.get(own, ["auto"]), *(["tiled"] if tiles and own != "tiled" else [])]
+    for changes in _iter_run_changes(config):
+        for setting in settings:
+            recompute = {} if setting == own else {"train.recompute": (setting, setting)}
+            chosen: dict[str, tuple[str, Any]] = {**recompute, **changes}
+            values = config.model_dump()
+            for name, (_, value) in chosen.items():
+                section, entry = name.split(".")
+                values[section][entry] = value
+            if chosen:
+                overrides = tuple(f"{name}={written}" for name, (written, _) in chosen.items())
+                yield overrides, make_config(values, source="plan")
+
+
+def _iter_run_changes(config: RunConfig) -> Iterator[dict[str, tuple[str, Any]]]:
+    """Yield key -> (as it is written, value), beginning with none; each keeps those before it."""
     chosen: dict[str, tuple[str, Any]] = {}
 
-    def change(key: str, value: Any, written: str) -> tuple[tuple[str, ...], RunConfig]:
+    def change(key: str, value: Any, written: str) -> dict[str, tuple[str, Any]]:
         chosen[key] = (written, value)
-        values = config.model_dump()
-        for name, (_, setting) in chosen.items():
-            section, entry = name.split(".")
-            values[section][entry] = setting
-        return tuple(f"{name}={text}" for name, (text, _) in chosen.items()), make_config(values, source="plan")
+        return chosen
 
-    if config.train.recompute == "full":
-        yield change("train.recompute", "offload", "offload")
-    elif config.train.recompute not in ("auto", "offload", "tiled"):
-        yield change("train.recompute", "auto", "auto")
-    if tiles and config.train.recompute != "tiled":
-        yield change("train.recompute", "tiled", "tiled")
+    yield chosen
     if config.train.packs_at_once > 1:
         yield change("train.packs_per_batch", 1, "1")
     if config.model.precision == "fp32":
