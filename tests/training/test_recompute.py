@@ -121,6 +121,16 @@ def test_adapters_in_tiles_drop_the_same_features_forward_and_backward(autocast,
         assert_same_gradients(in_tiles, plain)
 
 
+def test_a_graph_that_is_kept_goes_backward_twice_through_tiles(monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 16)
+    model = tiny_model("llama").train()
+    with segment_attention(model), prepared_layers(model, Recompute(3, False, tiles=True), compiled=False):
+        loss = row_loss(model, row([random_episode(EPISODE, seed=1)])).loss
+        found = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=keep) for keep in (True, False)]
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
+
+
 def test_a_layer_that_does_more_with_its_feed_forward_part_is_not_run_in_tiles():
     fault = tiles.tiles_fault(decoder_layers(tiny_model("gemma2")))
     assert fault.startswith("Gemma2DecoderLayer is not known to add")

@@ -10,8 +10,8 @@ backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -75,15 +75,13 @@ class Skipping:
 
     def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return the contexts of a layer's forward pass and of its recomputation, as `checkpoint` takes them."""
-        return nullcontext(), self._skip()
+        return nullcontext(), self
 
-    @contextmanager
-    def _skip(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         self.on = True
-        try:
-            yield
-        finally:
-            self.on = False
+
+    def __exit__(self, *_: object) -> None:
+        self.on = False
 
 
 class _InTiles(torch.autograd.Function):
