@@ -103,6 +103,10 @@ def test_arms_are_compared_at_the_most_shots_if_none_were_chosen_on_validation_r
         " ManyICL and few-shot FT can be shown on 16 trained tasks."
     )
     assert "since none was chosen on validation rows" in render_markdown(comparison)
+    most = {"agnews": 562, "clinc150": 1797}
+    score = {"arm": "manyicl", "role": "trained", "asked": "most", "shots_by_task": most, "score": 0.6, "seeds": [0.6]}
+    fact = dict(key_facts(compare(found, chosen=usual, headline=[score])))["Trained tasks"]
+    assert fact.startswith("ManyICL scores 60.0 % with each task's most shots (562 to 1797); points above the other")
     beside_base = compare([*found, difference("base", 5, 2, asked="most")], chosen=usual)
     assert tell_verdict(beside_base).endswith(
         " ManyICL answers 16 trained tasks better than base, which is not trained, by 5.0 points."

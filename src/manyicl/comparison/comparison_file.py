@@ -196,8 +196,8 @@ class Comparison(Entry):
     def asked_order(self) -> tuple[str, ...]:
         """Ways to pick numbers of shots, in the order in which arms are compared: the first that there is counts.
 
-        Where no number was chosen on validation rows, "chosen" is what each arm was trained with, so that one with 5
-        shots would be compared with one that has hundreds.
+        Where no number was chosen on validation rows, "chosen" is the most that each arm was trained with, so that an
+        arm with 5 shots would be compared with one that has hundreds.
         """
         return ("chosen", "most", "fill", "zero") if self.chooses_shots else ("most", "fill", "chosen", "zero")
 

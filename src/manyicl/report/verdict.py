@@ -289,13 +289,14 @@ def key_facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _tell_role(comparison: Comparison, arm: str, role: str) -> str:
-    asked = comparison.main_asked(role)
+    ways = (comparison.main_asked(role), *comparison.asked_order)
+    asked = next((how for how in ways if comparison.headline_score(arm, role, how)), "")
     score = comparison.headline_score(arm, role, asked)
     if score is None or not is_known(score.score):
         return ""
     shots = f" with {tell_shot_count(score.shots)}" if score.shots is not None else ""
     if score.shots is None and score.shots_by_task:
-        shots = f" with each task's chosen shots ({tell_shots_range(score.shots_by_task.values())})"
+        shots = f" with each task's {asked} shots ({tell_shots_range(score.shots_by_task.values())})"
     found = standings(comparison, arm, role, asked=asked)
     counts = {one.tasks for one in found}
     leads = [_tell_standing(comparison, one, tell_tasks=len(counts) > 1) for one in found]
