@@ -19,6 +19,7 @@ from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.training import trainer
 from manyicl.training.preparation import prepare_run
 from manyicl.training.recipe import dump_config, load_recipe, make_config
+from manyicl.training.recompute import tiles
 from manyicl.training.recompute.layers import Recompute
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
@@ -216,7 +217,12 @@ def test_a_run_that_is_out_of_memory_says_what_takes_less_and_goes_on_with_that(
                 train(changed, out=folder, resume=folder.exists())
             fixes.append(caught.value.setting)
         patched.setattr(trainer, "device_of", lambda model: torch.device("cuda"))  # which can keep inputs in the host
-        for offload, setting in ((False, "train.recompute=offload"), (True, "train.recompute=tiled")):
+        for offload, tile_tokens, setting in (
+            (False, 64, "train.recompute=offload"),
+            (True, 64, "train.recompute=tiled"),
+            (True, 320, "train.packs_per_batch=1"),  # a row is one tile
+        ):
+            patched.setattr(tiles, "TILE_TOKENS", tile_tokens)
             whole = Recompute(3, keep_attention=False, offload=offload)
             patched.setattr(trainer, "choose_recompute", lambda *_, whole=whole, **__: whole)
             with pytest.raises(OutOfMemoryError, match=r"3 of 3 layers recomputed in full") as caught:

@@ -41,7 +41,7 @@ from manyicl.training.preparation import share_rows
 from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit, find_unshared
 from manyicl.training.recipe import OPTIMIZERS, RunConfig, TrainSettings
 from manyicl.training.recompute.layers import AttentionChoice, Recompute, prepared_layers, unwidened_inputs
-from manyicl.training.recompute.tiles import tiles_fault
+from manyicl.training.recompute.tiles import tiles_help
 from manyicl.training.run_folder import TRAINER_STATE, Checkpoints
 
 
@@ -442,7 +442,7 @@ def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
         return OutOfMemoryError(why, f"train.recompute={'full' if num_recomputed == num_layers else 'selective'}")
     if not offload and device_of(model).type == "cuda":
         return OutOfMemoryError(why, "train.recompute=offload")
-    if offload and not trainer.recompute.tiles and not tiles_fault(decoder_layers(model)):
+    if offload and not trainer.recompute.tiles and tiles_help(decoder_layers(model), num_tokens=trainer.row.num_tokens):
         return OutOfMemoryError(why, "train.recompute=tiled")
     if trainer.recipe.train.packs_at_once > 1:
         return OutOfMemoryError(why, "train.packs_per_batch=1")

@@ -37,6 +37,11 @@ def tiles_fault(layers: list[nn.Module]) -> str:
     return f"{unknown} is not known to add what its feed-forward part gives to what went into it" if unknown else ""
 
 
+def tiles_help(layers: list[nn.Module], *, num_tokens: int) -> bool:
+    """Return whether rows of up to so many tokens take less memory in tiles: they are more than one."""
+    return num_tokens > TILE_TOKENS and not tiles_fault(layers)
+
+
 class Tiles:
     """Takes the place of the forward of a layer's feed-forward part.
 
