@@ -43,6 +43,14 @@ def test_settings_that_differ_besides_the_matching_are_named():
     assert matching_tables(comparisons)[0].heads == ("equal tokens", "equal answers")
 
 
+def test_arms_stand_beside_each_other_with_equal_shots_if_none_were_chosen_on_validation_rows():
+    usual = [{"arm": "few-shot", "shots": 1}, {"arm": "manyicl", "shots": "fill"}]
+    comparisons = [check_comparison(matched(match, chosen=usual)) for match in ("tokens", "answers")]
+    judged = check_comparison(matched("answers"))
+    told = [matching_tables(pair)[0].title for pair in (comparisons, [judged, comparisons[0]], [judged, judged])]
+    assert [title.split(", ")[-1] for title in told] == ["most shots", "most shots", "chosen shots"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told"),

@@ -28,7 +28,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 _WORDS = "FT: fine-tuning. Shots: examples before the query; k is their number, and fill as many as fit. Chosen:"
 _CHOSEN = {
     True: "the number that is best on validation rows.",
-    False: "the most that the arm was trained with (the base: that there is), since none was chosen on validation rows.",
+    False: "the most that the arm was trained with (the base: that fits), since none was chosen on validation rows.",
 }
 
 

@@ -12,7 +12,7 @@ from manyicl.comparison import Comparison
 from manyicl.errors import UserError
 from manyicl.evaluation import sort_shots
 from manyicl.report.numbers import count_noun, tell_change, tell_interval, tell_times
-from manyicl.report.tables import EMPTY, TableCell
+from manyicl.report.tables import ASKED, EMPTY, TableCell
 from manyicl.report.verdict import MATCHING, Standing, method_arm, standings
 
 # An arm's training cost is given as a multiple of the cost of the verdict's arm.
@@ -74,13 +74,18 @@ def _flatten(values: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def matching_tables(comparisons: Sequence[Comparison]) -> list[MatchingTable]:
-    """Return the verdict arm's points above each other arm at chosen shots, one table for each role of tasks."""
+    """Return the verdict arm's points above each other arm, one table for each role of tasks.
+
+    They are at chosen shots if each comparison chose them on validation rows, else at the most.
+    """
     first = comparisons[0]
     arm = method_arm(first)
     heads = tuple(f"equal {MATCHING.get(one.match, one.match)}" for one in comparisons)
     tables = []
+    picked_by = next((one for one in comparisons if not one.chooses_shots), first)
     for role in reversed(first.roles) if arm else ():
-        found = [{one.other: one for one in standings(c, arm or "", role)} for c in comparisons]
+        asked = picked_by.main_asked(role)
+        found = [{one.other: one for one in standings(c, arm or "", role, asked=asked)} for c in comparisons]
         others = [other for other in first.place if any(other in one for one in found)]
         rows = [
             (
@@ -90,7 +95,7 @@ def matching_tables(comparisons: Sequence[Comparison]) -> list[MatchingTable]:
             for other in others
         ]
         if rows:
-            title = f"{role.capitalize()} tasks: points of {first.title_of(arm or '')} above each arm, chosen shots"
+            title = f"{role.capitalize()} tasks: points of {first.title_of(arm or '')} above each arm, {ASKED[asked]}"
             tables.append(MatchingTable(title, heads, tuple(rows)))
     return tables
 
