@@ -23,7 +23,7 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-# Tokens of a tile: the products of a 7B are no slower in tiles of so many.
+# Tokens of a tile. So many should keep a GPU at work in the products of a 7B; that was not timed.
 TILE_TOKENS = 4096
 # Layers whose last step adds what their feed-forward part, `mlp`, gives to what went into it.
 KNOWN = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer, GemmaDecoderLayer)
