@@ -41,6 +41,29 @@ def test_the_command_shows_what_it_would_write_and_then_writes_it(tmp_path, monk
         (["t.csv"], "name a new folder with --out, or only look with --dry-run"),
         (["t.csv", "--dry-run", "--column", "input"], "--column input: write OURS=THEIRS, such as --column input=text"),
         (["t.csv", "--dry-run", "--split", "=x"], "--split =x: write OURS=THEIRS, such as --split test=validation"),
+        (
+            ["t.csv", "--dry-run", "--column", "input=a", "--column", "input=b"],
+            "--column input=b: input is given twice; leave one out; several columns are given as"
+            " input=premise,hypothesis",
+        ),
+        (
+            ["t.csv", "--dry-run", "--split", "test=dev", "--split", "test=val"],
+            "--split test=val: test is given twice; leave one out",
+        ),
+        (
+            ["t.csv", "--dry-run", "--revision", "main"],
+            "--revision main: does nothing with t.csv, it is for a data set of the Hub that is named and not a folder"
+            " or file; leave it out",
+        ),
+        (
+            ["t.csv", "--dry-run", "--config", "en"],
+            "--config en: does nothing with t.csv, it is for a workbook or a data set; leave it out",
+        ),
+        (
+            [".", "--dry-run", "--config", "en"],
+            "--config en: does nothing with ., it is for a folder whose README or dataset_infos.json has it; leave it"
+            " out",
+        ),
     ],
 )
 def test_a_mistake_in_the_command_is_one_line(arguments, message, tmp_path, monkeypatch, capfd):

@@ -121,6 +121,9 @@ def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
         ours, mark, theirs = value.partition("=")
         if not (ours and mark and theirs):
             raise UserError(f"{option} {value}: write OURS=THEIRS, such as {option} {_PAIR_EXAMPLES[option]}")
+        if ours.strip() in pairs:
+            several = "; several columns are given as input=premise,hypothesis" if option == "--column" else ""
+            raise UserError(f"{option} {value}: {ours.strip()} is given twice; leave one out{several}")
         pairs[ours.strip()] = theirs.strip()
     return pairs
 

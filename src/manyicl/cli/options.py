@@ -98,7 +98,7 @@ Recipe = Annotated[
 _NAMES = (
     "held_out|shots|choose|num_nearest|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|normalize|calibrate"
     "|temperature|top_p|samples|min_confidence|precision|quantize|compile|template|columns|config|name|family"
-    "|answer_index|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
+    "|answer_index|revision|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
 )
 _PLACES = "out|resume|recipe|endpoint|endpoint_model"
 # Not a folder of a path, such as runs/seed=1/curve.json or seed=1/curve.json: few values have a slash.

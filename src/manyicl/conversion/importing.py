@@ -140,11 +140,14 @@ def _folder(out: str | Path | None, *, staging: Path) -> Iterator[Path]:
 def _find_materials(source: str | Path, *, config: str | None, revision: str | None, staging: Path) -> list[Material]:
     """Return the tasks that a source holds, none of them read yet."""
     path = Path(take_path("source", source)).expanduser()
+    if path.exists():
+        _refuse_idle("revision", revision, path, what="a data set of the Hub that is named and not a folder or file")
     if path.is_dir():
         return _find_in_folder(path, config=config)
     if path.is_file():
         if path.suffix.lower() in _WORKBOOKS:
             return [read_workbook(path, sheet=config, staging=staging)]
+        _refuse_idle("config", config, path, what="a workbook or a data set")
         if is_harness_task(path):
             return [read_harness_task(path, staging=staging)]
         found = source_of(path)
@@ -157,11 +160,19 @@ def _find_materials(source: str | Path, *, config: str | None, revision: str | N
     raise UserError(f"{source}: no such file or folder")
 
 
+def _refuse_idle(name: str, value: str | None, path: Path, *, what: str) -> None:
+    """Refuse an argument that would change nothing. what: the sources that it is for."""
+    if value is not None:
+        raise UserError(f"{name}={value}: does nothing with {path}, it is for {what}; leave it out")
+
+
 def _find_in_folder(folder: Path, *, config: str | None) -> list[Material]:
     listed = read_configs(folder, config=config)
     if listed is not None:
         return [listed]
     names = read_class_names(folder, config)
+    if not names:
+        _refuse_idle("config", config, folder, what="a folder whose README or dataset_infos.json has it")
     layout = find_layout(folder)
     layout.log_left_out()
     return [
