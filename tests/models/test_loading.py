@@ -373,10 +373,22 @@ def test_adapters_stand_on_every_linear_layer_but_the_head(saved):
     assert all("lora_" in name for name in trained)
 
 
-@pytest.mark.parametrize("modules", ["all-liner", ("q_prj",)])
-def test_an_unknown_layer_for_the_adapter_is_told(saved, modules):
+@pytest.mark.parametrize(
+    ("modules", "told"),
+    [
+        ("all-liner", "'all-liner' fits no layer's whole name, such as model.layers.0.self_attn.q_proj; use 'all-l"),
+        (("q_proj", "v_prj"), "'v_prj' is not the name of a layer; use 'all-linear', or some of down_proj, embed_tok"),
+        (("proj",), "'proj' is not the name of a layer; use 'all-linear', or some of down_proj, embed_tok"),
+    ],
+)
+def test_an_unknown_layer_for_the_adapter_is_told_also_beside_a_known_one(saved, modules, told):
     message = refusal(load_model, base_settings(saved, lora=LoraSettings(modules=modules)), trainable=True)
-    assert message.startswith(f"model.lora.modules = {modules!r}: Target modules ")
+    assert message.startswith(f"model.lora.modules: {told}")
+
+
+def test_a_pattern_of_layers_that_is_none_is_one_line(saved):
+    message = refusal(load_model, base_settings(saved, lora=LoraSettings(modules="(")), trainable=True)
+    assert message.startswith("model.lora.modules = '(': is not a regular expression (missing ), unterminated")
 
 
 # Where nothing, or something broken, is ---------------------------------------------------------------------------

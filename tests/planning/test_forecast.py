@@ -219,7 +219,7 @@ def test_the_share_of_each_task_is_told_and_rows_beyond_a_cap_are_counted(config
 def test_a_mixture_that_means_nothing_is_refused(config):
     with pytest.raises(UserError, match=r"tasks.weights: task 'colors' is not trained; did you mean 'colours'"):
         prepare_run(changed(config, tasks={"weights": {"colors": 2.0}}))
-    with pytest.raises(UserError, match=r"tasks.weights = .*: does not fit; task -> number"):
+    with pytest.raises(UserError, match=r"tasks.weights = .*: does not fit; task -> number above 0"):
         changed(config, tasks={"weights": {"colours": 0}})
     with pytest.raises(UserError, match=r"tasks.temperature = 2.0: does nothing with episodes.mixture = 'uniform'"):
         changed(config, tasks={"temperature": 2.0}, episodes={"mixture": "uniform"})
@@ -259,11 +259,39 @@ def test_a_model_whose_memory_is_unknown_has_its_counts_all_the_same(config, mon
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "can"), [("a100-80", False), ("3090", False), ("h100", True), ("4090", True)])
 def test_a_card_without_products_in_8_bits_is_no_device_for_a_base_in_them(config, name, can):
-    config = changed(config, model={"quantize": "float8", "lora": {"rank": 4}})
+    config = changed(config, model={"quantize": "float8", "precision": "bf16", "lora": {"rank": 4}})
     blockers = forecast_run(config, device=find_device(name)).blockers
     assert blockers == (
         () if can else (f"model.quantize = 'float8': a {name} has no products in 8 bits; leave it out",)
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"quantize": "nf4"}, "model.quantize = 'nf4': packed weights cannot be trained; train an adapter"),
+        ({"quantize": "float8"}, "model.quantize = 'float8': packed weights cannot be trained; train an adapter"),
+        ({"quantize": "float8", "lora": {}}, "model.quantize = 'float8': its products are in bfloat16; set model.prec"),
+        ({"lora": {"modules": ["q_proj", "k_prj"]}}, "model.lora.modules: 'k_prj' is not the name of a layer; use"),
+    ],
+)
+def test_what_no_machine_can_train_blocks_a_plan_and_leaves_no_folder_of_a_run(config, model, told, tmp_path):
+    config = changed(config, model=model)
+    (blocker,) = forecast_run(config).blockers
+    assert blocker.startswith(told)
+    with pytest.raises(UserError) as refused:
+        train(config, out=tmp_path / "run")
+    assert str(refused.value) == blocker
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_in_4_bits_is_planned_without_bitsandbytes_but_not_trained(config, tmp_path, monkeypatch):
+    config = changed(config, model={"quantize": "nf4", "lora": {"rank": 4}})
+    monkeypatch.setattr("manyicl.models.quantization.nf4.find_spec", lambda name: None)
+    assert forecast_run(config).blockers == ()
+    with pytest.raises(UserError, match=r"model.quantize = 'nf4': bitsandbytes is not installed; pip install bits"):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

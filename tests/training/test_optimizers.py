@@ -161,6 +161,7 @@ def test_patience_that_lasts_changes_nothing(tmp_path):
         ({"schedule": "cosin"}, r"train.schedule = 'cosin': input should be 'cosine', 'linear', 'constant', "),
         ({"early_stopping_patience": 2, "keep": "last"}, "keeps the best checkpoint, and keep = 'last'; set keep"),
         ({"early_stopping_patience": 2, "keep": "best", "validation_tokens": 0}, "needs a validation loss"),
+        ({"decay_share": 0.5}, "decay_share = 0.5: does nothing with schedule = 'cosine'; leave it out, or set sched"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(tmp_path, settings, message):

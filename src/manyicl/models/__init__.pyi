@@ -21,6 +21,8 @@ from .loading import (
     ModelSettings,
     add_adapter,
     check_causal,
+    check_machine,
+    check_trainable,
     find_max_tokens,
     load_config,
     load_end_ids,

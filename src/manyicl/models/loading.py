@@ -30,9 +30,9 @@ from manyicl.models.precision import (
     limit_kernel_caches,
     resolve_precision,
 )
-from manyicl.models.quantization.float8 import check_float8, store_in_float8
-from manyicl.models.quantization.nf4 import keep_layout, nf4_options, warn_of_blocks
-from manyicl.models.structure import max_tokens_of
+from manyicl.models.quantization.float8 import TOLD, check_float8, store_in_float8
+from manyicl.models.quantization.nf4 import check_bitsandbytes, keep_layout, nf4_options, warn_of_blocks
+from manyicl.models.structure import check_modules, max_tokens_of
 
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
 MODEL_NOTE = "manyicl.json"
@@ -207,20 +207,16 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
     precision = torch.bfloat16 if resolve_precision(settings.precision) == "bf16" else torch.float32
     dtype = torch.float32 if trainable and settings.lora is None else precision
     is_adapter = read_adapter(settings.path) is not None
-    if is_adapter and trainable and settings.lora:
-        raise UserError(
-            f"model.path = {settings.path!r}: is an adapter already, and a second one could not be told from it;"
-            f" fold it in first: manyicl merge {shlex.quote(settings.path)} --out DIR"
-        )
     source, revision = find_source(settings.path, "model.safetensors", revision=settings.revision)
     config = load_config(settings)
     check_causal(config, settings=settings)
     _refuse_pickles(settings, Path(source))
     device = torch.device(device)
-    if settings.quantize:
-        _refuse_to_quantize(settings, config, trainable=trainable)
-    if settings.quantize == "float8":
-        check_float8(device, dtype=dtype if trainable else None)
+    if trainable:
+        check_trainable(config, settings=settings)
+    elif settings.quantize:
+        _refuse_to_quantize(settings, config)
+    check_machine(settings, device=device)
     packed = nf4_options(dtype=dtype, device=device) if settings.quantize == "nf4" else {}
     with _one_line_errors(settings, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -251,15 +247,54 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
     return model.to(device)
 
 
-def _refuse_to_quantize(settings: ModelSettings, config: Any, *, trainable: bool) -> None:
+def check_trainable(config: Any, *, settings: ModelSettings) -> None:
+    """Refuse settings that cannot be trained with on any machine. No weight is read.
+
+    config: of the model that `settings` names.
+
+    Raises:
+        UserError: an adapter on an adapter, or on modules that the model does not have; a base in fewer bits of which
+            all weights would be trained, or that has its products in float32; what `_refuse_to_quantize` refuses.
+    """
+    if settings.lora and read_adapter(settings.path) is not None:
+        raise UserError(
+            f"model.path = {settings.path!r}: is an adapter already, and a second one could not be told from it;"
+            f" fold it in first: manyicl merge {shlex.quote(settings.path)} --out DIR"
+        )
+    if settings.quantize and settings.lora is None:
+        raise UserError(
+            f"model.quantize = {settings.quantize!r}: packed weights cannot be trained; train an adapter (model.lora)"
+            " or leave it out"
+        )
+    if settings.quantize:
+        _refuse_to_quantize(settings, config)
+    if settings.quantize == "float8" and resolve_precision(settings.precision) == "fp32":
+        raise UserError(f"{TOLD}: its products are in bfloat16; set model.precision = 'bf16', or leave it out")
+    if settings.lora and settings.lora.modules != LoraSettings().modules:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+        check_modules(model, settings.lora.modules)
+
+
+def check_machine(settings: ModelSettings, *, device: torch.device) -> None:
+    """Refuse a base in fewer bits where this machine cannot have it.
+
+    Raises:
+        UserError: bitsandbytes is not installed, or the GPU has no products in 8 bits.
+    """
+    if settings.quantize == "nf4":
+        check_bitsandbytes("model.quantize = 'nf4'")
+    if settings.quantize == "float8":
+        check_float8(device)
+
+
+def _refuse_to_quantize(settings: ModelSettings, config: Any) -> None:
     """Refuse what fewer bits are not for.
 
     Raises:
-        UserError: all weights are to be trained, the checkpoint is quantised already, or most weights are experts.
+        UserError: the checkpoint is quantised already, or most weights are experts.
     """
     told = f"model.quantize = {settings.quantize!r}"
-    if trainable and settings.lora is None:
-        raise UserError(f"{told}: packed weights cannot be trained; train an adapter (model.lora) or leave it out")
     if method := getattr(config, "quantization_config", None):
         name = (method if isinstance(method, dict) else method.to_dict()).get("quant_method")
         raise UserError(f"{told}: {settings.path} is quantised already, by {name}; leave it out")
@@ -322,6 +357,8 @@ def add_adapter(model: Any, lora: LoraSettings, *, revision: str | None = None) 
     """
     from peft import LoraConfig, get_peft_model
 
+    if lora.modules != LoraSettings().modules:
+        check_modules(model, lora.modules)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

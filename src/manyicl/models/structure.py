@@ -6,7 +6,8 @@ its own value, and refuse to be asked for a common one. Modules: the model insid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -214,3 +215,32 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 def drops_attention(model: nn.Module) -> bool:
     """Return whether attention drops weights in training."""
     return bool(getattr(inner_model(model).config.get_text_config(), "attention_dropout", 0.0))
+
+
+def check_modules(model: nn.Module, modules: str | Sequence[str]) -> None:
+    """Refuse layers to adapt that the model does not have; peft passes over a wrong name beside a right one.
+
+    modules: names of layers, or a regular expression that fits the whole name of some.
+
+    Raises:
+        UserError: naming what is wrong, and the model's linear layers.
+    """
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(modules, str):
+        try:
+            lost = [] if any(re.fullmatch(modules, name) for name in names) else [modules]
+        except re.error as error:
+            raise UserError(
+                f"model.lora.modules = {modules!r}: is not a regular expression ({error}); correct it"
+            ) from error
+        told = "fits no layer's whole name, such as model.layers.0.self_attn.q_proj"
+    else:
+        lost = [own for own in modules if not any(f".{name}".endswith(f".{own}") for name in names)]
+        told = "is not the name of a layer"
+    if lost:
+        # Not nn.Linear: GPT-2's are of a class of their own.
+        leaves = ((name, getattr(part, "weight", None)) for name, part in model.named_modules())
+        known = {name.rpartition(".")[2] for name, weight in leaves if weight is not None and weight.ndim == 2}
+        raise UserError(
+            f"model.lora.modules: {lost[0]!r} {told}; use 'all-linear', or some of {', '.join(sorted(known))}"
+        )

@@ -38,6 +38,7 @@ from manyicl.errors import UserError, suggest
 from manyicl.models import (
     ModelShape,
     check_causal,
+    check_trainable,
     check_vocabulary,
     check_window,
     count_flops,
@@ -86,6 +87,7 @@ def prepare_run(
     """
     model_config = load_config(config.model)
     check_causal(model_config, settings=config.model)
+    check_trainable(model_config, settings=config.model)
     check_window(model_config, num_tokens=config.episodes.token_budget, what="episodes.token_budget")
     resolve_recompute(config.train.recompute, num_layers=model_config.get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer(config.model)

@@ -33,6 +33,7 @@ Optim = Literal[
     "lion_8bit",
     "lion_32bit",
 ]
+DECAY_SHARE = 0.2
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay"]
 
 
@@ -74,8 +75,8 @@ class TaskSettings(BaseModel):
     names: tuple[str, ...] = ()
     """The tasks to train on. Default: all of the folder."""
     weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
-    """Task -> number that its fraction of the tokens is multiplied with, such as {rare = 3.0}; 1 for the others. The
-    fractions then add up to 1 again."""
+    """Task -> number above 0 that its fraction of the tokens is multiplied with, such as {rare = 3.0}; 1 for the others.
+    The fractions then add up to 1 again."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """With the mixture 'proportional', fractions are proportional to size^(1/temperature), as in mT5: 1 is the size
     itself, 3 brings small tasks much closer to large ones."""
@@ -114,7 +115,7 @@ class TrainSettings(BaseModel):
     schedule: Schedule = "cosine"
     """Learning rate after the warm-up, by the Trainer's name: 'cosine' and 'linear' fall to 0, 'inverse_sqrt' slowly,
     'constant' and 'constant_with_warmup' (the same here) stay, and 'warmup_stable_decay' stays and then falls to 0."""
-    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    decay_share: Annotated[float, Field(gt=0, le=1)] = DECAY_SHARE
     """Fraction of num_steps, at the end, in which 'warmup_stable_decay' falls."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up."""
@@ -149,17 +150,16 @@ class TrainSettings(BaseModel):
     package, and takes its own environment variables, such as WANDB_MODE=offline."""
 
     @model_validator(mode="after")
-    def _can_stop_early(self) -> TrainSettings:
-        if self.early_stopping_patience is None:
-            return self
-        if not self.validation_tokens:
-            raise ValueError("early_stopping_patience: needs a validation loss, and validation_tokens = 0; raise it")
-        if self.keep != "best":
-            raise ValueError("early_stopping_patience: keeps the best checkpoint, and keep = 'last'; set keep = 'best'")
-        return self
-
-    @model_validator(mode="after")
     def _agrees_with_itself(self) -> TrainSettings:
+        if self.early_stopping_patience is not None and not self.validation_tokens:
+            raise ValueError("early_stopping_patience: needs a validation loss, and validation_tokens = 0; raise it")
+        if self.early_stopping_patience is not None and self.keep != "best":
+            raise ValueError("early_stopping_patience: keeps the best checkpoint, and keep = 'last'; set keep = 'best'")
+        if self.decay_share != DECAY_SHARE and self.schedule != "warmup_stable_decay":
+            raise ValueError(
+                f"decay_share = {self.decay_share}: does nothing with schedule = {self.schedule!r}; leave it out, or"
+                " set schedule = 'warmup_stable_decay'"
+            )
         if self.checkpoint_every_steps % self.log_every_steps:
             raise ValueError(
                 f"checkpoint_every_steps = {self.checkpoint_every_steps} is not a multiple of log_every_steps ="

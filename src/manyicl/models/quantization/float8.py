@@ -32,16 +32,12 @@ FEWEST_CAPABILITY = (8, 9)
 TOLD = "model.quantize = 'float8'"
 
 
-def check_float8(device: torch.device, *, dtype: torch.dtype | None = None) -> None:
-    """Refuse a GPU without units for products in 8 bits, and training in float32. A CPU emulates them, for trials.
-
-    dtype: that an adapter is trained in; None: nothing is trained.
+def check_float8(device: torch.device) -> None:
+    """Refuse a GPU without units for products in 8 bits. A CPU emulates them, for trials.
 
     Raises:
         UserError: as said.
     """
-    if dtype == torch.float32:
-        raise UserError(f"{TOLD}: its products are in bfloat16; set model.precision = 'bf16', or leave it out")
     if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < FEWEST_CAPABILITY:
         name, version = torch.cuda.get_device_name(device), ".".join(map(str, capability))
         raise UserError(

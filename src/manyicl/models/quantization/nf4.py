@@ -34,11 +34,7 @@ def nf4_options(*, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
 
     dtype: of the products: each matrix is unpacked to it when it is needed. device: where the weights are packed, layer
     by layer as they are read.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
     """
-    check_bitsandbytes("model.quantize = 'nf4'")
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
