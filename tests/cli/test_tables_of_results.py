@@ -95,6 +95,17 @@ def test_settings_of_answering_that_changed_nothing_are_not_in_the_title_but_tol
     assert "without effect" not in text
 
 
+def test_balanced_shots_of_a_task_without_labels_are_told_to_be_random():
+    draw = DrawPoint(0, 0.5, "", 0, 0, top_label_share=0.5, num_missing_labels=0, num_cut=0)
+    unlabelled = replace(draw, top_label_share=None, num_missing_labels=None)
+    shown = evaluation((cell(4, 0.5, draws=(draw,)),), (cell(0, 0.5), cell(4, 0.5, draws=(unlabelled,))))
+    told = "task1: without effect: --choose balanced (there are no labels, so the shots are random ones)\n"
+    text = render(evaluation_table(replace(shown, choose="balanced")))
+    assert told in text
+    assert text.count("without effect") == 1
+    assert "without effect" not in render(evaluation_table(shown))
+
+
 def test_a_dash_where_nothing_was_scored_and_a_star_where_extrapolated():
     untested = tuple(cell(k, why_not="it has no test rows") for k in (0, 4))
     shown = evaluation(untested, (cell(0, 0.5), cell(4, 0.75, extrapolated=True)), (cell(0, 0.0),))

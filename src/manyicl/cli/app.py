@@ -6,11 +6,13 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from manyicl.cli import compare, data, evaluate, serve, train
 from manyicl.cli.options import exit_code, in_flags, is_main
@@ -54,7 +56,11 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: _format_warning(message)
     _open_streams()
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except TyperException as error:
+        fault = _tell_mistake(error, sys.argv[1:])
+        if not fault:
+            sys.exit(2)  # nothing was asked, and the help is shown
     except UserError as error:
         if isinstance(error, SharedError) and not is_main():
             sys.exit(0)  # the main process tells it; a failure here would end that one before it could
@@ -66,6 +72,27 @@ def main() -> None:
         fault = refused
     typer.secho(f"error: {fault}", err=True, fg=typer.colors.RED)
     sys.exit(2)
+
+
+def _tell_mistake(error: TyperException, arguments: Sequence[str]) -> str:
+    """Return a mistake in the command line as one line: the option as it was given, what is wrong, and where help is.
+
+    arguments: the command line. "" if there is none.
+    """
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    if isinstance(error, typer.BadParameter) and error.message and error.param is not None:
+        values = [
+            f"{name} {value if mark else following}"
+            for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+            for name, mark, value in [argument.partition("=")]
+            if name in error.param.opts
+        ]
+        fault = " ".join(error.message.removeprefix("Value error, ").split()).removesuffix(".")
+        given = ", ".join(values) or error.param.get_error_hint(error.ctx).strip("'")
+        message = f"{given}: {fault[:1].lower()}{fault[1:]}"
+    context = getattr(error, "ctx", None)
+    verb = f" {context.info_name}" if context is not None and context.parent is not None else ""
+    return message and f"{message}; see manyicl{verb} --help"
 
 
 def _format_warning(message: Warning | str) -> str:

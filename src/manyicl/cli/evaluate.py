@@ -272,7 +272,14 @@ def ask_(
     """
     from dataclasses import asdict
 
-    from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs, tell_idle, write_answer
+    from manyicl.cli.inputs import (
+        IDLE_BALANCE,
+        describe_answers,
+        describe_questions,
+        read_inputs,
+        tell_idle,
+        write_answer,
+    )
     from manyicl.inference import AnswerSettings, answer_questions, check_min_confidence, pose_questions
     from manyicl.tasks import NO_SPLIT_NOTE, load_task, load_tasks, name_sources
 
@@ -311,6 +318,8 @@ def ask_(
     if not as_json:  # before the answers, which may take minutes
         num_labels = 0 if choose == "nearest" else len(chosen.labels)
         typer.echo(describe_questions(questions, num_labels=num_labels), err=True)
+    if choose == "balanced" and not chosen.labels:
+        typer.echo(f"note: {IDLE_BALANCE}", err=True)
     if idle := answering.idle(are_chosen=bool(chosen.labels)):
         typer.echo(f"note: {tell_idle(idle, are_chosen=bool(chosen.labels))}", err=True)
     answers = answer_questions(loaded, questions, seed=seed, answering=answering, min_confidence=min_confidence)

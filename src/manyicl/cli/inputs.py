@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from manyicl.inference import Answer, Questions
 
 
+# Of a task without fixed labels.
+IDLE_BALANCE = "without effect: --choose balanced (there are no labels, so the shots are random ones)"
+
+
 def describe_questions(questions: Questions, *, num_labels: int = 0) -> str:
     """Return how many shots stand before the inputs, and how many rows were left out.
 

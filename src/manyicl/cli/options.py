@@ -97,7 +97,7 @@ Recipe = Annotated[
 # train.seed=1, stay as they are.
 _NAMES = (
     "held_out|shots|choose|num_nearest|draws|queries|episodes|seed|seeds|max_tokens|max_new_tokens|normalize|calibrate"
-    "|temperature|top_p|samples|min_confidence|precision|quantize|compile|template|columns|config|name|family"
+    "|stop|temperature|top_p|samples|min_confidence|precision|quantize|compile|template|columns|config|name|family"
     "|answer_index|revision|endpoint|endpoint_model|concurrency|trust_remote_code|device|devices|recipe|out|resume"
 )
 _PLACES = "out|resume|recipe|endpoint|endpoint_model"

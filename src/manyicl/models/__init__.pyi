@@ -95,6 +95,8 @@ __all__ = [
     "check_bitsandbytes",
     "check_causal",
     "check_compiler",
+    "check_machine",
+    "check_trainable",
     "check_vocabulary",
     "check_window",
     "count_flops",

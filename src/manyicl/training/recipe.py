@@ -75,8 +75,8 @@ class TaskSettings(BaseModel):
     names: tuple[str, ...] = ()
     """The tasks to train on. Default: all of the folder."""
     weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
-    """Task -> number above 0 that its fraction of the tokens is multiplied with, such as {rare = 3.0}; 1 for the others.
-    The fractions then add up to 1 again."""
+    """Task -> number above 0 that its fraction of the tokens is multiplied with, such as {rare = 3.0}; 1 for the
+    others. The fractions then add up to 1 again."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """With the mixture 'proportional', fractions are proportional to size^(1/temperature), as in mT5: 1 is the size
     itself, 3 brings small tasks much closer to large ones."""

@@ -147,7 +147,7 @@ def test_settings_that_cannot_be_meant_are_refused():
         ({"samples": 5}, "samples=5: needs at least 1, and for more a `temperature` above 0"),
         ({"temperature": -1.0}, "temperature=-1: give a number from 0"),
         ({"top_p": 0.0}, "top_p=0: is not a probability above 0"),
-        ({"stop": ("",)}, "stop: an empty text"),
+        ({"stop": ("",)}, "stop='': an empty text"),
         ({"max_new_tokens": 0}, "max_new_tokens=0: an answer needs at least 1 token"),
     ):
         with pytest.raises(UserError, match=told):

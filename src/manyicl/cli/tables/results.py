@@ -14,7 +14,7 @@ import plotext
 from rich.console import Group
 from rich.text import Text
 
-from manyicl.cli.inputs import tell_idle
+from manyicl.cli.inputs import IDLE_BALANCE, tell_idle
 from manyicl.console import Table, tell_estimate, tell_signed
 from manyicl.errors import list_some
 from manyicl.evaluation import (
@@ -182,12 +182,16 @@ def _notes(evaluation: Evaluation) -> list[Text]:
 
 
 def _tell_all_idle(evaluation: Evaluation) -> list[str]:
-    """Return which settings of answering changed nothing, in one line for all tasks of which the same is true."""
+    """Return which settings changed nothing, in one line for all tasks of which the same is true."""
     tasks: dict[str, list[str]] = {}
     for curve in evaluation.curves:
         if idle := _idle(evaluation, curve):
             told = tell_idle(idle, are_chosen=curve.predictions[0].choice_nll is not None)
             tasks.setdefault(told, []).append(curve.task)
+        # Draws of a task with labels know how often the shots have the commonest.
+        draws = [draw for cell in curve.points if cell.shots for draw in cell.draws]
+        if evaluation.choose == "balanced" and draws and all(draw.top_label_share is None for draw in draws):
+            tasks.setdefault(IDLE_BALANCE, []).append(curve.task)
     return [f"{list_some(names)}: {told}" for told, names in tasks.items()]
 
 

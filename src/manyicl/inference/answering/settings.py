@@ -85,7 +85,7 @@ class AnswerSettings:
                 f"samples={self.samples}: needs at least 1, and for more a `temperature` above 0, or all are alike"
             )
         if not all(self.stop):
-            raise UserError("stop: an empty text ends every answer at once; give the text that ends one")
+            raise UserError("stop='': an empty text ends every answer at once; give the text that ends one")
 
     @property
     def is_plain(self) -> bool:
