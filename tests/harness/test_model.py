@@ -157,6 +157,20 @@ def test_an_argument_that_is_not_known_is_refused(arguments, message):
         ManyICL(str(SEED_MODEL), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pretraind": "seed"}, r"^pretraind=seed: the model manyicl has no such argument; did you mean 'pretrained'\?$"),
+        ({}, r"^pretrained: is missing; name a model, --model_args pretrained=MODEL_OR_RUN$"),
+    ],
+)
+def test_a_model_that_is_not_named_is_one_line(arguments, message):
+    from manyicl.harness.model import ManyICL
+
+    with pytest.raises(UserError, match=message):
+        ManyICL(**arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("device", [("--device", "cpu"), ()], ids=["cpu", "none named"])
 def test_the_harness_command_line_knows_the_model(device, tmp_path):

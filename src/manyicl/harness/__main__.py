@@ -14,7 +14,8 @@ def main() -> None:
 
         import manyicl.harness.model  # noqa: F401  # registers it
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {error.name} is not installed; pip install 'lm_eval[hf]'")
+        sys.stderr.write(f"error: {error.name} is not installed; pip install 'lm_eval[hf]'\n")
+        sys.exit(2)
     try:
         cli_evaluate()
     except UserError as error:

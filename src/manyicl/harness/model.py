@@ -44,12 +44,12 @@ class ManyICL(HFLM):  # type: ignore[misc]  # untyped
     the `hf` model's own code.
 
     Raises:
-        UserError: the model cannot be loaded, or an argument has a value that is not known.
+        UserError: the model is not named or cannot be loaded, or an argument or its value is not known.
     """
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         *,
         dtype: str = "auto",
         device: str | None = None,
@@ -60,10 +60,13 @@ class ManyICL(HFLM):  # type: ignore[misc]  # untyped
     ) -> None:
         if str(dtype) not in _PRECISIONS:
             raise UserError(f"dtype={dtype}: is unknown{suggest(str(dtype), _PRECISIONS)}")
-        known = ("max_length", "add_bos_token", "prefix_token_id", "truncation")
+        passed_on = ("max_length", "add_bos_token", "prefix_token_id", "truncation")
         for name, value in options.items():
-            if name not in known:
+            if name not in passed_on:
+                known = ("pretrained", "dtype", "trust_remote_code", *passed_on)
                 raise UserError(f"{name}={value}: the model manyicl has no such argument{suggest(name, known)}")
+        if not pretrained:
+            raise UserError("pretrained: is missing; name a model, --model_args pretrained=MODEL_OR_RUN")
         precision: Any = _PRECISIONS[str(dtype)]
         asked = load_for_inference(pretrained, precision=precision, trust_remote_code=bool(trust_remote_code))
         if device is not None:
