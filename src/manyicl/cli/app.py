@@ -88,7 +88,7 @@ def _tell_mistake(error: TyperException, arguments: Sequence[str]) -> str:
             if name in error.param.opts
         ]
         fault = " ".join(error.message.removeprefix("Value error, ").split()).removesuffix(".")
-        given = ", ".join(values) or error.param.get_error_hint(error.ctx).strip("'")
+        given = ", ".join(values) or error.param.get_error_hint().strip("'")
         message = f"{given}: {fault[:1].lower()}{fault[1:]}"
     context = getattr(error, "ctx", None)
     verb = f" {context.info_name}" if context is not None and context.parent is not None else ""
