@@ -8,6 +8,9 @@ import pytest
 
 from manyicl.conversion import import_tasks
 from manyicl.errors import UserError
+from manyicl.evaluation.loop import evaluate
+from manyicl.inference.model import load_for_inference
+from manyicl.tasks import load_tasks
 
 ROWS = [
     {"text": "It rains", "label": 1, "topic": "weather", "names": ["wet"]},
@@ -107,6 +110,10 @@ def test_a_template_is_a_column_or_a_text(rest, first, tmp_path):
             "doc_to_choice is 'weather' in rows.jsonl",
         ),
         ("validation_split: dev\ndoc_to_text: text\ndoc_to_target: label\n", "have no split 'dev'"),
+        (
+            "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: text\n",
+            "measures how likely whole texts are .output_type loglikelihood_rolling., and has no answers to",
+        ),
         ("task: [a, b]\n", "is a group of tasks; import its tasks one by one"),
         ("doc_to_text: [\n", "is not valid YAML"),
         ("made: 2024-02-30\n", "is not valid YAML .day is out of range for month.; correct it"),
@@ -143,8 +150,32 @@ def test_what_is_converted_in_part_is_noted_and_a_row_that_cannot_be_written_is_
     assert written(tmp_path / "out")[0] == {"input": "whole", "answer": "[{[]: 1}]", "split": "train"}
 
 
+def test_a_key_that_is_not_read_is_named_also_a_misspelt_one(tmp_path):
+    rest = "doc_to_text: text\ndoc_to_target: topic\ndoc_to_chioce: [a, b]\nnum_fewshot: 5\nmetadata: {version: 1}\n"
+    (imported,) = import_tasks(write_task(tmp_path, rest), tmp_path / "out").tasks
+    assert imported.notes == ("of sky.yaml not converted: doc_to_chioce, num_fewshot",)
+
+
 def test_what_a_task_file_includes_is_read_first(tmp_path):
     path = write_task(tmp_path, "include: base.yaml\ndoc_to_target: topic\n")
     (tmp_path / "base.yaml").write_text("doc_to_text: text\ndoc_to_target: label\n")
     import_tasks(path, tmp_path / "out")
     assert written(tmp_path / "out")[1] == {"input": "It shines", "answer": "sun", "split": "train"}
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_a_real_base_is_asked_the_converted_rows(tmp_path, smollm2):
+    words = {"sun": ("It shines", "Bright and hot"), "rain": ("It pours", "Wet streets")}
+    rows = [{"text": text, "label": n} for n, texts in enumerate(words.values()) for text in texts]
+    rest = "doc_to_text: 'Sky: {{text}}'\ndoc_to_target: label\ndoc_to_choice: [sun, rain]\n"
+    path = write_task(tmp_path, rest)
+    for split in ("rows", "rows_test"):
+        text = "".join(json.dumps({**row, "text": f"{row['text']} ({split})"}) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(text)
+    import_tasks(path, tmp_path / "out", family="classification")
+    model = load_for_inference(str(smollm2), precision="fp32", max_tokens=256)
+    [curve] = evaluate(model, load_tasks(tmp_path / "out"), shots=[2], draws=1, queries=4).curves
+    assert curve.num_queries == 4
+    assert all(set(one.choice_nll) == {"sun", "rain"} for one in curve.predictions)
+    assert curve.points[0].chance_score == 0.5

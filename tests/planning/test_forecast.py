@@ -262,7 +262,7 @@ def test_a_card_without_products_in_8_bits_is_no_device_for_a_base_in_them(confi
     config = changed(config, model={"quantize": "float8", "precision": "bf16", "lora": {"rank": 4}})
     blockers = forecast_run(config, device=find_device(name)).blockers
     assert blockers == (
-        () if can else (f"model.quantize = 'float8': a {name} has no products in 8 bits; leave it out",)
+        () if can else (f"model.quantize = 'float8': the {name} has no products in 8 bits; leave it out",)
     )
 
 

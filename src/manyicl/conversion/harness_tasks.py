@@ -25,19 +25,14 @@ from manyicl.tasks import Columns, FaultLog, JsonNumber, data_suffix, read_recor
 _SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test"}
 # lm-eval's metrics that a metric of ours computes in the same way.
 _METRICS = {"exact_match": "exact_match", "acc": "accuracy", "f1": "token_f1", "rougeL": "rouge_l", "rouge1": "rouge_1"}
-# Keys that decide how the harness asks or scores; nothing here does the same.
-_UNUSED = (
-    "filter_list",
-    "generation_kwargs",
-    "fewshot_config",
-    "num_fewshot",
-    "repeats",
-    "should_decontaminate",
-    "target_delimiter",
-    "fewshot_delimiter",
-    "gen_prefix",
-)
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
+# Keys that are read, and those that say nothing of rows and scores. All others are named as not converted: they decide
+# how the harness asks or scores, or are misspelt.
+_READ = {
+    *("task", "dataset_path", "dataset_name", "dataset_kwargs", "fewshot_split", "output_type", "description"),
+    *("metric_list", *_SPLITS, *_TEMPLATES),
+}
+_HARMLESS = {"tag", "group", "task_alias", "metadata", "doc_to_decontamination_query"}
 
 
 class _Function(str):
@@ -63,6 +58,11 @@ def read_harness_task(path: Path, *, staging: Path) -> Material:
     """
     config = _load(path)
     _refuse_functions(path, config)
+    if config.get("output_type") == "loglikelihood_rolling":
+        raise UserError(
+            f"{path}: measures how likely whole texts are (output_type loglikelihood_rolling), and has no answers to"
+            " train on; name another file"
+        )
     for key in ("dataset_path", "doc_to_text", "doc_to_target"):
         if isinstance(config.get("task"), list):
             raise UserError(f"{path}: is a group of tasks; import its tasks one by one")
@@ -80,7 +80,7 @@ def read_harness_task(path: Path, *, staging: Path) -> Material:
                     written.write(f"{json.dumps(row, default=str)}\n")
         parts.append(Part(part, split, f"{path.name}, {split}"))
     settings: dict[str, Any] = {}
-    unused = [key for key in _UNUSED if config.get(key) not in (None, {}, [])]
+    unused = [key for key, value in config.items() if key not in _READ | _HARMLESS and value not in (None, {}, [])]
     description = str(config.get("description") or "")
     if "{{" in description:
         unused.append("description")

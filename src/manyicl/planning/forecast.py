@@ -228,7 +228,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
 def _find_refused(config: RunConfig, *, device: Device | None, num_devices: int) -> Iterable[str]:
     """Yield which settings training refuses on the devices."""
     if config.model.quantize == "float8" and device is not None and not device.has_float8:
-        yield f"model.quantize = 'float8': a {device.name} has no products in 8 bits; leave it out"
+        yield f"model.quantize = 'float8': the {device.name} has no products in 8 bits; leave it out"
     if unshared := find_unshared(config.train, num_ranks=num_devices):
         yield unshared
 
