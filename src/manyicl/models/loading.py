@@ -270,9 +270,10 @@ def check_trainable(config: Any, *, settings: ModelSettings) -> None:
         _refuse_to_quantize(settings, config)
     if settings.quantize == "float8" and resolve_precision(settings.precision) == "fp32":
         raise UserError(f"{TOLD}: its products are in bfloat16; set model.precision = 'bf16', or leave it out")
-    if settings.lora and settings.lora.modules != LoraSettings().modules:
+    # A model's own code may not run without weights; then `add_adapter` checks the names, once it is loaded.
+    if settings.lora and settings.lora.modules != LoraSettings().modules and not settings.trust_remote_code:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+            model = AutoModelForCausalLM.from_config(config)
         check_modules(model, settings.lora.modules)
 
 
