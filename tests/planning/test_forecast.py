@@ -285,6 +285,17 @@ def test_what_no_machine_can_train_blocks_a_plan_and_leaves_no_folder_of_a_run(c
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_in_8_bits_is_prepared_where_this_machine_could_not_train_it(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("manyicl.models.loading.resolve_precision", lambda precision: "fp32")
+    config = changed(config, model={"quantize": "float8", "precision": "auto", "lora": {"rank": 4}})
+    assert prepare_run(config).packs.packs  # as `show` and `export` do
+    with pytest.raises(
+        UserError, match=r"model.quantize = 'float8': its products are in bfloat16; set model.precision"
+    ):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_base_in_4_bits_is_planned_without_bitsandbytes_but_not_trained(config, tmp_path, monkeypatch):
     config = changed(config, model={"quantize": "nf4", "lora": {"rank": 4}})
     monkeypatch.setattr("manyicl.models.quantization.nf4.find_spec", lambda name: None)

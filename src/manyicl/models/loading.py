@@ -34,6 +34,7 @@ from manyicl.models.quantization.float8 import TOLD, check_float8, store_in_floa
 from manyicl.models.quantization.nf4 import check_bitsandbytes, keep_layout, nf4_options, warn_of_blocks
 from manyicl.models.structure import check_modules, max_tokens_of
 
+_NEEDS_BF16 = f"{TOLD}: its products are in bfloat16; set model.precision = 'bf16', or leave it out"
 # Beside the weights: how examples were written in training, so that whoever asks writes them alike.
 MODEL_NOTE = "manyicl.json"
 # What save_pretrained writes of a model or an adapter beside its weights.
@@ -216,7 +217,7 @@ def load_model(settings: ModelSettings, *, trainable: bool = False, device: torc
         check_trainable(config, settings=settings)
     elif settings.quantize:
         _refuse_to_quantize(settings, config)
-    check_machine(settings, device=device)
+    check_machine(settings, trainable=trainable, device=device)
     packed = nf4_options(dtype=dtype, device=device) if settings.quantize == "nf4" else {}
     with _one_line_errors(settings, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -268,8 +269,8 @@ def check_trainable(config: Any, *, settings: ModelSettings) -> None:
         )
     if settings.quantize:
         _refuse_to_quantize(settings, config)
-    if settings.quantize == "float8" and resolve_precision(settings.precision) == "fp32":
-        raise UserError(f"{TOLD}: its products are in bfloat16; set model.precision = 'bf16', or leave it out")
+    if settings.quantize == "float8" and settings.precision == "fp32":
+        raise UserError(_NEEDS_BF16)
     # A model's own code may not run without weights; then `add_adapter` checks the names, once it is loaded.
     if settings.lora and settings.lora.modules != LoraSettings().modules and not settings.trust_remote_code:
         with torch.device("meta"):
@@ -277,15 +278,18 @@ def check_trainable(config: Any, *, settings: ModelSettings) -> None:
         check_modules(model, settings.lora.modules)
 
 
-def check_machine(settings: ModelSettings, *, device: torch.device) -> None:
+def check_machine(settings: ModelSettings, *, trainable: bool, device: torch.device) -> None:
     """Refuse a base in fewer bits where this machine cannot have it.
 
     Raises:
-        UserError: bitsandbytes is not installed, or the GPU has no products in 8 bits.
+        UserError: bitsandbytes is not installed, the GPU has no products in 8 bits, or an adapter on 8 bits would be
+            trained in the float32 that `precision = "auto"` means here.
     """
     if settings.quantize == "nf4":
         check_bitsandbytes("model.quantize = 'nf4'")
     if settings.quantize == "float8":
+        if trainable and resolve_precision(settings.precision) == "fp32":
+            raise UserError(_NEEDS_BF16)
         check_float8(device)
 
 

@@ -186,7 +186,7 @@ def _train_in(
     )
     # What cannot be trained is refused before a weight is loaded; how many packs are joined is known after that.
     args = make_arguments((with_batch(config, 1) if config.train.packs_per_batch == "auto" else config).train)
-    check_machine(config.model, device=args.device)
+    check_machine(config.model, trainable=True, device=args.device)
     if resume:
         folder.refuse_other_data(prepared)
     if state.is_main_process:
