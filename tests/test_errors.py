@@ -43,7 +43,7 @@ def test_every_word_gets_an_answer(word, known):
 
 
 def run_main(monkeypatch, error: BaseException) -> None:
-    def fail():
+    def fail(**_):
         raise error
 
     monkeypatch.setattr(app, "app", fail)
