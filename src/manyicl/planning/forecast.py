@@ -237,7 +237,7 @@ def count_layer_passes(config: RunConfig, *, num_layers: int) -> int:
     """Return how often a row goes through a layer in a run: forward once, backward as long as twice, and recomputed."""
     train = config.train
     num_rows = train.num_steps * ceil(train.packs_per_step / train.packs_at_once)
-    recomputed = num_layers if train.recompute in ("full", "selective", "offload", "tiled") else 0
+    recomputed = 0 if train.recompute in ("auto", "none") else num_layers
     if isinstance(train.recompute, int):
         recomputed = min(train.recompute, num_layers)
     return num_rows * (3 * num_layers + recomputed)
