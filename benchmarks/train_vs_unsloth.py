@@ -17,10 +17,10 @@ A step is forward and backward of one row under bfloat16 autocast. Ours: as `man
 peak of Unsloth's own step; "auto" what `train.recompute = "auto"` chooses in the memory that is free; "none",
 "selective", "full", "offload" and "tiled" as in a recipe. Unsloth's: "unsloth" recomputes all layers and keeps their
 inputs in the host's memory (its default), "none" recomputes nothing. Peak: the most that one process allocated on the
-GPU in a step, with its weights and without an optimizer; the host's memory does not count. The losses must agree to 2e-3
-(bf16 rounds its own way on either side): a row where they do not is marked, and the exit code is 1. Gradients are compared by
-their norm, which is reported. Where tokens of an episode in Unsloth's pack move the loss of a later one, it is said,
-and its padded way (episodes as rows of one batch) is timed.
+GPU in a step, with its weights and without an optimizer; the host's memory does not count. The losses must agree to
+2e-3 (bf16 rounds its own way on either side): a row where they do not is marked, and the exit code is 1. Gradients are
+compared by their norm, which is reported. Where tokens of an episode in Unsloth's pack move the loss of a later one, it
+is said, and its padded way (episodes as rows of one batch) is timed.
 """
 
 from __future__ import annotations
