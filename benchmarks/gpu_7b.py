@@ -38,8 +38,8 @@ from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import LoraSettings, ModelSettings, add_adapter, load_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import choose_recompute, predict_memory
+from manyicl.training.memory.choice import choose_recompute, predict_memory
+from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.metrics import measure_ceiling
 from manyicl.training.recompute.layers import prepared_layers, unwidened_inputs
 

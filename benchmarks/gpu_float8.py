@@ -35,8 +35,8 @@ from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import row_loss
 from manyicl.models.quantization.float8 import check_float8, store_in_float8
 from manyicl.models.structure import decoder_layers
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import fewest_recomputed, free_memory, predict_memory, resolve_recompute
+from manyicl.training.memory.choice import fewest_recomputed, free_memory, predict_memory, resolve_recompute
+from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.recompute.layers import Recompute, prepared_layers, unwidened_inputs
 
 GIB = 1 << 30

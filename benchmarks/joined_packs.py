@@ -33,8 +33,8 @@ from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import LoraSettings, ModelSettings, add_adapter, load_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import inner_model
-from manyicl.training.footprint import Row
-from manyicl.training.memory import choose_recompute
+from manyicl.training.memory.choice import choose_recompute
+from manyicl.training.memory.footprint import Row
 from manyicl.training.metrics import PeakMemory, StepSums, measure_ceiling
 from manyicl.training.preparation import row_multiple
 from manyicl.training.recompute.layers import prepared_layers, unwidened_inputs

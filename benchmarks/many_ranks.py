@@ -37,7 +37,7 @@ from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
-from manyicl.training.footprint import Row
+from manyicl.training.memory.footprint import Row
 from manyicl.training.metrics import MetricsLog, measure_ceiling
 from manyicl.training.preparation import row_multiple
 from manyicl.training.ranks import balance_steps

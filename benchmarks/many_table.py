@@ -10,8 +10,8 @@ from measuring import SHAPES
 
 from manyicl.models import LoraSettings
 from manyicl.models.costs import count_weights
-from manyicl.training.footprint import GATHERED_UNITS, Row, measure_footprint
-from manyicl.training.memory import predict_memory
+from manyicl.training.memory.choice import predict_memory
+from manyicl.training.memory.footprint import GATHERED_UNITS, Row, measure_footprint
 from manyicl.training.recompute.layers import Recompute
 
 GIB = 1 << 30

@@ -50,8 +50,8 @@ from manyicl.models.attention.segments import forget_kernels, kernels_taken
 from manyicl.models.loading import LoraSettings, ModelSettings, load_model
 from manyicl.models.loss import row_loss
 from manyicl.training.export import as_columns, write_rows
-from manyicl.training.footprint import Row
-from manyicl.training.memory import USABLE_FRACTION, choose_recompute
+from manyicl.training.memory.choice import USABLE_FRACTION, choose_recompute
+from manyicl.training.memory.footprint import Row
 from manyicl.training.preparation import row_multiple
 from manyicl.training.recompute.layers import prepared_layers, unwidened_inputs
 

@@ -21,7 +21,7 @@ from manyicl.evaluation.sweep import TaskSweep
 from manyicl.inference.engine import choose_engine
 from manyicl.inference.model import load_for_inference, tokenize_for
 from manyicl.planning.devices import find_device
-from manyicl.training.memory import PacksChoice
+from manyicl.training.memory.choice import PacksChoice
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.support.rendering import render_terminal
 from tests.trajectory.setting import run_command

@@ -30,8 +30,8 @@ from manyicl.models.attention.segments import attend_row_segments, kernel_order
 from manyicl.models.compiled_pieces import fused_pieces
 from manyicl.models.loss import answer_loss, row_loss, target_logits
 from manyicl.training import trainer
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import choose_recompute, predict_memory
+from manyicl.training.memory.choice import choose_recompute, predict_memory
+from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.recompute import tiles
 from manyicl.training.recompute.layers import Recompute, prepared_layers
 from manyicl.training.run import train

@@ -12,8 +12,8 @@ from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import LoraSettings, ModelSettings, add_adapter, load_model
 from manyicl.models.loss import row_loss
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import predict_memory
+from manyicl.training.memory.choice import predict_memory
+from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.recompute.layers import Recompute, prepared_layers, unwidened_inputs
 
 pytestmark = [

@@ -27,11 +27,11 @@ from manyicl.models.quantization.float8 import (
     store_in_float8,
 )
 from manyicl.models.saving import merge_adapter
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import predict_memory
+from manyicl.training.memory.choice import predict_memory
+from manyicl.training.memory.footprint import Row, measure_footprint
+from manyicl.training.memory.storage_meter import meter_step
 from manyicl.training.recompute.layers import PARTITION_ONLY, Recompute, prepared_layers, unwidened_inputs
 from manyicl.training.run import train
-from manyicl.training.storage_meter import meter_step
 from tests.conftest import tiny_model, train_tokenizer
 from tests.support.stopped_runs import assert_resumes
 from tests.training.test_footprint import row_of

@@ -20,11 +20,11 @@ from manyicl.models.places import SEED_MODEL
 from manyicl.models.precision import in_float32
 from manyicl.models.quantization.nf4 import NF4_BYTES
 from manyicl.models.saving import merge_adapter, save_model
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import predict_memory
+from manyicl.training.memory.choice import predict_memory
+from manyicl.training.memory.footprint import Row, measure_footprint
+from manyicl.training.memory.storage_meter import meter_step
 from manyicl.training.recompute.layers import Recompute, prepared_layers
 from manyicl.training.run import train
-from manyicl.training.storage_meter import meter_step
 from tests.conftest import tiny_model, train_tokenizer
 from tests.support.stopped_runs import assert_resumes
 from tests.training.test_footprint import row_of

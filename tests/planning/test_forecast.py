@@ -23,8 +23,8 @@ from manyicl.planning import forecast as forecasting
 from manyicl.planning.devices import DEVICES, Device, find_device
 from manyicl.planning.fit import suggest_changes
 from manyicl.planning.forecast import are_exact_prefixes, count_unterminated, forecast_run
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import USABLE_FRACTION, PacksChoice, predict_memory
+from manyicl.training.memory.choice import USABLE_FRACTION, PacksChoice, predict_memory
+from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.metrics import bucket_name
 from manyicl.training.preparation import count_plan, largest_row, prepare_run
 from manyicl.training.recipe import RunConfig, make_config, with_batch

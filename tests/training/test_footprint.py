@@ -16,11 +16,11 @@ from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import answer_loss, target_logits
 from manyicl.training import memory
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import choose_recompute, fewest_recomputed, predict_memory
+from manyicl.training.memory.choice import choose_recompute, fewest_recomputed, predict_memory
+from manyicl.training.memory.footprint import Row, measure_footprint
+from manyicl.training.memory.storage_meter import StorageMeter, meter_step
 from manyicl.training.recompute import tiles
 from manyicl.training.recompute.layers import Recompute, measure_kept, prepared_layers
-from manyicl.training.storage_meter import StorageMeter, meter_step
 from tests.conftest import COMMON, CONFIGS, tiny_model
 
 RANK_4 = LoraSettings(rank=4, alpha=8)
@@ -200,7 +200,7 @@ def test_capped_scores_are_run_as_they_are_because_no_fused_kernel_knows_them():
 
 
 def test_a_model_that_needs_contents_is_one_line(monkeypatch):
-    from manyicl.training import storage_meter
+    from manyicl.training.memory import storage_meter
 
     def needs_contents(model, batch, **_):
         return float(target_logits(model, batch).sum())

@@ -7,8 +7,8 @@ from transformers import LlamaConfig, MistralConfig
 
 from manyicl.errors import UserError
 from manyicl.models.costs import count_flops, shape_model
-from manyicl.training.footprint import Row, measure_footprint
-from manyicl.training.memory import choose_packs, predict_memory, resolve_packs
+from manyicl.training.memory.choice import choose_packs, predict_memory, resolve_packs
+from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.recipe import RunConfig, with_batch
 from manyicl.training.recompute.layers import Recompute
 

@@ -18,7 +18,7 @@ from manyicl.comparison.settings import CompareConfig
 from manyicl.errors import UserError
 from manyicl.models.costs import count_weights
 from manyicl.models.loading import ModelSettings, load_config
-from manyicl.training.footprint import Row, count_states
+from manyicl.training.memory.footprint import Row, count_states
 from manyicl.training.recipe import OPTIMIZERS, RunConfig, make_config
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder

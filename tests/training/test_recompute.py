@@ -20,6 +20,7 @@ from manyicl.episodes.batch import pad_row
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
+from manyicl.training.memory.storage_meter import meter_step
 from manyicl.training.recompute import layers as recompute
 from manyicl.training.recompute import tiles
 from manyicl.training.recompute.host_store import HostStore
@@ -31,7 +32,6 @@ from manyicl.training.recompute.layers import (
     spread,
     unwidened_inputs,
 )
-from manyicl.training.storage_meter import meter_step
 from tests.conftest import CONFIGS, assert_same_gradients, tiny_model
 from tests.parity.test_loss_parity import EPISODE, random_episode, row
 

@@ -1,7 +1,6 @@
 from .export import export_trl
-from .footprint import Footprint, Row, count_states, measure_footprint
 from .held_out import HeldOutRow, mean_of_tasks
-from .memory import (
+from .memory.choice import (
     USABLE_FRACTION,
     MemoryPrediction,
     PacksChoice,
@@ -10,6 +9,7 @@ from .memory import (
     resolve_packs,
     resolve_recompute,
 )
+from .memory.footprint import Footprint, Row, count_states, measure_footprint
 from .metrics import MetricsLog, bucket_name
 from .preparation import (
     Prepared,

@@ -48,8 +48,8 @@ from manyicl.models import (
 )
 from manyicl.seeds import STREAMS
 from manyicl.tasks import Task, load_tasks
-from manyicl.training.footprint import Row
-from manyicl.training.memory import resolve_recompute
+from manyicl.training.memory.choice import resolve_recompute
+from manyicl.training.memory.footprint import Row
 from manyicl.training.recipe import RunConfig
 
 # Most lengths of rows that a GPU meets: cuDNN plans for each length, and padding to one of these costs 1.6 % at most.

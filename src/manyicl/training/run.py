@@ -50,7 +50,7 @@ from manyicl.training.held_out import (
     held_out_rows,
     rows_to_json,
 )
-from manyicl.training.memory import PacksChoice, check_offload
+from manyicl.training.memory.choice import PacksChoice, check_offload
 from manyicl.training.metrics import BarCallback, MetricsLog, PeakMemory
 from manyicl.training.preparation import (
     Prepared,

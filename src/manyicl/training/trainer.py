@@ -34,8 +34,8 @@ from manyicl.models import (
     row_attention,
     row_loss,
 )
-from manyicl.training.footprint import Row
-from manyicl.training.memory import choose_recompute
+from manyicl.training.memory.choice import choose_recompute
+from manyicl.training.memory.footprint import Row
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
 from manyicl.training.preparation import share_rows
 from manyicl.training.ranks import agree_on, end_prefetch_at_first_unit, find_unshared

@@ -39,6 +39,7 @@ from manyicl.models import (
     inner_model,
     store_in_float8,
 )
+from manyicl.training.memory.storage_meter import meter_step
 from manyicl.training.recipe import OPTIMIZERS, Optim
 from manyicl.training.recompute.layers import (
     RECOMPUTED_WORK_COMPILED,
@@ -49,7 +50,6 @@ from manyicl.training.recompute.layers import (
     prepared_layers,
 )
 from manyicl.training.recompute.tiles import tiles_fault
-from manyicl.training.storage_meter import meter_step
 
 # transformers picks attention by this name. H heads, T tokens, D head dimension.
 STAND_IN = "manyicl_footprint"

@@ -18,7 +18,7 @@ from torch import nn
 
 from manyicl.errors import UserError
 from manyicl.models import LoraSettings, decoder_layers, device_of, inner_model
-from manyicl.training.footprint import Footprint, Row, measure_footprint
+from manyicl.training.memory.footprint import Footprint, Row, measure_footprint
 from manyicl.training.recipe import RecomputeSetting, RunConfig, with_batch
 from manyicl.training.recompute.host_store import INPUTS_AT_ONCE
 from manyicl.training.recompute.layers import Recompute, spread
