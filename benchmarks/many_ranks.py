@@ -37,6 +37,7 @@ from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
+from manyicl.training.arguments import training_arguments
 from manyicl.training.memory.footprint import Row
 from manyicl.training.metrics import MetricsLog, measure_ceiling
 from manyicl.training.preparation import row_multiple
@@ -44,7 +45,7 @@ from manyicl.training.ranks import balance_steps
 from manyicl.training.recipe import RunConfig, TaskSettings, TrainSettings
 from manyicl.training.recompute.layers import Recompute, prepared_layers, unwidened_inputs
 from manyicl.training.run_folder import RunFolder
-from manyicl.training.trainer import AnswerTrainer, training_arguments
+from manyicl.training.trainer import AnswerTrainer
 
 GIB = 1 << 30
 HELD_SECONDS = 6.0  # as in gpu_7b.py

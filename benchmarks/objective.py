@@ -24,12 +24,13 @@ from manyicl.episodes.batch import BatchMaker
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import load_model
 from manyicl.models.loss import row_loss
+from manyicl.training.arguments import training_arguments
 from manyicl.training.metrics import MetricsLog
 from manyicl.training.preparation import largest_row, plan_validation, prepare_run
 from manyicl.training.recipe import make_config
 from manyicl.training.recompute.layers import Recompute, prepared_layers
 from manyicl.training.run_folder import RunFolder
-from manyicl.training.trainer import AnswerTrainer, LastStepCallback, training_arguments
+from manyicl.training.trainer import AnswerTrainer, LastStepCallback
 
 META_ICL_EXAMPLES = 17
 

@@ -19,7 +19,8 @@ from manyicl.errors import UserError
 from manyicl.models.costs import count_weights
 from manyicl.models.loading import ModelSettings, load_config
 from manyicl.training.memory.footprint import Row, count_states
-from manyicl.training.recipe import OPTIMIZERS, RunConfig, make_config
+from manyicl.training.memory.optimizers import OPTIMIZERS
+from manyicl.training.recipe import RunConfig, make_config
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
 from tests.trajectory.setting import read_metrics, read_weights, write_setting

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from manyicl.errors import UserError
+from manyicl.training.arguments import check_trackers
 from manyicl.training.run import train
-from manyicl.training.trainer import check_trackers
 from tests.trajectory.setting import write_setting
 
 

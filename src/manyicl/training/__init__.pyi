@@ -10,6 +10,7 @@ from .memory.choice import (
     resolve_recompute,
 )
 from .memory.footprint import Footprint, Row, count_states, measure_footprint
+from .memory.optimizers import OPTIMIZERS, Optim
 from .metrics import MetricsLog, bucket_name
 from .preparation import (
     Prepared,
@@ -29,8 +30,6 @@ from .preparation import (
 )
 from .ranks import find_unshared
 from .recipe import (
-    OPTIMIZERS,
-    Optim,
     RunConfig,
     TaskSettings,
     TrainSettings,

@@ -16,8 +16,9 @@ from manyicl.episodes import PackDataset
 from manyicl.errors import UserError
 from manyicl.models import ModelShape, count_flops, inner_model, load_config
 from manyicl.training.memory.choice import PacksChoice, free_memory, resolve_packs
+from manyicl.training.memory.optimizers import OPTIMIZERS, Optim
 from manyicl.training.preparation import Prepared, count_step_flops, find_shape, largest_row
-from manyicl.training.recipe import OPTIMIZERS, Optim, TrainSettings
+from manyicl.training.recipe import TrainSettings
 from manyicl.training.recompute.layers import Recompute
 
 # Why so many packs are joined where the recipe fixes their number.

@@ -6,8 +6,7 @@ import json
 import shlex
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -17,52 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from manyicl.episodes import EpisodeSettings, Mixing, Normalization, TemplateSettings
 from manyicl.errors import UserError, check_list, suggest, take_path
 from manyicl.models import ModelSettings, Precision
+from manyicl.training.memory.optimizers import Optim
 
 RecomputeSetting = Annotated[int, Field(ge=0)] | Literal["auto", "none", "selective", "full", "offload", "tiled"]
 # The setting's name and words in recipes of earlier versions; other values are as they were.
 _OLD_RECOMPUTE, _OLD_WORDS = "checkpointed_layers", {0: "none", "all": "selective", "whole": "full"}
-
-
-Optim = Literal[
-    "adamw_torch_fused",
-    "adamw_torch",
-    "adafactor",
-    "adamw_8bit",
-    "paged_adamw_8bit",
-    "paged_adamw_32bit",
-    "lion_8bit",
-    "lion_32bit",
-]
 DECAY_SHARE = 0.2
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay"]
-
-
-@dataclass(frozen=True, slots=True)
-class Optimizer:
-    """What an optimizer keeps between steps."""
-
-    words: str
-    """The same in words."""
-    bytes_per_weight: float
-    """Of each trained weight."""
-    bytes_per_embedding: float
-    """Of each trained weight of an embedding: the Trainer has bitsandbytes keep 32 bits of it."""
-    needs_bitsandbytes: bool = True
-
-
-# 8 bits have a float32 scale per 256 values. Adafactor keeps a row and a column of each matrix: under 0.01 bytes per
-# weight of a large matrix, 0.25 of an adapter of rank 16. Tensors of fewer than 4,096 values, which bitsandbytes keeps
-# in 32 bits, are not counted as such.
-OPTIMIZERS: Mapping[Optim, Optimizer] = {
-    "adamw_torch_fused": Optimizer("AdamW's two moments", 8, 8, needs_bitsandbytes=False),
-    "adamw_torch": Optimizer("AdamW's two moments", 8, 8, needs_bitsandbytes=False),
-    "adafactor": Optimizer("Adafactor's rows and columns", 0.25, 0.25, needs_bitsandbytes=False),
-    "adamw_8bit": Optimizer("AdamW's two moments, 8 bits", 2 + 8 / 256, 8),
-    "paged_adamw_8bit": Optimizer("AdamW's two moments, 8 bits; may move to the host", 2 + 8 / 256, 8),
-    "paged_adamw_32bit": Optimizer("AdamW's two moments; may move to the host", 8, 8),
-    "lion_8bit": Optimizer("Lion's moment, 8 bits", 1 + 4 / 256, 4),
-    "lion_32bit": Optimizer("Lion's moment", 4, 4),
-}
 
 
 class TaskSettings(BaseModel):

@@ -42,6 +42,7 @@ from manyicl.models import (
     save_beside_weights,
     trial_ids,
 )
+from manyicl.training.arguments import check_trackers, training_arguments
 from manyicl.training.held_out import (
     HeldOutRow,
     answers_only_losses,
@@ -72,7 +73,7 @@ from manyicl.training.run_folder import (
     refuse_damaged,
     refuse_other_sharding,
 )
-from manyicl.training.trainer import AnswerTrainer, LastStepCallback, check_trackers, training_arguments
+from manyicl.training.trainer import AnswerTrainer, LastStepCallback
 
 
 def train(

@@ -39,8 +39,8 @@ from manyicl.models import (
     inner_model,
     store_in_float8,
 )
+from manyicl.training.memory.optimizers import OPTIMIZERS, Optim
 from manyicl.training.memory.storage_meter import meter_step
-from manyicl.training.recipe import OPTIMIZERS, Optim
 from manyicl.training.recompute.layers import (
     RECOMPUTED_WORK_COMPILED,
     WHOLE_WORK_COMPILED,
