@@ -11,7 +11,7 @@ from .batch import (
 )
 from .packing import Pack, pack_episodes
 from .plan import BEYOND_CAP, TOO_LONG, Episode, EpisodeSettings, Mixing, Targets, cap_rows, iter_episodes
-from .segments import Segments
+from .segments import Segments, power_of_two
 from .template import Frame, TemplateSettings
 from .tokenized import (
     TokenizedEpisode,
@@ -58,6 +58,7 @@ __all__ = [
     "lengths_of",
     "pack_episodes",
     "pad_row",
+    "power_of_two",
     "query_ids",
     "split_row",
     "targets_of",

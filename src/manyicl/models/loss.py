@@ -189,7 +189,7 @@ def _score_targets(
     head: Callable[[Tensor], Tensor], hidden_1NH: Tensor, *, target_ids_N: Tensor, chunk: int, cap: float | None
 ) -> Tensor:
     parts = [
-        checkpoint(_score_chunk, head, hidden, ids, cap, use_reentrant=False)
+        checkpoint(_score_chunk, head, hidden, ids, cap, use_reentrant=False, preserve_rng_state=False)
         for hidden, ids in zip(hidden_1NH[0].split(chunk), target_ids_N.split(chunk), strict=True)
     ]
     return torch.cat(parts)[None]

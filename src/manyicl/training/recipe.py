@@ -92,6 +92,9 @@ class TrainSettings(BaseModel):
     number of them (selectively), or 'auto' (as few as a GPU has room for, up to 'offload'; none on a CPU)."""
     compile: bool = False
     """Compile the layers for one row length, to which shorter rows are padded; costs a minute."""
+    cuda_graph: bool | Literal["auto"] = "auto"
+    """Run a row forward and backward as one CUDA graph: true, false, or 'auto' (on one GPU, where passes are so short
+    that the GPU would wait for Python: below 1e14 FLOPs, and no layer recomputed)."""
     log_every_steps: Annotated[int, Field(gt=0)] = 10
     """Steps per line of metrics.jsonl."""
     checkpoint_every_steps: Annotated[int, Field(gt=0)] = 100

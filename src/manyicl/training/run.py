@@ -361,6 +361,8 @@ class _UsageCallback(TrainerCallback):
             attention_recomputed=recompute.num_layers > 0 and not self.trainer.attention.is_kept,
             inputs_in_host=recompute.offload,
             feed_forward_in_tiles=recompute.tiles,
+            cuda_graph=self.trainer.graph is not None,
+            cuda_graph_reason=self.trainer.graph_reason,
             flash_attention=flash_implementation(),
             attention_kernels=kernels_taken(),
         )

@@ -40,7 +40,7 @@ PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizer
 RUN_SCHEMA = 1
 # Settings of train.* that decide a run's time and memory but not its course (except what dropout draws in batches of
 # other packs), so they may change when it is resumed.
-CHANGEABLE = ("recompute", "compile", "num_workers", "packs_per_batch")
+CHANGEABLE = ("recompute", "compile", "cuda_graph", "num_workers", "packs_per_batch")
 # The Trainer's own record in a checkpoint.
 TRAINER_STATE = "trainer_state.json"
 
@@ -129,6 +129,10 @@ class RunState(_Record):
     """Whether their inputs waited in the host's memory."""
     feed_forward_in_tiles: bool | None = None
     """Whether their feed-forward parts ran some tokens at a time."""
+    cuda_graph: bool | None = None
+    """Whether rows ran forward and backward as one CUDA graph in the last process."""
+    cuda_graph_reason: str | None = None
+    """Why, or why not, in words."""
     flash_attention: str | None = None
     """What stood in for torch's own flash attention, such as 'FA3'."""
     attention_kernels: dict[str, int] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from manyicl.episodes import Batch, BatchMaker, Pack, PackDataset
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.files import sync_tree
 from manyicl.models import (
+    AnswerLoss,
     check_compiler,
     decoder_layers,
     device_of,
@@ -33,6 +35,7 @@ from manyicl.models import (
     row_attention,
     row_loss,
 )
+from manyicl.training.graph import GraphedPass, choose_graph, find_obstacle
 from manyicl.training.memory.choice import choose_recompute
 from manyicl.training.memory.footprint import Row
 from manyicl.training.metrics import MetricsLog, StepSums, bucket_name, measure_ceiling
@@ -94,6 +97,8 @@ class AnswerTrainer(Trainer):
         self.validating = False
         self.recompute, self.attention = Recompute(0), AttentionChoice(is_kept=True)
         self.ceiling = measure_ceiling(args.device) if step_flops else None
+        self.graph: GraphedPass | None = None
+        self.graph_reason = ""
 
     def train_packs(self, checkpoint: Path | None) -> None:
         """Run the training loop to its end, from the start or from `checkpoint`.
@@ -127,6 +132,7 @@ class AnswerTrainer(Trainer):
             num_shards=self.accelerator.num_processes if self.is_fsdp_enabled else 1,
         )
         self.recompute = agree_on(chosen, accelerator=self.accelerator)
+        self._choose_graph(fault)
         with (
             row_attention(model, text, longest=longest, row_tokens=config.row_tokens),
             prepared_layers(model, self.recompute, compiled=config.train.compile) as self.attention,
@@ -144,10 +150,55 @@ class AnswerTrainer(Trainer):
         """Return the row's share of the step's loss, times the ranks over which gradients are averaged."""
         del return_outputs, num_items_in_batch
         scored = row_loss(model, inputs)
-        self.step_sums.add(inputs, scored)
-        self.suspects.append((inputs.episodes, scored.nll_A))
+        self._note_row(inputs, scored)
         loss: Tensor = scored.loss * self.accelerator.num_processes
         return loss
+
+    def training_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Run a row forward and backward, by a CUDA graph if one was chosen."""
+        if self.graph is None:
+            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[arg-type]
+        if not model.training:
+            model.train()
+        scored = self.graph(inputs)
+        self._note_row(inputs, scored)
+        return scored.loss
+
+    def _note_row(self, batch: Batch, scored: AnswerLoss) -> None:
+        self.step_sums.add(batch, scored)
+        self.suspects.append((batch.episodes, scored.nll_A))
+
+    def _run_row(self, batch: Batch) -> AnswerLoss:
+        """Run a row forward and backward, as the Trainer does in a step."""
+        with self.compute_loss_context_manager():
+            scored = row_loss(self.model_wrapped, batch)
+        self.accelerator.backward(scored.loss)
+        return replace(scored, loss=scored.loss.detach())
+
+    def _choose_graph(self, fault: str) -> None:
+        """Decide whether rows run as a CUDA graph, and why. fault: why episodes go through the model alone, or ''.
+
+        Raises:
+            UserError: the recipe asks for one, and there can be none.
+        """
+        model: Any = self.model
+        obstacle = find_obstacle(
+            model,
+            fault=fault,
+            num_ranks=self.accelerator.num_processes,
+            recompute=self.recompute,
+            is_half=bool(self.args.bf16),
+            quantize=self.recipe.model.quantize,
+        )
+        rows = len(self.packs) / self.recipe.train.packs_at_once
+        pass_flops = sum(self.step_flops) / rows if self.step_flops else None
+        is_chosen, self.graph_reason = choose_graph(
+            self.recipe.train.cuda_graph, obstacle=obstacle, pass_flops=pass_flops
+        )
+        if is_chosen:
+            self.graph = GraphedPass(self._run_row, model.parameters(), num_tokens=self.row.num_tokens)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> None:
         """Count nothing: the Trainer would count the tokens of `labels`, and our divisors come with the batch."""
@@ -343,6 +394,8 @@ def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
     model: Any = trainer.model
     num_layers, num_recomputed = len(decoder_layers(model)), trainer.recompute.num_layers
     where = f"step {trainer.state.global_step + 1}: the GPU is out of memory"
+    if trainer.graph is not None:
+        return OutOfMemoryError(f"{where}, with rows as a CUDA graph, which keeps its memory", "train.cuda_graph=false")
     if trainer.validating:  # nothing is recomputed there
         fix = "start a new run with a lower episodes.token_budget, or with train.validation_tokens = 0"
         return OutOfMemoryError(f"{where}, with a validation row; {fix}", None)

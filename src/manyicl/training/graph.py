@@ -1,0 +1,258 @@
+"""Forward and backward of a row as one CUDA graph: for models whose kernels end sooner than Python can start them.
+
+A pass of a small model starts thousands of kernels of a few microseconds each, and the GPU waits for them. A graph
+holds them all, and is started at once. It reads its row from the same places in memory each time, so rows are padded to
+one `RowShape`; a row that is larger than any before is captured anew. As in any pass, gradients are added to those that
+are there; the tensors that they are in belong to the graph.
+
+Shape suffixes: T tokens of the row, S bounds of its segments, N targets, A answers that are targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from manyicl.episodes import Batch, power_of_two
+from manyicl.errors import UserError
+from manyicl.models import AnswerLoss, device_of, drops_attention, inner_model
+from manyicl.training.memory.choice import FEWEST_PASS_FLOPS
+from manyicl.training.recompute.layers import Recompute
+
+# Model types whose passes are captured in tests on a GPU. A type with experts is none of them: its host waits to learn
+# how many tokens each expert gets.
+GRAPHED = frozenset({"gemma", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
+# Passes before a capture, in which libraries make their handles and workspaces, and layers are compiled.
+NUM_WARM_UPS = 2
+# Sizes are rounded up to a multiple of the power of two above over this, so that few rows are larger than before.
+SIZE_STEPS = 8
+
+
+def find_obstacle(
+    model: nn.Module, *, fault: str, num_ranks: int, recompute: Recompute, is_half: bool, quantize: str | None
+) -> str:
+    """Return why the passes of a model cannot be a CUDA graph, '' if they can.
+
+    fault: why episodes go through the model one at a time, '' if they do not. is_half: products are in half precision.
+    quantize: as `model.quantize`.
+    """
+    if device_of(model).type != "cuda":
+        return "there is no GPU"
+    if num_ranks > 1:
+        return "several processes train together"
+    if fault:
+        return "each episode goes through the model alone"
+    if not is_half:
+        return "products are in float32, whose attention goes segment by segment"
+    if quantize:
+        return f"the base is kept in {quantize}"
+    if recompute.num_layers:
+        return "layers are recomputed"
+    if drops_attention(model) or any(isinstance(part, nn.Dropout) and part.p for part in model.modules()):
+        return "there is dropout"
+    kind = inner_model(model).config.get_text_config().model_type
+    return "" if kind in GRAPHED else f"models of type {kind} were not tried"
+
+
+def choose_graph(setting: bool | Literal["auto"], *, obstacle: str, pass_flops: float | None) -> tuple[bool, str]:
+    """Return whether rows run as a CUDA graph, and why.
+
+    setting: as `train.cuda_graph`. pass_flops: of a row forward and backward, on average; None if they are not known.
+
+    Raises:
+        UserError: the setting is true, and there is an obstacle.
+    """
+    if setting is True and obstacle:
+        raise UserError(f"train.cuda_graph = true: {obstacle}; set it to 'auto' or false")
+    if setting != "auto" or obstacle:
+        return setting is True, "the recipe says so" if setting != "auto" else obstacle
+    if pass_flops is None:
+        return False, "the model's FLOPs are not known"
+    if pass_flops >= FEWEST_PASS_FLOPS:
+        return False, f"a pass has {pass_flops:.2g} FLOPs, which keep a GPU at work"
+    return True, f"a pass has {pass_flops:.2g} FLOPs, and the GPU would wait for Python to start its kernels"
+
+
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """What rows are padded to."""
+
+    is_one: bool
+    """Whether a single segment fills the row, which has a faster kernel: such rows have a graph of their own."""
+    num_tokens: int
+    num_bounds: int
+    """Of segments: one more than there are segments."""
+    longest: int
+    """Tokens of the longest segment, rounded up to a power of two."""
+    num_targets: int
+    num_answers: int
+    """One more than any row has: padding's targets belong to the last."""
+
+    def joined(self, other: RowShape) -> RowShape:
+        """Return the smallest shape that rows of either can be padded to."""
+        return RowShape(*(max(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
+
+
+def shape_of(batch: Batch, *, num_tokens: int) -> RowShape:
+    """Return the least that a row is padded to. num_tokens: of the longest row of the run."""
+    padding, is_one = num_tokens - batch.num_tokens, len(batch.segment_lengths) == 1
+    return RowShape(
+        is_one=is_one,
+        num_tokens=num_tokens,
+        num_bounds=_round_up(len(batch.segment_bounds_S) + 1),
+        longest=power_of_two(num_tokens if is_one else max(*batch.segment_lengths, padding)),
+        num_targets=_round_up(len(batch.target_positions_N)),
+        num_answers=_round_up(len(batch.answer_shots_A) + 1),
+    )
+
+
+def _round_up(number: int) -> int:
+    """Return one of few numbers that is at least as large.
+
+    >>> [_round_up(n) for n in (5, 100, 129)]
+    [5, 112, 160]
+    """
+    step = max(1, power_of_two(number) // SIZE_STEPS)
+    return -(-number // step) * step
+
+
+def padded_row(batch: Batch, shape: RowShape) -> Batch:
+    """Return a row padded to `shape`, with the same loss and gradients.
+
+    Tokens of padding are a segment of their own, or extend the only one, behind all that it trains. Targets of padding
+    weigh nothing and belong to the last answer, which no row has.
+    """
+    num_tokens, num_targets = shape.num_tokens - batch.num_tokens, shape.num_targets - len(batch.target_positions_N)
+    num_bounds = shape.num_bounds - len(batch.segment_bounds_S)
+    num_answers = shape.num_answers - len(batch.answer_shots_A)
+    if shape.is_one:
+        lengths: tuple[int, ...] = (shape.num_tokens,)
+        bounds_S = functional.pad(batch.segment_bounds_S[:1], (0, shape.num_bounds - 1), value=shape.num_tokens)
+    else:
+        lengths = (*batch.segment_lengths, num_tokens) if num_tokens else batch.segment_lengths
+        bounds_S = functional.pad(batch.segment_bounds_S, (0, num_bounds), value=shape.num_tokens)
+    return replace(
+        batch,
+        input_ids_1T=functional.pad(batch.input_ids_1T, (0, num_tokens)),
+        segment_ids_T=functional.pad(batch.segment_ids_T, (0, num_tokens), value=len(lengths) - 1),
+        position_ids_1T=functional.pad(batch.position_ids_1T, (0, num_tokens)),  # 0 is valid in every model
+        segment_lengths=lengths,
+        segment_bounds_S=bounds_S,
+        target_positions_N=functional.pad(batch.target_positions_N, (0, num_targets), value=1),
+        target_weights_N=functional.pad(batch.target_weights_N, (0, num_targets)),
+        target_answers_N=functional.pad(batch.target_answers_N, (0, num_targets), value=shape.num_answers - 1),
+        answer_shots_A=functional.pad(batch.answer_shots_A, (0, num_answers)),
+        answer_tasks_A=functional.pad(batch.answer_tasks_A, (0, num_answers)),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Graph:
+    """Forward and backward of rows of one shape."""
+
+    shape: RowShape
+    row: Batch
+    """What it reads."""
+    scored: AnswerLoss
+    """What it writes, beside gradients."""
+    graph: torch.cuda.CUDAGraph
+
+
+class GraphedPass:
+    """Runs rows forward and backward by a CUDA graph, or two: one for rows of a single segment.
+
+    run: forward and backward of a row without a wait for the GPU; its loss has no autograd graph any more, which would
+    keep what the pass made. parameters: that it gives gradients to. num_tokens: of the longest row.
+    """
+
+    def __init__(
+        self, run: Callable[[Batch], AnswerLoss], parameters: Iterable[nn.Parameter], *, num_tokens: int
+    ) -> None:
+        self.run, self.num_tokens = run, num_tokens
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.gradients: list[Tensor] = []
+        self.graphs: dict[bool, _Graph] = {}
+
+    def __call__(self, batch: Batch) -> AnswerLoss:
+        """Return a row's loss, and add its gradients to the parameters'."""
+        shape = shape_of(batch, num_tokens=self.num_tokens)
+        known = self.graphs.get(shape.is_one)
+        wanted = shape if known is None else known.shape.joined(shape)
+        if known is None or wanted != known.shape:
+            known = None  # its memory is for the next
+            known = self._capture(batch, wanted)
+        self._take_gradients()
+        _copy(padded_row(batch, known.shape), known.row)
+        known.graph.replay()
+        scored, num_answers = known.scored, len(batch.answer_shots_A)
+        return AnswerLoss(  # copies, since the next row writes to the same places
+            loss=scored.loss.clone(),
+            nll_A=scored.nll_A[:num_answers].clone(),
+            num_tokens_A=scored.num_tokens_A[:num_answers].clone(),
+            correct_A=scored.correct_A[:num_answers].clone(),
+        )
+
+    def _capture(self, batch: Batch, shape: RowShape) -> _Graph:
+        """Make the graph of rows of `shape`, with `batch` for the passes before."""
+        self.graphs.pop(shape.is_one, None)
+        torch.cuda.empty_cache()
+        # A GPU reads no lengths, but their largest, which must be that of any row, and whether there is one.
+        lengths = (shape.num_tokens,) if shape.is_one else (shape.longest, 1)
+        row = replace(_cloned(padded_row(batch, shape)), segment_lengths=lengths)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), self._kept_gradients():
+            for _ in range(NUM_WARM_UPS):
+                self.run(row)
+        torch.cuda.current_stream().wait_stream(side)
+        self._take_gradients()
+        graph = torch.cuda.CUDAGraph()
+        # The graphs never run at once, so they may share memory.
+        pool = next((other.graph.pool() for other in self.graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
+            scored = self.run(row)
+        self.graphs[shape.is_one] = _Graph(shape, row, scored, graph)
+        return self.graphs[shape.is_one]
+
+    @contextmanager
+    def _kept_gradients(self) -> Iterator[None]:
+        """Drop what the block adds to gradients. The first time, find the parameters that it gives any to."""
+        before = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        yield
+        if not self.gradients:
+            used = [parameter.grad is not None for parameter in self.parameters]
+            self.parameters = [one for one, is_used in zip(self.parameters, used, strict=True) if is_used]
+            before = [one for one, is_used in zip(before, used, strict=True) if is_used]
+            self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        for parameter, gradient in zip(self.parameters, before, strict=True):
+            parameter.grad = gradient
+
+    def _take_gradients(self) -> None:
+        """Let the parameters have the graph's gradients, from zero where an optimizer's step has dropped them."""
+        if self.parameters[0].grad is self.gradients[0]:
+            return
+        torch._foreach_zero_(self.gradients)
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
+
+
+def _tensors(batch: Batch) -> dict[str, Any]:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _cloned(batch: Batch) -> Batch:
+    return replace(batch, **{name: tensor.clone() for name, tensor in _tensors(batch).items()})
+
+
+def _copy(source: Batch, target: Batch) -> None:
+    for one, other in zip(_tensors(source).values(), _tensors(target).values(), strict=True):
+        other.copy_(one)

@@ -1,0 +1,128 @@
+"""Rows padded to one shape keep their loss; when a pass becomes a CUDA graph. The graphs themselves: tests/gpu."""
+
+from __future__ import annotations
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from manyicl.episodes.batch import pad_row
+from manyicl.errors import UserError
+from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.loss import row_loss
+from manyicl.training.graph import choose_graph, find_obstacle, padded_row, shape_of
+from manyicl.training.recompute.layers import Recompute
+from manyicl.training.run import train
+from manyicl.training.run_folder import RunFolder
+from tests.conftest import CONFIGS, tiny_model
+from tests.parity.test_loss_parity import random_episode, row
+from tests.trajectory.setting import write_setting
+
+SHORT = row([random_episode([(5, 2)] * n, seed=n) for n in (3, 1, 6)])
+LONG = row([random_episode([(5, 2)] * n, seed=n) for n in (9, 2, 1, 1)])
+ONE = row([random_episode([(5, 2)] * 9, seed=4)])
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize(
+    ("batch", "other", "num_tokens"),
+    [
+        (SHORT, LONG, 120),
+        (LONG, SHORT, 100),
+        (SHORT, SHORT, 73),
+        (ONE, ONE, 80),
+        (pad_row(SHORT, multiple=8), LONG, 96),
+    ],
+    ids=["smaller than another", "larger", "of full length", "one episode", "padded before"],
+)
+def test_a_padded_row_has_the_loss_and_the_gradients_of_the_row(name, batch, other, num_tokens):
+    model = tiny_model(name)
+    shape = shape_of(batch, num_tokens=num_tokens).joined(shape_of(other, num_tokens=num_tokens))
+    padded = padded_row(batch, shape)
+    found = []
+    for one in (batch, padded):
+        model.zero_grad()
+        with segment_attention(model):
+            scored = row_loss(model, one)
+            scored.loss.backward()
+        found.append((scored, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (expected, gradients), (scored, same) = found
+    num_answers = len(batch.answer_shots_A)
+    assert padded.num_tokens == num_tokens
+    assert len(padded.answer_shots_A) > num_answers
+    assert scored.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    assert scored.nll_A[:num_answers].tolist() == pytest.approx(expected.nll_A.tolist(), rel=1e-5)
+    assert scored.num_tokens_A[:num_answers].tolist() == expected.num_tokens_A.tolist()
+    assert scored.correct_A[:num_answers].tolist() == expected.correct_A.tolist()
+    for key, gradient in gradients.items():
+        assert (same[key] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), key
+
+
+def test_shapes_grow_with_the_rows_and_seldom():
+    small, large = (shape_of(batch, num_tokens=100) for batch in (SHORT, LONG))
+    assert (small.longest, large.longest) == (64, 64)  # of 43 and 64 tokens; 100 - 73 and 100 - 95 are padding
+    assert (small.num_targets, large.num_targets) == (20, 28)  # of 20 and 26
+    both = small.joined(large)
+    assert both == large.joined(small) == both.joined(small)
+    assert both.num_targets == 28
+    # Of 1 to 4,096 targets, there are so many shapes at most that a run captures.
+    sizes = {shape_of(row([random_episode([(1, 1)] * n, seed=0)]), num_tokens=9000).num_targets for n in range(1, 400)}
+    assert len(sizes) < 40
+
+
+def test_padding_that_is_longer_than_any_episode_counts_as_the_longest():
+    assert shape_of(SHORT, num_tokens=1000).longest == 1024  # 927 tokens of padding
+    assert shape_of(ONE, num_tokens=1000).longest == 1024
+    assert shape_of(ONE, num_tokens=1000).is_one
+    assert not shape_of(SHORT, num_tokens=1000).is_one
+
+
+@pytest.mark.parametrize(
+    ("setting", "obstacle", "pass_flops", "chosen", "reason"),
+    [
+        ("auto", "", 2e13, True, "a pass has 2e+13 FLOPs, and the GPU would wait"),
+        ("auto", "", 2e14, False, "a pass has 2e+14 FLOPs, which keep a GPU at work"),
+        ("auto", "", None, False, "FLOPs are not known"),
+        ("auto", "there is dropout", 2e13, False, "there is dropout"),
+        (True, "", 2e14, True, "the recipe says so"),
+        (False, "", 2e13, False, "the recipe says so"),
+        (False, "there is dropout", 2e13, False, "the recipe says so"),
+    ],
+)
+def test_a_graph_is_for_passes_that_wait_for_python(setting, obstacle, pass_flops, chosen, reason):
+    found, why = choose_graph(setting, obstacle=obstacle, pass_flops=pass_flops)
+    assert found is chosen
+    assert reason in why
+
+
+def test_a_graph_that_cannot_be_is_refused_if_the_recipe_asks_for_it():
+    with pytest.raises(UserError, match=r"train\.cuda_graph = true: there is dropout; set it to 'auto' or false"):
+        choose_graph(True, obstacle="there is dropout", pass_flops=2e13)
+
+
+def test_what_stands_in_the_way_of_a_graph(monkeypatch):
+    model = tiny_model("llama")
+    common = {"fault": "", "num_ranks": 1, "recompute": Recompute(0), "is_half": True, "quantize": None}
+    assert find_obstacle(model, **common) == "there is no GPU"
+    monkeypatch.setattr("manyicl.training.graph.device_of", lambda _: type("Device", (), {"type": "cuda"}))
+    dropping = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], lora_dropout=0.1))
+    assert find_obstacle(model, **common) == ""
+    assert find_obstacle(dropping, **common) == "there is dropout"
+    assert find_obstacle(tiny_model("gemma2"), **common) == "models of type gemma2 were not tried"
+    for change, reason in (
+        ({"num_ranks": 2}, "several processes train together"),
+        ({"fault": "mixes tokens"}, "each episode goes through the model alone"),
+        ({"is_half": False}, "products are in float32, whose attention goes segment by segment"),
+        ({"quantize": "nf4"}, "the base is kept in nf4"),
+        ({"recompute": Recompute(1)}, "layers are recomputed"),
+    ):
+        assert find_obstacle(model, **{**common, **change}) == reason
+
+
+def test_a_run_on_a_cpu_says_that_it_has_no_graph_and_refuses_to_be_made_one(tmp_path):
+    config = write_setting(tmp_path, num_steps=1)
+    train(config, out=tmp_path / "run")
+    state = RunFolder(tmp_path / "run").read_state()
+    assert (state.cuda_graph, state.cuda_graph_reason) == (False, "there is no GPU")
+    asked = config.model_copy(update={"train": config.train.model_copy(update={"cuda_graph": True})})
+    with pytest.raises(UserError, match=r"train\.cuda_graph = true: there is no GPU"):
+        train(asked, out=tmp_path / "other")
