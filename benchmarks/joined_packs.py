@@ -1,7 +1,8 @@
 """What it is worth to join packs: an optimizer step's forward and backward passes, with n of its packs in each row.
 
     python benchmarks/joined_packs.py --model FOLDER | --shape NAME [--lora] [--tokens 4096] [--episodes 8] [--packs 8]
-                                      [--joined 1,2,4,8] [--recompute auto] [--compile] [--repeats 20] [--json OUT]
+                                      [--joined 1,2,4,8] [--recompute auto] [--compile] [--graph] [--repeats 20]
+                                      [--json OUT]
 
 A step has --packs packs of --tokens tokens with --episodes episodes each, and all of them go through the model before
 the step ends, --joined at a time (`train.packs_per_batch`). All numbers of packs take turns in each round, in one
@@ -12,14 +13,14 @@ are joined. Attention, layers and padding are put in place as `manyicl train` do
 layers are recomputed as it would (--recompute, with compiled layers as many for all as the longest row needs). The
 step's losses of all numbers are compared before a time is taken. MFU is the share of a large bf16 product's FLOP/s.
 Peak memory is what was allocated on a GPU in one step, weights and gradients included. A number of packs that does not
-fit is said to.
+fit is said to. --graph: each row is a CUDA graph (`train.cuda_graph`), if no layer is recomputed.
 """
 
 from __future__ import annotations
 
 import argparse
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import LoraSettings, ModelSettings, add_adapter, load_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import inner_model
+from manyicl.training.graph import GraphedPass
 from manyicl.training.memory.choice import choose_recompute
 from manyicl.training.memory.footprint import Row
 from manyicl.training.metrics import PeakMemory, StepSums, measure_ceiling
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--joined", default="1,2,4,8", help="packs in a row: numbers that divide --packs")
     parser.add_argument("--recompute", default="auto", help="auto, none, selective, full, or a number of layers")
     parser.add_argument("--compile", action="store_true", help="compiled layers")
+    parser.add_argument("--graph", action="store_true", help="rows as CUDA graphs")
     parser.add_argument("--share", type=float, default=0.1, help="share of the tokens that are targets")
     parser.add_argument("--repeats", type=int, default=20, help="an interval needs six")
     parser.add_argument("--json", type=Path)
@@ -79,7 +82,7 @@ def main() -> None:
     print("\n".join(as_text(row) for row in rows), flush=True)
     about = {"model": Path(options.model).name if options.model else options.shape, "lora": options.lora}
     about |= {"tokens": options.tokens, "episodes": options.episodes, "packs": options.packs}
-    about |= {"compiled": options.compile, "ceiling_flops": ceiling}
+    about |= {"compiled": options.compile, "graph": options.graph, "ceiling_flops": ceiling}
     write_json(options.json, {**about, "rows": rows})
 
 
@@ -120,21 +123,28 @@ class Joined:
             ),
             lora=lora,
         )
-        self.sums = StepSums(device)
+        self.sums, self.graph = StepSums(device), None
+        self.is_graphed = options.graph and not self.recompute.num_layers
         self.loss, self.peak_bytes, self.kernels = None, None, {}
 
     def step(self) -> float:
         """Return the step's loss, of all rows."""
         self.model.zero_grad(set_to_none=True)
         losses = []
+        if self.is_graphed and self.graph is None:
+            self.graph = GraphedPass(self.run, self.model.parameters(), num_tokens=self.batch.num_tokens)
         for _ in range(self.num_rows):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                scored = row_loss(self.model, self.batch)
-                self.sums.add(self.batch, scored)
-            loss = scored.loss / self.num_rows
-            loss.backward()
-            losses.append(loss.detach())
+            scored = self.graph(self.batch) if self.graph is not None else self.run(self.batch)
+            self.sums.add(self.batch, scored)
+            losses.append(scored.loss / self.num_rows)
         return float(sum(losses))  # one wait for the GPU, as in training
+
+    def run(self, batch):
+        """Run a row forward and backward; the gradients are the step's, times its rows."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            scored = row_loss(self.model, batch)
+        scored.loss.backward()
+        return replace(scored, loss=scored.loss.detach())
 
     def layers(self):
         """Put the layers in place."""

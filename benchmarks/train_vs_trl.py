@@ -4,13 +4,14 @@
     python benchmarks/train_vs_trl.py [--shape small] [--tokens 512,4096] [--episode-tokens 512] [--recompute]
                                       [--whole] [--no-flash] [--json OUT]
     python benchmarks/train_vs_trl.py --model FOLDER [--tokens 4096] [--episodes 1,8,100] [--repeats 30] [--compile]
-                                      [--json OUT]
+                                      [--no-graph] [--json OUT]
 
 With --model: full fine-tuning of a real model, float32 weights, on a GPU under bfloat16 autocast. Rows of --tokens hold
 1, 8 and 100 episodes. Each is given to TRL in both ways that its users have, and TRL's time is the faster one's:
 "packed" (padding-free, what `packing=True` gives) and "padded" (the episodes as rows of one batch; these episodes are
 of one length, so that hardly anything is padded). All sides take turns in each round. What `manyicl train` puts in
-place once a run (attention, layers) is there before a time begins. --compile: both sides compiled, ours layer by layer
+place once a run (attention, layers, and on a GPU the CUDA graph of a pass, by its own rule; --no-graph leaves it) is
+there before a time begins. --compile: both sides compiled, ours layer by layer
 (`train.compile`), TRL's as a whole (`torch_compile`); the losses are compared before that.
 
 Without --model:
@@ -37,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,6 +55,7 @@ from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import ModelSettings, load_model
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
+from manyicl.training.graph import GraphedPass, choose_graph, find_obstacle
 from manyicl.training.metrics import PeakMemory, StepSums, measure_ceiling
 from manyicl.training.preparation import row_multiple
 from manyicl.training.recompute.layers import Recompute, prepared_layers
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="an interval needs six")
     parser.add_argument("--recompute", action="store_true", help="all layers on both sides")
     parser.add_argument("--compile", action="store_true", help="with --model: both sides, each in its own way")
+    parser.add_argument("--no-graph", action="store_true", help="with --model: ours without a CUDA graph of the pass")
     parser.add_argument("--whole", action="store_true", help="--recompute, and ours recompute their attention too")
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3, also where it is installed")
     parser.add_argument("--no-memory", action="store_true")
@@ -115,6 +119,7 @@ def compare_real(options, *, device):
             whole=options.whole,
             autocast=autocast,
             compiled=options.compile,
+            graphed=not options.no_graph,
         )
         packed = PeerSide(peer_model, episodes, recompute=options.recompute, autocast=autocast)
         ways[number] = {"ours": ours, "packed": packed}
@@ -129,6 +134,8 @@ def compare_real(options, *, device):
     steps = {(number, name): side.step for number, sides in ways.items() for name, side in sides.items()}
     around = {(number, "ours"): sides["ours"].prepared for number, sides in ways.items()}
     ceiling = measure_ceiling(device, seconds=3.0)
+    for sides in ways.values():
+        sides["ours"].forget_graph()  # of layers that were not compiled yet
     with compiled_layers(model, peer_model, checkpointed=ours.checkpointed) if options.compile else nullcontext():
         seconds = time_in_turn(steps, repeats=options.repeats, device=device, warmups=3, around=around)
     for number, episodes in made.items():
@@ -144,6 +151,7 @@ def compare_real(options, *, device):
             "episodes": number,
             "autocast": autocast,
             "compiled": options.compile,
+            "cuda_graph": ways[number]["ours"].graph_reason,
             "kernels": ways[number]["ours"].kernels,
             "peer_attention": ways[number][best].attention,
             "peer_packs_isolated": isolates[number],
@@ -199,6 +207,7 @@ def describe_real(result):
         )
     kernels = ", ".join(f"{name} ({count} times)" for name, count in result["kernels"].items())
     lines.append(f"  attention: ours {kernels}; TRL {result['peer_attention']}")
+    lines.append(f"  ours as a CUDA graph: {result['cuda_graph']}")
     if not result["peer_packs_isolated"]:
         lines.append("  TRL's attention does not keep a pack's episodes apart here: its packed row is not timed")
     faster, share = result["speedup"], result["share_of_first_row"]
@@ -296,7 +305,9 @@ def count_runs(side):
 class OurSide:
     """One row through ours."""
 
-    def __init__(self, model, episodes, *, device, recompute, whole, autocast=False, compiled=False) -> None:
+    def __init__(
+        self, model, episodes, *, device, recompute, whole, autocast=False, compiled=False, graphed=False
+    ) -> None:
         self.model, self.flash, self.kernels = model, None, {}
         self.is_prepared, self.compiled = False, compiled
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=autocast)
@@ -304,16 +315,36 @@ class OurSide:
         row = make_row(episodes)
         multiple = row_multiple(row.num_tokens, device=device, compiled=compiled)
         self.batch = (pad_row(row, multiple=multiple) if multiple > 1 else row).to(device)
-        self.sums = StepSums(device)
+        self.sums, self.graph = StepSums(device), None
+        self.is_graphed, self.graph_reason = choose_graph(
+            "auto" if graphed else False,
+            obstacle=find_obstacle(
+                model, fault="", num_ranks=1, recompute=self.checkpointed, is_half=autocast, quantize=None
+            ),
+            pass_flops=count_flops(
+                shape_model(model.config), row.segment_lengths, num_targets=len(row.target_positions_N)
+            ),
+        )
 
     def step(self) -> float:
         with self.prepared() if not self.is_prepared else nullcontext():
             self.model.zero_grad(set_to_none=True)
-            with self.autocast:
-                scored = row_loss(self.model, self.batch)
-                self.sums.add(self.batch, scored)
-            scored.loss.backward()
-            return float(scored.loss.detach())
+            if self.is_graphed and self.graph is None:
+                self.graph = GraphedPass(self.run, self.model.parameters(), num_tokens=self.batch.num_tokens)
+            scored = self.graph(self.batch) if self.graph is not None else self.run(self.batch)
+            self.sums.add(self.batch, scored)
+            return float(scored.loss)
+
+    def run(self, batch):
+        """Run a row forward and backward."""
+        with self.autocast:
+            scored = row_loss(self.model, batch)
+        scored.loss.backward()
+        return replace(scored, loss=scored.loss.detach())
+
+    def forget_graph(self) -> None:
+        """Have the next step make a new one."""
+        self.graph = None
 
     @contextmanager
     def prepared(self):
