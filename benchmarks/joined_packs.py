@@ -166,8 +166,10 @@ class Joined:
         """Run one step, keep its loss and peak memory, and return whether it fits the device's memory."""
         try:
             with self.prepared():
-                self.step()  # compiles, and lets libraries take their workspaces
                 peak = PeakMemory(self.device)
+                self.step()  # compiles, makes the CUDA graph, and lets libraries take their workspaces
+                if not self.is_graphed:  # the memory that a graph keeps counts where it is made
+                    peak = PeakMemory(self.device)
                 self.loss = self.step()
                 self.peak_bytes = peak.read() if self.device.type == "cuda" else None
         except torch.OutOfMemoryError:
