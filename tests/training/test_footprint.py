@@ -15,7 +15,7 @@ from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loading import LoraSettings, add_adapter
 from manyicl.models.loss import answer_loss, target_logits
-from manyicl.training import memory
+from manyicl.training.memory import choice
 from manyicl.training.memory.choice import choose_recompute, fewest_recomputed, predict_memory
 from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.memory.storage_meter import StorageMeter, meter_step
@@ -277,7 +277,7 @@ def test_a_model_whose_memory_is_unknown_is_recomputed_in_full_and_says_so(monke
     def refuse(*_, **__):
         raise UserError("llama: its memory cannot be predicted")
 
-    monkeypatch.setattr(memory, "measure_footprint", refuse)
+    monkeypatch.setattr(choice, "measure_footprint", refuse)
     with pytest.warns(UserWarning, match=r"cannot be predicted; so all layers are recomputed: set train\.recompute"):
         chosen = choose_recompute(tiny_model("llama"), "auto", row=Row(64, 8, "fp32"), free_bytes=10**9)
     assert chosen == Recompute(3, keep_attention=False)
