@@ -21,6 +21,7 @@ def test_shared_beginnings_stand_once_and_last_tokens_are_no_nodes():
     assert trie.sum_paths(np.array([1.0, 2, 4, 8, 16, 32, 64])).tolist() == [15, 19, 96]
     assert trie.ancestors().astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
     assert not trie.is_chain
+    assert [(nodes.tolist(), num_own) for nodes, num_own in trie.runs()] == [([0, 1, 2], 3), ([3], 1)]
 
 
 def test_one_option_is_a_chain_and_one_token_needs_no_node():
@@ -30,6 +31,12 @@ def test_one_option_is_a_chain_and_one_token_needs_no_node():
     assert (trie.tokens_N.tolist(), trie.edge_tokens_E.tolist()) == ([], [4, 5])
     assert trie.is_chain
     assert trie.sum_paths(np.array([0.5, 0.25])).tolist() == [0.5, 0.25, 0.5]
+
+
+def test_a_node_that_does_not_follow_the_one_before_it_begins_a_run_after_those_above_it():
+    trie = build_trie([[5, 6, 9], [5, 7, 8, 9]])  # nodes 5, 6, 7 and 8; 7 follows 5
+    assert [(nodes.tolist(), num_own) for nodes, num_own in trie.runs()] == [([0, 1], 2), ([0, 2, 3], 2)]
+    assert [(nodes.tolist(), num_own) for nodes, num_own in build_trie([[4], [5]]).runs()] == [([], 0)]
 
 
 def test_an_option_that_begins_another_ends_inside_it():

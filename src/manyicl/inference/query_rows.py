@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manyicl.inference.tries import AnswerTrie
-from manyicl.models import KeySink, Prefix, RowLayout, float32_head
+from manyicl.models import KeySink, Prefix, RowLayout, Runs, float32_head
 
 # Most logits that are in float32 at once: little memory on a GPU; on a CPU what its cache holds (twice as fast).
 MOST_FLOATS = {"cuda": 1 << 24, "cpu": 1 << 19}
+# Where the runs of a row have more keys than so many times its tokens, a mask costs less than copying them.
+MOST_KEY_COPIES = 4
 
 
 class Query(NamedTuple):
@@ -30,40 +34,93 @@ def lay_out_row(
     queries: Sequence[Query], *, prefix: Prefix, device: torch.device, sink: KeySink | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], RowLayout]:
     """Return ids (T,), positions (T,) and the layout of a row: each query, then the nodes of its trie."""
-    ids, offsets = [], []
-    for query, trie in queries:
-        ids.append(query if trie is None else np.concatenate([query, trie.tokens_N]))
-        own = np.arange(len(query))
-        offsets.append(own if trie is None else np.concatenate([own, len(query) - 1 + trie.depths_N]))
-    lengths = np.array([len(part) for part in ids])
-    longest = int(lengths.max())
-    offsets_SL = np.zeros((len(queries), longest), dtype=np.int64)
-    filled_SL = np.arange(longest)[None] < lengths[:, None]
-    offsets_SL[filled_SL] = np.concatenate(offsets)
+    own_S, nodes_S = _count_tokens(queries)
+    lengths_S = own_S + nodes_S
+    longest, offsets_T = int(lengths_S.max()), ranges(np.zeros_like(lengths_S), lengths_S)
+    is_node_T = offsets_T >= np.repeat(own_S, lengths_S)
+    depths = [trie.depths_N for _, trie in queries if trie is not None]
+    offsets_T[is_node_T] = np.concatenate([np.zeros(0, np.int64), *depths]) + np.repeat(own_S - 1, nodes_S)
+    # Padding comes after its segment, so that no token sees it.
+    offsets_SL = np.tile(np.arange(longest), (len(queries), 1))
+    filled_SL = offsets_SL < lengths_S[:, None]
+    offsets_SL[filled_SL] = offsets_T
     places = None
     if not filled_SL.all():
-        places_SL = np.where(filled_SL, np.cumsum(filled_SL).reshape(filled_SL.shape) - 1, 0)
+        places_SL = np.zeros_like(offsets_SL)
+        places_SL[filled_SL] = np.arange(len(offsets_T))
         places = (
             torch.from_numpy(places_SL.ravel()).to(device),
             torch.from_numpy(np.flatnonzero(filled_SL)).to(device),
         )
-    seen = None
-    if not all(trie is None or trie.is_chain for _, trie in queries):
-        seen = torch.from_numpy(_seen_in_tries(queries, longest)).to(device)
-    offsets_T = np.concatenate(offsets).astype(np.int64)
-    # Padding comes after its segment, so that no token sees it.
-    offsets_SL[~filled_SL] = np.broadcast_to(np.arange(longest), filled_SL.shape)[~filled_SL]
+    branches = not all(trie.is_chain for trie in distinct_tries(queries))
     placed = torch.from_numpy(offsets_SL).to(device)
     layout = RowLayout(
         prefix=prefix,
         offsets_SL=placed,
         max_offset=int(offsets_T.max()),
         key_offsets_SK=placed,
-        seen_SLK=seen,
+        seen=(lambda: torch.from_numpy(_seen_in_tries(queries, longest)).to(device)) if branches else None,
+        runs=cache(lambda: find_runs(queries, device=device)) if branches or places is not None else None,
         places=places,
         sink=sink,
     )
+    ids = [part for query, trie in queries for part in ((query,) if trie is None else (query, trie.tokens_N))]
     return np.concatenate(ids).astype(np.int64), offsets_T + prefix.num_tokens, layout
+
+
+def _count_tokens(queries: Sequence[Query]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how many tokens each query has (S,), and how many nodes its trie (S,)."""
+    return (
+        np.array([len(query) for query, _ in queries], dtype=np.int64),
+        np.array([0 if trie is None else len(trie.tokens_N) for _, trie in queries], dtype=np.int64),
+    )
+
+
+def distinct_tries(queries: Sequence[Query]) -> list[AnswerTrie]:
+    """Return the tries of the queries, one that several share once."""
+    return list({id(trie): trie for _, trie in queries if trie is not None}.values())
+
+
+def find_runs(queries: Sequence[Query], *, device: torch.device) -> Runs | None:
+    """Return the runs of the queries' row; None if its keys would be copied more than `MOST_KEY_COPIES` times."""
+    no_nodes = np.zeros(0, dtype=np.int64)
+    runs_of = {id(trie): trie.runs() for trie in distinct_tries(queries)}
+    runs_S = [runs_of.get(id(trie), [(no_nodes, 0)]) for _, trie in queries]
+    own_S, nodes_S = _count_tokens(queries)
+    starts_S, num_runs_S = np.cumsum(own_S + nodes_S) - own_S - nodes_S, np.array([len(runs) for runs in runs_S])
+    paths = [path for runs in runs_S for path, _ in runs]
+    own_R, path_R = np.repeat(own_S, num_runs_S), np.array([len(path) for path in paths])
+    queries_R = np.array([num_new for runs in runs_S for _, num_new in runs])
+    queries_R[np.cumsum(num_runs_S) - num_runs_S] += own_S
+    keys_R = own_R + path_R
+    if keys_R.sum() > MOST_KEY_COPIES * queries_R.sum():
+        return None
+
+    def bound(counts_R: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.cumsum([0, *counts_R]).astype(np.int32)).to(device)
+
+    query_bounds_R, key_bounds_R, places = bound(queries_R), None, None
+    if len(paths) > len(queries):
+        places_K = ranges(np.repeat(starts_S, num_runs_S), keys_R)
+        is_node_K = ranges(np.zeros_like(keys_R), keys_R) >= np.repeat(own_R, keys_R)
+        places_K[is_node_K] = np.repeat(np.repeat(starts_S, num_runs_S) + own_R, path_R) + np.concatenate(paths)
+        places, key_bounds_R = torch.from_numpy(places_K).to(device), bound(keys_R)
+    return Runs(
+        query_bounds_R=query_bounds_R,
+        key_bounds_R=query_bounds_R if key_bounds_R is None else key_bounds_R,
+        key_places_K=places,
+        most_queries=int(queries_R.max()),
+        most_keys=int(keys_R.max()),
+    )
+
+
+def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return start, start + 1, ..., as many as its size, for each start; joined.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
 
 
 def _seen_in_tries(queries: Sequence[Query], longest: int) -> NDArray[np.bool_]:
@@ -106,12 +163,8 @@ def write_keys(model: nn.Module, ids: NDArray[np.int32], *, after: Prefix) -> No
 
 def kept_tokens(queries: Sequence[Query]) -> NDArray[np.int64]:
     """Return which tokens of a row's layout need logits: each query's last, the root of its trie, then its nodes."""
-    kept, start = [], 0
-    for query, trie in queries:
-        num_nodes = 0 if trie is None else len(trie.tokens_N)
-        kept.append(start + len(query) - 1 + np.arange(1 + num_nodes))
-        start += len(query) + num_nodes
-    return np.concatenate(kept)
+    own_S, nodes_S = _count_tokens(queries)
+    return ranges(np.cumsum(own_S + nodes_S) - nodes_S - 1, 1 + nodes_S)
 
 
 def read_edges(logits_NV: Tensor, tries: Sequence[AnswerTrie]) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
@@ -121,8 +174,8 @@ def read_edges(logits_NV: Tensor, tries: Sequence[AnswerTrie]) -> list[tuple[NDA
     tokens = np.concatenate([trie.edge_tokens_E for trie in tries])
     rows_E, tokens_E = (torch.from_numpy(x).to(logits_NV.device) for x in (rows, tokens))
     logprobs, hits = (x.cpu().numpy() for x in edge_logprobs(logits_NV, rows_E, tokens_E))
-    stops = np.cumsum([len(trie.edge_tokens_E) for trie in tries])[:-1]
-    return list(zip(np.split(logprobs.astype(np.float64), stops), np.split(hits, stops), strict=True))
+    logprobs, bounds = logprobs.astype(np.float64), np.cumsum([0, *(len(trie.edge_tokens_E) for trie in tries)])
+    return [(logprobs[start:stop], hits[start:stop]) for start, stop in pairwise(bounds.tolist())]
 
 
 def edge_logprobs(logits_NV: Tensor, rows_E: Tensor, tokens_E: Tensor) -> tuple[Tensor, Tensor]:

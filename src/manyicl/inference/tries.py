@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,22 @@ class AnswerTrie:
             if parent >= 0:
                 above[node] |= above[parent]
         return above
+
+    def runs(self) -> list[tuple[NDArray[np.int64], int]]:
+        """Return the nodes run by run: (nodes above the run and its own, from the root on; how many are its own).
+
+        A node that does not follow the one before it begins a run. The first run follows the root, and may be empty.
+        """
+        parents = self.parents_N.tolist()
+        starts = [node for node, parent in enumerate(parents) if parent != node - 1]
+        runs = []
+        for start, stop in pairwise([0, *starts, len(parents)]):
+            above, node = [], parents[start] if start else -1
+            while node >= 0:
+                above.append(node)
+                node = parents[node]
+            runs.append((np.array([*above[::-1], *range(start, stop)], dtype=np.int64), stop - start))
+        return runs
 
     def sum_paths(self, values_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sum of `values_E` along each option, (O,)."""

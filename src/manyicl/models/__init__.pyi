@@ -8,6 +8,7 @@ from .attention.dispatch import (
     segment_attention,
 )
 from .attention.flash import flash_implementation
+from .attention.partial import Runs
 from .attention.segments import forget_kernels, kernels_taken
 from .compiled_pieces import check_compiler, fused_pieces
 from .costs import ModelShape, WeightCounts, count_flops, count_weights, shape_model
@@ -88,6 +89,7 @@ __all__ = [
     "Quantization",
     "QuantizationChoice",
     "RowLayout",
+    "Runs",
     "WeightCounts",
     "add_adapter",
     "attend_segments",

@@ -187,12 +187,13 @@ class _QueryKeys:
     def step_layout(self) -> RowLayout:
         """Return the layout of a row that adds one token to each query."""
         keys_K = torch.arange(self.longest + 1, device=self.lengths_B.device)
+        seen_SLK = keys_K <= self.lengths_B[:, None, None]
         return RowLayout(
             prefix=self.layout.prefix,
             offsets_SL=self.lengths_B[:, None],
             max_offset=self.longest,
             key_offsets_SK=keys_K[None],
-            seen_SLK=keys_K <= self.lengths_B[:, None, None],
+            seen=lambda: seen_SLK,
             own=self,
         )
 

@@ -5,8 +5,8 @@ It is registered with transformers under a name; the model's forward hands it `s
 builds no mask, and does not look for packed rows, which would cost a host-device synchronisation a forward.
 
 Behind a prefix the attention of a row is done in parts that are merged by their log-sum-exp: all tokens of the row to
-the prefix in one call, the query heads of a group folded into the query length, so that the prefix is read once; and
-each segment to itself, all segments in one batch.
+the prefix in one call (`partial.attend_all`); and each segment to itself, by varlen attention in half precision on a
+GPU (`partial.Runs`), elsewhere all segments in one batch, padded.
 
 Shapes: B batch (always 1), H query heads, G key-value heads, T row, S segments, L longest segment, P prefix, D head.
 """
@@ -25,7 +25,17 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manyicl.episodes import Segments
-from manyicl.models.attention.partial import Part, as_bias, attend_part, merge_parts
+from manyicl.models.attention.partial import (
+    Part,
+    Runs,
+    as_bias,
+    attend_all,
+    attend_part,
+    attend_runs,
+    fold_heads,
+    merge_parts,
+    takes_flash,
+)
 from manyicl.models.attention.segments import attend_row_segments, kernel_order
 from manyicl.models.structure import drops_attention, inner_model
 
@@ -110,8 +120,10 @@ class RowLayout:
     """The largest of them."""
     key_offsets_SK: Tensor
     """The same of the segments' own keys: the row's, unless `own` has others."""
-    seen_SLK: Tensor | None = None
-    """Which own keys a token sees; None: those up to itself."""
+    seen: Callable[[], Tensor] | None = None
+    """Returns which own keys a token sees, (S, L, K), if a kernel needs it; None: those up to itself."""
+    runs: Callable[[], Runs | None] | None = None
+    """Returns the same for varlen attention, which is taken where it can be; None: it would gain nothing."""
     places: tuple[Tensor, Tensor] | None = None
     """(index of each padded cell in the row (S * L,), cell of each token of the row (T,)); None: no padding."""
     sink: KeySink | None = None
@@ -134,15 +146,17 @@ class RowLayout:
             out, lse = (x.index_select(1, self.places[1]) for x in (out, lse))
         return out[None], lse[None]
 
+    def own_window(self, window: int | None) -> int | None:
+        """Return the window as far as own keys are concerned; None: no token is so far from another."""
+        return None if window is None or self.max_offset < window else window
+
     def own_bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Return what is added to the scores of own keys, (S or 1, 1, L, K); None: plainly causal."""
-        if window is not None and self.max_offset < window:
-            window = None  # no token is so far from another
-        if window is None and self.seen_SLK is None:
+        if window is None and self.seen is None:
             return None
         if ("own", window) not in self.biases:
             queries, keys = self.offsets_SL[:, :, None], self.key_offsets_SK[:, None, :]
-            seen = keys <= queries if self.seen_SLK is None else self.seen_SLK
+            seen = keys <= queries if self.seen is None else self.seen()
             if window is not None:
                 seen = seen & (keys > queries - window)
             self.biases["own", window] = as_bias(seen, dtype)[:, None]
@@ -271,23 +285,42 @@ def _attend_row(
     """Attend a row behind a prefix: (1, H, T, D)."""
     if layout.sink is not None:
         layout.sink.write(layer, key, value)
+    within = layout.own_window(window)
+    runs = layout.runs() if layout.runs is not None and takes_flash(query, value, softcap=softcap) else None
+    if runs is not None:
+        parts = [attend_runs(query, key, value, runs=runs, scaling=scaling, window=within)]
+    else:
+        parts = [_own_part(layer, query, key, value, layout=layout, scaling=scaling, window=within, softcap=softcap)]
+    if layout.prefix.num_tokens:
+        parts += _prefix_parts(layer, query, layout=layout, scaling=scaling, window=window, softcap=softcap)
+    return current_merge()(parts)
+
+
+def _own_part(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layout: RowLayout,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Part:
+    """Return the attention of every token of the row to its segment's own keys, all segments in one batch."""
     keys, values = (
         layout.own.extend(layer, key, value) if layout.own is not None else (layout.pad(key), layout.pad(value))
     )
     queries = layout.pad(query)
-    num_groups = key.shape[1]
     single = queries.shape[2] == 1  # then a group's heads are as good as tokens: no key is repeated
     if single:
-        queries = _fold_heads(queries, num_groups)
+        queries = fold_heads(queries, key.shape[1])
     bias = layout.own_bias(window, query.dtype)
     causal = bias is None and not single
     out, lse = attend_part(queries, keys, values, scaling=scaling, causal=causal, bias=bias, softcap=softcap)
     if single:
         out, lse = (x.reshape(x.shape[0], query.shape[1], 1, *x.shape[3:]) for x in (out, lse))
-    parts = [layout.unpad((out, lse))]
-    if layout.prefix.num_tokens:
-        parts += _prefix_parts(layer, query, layout=layout, scaling=scaling, window=window, softcap=softcap)
-    return current_merge()(parts)
+    return layout.unpad((out, lse))
 
 
 def _prefix_parts(
@@ -303,9 +336,7 @@ def _prefix_parts(
         core = min(num_tokens, max(0, num_tokens - window + 1 + layout.max_offset))
     parts = []
     if core < num_tokens:
-        folded = _fold_heads(query, keys.shape[1])
-        out, lse = attend_part(folded, keys[:, :, core:], values[:, :, core:], scaling=scaling, softcap=softcap)
-        parts.append((out.reshape(query.shape[:3] + out.shape[3:]), lse.reshape(query.shape[:3])))
+        parts.append(attend_all(query, keys[:, :, core:], values[:, :, core:], scaling=scaling, softcap=softcap))
     if first < core:
         assert window is not None
         bias = layout.edge_bias(window, first, core, query.dtype)
@@ -314,9 +345,3 @@ def _prefix_parts(
         unseen = bias[..., -1].isneginf()  # the window of these tokens begins behind the edge
         parts.append((out.masked_fill(unseen[..., None], 0.0), lse.masked_fill(unseen, float("-inf"))))
     return parts
-
-
-def _fold_heads(query: Tensor, num_groups: int) -> Tensor:
-    """Return (S, H, L, D) as (S, G, H / G * L, D): the query heads that share keys become further queries."""
-    num_segments, _, _, head_dim = query.shape
-    return query.reshape(num_segments, num_groups, -1, head_dim)

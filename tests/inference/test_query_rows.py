@@ -1,0 +1,51 @@
+"""Rows of queries: where each run of tokens finds its keys, and that runs see what the mask shows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.runs import OPTIONS, attend_padded, attend_run_by_run, lay_out
+
+
+def test_two_options_make_two_runs_of_each_query():
+    """Row: 2 tokens and the nodes 7 and 9, then 3 tokens and the nodes; the node 9 does not follow the node 7."""
+    runs = lay_out([2, 3], [[7, 8], [9, 8]]).runs()
+    assert runs.query_bounds_R.tolist() == [0, 3, 4, 8, 9]
+    assert runs.key_bounds_R.tolist() == [0, 3, 6, 10, 14]
+    assert runs.key_places_K.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 4, 5, 6, 8]
+    assert (runs.most_queries, runs.most_keys) == (4, 4)
+
+
+@pytest.mark.parametrize("options", [None, [[7, 8, 9]]])
+def test_queries_without_branches_have_the_rows_own_tokens_as_keys(options):
+    runs = lay_out([2, 3], options).runs()
+    assert runs.query_bounds_R.tolist() == ([0, 2, 5] if options is None else [0, 4, 9])
+    assert runs.key_bounds_R is runs.query_bounds_R
+    assert runs.key_places_K is None
+
+
+def test_nothing_is_cut_into_runs_where_nothing_is_padded_or_masked():
+    assert lay_out([3, 3], None).runs is None
+
+
+def test_many_options_after_a_long_query_are_masked_instead():
+    options = [[first, 2] for first in range(10, 30)]  # 20 nodes, each with 100 keys of the query and itself
+    assert lay_out([100], options).runs() is None
+    assert lay_out([100], options[:2]).runs() is not None
+
+
+ROWS = [((1, 6, 2), None), ((1, 6, 2), [[7, 8, 9]]), ((1, 6, 2), OPTIONS), ((4,), OPTIONS), ((2, 2), OPTIONS)]
+
+
+@pytest.mark.parametrize("window", [None, 3, 100])
+@pytest.mark.parametrize(("lengths", "options"), ROWS, ids=["alone", "chain", "tree", "one query", "one length"])
+def test_runs_see_what_the_mask_shows(lengths, options, window):
+    layout = lay_out(lengths, options)
+    num_tokens = int(layout.runs().query_bounds_R[-1])
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, num_tokens, 8) for heads in (4, 2, 2))
+    out, lse = attend_run_by_run(query, key, value, runs=layout.runs(), window=window)
+    wanted, sums = attend_padded(query, key, value, layout=layout, window=window)
+    assert torch.allclose(out, wanted, atol=1e-5)
+    assert torch.allclose(lse, sums, atol=1e-5)
