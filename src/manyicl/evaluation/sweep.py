@@ -370,12 +370,14 @@ class TaskSweep:
         test, room = self.tokenized.splits["test"], self.settings.max_tokens - len(self.tokenized.head_ids)
         fits = test.lengths[order] <= room
         num_long = int((~fits).sum())
+        inputs, references = (test.lengths - test.answer_lengths).tolist(), test.answer_lengths.tolist()
         queries: list[int] = []
         needs: list[int] = []
         for query in order[fits].tolist():
             if len(queries) == self.settings.num_queries:
                 break
-            need = self._num_query_tokens(query)
+            need = inputs[query] + max(references[query], self._most_answer_tokens(query))
+            self._needs[query] = need
             if need <= room:
                 queries.append(query)
                 needs.append(need)
@@ -412,17 +414,14 @@ class TaskSweep:
         queries = self.wanted[fits] if fitting_shots else self.wanted[:0]
         return tuple(sort_shots(fitting_shots)), queries, filling
 
-    def _num_query_tokens(self, query: int) -> int:
-        """Return the tokens of a query's input and of the longest answer that it may get or that is its own."""
+    def _most_answer_tokens(self, query: int) -> int:
+        """Return the tokens of the longest answer that a query may get, and note its known answers."""
         test = self.tokenized.splits["test"]
         known = self.task.choices(self.task.test[test.rows[query]])
         self.candidates[query] = known
         if known not in self.written:
             self.written[known] = write_answers(self.tokenizer, known)
-        reference = int(test.answer_lengths[query])
-        longest = most_answer_tokens(self.tokenized, self.written[known]) if known else self.max_new_tokens
-        self._needs[query] = int(test.lengths[query]) - reference + max(reference, longest)
-        return self._needs[query]
+        return most_answer_tokens(self.tokenized, self.written[known]) if known else self.max_new_tokens
 
     def prefix_ids(self, draw: int, *, start: int, stop: int) -> NDArray[np.int32]:
         """Return what must be encoded to go from `start` shots (0: nothing yet but the head) to `stop` shots."""

@@ -18,11 +18,13 @@ from torch import nn
 from manyicl.errors import UserError
 from manyicl.inference.budget import row_budget, run_chunks, run_rows
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row, write_keys
-from manyicl.inference.tries import build_trie
+from manyicl.inference.tries import AnswerTrie, build_trie
 from manyicl.models import EMPTY_PREFIX, KeyValueBuffer, Prefix, device_of, segment_attention
 
 # A long prefix is encoded so many tokens at a time: no slower, and sliding windows need a mask of a chunk only.
 CHUNK_TOKENS = 4096
+# The trie of a query's options, and of its edges (E,) the log-probability and whether each is the likeliest.
+_Scored = tuple[AnswerTrie, NDArray[np.float64], NDArray[np.bool_]]
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ def encode_prefix(
             count.num_prefix_tokens += stop - start
 
     with segment_attention(model):
-        run_chunks(after.num_tokens, len(whole), most=min(CHUNK_TOKENS, row_budget(model).row_tokens), run=encode)
+        run_chunks(after.num_tokens, len(whole), most=CHUNK_TOKENS, run=encode)
     return Prefix(ids=whole, store=store)
 
 
@@ -100,10 +102,9 @@ def score_choices(
         UserError: a likelihood that is not finite, or memory runs out.
         ValueError: a query without ids or options, or an option without ids.
     """
-    return [nats_O for nats_O, _ in score_greedily(model, prefix, queries, options, count=count)]
+    return _sum_options(_score_edges(model, prefix, queries, options, count=count))
 
 
-@torch.inference_mode()
 def score_greedily(
     model: nn.Module,
     prefix: Prefix,
@@ -119,13 +120,28 @@ def score_greedily(
     Raises:
         UserError, ValueError: as `score_choices`.
     """
+    scored = _score_edges(model, prefix, queries, options, count=count)
+    greedy = [trie.all_on_paths(hits_E) for trie, _, hits_E in scored]
+    return list(zip(_sum_options(scored), greedy, strict=True))
+
+
+@torch.inference_mode()
+def _score_edges(
+    model: nn.Module,
+    prefix: Prefix,
+    queries: Sequence[NDArray[np.int32]],
+    options: Sequence[Sequence[Sequence[int]]],
+    *,
+    count: EngineCount | None,
+) -> list[_Scored]:
+    """Return for each query its trie, and of every edge (E,) the log-probability and whether it is the likeliest."""
     if not all(len(query) for query in queries):
         raise ValueError("a query has no ids; the first token of an answer is predicted from its last")
     distinct = {id(group): group for group in options}
     built = {key: build_trie(group) for key, group in distinct.items()}
     tries = [built[id(group)] for group in options]
     laid_out = [Query(np.asarray(query, np.int32), trie) for query, trie in zip(queries, tries, strict=True)]
-    found: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}
+    found: dict[int, _Scored] = {}
     budget = row_budget(model)
     lengths = [len(query) + len(trie.tokens_N) for query, trie in zip(queries, tries, strict=True)]
 
@@ -135,7 +151,7 @@ def score_greedily(
     def run(row: list[int]) -> None:
         scored = _score_row(model, prefix, [laid_out[place] for place in row])
         for place, (logprobs_E, hits_E) in zip(row, scored, strict=True):
-            found[place] = -tries[place].sum_paths(logprobs_E), tries[place].all_on_paths(hits_E)
+            found[place] = tries[place], logprobs_E, hits_E
             if count is not None:
                 count.num_query_tokens += lengths[place]
 
@@ -143,9 +159,7 @@ def score_greedily(
     order = sorted(range(len(queries)), key=lengths.__getitem__)
     with segment_attention(model):
         run_rows(order, fraction=fraction, run=run)
-    scored = [found[place] for place in range(len(queries))]
-    check_finite([nats_O for nats_O, _ in scored])
-    return scored
+    return [found[place] for place in range(len(queries))]
 
 
 def _score_row(
@@ -157,6 +171,13 @@ def _score_row(
     ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(queries)))
     logits_NV = run_row(model, ids, positions, layout=layout, keep=kept)
     return read_edges(logits_NV, [trie for _, trie in queries if trie is not None])
+
+
+def _sum_options(scored: Sequence[_Scored]) -> list[NDArray[np.float64]]:
+    """Return the nats (O,) of each query's options, all of them finite."""
+    nats = [-trie.sum_paths(logprobs_E) for trie, logprobs_E, _ in scored]
+    check_finite(nats)
+    return nats
 
 
 def check_finite(nats: Sequence[NDArray[np.float64]]) -> None:

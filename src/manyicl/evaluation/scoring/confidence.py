@@ -94,14 +94,14 @@ def measure_confidence(answers: Iterable[Prediction]) -> Confidence | None:
     num_queries = len(query_ids)
 
     def resample(num: int) -> Array:
-        counts_RQ = np.stack(
-            [np.bincount(chosen, minlength=num_queries) for chosen in rng.integers(0, num_queries, (num, num_queries))]
-        )
-        counts_RN = counts_RQ[:, queries_N]
+        chosen_RQ = rng.integers(0, num_queries, (num, num_queries))
+        numbered_RQ = chosen_RQ + num_queries * np.arange(num)[:, None]  # all resamples are counted at once
+        counts_RQ = np.bincount(numbered_RQ.ravel(), minlength=num * num_queries).reshape(num, num_queries)
+        counts_RN = np.take(counts_RQ, queries_N, axis=1)
         return _binned_errors(sure_N, counts_RN, gaps_RN=counts_RN * gaps_N)
 
     def simulate(num: int) -> Array:  # one number per query: its draws are right together, which is the widest
-        right_RN = rng.random((num, num_queries))[:, queries_N] < sure_N
+        right_RN = np.take(rng.random((num, num_queries)), queries_N, axis=1) < sure_N
         return _binned_errors(sure_N, np.ones((1, len(rows)), dtype=np.int64), gaps_RN=right_RN - sure_N)
 
     low, high = (2 * error - q for q in _quantiles(resample, num_answers=len(rows))[::-1])
@@ -148,7 +148,10 @@ def _binned_errors(sure_N: Array, counts_RN: NDArray[np.int64], *, gaps_RN: Arra
     """
     seen_RN = np.cumsum(counts_RN, axis=1)
     cuts_RB = np.maximum(np.arange(1, NUM_BINS + 1) * seen_RN[:, -1:] // NUM_BINS, 1)
-    places_RB = np.stack([np.searchsorted(seen, cuts) for seen, cuts in zip(seen_RN, cuts_RB, strict=True)])
+    # One search for all: each row is raised above the rows before it.
+    raised_R1 = (int(seen_RN.max()) + 1) * np.arange(len(seen_RN))[:, None]
+    found_RB = np.searchsorted((seen_RN + raised_R1).ravel(), (cuts_RB + raised_R1).ravel()).reshape(cuts_RB.shape)
+    places_RB = found_RB - seen_RN.shape[1] * np.arange(len(seen_RN))[:, None]
     last_RB = np.searchsorted(sure_N, sure_N[places_RB], side="right") - 1  # equal confidences stay together
     sums_RB = np.take_along_axis(np.cumsum(gaps_RN, axis=1), np.broadcast_to(last_RB, (len(gaps_RN), NUM_BINS)), axis=1)
     errors_R = np.abs(np.diff(sums_RB, axis=1, prepend=0)).sum(axis=1)

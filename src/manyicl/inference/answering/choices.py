@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 # Inputs without content, as in section 5 of Zhao et al. 2021.
 CONTENT_FREE = ("N/A", "[MASK]", "")
 Choices = Sequence[tuple[str, Sequence[int]]]
+# By what a choice's log-probability is divided, from its text and its ids.
+_LENGTHS: Mapping[str, Callable[[str, Sequence[int]], int]] = {
+    "tokens": lambda _, ids: len(ids),
+    "characters": lambda text, _: len(text),
+    "bytes": lambda text, _: len(text.encode()),
+}
 
 
 def score_content_free(
@@ -70,13 +76,9 @@ def weigh_choices(
     free_SO: (S, O), the same after S inputs without content. The choices' probabilities are divided by their mean
         probabilities there: Zhao et al. 2021 with W = diag(p_cf)^-1 and b = 0.
     """
-    lengths = {
-        "none": lambda: [1] * len(choices),
-        "tokens": lambda: [len(ids) for _, ids in choices],
-        "characters": lambda: [len(text) for text, _ in choices],
-        "bytes": lambda: [len(text.encode()) for text, _ in choices],
-    }
-    scores_O = -np.asarray(nats_O, dtype=np.float64) / np.maximum(1, lengths[normalize]())
+    scores_O = -np.asarray(nats_O, dtype=np.float64)
+    if normalize != "none":
+        scores_O = scores_O / np.maximum(1, [_LENGTHS[normalize](text, ids) for text, ids in choices])
     if free_SO is not None:
         weights_SO = np.exp(free_SO.min(axis=1, keepdims=True) - free_SO)
         prior_O = (weights_SO / weights_SO.sum(axis=1, keepdims=True)).mean(axis=0)
