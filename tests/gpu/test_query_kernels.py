@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.inference.prefix import encode_prefix, extend_prefix, score_choices
 from manyicl.models.attention import partial
 from tests.conftest import tiny_model
 from tests.support.runs import OPTIONS, attend_padded, lay_out
@@ -105,3 +105,19 @@ def test_runs_give_the_likelihoods_of_the_mask(name, options, monkeypatch):
     model.float()
     in_float32 = score()
     assert np.abs(by_runs - in_float32).mean() < 2 * np.abs(by_mask - in_float32).mean() + 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "gemma2"])
+def test_a_prefix_encoded_with_its_queries_gives_the_likelihoods_of_one_encoded_before(name, dtype):
+    model = tiny_model(name).to("cuda", dtype)
+    rng = np.random.default_rng(0)
+    before, *queries = (rng.integers(3, 390, n).astype(np.int32) for n in (300, 1, 6, 6, 24, 33))
+    found = []
+    for make in (encode_prefix, extend_prefix):
+        prefix = make(model, before)
+        assert prefix.num_pending == (0 if make is encode_prefix else 300)
+        found.append(np.array(score_choices(model, prefix, queries, [OPTIONS] * len(queries))))
+        assert prefix.num_pending == 0
+    close = {"abs": 1e-3} if dtype == torch.float32 else {"rel": 0.1, "abs": 0.1}
+    assert found[1] == pytest.approx(found[0], **close)

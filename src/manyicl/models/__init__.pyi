@@ -1,5 +1,6 @@
 from .attention.dispatch import (
     EMPTY_PREFIX,
+    JoinedLayout,
     KeySink,
     KeyValueBuffer,
     Prefix,
@@ -77,6 +78,7 @@ __all__ = [
     "TEMPLATE",
     "TRIAL_TOKENS",
     "AnswerLoss",
+    "JoinedLayout",
     "KeySink",
     "KeyValueBuffer",
     "LoraSettings",
