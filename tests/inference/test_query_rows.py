@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from manyicl.inference.prefix import encode_prefix, extend_prefix, score_choices
+from tests.conftest import tiny_model
 from tests.support.runs import OPTIONS, attend_padded, attend_run_by_run, lay_out
 
 
@@ -49,3 +52,23 @@ def test_runs_see_what_the_mask_shows(lengths, options, window):
     wanted, sums = attend_padded(query, key, value, layout=layout, window=window)
     assert torch.allclose(out, wanted, atol=1e-5)
     assert torch.allclose(lse, sums, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [[[7, 2], [9, 2]], OPTIONS], ids=["two", "tree"])
+@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "qwen3", "gemma3"])
+def test_a_model_scores_by_runs_as_it_does_by_the_mask(name, options, monkeypatch):
+    """On a CPU by the formula in place of varlen attention; queries and options are longer than the windows of 16."""
+    model, rng = tiny_model(name), np.random.default_rng(0)
+    before, *queries = (rng.integers(3, 390, n).astype(np.int32) for n in (40, 1, 6, 24))
+    expected = np.array(score_choices(model, encode_prefix(model, before), queries, [options] * 3))
+    taken = []
+    monkeypatch.setattr("manyicl.models.attention.dispatch.takes_flash", lambda *_, softcap: softcap is None)
+    monkeypatch.setattr(
+        "manyicl.models.attention.dispatch.attend_runs",
+        lambda *row, **how: (taken.append(how["window"]), attend_run_by_run(*row, **how))[1],
+    )
+    for make in (encode_prefix, extend_prefix):
+        nats = np.array(score_choices(model, make(model, before), queries, [options] * 3))
+        assert nats == pytest.approx(expected, abs=1e-4)
+    assert len(taken) == 2 * 3  # once in each layer
+    assert (16 in taken) == (name in ("mistral-sliding", "gemma3"))

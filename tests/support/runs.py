@@ -22,7 +22,9 @@ def lay_out(lengths, options=OPTIONS, *, device: str = "cpu") -> RowLayout:
     return lay_out_row(queries, prefix=EMPTY_PREFIX, device=torch.device(device))[2]
 
 
-def attend_run_by_run(query: Tensor, key: Tensor, value: Tensor, *, runs: Runs, window: int | None) -> Part:
+def attend_run_by_run(
+    query: Tensor, key: Tensor, value: Tensor, *, runs: Runs, window: int | None, scaling: float | None = None
+) -> Part:
     """Return out (1, H, T, D) and lse (1, H, T) of every run's tokens."""
     parts = []
     key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
@@ -33,7 +35,7 @@ def attend_run_by_run(query: Tensor, key: Tensor, value: Tensor, *, runs: Runs, 
         own = places[key_bounds[run] : key_bounds[run + 1]]
         seen = visible_keys(q.shape[2], num_before=len(own) - q.shape[2], window=window, device=q.device)
         bias = as_bias(seen, q.dtype)[None, None]
-        parts.append(attend_explicit(q, key[:, :, own], value[:, :, own], scaling=None, bias=bias, softcap=None))
+        parts.append(attend_explicit(q, key[:, :, own], value[:, :, own], scaling=scaling, bias=bias, softcap=None))
     return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
 
 
