@@ -22,7 +22,7 @@ from manyicl.inference import (
     sameness_of,
     score_content_free,
     score_references,
-    weigh_choices,
+    weigh_all,
     write_queries,
 )
 from manyicl.models import EMPTY_PREFIX, Prefix, device_of
@@ -123,17 +123,17 @@ def _choose(engine: Engine, sweep: TaskSweep, prefix: Prefix, *, asked: _Asked, 
     options = {id(pairs): [answer for _, answer in pairs] for pairs in written}
     nats = engine.score(prefix, list(asked.values()), [options[id(pairs)] for pairs in written]) if asked else []
     rows = sweep.tokenized.splits["test"].rows
-    priors: Sequence[NDArray[np.float64] | None] = [None] * len(asked)
+    priors: Sequence[NDArray[np.float64]] | None = None
     if sweep.settings.answering.calibrate == "contextual" and asked:
         free = write_queries(sweep.tokenizer, CONTENT_FREE, after_shots=after_shots)
         priors = score_content_free(engine, prefix, [free] * len(asked), written)
+    weighed = weigh_all(nats, written, normalize=sweep.settings.answering.normalize, free=priors)
     replies = {}
-    for query, pairs, nats_O, free_SO in zip(asked, written, nats, priors, strict=True):
+    for query, pairs, nats_O, one in zip(asked, written, nats, weighed, strict=True):
         choice_nll = dict(zip((text for text, _ in pairs), nats_O.tolist(), strict=True))
-        weighed = weigh_choices(nats_O, pairs, normalize=sweep.settings.answering.normalize, free_SO=free_SO)
-        text, _ = pairs[weighed.best]
+        text, _ = pairs[one.best]
         nll = choice_nll[sweep.task.test[rows[query]].answer]
-        replies[query] = _Reply(text, nll, choice_nll=choice_nll, confidence=weighed.confidence)
+        replies[query] = _Reply(text, nll, choice_nll=choice_nll, confidence=one.confidence)
     return replies
 
 

@@ -1,4 +1,4 @@
-from .answering.choices import CONTENT_FREE, score_content_free, weigh_choices
+from .answering.choices import CONTENT_FREE, score_content_free, weigh_all
 from .answering.decoding import cut_at
 from .answering.generation import Generated, OnIds, generate_after
 from .answering.math_answers import is_same_answer
@@ -95,7 +95,7 @@ __all__ = [
     "score_references",
     "tokenize_for",
     "trained_shots_of",
-    "weigh_choices",
+    "weigh_all",
     "write_answers",
     "write_queries",
 ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from manyicl.errors import UserError
-from manyicl.inference.answering.choices import weigh_choices
+from manyicl.inference.answering.choices import weigh_all, weigh_choices
 from manyicl.inference.answering.settings import AnswerSettings, check_min_confidence, is_unsure
 
 # Text and ids with the terminator; "ja" has 2 characters and bytes, "größer" 6 characters and 8 bytes.
@@ -39,6 +39,19 @@ def test_confidence_is_the_part_of_the_likelihood_of_all_choices():
 
 def test_a_choice_without_letters_is_not_divided_by_zero():
     assert weigh_choices(np.array([1.0, 2.0]), [("", [2]), ("b", [6, 2])], normalize="characters").best == 0
+
+
+@pytest.mark.parametrize("normalize", ["none", "bytes"])
+def test_queries_are_weighed_together_as_each_alone(normalize):
+    other = [("a", [5, 2]), ("b", [6, 2])]
+    nats, choices = [NATS, np.array([0.5, 0.25]), NATS[::-1]], [CHOICES, other, CHOICES]
+    free = [np.array([one, one / 2]) for one in nats]
+    for given in (None, free):
+        found = weigh_all(nats, choices, normalize=normalize, free=given)
+        for place, (one, pairs) in enumerate(zip(nats, choices, strict=True)):
+            alone = weigh_choices(one, pairs, normalize=normalize, free_SO=None if given is None else given[place])
+            assert found[place].best == alone.best
+            assert found[place].probabilities_O.tolist() == alone.probabilities_O.tolist()
 
 
 def test_an_unknown_normalisation_and_an_impossible_threshold_are_refused():

