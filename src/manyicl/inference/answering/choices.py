@@ -110,4 +110,4 @@ def _prior(free_SO: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean probability of each choice after inputs without content, (O,); never 0."""
     weights_SO = np.exp(free_SO.min(axis=1, keepdims=True) - free_SO)
     prior_O = (weights_SO / weights_SO.sum(axis=1, keepdims=True)).mean(axis=0)
-    return np.maximum(prior_O, np.finfo(np.float64).tiny)
+    return np.asarray(np.maximum(prior_O, np.finfo(np.float64).tiny), dtype=np.float64)
