@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.episodes.template import TemplateSettings
-from manyicl.episodes.tokenizer import TaskTokenizer
-from manyicl.evaluation.loop import evaluate
-from manyicl.inference import prefix as prefixes
-from manyicl.inference.model import InferenceModel
-from manyicl.inference.prefix import encode_prefix, extend_prefix, score_choices
+from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.models.attention import partial
-from tests.conftest import make_task, tiny_model
+from tests.conftest import tiny_model
 from tests.support.runs import OPTIONS, attend_padded, lay_out
 
 pytestmark = [
@@ -110,47 +105,3 @@ def test_runs_give_the_likelihoods_of_the_mask(name, options, monkeypatch):
     model.float()
     in_float32 = score()
     assert np.abs(by_runs - in_float32).mean() < 2 * np.abs(by_mask - in_float32).mean() + 0.02
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "gemma2"])
-def test_a_prefix_encoded_with_its_queries_gives_the_likelihoods_of_one_encoded_before(name, dtype):
-    model = tiny_model(name).to("cuda", dtype)
-    rng = np.random.default_rng(0)
-    before, *queries = (rng.integers(3, 390, n).astype(np.int32) for n in (300, 1, 6, 6, 24, 33))
-    found = []
-    for make in (encode_prefix, extend_prefix):
-        prefix = make(model, before)
-        assert prefix.num_pending == (0 if make is encode_prefix else 300)
-        found.append(np.array(score_choices(model, prefix, queries, [OPTIONS] * len(queries))))
-        assert prefix.num_pending == 0
-    close = {"abs": 1e-3} if dtype == torch.float32 else {"rel": 0.1, "abs": 0.1}
-    assert found[1] == pytest.approx(found[0], **close)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_an_evaluation_that_was_stopped_gives_the_same_to_the_bit(dtype, tokenizers, tmp_path, monkeypatch):
-    """The last shots of a draw are encoded with its queries, those before them by themselves, stopped or not."""
-    model = tiny_model("llama").to("cuda", dtype)
-    tokenizer = TaskTokenizer(tokenizers["bpe"], TemplateSettings())
-    asked = InferenceModel("tiny", model, tokenizer=tokenizer, max_tokens=200, trained_shots={})
-    joined = []
-    join_rows = prefixes.join_rows
-    monkeypatch.setattr(prefixes, "join_rows", lambda *rows: (joined.append(rows), join_rows(*rows))[1])
-    sizes = {"shots": (0, 2, 4), "draws": 2, "queries": 4}
-
-    def stop_before_the_last_point(what, done, total):
-        if done == 8:
-            raise StopError
-
-    whole = evaluate(asked, [make_task("animals")], **sizes)
-    assert len(joined) == 2  # once in each draw
-    with pytest.raises(StopError):
-        evaluate(
-            asked, [make_task("animals")], **sizes, out=tmp_path / "c.json", on_progress=stop_before_the_last_point
-        )
-    assert evaluate(asked, [make_task("animals")], **sizes, out=tmp_path / "c.json") == whole
-
-
-class StopError(Exception):
-    """Stands for whatever ends a process."""

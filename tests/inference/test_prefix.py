@@ -14,9 +14,7 @@ from manyicl.errors import UserError
 from manyicl.inference.prefix import (
     EMPTY_PREFIX,
     EngineCount,
-    complete_prefix,
     encode_prefix,
-    extend_prefix,
     score_choices,
 )
 from tests.conftest import CONFIGS, tiny_model, train_tokenizer
@@ -102,58 +100,6 @@ def test_a_prefix_encoded_in_chunks_equals_one_encoded_at_once(name, monkeypatch
     for layer in range(3):
         for a, b in zip(whole.layer(layer), chunked.layer(layer), strict=True):
             assert torch.allclose(a, b, atol=1e-4)
-
-
-LABELS = [[3, 4], [3, 5, 6], [7, 2]]
-
-
-@pytest.mark.parametrize("num_before", [0, 20])
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_prefix_may_be_encoded_in_one_pass_with_its_queries(name, num_before):
-    model, ids, count = tiny_model(name), some_ids(60), EngineCount()
-    queries = [some_ids(5, seed=1), some_ids(9, seed=2)]
-    whole = encode_prefix(model, ids)
-    expected = score_choices(model, whole, queries, [LABELS] * 2)
-    before = encode_prefix(model, ids[:num_before], room=60)
-    prefix = extend_prefix(model, ids[num_before:], after=before, room=60, count=count)
-    assert (prefix.num_tokens, prefix.num_pending, before.num_pending) == (60, 60 - num_before, 0)
-    rows = run_out_of_memory(model, above=1000)
-    found = score_choices(model, prefix, queries, [LABELS] * 2, count=count)
-    assert rows == [60 - num_before + 5 + 9 + 2 * 3]  # three nodes each: 3, 5 and 7
-    assert (prefix.num_pending, count.num_prefix_tokens, count.num_query_tokens) == (0, 60 - num_before, 20)
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
-    for layer in range(3):
-        for one, other in zip(prefix.layer(layer), whole.layer(layer), strict=True):
-            assert torch.allclose(one, other, atol=1e-4)
-    assert score_choices(model, prefix, queries, [LABELS] * 2)[0] == pytest.approx(expected[0], abs=1e-4)
-
-
-def test_what_is_left_to_encode_is_encoded_first_where_it_is_long_or_memory_runs_out(monkeypatch):
-    model, ids, queries = tiny_model("llama"), some_ids(60), [some_ids(5, seed=n) for n in range(4)]
-    expected = score_choices(model, encode_prefix(model, ids), queries, [[[3], [4]]] * 4)
-    rows = run_out_of_memory(model, above=70)
-    halved = score_choices(model, extend_prefix(model, ids), queries, [[[3], [4]]] * 4)
-    assert rows == [60 + 4 * 5, 60, 4 * 5]
-    monkeypatch.setattr(manyicl.inference.prefix, "CHUNK_TOKENS", 40)
-    rows.clear()
-    chunked = score_choices(model, extend_prefix(model, ids), queries, [[[3], [4]]] * 4)
-    assert rows == [40, 20, 4 * 5]
-    assert np.array(halved) == pytest.approx(np.array(expected), abs=1e-4)
-    assert np.array(chunked) == pytest.approx(np.array(expected), abs=1e-4)
-
-
-def test_a_prefix_that_is_not_encoded_yet_may_be_extended_and_is_not_overwritten():
-    model, ids, query = tiny_model("llama"), some_ids(60), [some_ids(4)]
-    trunk = extend_prefix(model, ids[:20])
-    left, right = (extend_prefix(model, part, after=trunk) for part in (ids[20:40], ids[40:]))
-    assert (left.num_pending, right.num_pending) == (20, 20)  # the second one had the trunk encoded, to copy it
-    for prefix in (right, left):
-        nats = score_choices(model, prefix, query, [[[5, 6]]])
-        assert nats[0] == pytest.approx([plain_nll(model, [*prefix.ids, *query[0], 5, 6], num_answer=2)], abs=1e-4)
-    alone = extend_prefix(model, ids)
-    complete_prefix(model, alone)
-    assert alone.num_pending == 0
 
 
 def test_many_labels_run_few_tokens_and_their_last_tokens_never():

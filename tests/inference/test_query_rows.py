@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from manyicl.inference.prefix import encode_prefix, extend_prefix, score_choices
+from manyicl.inference.prefix import encode_prefix, score_choices
 from tests.conftest import tiny_model
 from tests.support.runs import OPTIONS, attend_padded, attend_run_by_run, lay_out
 
@@ -67,8 +67,7 @@ def test_a_model_scores_by_runs_as_it_does_by_the_mask(name, options, monkeypatc
         "manyicl.models.attention.dispatch.attend_runs",
         lambda *row, **how: (taken.append(how["window"]), attend_run_by_run(*row, **how))[1],
     )
-    for make in (encode_prefix, extend_prefix):
-        nats = np.array(score_choices(model, make(model, before), queries, [options] * 3))
-        assert nats == pytest.approx(expected, abs=1e-4)
-    assert len(taken) == 2 * 3  # once in each layer
+    nats = np.array(score_choices(model, encode_prefix(model, before), queries, [options] * 3))
+    assert nats == pytest.approx(expected, abs=1e-4)
+    assert len(taken) == 3  # once in each layer
     assert (16 in taken) == (name in ("mistral-sliding", "gemma3"))

@@ -16,8 +16,6 @@ from manyicl.evaluation.sweep import TaskSweep
 from manyicl.inference import (
     CONTENT_FREE,
     Engine,
-    SharedPrefix,
-    extend_prefix,
     generate_voted,
     sameness_of,
     score_content_free,
@@ -25,7 +23,7 @@ from manyicl.inference import (
     weigh_all,
     write_queries,
 )
-from manyicl.models import EMPTY_PREFIX, Prefix, device_of
+from manyicl.models import EMPTY_PREFIX, Prefix
 
 _Asked = Mapping[int, NDArray[np.int32]]  # query -> what the model gets after the shared shots
 
@@ -76,12 +74,7 @@ def answer_draw(
     for shots in (shots for shots in sweep.shots_of(draw) if shots_order(shots) <= shots_order(wanted[-1])):
         num_shared = sweep.num_shared(sweep.num_shots(draw, shots))
         ids = np.concatenate([head, sweep.prefix_ids(draw, start=encoded, stop=num_shared)])
-        is_last = shots == sweep.shots_of(draw)[-1]
-        if is_last and isinstance(engine, SharedPrefix) and device_of(engine.model).type == "cuda":
-            # Nothing extends it, so that it may be encoded in one pass with queries and round as that does.
-            prefix = extend_prefix(engine.model, ids, after=prefix, room=room, count=engine.count)
-        else:
-            prefix = engine.encode(ids, after=prefix, room=room)
+        prefix = engine.encode(ids, after=prefix, room=room)
         encoded, head = num_shared, head[:0]
         if shots in wanted:
             yield shots, _answer_point(engine, sweep, prefix, draw=draw, shots=shots, on_answer=on_answer)

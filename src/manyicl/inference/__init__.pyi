@@ -32,9 +32,9 @@ from .drawing import (
 )
 from .endpoint import Endpoint, EndpointSettings
 from .endpoint_calls import PATIENCE_S, EndpointCalls
-from .engine import Engine, SharedPrefix, choose_engine, score_references
+from .engine import Engine, choose_engine, score_references
 from .model import InferenceModel, load_for_inference, tokenize_for, trained_shots_of
-from .prefix import encode_prefix, extend_prefix, score_greedily
+from .prefix import encode_prefix, score_greedily
 from .prefix_files import ModelKey, load_prefix, model_key, prefix_key, save_prefix
 from .tries import build_trie
 
@@ -60,7 +60,6 @@ __all__ = [
     "Normalize",
     "OnIds",
     "Questions",
-    "SharedPrefix",
     "ShotPolicy",
     "answer_queries",
     "answer_questions",
@@ -73,7 +72,6 @@ __all__ = [
     "cut_at",
     "draw_shots",
     "encode_prefix",
-    "extend_prefix",
     "generate_after",
     "generate_voted",
     "index_examples",

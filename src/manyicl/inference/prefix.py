@@ -17,18 +17,7 @@ from torch import nn
 
 from manyicl.errors import UserError
 from manyicl.inference.budget import row_budget, run_chunks, run_rows
-from manyicl.inference.query_rows import (
-    JoinedRow,
-    Query,
-    Row,
-    join_rows,
-    kept_tokens,
-    lay_out_prefix,
-    lay_out_row,
-    read_edges,
-    run_row,
-    write_keys,
-)
+from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row, write_keys
 from manyicl.inference.tries import AnswerTrie, build_trie
 from manyicl.models import EMPTY_PREFIX, KeyValueBuffer, Prefix, device_of, segment_attention
 
@@ -48,6 +37,7 @@ class EngineCount:
     """Of queries, their options and answers."""
 
 
+@torch.inference_mode()
 def encode_prefix(
     model: nn.Module,
     ids: NDArray[np.int32],
@@ -66,58 +56,22 @@ def encode_prefix(
     Raises:
         UserError: memory runs out.
     """
-    prefix = extend_prefix(model, ids, after=after, room=room, count=count)
-    complete_prefix(model, prefix, count=count)
-    return prefix
-
-
-def extend_prefix(
-    model: nn.Module,
-    ids: NDArray[np.int32],
-    *,
-    after: Prefix = EMPTY_PREFIX,
-    room: int = 0,
-    count: EngineCount | None = None,
-) -> Prefix:
-    """Return what `encode_prefix` does, but leave `ids` to be encoded by `complete_prefix` or with scored queries.
-
-    A small model on a GPU waits for its kernels to be started, so that one pass for both takes half the time of two.
-    """
     if not len(ids):
         return after
     whole = np.concatenate([after.ids, ids]).astype(np.int32)
     store = after.store
-    if store is None or max(store.num_tokens, store.num_taken) > after.num_tokens:
-        complete_prefix(model, after, count=count)
+    if store is None or store.num_tokens > after.num_tokens:
         store = _copy_store(after, room=max(room, len(whole)))
-    store.num_taken = len(whole)
-    return Prefix(ids=whole, store=store)
-
-
-@torch.inference_mode()
-def complete_prefix(model: nn.Module, prefix: Prefix, *, count: EngineCount | None = None) -> None:
-    """Encode the tokens of `prefix` that are not encoded yet.
-
-    Raises:
-        UserError: memory runs out.
-    """
-    store = prefix.store
-    if store is None or not prefix.num_pending:
-        return
 
     def encode(start: int, stop: int) -> None:
-        write_keys(model, prefix.ids[start:stop], after=Prefix(prefix.ids[:start], store))
-        _count_encoded(store, stop, count)
+        write_keys(model, whole[start:stop], after=Prefix(whole[:start], store))
+        store.num_tokens = stop
+        if count is not None:
+            count.num_prefix_tokens += stop - start
 
     with segment_attention(model):
-        run_chunks(store.num_tokens, prefix.num_tokens, most=CHUNK_TOKENS, run=encode)
-
-
-def _count_encoded(store: KeyValueBuffer, stop: int, count: EngineCount | None) -> None:
-    """Note that the tokens of a store are encoded up to `stop`."""
-    if count is not None:
-        count.num_prefix_tokens += stop - store.num_tokens
-    store.num_tokens = stop
+        run_chunks(after.num_tokens, len(whole), most=CHUNK_TOKENS, run=encode)
+    return Prefix(ids=whole, store=store)
 
 
 def _copy_store(prefix: Prefix, *, room: int) -> KeyValueBuffer:
@@ -187,24 +141,15 @@ def _score_edges(
     built = {key: build_trie(group) for key, group in distinct.items()}
     tries = [built[id(group)] for group in options]
     laid_out = [Query(np.asarray(query, np.int32), trie) for query, trie in zip(queries, tries, strict=True)]
-    if prefix.num_pending > CHUNK_TOKENS:  # then the model does not wait for its kernels
-        complete_prefix(model, prefix, count=count)
-    num_pending, pending = prefix.num_pending, -1  # beside the queries' places
     found: dict[int, _Scored] = {}
     budget = row_budget(model)
     lengths = [len(query) + len(trie.tokens_N) for query, trie in zip(queries, tries, strict=True)]
 
     def fraction(place: int) -> float:
-        if place == pending:
-            return budget.fraction(num_tokens=num_pending, num_logits=0, num_keys=num_pending)
         return budget.fraction(num_tokens=lengths[place], num_logits=1 + len(tries[place].tokens_N))
 
     def run(row: list[int]) -> None:
-        if row == [pending]:
-            complete_prefix(model, prefix, count=count)
-            return
-        row = [place for place in row if place != pending]
-        scored = _score_row(model, prefix, [laid_out[place] for place in row], count=count)
+        scored = _score_row(model, prefix, [laid_out[place] for place in row])
         for place, (logprobs_E, hits_E) in zip(row, scored, strict=True):
             found[place] = tries[place], logprobs_E, hits_E
             if count is not None:
@@ -213,29 +158,18 @@ def _score_edges(
     # Neighbours of one length, so that little is padded.
     order = sorted(range(len(queries)), key=lengths.__getitem__)
     with segment_attention(model):
-        run_rows([pending, *order] if num_pending else order, fraction=fraction, run=run)
+        run_rows(order, fraction=fraction, run=run)
     return [found[place] for place in range(len(queries))]
 
 
 def _score_row(
-    model: nn.Module, prefix: Prefix, queries: Sequence[Query], *, count: EngineCount | None
+    model: nn.Module, prefix: Prefix, queries: Sequence[Query]
 ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Return of every edge (E,) of the row's tries the log-probability, and whether it is the likeliest.
-
-    Tokens of the prefix that are not encoded yet are encoded in the same pass.
-    """
-    device, store, num_pending = device_of(model), prefix.store, prefix.num_pending
-    asked = lay_out_row(queries, prefix=prefix, device=device)
-    row: Row | JoinedRow = asked
-    if store is not None and num_pending:
-        before = Prefix(prefix.ids[: store.num_tokens], store)
-        row = join_rows(lay_out_prefix(prefix.ids[store.num_tokens :], after=before, device=device), asked)
-    *inputs, layout = row
-    kept = kept_tokens(queries) + num_pending
-    ids, positions, kept_N = (torch.from_numpy(x).to(device) for x in (*inputs, kept))
-    logits_NV = run_row(model, ids, positions, layout=layout, keep=kept_N)
-    if store is not None and num_pending:
-        _count_encoded(store, prefix.num_tokens, count)
+    """Return of every edge (E,) of the row's tries the log-probability, and whether it is the likeliest."""
+    device = device_of(model)
+    *row, layout = lay_out_row(queries, prefix=prefix, device=device)
+    ids, positions, kept = (torch.from_numpy(x).to(device) for x in (*row, kept_tokens(queries)))
+    logits_NV = run_row(model, ids, positions, layout=layout, keep=kept)
     return read_edges(logits_NV, [trie for _, trie in queries if trie is not None])
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manyicl.inference.tries import AnswerTrie
-from manyicl.models import JoinedLayout, KeySink, Prefix, RowLayout, Runs, float32_head
+from manyicl.models import KeySink, Prefix, RowLayout, Runs, float32_head
 
 # Most logits that are in float32 at once: little memory on a GPU; on a CPU what its cache holds (twice as fast).
 MOST_FLOATS = {"cuda": 1 << 24, "cpu": 1 << 19}
@@ -30,12 +30,9 @@ class Query(NamedTuple):
     """Its options, which follow the tokens; None: only the tokens are run."""
 
 
-# Ids (T,), positions (T,) and the layout of a row.
-Row = tuple[NDArray[np.int64], NDArray[np.int64], RowLayout]
-JoinedRow = tuple[NDArray[np.int64], NDArray[np.int64], JoinedLayout]
-
-
-def lay_out_row(queries: Sequence[Query], *, prefix: Prefix, device: torch.device, sink: KeySink | None = None) -> Row:
+def lay_out_row(
+    queries: Sequence[Query], *, prefix: Prefix, device: torch.device, sink: KeySink | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], RowLayout]:
     """Return ids (T,), positions (T,) and the layout of a row: each query, then the nodes of its trie."""
     own_S, nodes_S = _count_tokens(queries)
     lengths_S = own_S + nodes_S
@@ -144,20 +141,7 @@ def _seen_in_tries(queries: Sequence[Query], longest: int) -> NDArray[np.bool_]:
     return seen
 
 
-def lay_out_prefix(ids: NDArray[np.int32], *, after: Prefix, device: torch.device) -> Row:
-    """Return the row of `ids`, which follow `after` and whose keys go into its store."""
-    return lay_out_row([Query(ids, None)], prefix=after, device=device, sink=after.store)
-
-
-def join_rows(first: Row, second: Row) -> JoinedRow:
-    """Return one row of both: of tokens that go into a prefix, and of queries after that prefix."""
-    layout = JoinedLayout((first[2], second[2]), (len(first[0]), len(second[0])))
-    return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]]), layout
-
-
-def run_row(
-    model: nn.Module, ids: Tensor, positions: Tensor, *, layout: RowLayout | JoinedLayout, keep: Tensor | int
-) -> Tensor:
+def run_row(model: nn.Module, ids: Tensor, positions: Tensor, *, layout: RowLayout, keep: Tensor | int) -> Tensor:
     """Return the logits (N, V), in float32 (see `float32_head`), of the tokens `keep` of a row; ids and positions (T,).
 
     keep: indices into the row, or how many of its last tokens. Must be inside `attention.segment_attention`.
@@ -173,7 +157,7 @@ def run_row(
 def write_keys(model: nn.Module, ids: NDArray[np.int32], *, after: Prefix) -> None:
     """Write the keys and values of `ids`, which follow `after`, into its store."""
     device = next(model.parameters()).device
-    row = lay_out_prefix(ids, after=after, device=device)
+    row = lay_out_row([Query(ids, None)], prefix=after, device=device, sink=after.store)
     run_row(model, *(torch.from_numpy(x).to(device) for x in row[:2]), layout=row[2], keep=1)
 
 

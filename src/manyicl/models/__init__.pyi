@@ -1,6 +1,5 @@
 from .attention.dispatch import (
     EMPTY_PREFIX,
-    JoinedLayout,
     KeySink,
     KeyValueBuffer,
     Prefix,
@@ -78,7 +77,6 @@ __all__ = [
     "TEMPLATE",
     "TRIAL_TOKENS",
     "AnswerLoss",
-    "JoinedLayout",
     "KeySink",
     "KeyValueBuffer",
     "LoraSettings",

@@ -15,7 +15,7 @@ from manyicl.episodes import TaskTokenizer
 from manyicl.inference.answering.decoding import GREEDY, Sampler, cut_at
 from manyicl.inference.answering.settings import Decoding
 from manyicl.inference.budget import row_budget, run_rows
-from manyicl.inference.prefix import EngineCount, check_finite, complete_prefix
+from manyicl.inference.prefix import EngineCount, check_finite
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row
 from manyicl.inference.tries import build_trie
 from manyicl.models import Prefix, RowLayout, device_of, segment_attention
@@ -117,7 +117,6 @@ def _answer_rows(
     on_ids: OnIds | None = None,
 ) -> tuple[list[Generated], NDArray[np.float64]]:
     """Return each query's answer, and the nats (Q,) of its reference, 0 without one."""
-    complete_prefix(model, prefix, count=count)
     how = decodings or [GREEDY] * len(queries)
     answers: dict[int, Generated] = {}
     nats = np.zeros(len(queries))

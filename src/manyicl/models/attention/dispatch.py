@@ -49,12 +49,11 @@ class KeyValueBuffer:
     """Keys and values of encoded tokens by layer, rotary positions applied; each token's are written once.
 
     num_tokens: tokens that are written in every layer. A buffer that is full is replaced by one twice as long.
-    num_taken: tokens of the longest prefix that stands here, or will.
     """
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self.num_tokens = self.num_taken = 0
+        self.num_tokens = 0
         self.buffers: dict[int, tuple[Tensor, Tensor]] = {}  # (1, G, room, D) each
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -85,11 +84,6 @@ class Prefix:
     def num_tokens(self) -> int:
         """Tokens of the prefix."""
         return len(self.ids)
-
-    @property
-    def num_pending(self) -> int:
-        """How many of them are still to be encoded, the last ones."""
-        return 0 if self.store is None else max(0, len(self.ids) - self.store.num_tokens)
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values, (1, G, P, D), without copying; never written to."""
@@ -180,19 +174,6 @@ class RowLayout:
         return self.biases["edge", window]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class JoinedLayout:
-    """Two rows in one, so that the model runs once: tokens of a prefix, and after them the queries that see them.
-
-    In each layer the first part's keys are in the prefix's store before the second part reads them there.
-    """
-
-    parts: tuple[RowLayout, RowLayout]
-    """How each part is attended."""
-    lengths: tuple[int, int]
-    """Tokens of each part."""
-
-
 def attend_segments(
     module: nn.Module,
     query: Tensor,
@@ -201,7 +182,7 @@ def attend_segments(
     attention_mask: Tensor | None = None,
     *,
     segments: Segments | None = None,
-    layout: RowLayout | JoinedLayout | None = None,
+    layout: RowLayout | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -222,16 +203,15 @@ def attend_segments(
             f"attention '{IMPLEMENTATION}' takes one row, segments or a layout, and no attention mask;"
             " use it through manyicl.models.attention.dispatch.segment_attention only"
         )
-    options: dict[str, Any] = {"scaling": scaling, "window": sliding_window, "softcap": softcap}
     if layout is not None:
         layer: int = module.layer_idx  # type: ignore[assignment]
-        if isinstance(layout, RowLayout):
-            return _attend_row(layer, query, key, value, layout=layout, **options).transpose(1, 2).contiguous(), None
-        rows = zip(layout.parts, *(x.split(layout.lengths, dim=2) for x in (query, key, value)), strict=True)
-        outs = [_attend_row(layer, *row, layout=part, **options).transpose(1, 2) for part, *row in rows]
-        return torch.cat(outs, dim=1), None
+        out = _attend_row(
+            layer, query, key, value, layout=layout, scaling=scaling, window=sliding_window, softcap=softcap
+        )
+        return out.transpose(1, 2).contiguous(), None
     assert segments is not None
-    return attend_row_segments(query, key, value, segments=segments, dropout=dropout, **options), None
+    options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "window": sliding_window, "softcap": softcap}
+    return attend_row_segments(query, key, value, segments=segments, **options), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attend_segments)
