@@ -188,6 +188,20 @@ def test_as_few_layers_are_checkpointed_as_memory_asks():
     assert whole < min(peaks)
     assert fewest_recomputed(footprint, free_bytes=int(whole / 0.92) + 1) == WHOLE
     assert fewest_recomputed(footprint, free_bytes=whole) == replace(WHOLE, offload=True)
+    assert fewest_recomputed(footprint, free_bytes=1000) == replace(WHOLE, offload=True)  # nothing fits, tiles neither
+
+
+@pytest.mark.slow
+def test_tiles_are_taken_where_nothing_else_fits(monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 50)
+    offload = replace(WHOLE, offload=True)
+    footprint = measure_footprint(LlamaConfig(**DEEP), Row(416, 80, "fp32"))  # of another length than in other tests
+    in_tiles = predict_memory(footprint, replace(offload, tiles=True)).total_bytes
+    assert in_tiles < predict_memory(footprint, offload).total_bytes
+    free_bytes = int(in_tiles / 0.92) + 1
+    assert fewest_recomputed(footprint, free_bytes=free_bytes) == replace(offload, tiles=True)
+    fault = replace(footprint, tiles_fault="OtherLayer is not known")
+    assert fewest_recomputed(fault, free_bytes=free_bytes) == offload
 
 
 @pytest.mark.slow

@@ -107,8 +107,9 @@ def _iter_changes(config: RunConfig, *, tiles: bool) -> Iterator[tuple[tuple[str
     room by itself. tiles: whether feed-forward parts can run in them.
     """
     own = config.train.recompute
-    known: dict[Any, list[Any]] = {"auto": [], "full": ["offload"], "offload": [], "tiled": []}
-    settings = [own, *known.get(own, ["auto"]), *(["tiled"] if tiles and own != "tiled" else [])]
+    last = ["tiled"] if tiles else []
+    more: dict[Any, list[Any]] = {"auto": [], "full": ["offload", *last], "offload": last, "tiled": []}
+    settings = [own, *more.get(own, ["auto"])]
     for changes in _iter_run_changes(config):
         for setting in settings:
             recompute = {} if setting == own else {"train.recompute": (setting, setting)}

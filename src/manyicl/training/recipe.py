@@ -88,8 +88,8 @@ class TrainSettings(BaseModel):
     recompute: RecomputeSetting = "auto"
     """Layers that are computed again in the backward pass, to save memory: 'none', 'selective' (all, but their
     attention's output is kept), 'full' (all, attention too), 'offload' (as 'full', and their inputs wait in the host's
-    memory; needs a GPU), 'tiled' (as 'offload', with feed-forward parts in tiles of 4,096 tokens; not timed yet), a
-    number of them (selectively), or 'auto' (as few as a GPU has room for, up to 'offload'; none on a CPU)."""
+    memory; needs a GPU), 'tiled' (as 'offload', with feed-forward parts in tiles of 4,096 tokens), a number of them
+    (selectively), or 'auto' (as few as a GPU has room for, up to 'tiled'; none on a CPU)."""
     compile: bool = False
     """Compile the layers for one row length, to which shorter rows are padded; costs a minute."""
     cuda_graph: bool | Literal["auto"] = "auto"

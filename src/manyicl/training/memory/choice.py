@@ -126,15 +126,17 @@ def predict_memory(footprint: Footprint, recompute: Recompute) -> MemoryPredicti
 def fewest_recomputed(footprint: Footprint, *, free_bytes: int) -> Recompute:
     """Return the fewest layers to recompute so that a step fits.
 
-    If even all selectively do not fit, all are recomputed in full, and if that does not fit either, from inputs in the
-    host's memory. free_bytes: of the device before the weights are on it.
+    If even all selectively do not fit, all are recomputed in full; if that does not fit either, from inputs in the
+    host's memory, and then in tiles, if they help. free_bytes: of the device before the weights are on it.
     """
     for num_layers in range(footprint.num_layers + 1):
         chosen = Recompute(num_layers)
         if predict_memory(footprint, chosen).fits(free_bytes):
             return chosen
     whole = Recompute(footprint.num_layers, keep_attention=False)
-    return whole if predict_memory(footprint, whole).fits(free_bytes) else replace(whole, offload=True)
+    offload = replace(whole, offload=True)
+    ways = [whole, offload, *([] if footprint.tiles_fault else [replace(offload, tiles=True)])]
+    return next((way for way in ways if predict_memory(footprint, way).fits(free_bytes)), offload)
 
 
 def resolve_recompute(setting: RecomputeSetting, *, num_layers: int, tiles_fault: str = "") -> Recompute | None:
