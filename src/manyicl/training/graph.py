@@ -27,7 +27,7 @@ from manyicl.training.recompute.layers import Recompute
 
 # Model types whose passes are captured in tests on a GPU. A type with experts is none of them: its host waits to learn
 # how many tokens each expert gets.
-GRAPHED = frozenset({"gemma", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
+GRAPHED = frozenset({"gemma", "gemma3_text", "llama", "mistral", "qwen3"})
 # Passes before a capture, in which libraries make their handles and workspaces, and layers are compiled.
 NUM_WARM_UPS = 2
 # Sizes are rounded up to a multiple of the power of two above over this, so that few rows are larger than before.
