@@ -124,7 +124,7 @@ def test_a_run_with_a_graph_goes_as_one_without_also_if_it_is_killed_and_resumed
     plain, state = course_of("plain", cuda_graph=False)
     assert state.cuda_graph is False
     assert plain[-1] < plain[0]
-    for name, graph in (("auto", {}), ("on", {"cuda_graph": True}), ("killed", {})):
+    for name, graph in (("auto", {}), ("on", {"cuda_graph": True}), ("workers", {"num_workers": 1}), ("killed", {})):
         losses_of, state = course_of(name, **graph)
         assert state.cuda_graph is True, state.cuda_graph_reason
         assert losses_of == pytest.approx(plain, rel=5e-2), name

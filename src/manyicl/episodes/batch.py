@@ -67,15 +67,16 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device`. accelerate calls it: hence the name and arguments."""
-        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()}
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()}
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory. torch's DataLoader calls it."""
-        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in self._tensors().items()}
+        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in self.tensors().items()}
         return replace(self, **pinned)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields that are tensors, by name."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -215,7 +215,8 @@ class GraphedPass:
         graph = torch.cuda.CUDAGraph()
         # The graphs never run at once, so they may share memory.
         pool = next((other.graph.pool() for other in self.graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool):
+        # Another thread, which pins batches, may ask CUDA for memory meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             scored = self.run(row)
         self.graphs[shape.is_one] = _Graph(shape, row, scored, graph)
         return self.graphs[shape.is_one]
@@ -244,15 +245,11 @@ class GraphedPass:
             parameter.grad = gradient
 
 
-def _tensors(batch: Batch) -> dict[str, Any]:
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
 def _cloned(batch: Batch) -> Batch:
-    return replace(batch, **{name: tensor.clone() for name, tensor in _tensors(batch).items()})
+    copies: dict[str, Any] = {name: tensor.clone() for name, tensor in batch.tensors().items()}
+    return replace(batch, **copies)
 
 
 def _copy(source: Batch, target: Batch) -> None:
-    for one, other in zip(_tensors(source).values(), _tensors(target).values(), strict=True):
+    for one, other in zip(source.tensors().values(), target.tensors().values(), strict=True):
         other.copy_(one)
