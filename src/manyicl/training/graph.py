@@ -102,6 +102,7 @@ class RowShape:
 def shape_of(batch: Batch, *, num_tokens: int) -> RowShape:
     """Return the least that a row is padded to. num_tokens: of the longest row of the run."""
     padding, is_one = num_tokens - batch.num_tokens, len(batch.segment_lengths) == 1
+    assert padding >= 0, f"a row of {batch.num_tokens} tokens, and the longest has {num_tokens}"
     return RowShape(
         is_one=is_one,
         num_tokens=num_tokens,
