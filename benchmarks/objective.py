@@ -123,7 +123,9 @@ def train_by(targets, folder, options, *, seed):
     prepared = prepare_run(config)
     # Both are judged on all answers of the same episodes.
     maker = BatchMaker(prepared.tasks, targets="all", split="validation")
-    planned = plan_validation(maker, settings=config.episodes, num_tokens=options.budget, seed=seed)
+    planned = plan_validation(
+        maker, settings=config.episodes, num_tokens=options.budget, pack_tokens=config.pack_tokens, seed=seed
+    )
     arguments = training_arguments(
         config.train,
         folder=RunFolder(folder / targets).checkpoints.path,

@@ -726,7 +726,10 @@ def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, c
     assert line.endswith(f"; resume with: manyicl train --resume '{run}' train.recompute=selective")
     is_short.update(training=False, validation=True)
     line = last_line("--resume", run)
-    assert line.startswith("error: step 3: the GPU is out of memory, with a validation row; start a new run")
+    start = "error: step 3: the GPU is out of memory, with a validation row; start a new run with a lower "
+    assert line.startswith(f"{start}episodes.token_budget, or ")
+    write_setting(tmp_path, pack_tokens=320)  # which holds several episodes
+    assert last_line(recipe, "--out", tmp_path / "packed").startswith(f"{start}train.pack_tokens, or ")
     monkeypatch.setattr(runs, "episode_losses", losses)
     line = last_line(recipe, "--out", tmp_path / "other")
     assert line.startswith(

@@ -12,7 +12,14 @@ import pytest
 from rich.console import Console
 
 from manyicl.cli.tables.comparisons import comparison_forecast_table
-from manyicl.comparison.forecast import ArmForecast, ComparisonForecast, Work, count_sweep, forecast_comparison
+from manyicl.comparison.forecast import (
+    WHILE_TRAINING,
+    ArmForecast,
+    ComparisonForecast,
+    Work,
+    count_sweep,
+    forecast_comparison,
+)
 from manyicl.comparison.grid import Grid, WorkItem, open_comparison
 from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison
@@ -112,6 +119,23 @@ def test_each_token_of_a_generated_answer_is_predicted_to_take_a_pass(world, tmp
         longest = max(one.tokenized.splits["test"].answer_lengths[open_ones].tolist(), default=0)
         encoded = [draw for draw in range(sweep.num_draws) if one.shots_of(draw)]
         assert counted.seconds == len(encoded) + len(one.points) * (1 + longest)
+
+
+@pytest.mark.slow
+def test_validation_losses_of_joined_episodes_cost_the_same_in_fewer_passes(world, tmp_path):
+    """A pass of this model takes 4 ms: four layers, each of which its host starts in 1 ms."""
+    found = {}
+    for pack_tokens in (192, 384):
+        train = {"num_steps": 2, "validation_tokens": 600, "pack_tokens": pack_tokens}
+        config = make_recipe(*world, train=train, arms=["zero-shot"], text_files=[], flips=False)
+        planned = forecast_comparison(Grid(tmp_path, config), device=find_device("h100"))
+        found[pack_tokens] = planned.arms[0].work[WHILE_TRAINING]
+    short, long = found[192], found[384]
+    assert (short.tokens, short.flops) == (long.tokens, long.flops)
+    # Two seeds have two checkpoints each, at which all 203 tokens that the tasks have are read.
+    assert short.tokens == 4 * 203
+    assert short.seconds == pytest.approx(4 * 2 * 0.004)
+    assert long.seconds == pytest.approx(4 * 1 * 0.004)
 
 
 def plan_joined(world, folder, together, *, arms, device):

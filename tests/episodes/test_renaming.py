@@ -414,8 +414,8 @@ def test_a_run_counts_what_it_renames_and_measures_nothing_renamed(tmp_path):
     assert counts["tokens"] == sum(b.num_tokens for b in batches)
     assert counts["targets"] == sum(len(b.target_positions_N) for b in batches)
     assert counts["answers"] == sum(len(b.answer_shots_A) for b in batches)
-    for one, other in zip(plain.validation[1], renamed.validation[1], strict=True):
-        (a,), (b,) = one.episodes, other.episodes
+    validated = [[e for pack in run.validation[1] for e in pack.episodes] for run in (plain, renamed)]
+    for a, b in zip(*validated, strict=True):
         assert (a.task, a.examples.tolist(), a.names, b.names) == (b.task, b.examples.tolist(), None, None)
 
 

@@ -27,7 +27,7 @@ needs_trl = pytest.mark.skipif(
 
 @pytest.fixture
 def prepared(tmp_path):
-    return prepare_run(write_setting(tmp_path))
+    return prepare_run(write_setting(tmp_path, pack_tokens=320))
 
 
 def read_rows(folder, split):
@@ -39,7 +39,9 @@ def test_a_row_is_an_episode_and_its_labels_are_the_answers(prepared, tmp_path):
     rows = read_rows(tmp_path / "rows", "train")
     episodes = [episode for pack in prepared.packs.packs for episode in pack.episodes]
     assert counts["train"] == len(rows) == len(episodes)
-    assert counts["validation"] == len(read_rows(tmp_path / "rows", "validation")) == len(prepared.validation[1])
+    validated = [episode.num_tokens for pack in prepared.validation[1] for episode in pack.episodes]
+    assert counts["validation"] == len(validated)
+    assert [row["seq_lengths"] for row in read_rows(tmp_path / "rows", "validation")] == [[n] for n in validated]
     decode = prepared.tokenizer.decode
     for row, episode in zip(rows, episodes, strict=True):
         ids, labels = np.array(row["input_ids"]), np.array(row["labels"])

@@ -83,7 +83,9 @@ def test_two_ranks_equal_one_if_episodes_go_through_the_model_alone(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares this process with two on the CPU")
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_two_ranks_of_four_packs_equal_one_of_eight(tmp_path, lora):
-    config = write_setting(tmp_path, lora=lora, num_steps=4)
+    # Packs hold two episodes, and validation has an odd number of rows: one rank repeats the last.
+    config = write_setting(tmp_path, lora=lora, num_steps=4, pack_tokens=320)
+    assert len(prepare_run(config).validation[1]) == 3
     train(config, out=tmp_path / "one")
     arguments = ["-m", "manyicl", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "two")]
     process = start_ranks(arguments)
@@ -133,7 +135,8 @@ def test_a_model_sharded_by_fsdp2_has_the_loss_and_gradients_of_the_whole_one(tm
 def test_two_ranks_under_accelerates_fsdp2_do_the_run_of_one_and_go_on_from_a_checkpoint(
     tmp_path, lora, family, recompute
 ):
-    config = write_setting(tmp_path, lora=lora, family=family, recompute=recompute)
+    config = write_setting(tmp_path, lora=lora, family=family, recompute=recompute, pack_tokens=320)
+    assert len(prepare_run(config).validation[1]) == 3
     train(config, out=tmp_path / "one")
 
     def launch(run: str, kind: str, number: str) -> subprocess.CompletedProcess[str]:

@@ -285,9 +285,11 @@ class _Forecaster:
             BatchMaker(tasks, targets=config.episodes.targets, split="validation"),
             settings=config.episodes,
             num_tokens=config.train.validation_tokens,
+            pack_tokens=config.pack_tokens,
             seed=config.seed,
         )
-        losses = self._read_rows([pack.num_tokens for pack in planned], num_rows=len(planned))
+        lengths = [episode.num_tokens for pack in planned for episode in pack.episodes]
+        losses = self._read_rows(lengths, num_rows=len(planned))
         if item.task is None:
             losses += replace(self._texts, items=0)
         return losses.times(ceil(config.train.num_steps / config.train.checkpoint_every_steps))

@@ -9,7 +9,7 @@ from .batch import (
     split_row,
     targets_of,
 )
-from .packing import Pack, pack_episodes
+from .packing import Pack, pack_episodes, pack_lengths
 from .plan import BEYOND_CAP, TOO_LONG, Episode, EpisodeSettings, Mixing, Targets, cap_rows, iter_episodes
 from .segments import Segments, power_of_two
 from .template import Frame, TemplateSettings
@@ -57,6 +57,7 @@ __all__ = [
     "join_row",
     "lengths_of",
     "pack_episodes",
+    "pack_lengths",
     "pad_row",
     "power_of_two",
     "query_ids",

@@ -77,7 +77,7 @@ def export_trl(prepared: Prepared, out: Path, *, rows: Rows = "episodes") -> dic
     packs = prepared.packs.packs
     splits = {
         "train": _iter_rows(prepared.packs.maker, packs if rows == "packs" else _split_packs(packs)),
-        "validation": _iter_rows(maker, planned),
+        "validation": _iter_rows(maker, _split_packs(planned)),
     }
     counts: dict[str, int] = {}
     with new_folder(out) as partial:

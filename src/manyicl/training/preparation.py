@@ -29,6 +29,7 @@ from manyicl.episodes import (
     default_cache_dir,
     iter_episodes,
     lengths_of,
+    pack_lengths,
     targets_of,
     tokenize_task,
     with_names,
@@ -70,7 +71,7 @@ class Prepared:
     packs: PackDataset
     """Of the whole run."""
     validation: tuple[BatchMaker, list[Pack]]
-    """What makes batches of validation rows, and the rows: each episode alone in one."""
+    """What makes batches of validation rows, and the rows, each of whole episodes of any tasks."""
 
 
 def prepare_run(
@@ -109,7 +110,11 @@ def prepare_run(
     packs = plan_packs(config, chosen)
     validation_maker = BatchMaker(chosen, targets=config.episodes.targets, split="validation")
     planned = plan_validation(
-        validation_maker, settings=config.episodes, num_tokens=config.train.validation_tokens, seed=config.seed
+        validation_maker,
+        settings=config.episodes,
+        num_tokens=config.train.validation_tokens,
+        pack_tokens=config.pack_tokens,
+        seed=config.seed,
     )
     return Prepared(config, tokenizer, writer.frame, chosen, packs=packs, validation=(validation_maker, planned))
 
@@ -241,12 +246,15 @@ def most_shots(packs: PackDataset) -> dict[str, int]:
     return most
 
 
-def plan_validation(maker: BatchMaker, *, settings: EpisodeSettings, num_tokens: int, seed: int) -> list[Pack]:
+def plan_validation(
+    maker: BatchMaker, *, settings: EpisodeSettings, num_tokens: int, pack_tokens: int, seed: int
+) -> list[Pack]:
     """Return about `num_tokens` of episodes of each task's validation rows, none renamed; at most one pass.
 
-    Each episode is alone in its pack.
+    pack_tokens: the most tokens of a pack; the episodes are the same for any. They are joined because a GPU would wait
+    for the kernels of each short row to be started.
     """
-    planned = []
+    drawn: list[Episode] = []
     for name in maker.task_names:
         lengths = lengths_of(maker.tasks[name], split=maker.split)
         if not num_tokens or not (lengths.alone <= settings.token_budget).any():
@@ -256,9 +264,10 @@ def plan_validation(maker: BatchMaker, *, settings: EpisodeSettings, num_tokens:
         for episode in plan:
             if episode.epoch > 0 or spent >= num_tokens:
                 break
-            planned.append(Pack(index=episode.index, episodes=(episode,)))
+            drawn.append(episode)
             spent += episode.num_tokens
-    return planned
+    bins = pack_lengths([episode.num_tokens for episode in drawn], pack_tokens=pack_tokens)
+    return [Pack(index, episodes=tuple(drawn[place] for place in places)) for index, places in enumerate(bins)]
 
 
 def share_rows(planned: Sequence[Pack], *, rank: int, num_ranks: int) -> list[tuple[Pack, bool]]:

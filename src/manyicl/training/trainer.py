@@ -285,6 +285,7 @@ class AnswerTrainer(Trainer):
         self.validating = True
         maker, planned = self.validation
         sums = torch.zeros(len(maker.task_names), 2, dtype=torch.float64, device=self.args.device)
+        tasks_K1 = torch.arange(len(maker.task_names), device=self.args.device)[:, None]
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         model: Any = self.model
         model.eval()
@@ -296,10 +297,11 @@ class AnswerTrainer(Trainer):
                 scored = row_loss(model, batch)
                 if not counts:
                     continue
-                mean_nll_A = scored.nll_A / scored.num_tokens_A
-                place = maker.task_names.index(pack.episodes[0].task)
-                sums[place, 0] += mean_nll_A.sum()
-                sums[place, 1] += len(mean_nll_A)
+                mean_nll_A = (scored.nll_A / scored.num_tokens_A).double()
+                # By K tasks; not `index_add_`, which adds in another order each time on a GPU.
+                is_of_task_KA = batch.answer_tasks_A == tasks_K1
+                sums[:, 0] += torch.where(is_of_task_KA, mean_nll_A, 0.0).sum(dim=1)
+                sums[:, 1] += is_of_task_KA.sum(dim=1)
         self.validating = False
         totals = self.accelerator.reduce(sums, reduction="sum").cpu().numpy()
         metrics = {
@@ -397,7 +399,9 @@ def _tell_out_of_memory(trainer: AnswerTrainer) -> OutOfMemoryError:
     if trainer.graph is not None:
         return OutOfMemoryError(f"{where}, with rows as a CUDA graph, which keeps its memory", "train.cuda_graph=false")
     if trainer.validating:  # nothing is recomputed there
-        fix = "start a new run with a lower episodes.token_budget, or with train.validation_tokens = 0"
+        is_packed = trainer.recipe.pack_tokens > trainer.recipe.episodes.token_budget
+        lower = "train.pack_tokens" if is_packed else "episodes.token_budget"
+        fix = f"start a new run with a lower {lower}, or with train.validation_tokens = 0"
         return OutOfMemoryError(f"{where}, with a validation row; {fix}", None)
     is_full, offload = num_recomputed == num_layers and not trainer.attention.is_kept, trainer.recompute.offload
     why = (
