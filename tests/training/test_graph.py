@@ -108,6 +108,9 @@ def test_what_stands_in_the_way_of_a_graph(monkeypatch):
     assert find_obstacle(model, **common) == ""
     assert find_obstacle(dropping, **common) == "there is dropout"
     assert find_obstacle(tiny_model("gemma2"), **common) == "models of type gemma2 were not tried"
+    stretching = tiny_model("llama")
+    stretching.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert find_obstacle(stretching, **common) == "the host waits for the longest position (rope_type 'dynamic')"
     for change, reason in (
         ({"num_ranks": 2}, "several processes train together"),
         ({"fault": "mixes tokens"}, "each episode goes through the model alone"),

@@ -33,6 +33,7 @@ from manyicl.models import (
     longest_boundary,
     multiplies_bf16,
     own_attention,
+    rope_by_length,
     segment_attention,
 )
 
@@ -76,11 +77,8 @@ def _config_fault(inner: Any) -> str:
         return "keeps a state besides keys and values"
     if not inner._can_set_attn_implementation():
         return "does not take its attention from outside"
-    rope = getattr(inner.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [rope.get("rope_type")] + [r.get("rope_type") for r in rope.values() if isinstance(r, dict)]
-    for kind in kinds:
-        if kind in ("dynamic", "longrope"):
-            return f"turns its positions by the length of the whole sequence (rope_type '{kind}')"
+    if kind := rope_by_length(inner.config):
+        return f"turns its positions by the length of the whole sequence (rope_type '{kind}')"
     return ""
 
 

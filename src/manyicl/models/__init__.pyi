@@ -61,6 +61,7 @@ from .structure import (
     longest_boundary,
     max_tokens_of,
     replaced,
+    rope_by_length,
 )
 from .trials import logit_difference, trial_ids
 
@@ -138,6 +139,7 @@ __all__ = [
     "refuse_unusable",
     "replaced",
     "resolve_precision",
+    "rope_by_length",
     "row_attention",
     "row_loss",
     "save_beside_weights",

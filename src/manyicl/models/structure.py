@@ -67,6 +67,20 @@ def boundaries(config: Any) -> list[int]:
     return sorted({int(value) for value in found if isinstance(value, (int, float)) and value > 0})
 
 
+def rope_by_length(config: Any) -> str:
+    """Return the rope_type whose rotary angles depend on the length of the whole sequence, '' if there is none.
+
+    >>> from transformers import LlamaConfig
+    >>> rope_by_length(LlamaConfig())
+    ''
+    >>> rope_by_length(LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}))
+    'dynamic'
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)]
+    return next((str(kind) for kind in kinds if kind in ("dynamic", "longrope")), "")
+
+
 def longest_boundary(config: Any) -> int:
     """Return the largest of `boundaries`; 0 if there is none."""
     return max(boundaries(config), default=0)

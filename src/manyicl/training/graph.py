@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from manyicl.episodes import Batch, power_of_two
 from manyicl.errors import UserError
-from manyicl.models import AnswerLoss, device_of, drops_attention, inner_model
+from manyicl.models import AnswerLoss, device_of, drops_attention, inner_model, rope_by_length
 from manyicl.training.memory.choice import FEWEST_PASS_FLOPS
 from manyicl.training.recompute.layers import Recompute
 
@@ -56,7 +56,10 @@ def find_obstacle(
         return "layers are recomputed"
     if drops_attention(model) or any(isinstance(part, nn.Dropout) and part.p for part in model.modules()):
         return "there is dropout"
-    kind = inner_model(model).config.get_text_config().model_type
+    config = inner_model(model).config
+    if rope := rope_by_length(config):
+        return f"the host waits for the longest position (rope_type '{rope}')"
+    kind = config.get_text_config().model_type
     return "" if kind in GRAPHED else f"models of type {kind} were not tried"
 
 
