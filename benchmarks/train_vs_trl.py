@@ -319,7 +319,7 @@ class OurSide:
         self.is_graphed, self.graph_reason = choose_graph(
             "auto" if graphed else False,
             obstacle=find_obstacle(
-                model, fault="", num_ranks=1, recompute=self.checkpointed, is_half=autocast, quantize=None
+                model, fault="", is_wrapped=False, recompute=self.checkpointed, is_half=autocast, quantize=None
             ),
             pass_flops=count_flops(
                 shape_model(model.config), row.segment_lengths, num_targets=len(row.target_positions_N)

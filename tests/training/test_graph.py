@@ -101,7 +101,7 @@ def test_a_graph_that_cannot_be_is_refused_if_the_recipe_asks_for_it():
 
 def test_what_stands_in_the_way_of_a_graph(monkeypatch):
     model = tiny_model("llama")
-    common = {"fault": "", "num_ranks": 1, "recompute": Recompute(0), "is_half": True, "quantize": None}
+    common = {"fault": "", "is_wrapped": False, "recompute": Recompute(0), "is_half": True, "quantize": None}
     assert find_obstacle(model, **common) == "there is no GPU"
     monkeypatch.setattr("manyicl.training.graph.device_of", lambda _: type("Device", (), {"type": "cuda"}))
     dropping = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], lora_dropout=0.1))
@@ -112,7 +112,7 @@ def test_what_stands_in_the_way_of_a_graph(monkeypatch):
     stretching.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert find_obstacle(stretching, **common) == "the host waits for the longest position (rope_type 'dynamic')"
     for change, reason in (
-        ({"num_ranks": 2}, "several processes train together"),
+        ({"is_wrapped": True}, "the model is in DDP or FSDP"),
         ({"fault": "mixes tokens"}, "each episode goes through the model alone"),
         ({"is_half": False}, "products are in float32, whose attention goes segment by segment"),
         ({"quantize": "nf4"}, "the base is kept in nf4"),

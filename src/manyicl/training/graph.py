@@ -35,17 +35,17 @@ SIZE_STEPS = 8
 
 
 def find_obstacle(
-    model: nn.Module, *, fault: str, num_ranks: int, recompute: Recompute, is_half: bool, quantize: str | None
+    model: nn.Module, *, fault: str, is_wrapped: bool, recompute: Recompute, is_half: bool, quantize: str | None
 ) -> str:
     """Return why the passes of a model cannot be a CUDA graph, '' if they can.
 
-    fault: why episodes go through the model one at a time, '' if they do not. is_half: products are in half precision.
-    quantize: as `model.quantize`.
+    fault: why episodes go through the model one at a time, '' if they do not. is_wrapped: in DDP or FSDP, as it also is
+    if a launcher starts a single process. is_half: products are in half precision. quantize: as `model.quantize`.
     """
     if device_of(model).type != "cuda":
         return "there is no GPU"
-    if num_ranks > 1:
-        return "several processes train together"
+    if is_wrapped:
+        return "the model is in DDP or FSDP"
     if fault:
         return "each episode goes through the model alone"
     if not is_half:

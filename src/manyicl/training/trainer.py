@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from accelerate import DistributedType
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -187,7 +188,7 @@ class AnswerTrainer(Trainer):
         obstacle = find_obstacle(
             model,
             fault=fault,
-            num_ranks=self.accelerator.num_processes,
+            is_wrapped=self.accelerator.distributed_type is not DistributedType.NO,
             recompute=self.recompute,
             is_half=bool(self.args.bf16),
             quantize=self.recipe.model.quantize,
