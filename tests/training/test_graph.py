@@ -127,5 +127,7 @@ def test_a_run_on_a_cpu_says_that_it_has_no_graph_and_refuses_to_be_made_one(tmp
     state = RunFolder(tmp_path / "run").read_state()
     assert (state.cuda_graph, state.cuda_graph_reason) == (False, "there is no GPU")
     asked = config.model_copy(update={"train": config.train.model_copy(update={"cuda_graph": True})})
-    with pytest.raises(UserError, match=r"train\.cuda_graph = true: there is no GPU"):
-        train(asked, out=tmp_path / "other")
+    prepared: list[object] = []
+    with pytest.raises(UserError, match=r"train\.cuda_graph = true: there is no GPU; set it to 'auto' or false"):
+        train(asked, out=tmp_path / "other", on_prepared=prepared.append)
+    assert not prepared  # nor is a model loaded

@@ -32,6 +32,7 @@ GRAPHED = frozenset({"gemma", "gemma3_text", "llama", "mistral", "qwen3"})
 NUM_WARM_UPS = 2
 # Sizes are rounded up to a multiple of the power of two above over this, so that few rows are larger than before.
 SIZE_STEPS = 8
+NO_GPU = "there is no GPU"
 
 
 def find_obstacle(
@@ -43,7 +44,7 @@ def find_obstacle(
     if a launcher starts a single process. is_half: products are in half precision. quantize: as `model.quantize`.
     """
     if device_of(model).type != "cuda":
-        return "there is no GPU"
+        return NO_GPU
     if is_wrapped:
         return "the model is in DDP or FSDP"
     if fault:
@@ -80,6 +81,16 @@ def choose_graph(setting: bool | Literal["auto"], *, obstacle: str, pass_flops: 
     if pass_flops >= FEWEST_PASS_FLOPS:
         return False, f"a pass has {pass_flops:.2g} FLOPs, which keep a GPU at work"
     return True, f"a pass has {pass_flops:.2g} FLOPs, and the GPU would wait for Python to start its kernels"
+
+
+def check_graph(setting: bool | Literal["auto"]) -> None:
+    """Refuse a CUDA graph on a machine without a GPU, before anything is loaded. setting: as `train.cuda_graph`.
+
+    Raises:
+        UserError: as `choose_graph`.
+    """
+    if not torch.cuda.is_available():
+        choose_graph(setting, obstacle=NO_GPU, pass_flops=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from manyicl.models import (
     trial_ids,
 )
 from manyicl.training.arguments import check_trackers, training_arguments
+from manyicl.training.graph import check_graph
 from manyicl.training.held_out import (
     HeldOutRow,
     answers_only_losses,
@@ -170,10 +171,7 @@ def _train_in(
     device_share: float,
 ) -> Run:
     """Do what `train` says in a folder that only this launch writes to."""
-    check_launch(os.environ, optim=config.train.optim)
-    check_trackers(config.train.report_to)
-    check_offload(config.train.recompute)
-    refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
+    _check_settings(config, state)
     console.quiet = console.quiet or not state.is_main_process
     with state.main_process_first():
         prepared = prepare_run(config, frame=frame, tasks=tasks)
@@ -230,6 +228,15 @@ def _train_in(
     state.wait_for_everyone()
     leave_at_exit()
     return Run(folder=folder.path, model=folder.model, held_out=tuple(rows), is_main_process=state.is_main_process)
+
+
+def _check_settings(config: RunConfig, state: PartialState) -> None:
+    """Refuse what this launch or this machine cannot do, before any file is read."""
+    check_launch(os.environ, optim=config.train.optim)
+    check_trackers(config.train.report_to)
+    check_offload(config.train.recompute)
+    check_graph(config.train.cuda_graph)
+    refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
 
 
 def _read_packs(folder: RunFolder) -> PacksChoice | None:
