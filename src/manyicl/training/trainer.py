@@ -140,6 +140,7 @@ class AnswerTrainer(Trainer):
             unwidened_inputs(model, autocast=autocast),
         ):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.graph = None  # it keeps a pass's memory, which the measurements after training may need
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         """Take the packs in the order of the plan."""
