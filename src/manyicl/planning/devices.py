@@ -11,7 +11,7 @@ from manyicl.errors import UserError, suggest
 ASSUMED_UTILIZATION = 0.3
 # In about so many seconds the host starts the kernels of one layer for one pass of a row, and a small model's GPU waits
 # for that. A backward pass counts twice. Measured on an H200: SmolLM2-135M, 30 layers, trains a row of 4,096 tokens in
-# 90 ms, uncompiled (docs/performance.md).
+# 90 ms, uncompiled; as a CUDA graph in 27 to 30, which this does not count on (docs/performance.md).
 LAYER_PASS_S = 1e-3
 
 

@@ -1,9 +1,9 @@
 """Forward and backward of a row as one CUDA graph: for models whose kernels end sooner than Python can start them.
 
 A pass of a small model starts thousands of kernels of a few microseconds each, and the GPU waits for them. A graph
-holds them all, and is started at once. It reads its row from the same places in memory each time, so rows are padded to
-one `RowShape`; a row that is larger than any before is captured anew. As in any pass, gradients are added to those that
-are there; the tensors that they are in belong to the graph.
+holds them all, and one call launches it. It reads its row from the same places in memory each time, so rows are padded
+to one `RowShape`; if a row is larger than any before, the graph is captured anew. Gradients add up over the rows of a
+step, in tensors that belong to the graph; gradients of passes outside of it are not added to.
 
 Shape suffixes: T tokens of the row, S bounds of its segments, N targets, A answers that are targets.
 """
@@ -25,7 +25,7 @@ from manyicl.models import AnswerLoss, device_of, drops_attention, inner_model, 
 from manyicl.training.memory.choice import FEWEST_PASS_FLOPS
 from manyicl.training.recompute.layers import Recompute
 
-# Model types whose passes are captured in tests on a GPU. A type with experts is none of them: its host waits to learn
+# Model types whose passes are captured in tests on a GPU. None has experts: with them the host waits to learn
 # how many tokens each expert gets.
 GRAPHED = frozenset({"gemma", "gemma3_text", "llama", "mistral", "qwen3"})
 # Passes before a capture, in which libraries make their handles and workspaces, and layers are compiled.
@@ -217,7 +217,7 @@ class GraphedPass:
         """Make the graph of rows of `shape`, with `batch` for the passes before."""
         self.graphs.pop(shape.is_one, None)
         torch.cuda.empty_cache()
-        # A GPU reads no lengths, but their largest, which must be that of any row, and whether there is one.
+        # Of the lengths, attention on a GPU reads the largest, which must hold for every row, and whether there is one.
         lengths = (shape.num_tokens,) if shape.is_one else (shape.longest, 1)
         row = replace(_cloned(padded_row(batch, shape)), segment_lengths=lengths)
         side = torch.cuda.Stream()

@@ -136,7 +136,7 @@ class RunState(_Record):
     flash_attention: str | None = None
     """What stood in for torch's own flash attention, such as 'FA3'."""
     attention_kernels: dict[str, int] = Field(default_factory=dict)
-    """Attention kernel -> how often it was taken."""
+    """Attention kernel -> how often it was taken, by Python; a CUDA graph that is launched again does not count."""
     model_step: int | None = None
     """The step whose checkpoint became the model."""
     stopped_step: int | None = None

@@ -88,7 +88,7 @@ def weigh_all(
 ) -> list[Weighed]:
     """Return what `weigh_choices` does for each query, given its nats (O,), its choices and its nats (S, O).
 
-    Queries that share choices as an object are weighed together, which takes a tenth of the time.
+    Queries that share choices as an object are weighed together: for 500 of them a seventh of the time.
     """
     alike: dict[int, list[int]] = {}
     for place, pairs in enumerate(choices):
