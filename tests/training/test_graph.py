@@ -111,6 +111,9 @@ def test_what_stands_in_the_way_of_a_graph(monkeypatch):
     stretching = tiny_model("llama")
     stretching.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert find_obstacle(stretching, **common) == "the host waits for the longest position (rope_type 'dynamic')"
+    odd = tiny_model("llama")
+    odd.config.head_dim = 100  # Open LLaMA 3B's
+    assert find_obstacle(odd, **common) == "attention goes segment by segment (heads of 100)"
     for change, reason in (
         ({"is_wrapped": True}, "the model is in DDP or FSDP"),
         ({"fault": "mixes tokens"}, "each episode goes through the model alone"),

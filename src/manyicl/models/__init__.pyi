@@ -8,7 +8,7 @@ from .attention.dispatch import (
     segment_attention,
 )
 from .attention.flash import flash_implementation
-from .attention.partial import Runs
+from .attention.partial import Runs, is_flash_size
 from .attention.segments import forget_kernels, kernels_taken
 from .compiled_pieces import check_compiler, fused_pieces
 from .costs import ModelShape, WeightCounts, count_flops, count_weights, shape_model
@@ -119,6 +119,7 @@ __all__ = [
     "head_dims",
     "in_float32",
     "inner_model",
+    "is_flash_size",
     "isolation_fault",
     "kernels_taken",
     "key_heads",

@@ -21,7 +21,16 @@ from torch.nn import functional
 
 from manyicl.episodes import Batch, power_of_two
 from manyicl.errors import UserError
-from manyicl.models import AnswerLoss, device_of, drops_attention, inner_model, rope_by_length
+from manyicl.models import (
+    AnswerLoss,
+    caps_scores,
+    device_of,
+    drops_attention,
+    head_dims,
+    inner_model,
+    is_flash_size,
+    rope_by_length,
+)
 from manyicl.training.memory.choice import FEWEST_PASS_FLOPS
 from manyicl.training.recompute.layers import Recompute
 
@@ -61,7 +70,12 @@ def find_obstacle(
     if rope := rope_by_length(config):
         return f"the host waits for the longest position (rope_type '{rope}')"
     kind = config.get_text_config().model_type
-    return "" if kind in GRAPHED else f"models of type {kind} were not tried"
+    if kind not in GRAPHED:
+        return f"models of type {kind} were not tried"
+    # Segment by segment it would need the lengths of the row at hand.
+    others = [f"heads of {size}" for size in head_dims(config) if not is_flash_size(size)]
+    others += ["capped scores"] if caps_scores(config) else []
+    return f"attention goes segment by segment ({others[0]})" if others else ""
 
 
 def choose_graph(setting: bool | Literal["auto"], *, obstacle: str, pass_flops: float | None) -> tuple[bool, str]:

@@ -96,9 +96,17 @@ def takes_flash(query: Tensor, value: Tensor, *, softcap: float | None) -> bool:
         and query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] == value.shape[-1]
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 256
+        and is_flash_size(query.shape[-1])
     )
+
+
+def is_flash_size(head_dim: int) -> bool:
+    """Return whether torch's flash attention takes heads of this size.
+
+    >>> [size for size in (4, 64, 100, 256, 264) if is_flash_size(size)]
+    [64, 256]
+    """
+    return head_dim % 8 == 0 and head_dim <= 256
 
 
 def attend_all(

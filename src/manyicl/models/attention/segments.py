@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manyicl.episodes import Segments
 from manyicl.models.attention.flash import flash_attention_3, flash_implementation, is_worthwhile
-from manyicl.models.attention.partial import repeat_heads
+from manyicl.models.attention.partial import is_flash_size, repeat_heads
 
 # Queries that are masked at once.
 BLOCK_QUERIES = 1024
@@ -114,7 +114,7 @@ def _varlen_obstacle(query: Tensor, *, dropout: float, softcap: float | None) ->
         return "scores are capped"
     if dropout:
         return "attention drops weights"
-    return "" if query.shape[-1] % 8 == 0 and query.shape[-1] <= 256 else f"heads of {query.shape[-1]}"
+    return "" if is_flash_size(query.shape[-1]) else f"heads of {query.shape[-1]}"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # traced, a count would be compiled in
