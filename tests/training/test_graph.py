@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
 from manyicl.episodes.batch import pad_row
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
-from manyicl.training.graph import choose_graph, find_obstacle, padded_row, shape_of
+from manyicl.training.graph import GraphedPass, choose_graph, find_obstacle, padded_row, shape_of
 from manyicl.training.recompute.layers import Recompute
 from manyicl.training.run import train
 from manyicl.training.run_folder import RunFolder
@@ -122,6 +127,73 @@ def test_what_stands_in_the_way_of_a_graph(monkeypatch):
         ({"recompute": Recompute(1)}, "layers are recomputed"),
     ):
         assert find_obstacle(model, **{**common, **change}) == reason
+
+
+class PythonGraph:
+    """Stands in for a CUDA graph: launched, it calls what was captured, and writes to the same places."""
+
+    def replay(self):
+        again = self.run(self.row)
+        for name in ("loss", "nll_A", "num_tokens_A", "correct_A"):
+            getattr(self.scored, name).copy_(getattr(again, name))
+
+    def pool(self):
+        return None
+
+
+def test_gradients_add_up_over_a_step_whatever_is_captured_in_the_middle_of_it(monkeypatch):
+    """A capture itself runs nothing, so it leaves gradients as they are."""
+    model, captures, open_captures = tiny_model("llama"), [], []
+
+    def run(batch):
+        bounds = batch.segment_bounds_S.tolist()  # a GPU reads these in place of the lengths
+        lengths = tuple(stop - start for start, stop in pairwise(bounds) if stop > start)
+        scored = row_loss(model, replace(batch, segment_lengths=lengths))
+        scored.loss.backward()
+        scored = replace(scored, loss=scored.loss.detach())
+        for graph in open_captures:
+            graph.run, graph.row, graph.scored = run, batch, scored
+        return scored
+
+    @contextmanager
+    def capture(graph, **_):
+        before = [p.grad.clone() for p in model.parameters()]
+        captures.append(graph)
+        open_captures.append(graph)
+        yield
+        open_captures.clear()
+        for parameter, gradient in zip(model.parameters(), before, strict=True):
+            parameter.grad.copy_(gradient)
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", PythonGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def take_gradients():
+        found = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad(set_to_none=True)
+        return found
+
+    larger = row([random_episode([(5, 2)] * n, seed=n) for n in (9, 3, 2, 1, 1)])
+    # Captured are the first, the second, which is of one segment, and the larger one in the middle of the second step.
+    steps = [[SHORT, ONE, SHORT], [ONE, larger, SHORT], [SHORT]]
+    with segment_attention(model):
+        expected = [([run(batch).nll_A.tolist() for batch in step], take_gradients()) for step in steps]
+        graphed = GraphedPass(run, model.parameters(), num_tokens=160)
+        found = [([graphed(batch).nll_A.tolist() for batch in step], take_gradients()) for step in steps]
+    assert len(captures) == 3
+    for (losses, gradients), (right, right_gradients) in zip(found, expected, strict=True):
+        for one, other in zip(losses, right, strict=True):
+            assert one == pytest.approx(other, rel=1e-5)
+        for gradient, other in zip(gradients, right_gradients, strict=True):
+            assert (gradient - other).abs().max() <= 1e-5 * other.abs().max()
 
 
 def test_a_run_on_a_cpu_says_that_it_has_no_graph_and_refuses_to_be_made_one(tmp_path):
