@@ -119,6 +119,7 @@ def test_the_last_override_of_a_key_counts(tmp_path):
         ("train.keep=bst", "train.keep = 'bst': input should be 'best' or 'last'"),
         ("train.packs_per_batch=3", "train: packs_per_step = 8 is not a multiple of packs_per_batch = 3"),
         ("train.checkpoint_every_steps=15", "train: checkpoint_every_steps = 15 is not a multiple of log_every_steps"),
+        ("train.cuda_graph=maybe", "train.cuda_graph = 'maybe': "),
         ("train.pack_tokens=100", "train.pack_tokens = 100 is less than episodes.token_budget = 2048"),
         ("train=5", "train = 5: is a section; write [train], and below it num_steps, "),
         ("model.lora=none", "model.lora = 'none': is a section; write [model.lora], and below it rank, "),
@@ -143,6 +144,14 @@ def test_a_wrong_override_is_told_in_one_line_with_its_key(tmp_path, override, e
     message = refusal(write_recipe(tmp_path), override)
     assert message.startswith(expected)
     assert message.count("; did you mean") <= 1
+
+
+def test_a_cuda_graph_of_recomputed_layers_is_refused_where_the_recipe_is_read(tmp_path):
+    path = write_recipe(tmp_path)
+    with pytest.raises(UserError, match=r"train: cuda_graph = true: layers are recomputed \(recompute = 'full'\)"):
+        load_recipe(path, overrides=["train.cuda_graph=true", "train.recompute=full"])
+    for recompute in ("auto", "none", "0"):
+        assert load_recipe(path, overrides=["train.cuda_graph=true", f"train.recompute={recompute}"]).train.cuda_graph
 
 
 def test_a_fault_names_the_file_and_several_stand_in_one_line(tmp_path):

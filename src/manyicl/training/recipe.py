@@ -129,6 +129,11 @@ class TrainSettings(BaseModel):
                 f" {self.log_every_steps}, so a resumed run could not log what the uninterrupted one logs; make it"
                 " one, or lower log_every_steps"
             )
+        if self.cuda_graph is True and self.recompute not in ("auto", "none", 0):
+            raise ValueError(
+                f"cuda_graph = true: layers are recomputed (recompute = {self.recompute!r}), which no graph does; set"
+                " cuda_graph to 'auto' or false, or recompute = 'none'"
+            )
         if self.packs_per_batch != "auto" and self.packs_per_step % self.packs_per_batch:
             raise ValueError(
                 f"packs_per_step = {self.packs_per_step} is not a multiple of packs_per_batch = {self.packs_per_batch}"
