@@ -116,6 +116,9 @@ def test_what_stands_in_the_way_of_a_graph(monkeypatch):
     stretching = tiny_model("llama")
     stretching.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert find_obstacle(stretching, **common) == "the host waits for the longest position (rope_type 'dynamic')"
+    own_code = tiny_model("llama")
+    own_code.__class__ = type("OwnLlama", (type(own_code),), {"__module__": "transformers_modules.somebody"})
+    assert find_obstacle(own_code, **common) == "OwnLlama is not transformers' own code, and was not tried"
     odd = tiny_model("llama")
     odd.config.head_dim = 100  # Open LLaMA 3B's
     assert find_obstacle(odd, **common) == "attention goes segment by segment (heads of 100)"

@@ -34,8 +34,8 @@ from manyicl.models import (
 from manyicl.training.memory.choice import FEWEST_PASS_FLOPS
 from manyicl.training.recompute.layers import Recompute
 
-# Model types whose passes are captured in tests on a GPU. None has experts: with them the host waits to learn
-# how many tokens each expert gets.
+# Model types whose passes are captured in tests on a GPU. None has experts: with them the host waits to learn how many
+# tokens each expert gets.
 GRAPHED = frozenset({"gemma", "gemma3_text", "llama", "mistral", "qwen3"})
 # Passes before a capture, in which libraries make their handles and workspaces, and layers are compiled.
 NUM_WARM_UPS = 2
@@ -66,12 +66,14 @@ def find_obstacle(
         return "layers are recomputed"
     if drops_attention(model) or any(isinstance(part, nn.Dropout) and part.p for part in model.modules()):
         return "there is dropout"
-    config = inner_model(model).config
+    inner: Any = inner_model(model)
+    config = inner.config
     if rope := rope_by_length(config):
         return f"the host waits for the longest position (rope_type '{rope}')"
-    kind = config.get_text_config().model_type
-    if kind not in GRAPHED:
-        return f"models of type {kind} were not tried"
+    if config.model_type not in GRAPHED:  # of a text model in a larger one, that one's
+        return f"models of type {config.model_type} were not tried"
+    if not type(inner).__module__.startswith("transformers."):
+        return f"{type(inner).__name__} is not transformers' own code, and was not tried"
     # Segment by segment it would need the lengths of the row at hand.
     others = [f"heads of {size}" for size in head_dims(config) if not is_flash_size(size)]
     others += ["capped scores"] if caps_scores(config) else []
