@@ -70,7 +70,7 @@ def find_obstacle(
     config = inner.config
     if rope := rope_by_length(config):
         return f"the host waits for the longest position (rope_type '{rope}')"
-    if config.model_type not in GRAPHED:  # of a text model in a larger one, that one's
+    if config.model_type not in GRAPHED:  # a larger model around a text model has a type of its own
         return f"models of type {config.model_type} were not tried"
     if not type(inner).__module__.startswith("transformers."):
         return f"{type(inner).__name__} is not transformers' own code, and was not tried"
