@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import subprocess
 import sys
@@ -53,6 +54,12 @@ def test_a_module_says_in_one_line_what_it_is(module):
     first, *_ = (ast.get_docstring(parse(module)) or "").splitlines() or [""]
     assert first.endswith((".", "?"))
     assert len(first.split()) >= 3
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if ">>> " in (PACKAGE / m).read_text(encoding="utf-8")], ids=str)
+def test_examples_in_docstrings_give_what_they_say(module):
+    name = ".".join(("manyicl", *module.with_suffix("").parts))
+    assert not doctest.testmod(importlib.import_module(name)).failed
 
 
 @modules

@@ -147,8 +147,8 @@ def resolve_recompute(setting: RecomputeSetting, *, num_layers: int, tiles_fault
     Raises:
         UserError: more layers than the model has, or tiles that it cannot run in.
 
-    >>> resolve_recompute("selective", num_layers=32), resolve_recompute("full", num_layers=32)
-    (Recompute(num_layers=32, keep_attention=True), Recompute(num_layers=32, keep_attention=False))
+    >>> resolve_recompute("full", num_layers=32)
+    Recompute(num_layers=32, keep_attention=False, offload=False, tiles=False)
     """
     if isinstance(setting, int):
         if setting > num_layers:
