@@ -144,6 +144,20 @@ class PythonGraph:
         return None
 
 
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+def stand_in_for_cuda(monkeypatch, capture):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", PythonGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
 def test_gradients_add_up_over_a_step_whatever_is_captured_in_the_middle_of_it(monkeypatch):
     """A capture itself runs nothing, so it leaves gradients as they are."""
     model, captures, open_captures = tiny_model("llama"), [], []
@@ -168,16 +182,7 @@ def test_gradients_add_up_over_a_step_whatever_is_captured_in_the_middle_of_it(m
         for parameter, gradient in zip(model.parameters(), before, strict=True):
             parameter.grad.copy_(gradient)
 
-    class Stream:
-        def wait_stream(self, other):
-            pass
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", PythonGraph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    stand_in_for_cuda(monkeypatch, capture)
 
     def take_gradients():
         found = [p.grad.clone() for p in model.parameters()]
@@ -197,6 +202,42 @@ def test_gradients_add_up_over_a_step_whatever_is_captured_in_the_middle_of_it(m
             assert one == pytest.approx(other, rel=1e-5)
         for gradient, other in zip(gradients, right_gradients, strict=True):
             assert (gradient - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("cause", "error"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError("CUDA out of memory")),
+        (
+            RuntimeError("not permitted when stream is capturing\nCUDA kernel errors might be"),
+            UserError("not permitted when stream is capturing.; set train.cuda_graph = false"),
+        ),
+    ],
+    ids=["memory", "a wait"],
+)
+def test_a_capture_that_fails_says_why_although_its_end_fails_too(cause, error, monkeypatch):
+    """torch.cuda.graph ends the capture on its way out, and raises what CUDA says of that."""
+    model, is_captured = tiny_model("llama"), []
+
+    def run(batch):
+        if is_captured:
+            raise cause
+        scored = row_loss(model, replace(batch, segment_lengths=(*SHORT.segment_lengths, 7)))
+        scored.loss.backward()
+        return replace(scored, loss=scored.loss.detach())
+
+    @contextmanager
+    def capture(graph, **_):
+        is_captured.append(graph)
+        try:
+            yield
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    stand_in_for_cuda(monkeypatch, capture)
+    graphed = GraphedPass(run, model.parameters(), num_tokens=80)
+    with segment_attention(model), pytest.raises(type(error), match=str(error)):
+        graphed(SHORT)
 
 
 def test_a_run_on_a_cpu_says_that_it_has_no_graph_and_refuses_to_be_made_one(tmp_path):

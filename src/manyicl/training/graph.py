@@ -230,7 +230,12 @@ class GraphedPass:
         )
 
     def _capture(self, batch: Batch, shape: RowShape) -> _Graph:
-        """Make the graph of rows of `shape`, with `batch` for the passes before."""
+        """Make the graph of rows of `shape`, with `batch` for the passes before.
+
+        Raises:
+            UserError: CUDA refuses something in the pass.
+            torch.OutOfMemoryError: memory runs out.
+        """
         self.graphs.pop(shape.is_one, None)
         torch.cuda.empty_cache()
         # Of the lengths, attention on a GPU reads the largest, which must hold for every row, and whether there is one.
@@ -247,7 +252,7 @@ class GraphedPass:
         # The graphs never run at once, so they may share memory.
         pool = next((other.graph.pool() for other in self.graphs.values()), None)
         # Another thread, which pins batches, may ask CUDA for memory meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with _told_in_words(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             scored = self.run(row)
         self.graphs[shape.is_one] = _Graph(shape, row, scored, graph)
         return self.graphs[shape.is_one]
@@ -274,6 +279,26 @@ class GraphedPass:
         torch._foreach_zero_(self.gradients)
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
+
+
+@contextmanager
+def _told_in_words() -> Iterator[None]:
+    """Tell what made a capture in the block fail, which the error of ending that capture hides.
+
+    Raises:
+        torch.OutOfMemoryError: that was it.
+        UserError: anything else, such as code that waits for the GPU.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+        if isinstance(first, torch.OutOfMemoryError):
+            raise first from None
+        why = str(first).strip().split("\n", maxsplit=1)[0]
+        raise UserError(f"a row cannot become a CUDA graph ({why}); set train.cuda_graph = false") from error
 
 
 def _cloned(batch: Batch) -> Batch:
