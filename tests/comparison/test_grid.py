@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from manyicl.comparison.comparison_file import read_comparison
@@ -396,6 +397,9 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
     assert told.endswith(f"no task '{held_out}x'; did you mean '{held_out}'?")
     told = refusal(base_recipe, f'compare.text_files=["{tmp_path}/absent.txt"]', "--out", out)
     assert told.startswith(f"compare.text_files: {tmp_path}/absent.txt: cannot be read")
+    if not torch.cuda.is_available():
+        told = refusal(base_recipe, "train.cuda_graph=true", "--out", out)
+        assert told == "train.cuda_graph = true: there is no GPU; set it to 'auto' or false"
     text = f'compare.text_files=["{world[0]}/neutral.txt"]'
     told = refusal(base_recipe, text, "compare.text_window_tokens=9999", "--out", out)
     assert told.startswith("compare.text_window_tokens = 9999: the model knows ")

@@ -11,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from transformers import BartConfig, LlamaConfig, MambaConfig, MambaForCausalLM, T5Config
 
@@ -264,6 +265,54 @@ def test_a_card_without_products_in_8_bits_is_no_device_for_a_base_in_them(confi
     assert blockers == (
         () if can else (f"model.quantize = 'float8': the {name} has no products in 8 bits; leave it out",)
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "num_devices", "obstacle"),
+    [
+        ({}, {}, 1, None),
+        ({}, {}, 2, "the model is in DDP or FSDP"),
+        ({}, {"recompute": 2}, 1, "layers are recomputed"),
+        ({"lora": {"rank": 4, "dropout": 0.1}}, {}, 1, "there is dropout"),
+        ({"precision": "fp32"}, {}, 1, "products are in float32, whose attention goes segment by segment"),
+        ({"quantize": "nf4", "lora": {"rank": 4}}, {}, 1, "the base is kept in nf4"),
+    ],
+)
+def test_a_graph_that_cannot_be_blocks_a_plan(config, model, train, num_devices, obstacle):
+    """It was refused by training alone, after a plan had found nothing in its way."""
+    train = {"cuda_graph": True, "recompute": "none", "packs_per_batch": 1, "packs_per_step": 2} | train
+    config = changed(config, model={"precision": "bf16"} | model, train=train)
+    blockers = forecast_run(config, device=find_device("h100"), num_devices=num_devices).blockers
+    told = f"train.cuda_graph = true: {obstacle}; set it to 'auto' or false"
+    assert blockers == (() if obstacle is None else (told,))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ({"cuda_graph": True}, "train.cuda_graph = true: there is no GPU; set it to 'auto' or false"),
+        ({"recompute": "tiled"}, "train.recompute = 'tiled': needs a GPU, whose memory it saves; set 'full' or 'auto'"),
+    ],
+)
+def test_what_needs_a_gpu_is_planned_for_one_that_is_named(config, train, told):
+    config = changed(config, train=train)
+    assert forecast_run(config).blockers == (f"{told}, or name the device that will train",)
+    assert forecast_run(changed(config, model={"precision": "bf16"}), device=find_device("h100")).blockers == ()
+
+
+@pytest.mark.slow
+def test_a_graph_is_refused_and_given_up_where_auto_recomputes_layers_to_fit(config):
+    train = {"recompute": "auto", "cuda_graph": True, "packs_per_batch": 1}
+    config = changed(config, model={"precision": "bf16"}, train=train)
+    forecast = forecast_run(config, device=find_device("h100"))
+    assert forecast.blockers == ()
+    less = replace(find_device("h100"), memory_bytes=int(forecast.memory.total_bytes / USABLE_FRACTION) - 1000)
+    (blocker,) = forecast_run(config, device=less).blockers
+    assert blocker.startswith("train.cuda_graph = true: layers are recomputed, so that a step fits the memory; set it")
+    kept = changed(config, train={"recompute": "none"})
+    (blocker,) = forecast_run(kept, device=less).blockers
+    assert "train.recompute=auto train.cuda_graph=auto needs" in blocker
 
 
 @pytest.mark.parametrize(

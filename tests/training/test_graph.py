@@ -250,3 +250,6 @@ def test_a_run_on_a_cpu_says_that_it_has_no_graph_and_refuses_to_be_made_one(tmp
     with pytest.raises(UserError, match=r"train\.cuda_graph = true: there is no GPU; set it to 'auto' or false"):
         train(asked, out=tmp_path / "other", on_prepared=prepared.append)
     assert not prepared  # nor is a model loaded
+    assert not (tmp_path / "other").exists()  # so that the name is free for the run that is meant
+    with pytest.raises(UserError, match=r"train\.cuda_graph = true: there is no GPU"):
+        train(asked, out=tmp_path / "run", resume=True)  # though it has no step left

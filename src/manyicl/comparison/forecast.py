@@ -31,6 +31,7 @@ from manyicl.planning import (
     find_blockers,
     forecast_tasks,
     join_packs,
+    list_refused,
     predict_recipe,
     predict_seconds,
 )
@@ -45,6 +46,7 @@ from manyicl.training import (
     measure_footprint,
     plan_packs,
     plan_validation,
+    tell_recomputed_graph,
     with_batch,
     with_precision,
 )
@@ -200,7 +202,7 @@ def forecast_comparison(grid: Grid, *, device: Device | None = None, num_devices
         arms,
         device,
         num_devices,
-        blockers=tuple(dict.fromkeys(forecaster.blockers)),
+        blockers=tuple(dict.fromkeys([*list_refused(config, device=device), *forecaster.blockers])),
         notes=tuple(dict.fromkeys(forecaster.notes)),
     )
 
@@ -353,6 +355,8 @@ class _Forecaster:
                 f"{arm.title}: a step needs {need:.1f} GiB, and a {self.device.name} has {have:.1f}; choose a larger"
                 " device, lower episodes.token_budget, or set train.recompute = 'full'"
             )
+        elif self.device is not None and (refused := tell_recomputed_graph(config, memory.recompute)):
+            self.blockers.append(f"{arm.title}: {refused}")
         return memory
 
     def _checked_arm(self) -> ArmName | None:

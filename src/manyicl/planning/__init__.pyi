@@ -1,7 +1,16 @@
 from .audit import TaskAudit, audit_task, audit_tasks
 from .devices import ASSUMED_UTILIZATION, LAYER_PASS_S, Device, find_device, predict_seconds
 from .fit import join_packs, predict_recipe
-from .forecast import SHOT_EDGES, Forecast, count_layer_passes, find_blockers, forecast_run, forecast_tasks, note_warmup
+from .forecast import (
+    SHOT_EDGES,
+    Forecast,
+    count_layer_passes,
+    find_blockers,
+    forecast_run,
+    forecast_tasks,
+    list_refused,
+    note_warmup,
+)
 from .overlap import Overlap, find_overlaps, tell_overlap, tell_overlaps
 from .preview import DrawnEpisode, preview_recipe, render_episode
 
@@ -23,6 +32,7 @@ __all__ = [
     "forecast_run",
     "forecast_tasks",
     "join_packs",
+    "list_refused",
     "note_warmup",
     "predict_recipe",
     "predict_seconds",

@@ -114,6 +114,9 @@ def _iter_changes(config: RunConfig, *, tiles: bool) -> Iterator[tuple[tuple[str
         for setting in settings:
             recompute = {} if setting == own else {"train.recompute": (setting, setting)}
             chosen: dict[str, tuple[str, Any]] = {**recompute, **changes}
+            # Where layers are recomputed or the base is in fewer bits, a graph that is asked for is refused.
+            if config.train.cuda_graph is True and (setting != "none" or "model.quantize" in chosen) and chosen:
+                chosen["train.cuda_graph"] = ("auto", "auto")
             values = config.model_dump()
             for name, (_, value) in chosen.items():
                 section, entry = name.split(".")

@@ -15,6 +15,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+import torch
 
 from manyicl.episodes import (
     Episode,
@@ -49,10 +50,12 @@ from manyicl.training import (
     count_plan,
     count_step_flops,
     count_targets,
+    find_refused,
     find_unshared,
     largest_row,
     measure_footprint,
     prepare_run,
+    tell_recomputed_graph,
     used_rows,
     with_batch,
     with_precision,
@@ -173,7 +176,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     tasks = forecast_tasks(prepared)
     slow = find_slow_precision(config.model.precision) if device is None else None
     notes = [slow] if slow else []
-    blockers = [*find_blockers(prepared, tasks), *_find_refused(config, device=device, num_devices=num_devices)]
+    blockers = [*find_blockers(prepared, tasks), *list_refused(config, device=device, num_devices=num_devices)]
     shape = memory = change = None
     trust, flops = config.model.trust_remote_code, None
     try:
@@ -199,12 +202,12 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
             memory = predict_recipe(config, footprint, device=device)
     except UserError as error:
         notes.append(str(error))
-    if memory is not None and device is not None and not memory.fits(device.memory_bytes):
-        assert shape is not None
+    if shape and memory and device and not memory.fits(device.memory_bytes):
         change = suggest_changes(config, model_config, row=row, device=device, weights=shape.weights)
         blockers.append(_tell_misfit(memory, device, change))
-    num_features = getattr(model_config.get_text_config(), "hidden_size", None)
-    notes += [*_note_tasks(config, tasks), *_note_settings(config, num_features=num_features)]
+    elif memory and device and (refused := tell_recomputed_graph(config, memory.recompute)):
+        blockers.append(refused)
+    notes += [*_note_tasks(config, tasks), *_note_settings(config, text_config=model_config.get_text_config())]
     return Forecast(
         tasks=tasks,
         plan=count_plan(prepared.packs, pack_tokens=config.pack_tokens),
@@ -225,12 +228,15 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
     )
 
 
-def _find_refused(config: RunConfig, *, device: Device | None, num_devices: int) -> Iterable[str]:
-    """Yield which settings training refuses on the devices."""
+def list_refused(config: RunConfig, *, device: Device | None, num_devices: int = 1) -> Iterable[str]:
+    """Yield which settings training refuses on the devices; without a device, on this machine."""
     if config.model.quantize == "float8" and device is not None and not device.has_float8:
         yield f"model.quantize = 'float8': the {device.name} has no products in 8 bits; leave it out"
     if unshared := find_unshared(config.train, num_ranks=num_devices):
         yield unshared
+    has_gpu = device is not None or torch.cuda.is_available()
+    for fault in find_refused(config, has_gpu=has_gpu, num_ranks=num_devices):
+        yield fault if has_gpu else f"{fault}, or name the device that will train"
 
 
 def count_layer_passes(config: RunConfig, *, num_layers: int) -> int:
@@ -412,9 +418,10 @@ def _tell_share(told: Sequence[str], *, among: Sequence[TaskForecast]) -> str:
     return f"{len(told):,} of {len(among):,} tasks ({list_some(told, mark='; ')})"
 
 
-def _note_settings(config: RunConfig, *, num_features: int | None) -> Iterable[str]:
-    """Yield which settings hardly go together. num_features: of a layer's input, if known."""
+def _note_settings(config: RunConfig, *, text_config: Any) -> Iterable[str]:
+    """Yield which settings hardly go together. text_config: the model's, which says how many features a layer has."""
     train, lora = config.train, config.model.lora
+    num_features = getattr(text_config, "hidden_size", None)
     if warmup := note_warmup(train):
         yield warmup
     if lora is not None and num_features is not None and lora.rank >= num_features:

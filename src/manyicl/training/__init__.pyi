@@ -1,4 +1,6 @@
+from .arguments import check_trainable, find_refused
 from .export import export_trl
+from .graph import tell_recomputed_graph
 from .held_out import HeldOutRow, mean_of_tasks
 from .memory.choice import (
     USABLE_FRACTION,
@@ -45,12 +47,14 @@ from .recipe import (
 )
 from .recompute.host_store import INPUTS_AT_ONCE
 from .recompute.layers import Recompute
+from .recompute.tiles import TILE_TOKENS
 from .run import train
 from .run_folder import Run, RunFolder, RunState, find_changes, git_commit, package_versions
 
 __all__ = [
     "INPUTS_AT_ONCE",
     "OPTIMIZERS",
+    "TILE_TOKENS",
     "USABLE_FRACTION",
     "Footprint",
     "HeldOutRow",
@@ -69,6 +73,7 @@ __all__ = [
     "TrainSettings",
     "absolute_paths",
     "bucket_name",
+    "check_trainable",
     "check_weights",
     "count_dropped",
     "count_plan",
@@ -79,6 +84,7 @@ __all__ = [
     "export_trl",
     "fewest_recomputed",
     "find_changes",
+    "find_refused",
     "find_unshared",
     "git_commit",
     "has_section",
@@ -97,6 +103,7 @@ __all__ = [
     "refuse_gone",
     "resolve_packs",
     "resolve_recompute",
+    "tell_recomputed_graph",
     "tokenize_all",
     "tokenize_tasks",
     "train",

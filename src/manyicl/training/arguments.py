@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +10,10 @@ from transformers import TrainingArguments
 
 from manyicl.errors import UserError, suggest
 from manyicl.models import check_bitsandbytes
+from manyicl.training.graph import find_known_obstacle, tell_refused_graph
 from manyicl.training.memory.optimizers import OPTIMIZERS
 from manyicl.training.ranks import find_unshared
-from manyicl.training.recipe import TrainSettings
+from manyicl.training.recipe import RunConfig, TrainSettings
 
 
 def training_arguments(
@@ -98,3 +99,23 @@ def check_trackers(names: Sequence[str]) -> None:
             INTEGRATION_TO_CALLBACK[name]()
         except (ImportError, RuntimeError) as error:
             raise UserError(f"train.report_to: {name} is not installed; pip install {name}") from error
+
+
+def find_refused(config: RunConfig, *, has_gpu: bool, num_ranks: int = 1) -> Iterator[str]:
+    """Yield what a machine cannot do of a recipe, each with its fix, as far as it is known before a model is loaded."""
+    train = config.train
+    if train.recompute in ("offload", "tiled") and not has_gpu:
+        yield f"train.recompute = '{train.recompute}': needs a GPU, whose memory it saves; set 'full' or 'auto'"
+    obstacle = find_known_obstacle(config, has_gpu=has_gpu, num_ranks=num_ranks)
+    if train.cuda_graph is True and obstacle:
+        yield tell_refused_graph(obstacle)
+
+
+def check_trainable(config: RunConfig, *, num_ranks: int = 1) -> None:
+    """Refuse a recipe that cannot be trained on this machine, before anything is read or written.
+
+    Raises:
+        UserError: the first of `find_refused`.
+    """
+    for fault in find_refused(config, has_gpu=torch.cuda.is_available(), num_ranks=num_ranks):
+        raise UserError(fault)

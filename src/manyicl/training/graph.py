@@ -32,6 +32,7 @@ from manyicl.models import (
     rope_by_length,
 )
 from manyicl.training.memory.choice import FEWEST_PASS_FLOPS
+from manyicl.training.recipe import RunConfig
 from manyicl.training.recompute.layers import Recompute
 
 # Model types whose passes are captured in tests on a GPU. None has experts: with them the host waits to learn how many
@@ -42,6 +43,9 @@ NUM_WARM_UPS = 2
 # Sizes are rounded up to a multiple of the power of two above over this, so that few rows are larger than before.
 SIZE_STEPS = 8
 NO_GPU = "there is no GPU"
+WRAPPED = "the model is in DDP or FSDP"
+NOT_HALF = "products are in float32, whose attention goes segment by segment"
+RECOMPUTED = "layers are recomputed"
 
 
 def find_obstacle(
@@ -55,15 +59,15 @@ def find_obstacle(
     if device_of(model).type != "cuda":
         return NO_GPU
     if is_wrapped:
-        return "the model is in DDP or FSDP"
+        return WRAPPED
     if fault:
         return "each episode goes through the model alone"
     if not is_half:
-        return "products are in float32, whose attention goes segment by segment"
+        return NOT_HALF
     if quantize:
         return f"the base is kept in {quantize}"
     if recompute.num_layers:
-        return "layers are recomputed"
+        return RECOMPUTED
     if drops_attention(model) or any(isinstance(part, nn.Dropout) and part.p for part in model.modules()):
         return "there is dropout"
     inner: Any = inner_model(model)
@@ -80,6 +84,21 @@ def find_obstacle(
     return f"attention goes segment by segment ({others[0]})" if others else ""
 
 
+def find_known_obstacle(config: RunConfig, *, has_gpu: bool, num_ranks: int) -> str:
+    """Return what `find_obstacle` would, as far as a recipe and a machine say it before a model is loaded."""
+    if not has_gpu:
+        return NO_GPU
+    if num_ranks > 1:
+        return WRAPPED
+    if config.model.precision == "fp32":
+        return NOT_HALF
+    if config.model.quantize:
+        return f"the base is kept in {config.model.quantize}"
+    if config.train.recompute not in ("auto", "none", 0):
+        return RECOMPUTED
+    return "there is dropout" if config.model.lora is not None and config.model.lora.dropout else ""
+
+
 def choose_graph(setting: bool | Literal["auto"], *, obstacle: str, pass_flops: float | None) -> tuple[bool, str]:
     """Return whether rows run as a CUDA graph, and why.
 
@@ -89,7 +108,7 @@ def choose_graph(setting: bool | Literal["auto"], *, obstacle: str, pass_flops: 
         UserError: the setting is true, and there is an obstacle.
     """
     if setting is True and obstacle:
-        raise UserError(f"train.cuda_graph = true: {obstacle}; set it to 'auto' or false")
+        raise UserError(tell_refused_graph(obstacle))
     if setting != "auto" or obstacle:
         return setting is True, "the recipe says so" if setting != "auto" else obstacle
     if pass_flops is None:
@@ -99,14 +118,15 @@ def choose_graph(setting: bool | Literal["auto"], *, obstacle: str, pass_flops: 
     return True, f"a pass has {pass_flops:.2g} FLOPs, and the GPU would wait for Python to start its kernels"
 
 
-def check_graph(setting: bool | Literal["auto"]) -> None:
-    """Refuse a CUDA graph on a machine without a GPU, before anything is loaded. setting: as `train.cuda_graph`.
+def tell_refused_graph(obstacle: str) -> str:
+    """Return why `train.cuda_graph = true` is refused, with the fix."""
+    return f"train.cuda_graph = true: {obstacle}; set it to 'auto' or false"
 
-    Raises:
-        UserError: as `choose_graph`.
-    """
-    if not torch.cuda.is_available():
-        choose_graph(setting, obstacle=NO_GPU, pass_flops=None)
+
+def tell_recomputed_graph(config: RunConfig, recompute: Recompute) -> str:
+    """Return why `train.cuda_graph = true` is refused once 'auto' has chosen what is recomputed, '' if it is not."""
+    is_refused = config.train.cuda_graph is True and config.train.recompute == "auto" and recompute.num_layers
+    return tell_refused_graph(f"{RECOMPUTED}, so that a step fits the memory") if is_refused else ""
 
 
 @dataclass(frozen=True, slots=True)

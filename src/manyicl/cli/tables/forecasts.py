@@ -10,7 +10,7 @@ from rich.text import Text
 
 from manyicl.console import Table
 from manyicl.planning import ASSUMED_UTILIZATION, LAYER_PASS_S, SHOT_EDGES, Device, Forecast
-from manyicl.training import INPUTS_AT_ONCE, OPTIMIZERS, MemoryPrediction, Optim, PacksChoice, bucket_name
+from manyicl.training import INPUTS_AT_ONCE, OPTIMIZERS, TILE_TOKENS, MemoryPrediction, Optim, PacksChoice, bucket_name
 
 
 def forecast_table(forecast: Forecast) -> Group:
@@ -117,7 +117,8 @@ def _memory_table(memory: MemoryPrediction, device: Device | None, *, optim: Opt
     work = {
         "head": "logits of targets and their gradients",
         "layer": "one layer going backward",
-        "recompute": "one layer going forward once more, then backward",
+        "recompute": "one layer going forward once more, then backward"
+        + (f", {TILE_TOKENS:,} tokens of its feed-forward part at a time" if memory.recompute.tiles else ""),
     }
     rows = (
         ("weights", memory.weights_bytes, "of the model itself"),

@@ -166,16 +166,6 @@ def resolve_recompute(setting: RecomputeSetting, *, num_layers: int, tiles_fault
     return Recompute(num_layers, setting == "selective", offload=setting in ("offload", "tiled"), tiles=tiles)
 
 
-def check_offload(setting: RecomputeSetting) -> None:
-    """Refuse to keep inputs in the host's memory where the model is there too.
-
-    Raises:
-        UserError: there is no GPU.
-    """
-    if setting in ("offload", "tiled") and not torch.cuda.is_available():
-        raise UserError(f"train.recompute = '{setting}': needs a GPU, whose memory it saves; set 'full' or 'auto'")
-
-
 def choose_recompute(
     model: nn.Module,
     setting: RecomputeSetting,
