@@ -411,6 +411,11 @@ def test_precision_is_of_frozen_weights_and_trained_ones_stay_fp32(saved):
         ("~/no/model", "~/no/model: no such folder; "),
         ("a/b/c", "a/b/c: no such folder; "),
         ("no-such-model", "no-such-model: cannot load its {what} from the hub (there is no such folder here): "),
+        (
+            "smollm-many",
+            "smollm-many: cannot load its {what} from the hub (there is no such folder here; did you mean"
+            " 'smollm2-many'?): ",
+        ),
         ("someone/no-such", "someone/no-such: cannot load its {what} from the hub (there is no such folder here): "),
         ("not a name", "not a name: cannot load its {what} from the hub (there is no such folder here): "),
     ],

@@ -185,6 +185,15 @@ def test_every_fault_exits_1_and_names_file_and_row(tmp_path, capfd, name):
     assert good.split("  ")[-1] == "good"
 
 
+def test_a_table_in_another_encoding_is_saved_anew_since_no_import_reads_it_either(tmp_path, capfd):
+    path = tmp_path / "colours.csv"
+    path.write_bytes("input,answer\ncafé,red\n".encode("cp1252"))
+    code, out, err = check(tmp_path, capfd)
+    assert (code, err) == (1, "")
+    assert f"{path}, row 1: byte 17 of the file is not UTF-8; save it as UTF-8 (Excel calls it CSV UTF-8)" in out
+    assert "manyicl import" not in out
+
+
 def test_a_wrong_family_exits_1_and_suggests_one(tmp_path, capfd):
     write_task(tmp_path, good_rows(), family="clasification", metric="acuracy")
     code, out, err = check(tmp_path, capfd)

@@ -132,7 +132,7 @@ def test_what_is_not_read_is_told_once_trials_10_45(tmp_path: Path, caplog: pyte
         load_tasks(tmp_path)
         load_tasks(tmp_path, names=["desk"])
     assert caplog.messages == [
-        f"{tmp_path}: not read: config.json (not a list of rows), desk.xlsx (manyicl import reads it),"
+        f"{tmp_path}: not read: config.json (not a list of rows), desk.xlsx (give manyicl import the file itself),"
         " first.json (result of an evaluation), first.predictions.parquet (predictions of an evaluation),"
         " old/ (1 data file), ~$desk.csv (a lock file)"
     ]
@@ -140,7 +140,9 @@ def test_what_is_not_read_is_told_once_trials_10_45(tmp_path: Path, caplog: pyte
 
 def test_a_folder_of_unread_files_alone_names_them(tmp_path: Path) -> None:
     (tmp_path / "desk.xlsx").write_text("")
-    with pytest.raises(UserError, match=r"no task in it; .* \(not read: desk\.xlsx \(manyicl import reads it\)\)"):
+    with pytest.raises(
+        UserError, match=r"no task in it; .* \(not read: desk\.xlsx \(give manyicl import the file itself\)\)"
+    ):
         find_layout(tmp_path)
 
 

@@ -301,6 +301,7 @@ def test_the_split_of_a_row_does_not_depend_on_the_others(tmp_path: Path, texts:
 
 BROKEN_LINES = [
     ("invalid JSON", b"{oops}", "each line must be one JSON object"),
+    ("invalid JSON", b'{"input": "x", "answer"', "(Expecting ':' delimiter at character 24); each line must be one"),
     ("invalid JSON", b"[" * 100_000, "nested too deeply"),
     ("not an object", b'["x", "y"]', "['x', 'y'] is not an object"),
     ("broken UTF-8", b'{"input": "\xff", "answer": "y"}', "byte 12 of the line is not UTF-8"),
@@ -427,9 +428,9 @@ CSV_FAULTS = [
     (b"PK\x03\x04", "not CSV", ()),
     (b"input,answer\nx,y\nz\n", "wrong number of cells", (2,)),
     (b'input,answer\n"x\nx",y\n\nz,y\n"oh,y\nw,y\n', "invalid CSV", (3,)),
-    (b'input,answer\n"x\nx",y\nz,\xff\nw,y\n', "broken UTF-8", (2,)),
-    (b"input,answer\nx,y\n\xffz,y\n", "broken UTF-8", (2,)),
-    (b"in\xffput,answer\nx,y\n", "broken UTF-8", ()),
+    (b'input,answer\n"x\nx",y\nz,\xff\nw,y\n', "not UTF-8", (2,)),
+    (b"input,answer\nx,y\n\xffz,y\n", "not UTF-8", (2,)),
+    (b"in\xffput,answer\nx,y\n", "not UTF-8", ()),
     (b"input,answer,options\nx,y,[y\n", "bad options", (1,)),
     (b"input,answer,options\nx,y,\nx,y,y|z\nw,y,a|b\n", "answer not among its options", (3,)),
 ]

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest
-from manyicl.models.places import find_source, locate_model, read_adapter
+from manyicl.models.places import find_source, locate_model, read_adapter, suggest_packaged
 from manyicl.models.precision import (
     PrecisionChoice,
     Quantization,
@@ -420,7 +420,8 @@ def _one_line_errors(settings: ModelSettings, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a file of the user's breaks: safetensors, jinja2, json, ... have their own
         adapter = read_adapter(settings.path)
-        where = "" if Path(settings.path).expanduser().is_dir() else " from the hub (there is no such folder here)"
+        is_folder = Path(settings.path).expanduser().is_dir()
+        where = "" if is_folder else f" from the hub (there is no such folder here{suggest_packaged(settings.path)})"
         if adapter is not None and not Path(find_source(settings.path, "config.json")[0]).is_dir():
             base = adapter["base_model_name_or_path"]
             where = f": its base '{base}' (adapter_config.json) is not a folder here or beside it, nor on the hub"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from pathlib import Path
@@ -22,6 +23,8 @@ TEMPLATE = TemplateSettings(input="{input} ->\n")
 BASE_SOURCE = "SOURCE.json"
 # An adapter on SmolLM2-135M-Instruct, trained by ManyICL; made by scripts/smollm2_many.py.
 SMOLLM2_MANY = Path(__file__).parent / "smollm2_many"
+# Names that a model of the package has wherever a model is named.
+PACKAGED = {"seed": SEED_MODEL, "smollm2-many": SMOLLM2_MANY}
 
 # What a run's folder is known by, and the folder of its model; `training.RunFolder` owns the rest of it.
 RUN_STATE, RUN_MODEL = "run.json", "model"
@@ -43,6 +46,12 @@ def find_built_base() -> Path | None:
     return folder if (folder / BASE_SOURCE).is_file() else None
 
 
+def suggest_packaged(path: str) -> str:
+    """Return `; did you mean 'smollm2-many'?` if a name that is none is like that of a packaged model, else ''."""
+    near = difflib.get_close_matches(path, PACKAGED, n=1, cutoff=0.7)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
 def locate_model(path: str) -> str:
     """Return the model folder of a run, that of a packaged model (`seed`, `smollm2-many`), or `path` itself."""
     folder = Path(path).expanduser()
@@ -52,7 +61,7 @@ def locate_model(path: str) -> str:
         return str((folder / RUN_MODEL).absolute())
     if folder.is_dir():
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
-    if packaged := {"seed": SEED_MODEL, "smollm2-many": SMOLLM2_MANY}.get(path):
+    if packaged := PACKAGED.get(path):
         return str(packaged)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{path}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub")

@@ -159,6 +159,8 @@ def _from_validation(errors: Sequence[Any]) -> ProblemError:
         is_broken = error["type"] == "json_invalid"  # its place is a number of characters, not a field
         place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")] if not is_broken else []
         message = "is not JSON" if is_broken else _one_line(str(error["msg"])).removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = "No field has this name; leave it out, or see /docs"
         entries.append({"field": ".".join(place) or "body", "message": message})
     first = entries[0] if entries else {"field": "body", "message": "is wrong"}
     others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -41,8 +41,8 @@ def read_table(path: Path, columns: Columns, log: FaultLog) -> Iterator[tuple[in
             # With one more character, so that the broken row counts even if its first byte is the broken one.
             before = csv.reader(io.StringIO(content[: error.start].decode() + "x", newline=""))
             number = _count_rows(before) - 1
-            what = f"byte {error.start + 1:,} of the file is not UTF-8; save it as UTF-8"
-            log.add("broken UTF-8", what, row=number if number > 0 else None, path=path)
+            what = f"byte {error.start + 1:,} of the file is not UTF-8; save it as UTF-8 (Excel calls it CSV UTF-8)"
+            log.add("not UTF-8", what, row=number if number > 0 else None, path=path)
         return
     del content
     if text.endswith("\0") and text.strip("\0"):

@@ -45,7 +45,7 @@ _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_in
 _SETTINGS = "task.json"
 # What makes a file readable that is not read, by the end of its name.
 _FIXES = {
-    (".xlsx",): " (manyicl import reads it)",
+    (".xlsx",): " (give manyicl import the file itself)",
     (".xls", ".ods"): " (save it as CSV UTF-8)",
     (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar", ".bz2", ".xz", ".zst"): " (unpack it)",
     (".ndjson", ".jsonlines", ".jl"): " (rename it to .jsonl)",

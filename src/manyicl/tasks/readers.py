@@ -288,7 +288,11 @@ def _describe_json_mistake(line: bytes, error: ValueError) -> tuple[str, str]:
         return kind, f"{show(text[:40].decode(errors='replace'))} is not JSON; if the file is a table, name it .csv"
     if text.startswith((b"{'", b"{ '")):
         return "single quotes", "invalid JSON (single quotes); write double quotes around names and texts"
-    return "invalid JSON", f"invalid JSON ({error}); each line must be one JSON object"
+    # Not its "line 1", or 2 if it is the end of the line: the row has a number of its own.
+    why = str(error)
+    if isinstance(error, json.JSONDecodeError):
+        why = f"{error.msg} at character {min(error.pos, len(error.doc.rstrip())) + 1:,}"
+    return "invalid JSON", f"invalid JSON ({why}); each line must be one JSON object"
 
 
 def _check_object(value: object, number: int, path: Path, columns: Columns, log: FaultLog) -> Record:
