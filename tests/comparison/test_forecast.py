@@ -27,7 +27,7 @@ from manyicl.evaluation.answering import answer_draw
 from manyicl.evaluation.sweep import TaskSweep
 from manyicl.inference.engine import choose_engine
 from manyicl.inference.model import load_for_inference, tokenize_for
-from manyicl.planning.devices import find_device
+from manyicl.planning.devices import Device, find_device
 from manyicl.training.memory.choice import PacksChoice
 from tests.support.comparison_setting import make_recipe, write_world
 from tests.support.rendering import render_terminal
@@ -240,6 +240,20 @@ def test_the_command_plans_a_comparison_and_tells_what_is_in_its_way(world):
     assert ended.returncode == 1
     told = " ".join(ended.stdout.split())
     assert "in the way: train.cuda_graph = true: layers are recomputed; set it to 'auto' or false" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recompute", "fix"), [("auto", "model.quantize = 'nf4' with [model.lora]"), ("none", "train.recompute = 'auto'")]
+)
+def test_an_arm_that_does_not_fit_is_not_told_to_recompute_less(world, tmp_path, recompute, fix):
+    """With 'auto' it was told to set 'full', which saves less than 'auto' had tried."""
+    config = small(world, arms=["base", "manyicl"])
+    config = config.model_copy(update={"train": config.train.model_copy(update={"recompute": recompute})})
+    planned = forecast_comparison(Grid(tmp_path, config), device=Device("tiny", 2**20, peak_flops_per_s=1e12))
+    assert planned.blockers
+    for blocker in planned.blockers:
+        assert blocker.endswith(f"the tiny has 0.0; choose a larger device, lower episodes.token_budget, or set {fix}")
 
 
 def test_what_the_first_seed_is_asked_is_drawn_once(world, tmp_path, monkeypatch):

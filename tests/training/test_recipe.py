@@ -122,7 +122,11 @@ def test_the_last_override_of_a_key_counts(tmp_path):
         ("train.cuda_graph=maybe", "train.cuda_graph = 'maybe': "),
         ("train.pack_tokens=100", "train.pack_tokens = 100 is less than episodes.token_budget = 2048"),
         ("train=5", "train = 5: is a section; write [train], and below it num_steps, "),
-        ("model.lora=none", "model.lora = 'none': is a section; write [model.lora], and below it rank, "),
+        (
+            "model.lora=none",
+            "model.lora = 'none': is a section; write [model.lora], and below it rank, alpha, dropout, modules, or"
+            " leave it out for none",
+        ),
         ("model.lora.dropout=1", "model.lora.dropout = 1: input should be less than 1"),
         ("model.lora.modules=3", "model.lora.modules = 3: does not fit; 'all-linear' "),
         ("model.precision=fp16", "model.precision = 'fp16': input should be 'auto', 'bf16' or 'fp32'"),

@@ -351,9 +351,12 @@ class _Forecaster:
         memory = predict_recipe(config, footprint, device=self.device)
         if self.device is not None and not memory.fits(self.device.memory_bytes):
             need, have = memory.total_bytes / 2**30, self.device.memory_bytes / 2**30
+            # "auto" has tried all that recomputes layers.
+            quantized = "model.quantize = 'nf4' with [model.lora]"
+            fix = quantized if config.train.recompute == "auto" else "train.recompute = 'auto'"
             self.blockers.append(
-                f"{arm.title}: a step needs {need:.1f} GiB, and a {self.device.name} has {have:.1f}; choose a larger"
-                " device, lower episodes.token_budget, or set train.recompute = 'full'"
+                f"{arm.title}: a step needs {need:.1f} GiB, and the {self.device.name} has {have:.1f}; choose a larger"
+                f" device, lower episodes.token_budget, or set {fix}"
             )
         elif self.device is not None and (refused := tell_recomputed_graph(config, memory.recompute)):
             self.blockers.append(f"{arm.title}: {refused}")

@@ -443,6 +443,6 @@ def note_warmup(train: TrainSettings) -> str:
 
 def _tell_misfit(memory: MemoryPrediction, device: Device, change: Change | None) -> str:
     need, have = memory.total_bytes / 2**30, device.memory_bytes / 2**30
-    usable = f"a {device.name} has {have:.1f}, of which {USABLE_FRACTION * have:.1f} are counted on"
+    usable = f"the {device.name} has {have:.1f}, of which {USABLE_FRACTION * have:.1f} are counted on"
     fix = f"{' '.join(change.overrides)} needs {change.total_bytes / 2**30:.1f}" if change else "choose a larger device"
     return f"a step needs {need:.1f} GiB, and {usable}; {fix}"

@@ -384,7 +384,9 @@ def _tell_fault(error: dict[str, Any], values: dict[str, Any], *, kind: type[Run
     for part in key:
         value = value[part]
     if section is not None and not isinstance(value, dict):
-        return f"{name} = {value!r}: is a section; write [{name}], and below it {', '.join(section.model_fields)}"
+        optional = parent is not None and parent.model_fields[key[-1]].default is None
+        fix = f"write [{name}], and below it {', '.join(section.model_fields)}"
+        return f"{name} = {value!r}: is a section; {fix}{', or leave it out for none' if optional else ''}"
     if parent is not None and any(not part.isdigit() for part in inside):
         use = " ".join(str(parent.model_fields[key[-1]].description).split()).rstrip(".")
         return f"{name} = {value!r}: does not fit; {use[0].lower()}{use[1:]}"
