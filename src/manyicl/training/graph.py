@@ -94,8 +94,6 @@ def find_known_obstacle(config: RunConfig, *, has_gpu: bool, num_ranks: int) -> 
         return NOT_HALF
     if config.model.quantize:
         return f"the base is kept in {config.model.quantize}"
-    if config.train.recompute not in ("auto", "none", 0):
-        return RECOMPUTED
     return "there is dropout" if config.model.lora is not None and config.model.lora.dropout else ""
 
 
