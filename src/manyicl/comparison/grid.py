@@ -58,7 +58,7 @@ from manyicl.locks import LOCK, sole_writer
 from manyicl.models import RUN_PLAN, check_causal, check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import find_overlaps
 from manyicl.tasks import Task, ask_validation, flip_labels, load_task, name_sources
-from manyicl.training import RunFolder, check_trainable, dump_config, find_changes, tokenize_all, with_precision
+from manyicl.training import RunFolder, check_recipe, dump_config, find_changes, tokenize_all, with_precision
 
 WorkKind = Literal["train", "validation", "test", "text", "flip", "order"]
 # Kinds of work that ask tasks, and so leave a result with predictions.
@@ -332,7 +332,7 @@ def _begin_in(folder: Path, config: CompareConfig) -> Grid:
         raise UserError(f"out={folder}: is not empty ({taken[0].name}); name a new folder")
     # All arms and seeds share one precision, also if they are trained on different machines.
     config = with_precision(config, resolve_precision(config.model.precision))
-    check_trainable(config)
+    check_recipe(config)
     grid = Grid(folder, absolute_texts(config))
     _ = grid.texts  # like a fault in the tasks, one in the texts is reported before the folder is made
     check_can_ask(grid)

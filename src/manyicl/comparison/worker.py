@@ -25,7 +25,7 @@ from manyicl.inference import InferenceModel, load_for_inference
 from manyicl.locks import claiming
 from manyicl.planning import tell_overlaps
 from manyicl.seeds import STREAMS
-from manyicl.training import RunConfig, RunFolder, absolute_paths, check_trainable, find_changes, train
+from manyicl.training import RunConfig, RunFolder, absolute_paths, check_recipe, find_changes, train
 
 # Seconds between two looks at work that another process does.
 POLL_S = 2.0
@@ -70,7 +70,7 @@ def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: C
     is_training = any(item.kind == "train" and not grid.is_done(item) for item in items)
     notes = grid.matcher.list_notes() if is_training else []
     if is_training:
-        check_trainable(grid.config)
+        check_recipe(grid.config)
     for line in [*tell_overlaps(grid.inputs.overlaps or {}), *notes]:
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     titles = {item: f"[{number}/{len(items)}] {item.title}" for number, item in enumerate(items, start=1)}

@@ -1,4 +1,4 @@
-from .arguments import check_trainable, find_refused
+from .arguments import check_recipe, find_refused
 from .export import export_trl
 from .graph import tell_recomputed_graph
 from .held_out import HeldOutRow, mean_of_tasks
@@ -73,7 +73,7 @@ __all__ = [
     "TrainSettings",
     "absolute_paths",
     "bucket_name",
-    "check_trainable",
+    "check_recipe",
     "check_weights",
     "count_dropped",
     "count_plan",

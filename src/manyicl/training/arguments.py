@@ -111,7 +111,7 @@ def find_refused(config: RunConfig, *, has_gpu: bool, num_ranks: int = 1) -> Ite
         yield tell_refused_graph(obstacle)
 
 
-def check_trainable(config: RunConfig, *, num_ranks: int = 1) -> None:
+def check_recipe(config: RunConfig, *, num_ranks: int = 1) -> None:
     """Refuse a recipe that cannot be trained on this machine, before anything is read or written.
 
     Raises:

@@ -42,7 +42,7 @@ from manyicl.models import (
     save_beside_weights,
     trial_ids,
 )
-from manyicl.training.arguments import check_trackers, check_trainable, training_arguments
+from manyicl.training.arguments import check_recipe, check_trackers, training_arguments
 from manyicl.training.held_out import (
     HeldOutRow,
     answers_only_losses,
@@ -233,7 +233,7 @@ def _check_settings(config: RunConfig, state: PartialState) -> None:
     """Refuse what this launch or this machine cannot do, before any file is read."""
     check_launch(os.environ, optim=config.train.optim)
     check_trackers(config.train.report_to)
-    check_trainable(config, num_ranks=state.num_processes)
+    check_recipe(config, num_ranks=state.num_processes)
     refuse_data_parallel(torch.cuda.device_count(), num_ranks=state.num_processes, command=("manyicl", *sys.argv[1:]))
 
 
