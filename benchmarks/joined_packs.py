@@ -20,19 +20,18 @@ from __future__ import annotations
 
 import argparse
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from measuring import SHAPES, make_episodes, make_model, make_row, ratios, spread, time_in_turn, write_json
+from measuring import SHAPES, make_episodes, make_model, make_row, ratios, run_row, spread, time_in_turn, write_json
 
 from manyicl.episodes.batch import pad_row
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.attention.segments import forget_kernels, kernels_taken
 from manyicl.models.costs import count_flops, shape_model
 from manyicl.models.loading import LoraSettings, ModelSettings, add_adapter, load_model
-from manyicl.models.loss import row_loss
 from manyicl.models.structure import inner_model
 from manyicl.training.graph import GraphedPass
 from manyicl.training.memory.choice import choose_recompute
@@ -63,6 +62,8 @@ def main() -> None:
     if any(options.packs % n for n in joined):
         parser.error(f"--joined {options.joined}: each number must divide --packs {options.packs}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.graph and device.type != "cuda":
+        parser.error("--graph: needs a GPU; leave it out")
     model, lora = build(options, device=device)
     shape = shape_model(inner_model(model).config, lora=lora)
     ceiling = measure_ceiling(device, seconds=3.0)
@@ -141,10 +142,9 @@ class Joined:
 
     def run(self, batch):
         """Run a row forward and backward; the gradients are the step's, times its rows."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            scored = row_loss(self.model, batch)
-        scored.loss.backward()
-        return replace(scored, loss=scored.loss.detach())
+        return run_row(
+            self.model, batch, autocast=torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+        )
 
     def layers(self):
         """Put the layers in place."""

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Mistral
 
 from manyicl.episodes.batch import Batch, join_row
 from manyicl.episodes.tokenized import TokenizedEpisode
+from manyicl.models.loss import AnswerLoss, row_loss
 
 ANSWER_TOKENS = 3
 
@@ -89,6 +91,14 @@ def make_row(episodes: Sequence[TokenizedEpisode], *, targets: str = "all") -> B
         tasks=[0] * len(episodes),
         episodes=tuple(range(len(episodes))),
     )
+
+
+def run_row(model: Any, batch: Batch, *, autocast: AbstractContextManager[Any]) -> AnswerLoss:
+    """Run a row forward, in `autocast`, and backward; the loss that is returned has no autograd graph any more."""
+    with autocast:
+        scored = row_loss(model, batch)
+    scored.loss.backward()
+    return replace(scored, loss=scored.loss.detach())
 
 
 def synchronize(device: torch.device) -> None:

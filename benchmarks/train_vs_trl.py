@@ -38,14 +38,13 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import torch
-from measuring import SHAPES, make_episodes, make_model, make_row, ratios, spread, time_in_turn, write_json
+from measuring import SHAPES, make_episodes, make_model, make_row, ratios, run_row, spread, time_in_turn, write_json
 
 from manyicl.episodes.batch import pad_row
 from manyicl.models.attention import flash
@@ -337,10 +336,7 @@ class OurSide:
 
     def run(self, batch):
         """Run a row forward and backward."""
-        with self.autocast:
-            scored = row_loss(self.model, batch)
-        scored.loss.backward()
-        return replace(scored, loss=scored.loss.detach())
+        return run_row(self.model, batch, autocast=self.autocast)
 
     def forget_graph(self) -> None:
         """Have the next step make a new one."""

@@ -68,10 +68,16 @@ def suggest(word: str, known: Iterable[str]) -> str:
     "; did you mean 'classification'?"
     """
     choices = sorted(known)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    return f"; known: {', '.join(choices)}"
+    return suggest_near(word, choices) or f"; known: {', '.join(choices)}"
+
+
+def suggest_near(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return `; did you mean 'x'?` for the known word that is most similar to `word`, '' if none is.
+
+    cutoff: least similarity, from 0 to 1, as difflib measures it.
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def list_some(words: Iterable[str], *, most: int = MOST_NAMED, mark: str = ", ") -> str:

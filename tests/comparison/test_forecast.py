@@ -247,7 +247,7 @@ def test_the_command_plans_a_comparison_and_tells_what_is_in_its_way(world):
     ("recompute", "fix"), [("auto", "model.quantize = 'nf4' with [model.lora]"), ("none", "train.recompute = 'auto'")]
 )
 def test_an_arm_that_does_not_fit_is_not_told_to_recompute_less(world, tmp_path, recompute, fix):
-    """With 'auto' it was told to set 'full', which saves less than 'auto' had tried."""
+    """A plan with 'auto' once proposed 'full', which saves less memory than what 'auto' tries by itself."""
     config = small(world, arms=["base", "manyicl"])
     config = config.model_copy(update={"train": config.train.model_copy(update={"recompute": recompute})})
     planned = forecast_comparison(Grid(tmp_path, config), device=Device("tiny", 2**20, peak_flops_per_s=1e12))

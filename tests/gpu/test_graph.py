@@ -31,6 +31,18 @@ ROWS = [(3, 1), (6, 2, 1), (9,), (3, 1), (4,), (2, 2, 2, 2, 2, 2, 2, 2, 2), (9,)
 NUM_TOKENS = 160
 
 
+def pass_of(model):
+    """Return forward and backward of a row, as a graph holds them."""
+
+    def run(batch):
+        with torch.autocast("cuda", torch.bfloat16):
+            scored = row_loss(model, batch)
+        scored.loss.backward()
+        return replace(scored, loss=scored.loss.detach())
+
+    return run
+
+
 def make_batches(counts=ROWS, *, multiple=1):
     rows = [row([random_episode([(5, 2)] * n, seed=n) for n in one]) for one in counts]
     return [(pad_row(one, multiple=multiple) if multiple > 1 else one).to("cuda") for one in rows]
@@ -54,11 +66,7 @@ def test_a_graph_gives_the_losses_and_gradients_of_the_pass(name, lora, compiled
         )
     model.train()
 
-    def run(batch):
-        with torch.autocast("cuda", torch.bfloat16):
-            scored = row_loss(model, batch)
-        scored.loss.backward()
-        return replace(scored, loss=scored.loss.detach())
+    run = pass_of(model)
 
     def take_gradients():
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -134,11 +142,7 @@ def test_rows_of_a_graph_start_without_a_wait_for_the_gpu():
     """In this mode torch refuses to wait."""
     model = tiny_model("llama").to("cuda").train()
 
-    def run(batch):
-        with torch.autocast("cuda", torch.bfloat16):
-            scored = row_loss(model, batch)
-        scored.loss.backward()
-        return replace(scored, loss=scored.loss.detach())
+    run = pass_of(model)
 
     batches = make_batches()
     with segment_attention(model), prepared_layers(model, Recompute(0), compiled=False):

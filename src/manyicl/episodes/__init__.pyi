@@ -6,6 +6,7 @@ from .batch import (
     PackDataset,
     join_row,
     pad_row,
+    pad_tokens,
     split_row,
     targets_of,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "pack_episodes",
     "pack_lengths",
     "pad_row",
+    "pad_tokens",
     "power_of_two",
     "query_ids",
     "split_row",

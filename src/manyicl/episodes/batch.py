@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, Literal
@@ -67,13 +67,16 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device`. accelerate calls it: hence the name and arguments."""
-        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()}
-        return replace(self, **moved)
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory. torch's DataLoader calls it."""
-        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in self.tensors().items()}
-        return replace(self, **pinned)
+        return self.mapped(Tensor.pin_memory)
+
+    def mapped(self, act: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with what `act` makes of each of its tensors."""
+        made: dict[str, Any] = {name: act(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **made)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""
@@ -252,14 +255,20 @@ def pad_row(batch: Batch, *, multiple: int) -> Batch:
     num_padding = -batch.num_tokens % multiple
     *before, last = batch.segment_lengths
     lengths = (*before, last + num_padding)
-    bounds = bounds_of(lengths, num_bounds=power_of_two(len(lengths) + 1))
+    bounds_S = torch.from_numpy(bounds_of(lengths, num_bounds=power_of_two(len(lengths) + 1)))
+    return pad_tokens(batch, lengths=lengths, bounds_S=bounds_S)
+
+
+def pad_tokens(batch: Batch, *, lengths: tuple[int, ...], bounds_S: Tensor) -> Batch:
+    """Return the row with segments of `lengths`: what they have more than the row is padding, in the last of them."""
+    num_padding = sum(lengths) - batch.num_tokens
     return replace(
         batch,
         input_ids_1T=functional.pad(batch.input_ids_1T, (0, num_padding)),
         segment_ids_T=functional.pad(batch.segment_ids_T, (0, num_padding), value=len(lengths) - 1),
         position_ids_1T=functional.pad(batch.position_ids_1T, (0, num_padding)),  # 0 is valid in every model
         segment_lengths=lengths,
-        segment_bounds_S=torch.from_numpy(bounds),
+        segment_bounds_S=bounds_S,
     )
 
 

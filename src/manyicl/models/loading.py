@@ -21,8 +21,8 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from manyicl.episodes import Frame, TemplateSettings
-from manyicl.errors import UserError, suggest
-from manyicl.models.places import find_source, locate_model, read_adapter, suggest_packaged
+from manyicl.errors import UserError, suggest, suggest_near
+from manyicl.models.places import PACKAGED, find_source, locate_model, read_adapter
 from manyicl.models.precision import (
     PrecisionChoice,
     Quantization,
@@ -421,7 +421,8 @@ def _one_line_errors(settings: ModelSettings, what: str) -> Iterator[None]:
     except Exception as error:  # whatever a file of the user's breaks: safetensors, jinja2, json, ... have their own
         adapter = read_adapter(settings.path)
         is_folder = Path(settings.path).expanduser().is_dir()
-        where = "" if is_folder else f" from the hub (there is no such folder here{suggest_packaged(settings.path)})"
+        near = suggest_near(settings.path, PACKAGED, cutoff=0.7)
+        where = "" if is_folder else f" from the hub (there is no such folder here{near})"
         if adapter is not None and not Path(find_source(settings.path, "config.json")[0]).is_dir():
             base = adapter["base_model_name_or_path"]
             where = f": its base '{base}' (adapter_config.json) is not a folder here or beside it, nor on the hub"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from pathlib import Path
@@ -44,12 +43,6 @@ def find_built_base() -> Path | None:
     """Return the folder of SmolLM2-135M-Instruct that `make bases` has built; None if it has not."""
     folder = bases_folder() / "smollm2-135m"
     return folder if (folder / BASE_SOURCE).is_file() else None
-
-
-def suggest_packaged(path: str) -> str:
-    """Return `; did you mean 'smollm2-many'?` if a name that is none is like that of a packaged model, else ''."""
-    near = difflib.get_close_matches(path, PACKAGED, n=1, cutoff=0.7)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def locate_model(path: str) -> str:

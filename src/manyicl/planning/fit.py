@@ -114,16 +114,17 @@ def _iter_changes(config: RunConfig, *, tiles: bool) -> Iterator[tuple[tuple[str
         for setting in settings:
             recompute = {} if setting == own else {"train.recompute": (setting, setting)}
             chosen: dict[str, tuple[str, Any]] = {**recompute, **changes}
+            if not chosen:
+                continue
             # Where layers are recomputed or the base is in fewer bits, a graph that is asked for is refused.
-            if config.train.cuda_graph is True and (setting != "none" or "model.quantize" in chosen) and chosen:
+            if config.train.cuda_graph is True and (setting != "none" or "model.quantize" in chosen):
                 chosen["train.cuda_graph"] = ("auto", "auto")
             values = config.model_dump()
             for name, (_, value) in chosen.items():
                 section, entry = name.split(".")
                 values[section][entry] = value
-            if chosen:
-                overrides = tuple(f"{name}={written}" for name, (written, _) in chosen.items())
-                yield overrides, make_config(values, source="plan")
+            overrides = tuple(f"{name}={written}" for name, (written, _) in chosen.items())
+            yield overrides, make_config(values, source="plan")
 
 
 def _iter_run_changes(config: RunConfig) -> Iterator[dict[str, tuple[str, Any]]]:

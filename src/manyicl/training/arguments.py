@@ -1,4 +1,4 @@
-"""What a recipe's settings are called by transformers' Trainer."""
+"""A recipe's settings as transformers' Trainer takes them, and which of them a machine cannot do."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyicl.episodes import Batch, power_of_two
+from manyicl.episodes import Batch, pad_tokens, power_of_two
 from manyicl.errors import UserError
 from manyicl.models import (
     AnswerLoss,
@@ -42,10 +42,8 @@ GRAPHED = frozenset({"gemma", "gemma3_text", "llama", "mistral", "qwen3"})
 NUM_WARM_UPS = 2
 # Sizes are rounded up to a multiple of the power of two above over this, so that few rows are larger than before.
 SIZE_STEPS = 8
-NO_GPU = "there is no GPU"
-WRAPPED = "the model is in DDP or FSDP"
-NOT_HALF = "products are in float32, whose attention goes segment by segment"
 RECOMPUTED = "layers are recomputed"
+DROPOUT = "there is dropout"
 
 
 def find_obstacle(
@@ -56,20 +54,15 @@ def find_obstacle(
     fault: why episodes go through the model one at a time, '' if they do not. is_wrapped: in DDP or FSDP, as it also is
     if a launcher starts a single process. is_half: products are in half precision. quantize: as `model.quantize`.
     """
-    if device_of(model).type != "cuda":
-        return NO_GPU
-    if is_wrapped:
-        return WRAPPED
+    has_gpu = device_of(model).type == "cuda"
+    if stated := _stated_obstacle(has_gpu=has_gpu, is_wrapped=is_wrapped, is_half=is_half, quantize=quantize):
+        return stated
     if fault:
         return "each episode goes through the model alone"
-    if not is_half:
-        return NOT_HALF
-    if quantize:
-        return f"the base is kept in {quantize}"
     if recompute.num_layers:
         return RECOMPUTED
     if drops_attention(model) or any(isinstance(part, nn.Dropout) and part.p for part in model.modules()):
-        return "there is dropout"
+        return DROPOUT
     inner: Any = inner_model(model)
     config = inner.config
     if rope := rope_by_length(config):
@@ -86,15 +79,20 @@ def find_obstacle(
 
 def find_known_obstacle(config: RunConfig, *, has_gpu: bool, num_ranks: int) -> str:
     """Return what `find_obstacle` would, as far as a recipe and a machine say it before a model is loaded."""
+    model, is_half = config.model, config.model.precision != "fp32"
+    stated = _stated_obstacle(has_gpu=has_gpu, is_wrapped=num_ranks > 1, is_half=is_half, quantize=model.quantize)
+    return stated or (DROPOUT if model.lora is not None and model.lora.dropout else "")
+
+
+def _stated_obstacle(*, has_gpu: bool, is_wrapped: bool, is_half: bool, quantize: str | None) -> str:
+    """Return the obstacle that does not depend on the model; the arguments are those of `find_obstacle`."""
     if not has_gpu:
-        return NO_GPU
-    if num_ranks > 1:
-        return WRAPPED
-    if config.model.precision == "fp32":
-        return NOT_HALF
-    if config.model.quantize:
-        return f"the base is kept in {config.model.quantize}"
-    return "there is dropout" if config.model.lora is not None and config.model.lora.dropout else ""
+        return "there is no GPU"
+    if is_wrapped:
+        return "the model is in DDP or FSDP"
+    if not is_half:
+        return "products are in float32, whose attention goes segment by segment"
+    return f"the base is kept in {quantize}" if quantize else ""
 
 
 def choose_graph(setting: bool | Literal["auto"], *, obstacle: str, pass_flops: float | None) -> tuple[bool, str]:
@@ -187,12 +185,7 @@ def padded_row(batch: Batch, shape: RowShape) -> Batch:
         lengths = (*batch.segment_lengths, num_tokens) if num_tokens else batch.segment_lengths
         bounds_S = functional.pad(batch.segment_bounds_S, (0, num_bounds), value=shape.num_tokens)
     return replace(
-        batch,
-        input_ids_1T=functional.pad(batch.input_ids_1T, (0, num_tokens)),
-        segment_ids_T=functional.pad(batch.segment_ids_T, (0, num_tokens), value=len(lengths) - 1),
-        position_ids_1T=functional.pad(batch.position_ids_1T, (0, num_tokens)),  # 0 is valid in every model
-        segment_lengths=lengths,
-        segment_bounds_S=bounds_S,
+        pad_tokens(batch, lengths=lengths, bounds_S=bounds_S),
         target_positions_N=functional.pad(batch.target_positions_N, (0, num_targets), value=1),
         target_weights_N=functional.pad(batch.target_weights_N, (0, num_targets)),
         target_answers_N=functional.pad(batch.target_answers_N, (0, num_targets), value=shape.num_answers - 1),
@@ -258,7 +251,7 @@ class GraphedPass:
         torch.cuda.empty_cache()
         # Of the lengths, attention on a GPU reads the largest, which must hold for every row, and whether there is one.
         lengths = (shape.num_tokens,) if shape.is_one else (shape.longest, 1)
-        row = replace(_cloned(padded_row(batch, shape)), segment_lengths=lengths)
+        row = replace(padded_row(batch, shape).mapped(Tensor.clone), segment_lengths=lengths)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), self._kept_gradients():
@@ -317,11 +310,6 @@ def _told_in_words() -> Iterator[None]:
             raise first from None
         why = str(first).strip().split("\n", maxsplit=1)[0]
         raise UserError(f"a row cannot become a CUDA graph ({why}); set train.cuda_graph = false") from error
-
-
-def _cloned(batch: Batch) -> Batch:
-    copies: dict[str, Any] = {name: tensor.clone() for name, tensor in batch.tensors().items()}
-    return replace(batch, **copies)
 
 
 def _copy(source: Batch, target: Batch) -> None:
