@@ -92,6 +92,12 @@ def focused(page: Chrome) -> str:
     return page.switch_to.active_element.get_attribute("id")
 
 
+def await_curve(url: str, name: str) -> None:
+    """Wait for the end of a task's measurement, which the page announces too, perhaps right after an answer."""
+    address = f"{url}/v1/tasks/{quote(name)}/curve"
+    assert wait_until(lambda: httpx2.get(address).json()["state"] == "done", seconds=PATIENCE_S)
+
+
 def open_task(page: Chrome, url: str, name: str) -> None:
     page.get(f"{url}/#{quote(name)}")
     wait(page, "#task-name", name)
@@ -155,6 +161,7 @@ def test_the_same_input_again_corrects_its_example(page, url):
 
 
 def test_an_answer_that_is_not_sure_enough_is_marked_in_words(page, url):
+    await_curve(url, "animals")
     open_task(page, url, "animals")
     find(page, "#least-field summary").click()
     find(page, "#least").send_keys("100")
@@ -175,8 +182,7 @@ def test_an_answer_that_is_not_sure_enough_is_marked_in_words(page, url):
 
 def test_a_task_is_asked_and_deleted_with_the_keyboard_alone(page, url):
     assert httpx2.post(f"{url}/v1/tasks", json={"name": "keys", "examples": ROWS[:20]}).status_code == 201
-    # The end of the measurement is announced too, perhaps right after the answer.
-    assert wait_until(lambda: httpx2.get(f"{url}/v1/tasks/keys/curve").json()["state"] == "done", seconds=PATIENCE_S)
+    await_curve(url, "keys")
     page.refresh()
     wait(page, "#tasks", "keys")
     press_tab_until(page, lambda element: element.text.startswith("keys"))
