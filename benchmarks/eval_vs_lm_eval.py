@@ -694,14 +694,10 @@ def run_round(asked: InferenceModel, peer: Peer, cell: Cell, rounds: Rounds, *, 
         run_ours(asked, cell, queries=min(16, len(cell.queries)))  # both are warm now
     ours, our_times = time_ours(asked, cell)
     our_s = statistics.median(our_times)
-    order = random.Random(cell.row).sample(range(len(cell.queries)), len(cell.queries))
     done = sum(line["num"] for line in before)
     share = seconds / 2 if in_bf16 else seconds
     part = choose_part(cell, share=share / guess, seed=len(before))
-    # Once all are compared the same queries are timed again.
-    num = max(1, min(int(share / guess), len(order) - done or len(order)))
-    start = done % len(order)
-    places = sorted(order[start : start + num])
+    places = next_places(cell, done=done, most=int(share / guess))
     theirs = peer.run_in_memory(part, places=places, batch=batch)
     num_requests = check_tokens(part, peer, theirs.samples[:3], places=places[:3])
     answers = [
@@ -732,6 +728,16 @@ def run_round(asked: InferenceModel, peer: Peer, cell: Cell, rounds: Rounds, *, 
     }
     rounds.add(line)
     print(tell_round(line), flush=True)
+
+
+def next_places(cell: Cell, *, done: int, most: int) -> list[int]:
+    """Return the places of at most so many queries that come next in the row's random order, at least one.
+
+    Once all are compared the same queries are timed again.
+    """
+    order = random.Random(cell.row).sample(range(len(cell.queries)), len(cell.queries))
+    start = done % len(order)
+    return sorted(order[start : start + max(1, most)])
 
 
 def choose_part(cell: Cell, *, share: float, seed: int) -> Cell:
@@ -907,7 +913,7 @@ def tell_difference(answer: Mapping[str, Any]) -> str:
 
 def told(values: Sequence[float]) -> str:
     """Return the median with its lowest and highest."""
-    return f"{statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f})"
+    return f"{statistics.median(values):,.3f} ({min(values):,.3f} to {max(values):,.3f})"
 
 
 def parse_options() -> argparse.Namespace:

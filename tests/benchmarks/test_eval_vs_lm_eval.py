@@ -14,6 +14,7 @@ from benchmarks.eval_vs_lm_eval import (
     check_tokens,
     compare_answer,
     load_both,
+    next_places,
     our_request_ids,
     report,
     report_precisions,
@@ -74,6 +75,14 @@ def test_rounds_are_kept_and_told_and_never_mixed_with_others(tmp_path, capsys):
     assert "rounding" in told
     with pytest.raises(SystemExit, match="name another --out"):
         Rounds(path, setting | {"model": "other"})
+
+
+def test_rounds_go_through_all_queries_and_then_through_them_again():
+    cell = Cell(make_task("animals"), None, 3, [10, 11, 12, 13, 14], "3")
+    rounds = [next_places(cell, done=done, most=3) for done in (0, 3, 5, 10)]
+    assert sorted(rounds[0] + rounds[1]) == [0, 1, 2, 3, 4]
+    assert rounds[0] == rounds[2] == rounds[3]
+    assert len(next_places(cell, done=0, most=0)) == 1
 
 
 @pytest.mark.slow

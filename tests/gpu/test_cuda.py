@@ -48,9 +48,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 CLASSES = sorted(CONFIGS)
-COMPILERS_OWN_WARNING = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-)
 NEEDS_HOPPER = pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 9, reason="no order of kernels before Hopper"
 )
@@ -161,7 +158,6 @@ for _ in range(2):
 """
 
 
-@COMPILERS_OWN_WARNING
 @NEEDS_HOPPER
 def test_a_layer_compiled_for_one_kernel_runs_another_where_that_is_asked_for(monkeypatch):
     """torch's cache of compiled layers, on disk, does not tell them apart."""
@@ -364,7 +360,6 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, monkeypatch):
     assert all(len(places) <= 1 for places in where[1:-1]), where[1:-1]
 
 
-@COMPILERS_OWN_WARNING
 @pytest.mark.parametrize("checkpointed", [Recompute(0), Recompute(2), Recompute(3, keep_attention=False)], ids=str)
 def test_compiled_layers_give_the_gradients_of_plain_ones(checkpointed):
     found = []
@@ -401,7 +396,6 @@ def test_inputs_wait_in_the_hosts_memory_and_change_no_gradient(compiled):
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-3
 
 
-@COMPILERS_OWN_WARNING
 @pytest.mark.parametrize("compiled", [False, True])
 def test_feed_forward_parts_in_tiles_change_no_gradient(compiled, monkeypatch):
     monkeypatch.setattr(tiles, "TILE_TOKENS", 16)

@@ -138,6 +138,7 @@ def test_a_run_with_a_graph_goes_as_one_without_also_if_it_is_killed_and_resumed
         assert losses_of == pytest.approx(plain, rel=5e-2), name
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 def test_rows_of_a_graph_start_without_a_wait_for_the_gpu():
     """In this mode torch refuses to wait."""
     model = tiny_model("llama").to("cuda").train()
