@@ -13,10 +13,11 @@ included; its requests are tokenised by its own code and compared with the engin
 
 Ours is timed whole, with tokenising, statistics and audits, over all queries. Where that takes less than OURS_S
 seconds, it is run once untimed, as the peer's batch sizes are, and then as often as fits OURS_S; the round has the
-median. The peer encodes the whole prompt for every option of every query. It is timed inside `loglikelihood` and `generate_until` only (leaving out its set-up is in
-its favour), on random queries, further ones in each round, as many as --peer-minutes per row allow. If one query is
-longer than a round's part of that time, the peer is given some of its options only: the ratio is then per request, and
-the predictions are compared among these options; the output says so. Rounds alternate: ours, then the peer.
+median. The peer encodes the whole prompt for every option of every query. It is timed inside `loglikelihood` and
+`generate_until` only (leaving out its set-up is in its favour), on random queries, further ones in each round, as many
+as --peer-minutes per row allow. If one query is longer than a round's part of that time, the peer is given some of its
+options only: the ratio is then per request, and the predictions are compared among these options; the output says so.
+Rounds alternate: ours, then the peer.
 
 Every query that the peer has answered is compared, and each difference is printed with the margins of both sides. In
 bf16 two correct kernels differ, so the peer answers part of the queries again with another attention kernel ("eager"
@@ -786,7 +787,8 @@ def tell_round(line: Mapping[str, Any]) -> str:
     times = line["our_times"]
     spread = f" (median of {len(times)}, {min(times):.3f} to {max(times):.3f})" if len(times) > 1 else ""
     return (
-        f"{line['row']}: ours {line['our_s']:.3f} s{spread} for {line['queries']}, lm-eval {line['peer_s']:.1f} s for {asked}:"
+        f"{line['row']}: ours {line['our_s']:.3f} s{spread} for {line['queries']},"
+        f" lm-eval {line['peer_s']:.1f} s for {asked}:"
         f" {line['ratio']:.0f} times; equal {sum(a['equal'] for a in answers)} of {len(answers)}{itself}"
     )
 
