@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -10,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.training import trainer
@@ -285,6 +288,26 @@ def test_a_number_that_was_fixed_before_is_not_taken_for_the_devices_choice(tmp_
     train(config, out=folder.path, resume=True)
     state = folder.read_state()
     assert (state.packs_per_batch, state.packs_reason) == (1, "a CPU gains nothing from more")
+
+
+@pytest.mark.slow
+def test_what_a_pass_had_made_is_freed_when_memory_runs_out_although_a_notebook_keeps_the_error(tmp_path, monkeypatch):
+    config, made, whole = write_setting(tmp_path, num_steps=2, recompute="full"), [], LlamaMLP.forward
+
+    def run_out(self, hidden):
+        if not torch.is_grad_enabled():
+            return whole(self, hidden)
+        made.append(weakref.ref(hidden))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LlamaMLP, "forward", run_out)
+        with pytest.raises(OutOfMemoryError, match="out of memory") as kept:
+            train(config, out=tmp_path / "run")
+    gc.collect()
+    assert [ref() for ref in made] == [None]
+    assert kept.value.__cause__ is not None
+    assert train(config, out=tmp_path / "run", resume=True).held_out
 
 
 def short_of_memory_at(*, step, original):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,9 @@ class AnswerTrainer(Trainer):
         try:
             self._train_prepared(checkpoint)
         except torch.OutOfMemoryError as error:
+            # A notebook keeps its last error, and by it all that the pass had made, whose room the next run needs.
+            # Before torch 2.13 also the hooks of a recomputed layer that was cut short are alive, and act in that run.
+            clear_frames(error.__traceback__)
             raise _tell_out_of_memory(self) from error
 
     def _train_prepared(self, checkpoint: Path | None) -> None:
