@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from manyicl import files
@@ -50,6 +51,7 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
         (FileExistsError(errno.EEXIST, "File exists", "x"), "x: a file stands in its way; name another place"),
         (OSError(errno.ELOOP, "Too many levels", "runs/one/.lock"), "runs/one: is a link that cannot be followed"),
         (MemoryError(), "this computer is out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "the GPU is out of memory; free it"),
     ],
 )
 def test_a_refusal_of_the_system_is_told_with_its_path_and_what_to_do(error, told):

@@ -31,6 +31,8 @@ _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d
 
 # tempfile, which torch uses while it is imported, tries some folders and reports only that none can be written to.
 _NO_TEMPORARY = "No usable temporary directory"
+# torch has a class for it only where its own allocator finds a GPU full, not where CUDA or its libraries do.
+_GPU_FULL = re.compile(r"\bout of memory\b|CUBLAS_STATUS_ALLOC_FAILED")
 # Names of our own that the user has not seen: DIR/.lock, DIR/.NAME.lock and DIR/.NAME.4711-0a1b2c3d.partial.
 _OURS = re.compile(r"(?<![^/\\])\.([^/\\]+?)(?:\.lock|\.\d+-[0-9a-f]{8}\.partial)$|[/\\]\.lock$")
 
@@ -144,6 +146,8 @@ def find_refusal(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, MemoryError):
             return "this computer is out of memory; use a smaller model or fewer rows"
+        if is_out_of_memory(cause):
+            return "the GPU is out of memory; free it from other programs, or use a smaller model"
         if _NO_TEMPORARY in str(cause):
             return "no temporary file can be written (the disk is full, or read-only?); free some space, or set TMPDIR"
         path = cause.filename if isinstance(cause, OSError) else None
@@ -157,6 +161,11 @@ def find_refusal(error: BaseException) -> str | None:
             place = _OURS.sub(lambda found: found[1] or "", str(path or ""))
             return f"{place}: {_REASONS[number]}" if place else _REASONS[number]
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch says that a GPU's memory is used up, whoever found that: torch or a library."""
+    return isinstance(error, RuntimeError) and _GPU_FULL.search(str(error)) is not None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

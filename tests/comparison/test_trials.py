@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import weakref
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from manyicl.comparison import worker
@@ -26,6 +28,9 @@ from manyicl.comparison.worker import Worker, _do_unclaimed, _needs_of, run_comp
 from manyicl.errors import UserError
 from manyicl.evaluation.points import ShotCurve, ShotPoint
 from manyicl.evaluation.results import Evaluation
+from manyicl.files import write_atomically
+from manyicl.inference import InferenceModel, load_for_inference
+from manyicl.inference.budget import usable_memory
 from manyicl.locks import claiming
 from manyicl.report.markdown import render_markdown
 from manyicl.report.terminal import comparison_table
@@ -186,6 +191,52 @@ def test_processes_at_work_are_counted_by_what_they_do(world, tmp_path):
         with other_process(grid.claim_file(second)) as process:
             assert process.stdout.readline() == "None\n"  # it has the claim
             assert grid.count_claims() == 2
+
+
+def test_asking_counts_on_a_share_of_the_gpu_while_others_are_at_work(world, tmp_path, monkeypatch):
+    """Only training did: a dozen processes asked with batches of half of the free memory each."""
+    grid = begin(world, tmp_path / "out", arms=["base"], seeds=[0], learning_rates=[], validation_queries=2)
+    first, second = grid.work()
+    usable = []
+
+    def ask(*_: Any, out: Path, **__: Any) -> None:
+        usable.append(usable_memory(torch.device("cuda")))
+        write_atomically(out, "asked")
+
+    monkeypatch.setattr(worker, "evaluate_sweep", ask)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
+    process = Worker(grid, Console(file=StringIO()))
+    with other_process(grid.claim_file(first)) as other:
+        assert other.stdout.readline() == "None\n"  # it has the claim
+        _do_unclaimed(process, [second], titles={second: ""})
+    _do_unclaimed(process, [first], titles={first: ""})
+    assert usable == [500, 1000]
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_leaves_the_memory_of_its_model_to_those_at_work(world, tmp_path, monkeypatch):
+    grid = begin(world, tmp_path / "out", arms=["base"], seeds=[0], learning_rates=[], validation_queries=2)
+    validation, test = grid.work()
+    loaded, alive = [], []
+
+    def load(*arguments: Any, **options: Any) -> InferenceModel:
+        model = load_for_inference(*arguments, **options)
+        loaded.append(weakref.ref(model.model))
+        return model
+
+    monkeypatch.setattr(worker, "load_for_inference", load)
+    with other_process(grid.claim_file(validation)) as other:
+        assert other.stdout.readline() == "None\n"
+
+        def wait(seconds: float) -> None:
+            alive.append([model() is not None for model in loaded])
+            other.kill()
+            other.wait()
+
+        monkeypatch.setattr(worker.time, "sleep", wait)
+        run(grid)
+    assert alive == [[False]]
+    assert all(map(grid.is_done, (validation, test)))
 
 
 def test_a_model_of_one_task_waits_for_its_own_trials_alone(world, tmp_path):

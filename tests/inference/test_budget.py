@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from manyicl.errors import UserError
-from manyicl.inference.budget import row_budget, run_chunks, run_rows
+from manyicl.inference.budget import row_budget, run_chunks, run_rows, sharing_gpu, usable_memory
 from tests.conftest import tiny_model
 
 
@@ -30,13 +32,34 @@ def test_out_of_memory_halves_the_row_and_goes_on():
     assert done == list(range(8))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_gpu_that_others_have_filled_halves_the_row_whoever_finds_it_full(error):
+    """Only torch's own allocator has a class for it; what CUDA and cuBLAS said ended the process in a traceback."""
+    done = []
+
+    def run(row):
+        if len(row) > 1:
+            raise error
+        done.extend(row)
+
+    run_rows(range(2), fraction=lambda _: 0.5, run=run)
+    assert done == [0, 1]
+
+
 def test_one_query_that_is_too_much_is_one_line():
     def run(row):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(UserError, match="out of memory with one query at a time; shorten it"):
+    with pytest.raises(UserError, match="out of memory with one query at a time; free it from other programs, shorten"):
         run_rows([1, 2], fraction=lambda _: 0.5, run=run)
-    with pytest.raises(UserError, match="out of memory at 0 tokens of shots; use fewer"):
+    with pytest.raises(UserError, match="out of memory at 0 tokens of shots; free it from other programs"):
         run_chunks(0, 100, most=64, run=lambda start, stop: run([]))
 
 
@@ -64,3 +87,33 @@ def test_a_large_vocabulary_makes_rows_of_many_logits_shorter():
     assert large.fraction(num_tokens=100, num_logits=100) > 9 * small.fraction(num_tokens=100, num_logits=100)
     assert large.logit_bytes == 200_000 * 12
     assert large.key_bytes == 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, head size, bytes
+
+
+@pytest.fixture
+def full_gpu(monkeypatch):
+    """A GPU with 1,000 bytes free, and 200 that this process holds and does not use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+
+
+@pytest.mark.usefixtures("full_gpu")
+def test_processes_on_one_gpu_count_on_their_share_of_it():
+    """Each took half of what was free, so that a dozen of them ran out of memory."""
+    device, at_work = torch.device("cuda"), 1
+    with sharing_gpu(lambda: 1 / at_work):
+        assert usable_memory(device) == 1200
+        at_work = 12  # others have begun
+        assert usable_memory(device) == 100
+    assert usable_memory(device) == 1200
+
+
+@pytest.mark.usefixtures("full_gpu")
+def test_a_row_takes_half_of_what_may_be_counted_on():
+    with FakeTensorMode():  # tensors of a GPU that need none
+        model = tiny_model("llama")
+        model.lm_head.weight = model.model.embed_tokens.weight = nn.Parameter(torch.empty(400, 32, device="cuda"))
+        assert row_budget(model).row_bytes == 600
+        with sharing_gpu(lambda: 0.25):
+            assert row_budget(model).row_bytes == 150
+            assert row_budget(model, row_tokens=7).row_tokens == 7

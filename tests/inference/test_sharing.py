@@ -34,6 +34,7 @@ from manyicl.inference.answering.settings import Decoding
 from manyicl.inference.engine import SharedPrefix, WholePrompts, choose_engine
 from manyicl.inference.model import InferenceModel, load_for_inference
 from manyicl.inference.sharing import sharing_fault
+from manyicl.models.isolation import isolation_fault
 from tests.conftest import COMMON, CONFIGS, make_task, tiny_model
 from tests.parity.test_engine_parity import plain_nll, their_ids
 from tests.support.answers import curve_of, engine_of
@@ -127,6 +128,19 @@ def test_an_answer_of_the_plain_path_counts_its_own_tokens_not_those_of_its_batc
     answers = engine.generate(prefix, queries, limits=[6] * 3, decodings=[early, Decoding(), Decoding()])
     assert [one.num_tokens for one in answers] == [1, 6, 6]
     assert engine.count.num_query_tokens - before == 3 * 5 + 0 + 5 + 5
+
+
+def fill_gpu(*_):
+    raise RuntimeError("CUDA error: out of memory")
+
+
+def test_a_gpu_that_others_have_filled_is_no_fault_of_the_model():
+    """It was asked by the plain path from then on, or refused as one that cannot run."""
+    model = tiny_model("llama")
+    model.register_forward_pre_hook(fill_gpu)
+    for find_fault in (sharing_fault, lambda model: isolation_fault(model, range(400), longest=100)):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            find_fault(model)
 
 
 @pytest.mark.slow

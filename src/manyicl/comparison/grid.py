@@ -254,6 +254,10 @@ class Grid:
         """Return how many items processes are doing now, at least 1; one that was killed may still be counted."""
         return max(1, len(list((self.folder / ".claims").glob("*.lock"))))
 
+    def gpu_share(self) -> float:
+        """Return the fraction of a GPU's free memory that is for each process at work, since all see the same free."""
+        return 1 / self.count_claims()
+
     def sweep_of(self, item: WorkItem) -> tuple[list[Task], Sweep]:
         """Return the tasks that an item asks, and with which shots, draws and queries."""
         settings = self.settings

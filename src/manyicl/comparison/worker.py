@@ -21,7 +21,7 @@ from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
 from manyicl.evaluation import Evaluation, drift_every, evaluate_sweep, window_bits
 from manyicl.files import write_atomically
-from manyicl.inference import InferenceModel, load_for_inference
+from manyicl.inference import InferenceModel, load_for_inference, sharing_gpu
 from manyicl.locks import claiming
 from manyicl.planning import tell_overlaps
 from manyicl.seeds import STREAMS
@@ -81,6 +81,7 @@ def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: C
         for line in [line for process, line in waits.items() if process not in printed]:
             console.print(line, soft_wrap=True, highlight=False)
         printed.update(waits)
+        worker.drop_model()  # those that are waited for may need its memory
         time.sleep(POLL_S)
 
 
@@ -138,7 +139,8 @@ class Worker:
     def do_timed(self, item: WorkItem, titles: Mapping[WorkItem, str]) -> None:
         """Do one item, and print how long it took and how long the missing ones of `titles` will take."""
         started = time.monotonic()
-        DO[item.kind](self, item, titles[item])
+        with sharing_gpu(self.grid.gpu_share):
+            DO[item.kind](self, item, titles[item])
         seconds = time.monotonic() - started
         self.pace.add(item.pace_key, seconds)
         missing = [other.pace_key for other in titles if not self.grid.is_done(other)]
@@ -165,6 +167,7 @@ class Worker:
     def drop_model(self) -> None:
         """Free the memory of the model that the last item used."""
         self._loaded = None
+        torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def _train(worker: Worker, item: WorkItem, title: str) -> None:
@@ -191,11 +194,10 @@ def _train(worker: Worker, item: WorkItem, title: str) -> None:
         callbacks=drift,
         frame=grid.frame,
         tasks=grid.matcher.tasks,
-        device_share=1 / grid.count_claims(),  # the others may be about to take of the same memory
+        device_share=grid.gpu_share(),
     )
     run.checkpoints.remove()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def recipe_of(grid: Grid, item: WorkItem) -> tuple[RunConfig, Spent]:

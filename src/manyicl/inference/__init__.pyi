@@ -14,7 +14,7 @@ from .answering.questions import (
 )
 from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Decoding, Normalize, check_min_confidence, is_unsure
 from .answering.voting import generate_voted, sameness_of
-from .budget import ROW_TOKENS
+from .budget import ROW_TOKENS, sharing_gpu
 from .drawing import (
     LONG_TRAIN,
     NUM_NEAREST,
@@ -91,6 +91,7 @@ __all__ = [
     "score_content_free",
     "score_greedily",
     "score_references",
+    "sharing_gpu",
     "tokenize_for",
     "trained_shots_of",
     "weigh_all",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, is_out_of_memory
 from manyicl.models import head_dims, inner_model, key_heads, layer_values
 
 T = TypeVar("T")
@@ -19,8 +21,33 @@ T = TypeVar("T")
 ROW_TOKENS = {"cuda": 16384, "cpu": 4096}
 # Bytes for a row on a CPU. Its free memory is not used: rows must not depend on what else is running.
 CPU_BYTES = 1 << 30
-FREE_FRACTION = 0.5
+# Of the memory that asking may count on, for a row; the rest is for encoded shots and for copies of the row's keys.
+ROW_FRACTION = 0.5
 FEWEST_TOKENS = 16
+
+_share: ContextVar[Callable[[], float]] = ContextVar("_share", default=lambda: 1.0)
+
+
+@contextmanager
+def sharing_gpu(share: Callable[[], float]) -> Iterator[None]:
+    """Count on a fraction of a GPU's free memory in the block, for processes that see the same memory free at once.
+
+    share: returns the fraction. It is asked for every batch, because other processes come and go.
+    """
+    token = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(token)
+
+
+def usable_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that asking may count on: its share of what is free, or held by this process for later.
+
+    What the weights and encoded shots take is not free any more.
+    """
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(_share.get()() * (torch.cuda.mem_get_info(device)[0] + reusable))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +71,11 @@ class RowBudget:
         return max(num_bytes / self.row_bytes, num_tokens / self.row_tokens)
 
 
-def row_budget(model: nn.Module) -> RowBudget:
-    """Return the budget of `model` on its device, from what is free there now."""
+def row_budget(model: nn.Module, *, row_tokens: int | None = None) -> RowBudget:
+    """Return the budget of `model` on its device, from the memory that it may count on there now.
+
+    row_tokens: most tokens of a row. Default: its device's `ROW_TOKENS`.
+    """
     weight = next(model.parameters())
     inner = inner_model(model)
     config = inner.config.get_text_config()
@@ -55,12 +85,9 @@ def row_budget(model: nn.Module) -> RowBudget:
     inside = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
     size = weight.element_size()
     kind = "cuda" if weight.device.type == "cuda" else "cpu"
-    row_bytes = CPU_BYTES
-    if kind == "cuda":
-        reusable = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
-        row_bytes = int(FREE_FRACTION * (torch.cuda.mem_get_info(weight.device)[0] + reusable))
+    row_bytes = int(ROW_FRACTION * usable_memory(weight.device)) if kind == "cuda" else CPU_BYTES
     return RowBudget(
-        row_tokens=ROW_TOKENS[kind],
+        row_tokens=row_tokens or ROW_TOKENS[kind],
         row_bytes=max(1, row_bytes),
         # Residuals, queries, keys, values and the feed-forward in the model's dtype; the merged parts in float32.
         token_bytes=size * (8 * hidden + 4 * inside) + 16 * max(head * dim for head, dim in heads),
@@ -88,7 +115,8 @@ def run_rows(items: Iterable[T], *, fraction: Callable[[T], float], run: Callabl
             continue
         if len(row) == 1:
             raise UserError(
-                "out of memory with one query at a time; shorten it, or use fewer shots or `precision` bf16"
+                "out of memory with one query at a time; free it from other programs, shorten the query, or use fewer"
+                " shots or `precision` bf16"
             )
         todo.extendleft(reversed(row))
         most = filled / 2
@@ -105,7 +133,10 @@ def run_chunks(start: int, end: int, *, most: int, run: Callable[[int, int], Non
         if _fits(lambda start=start, stop=stop: run(start, stop)):  # type: ignore[misc]
             start = stop
         elif stop - start <= FEWEST_TOKENS:
-            raise UserError(f"out of memory at {start:,} tokens of shots; use fewer, or `precision` bf16")
+            raise UserError(
+                f"out of memory at {start:,} tokens of shots; free it from other programs, or use fewer shots or"
+                " `precision` bf16"
+            )
         else:
             most = (stop - start) // 2
 
@@ -113,8 +144,10 @@ def run_chunks(start: int, end: int, *, most: int, run: Callable[[int, int], Non
 def _fits(run: Callable[[], None]) -> bool:
     try:
         run()
-    except torch.OutOfMemoryError:
-        pass  # the error holds every tensor of the failed pass until this block is left
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # The error holds every tensor of the failed pass until this block is left.
     else:
         return True
     if torch.cuda.is_available():

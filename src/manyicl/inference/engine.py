@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # it needs packages that only those who use a server install
     from manyicl.inference.endpoint import EndpointSettings
     from manyicl.inference.endpoint_calls import EndpointCalls
 
-# Tokens of prompts that transformers' generate() takes at once; a small model's batch fits any machine.
+# Most tokens of prompts that transformers' generate() takes at once.
 BATCH_TOKENS = 16384
 
 Ids = NDArray[np.int32]
@@ -375,6 +375,7 @@ def generate_whole_prompts(
     """
     how = decodings or [GREEDY] * len(queries)
     answers: dict[int, Generated] = {}
+    budget = row_budget(model, row_tokens=BATCH_TOKENS)
 
     def run(row: list[int]) -> None:
         ids = np.stack([np.concatenate([before, queries[place]]) for place in row]).astype(np.int32)
@@ -387,7 +388,8 @@ def generate_whole_prompts(
 
     for length in dict.fromkeys(map(len, queries)):
         places = [place for place, query in enumerate(queries) if len(query) == length]
-        size = (len(before) + length + max_new_tokens) / BATCH_TOKENS
+        whole = len(before) + length + max_new_tokens
+        size = budget.fraction(num_tokens=whole, num_logits=1, num_keys=whole)
         run_rows(places, fraction=lambda _, size=size: size, run=run)  # type: ignore[misc]
     return [answers[place] for place in range(len(queries))]
 
@@ -398,11 +400,10 @@ def _generate_batch(
 ) -> list[list[int]]:
     """Return the new ids of each row, up to where it ended."""
     ids = ids.to(device_of(model))
-    inner = inner_model(model)
     end_seen = _EndSeen(tokenizer, sampler.decodings, ids.shape[1])
     # transformers fills what we leave open from the checkpoint's own settings, and a repetition penalty among them
     # would forbid the very answers that the shots show.
-    with replaced(inner, "generation_config", GenerationConfig()), float32_head(model):
+    with replaced(inner_model(model), "generation_config", GenerationConfig()), float32_head(model):
         output: Tensor = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

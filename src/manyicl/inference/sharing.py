@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from manyicl.errors import is_out_of_memory
+from manyicl.inference.budget import usable_memory
 from manyicl.inference.query_rows import Query, lay_out_row, run_row, write_keys
 from manyicl.models import (
     KeyValueBuffer,
@@ -49,6 +51,8 @@ MOST_IN_FLOAT32 = 2e-3
 SPREADS, ROUNDING = 3.0, 0.05
 # On a CPU, whose free memory is not used, larger models than this are not copied to float32.
 MOST_CPU_WEIGHTS = 2_000_000_000
+# Of a GPU's memory that may be counted on, such a copy may take so much.
+COPY_FRACTION = 0.7
 
 _faults: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # '' if there is none
 
@@ -88,7 +92,7 @@ def try_prefix(model: nn.Module, text: NDArray[np.int32] | None) -> str:
     text: ordinary text in the model's own tokens; None: ids drawn from the whole vocabulary.
 
     Raises:
-        torch.OutOfMemoryError: even the trial does not fit the device.
+        RuntimeError: even the trial does not fit the device's memory.
     """
     inner = inner_model(model)
     vocab_size = int(inner.config.get_text_config().vocab_size)
@@ -106,9 +110,9 @@ def try_prefix(model: nn.Module, text: NDArray[np.int32] | None) -> str:
             fault = _try_length(model, inner, np.resize(text, length + sum(QUERY_TOKENS)))
             if fault:
                 return fault
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a class does with keyword arguments that it does not expect
+        if is_out_of_memory(error):
+            raise
         return f"fails behind a prefix ({' '.join(str(error).split())[:120]})"
     return ""
 
@@ -184,5 +188,5 @@ def _has_room_for_float32(model: nn.Module) -> bool:
     num_bytes = 4 * count_parameters(model)
     device = next(model.parameters()).device
     if device.type == "cuda":
-        return num_bytes < 0.7 * torch.cuda.mem_get_info(device)[0]
+        return num_bytes < COPY_FRACTION * usable_memory(device)
     return num_bytes < 4 * MOST_CPU_WEIGHTS

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manyicl.episodes import Batch, TokenizedEpisode, join_row
-from manyicl.errors import UserError
+from manyicl.errors import UserError, is_out_of_memory
 from manyicl.models.attention.dispatch import segment_attention, takes_segments
 from manyicl.models.loss import target_logits
 from manyicl.models.structure import caps_scores, device_of, inner_model, longest_boundary
@@ -142,9 +142,11 @@ def _try_model(model: nn.Module, inner: Any, ids: NDArray[np.int32], *, longest:
                     return "does not take its attention from outside"
                 rows = [target_logits(model, row) for row in (short, other, far)]
             return _judge(rows, own=(near_NV, query_NV, long_NV), most=most)
-    except (torch.OutOfMemoryError, UserError):
+    except UserError:
         raise
     except Exception as error:  # whatever a class does with an attention or arguments that it does not expect
+        if is_out_of_memory(error):
+            raise
         return f"fails on a row of several episodes ({_shorten(error)})"
     finally:
         model.train(was_training)
@@ -207,9 +209,9 @@ def _refuse_unusable(model: nn.Module, inner: Any, first: NDArray[np.int32], sec
     try:
         alone_NV = target_logits(model, _row([first]).to(device))
         whole_NV = target_logits(model, _row([np.concatenate([first, second])], compared=len(first) - 1).to(device))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"model.path: a {kind} model cannot be trained or measured here: its own forward pass fails on"
             f" {len(first)} tokens of text ({_shorten(error)}); use another model"
