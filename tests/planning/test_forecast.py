@@ -275,6 +275,13 @@ def test_a_card_without_products_in_8_bits_is_no_device_for_a_base_in_them(confi
         ({"lora": {"rank": 4, "dropout": 0.1}}, 1, "there is dropout"),
         ({"precision": "fp32"}, 1, "products are in float32, whose attention goes segment by segment"),
         ({"quantize": "nf4", "lora": {"rank": 4}}, 1, "the base is kept in nf4"),
+        ({"config": {"attention_dropout": 0.1}}, 1, "there is dropout"),
+        (
+            {"config": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}},
+            1,
+            "the host waits for the longest position (rope_type 'dynamic')",
+        ),
+        ({"config": {"head_dim": 100}}, 1, "attention goes segment by segment (heads of 100)"),
     ],
 )
 def test_a_graph_that_cannot_be_blocks_a_plan(config, model, num_devices, obstacle):

@@ -14,6 +14,7 @@ from manyicl.episodes.batch import pad_row
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
+from manyicl.training.arguments import check_recipe
 from manyicl.training.graph import GraphedPass, choose_graph, find_obstacle, padded_row, shape_of
 from manyicl.training.recompute.layers import Recompute
 from manyicl.training.run import train
@@ -130,6 +131,19 @@ def test_what_stands_in_the_way_of_a_graph(monkeypatch):
         ({"recompute": Recompute(1)}, "layers are recomputed"),
     ):
         assert find_obstacle(model, **{**common, **change}) == reason
+
+
+def test_a_graph_of_a_class_that_has_none_is_refused_by_its_config_before_anything_is_loaded(tmp_path, monkeypatch):
+    """It was refused after the model was loaded, and the run's folder had been made."""
+    setting = write_setting(tmp_path)
+    CONFIGS["gemma2"]().save_pretrained(tmp_path / "gemma2")  # without weights or a tokenizer
+    model = setting.model.model_copy(update={"path": str(tmp_path / "gemma2"), "precision": "bf16"})
+    config = setting.model_copy(update={"model": model})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_recipe(config)  # "auto" goes without
+    config = config.model_copy(update={"train": config.train.model_copy(update={"cuda_graph": True})})
+    with pytest.raises(UserError, match=r"^train\.cuda_graph = true: models of type gemma2 were not tried; set it to"):
+        check_recipe(config)
 
 
 class PythonGraph:

@@ -146,6 +146,11 @@ def caps_scores(config: Any) -> bool:
     return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
+def drops_attention(config: Any) -> bool:
+    """Return whether attention drops weights in training."""
+    return bool(getattr(config.get_text_config(), "attention_dropout", 0.0))
+
+
 def check_window(config: Any, *, num_tokens: int, what: str) -> None:
     """Refuse sequences longer than the model can use.
 
@@ -224,11 +229,6 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     lists = [list(part) for part in model.modules() if isinstance(part, nn.ModuleList)]
     known = [found for found in lists if found and all(isinstance(x, GradientCheckpointingLayer) for x in found)]
     return max(known, key=len, default=[])
-
-
-def drops_attention(model: nn.Module) -> bool:
-    """Return whether attention drops weights in training."""
-    return bool(getattr(inner_model(model).config.get_text_config(), "attention_dropout", 0.0))
 
 
 def check_modules(model: nn.Module, modules: str | Sequence[str]) -> None:

@@ -102,20 +102,23 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def find_refused(config: RunConfig, *, has_gpu: bool, num_ranks: int = 1) -> Iterator[str]:
-    """Yield what a machine cannot do of a recipe, each with its fix, as far as it is known before a model is loaded."""
+    """Yield what a machine cannot do of a recipe, each with its fix, as far as it is known before a model is loaded.
+
+    Raises:
+        UserError: the model's config has to be read, and cannot.
+    """
     train = config.train
     if train.recompute in ("offload", "tiled") and not has_gpu:
         yield f"train.recompute = '{train.recompute}': needs a GPU, whose memory it saves; set 'full' or 'auto'"
-    obstacle = find_known_obstacle(config, has_gpu=has_gpu, num_ranks=num_ranks)
-    if train.cuda_graph is True and obstacle:
+    if train.cuda_graph is True and (obstacle := find_known_obstacle(config, has_gpu=has_gpu, num_ranks=num_ranks)):
         yield tell_refused_graph(obstacle)
 
 
 def check_recipe(config: RunConfig, *, num_ranks: int = 1) -> None:
-    """Refuse a recipe that cannot be trained on this machine, before anything is read or written.
+    """Refuse a recipe that cannot be trained on this machine, before a task is read or anything is written.
 
     Raises:
-        UserError: the first of `find_refused`.
+        UserError: the first of `find_refused`, or what it raises.
     """
     for fault in find_refused(config, has_gpu=torch.cuda.is_available(), num_ranks=num_ranks):
         raise UserError(fault)

@@ -29,6 +29,7 @@ from manyicl.models import (
     head_dims,
     inner_model,
     is_flash_size,
+    load_config,
     rope_by_length,
 )
 from manyicl.training.memory.choice import FEWEST_PASS_FLOPS
@@ -61,27 +62,40 @@ def find_obstacle(
         return "each episode goes through the model alone"
     if recompute.num_layers:
         return RECOMPUTED
-    if drops_attention(model) or any(isinstance(part, nn.Dropout) and part.p for part in model.modules()):
+    if any(isinstance(part, nn.Dropout) and part.p for part in model.modules()):
         return DROPOUT
     inner: Any = inner_model(model)
-    config = inner.config
+    if obstacle := _config_obstacle(inner.config):
+        return obstacle
+    is_own = type(inner).__module__.startswith("transformers.")
+    return "" if is_own else f"{type(inner).__name__} is not transformers' own code, and was not tried"
+
+
+def find_known_obstacle(config: RunConfig, *, has_gpu: bool, num_ranks: int) -> str:
+    """Return what `find_obstacle` would, as far as a recipe, a machine and the model's config say it.
+
+    Raises:
+        UserError: the model's config cannot be read.
+    """
+    model, is_half = config.model, config.model.precision != "fp32"
+    stated = _stated_obstacle(has_gpu=has_gpu, is_wrapped=num_ranks > 1, is_half=is_half, quantize=model.quantize)
+    if stated:
+        return stated
+    return DROPOUT if model.lora is not None and model.lora.dropout else _config_obstacle(load_config(model))
+
+
+def _config_obstacle(config: Any) -> str:
+    """Return the obstacle that a model's config shows."""
+    if drops_attention(config):
+        return DROPOUT
     if rope := rope_by_length(config):
         return f"the host waits for the longest position (rope_type '{rope}')"
     if config.model_type not in GRAPHED:  # a larger model around a text model has a type of its own
         return f"models of type {config.model_type} were not tried"
-    if not type(inner).__module__.startswith("transformers."):
-        return f"{type(inner).__name__} is not transformers' own code, and was not tried"
     # Segment by segment it would need the lengths of the row at hand.
     others = [f"heads of {size}" for size in head_dims(config) if not is_flash_size(size)]
     others += ["capped scores"] if caps_scores(config) else []
     return f"attention goes segment by segment ({others[0]})" if others else ""
-
-
-def find_known_obstacle(config: RunConfig, *, has_gpu: bool, num_ranks: int) -> str:
-    """Return what `find_obstacle` would, as far as a recipe and a machine say it before a model is loaded."""
-    model, is_half = config.model, config.model.precision != "fp32"
-    stated = _stated_obstacle(has_gpu=has_gpu, is_wrapped=num_ranks > 1, is_half=is_half, quantize=model.quantize)
-    return stated or (DROPOUT if model.lora is not None and model.lora.dropout else "")
 
 
 def _stated_obstacle(*, has_gpu: bool, is_wrapped: bool, is_half: bool, quantize: str | None) -> str:

@@ -230,7 +230,7 @@ def _train_in(
 
 
 def _check_settings(config: RunConfig, state: PartialState) -> None:
-    """Refuse what this launch or this machine cannot do, before any file is read."""
+    """Refuse what this launch or this machine cannot do, before a task or a weight is read."""
     check_launch(os.environ, optim=config.train.optim)
     check_trackers(config.train.report_to)
     check_recipe(config, num_ranks=state.num_processes)

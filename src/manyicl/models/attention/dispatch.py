@@ -246,7 +246,7 @@ def segment_attention(model: nn.Module, *, row_tokens: int = 0) -> Iterator[None
     if not inside:
         inner.set_attn_implementation(IMPLEMENTATION)
     try:
-        with kernel_order(row_tokens=row_tokens, drops=drops_attention(model)):
+        with kernel_order(row_tokens=row_tokens, drops=drops_attention(inner.config)):
             yield
     finally:
         if not inside:

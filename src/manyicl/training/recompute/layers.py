@@ -27,6 +27,7 @@ from manyicl.models import (
     decoder_layers,
     device_of,
     drops_attention,
+    inner_model,
     isolation_fault,
     lean_pieces,
     replaced,
@@ -162,7 +163,7 @@ def prepared_layers(
     chosen = spread(recompute.num_layers, among=len(layers)) if recompute.num_layers else frozenset()
     # With attention dropout a saved output and a recomputed layer would see different random masks, so attention is
     # recomputed too.
-    choice = AttentionChoice(is_kept=recompute.keep_attention and not drops_attention(model))
+    choice = AttentionChoice(is_kept=recompute.keep_attention and not drops_attention(inner_model(model).config))
     store = HostStore(device_of(model), layers=sorted(chosen)) if recompute.offload else None
     skipping, backend = Skipping() if recompute.tiles else None, backend if compiled else None
     with ExitStack() as stack:
