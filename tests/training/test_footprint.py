@@ -284,7 +284,43 @@ def test_inputs_in_the_hosts_memory_leave_two_on_the_device():
     whole, offloaded = (predict_memory(footprint, replace(WHOLE, offload=on)) for on in (False, True))
     one_input = 400 * COMMON["hidden_size"] * 4
     assert whole.total_bytes - offloaded.total_bytes == pytest.approx((NUM_LAYERS - 2) * one_input, rel=0.01)
-    assert (whole.host_bytes, offloaded.host_bytes) == (0, NUM_LAYERS * one_input)
+    assert one_input == 51_200
+    assert (whole.host_bytes, offloaded.host_bytes) == (0, NUM_LAYERS * 65_536)  # torch pins powers of two
+
+
+@pytest.mark.slow
+def test_inputs_are_not_sent_to_a_host_without_room_for_them(monkeypatch):
+    """'auto' did not look, and the host's memory ran out."""
+    config, model = deep_model("llama", lora=None)
+    row = Row(400, 80, "fp32")
+    footprint = measure_footprint(config, row)
+    offload = replace(WHOLE, offload=True)
+    free_bytes = int(predict_memory(footprint, offload).total_bytes / 0.92) + 1
+    enough = int(NUM_LAYERS * 65_536 / 0.92) + 1
+    for host_bytes, expected in ((None, offload), (enough, offload), (enough - 1000, WHOLE)):
+        assert fewest_recomputed(footprint, free_bytes=free_bytes, host_bytes=host_bytes) == expected
+    monkeypatch.setattr(choice, "free_host_memory", lambda: enough)
+    assert choose_recompute(model, "auto", row=row, free_bytes=free_bytes) == offload
+    monkeypatch.setattr(choice, "free_host_memory", lambda: enough - 1000)
+    told = (
+        r"^train\.recompute = 'auto': a step is predicted to take 0\.0 GiB with all layers recomputed, and 0\.0 GiB of"
+        r" the GPU's memory can be counted on; inputs of layers need 0\.0 GiB of the host's memory, of which 0\.0 GiB"
+    )
+    with pytest.warns(UserWarning, match=told):
+        assert choose_recompute(model, "auto", row=row, free_bytes=free_bytes) == WHOLE
+
+
+@pytest.mark.slow
+def test_what_fits_no_gpu_takes_the_least_and_says_so(monkeypatch):
+    """It went from inputs in the host's memory to tiles only when memory had run out, and nobody was told before."""
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 50)
+    monkeypatch.setattr(choice, "free_host_memory", lambda: None)
+    model, row = deep_model("llama", lora=None)[1], Row(416, 80, "fp32")
+    with pytest.warns(
+        UserWarning, match=r"can be counted on; `manyicl plan` with the device's name tells what would fit"
+    ):
+        chosen = choose_recompute(model, "auto", row=row, free_bytes=1000)
+    assert chosen == replace(WHOLE, offload=True, tiles=True)
 
 
 def test_a_model_whose_memory_is_unknown_is_recomputed_in_full_and_says_so(monkeypatch):

@@ -16,9 +16,11 @@ from functools import cache
 import torch
 from torch import nn
 
+from manyicl.episodes import power_of_two
 from manyicl.errors import UserError
 from manyicl.models import LoraSettings, decoder_layers, device_of, inner_model
 from manyicl.training.memory.footprint import Footprint, Row, measure_footprint
+from manyicl.training.memory.host import free_host_memory
 from manyicl.training.recipe import RecomputeSetting, RunConfig, with_batch
 from manyicl.training.recompute.host_store import INPUTS_AT_ONCE
 from manyicl.training.recompute.layers import Recompute, spread
@@ -67,7 +69,7 @@ class MemoryPrediction:
     'recompute' (a recomputed one does, forward first)."""
     recompute: Recompute
     host_bytes: int = 0
-    """Of the host's memory, for the inputs of recomputed layers."""
+    """Of the host's memory, for the inputs of recomputed layers; torch rounds each up to a power of two."""
 
     @property
     def states_bytes(self) -> int:
@@ -119,15 +121,18 @@ def predict_memory(footprint: Footprint, recompute: Recompute) -> MemoryPredicti
         moment=moment,
         # Attention whose weights are dropped or whose scores are capped leaves no output that could be kept.
         recompute=replace(recompute, keep_attention=recompute.keep_attention and layer.recomputed > layer.whole),
-        host_bytes=len(chosen) * layer.whole if recompute.offload else 0,
+        host_bytes=len(chosen) * power_of_two(layer.whole) if recompute.offload else 0,
     )
 
 
-def fewest_recomputed(footprint: Footprint, *, free_bytes: int) -> Recompute:
+def fewest_recomputed(footprint: Footprint, *, free_bytes: int, host_bytes: int | None = None) -> Recompute:
     """Return the fewest layers to recompute so that a step fits.
 
     If even all selectively do not fit, all are recomputed in full; if that does not fit either, from inputs in the
-    host's memory, and then in tiles, if they help. free_bytes: of the device before the weights are on it.
+    host's memory, and then in tiles, if they help and the host has room; if nothing fits, what takes the least.
+
+    free_bytes: of the device before the weights are on it. host_bytes: of the host's memory that is free; None if it is
+    not known, and is not looked at.
     """
     for num_layers in range(footprint.num_layers + 1):
         chosen = Recompute(num_layers)
@@ -136,7 +141,35 @@ def fewest_recomputed(footprint: Footprint, *, free_bytes: int) -> Recompute:
     whole = Recompute(footprint.num_layers, keep_attention=False)
     offload = replace(whole, offload=True)
     ways = [whole, offload, *([] if footprint.tiles_fault else [replace(offload, tiles=True)])]
-    return next((way for way in ways if predict_memory(footprint, way).fits(free_bytes)), offload)
+    predicted = {way: predict_memory(footprint, way) for way in ways}
+    possible = [way for way in ways if _has_room(predicted[way].host_bytes, host_bytes)]
+    least = min(possible, key=lambda way: predicted[way].total_bytes)
+    return next((way for way in possible if predicted[way].fits(free_bytes)), least)
+
+
+def _has_room(num_bytes: int, host_bytes: int | None) -> bool:
+    """Return whether the host's free memory holds so many bytes; if it is not known, it does."""
+    return host_bytes is None or num_bytes <= USABLE_FRACTION * host_bytes
+
+
+def _tell_shortage(footprint: Footprint, chosen: Recompute, *, free_bytes: int, host_bytes: int | None) -> str:
+    """Return that a step does not fit with what 'auto' has chosen, in numbers; '' if it does."""
+    memory = predict_memory(footprint, chosen)
+    if memory.fits(free_bytes):
+        return ""
+    offload = Recompute(footprint.num_layers, keep_attention=False, offload=True)
+    wanted, told = predict_memory(footprint, offload).host_bytes, ""
+    if host_bytes is not None and not _has_room(wanted, host_bytes):
+        told = f"; inputs of layers need {_gib(wanted)} of the host's memory, of which {_gib(host_bytes)} are free"
+    return (
+        f"train.recompute = 'auto': a step is predicted to take {_gib(memory.total_bytes)} with all layers recomputed,"
+        f" and {_gib(int(USABLE_FRACTION * free_bytes))} of the GPU's memory can be counted on{told}; `manyicl plan`"
+        " with the device's name tells what would fit"
+    )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.1f} GiB"
 
 
 def resolve_recompute(setting: RecomputeSetting, *, num_layers: int, tiles_fault: str = "") -> Recompute | None:
@@ -178,6 +211,8 @@ def choose_recompute(
 ) -> Recompute:
     """Return which layers are recomputed; "auto" is what `fewest_recomputed` finds on a GPU, and none on a CPU.
 
+    It warns if a step is predicted not to fit.
+
     row: the largest that is trained on. lora: of the adapter that the model is in. num_shards: GPUs that FSDP2 will
     shard the model over. free_bytes: of the device before the model is on it; None reads it from the GPU that the model
     is on, without a wrapper that shards it.
@@ -202,7 +237,11 @@ def choose_recompute(
     except UserError as error:
         warnings.warn(f"{error}; so all layers are recomputed: set train.recompute to change that", stacklevel=2)
         return Recompute(len(layers), keep_attention=False)
-    return fewest_recomputed(footprint, free_bytes=free_bytes)
+    host_bytes = free_host_memory()
+    chosen = fewest_recomputed(footprint, free_bytes=free_bytes, host_bytes=host_bytes)
+    if shortage := _tell_shortage(footprint, chosen, free_bytes=free_bytes, host_bytes=host_bytes):
+        warnings.warn(shortage, stacklevel=2)
+    return chosen
 
 
 def free_memory(device: torch.device) -> int:
