@@ -341,6 +341,18 @@ def test_packs_are_served_in_the_order_and_with_the_padding_of_a_run_and_the_pla
     assert [plan[n][0] for n in range(12)] == plan.packs
 
 
+@pytest.mark.parametrize(("packs_per_row", "row_multiple"), [(1, 1), (1, 64), (3, 64)])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_what_a_row_has_is_known_before_it_is_made(tasks, targets, packs_per_row, row_multiple):
+    served = dataset_of(tasks, targets=targets).arranged(order=[2, 0, 1, *range(3, 12)], row_multiple=row_multiple)
+    made = [
+        served.collate([served[n] for n in range(start, start + packs_per_row)])
+        for start in range(0, 12, packs_per_row)
+    ]
+    assert list(served.count_rows(packs_per_row=packs_per_row)) == [batch.counts for batch in made]
+    assert [batch.counts.num_tokens for batch in made] == [batch.num_tokens for batch in made]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_build_the_same_batches(tasks, num_workers):

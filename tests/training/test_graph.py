@@ -9,11 +9,13 @@ from itertools import pairwise
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
 
 from manyicl.episodes.batch import pad_row
 from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
+from manyicl.training import trainer
 from manyicl.training.arguments import check_recipe
 from manyicl.training.graph import GraphedPass, choose_graph, find_obstacle, padded_row, shape_of
 from manyicl.training.recompute.layers import Recompute
@@ -42,7 +44,7 @@ ONE = row([random_episode([(5, 2)] * 9, seed=4)])
 )
 def test_a_padded_row_has_the_loss_and_the_gradients_of_the_row(name, batch, other, num_tokens):
     model = tiny_model(name)
-    shape = shape_of(batch, num_tokens=num_tokens).joined(shape_of(other, num_tokens=num_tokens))
+    shape = shape_of(batch.counts, num_tokens=num_tokens).joined(shape_of(other.counts, num_tokens=num_tokens))
     padded = padded_row(batch, shape)
     found = []
     for one in (batch, padded):
@@ -64,22 +66,24 @@ def test_a_padded_row_has_the_loss_and_the_gradients_of_the_row(name, batch, oth
 
 
 def test_shapes_grow_with_the_rows_and_seldom():
-    small, large = (shape_of(batch, num_tokens=100) for batch in (SHORT, LONG))
+    small, large = (shape_of(batch.counts, num_tokens=100) for batch in (SHORT, LONG))
     assert (small.longest, large.longest) == (64, 64)  # of 43 and 64 tokens; 100 - 73 and 100 - 95 are padding
     assert (small.num_targets, large.num_targets) == (20, 28)  # of 20 and 26
     both = small.joined(large)
     assert both == large.joined(small) == both.joined(small)
     assert both.num_targets == 28
     # Of 1 to 4,096 targets, there are so many shapes at most that a run captures.
-    sizes = {shape_of(row([random_episode([(1, 1)] * n, seed=0)]), num_tokens=9000).num_targets for n in range(1, 400)}
+    sizes = {
+        shape_of(row([random_episode([(1, 1)] * n, seed=0)]).counts, num_tokens=9000).num_targets for n in range(1, 400)
+    }
     assert len(sizes) < 40
 
 
 def test_padding_that_is_longer_than_any_episode_counts_as_the_longest():
-    assert shape_of(SHORT, num_tokens=1000).longest == 1024  # 927 tokens of padding
-    assert shape_of(ONE, num_tokens=1000).longest == 1024
-    assert shape_of(ONE, num_tokens=1000).is_one
-    assert not shape_of(SHORT, num_tokens=1000).is_one
+    assert shape_of(SHORT.counts, num_tokens=1000).longest == 1024  # 927 tokens of padding
+    assert shape_of(ONE.counts, num_tokens=1000).longest == 1024
+    assert shape_of(ONE.counts, num_tokens=1000).is_one
+    assert not shape_of(SHORT.counts, num_tokens=1000).is_one
 
 
 @pytest.mark.parametrize(
@@ -172,8 +176,9 @@ def stand_in_for_cuda(monkeypatch, capture):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
-def test_gradients_add_up_over_a_step_whatever_is_captured_in_the_middle_of_it(monkeypatch):
-    """A capture itself runs nothing, so it leaves gradients as they are."""
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_gradients_add_up_over_a_step_whatever_is_captured_in_the_middle_of_it(is_planned, monkeypatch):
+    """A capture itself runs nothing, so it leaves gradients as they are. Rows known ahead are captured once."""
     model, captures, open_captures = tiny_model("llama"), [], []
 
     def run(batch):
@@ -208,14 +213,52 @@ def test_gradients_add_up_over_a_step_whatever_is_captured_in_the_middle_of_it(m
     steps = [[SHORT, ONE, SHORT], [ONE, larger, SHORT], [SHORT]]
     with segment_attention(model):
         expected = [([run(batch).nll_A.tolist() for batch in step], take_gradients()) for step in steps]
-        graphed = GraphedPass(run, model.parameters(), num_tokens=160)
+        rows = [batch.counts for step in steps for batch in step] if is_planned else []
+        graphed = GraphedPass(run, model.parameters(), num_tokens=160, rows=rows)
         found = [([graphed(batch).nll_A.tolist() for batch in step], take_gradients()) for step in steps]
-    assert len(captures) == 3
+    assert len(captures) == (2 if is_planned else 3)
     for (losses, gradients), (right, right_gradients) in zip(found, expected, strict=True):
         for one, other in zip(losses, right, strict=True):
             assert one == pytest.approx(other, rel=1e-5)
         for gradient, other in zip(gradients, right_gradients, strict=True):
             assert (gradient - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.slow
+def test_a_run_knows_its_rows_before_they_are_made_also_if_it_is_resumed(tmp_path, monkeypatch):
+    """A resumed run padded its rows to the largest since, which rounds otherwise."""
+    planned, made = [], []
+
+    class Plain:
+        def __init__(self, run, parameters, *, num_tokens, rows):
+            self.run, self.num_tokens = run, num_tokens
+            planned.append(list(rows))
+
+        def __call__(self, batch):
+            made.append(batch.counts)
+            return self.run(batch)
+
+    monkeypatch.setattr(trainer, "find_obstacle", lambda *_, **__: "")
+    monkeypatch.setattr(trainer, "GraphedPass", Plain)
+    config = write_setting(tmp_path, num_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out=tmp_path / "run", callbacks=lambda _: [StopAfter(3)])
+    train(config, out=tmp_path / "run", resume=True)
+    assert len(planned[0]) == 4 * 4  # rows of two of eight packs in each step
+    assert planned[0] == planned[1]
+    assert made == [*planned[0][:12], *planned[0][8:]]  # the last checkpoint was that of the second step
+    assert len(set(made)) > 8
+
+
+class StopAfter(TrainerCallback):
+    """Stops a run at the end of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

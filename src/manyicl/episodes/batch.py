@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, Literal
@@ -23,6 +23,24 @@ from manyicl.episodes.tokenized import TokenizedEpisode, TokenizedTask, answer_l
 Normalization = Literal["answer", "token", "task"]
 
 # Shape suffixes: T tokens of the row, N targets, A answers that are targets.
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """How much of what a row has, which is known from the plan before the row is made."""
+
+    segment_lengths: tuple[int, ...]
+    """Tokens of each segment, padding included."""
+    num_bounds: int
+    """Of segments, those that padding repeats included."""
+    num_targets: int
+    num_answers: int
+    """Answers that are targets."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the row."""
+        return sum(self.segment_lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,12 @@ class Batch:
     def num_tokens(self) -> int:
         """Length of the row, with the padding that `pad_row` may have added."""
         return self.input_ids_1T.shape[1]
+
+    @property
+    def counts(self) -> RowCounts:
+        """How much the row has of what."""
+        num_targets, num_answers = len(self.target_positions_N), len(self.answer_shots_A)
+        return RowCounts(self.segment_lengths, len(self.segment_bounds_S), num_targets, num_answers)
 
     @property
     def segments(self) -> Segments:
@@ -252,11 +276,15 @@ def pad_row(batch: Batch, *, multiple: int) -> Batch:
     The padding extends the last episode: with causal attention no target sees it, and it is not a target itself. For
     the same reason the number of segment bounds is padded to a power of two.
     """
-    num_padding = -batch.num_tokens % multiple
-    *before, last = batch.segment_lengths
-    lengths = (*before, last + num_padding)
-    bounds_S = torch.from_numpy(bounds_of(lengths, num_bounds=power_of_two(len(lengths) + 1)))
+    lengths, num_bounds = _pad_lengths(batch.segment_lengths, multiple=multiple)
+    bounds_S = torch.from_numpy(bounds_of(lengths, num_bounds=num_bounds))
     return pad_tokens(batch, lengths=lengths, bounds_S=bounds_S)
+
+
+def _pad_lengths(lengths: Sequence[int], *, multiple: int) -> tuple[tuple[int, ...], int]:
+    """Return the lengths of a padded row's segments, and how many bounds it has."""
+    *before, last = lengths
+    return (*before, last + -sum(lengths) % multiple), power_of_two(len(lengths) + 1)
 
 
 def pad_tokens(batch: Batch, *, lengths: tuple[int, ...], bounds_S: Tensor) -> Batch:
@@ -313,6 +341,18 @@ class PackDataset(Dataset[tuple[Pack, Divisors]]):
         other = copy.copy(self)
         other._order, other._row_multiple = order, row_multiple
         return other
+
+    def count_rows(self, *, packs_per_row: int) -> Iterator[RowCounts]:
+        """Yield what each row of a run in one process has, in order, without making any; `collate` makes the same."""
+        maker, multiple = self.maker, self._row_multiple
+        for first in range(0, len(self), packs_per_row):
+            packs = [self[index][0] for index in range(first, first + packs_per_row)]
+            counted = count_divisors(packs, tasks=maker.tasks, split=maker.split, targets=maker.targets)
+            lengths = tuple(episode.num_tokens for pack in packs for episode in pack.episodes)
+            num_bounds = len(lengths) + 1
+            if multiple > 1:
+                lengths, num_bounds = _pad_lengths(lengths, multiple=multiple)
+            yield RowCounts(lengths, num_bounds, counted.num_targets, counted.num_answers)
 
     def __len__(self) -> int:
         return len(self.packs)

@@ -2,8 +2,9 @@
 
 A pass of a small model starts thousands of kernels of a few microseconds each, and the GPU waits for them. A graph
 holds them all, and one call launches it. It reads its row from the same places in memory each time, so rows are padded
-to one `RowShape`; if a row is larger than any before, the graph is captured anew. Gradients add up over the rows of a
-step, in tensors that belong to the graph; gradients of passes outside of it are not added to.
+to one `RowShape`, which holds every row of the plan: so a resumed run pads as one that was never stopped, and captures
+as often. A row that is larger than was planned is captured anew. Gradients add up over the rows of a step, in tensors
+that belong to the graph; gradients of passes outside of it are not added to.
 
 Shape suffixes: T tokens of the row, S bounds of its segments, N targets, A answers that are targets.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manyicl.episodes import Batch, pad_tokens, power_of_two
+from manyicl.episodes import Batch, RowCounts, pad_tokens, power_of_two
 from manyicl.errors import UserError
 from manyicl.models import (
     AnswerLoss,
@@ -41,7 +42,8 @@ from manyicl.training.recompute.layers import Recompute
 GRAPHED = frozenset({"gemma", "gemma3_text", "llama", "mistral", "qwen3"})
 # Passes before a capture, in which libraries make their handles and workspaces, and layers are compiled.
 NUM_WARM_UPS = 2
-# Sizes are rounded up to a multiple of the power of two above over this, so that few rows are larger than before.
+# Sizes are rounded up to a multiple of the power of two above over this, so that few rows are larger than before where
+# no plan is known.
 SIZE_STEPS = 8
 RECOMPUTED = "layers are recomputed"
 DROPOUT = "there is dropout"
@@ -159,18 +161,26 @@ class RowShape:
         return RowShape(*(max(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
 
 
-def shape_of(batch: Batch, *, num_tokens: int) -> RowShape:
+def shape_of(row: RowCounts, *, num_tokens: int) -> RowShape:
     """Return the least that a row is padded to. num_tokens: of the longest row of the run."""
-    padding, is_one = num_tokens - batch.num_tokens, len(batch.segment_lengths) == 1
-    assert padding >= 0, f"a row of {batch.num_tokens} tokens, and the longest has {num_tokens}"
+    padding, is_one = num_tokens - row.num_tokens, len(row.segment_lengths) == 1
+    assert padding >= 0, f"a row of {row.num_tokens} tokens, and the longest has {num_tokens}"
     return RowShape(
         is_one=is_one,
         num_tokens=num_tokens,
-        num_bounds=_round_up(len(batch.segment_bounds_S) + 1),
-        longest=power_of_two(num_tokens if is_one else max(*batch.segment_lengths, padding)),
-        num_targets=_round_up(len(batch.target_positions_N)),
-        num_answers=_round_up(len(batch.answer_shots_A) + 1),
+        num_bounds=_round_up(row.num_bounds + 1),
+        longest=power_of_two(num_tokens if is_one else max(*row.segment_lengths, padding)),
+        num_targets=_round_up(row.num_targets),
+        num_answers=_round_up(row.num_answers + 1),
     )
+
+
+def join_shapes(rows: Iterable[RowCounts], *, num_tokens: int) -> dict[bool, RowShape]:
+    """Return the shape that all rows of a single segment can be padded to (True), and that of the others (False)."""
+    shapes: dict[bool, RowShape] = {}
+    for shape in (shape_of(row, num_tokens=num_tokens) for row in rows):
+        shapes[shape.is_one] = shape.joined(shapes.get(shape.is_one, shape))
+    return shapes
 
 
 def _round_up(number: int) -> int:
@@ -224,22 +234,29 @@ class GraphedPass:
     """Runs rows forward and backward by a CUDA graph, or two: one for rows of a single segment.
 
     run: forward and backward of a row without a wait for the GPU; its loss has no autograd graph any more, which would
-    keep what the pass made. parameters: that it gives gradients to. num_tokens: of the longest row.
+    keep what the pass made. parameters: that it gives gradients to. num_tokens: of the longest row. rows: that will
+    come, as far as they are known: none of them needs another capture.
     """
 
     def __init__(
-        self, run: Callable[[Batch], AnswerLoss], parameters: Iterable[nn.Parameter], *, num_tokens: int
+        self,
+        run: Callable[[Batch], AnswerLoss],
+        parameters: Iterable[nn.Parameter],
+        *,
+        num_tokens: int,
+        rows: Iterable[RowCounts] = (),
     ) -> None:
         self.run, self.num_tokens = run, num_tokens
+        self.planned = join_shapes(rows, num_tokens=num_tokens)
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.gradients: list[Tensor] = []
         self.graphs: dict[bool, _Graph] = {}
 
     def __call__(self, batch: Batch) -> AnswerLoss:
         """Return a row's loss, and add its gradients to the parameters'."""
-        shape = shape_of(batch, num_tokens=self.num_tokens)
+        shape = shape_of(batch.counts, num_tokens=self.num_tokens)
         known = self.graphs.get(shape.is_one)
-        wanted = shape if known is None else known.shape.joined(shape)
+        wanted = shape.joined(known.shape if known is not None else self.planned.get(shape.is_one, shape))
         if known is None or wanted != known.shape:
             known = None  # its memory is for the next
             known = self._capture(batch, wanted)

@@ -204,7 +204,8 @@ class AnswerTrainer(Trainer):
             self.recipe.train.cuda_graph, obstacle=obstacle, pass_flops=pass_flops
         )
         if is_chosen:
-            self.graph = GraphedPass(self._run_row, model.parameters(), num_tokens=self.row.num_tokens)
+            planned = self.packs.count_rows(packs_per_row=self.recipe.train.packs_at_once)
+            self.graph = GraphedPass(self._run_row, model.parameters(), num_tokens=self.row.num_tokens, rows=planned)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> None:
         """Count nothing: the Trainer would count the tokens of `labels`, and our divisors come with the batch."""
