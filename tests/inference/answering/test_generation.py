@@ -11,8 +11,10 @@ import torch
 from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
-from manyicl.inference.answering.generation import Generated, generate_after, generate_and_score
+from manyicl.inference.answering.generation import Generated, _QueryKeys, generate_after, generate_and_score
 from manyicl.inference.prefix import EMPTY_PREFIX, EngineCount, encode_prefix
+from manyicl.inference.query_rows import Query, lay_out_row
+from manyicl.training.memory.storage_meter import StorageMeter
 from tests.conftest import CONFIGS, tiny_model
 from tests.inference.test_prefix import run_out_of_memory, some_ids
 from tests.support.answers import answer_nats, engine_of
@@ -204,3 +206,18 @@ def greedy_ids(model, ids, *, num):
         with torch.inference_mode():
             ids.append(int(model(torch.as_tensor([ids]).long(), use_cache=False).logits[0, -1].argmax()))
     return ids[-num:]
+
+
+def test_keys_of_ended_answers_are_dropped_one_layer_after_the_other():
+    """All layers' keys were copied before any was freed, so that they took twice the memory that was planned."""
+    *_, layout = lay_out_row([Query(some_ids(8), None)] * 10, prefix=EMPTY_PREFIX, device=torch.device("cpu"))
+    kept = _QueryKeys(layout, most_new=8)
+    with StorageMeter([]) as meter:
+        for layer in range(10):
+            kept.write(layer, torch.zeros(1, 2, 80, 4), torch.zeros(1, 2, 80, 4))
+        whole = 10 * 2 * (10 * 2 * 16 * 4) * 4  # layers, keys and values, numbers of each, bytes of one
+        assert meter.live_bytes == pytest.approx(whole, rel=0.01)
+        meter.reset()
+        kept.keep(torch.arange(5))
+        assert meter.live_bytes == pytest.approx(whole / 2, rel=0.01)
+    assert meter.peak_bytes == pytest.approx(1.05 * whole, rel=0.02)

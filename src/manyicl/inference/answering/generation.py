@@ -204,7 +204,8 @@ class _QueryKeys:
     def keep(self, rows: Tensor) -> None:
         """Drop all queries but `rows`."""
         self.lengths_B = self.lengths_B[rows]
-        self.buffers = {layer: (k[rows], v[rows]) for layer, (k, v) in self.buffers.items()}
+        for layer, (keys, values) in self.buffers.items():  # one after the other, or all would be there twice
+            self.buffers[layer] = (keys[rows], values[rows])
 
 
 def _decode_batch(
