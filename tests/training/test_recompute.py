@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from manyicl.episodes.batch import pad_row
+from manyicl.errors import UserError
 from manyicl.models.attention.dispatch import segment_attention
 from manyicl.models.loss import row_loss
 from manyicl.models.structure import decoder_layers
 from manyicl.training.memory.storage_meter import meter_step
+from manyicl.training.recompute import host_store, tiles
 from manyicl.training.recompute import layers as recompute
-from manyicl.training.recompute import tiles
 from manyicl.training.recompute.host_store import HostStore
 from manyicl.training.recompute.layers import (
     Recompute,
@@ -181,6 +183,20 @@ def test_only_two_inputs_are_on_the_device_at_once():
     one_input = batch.num_tokens * model.config.hidden_size * 4
     # Six of eight inputs are away; here the host's memory, which holds all eight, is counted as well.
     assert [b - a for a, b in zip(peaks[False], peaks[True], strict=True)] == [2 * one_input, 2 * one_input]
+
+
+def test_inputs_that_the_host_cannot_hold_are_refused_before_it_ends_the_process(monkeypatch):
+    hidden = torch.zeros(1, 300, 1, requires_grad=True)
+    store = HostStore(torch.device("cpu"), layers=[0, 1, 2])
+    for free, told in (
+        (3 * 2048, ""),
+        (3 * 2048 - 1, r"^train\.recompute: the inputs of 3 layers need 0\.0 GiB of the"),
+    ):
+        monkeypatch.setattr(host_store, "free_host_memory", lambda free=free: free)
+        store.buffers.clear()
+        with pytest.raises(UserError, match=told) if told else nullcontext(), store.keeping(0, hidden):
+            (hidden * hidden).sum()  # 1,200 bytes, of which torch would pin 2,048
+        assert len(store.buffers) == (0 if told else 1)
 
 
 class LateStore(HostStore):

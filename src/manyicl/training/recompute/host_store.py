@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manyicl.episodes import power_of_two
 from manyicl.errors import UserError
+from manyicl.training.memory.host import free_host_memory
 
 # Inputs of layers that are on the GPU at once: the one at hand, and the next one, which is on its way.
 INPUTS_AT_ONCE = 2
@@ -27,6 +29,7 @@ class HostStore:
     def __init__(self, device: torch.device, *, layers: Sequence[int]) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.num_layers = len(layers)
         self.before = dict(zip(layers[1:], layers, strict=False))
         self.buffers: dict[int, Tensor] = {}
         self.shapes: dict[int, tuple[torch.Size, torch.dtype]] = {}
@@ -103,6 +106,8 @@ class HostStore:
         num_bytes = prod(shape) * dtype.itemsize
         buffer = self.buffers.get(number)
         if buffer is None or len(buffer) < num_bytes:
+            if not self.buffers:
+                self._check_room(num_bytes)
             self.buffers.pop(number, None)
             try:
                 buffer = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.stream is not None)
@@ -113,3 +118,17 @@ class HostStore:
                 ) from error
             self.buffers[number] = buffer
         return buffer[:num_bytes].view(dtype).view(shape)
+
+    def _check_room(self, num_bytes: int) -> None:
+        """Refuse inputs of so many bytes that the host cannot hold for all layers: the system would end the process.
+
+        Raises:
+            UserError: with what is needed, and what is free.
+        """
+        needed, free = self.num_layers * power_of_two(num_bytes), free_host_memory()
+        if free is not None and needed > free:
+            raise UserError(
+                f"train.recompute: the inputs of {self.num_layers} layers need {needed / 2**30:,.1f} GiB of the host's"
+                f" memory, of which {free / 2**30:,.1f} GiB are free; free some, or set train.recompute = 'full' and a"
+                " lower episodes.token_budget"
+            )
