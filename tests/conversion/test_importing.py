@@ -358,6 +358,24 @@ def test_a_family_decides_the_metric(tmp_path):
     assert (about["family"], about["metric"]) == ("math", "math_exact_match")
 
 
+def test_labels_are_read_alike_or_left_out_as_check_reads_them(tmp_path):
+    numbers = [{"input": f"row {n}", "answer": "01"[n % 2], "split": "train"} for n in range(20)]
+    numbers += [{"input": "asked", "answer": "1.0", "split": "test"}]
+    source = tmp_path / "flags.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in numbers))
+    (flags,) = import_tasks(source).tasks
+    assert (flags.task.labels, flags.task.test[0].answer) == (("0", "1"), "1")
+    assert "labels that are the same number are read alike: '1.0' as '1' (1)" in flags.notes
+    (results,) = import_tasks(source, family="math").tasks
+    assert results.task.test[0].answer == "1.0"
+    words = [{**row, "answer": {"0": "No", "1": "Yes", "1.0": "yes"}[row["answer"]]} for row in numbers]
+    source.write_text("".join(json.dumps(row) + "\n" for row in words))
+    (left,) = import_tasks(source).tasks
+    assert left.left_out == {"label written otherwise than in train": 1}
+    (example,) = left.examples.values()
+    assert example.endswith('list both as "labels" in a flags.task.json beside it if they are two')
+
+
 @pytest.mark.real_model
 def test_a_real_base_reads_each_rows_own_instruction(tmp_path, smollm2):
     """Rows of alpaca's: one input, two instructions. Without them both queries would be the same prompt."""

@@ -185,6 +185,15 @@ def test_every_fault_exits_1_and_names_file_and_row(tmp_path, capfd, name):
     assert good.split("  ")[-1] == "good"
 
 
+def test_no_import_is_advised_for_labels_written_otherwise_which_would_leave_out_all_test_rows(tmp_path, capfd):
+    rows = good_rows()
+    write_task(tmp_path, [{**row, "answer": row["answer"].upper()} if row["split"] == "test" else row for row in rows])
+    code, out, _ = check(tmp_path, capfd)
+    assert code == 1
+    assert "is in no train row, but" in out
+    assert "without the faulty rows" not in out
+
+
 def test_a_table_in_another_encoding_is_saved_anew_since_no_import_reads_it_either(tmp_path, capfd):
     path = tmp_path / "colours.csv"
     path.write_bytes("input,answer\ncafé,red\n".encode("cp1252"))

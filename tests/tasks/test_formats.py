@@ -280,6 +280,61 @@ def test_labels_that_may_be_one_are_told_with_counts(tmp_path: Path, labels: lis
     assert task.warnings == ((told,) if warning else ())
 
 
+def split_rows(train: list[str], test: list[str]) -> str:
+    rows = [{"input": f"row {n}", "answer": answer, "split": "train"} for n, answer in enumerate(train)]
+    rows += [{"input": f"asked {n}", "answer": answer, "split": "test"} for n, answer in enumerate(test)]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_labels_0_and_1_are_those_that_pandas_writes_as_0_0_and_1_0_in_a_column_with_a_gap(tmp_path: Path) -> None:
+    task, _ = read(tmp_path, "t.jsonl", split_rows(["0", "1", "1"] * 10, ["0.0", "1.0", "1.0", "1.0", "-2.00", "-2"]))
+    assert task is not None
+    assert (task.family, task.labels, task.warnings) == ("classification", ("-2", "0", "1"), ())
+    assert [example.answer for example in task.test] == ["0", "1", "1", "1", "-2", "-2"]
+    assert task.notes == (
+        "labels that are the same number are read alike: '-2.00' as '-2' (1); '0.0' as '0' (1); '1.0' as '1' (3)",
+    )
+
+
+def test_numbers_that_are_no_other_label_stay_as_they_are_written(tmp_path: Path) -> None:
+    for answers in (["1.0", "2.0"], ["1.5", "1.50"], ["3.1", "3.10"], ["01", "1"], ["+1", "1"]):
+        task, _ = read(tmp_path, "t.jsonl", label_rows(answers * 10))
+        assert task is not None
+        assert (task.labels, task.notes) == (tuple(sorted(answers)), ())
+    results, _ = read(tmp_path, "t.jsonl", label_rows(["1", "1.0"] * 20), {"family": "math"})
+    assert results is not None
+    assert {example.answer for example in results.train} == {"1", "1.0"}
+
+
+def test_labels_that_are_listed_decide_which_form_of_a_number_is_meant(tmp_path: Path) -> None:
+    rows = label_rows(["1", "1.0", "2"] * 10)
+    both, _ = read(tmp_path, "t.jsonl", rows, {"labels": ["1", "1.0", "2"], "family": "classification"})
+    assert both is not None
+    assert {example.answer for example in both.train} == {"1", "1.0", "2"}
+    one, _ = read(tmp_path, "t.jsonl", rows, {"labels": ["1.0", "2.0"], "family": "classification"})
+    assert one is not None
+    assert {example.answer for example in one.train} == {"1.0", "2.0"}
+
+
+def test_test_labels_that_train_rows_write_otherwise_are_refused_with_the_fix(tmp_path: Path) -> None:
+    rows = split_rows(["Yes", "No", "No"] * 10, ["yes", "no", "maybe"])
+    _, faults = read(tmp_path, "t.jsonl", rows)
+    assert [fault.message for fault in faults] == [
+        f"{tmp_path}/t.jsonl, row 31 (and 1 more row): answer 'yes' is in no train row, but 'Yes' is; write them alike,"
+        ' or list both as "labels" in t.task.json if they are two'
+    ]
+    labels = {"labels": ["Yes", "No", "yes", "no", "maybe"], "family": "classification"}
+    listed, _ = read(tmp_path, "t.jsonl", rows, labels)
+    assert listed is not None
+    assert len(listed.labels) == 5
+
+
+def test_a_label_written_in_two_ways_in_train_is_told_only(tmp_path: Path) -> None:
+    task, _ = read(tmp_path, "t.jsonl", split_rows(["Yes", "yes", "No"] * 10, ["yes", "No"]))
+    assert task is not None
+    assert task.warnings == ("answers that may be the same: 'yes' 11, 'Yes' 10; if they are, write them alike",)
+
+
 def test_labels_with_too_few_rows_to_be_known_as_such_are_told_with_the_fix(tmp_path: Path) -> None:
     few, _ = read(tmp_path, "t.jsonl", label_rows(["repair", "sale"] * 3))
     assert few is not None
@@ -419,7 +474,7 @@ def test_numbers_of_parquet_keep_their_digits_and_a_column_that_is_there_twice_i
 @pytest.mark.parametrize(
     "labels",
     [
-        "1|1.0",
+        "1.5|1.50",
         "007|7",
         "1,000|1000",
         "don't|don\u2019t",

@@ -116,10 +116,11 @@ def import_tasks(
         chosen = {key: value for key, value in (("name", name), ("family", family)) if value is not None}
         read = [
             (material, read_material(material, columns=given, splits=splits or {}, answer_index=answer_index))
-            for material in (replace(material, name=name or material.name) for material in materials)
+            for material in (
+                replace(material, name=name or material.name, settings={**material.settings, **chosen})
+                for material in materials
+            )
         ]
-        for _, kept in read:
-            kept.settings.update(chosen)
         with _folder(out, staging=Path(staging)) as folder:
             tasks = tuple(_write_task(folder, material, kept, rows=rows) for material, kept in read)
             _check_layout(folder, tasks)

@@ -15,6 +15,8 @@ from manyicl.tasks import (
     FaultLog,
     FileRows,
     Row,
+    check_spellings,
+    join_number_forms,
     read_records,
     read_rows,
     read_settings,
@@ -111,6 +113,11 @@ def read_material(
     for file in files:
         _drop_ends_of_chats(file, mapped, log=log)
         _name_classes(file, mapped, material.class_names, log=log)
+    family = settings.get("family")
+    kept.notes += join_number_forms(files, family=family, labels=found.labels)
+    called = shown if has_file else f"a {material.name}.task.json beside it"
+    check_spellings(files, family=family, labels=found.labels, settings_name=called, log=log)
+    for file in files:
         _drop_other_labels(file, found.labels, log=log)
         kept.rows += file.rows
     _count(kept, log, parts, num_blank=sum(file.num_blank for file in files))

@@ -1,4 +1,11 @@
-from .answers import describe_lookalikes, find_labels, resolve_choices, resolve_lists
+from .answers import (
+    check_spellings,
+    describe_lookalikes,
+    find_labels,
+    join_number_forms,
+    resolve_choices,
+    resolve_lists,
+)
 from .columns import Columns
 from .duplicates import CopyIndex, find_copies
 from .faults import Fault, FaultLog
@@ -39,6 +46,7 @@ __all__ = [
     "Source",
     "Task",
     "ask_validation",
+    "check_spellings",
     "data_suffix",
     "describe_lookalikes",
     "find_copies",
@@ -47,6 +55,7 @@ __all__ = [
     "flip_labels",
     "flip_map",
     "inspect_task",
+    "join_number_forms",
     "load_task",
     "load_tasks",
     "name_sources",

@@ -33,6 +33,7 @@ _LOOKS = str.maketrans(
 )
 _SHORT = {"y": "yes", "n": "no", "t": "true", "f": "false"}
 _PARTS = re.compile(r"[,;|/+]")
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(?:\.0+)?")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 MOST_LABELS = 256
 # A file without a family is classification if its answers are within these limits.
@@ -117,6 +118,84 @@ def resolve_lists(files: Sequence[FileRows], *, log: FaultLog) -> list[str]:
         file.rows = kept
         notes.append(f"{file.path.name}: answers are read as lists of right answers")
     return notes
+
+
+def join_number_forms(files: Sequence[FileRows], *, family: str | None, labels: tuple[str, ...] | None) -> list[str]:
+    """Write labels that are one whole number alike ("1.0" as "1"), in place, and return a note about it.
+
+    pandas writes a column of 0 and 1 with a gap as 0.0 and 1.0, so that the files of one task can differ in it. Labels
+    that the task.json lists are kept as it has them, and answers that are results, not labels, as they are.
+
+    family, labels: those of the task.json; None if it leaves them open.
+    """
+    rows = [row for file in files for row in file.rows]
+    answers = {row.answer for row in rows}
+    forms = _find_number_forms(answers, listed=labels)
+    joined = [replace(row, answer=forms.get(row.answer, row.answer)) for row in rows] if forms else []
+    if not joined or not _are_labels(joined, family):
+        return []
+    counts = Counter(row.answer for row in rows if row.answer in forms)
+    for file in files:
+        file.rows = [
+            replace(
+                row,
+                answer=forms.get(row.answer, row.answer),
+                also_right=tuple(forms.get(answer, answer) for answer in row.also_right),
+            )
+            for row in file.rows
+        ]
+    told = "; ".join(
+        f"{show(form)} as {show(forms[form])} ({counts[form]:,})" for form in sorted(counts)[:_SHOWN_GROUPS]
+    )
+    return [f"labels that are the same number are read alike: {told}"]
+
+
+def _find_number_forms(answers: Collection[str], *, listed: tuple[str, ...] | None) -> dict[str, str]:
+    """Return answer -> the label that is the same whole number, written otherwise: one that is listed, or the shortest.
+
+    >>> _find_number_forms(["0", "0.0", "1.50", "2.0"], listed=None)
+    {'0.0': '0'}
+    """
+    known: dict[str, str] = {}
+    for label in sorted(answers if listed is None else listed, key=len, reverse=True):
+        if number := _WHOLE_NUMBER.fullmatch(label):
+            known[number[1]] = label
+    forms = {}
+    for answer in answers:
+        number = _WHOLE_NUMBER.fullmatch(answer)
+        label = known.get(number[1], answer) if number else answer
+        if label != answer and answer not in (listed or ()):
+            forms[answer] = label
+    return forms
+
+
+def _are_labels(rows: Sequence[Row], family: str | None) -> bool:
+    """Return whether the answers of rows without options of their own are a task's labels."""
+    return not any(row.options for row in rows) and (family or guess_family(rows)) in ("classification", "nli")
+
+
+def check_spellings(
+    files: Sequence[FileRows], *, family: str | None, labels: tuple[str, ...] | None, settings_name: str, log: FaultLog
+) -> None:
+    """Take out rows whose label no train row has, but one that differs only in spelling: no answer could be right.
+
+    Each is a fault. Where the rows have no splits, such a label is a rare slip, and `find_warnings` tells it. Labels
+    that the task.json lists are meant as they are written.
+    """
+    rows = [row for file in files for row in file.rows]
+    trained = {row.answer for row in rows if row.split == "train"}
+    if labels is not None or not trained or not _are_labels(rows, family):
+        return
+    spelt = {_spelling(answer): answer for answer in sorted(trained, reverse=True)}
+    wrong = {a: spelt[_spelling(a)] for a in {row.answer for row in rows} - trained if _spelling(a) in spelt}
+    for file in files if wrong else ():
+        for row in file.rows:
+            if row.answer in wrong:
+                seen = f"answer {show(row.answer)} is in no train row, but {show(wrong[row.answer])} is"
+                what = f'{seen}; write them alike, or list both as "labels" in {settings_name} if they are two'
+                log.add("label written otherwise than in train", what, row=row.number, path=file.path)
+                file.num_faulty += 1
+        file.rows = [row for row in file.rows if row.answer not in wrong]
 
 
 def describe_lists(files: Sequence[FileRows]) -> list[str]:

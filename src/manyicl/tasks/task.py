@@ -32,7 +32,8 @@ A file `<name>.task.json` beside it can have any of these keys:
 Other keys are ignored, but one that looks like a misspelling is refused. readers.py explains row numbers in messages.
 
 Inputs stay as they are. Answers lose white space and invisible characters at their ends, and are put into Unicode form
-NFC. If neither rows nor file names give a split, 20 % become test, by a hash of the input. If none gives validation,
+NFC. Labels that are one whole number, such as 1 and 1.0, become the shortest of its forms, or the one that "labels"
+lists. If neither rows nor file names give a split, 20 % become test, by a hash of the input. If none gives validation,
 10 % of train become validation in the same way. So the split of an input does not depend on other rows.
 """
 
@@ -50,10 +51,12 @@ from pathlib import Path
 from manyicl.errors import UserError, check_list, suggest, take_path
 from manyicl.seeds import make_seed
 from manyicl.tasks.answers import (
+    check_spellings,
     describe_lists,
     find_labels,
     find_warnings,
     guess_family,
+    join_number_forms,
     resolve_choices,
     resolve_lists,
 )
@@ -293,9 +296,11 @@ def inspect_task(
     retell_unlike_files(files, log=log)
     notes = resolve_lists(files, log=log)
     notes += resolve_choices(files, answer_index=settings.answer_index, settings_name=settings_name, log=log)
+    notes += join_number_forms(files, family=settings.family, labels=settings.labels)
     for file in files if one_split else ():
         file.rows = [replace(row, split="train") for row in file.rows]
     _check_splits(files, log)
+    check_spellings(files, family=settings.family, labels=settings.labels, settings_name=settings_name, log=log)
     _check_labels(files, settings.labels, log)
     if faults := log.list_faults():
         return None, faults

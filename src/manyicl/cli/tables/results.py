@@ -391,8 +391,8 @@ def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
             lines.append(f"test inputs with a near-duplicate in train: {audit.num_near_copies:,}")
         lines += audit.notes
         notes += [f"{audit.name}: {line}" for line in lines]
-    # Of faults of a whole file, importing it is no way out.
-    whole = ("column", "columns", "not UTF-8")
+    # Of faults of a whole file, or of all its labels, importing it is no way out.
+    whole = ("column", "columns", "not UTF-8", "than in train")
     if any(fault.rows and not fault.kind.endswith(whole) for audit in audits for fault in audit.faults):
         notes.append("manyicl import SOURCE --out FOLDER makes task files without the faulty rows, counted by reason")
     for note in sorted({audit.split_note for audit in audits if audit.split_note}):
