@@ -69,11 +69,17 @@ def make_model(config: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
 def make_episodes(
     num_tokens: int, *, episode_tokens: int, target_share: float, vocab_size: int
 ) -> list[TokenizedEpisode]:
-    """Return random episodes that fill a row, each with answers of three tokens on `target_share` of its tokens."""
+    """Return random episodes that fill a row, each with answers of three tokens on `target_share` of its tokens.
+
+    Ends the benchmark in one line if even the longest is too short for one answer.
+    """
     rng, episodes = np.random.default_rng(0), []
+    step = max(ANSWER_TOKENS + 1, round(ANSWER_TOKENS / target_share))
+    if (longest := min(episode_tokens, num_tokens)) < step:
+        share = f"with {target_share:.0%} of the tokens in answers of {ANSWER_TOKENS}"
+        raise SystemExit(f"error: episodes of {longest} tokens hold no answer {share}; make them {step} or longer")
     for start in range(0, num_tokens, episode_tokens):
         length = min(episode_tokens, num_tokens - start)
-        step = max(ANSWER_TOKENS + 1, round(ANSWER_TOKENS / target_share))
         starts = np.arange(step - ANSWER_TOKENS, length - ANSWER_TOKENS + 1, step)
         spans = np.stack([starts, starts + ANSWER_TOKENS], axis=1)
         episodes.append(TokenizedEpisode(ids=rng.integers(3, vocab_size, length).astype(np.int32), spans=spans))

@@ -275,3 +275,14 @@ def test_gpu_many_on_two_processes_keeps_a_line_of_each_result(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", ["gpu_many.py", "--table", str(tmp_path)])
     gpu_many.main()
     assert "float32, stopped on 2, resumed on 1" in capsys.readouterr().out
+
+
+def test_episodes_too_short_for_an_answer_are_told_in_one_line(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    make_episodes = import_module("measuring").make_episodes
+    told = "episodes of 4 tokens hold no answer with 10% of the tokens in answers of 3; make them 30 or longer"
+    for num_tokens, episode_tokens in ((64, 4), (4, 64)):
+        with pytest.raises(SystemExit, match=told):
+            make_episodes(num_tokens, episode_tokens=episode_tokens, target_share=0.1, vocab_size=50)
+    lengths = [len(one.spans) for one in make_episodes(64, episode_tokens=30, target_share=0.1, vocab_size=50)]
+    assert lengths == [1, 1, 0]
