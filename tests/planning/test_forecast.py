@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
@@ -172,6 +173,20 @@ def test_too_many_epochs_are_noted(config):
     assert any(
         note.startswith("train rows of 3 of 3 tasks (") and "are seen over 50 times each" in note for note in notes
     )
+
+
+@pytest.mark.slow
+def test_epochs_are_those_of_the_rows_that_fit(config, tmp_path):
+    folder = tmp_path / "tasks"
+    shutil.copytree(config.tasks.folder, folder)
+    lengthened = sorted(folder.glob("*.jsonl"))[0]
+    row = json.loads(lengthened.read_text().splitlines()[0])
+    with lengthened.open("a") as file:
+        file.write(json.dumps({**row, "input": "the red fox " * 2000, "split": "train"}) + "\n")
+    forecast = forecast_run(changed(config, tasks={"folder": str(folder)}))
+    (task,) = [task for task in forecast.tasks if task.dropped]
+    assert (task.num_train, task.num_fitting) == (41, 40)
+    assert task.num_answers / 40 == pytest.approx(task.epochs, rel=0.02)
 
 
 @pytest.mark.slow

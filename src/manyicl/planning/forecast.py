@@ -82,7 +82,7 @@ class TaskForecast:
     num_targets: int
     """Tokens of those answers."""
     epochs: float
-    """Tokens of its examples in the plan, divided by those in its train rows; with a cap, in the rows that are used."""
+    """Tokens of its examples in the plan, divided by those in the train rows that are used."""
     most_shots: int
     """Most shots that an answer is trained after."""
     answers_by_shots: dict[str, int]
@@ -265,7 +265,7 @@ def _forecast_task(
     task: TokenizedTask, episodes: Sequence[Episode], *, config: RunConfig, tokenizer: TaskTokenizer
 ) -> TaskForecast:
     train = task.splits["train"]
-    used, is_whole = used_rows(task, config), config.tasks.max_rows is None
+    used = used_rows(task, config)
     buckets = Counter[int]()
     num_targets = seen_tokens = 0
     seen = np.zeros(len(train), dtype=bool)
@@ -292,7 +292,7 @@ def _forecast_task(
         num_tokens=sum(episode.num_tokens for episode in episodes),
         num_answers=buckets.total(),
         num_targets=num_targets,
-        epochs=seen_tokens / max(1, int(train.lengths.sum() if is_whole else train.lengths[used].sum())),
+        epochs=seen_tokens / max(1, int(train.lengths[used].sum())),
         most_shots=max((len(episode.examples) - 1 for episode in episodes), default=0),
         answers_by_shots={
             bucket_name(index, buckets=SHOT_EDGES): buckets[index] for index in range(len(SHOT_EDGES)) if buckets[index]
