@@ -177,8 +177,14 @@ def test_bf16_behind_a_prefix_is_near_fp32(name):
 def test_an_engine_changes_the_models_attention_once_not_for_each_request(monkeypatch):
     model, tokenizer = tiny_model("llama"), TaskTokenizer(train_tokenizer("bpe"), TemplateSettings())
     changes, own = [], model.config._attn_implementation
-    change = model.set_attn_implementation
-    monkeypatch.setattr(model, "set_attn_implementation", lambda name: changes.append(name) or change(name))
+    change = type(model.config).__setattr__
+
+    def note(config, name, value):
+        if name == "_attn_implementation_internal":
+            changes.append(value)
+        change(config, name, value)
+
+    monkeypatch.setattr(type(model.config), "__setattr__", note)
     engine = engine_of(model, tokenizer)
     changes.clear()  # those of its trial
     query = np.array([5, 6, 7], np.int32)

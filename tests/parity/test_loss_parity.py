@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -147,6 +148,14 @@ def test_attention_returns_to_what_it_was():
     with segment_attention(model):
         assert model.config._attn_implementation == dispatch.IMPLEMENTATION
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_attention_is_changed_in_every_config_that_a_model_has():
+    model = tiny_model("llama")
+    model.model.config = copy.deepcopy(model.config)
+    with segment_attention(model):
+        assert model.model.config._attn_implementation == dispatch.IMPLEMENTATION
+    assert model.model.config._attn_implementation == model.config._attn_implementation == "sdpa"
 
 
 def test_a_forward_without_segments_is_refused():

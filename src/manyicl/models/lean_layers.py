@@ -12,9 +12,8 @@ Shapes: T tokens, H query heads, G key-value heads, D head dimension, F features
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,15 +34,13 @@ MODELINGS = (modeling_llama, modeling_mistral, modeling_qwen2)
 def lean_pieces(model: nn.Module) -> Iterator[None]:
     """Run the norms and the rotary positions of `model` in fewer kernels, in the block; backward passes belong into it.
 
-    A model of a class that is not known here is left as it is. The rotary function of the model's module is replaced,
-    so other models of its class are run alike in the block.
+    A model of a class that is not known here is left as it is. Classes of norms and the rotary function of the model's
+    module are replaced, not parts of the one model, of which there are many: others are run alike in the block.
     """
-    norms = [part for part in model.modules() if type(part) in NORMS and "forward" not in vars(part)]
-    inner = inner_model(model)
-    modeling: Any = sys.modules.get(type(inner).__module__)
+    modeling: Any = sys.modules.get(type(inner_model(model)).__module__)
     with ExitStack() as stack:
-        for norm in norms:
-            stack.enter_context(replaced(norm, "forward", partial(_normed, norm)))
+        for kind in NORMS:
+            stack.enter_context(replaced(kind, "forward", _lean_norm(kind.forward)))
         if modeling in MODELINGS:
             turn = _Turn(modeling.apply_rotary_pos_emb)
             stack.enter_context(replaced(modeling, "apply_rotary_pos_emb", turn))
@@ -56,16 +53,22 @@ def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def _normed(norm: Any, x_1TF: Tensor) -> Tensor:
-    """Take the place of a norm's forward. What reads its output are projections, which autocast would cast it for."""
-    if x_1TF.dtype != norm.weight.dtype:
-        out: Tensor = type(norm).forward(norm, x_1TF)
+def _lean_norm(own: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Return what takes the place of `own`, the forward of a class of norms.
+
+    What reads a norm's output are projections, which autocast would cast it for.
+    """
+
+    def forward(norm: Any, x_1TF: Tensor) -> Tensor:
+        if x_1TF.dtype != norm.weight.dtype:
+            return own(norm, x_1TF)
+        dtype = _autocast_dtype(x_1TF) or x_1TF.dtype
+        if not torch.is_grad_enabled():  # a function with a backward pass costs Python three times the kernel's start
+            return _norm_of(x_1TF, norm.weight, norm.variance_epsilon)[0].to(dtype)
+        out: Tensor = _Norm.apply(x_1TF, norm.weight, norm.variance_epsilon, dtype)
         return out
-    dtype = _autocast_dtype(x_1TF) or x_1TF.dtype
-    if not torch.is_grad_enabled():  # a function with a backward pass costs Python three times the kernel's start
-        return _norm_of(x_1TF, norm.weight, norm.variance_epsilon)[0].to(dtype)
-    out = _Norm.apply(x_1TF, norm.weight, norm.variance_epsilon, dtype)
-    return out
+
+    return forward
 
 
 def _norm_of(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -43,9 +43,10 @@ def layer_values(config: Any, name: str, *, default: int) -> tuple[int, ...]:
     num_layers = int(text.num_hidden_layers)
     layers = getattr(text, "per_layer_config", None) or {}
     own = name in (getattr(text, "per_layer_attributes", None) or ())
-    sources = [layers[i] for i in range(num_layers)] if own else [text] * num_layers
-    values = [getattr(source, name, None) for source in sources]
-    return tuple(value if isinstance(value, int) and value else default for value in values)
+    # An attribute of a config takes a microsecond, so one that all layers share is read once.
+    values = [getattr(source, name, None) for source in ([layers[i] for i in range(num_layers)] if own else [text])]
+    known = tuple(value if isinstance(value, int) and value else default for value in values)
+    return known if own else known * num_layers
 
 
 def boundaries(config: Any) -> list[int]:

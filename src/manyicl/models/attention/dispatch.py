@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manyicl.episodes import Segments
@@ -43,6 +45,7 @@ IMPLEMENTATION = "manyicl_segments"
 # What merges the parts of a row's attention behind a prefix: the last; see `merging_by`. Of all threads, since a model
 # may be asked in another one than the block was entered in.
 _merges: list[Callable[[Sequence[Part]], Tensor]] = [merge_parts]
+_has_one_config: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models of transformers
 
 
 class KeyValueBuffer:
@@ -242,15 +245,28 @@ def segment_attention(model: nn.Module, *, row_tokens: int = 0) -> Iterator[None
     """
     inner = inner_model(model)
     before = inner.config._attn_implementation
-    inside = before == IMPLEMENTATION  # then nothing is to be set, which takes a look at every module of the model
-    if not inside:
-        inner.set_attn_implementation(IMPLEMENTATION)
+    if before != IMPLEMENTATION:
+        _set_attention(inner, IMPLEMENTATION)
     try:
         with kernel_order(row_tokens=row_tokens, drops=drops_attention(inner.config)):
             yield
     finally:
-        if not inside:
-            inner.set_attn_implementation(before)
+        if before != IMPLEMENTATION:
+            _set_attention(inner, before)
+
+
+def _set_attention(inner: Any, name: str) -> None:
+    """Let transformers' model `inner` attend by `name`; by itself it would look at every one of its modules each time.
+
+    One config that all modules share is what most models have.
+    """
+    if inner not in _has_one_config:
+        configs = {id(part.config) for part in inner.modules() if isinstance(part, PreTrainedModel)}
+        _has_one_config[inner] = len(configs) == 1 and not inner.config.sub_configs
+    if _has_one_config[inner] and inner._can_set_attn_implementation():
+        inner.config._attn_implementation = name
+    else:
+        inner.set_attn_implementation(name)
 
 
 @contextmanager
