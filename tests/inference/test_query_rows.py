@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.inference.query_rows import Query, find_runs
+from manyicl.inference.tries import build_trie
 from tests.conftest import tiny_model
 from tests.support.runs import OPTIONS, attend_padded, attend_run_by_run, lay_out
 
@@ -18,6 +20,17 @@ def test_two_options_make_two_runs_of_each_query():
     assert runs.key_bounds_R.tolist() == [0, 3, 6, 10, 14]
     assert runs.key_places_K.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 4, 5, 6, 8]
     assert (runs.most_queries, runs.most_keys) == (4, 4)
+
+
+def test_queries_with_other_options_have_runs_of_their_own():
+    """Row: 1 token and the node 7; 2 tokens alone; 1 token and the nodes 7, 9 and 11, of which the last follows 9."""
+    one, many = build_trie([[7, 8]]), build_trie([[7, 8], [9, 11, 8]])
+    queries = [Query(np.full(length, 5, np.int32), trie) for length, trie in ((1, one), (2, None), (1, many))]
+    runs = find_runs(queries, device=torch.device("cpu"))
+    assert runs.query_bounds_R.tolist() == [0, 2, 4, 6, 8]
+    assert runs.key_bounds_R.tolist() == [0, 2, 4, 6, 9]
+    assert runs.key_places_K.tolist() == [0, 1, 2, 3, 4, 5, 4, 6, 7]
+    assert (runs.most_queries, runs.most_keys) == (2, 3)
 
 
 @pytest.mark.parametrize("options", [None, [[7, 8, 9]]])

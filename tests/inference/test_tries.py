@@ -31,6 +31,7 @@ def test_one_option_is_a_chain_and_one_token_needs_no_node():
     assert (trie.tokens_N.tolist(), trie.edge_tokens_E.tolist()) == ([], [4, 5])
     assert trie.is_chain
     assert trie.sum_paths(np.array([0.5, 0.25])).tolist() == [0.5, 0.25, 0.5]
+    assert trie.sum_paths(np.array([[0.5, 0.25], [2.0, 4.0]])).tolist() == [[0.5, 0.25, 0.5], [2.0, 4.0, 2.0]]
 
 
 def test_a_node_that_does_not_follow_the_one_before_it_begins_a_run_after_those_above_it():

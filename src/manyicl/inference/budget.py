@@ -104,14 +104,14 @@ def run_rows(items: Iterable[T], *, fraction: Callable[[T], float], run: Callabl
     Raises:
         UserError: one item alone runs out of memory.
     """
-    todo, most = deque(items), 1.0
+    todo, most = deque((item, fraction(item)) for item in items), 1.0
     while todo:
         row = [todo.popleft()]
-        filled = fraction(row[0])
-        while todo and filled + fraction(todo[0]) <= most:
-            filled += fraction(todo[0])
+        filled = row[0][1]
+        while todo and filled + todo[0][1] <= most:
+            filled += todo[0][1]
             row.append(todo.popleft())
-        if _fits(lambda row=row: run(row)):  # type: ignore[misc]
+        if _fits(lambda row=row: run([item for item, _ in row])):  # type: ignore[misc]
             continue
         if len(row) == 1:
             raise UserError(

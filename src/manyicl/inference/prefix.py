@@ -175,9 +175,17 @@ def _score_row(
 
 def _sum_options(scored: Sequence[_Scored]) -> list[NDArray[np.float64]]:
     """Return the nats (O,) of each query's options, all of them finite."""
-    nats = [-trie.sum_paths(logprobs_E) for trie, logprobs_E, _ in scored]
-    check_finite(nats)
-    return nats
+    alike: dict[int, list[int]] = {}  # queries that share a trie are summed together
+    for place, (trie, _, _) in enumerate(scored):
+        alike.setdefault(id(trie), []).append(place)
+    nats: dict[int, NDArray[np.float64]] = {}
+    for places in alike.values():
+        trie = scored[places[0]][0]
+        logprobs_QE = np.concatenate([scored[place][1] for place in places]).reshape(len(places), -1)
+        nats.update(zip(places, -trie.sum_paths(logprobs_QE), strict=True))
+    whole = [nats[place] for place in range(len(scored))]
+    check_finite(whole)
+    return whole
 
 
 def check_finite(nats: Sequence[NDArray[np.float64]]) -> None:

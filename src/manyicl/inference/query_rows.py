@@ -83,27 +83,34 @@ def distinct_tries(queries: Sequence[Query]) -> list[AnswerTrie]:
 
 def find_runs(queries: Sequence[Query], *, device: torch.device) -> Runs | None:
     """Return the runs of the queries' row; None if its keys would be copied more than `MOST_KEY_COPIES` times."""
-    no_nodes = np.zeros(0, dtype=np.int64)
-    runs_of = {id(trie): trie.runs() for trie in distinct_tries(queries)}
-    runs_S = [runs_of.get(id(trie), [(no_nodes, 0)]) for _, trie in queries]
+    # Those of each trie are found once: D different tries, P runs of them. A query without a trie is one run.
+    runs_of = {id(None): [(np.zeros(0, dtype=np.int64), 0)]}
+    runs_of |= {id(trie): trie.runs() for trie in distinct_tries(queries)}
+    place_of = {key: place for place, key in enumerate(runs_of)}
+    trie_S = np.array([place_of[id(trie)] for _, trie in queries])
+    num_runs_D = np.array([len(runs) for runs in runs_of.values()])
+    paths = [path for runs in runs_of.values() for path, _ in runs]
+    path_P, new_P = np.array([len(path) for path in paths]), np.array([n for runs in runs_of.values() for _, n in runs])
+
+    num_runs_S = num_runs_D[trie_S]
+    run_R = ranges((np.cumsum(num_runs_D) - num_runs_D)[trie_S], num_runs_S)  # which of the P
     own_S, nodes_S = _count_tokens(queries)
-    starts_S, num_runs_S = np.cumsum(own_S + nodes_S) - own_S - nodes_S, np.array([len(runs) for runs in runs_S])
-    paths = [path for runs in runs_S for path, _ in runs]
-    own_R, path_R = np.repeat(own_S, num_runs_S), np.array([len(path) for path in paths])
-    queries_R = np.array([num_new for runs in runs_S for _, num_new in runs])
+    starts_S = np.cumsum(own_S + nodes_S) - own_S - nodes_S
+    own_R, path_R, queries_R = np.repeat(own_S, num_runs_S), path_P[run_R], new_P[run_R]
     queries_R[np.cumsum(num_runs_S) - num_runs_S] += own_S
     keys_R = own_R + path_R
     if keys_R.sum() > MOST_KEY_COPIES * queries_R.sum():
         return None
 
     def bound(counts_R: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.cumsum([0, *counts_R]).astype(np.int32)).to(device)
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(counts_R)]).astype(np.int32)).to(device)
 
     query_bounds_R, key_bounds_R, places = bound(queries_R), None, None
-    if len(paths) > len(queries):
+    if len(run_R) > len(queries):
         places_K = ranges(np.repeat(starts_S, num_runs_S), keys_R)
         is_node_K = ranges(np.zeros_like(keys_R), keys_R) >= np.repeat(own_R, keys_R)
-        places_K[is_node_K] = np.repeat(np.repeat(starts_S, num_runs_S) + own_R, path_R) + np.concatenate(paths)
+        nodes_K = np.concatenate(paths)[ranges((np.cumsum(path_P) - path_P)[run_R], path_R)]
+        places_K[is_node_K] = np.repeat(np.repeat(starts_S, num_runs_S) + own_R, path_R) + nodes_K
         places, key_bounds_R = torch.from_numpy(places_K).to(device), bound(keys_R)
     return Runs(
         query_bounds_R=query_bounds_R,
@@ -169,12 +176,14 @@ def kept_tokens(queries: Sequence[Query]) -> NDArray[np.int64]:
 
 def read_edges(logits_NV: Tensor, tries: Sequence[AnswerTrie]) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Return log-probabilities and greedy hits of every edge (E,) of each trie; logits of the row's `kept_tokens`."""
-    roots = np.cumsum([0, *(1 + len(trie.tokens_N) for trie in tries)])[:-1]
-    rows = np.concatenate([root + 1 + trie.edge_parents_E for root, trie in zip(roots, tries, strict=True)])
+    num_kept_Q = np.array([1 + len(trie.tokens_N) for trie in tries])
+    num_edges_Q = np.array([len(trie.edge_tokens_E) for trie in tries])
+    rows = np.concatenate([trie.edge_parents_E for trie in tries])  # -1 is the root, the first that is kept of a query
+    rows += np.repeat(np.cumsum(num_kept_Q) - num_kept_Q + 1, num_edges_Q)
     tokens = np.concatenate([trie.edge_tokens_E for trie in tries])
     rows_E, tokens_E = (torch.from_numpy(x).to(logits_NV.device) for x in (rows, tokens))
     logprobs, hits = (x.cpu().numpy() for x in edge_logprobs(logits_NV, rows_E, tokens_E))
-    logprobs, bounds = logprobs.astype(np.float64), np.cumsum([0, *(len(trie.edge_tokens_E) for trie in tries)])
+    logprobs, bounds = logprobs.astype(np.float64), np.concatenate([[0], np.cumsum(num_edges_Q)])
     return [(logprobs[start:stop], hits[start:stop]) for start, stop in pairwise(bounds.tolist())]
 
 

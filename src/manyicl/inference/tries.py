@@ -57,9 +57,9 @@ class AnswerTrie:
             runs.append((np.array([*above[::-1], *range(start, stop)], dtype=np.int64), stop - start))
         return runs
 
-    def sum_paths(self, values_E: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the sum of `values_E` along each option, (O,)."""
-        return np.add.reduceat(values_E[self.path_edges], self.path_starts[:-1])
+    def sum_paths(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sums of `values` (..., E) along each option, (..., O)."""
+        return np.add.reduceat(values[..., self.path_edges], self.path_starts[:-1], axis=-1)
 
     def all_on_paths(self, flags_E: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return whether `flags_E` is true for every edge of each option, (O,)."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +46,7 @@ def score_content_free(
     return [found[id(ids), id(pairs)] for ids, pairs in zip(free, choices, strict=True)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Weighed:
+class Weighed(NamedTuple):
     """The known answers of a query, weighed against each other."""
 
     best: int
@@ -95,7 +93,7 @@ def weigh_all(
         alike.setdefault(id(pairs), []).append(place)
     weighed: dict[int, Weighed] = {}
     for places in alike.values():
-        scores_QO = -np.stack([np.asarray(nats[place], dtype=np.float64) for place in places])
+        scores_QO = -np.concatenate([nats[place] for place in places], dtype=np.float64).reshape(len(places), -1)
         if normalize != "none":
             scores_QO = scores_QO / np.maximum(1, [_LENGTHS[normalize](*pair) for pair in choices[places[0]]])
         if free is not None:
