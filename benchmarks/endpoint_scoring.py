@@ -171,7 +171,7 @@ def measure(server: Server, model: InferenceModel, sweep: TaskSweep, given: argp
     pairs = sweep.written[sweep.candidates[sweep.queries.tolist()[0]]]
     trie, longest = Trie([ids for _, ids in pairs]), max(len(ids) for _, ids in pairs)
     shots = np.concatenate([sweep.tokenized.head_ids, sweep.prefix_ids(0, start=0, stop=given.shots)]).astype(np.int32)
-    queries = [sweep.asked_ids(0, given.shots, query) for query in sweep.queries.tolist()]
+    queries = list(sweep.asked_ids(0, given.shots).values())
     prompts = [[*shots.tolist(), *query.tolist()] for query in queries]
     print(f"{sweep.task.name}: {len(pairs)} labels, {len(trie.after)} nodes, {len(shots)} tokens of shots")
 

@@ -83,9 +83,9 @@ def test_a_prompt_is_the_same_text_as_if_its_shots_were_all_shared(tokenizers, s
             whole = join_examples(plan.tokenized, split="train", indices=order).ids
             asked = query_ids(plan.tokenized, split="test", index=query, after_shots=shots > 0)
             before = np.concatenate([plan.tokenized.head_ids, plan.prefix_ids(draw, start=0, stop=len(shared))])
-            assert np.concatenate([before, plan.asked_ids(draw, shots, query)]).tolist() == [*whole, *asked]
+            assert np.concatenate([before, plan.asked_ids(draw, shots)[query]]).tolist() == [*whole, *asked]
             own = plan.own_tokens(draw, shots)[plan.queries.tolist().index(query)]
-            assert own == len(plan.asked_ids(draw, shots, query)) - len(asked)
+            assert own == len(plan.asked_ids(draw, shots)[query]) - len(asked)
 
 
 def test_a_window_is_filled_by_as_many_shots_as_with_random_ones_and_no_prompt_is_longer(tokenizer):
@@ -97,7 +97,7 @@ def test_a_window_is_filled_by_as_many_shots_as_with_random_ones_and_no_prompt_i
         for query in nearest.queries.tolist():
             assert len(nearest.nearest_shots(draw, FILL, query)) == 3
             # All labels of this task are one token and a terminator.
-            assert before + len(nearest.asked_ids(draw, FILL, query)) + 2 <= 300
+            assert before + len(nearest.asked_ids(draw, FILL)[query]) + 2 <= 300
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_answers_after_nearest_shots_are_those_of_whole_prompts(tokenizer, tmp_p
             for query in plan.queries.tolist():
                 pairs = plan.written[plan.candidates[query]]
                 nats = score_whole_prompts(
-                    model, before, [plan.asked_ids(draw, shots, query)], [[ids for _, ids in pairs]]
+                    model, before, [plan.asked_ids(draw, shots)[query]], [[ids for _, ids in pairs]]
                 )[0]
                 told = next(given).choice_nll
                 assert [told[text] for text, _ in pairs] == pytest.approx(nats.tolist(), abs=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -204,13 +204,25 @@ def answer_lengths_of(
     return tokenized.names.name_tokens[names[tokenized.names.label_of[split][indices]]]
 
 
+def input_segments(
+    tokenized: TokenizedTask,
+    *,
+    split: str,
+    indices: Sequence[int] | NDArray[np.int64],
+    after_shots: bool,
+    template: int = 0,
+) -> list[NDArray[np.int32]]:
+    """Return the input segment of each example: what the model gets after the shots (or the head) to answer it."""
+    tokens, chosen = tokenized.tokens_of(split, template=template), np.asarray(indices, dtype=np.int64)
+    starts = tokens.starts[chosen] + (0 if after_shots else tokenized.num_between)
+    return [tokens.ids[a:b] for a, b in zip(starts.tolist(), tokens.answer_starts[chosen].tolist(), strict=True)]
+
+
 def query_ids(
     tokenized: TokenizedTask, *, split: str, index: int, after_shots: bool, template: int = 0
 ) -> NDArray[np.int32]:
-    """Return the input segment of one example: what the model gets after the shots (or the head) to answer it."""
-    tokens = tokenized.tokens_of(split, template=template)
-    start = int(tokens.starts[index]) + (0 if after_shots else tokenized.num_between)
-    return tokens.ids[start : int(tokens.answer_starts[index])]
+    """Return the input segment of one example."""
+    return input_segments(tokenized, split=split, indices=[index], after_shots=after_shots, template=template)[0]
 
 
 def _tokenize_splits(task: Task, tokenizer: TaskTokenizer) -> TokenizedTask:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +40,7 @@ class PointAnswers:
     """Reason -> queries that a server gave no answer to."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Reply:
+class _Reply(NamedTuple):
     """What the engine says to one query; the fields are those of `Prediction`."""
 
     text: str
@@ -90,9 +91,8 @@ def _answer_point(
     on_answer: Callable[[Shots, int], None],
 ) -> PointAnswers:
     """Put every query to the engine after one prefix; known answers are scored, or generated without likelihoods."""
-    queries = sweep.queries.tolist()
-    asked = {query: sweep.asked_ids(draw, shots, query) for query in queries}
-    known = [query for query in queries if sweep.candidates[query] and engine.has_likelihoods]
+    asked = sweep.asked_ids(draw, shots)
+    known = [query for query in asked if sweep.candidates[query] and engine.has_likelihoods]
     replies = _choose(engine, sweep, prefix, asked={query: asked[query] for query in known}, after_shots=shots != 0)
     replies |= _generate(
         engine,
@@ -102,8 +102,8 @@ def _answer_point(
         on_answer=lambda number: on_answer(shots, number),
     )
     return PointAnswers(
-        predictions=[_predict(sweep, draw, shots, q, replies[q]) for q in queries if not replies[q].fault],
-        unanswered=Counter(replies[q].fault for q in queries if replies[q].fault),
+        predictions=_predict(sweep, draw, shots, [replies[query] for query in asked]),
+        unanswered=Counter(replies[query].fault for query in asked if replies[query].fault),
     )
 
 
@@ -112,21 +112,25 @@ def _choose(engine: Engine, sweep: TaskSweep, prefix: Prefix, *, asked: _Asked, 
 
     A tie goes to the candidate that comes first. A candidate that the tokenizer cannot write is never chosen.
     """
+    if not asked:
+        return {}
     written = [sweep.written[sweep.candidates[query]] for query in asked]
-    options = {id(pairs): [answer for _, answer in pairs] for pairs in written}
-    nats = engine.score(prefix, list(asked.values()), [options[id(pairs)] for pairs in written]) if asked else []
-    rows = sweep.tokenized.splits["test"].rows
+    # Queries with the same known answers share them as an object, which is read once.
+    distinct = {id(pairs): pairs for pairs in written}
+    texts = {key: [text for text, _ in pairs] for key, pairs in distinct.items()}
+    options = {key: [answer for _, answer in pairs] for key, pairs in distinct.items()}
+    nats = engine.score(prefix, list(asked.values()), [options[id(pairs)] for pairs in written])
     priors: Sequence[NDArray[np.float64]] | None = None
-    if sweep.settings.answering.calibrate == "contextual" and asked:
+    if sweep.settings.answering.calibrate == "contextual":
         free = write_queries(sweep.tokenizer, CONTENT_FREE, after_shots=after_shots)
         priors = score_content_free(engine, prefix, [free] * len(asked), written)
     weighed = weigh_all(nats, written, normalize=sweep.settings.answering.normalize, free=priors)
-    replies = {}
+    rows, replies = sweep.tokenized.splits["test"].rows, {}
     for query, pairs, nats_O, one in zip(asked, written, nats, weighed, strict=True):
-        choice_nll = dict(zip((text for text, _ in pairs), nats_O.tolist(), strict=True))
-        text, _ = pairs[one.best]
+        names = texts[id(pairs)]
+        choice_nll = dict(zip(names, nats_O.tolist(), strict=True))
         nll = choice_nll[sweep.task.test[rows[query]].answer]
-        replies[query] = _Reply(text, nll, choice_nll=choice_nll, confidence=one.confidence)
+        replies[query] = _Reply(names[one.best], nll, choice_nll=choice_nll, confidence=one.confidence)
     return replies
 
 
@@ -172,22 +176,35 @@ def _generate(
     }
 
 
-def _predict(sweep: TaskSweep, draw: int, shots: Shots, query: int, reply: _Reply) -> Prediction:
-    """Return the scored answer to one query."""
-    task = sweep.task
-    example = task.test[sweep.tokenized.splits["test"].rows[query]]
-    return Prediction(
-        task.name,
-        draw,
-        sweep.num_shots(draw, shots),
-        example.id,
-        reply.text,
-        example.answer,
-        score=best_score(reply.text, answers=example.answers, metric=task.metric),
-        nll=reply.nll,
-        cut=reply.cut,
-        choice_nll=reply.choice_nll,
-        confidence=reply.confidence,
-        fill=shots == FILL,
-        other_scores=score_others(reply.text, answers=example.answers, metric=task.metric, family=task.family),
-    )
+def _predict(sweep: TaskSweep, draw: int, shots: Shots, replies: Sequence[_Reply]) -> list[Prediction]:
+    """Return the scored answer to each query that has one, given the replies to all of them in their order."""
+    task, num_shots = sweep.task, sweep.num_shots(draw, shots)
+
+    @cache  # most replies to known answers are alike
+    def score(text: str, answers: tuple[str, ...]) -> tuple[float, dict[str, float]]:
+        others = score_others(text, answers=answers, metric=task.metric, family=task.family)
+        return best_score(text, answers=answers, metric=task.metric), others
+
+    predictions = []
+    for example, query_id, reply in zip(sweep.examples, sweep.query_ids, replies, strict=True):
+        if reply.fault:
+            continue
+        main, others = score(reply.text, example.answers)
+        predictions.append(
+            Prediction(
+                task.name,
+                draw,
+                num_shots,
+                query_id,
+                reply.text,
+                example.answer,
+                score=main,
+                nll=reply.nll,
+                cut=reply.cut,
+                choice_nll=reply.choice_nll,
+                confidence=reply.confidence,
+                fill=shots == FILL,
+                other_scores=others,
+            )
+        )
+    return predictions

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples, query_ids
+from manyicl.episodes import TaskTokenizer, TokenizedTask, input_segments, join_examples
 from manyicl.errors import UserError, list_some
 from manyicl.evaluation.points import PlainPath
 from manyicl.evaluation.shots import FILL, Shots, record_choice, shots_order, sort_shots
@@ -161,6 +161,7 @@ class TaskSweep:
         self.task = tokenized.task
         self.candidates: dict[int, tuple[str, ...]] = {}
         self.written: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
+        self._most_tokens: dict[tuple[str, ...], int] = {}  # of an answer among known ones
         self._needs: dict[int, int] = {}
         self._ranked: dict[int, list[int]] = {}
         self._nearest: dict[tuple[int, int, int], list[int]] = {}
@@ -223,11 +224,15 @@ class TaskSweep:
             return f"only {num_short:,} of its {num_train:,} train rows are short enough for {within}"
         return f"they do not fit {within}"
 
-    @property
+    @cached_property
+    def examples(self) -> list[Example]:
+        """The test rows of the queries, in the order in which they are asked."""
+        return [self.task.test[row] for row in self.tokenized.splits["test"].rows[self.queries].tolist()]
+
+    @cached_property
     def query_ids(self) -> list[str]:
         """The ids of the queries, in the order in which they are asked."""
-        rows = self.tokenized.splits["test"].rows
-        return [self.task.test[rows[q]].id for q in self.queries]
+        return [example.id for example in self.examples]
 
     @property
     def points(self) -> list[tuple[int, Shots]]:
@@ -286,17 +291,21 @@ class TaskSweep:
         between = self.tokenized.num_between if is_first else 0
         return np.array([int(lengths[own].sum()) - between * bool(own) for own in owns], dtype=np.int64)
 
-    def asked_ids(self, draw: int, shots: Shots, query: int) -> NDArray[np.int32]:
-        """Return what the model gets after the shared shots of a point: the query's own shots, and its input."""
-        num_shots, own = self.num_shots(draw, shots), self.nearest_shots(draw, shots, query)
-        ids = query_ids(self.tokenized, split="test", index=query, after_shots=num_shots > 0)
-        if not own:
-            return ids
+    def asked_ids(self, draw: int, shots: Shots) -> dict[int, NDArray[np.int32]]:
+        """Return what the model gets of each query after the shared shots of a point: its own shots, and its input."""
+        num_shots, queries = self.num_shots(draw, shots), self.queries.tolist()
+        num_shared = self.num_shared(num_shots)
+        inputs = input_segments(self.tokenized, split="test", indices=self.queries, after_shots=num_shots > 0)
+        asked = dict(zip(queries, inputs, strict=True))
+        if num_shared == num_shots:
+            return asked
         train = self.tokenized.splits["train"]
-        pieces = [train.ids[train.starts[index] : train.starts[index + 1]] for index in own]
-        if not self.num_shared(num_shots):
-            pieces[0] = pieces[0][self.tokenized.num_between :]
-        return np.concatenate([*pieces, ids]).astype(np.int32)
+        for query in queries:
+            pieces = [train.ids[train.starts[i] : train.starts[i + 1]] for i in self.nearest_shots(draw, shots, query)]
+            if not num_shared:
+                pieces[0] = pieces[0][self.tokenized.num_between :]
+            asked[query] = np.concatenate([*pieces, asked[query]]).astype(np.int32)
+        return asked
 
     def prefix_tokens(self, draw: int, num_shared: int) -> int:
         """Return the tokens of the head and a draw's first `num_shared` shots."""
@@ -331,10 +340,10 @@ class TaskSweep:
         """
         sizes = []
         num_nodes: dict[tuple[str, ...], int] = {}
-        for query in self.queries.tolist():
+        asked = input_segments(self.tokenized, split="test", indices=self.queries, after_shots=after_shots)
+        for query, num_asked in zip(self.queries.tolist(), map(len, asked), strict=True):
             known = self.candidates[query]
             options = [ids for _, ids in self.written[known]]
-            num_asked = len(query_ids(self.tokenized, split="test", index=query, after_shots=after_shots))
             if options:
                 if known not in num_nodes:
                     num_nodes[known] = len(build_trie(options).tokens_N)
@@ -371,12 +380,14 @@ class TaskSweep:
         fits = test.lengths[order] <= room
         num_long = int((~fits).sum())
         inputs, references = (test.lengths - test.answer_lengths).tolist(), test.answer_lengths.tolist()
+        task, rows = self.task, test.rows.tolist()
         queries: list[int] = []
         needs: list[int] = []
         for query in order[fits].tolist():
             if len(queries) == self.settings.num_queries:
                 break
-            need = inputs[query] + max(references[query], self._most_answer_tokens(query))
+            known = self.candidates[query] = task.choices(task.test[rows[query]])
+            need = inputs[query] + max(references[query], self._most_answer_tokens(known))
             self._needs[query] = need
             if need <= room:
                 queries.append(query)
@@ -414,14 +425,12 @@ class TaskSweep:
         queries = self.wanted[fits] if fitting_shots else self.wanted[:0]
         return tuple(sort_shots(fitting_shots)), queries, filling
 
-    def _most_answer_tokens(self, query: int) -> int:
-        """Return the tokens of the longest answer that a query may get, and note its known answers."""
-        test = self.tokenized.splits["test"]
-        known = self.task.choices(self.task.test[test.rows[query]])
-        self.candidates[query] = known
-        if known not in self.written:
-            self.written[known] = write_answers(self.tokenizer, known)
-        return most_answer_tokens(self.tokenized, self.written[known]) if known else self.max_new_tokens
+    def _most_answer_tokens(self, known: tuple[str, ...]) -> int:
+        """Return the tokens of the longest answer that a query may get, and write its known answers, if any."""
+        if known not in self._most_tokens:
+            pairs = self.written[known] = write_answers(self.tokenizer, known)
+            self._most_tokens[known] = most_answer_tokens(self.tokenized, pairs) if known else self.max_new_tokens
+        return self._most_tokens[known]
 
     def prefix_ids(self, draw: int, *, start: int, stop: int) -> NDArray[np.int32]:
         """Return what must be encoded to go from `start` shots (0: nothing yet but the head) to `stop` shots."""
