@@ -27,6 +27,11 @@ def test_the_very_input_and_a_near_duplicate_are_told_apart():
     assert find_copies(["the red fox runs", "a cat"], shots=shots) == [Copies((0, 3), (1,)), Copies((), ())]
 
 
+@given(text=st.text(st.characters(codec="ascii")))
+def test_words_of_ascii_are_those_that_the_text_has_beside_other_letters(text):
+    assert split_words(text) == split_words(text + " \u00e9")[:-1]
+
+
 def test_one_word_of_twenty_changed_is_near_and_one_of_ten_is_not():
     # 20 words have 18 shingles; a changed last word changes one of them: 17 / 19 are shared.
     words = [f"w{letter}" for letter in "abcdefghijklmnopqrst"]

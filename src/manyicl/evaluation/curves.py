@@ -79,13 +79,13 @@ def make_curve(
 
 def _levels(sweep: TaskSweep) -> dict[str, Any]:
     """Return the fields of a point that its queries alone decide, which are the same at every number of shots."""
-    rows, task = sweep.tokenized.splits["test"].rows, sweep.task
-    examples = [task.test[rows[q]] for q in sweep.queries]
+    task = sweep.task
     train = [example.answer for example in task.train]
+    answers = [example.answers for example in sweep.examples]
     return {
         "num_unfit": sweep.num_unfit,
-        "majority_score": majority_score([e.answers for e in examples], train_answers=train, metric=task.metric),
-        "chance_score": _chance(task, examples),
+        "majority_score": majority_score(answers, train_answers=train, metric=task.metric),
+        "chance_score": _chance(task, sweep.examples),
     }
 
 
@@ -172,28 +172,31 @@ def _draw_point(audit: Mapping[str, Any], draw: int, row: Sequence[Prediction]) 
 
 def _audit_draws(sweep: TaskSweep) -> dict[tuple[int, Shots], dict[str, Any]]:
     """Return, for each (draw, shots), an audit of its shots: the fields of DrawPoint that need no answer."""
-    train, test = sweep.tokenized.splits["train"], sweep.tokenized.splits["test"]
-    queries, points = sweep.queries.tolist(), sweep.points
-    own = {(point, q): sweep.nearest_shots(*point, q) for point in points for q in queries}
+    train = sweep.tokenized.splits["train"]
+    queries = sweep.queries.tolist()
+    with_own = queries if sweep.settings.choose == "nearest" else []
+    own = {(point, query): sweep.nearest_shots(*point, query) for point in sweep.points for query in with_own}
     shown = sorted(
-        {int(shot) for draw, order in enumerate(sweep.draws) for shot in order[: sweep.most_shots(draw)]}
+        {shot for draw, order in enumerate(sweep.draws) for shot in order[: sweep.most_shots(draw)].tolist()}
         | {shot for nearest in own.values() for shot in nearest}
     )
     copies = find_copies(
-        [sweep.task.test[test.rows[q]].input for q in queries],
+        [example.input for example in sweep.examples],
         shots=[sweep.task.train[train.rows[shot]].input for shot in shown],
     )
+    copied = [(query, found) for query, found in zip(queries, copies, strict=True) if found.exact or found.near]
     audits = {}
     for draw, order in enumerate(sweep.draws):
         most = sweep.most_shots(draw)
         place = dict(zip(order[:most].tolist(), range(most), strict=True))  # shot -> how many stand before it
         examples = [sweep.task.train[train.rows[shot]] for shot in order[:most]]
+        example_ids = [example.id for example in examples]
         for point in sweep.shots_of(draw):
             shots = sweep.num_shots(draw, point)
             shared = sweep.num_shared(shots)
             num_copies = num_near = 0
-            for query, found in zip(queries, copies, strict=True):
-                nearest = own[(draw, point), query]
+            for query, found in copied:
+                nearest = own.get(((draw, point), query), ())
                 exact, near = (
                     any(place.get(shown[n], most) < shared or shown[n] in nearest for n in matches)
                     for matches in (found.exact, found.near)
@@ -203,7 +206,7 @@ def _audit_draws(sweep: TaskSweep) -> dict[tuple[int, Shots], dict[str, Any]]:
             # Each query's nearest shots have labels of their own, so a draw has no share of a label then.
             is_counted = sweep.task.labels and shared == shots
             labels = Counter(example.answer for example in examples[:shots]) if is_counted else Counter()
-            ids = "\n".join(example.id for example in examples[:shots])
+            ids = "\n".join(example_ids[:shots])
             if shared < shots:
                 ids += f"\nthe last {shots - shared} are the nearest"
             audits[draw, point] = {

@@ -32,6 +32,8 @@ _WORDS = re.compile(
     rf"\d+(?:[.,:]\d+)*|[{_IDEOGRAPHS}]|[^\W\d{_IDEOGRAPHS}]+"
     r"|[^\w\s.,;:!?\u2026'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb]"
 )
+# The same in a text of ASCII in lower case, found in half the time.
+_ASCII_WORDS = re.compile(r"[a-z_]+|[0-9]+(?:[.,:][0-9]+)*|[^a-z0-9_\s.,;:!?'\"`]")
 # Words, candidates or shingles that are processed at once: about 100 MB.
 BLOCK = 1 << 20
 # Shingles are counted by the last bits of their hashes. Two with the same bits only look less rare than they are.
@@ -61,15 +63,18 @@ def find_copies(queries: Sequence[str], *, shots: Sequence[str]) -> list[Copies]
     similar: dict[int, list[int]] = {}
     for query, shot in CopyIndex(shots).find_similar(queries):
         similar.setdefault(query, []).append(shot)
-    found = []
+    found = [Copies((), ())] * len(queries)
     for number, text in enumerate(queries):
-        exact = by_text.get(text, [])
-        found.append(Copies(tuple(exact), tuple(sorted({*similar.get(number, ())}.difference(exact)))))
+        exact, near = by_text.get(text, ()), similar.get(number, ())
+        if exact or near:
+            found[number] = Copies(tuple(exact), tuple(sorted({*near}.difference(exact))))
     return found
 
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text by which inputs are compared: in Unicode's compatibility form and without case."""
+    if text.isascii():  # its compatibility form is itself
+        return _ASCII_WORDS.findall(text.lower())
     return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -186,7 +191,7 @@ def _hash_inputs(inputs: Sequence[str]) -> _Sets:
     hashes, sizes = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
     words, lengths = array("q"), array("q")
     for number, text in enumerate(inputs, start=1):
-        mine = [hash(word) for word in split_words(text)]  # 64 pseudo-random bits, the same within a process
+        mine = list(map(hash, split_words(text)))  # 64 pseudo-random bits, the same within a process
         if mine:
             mine += [0] * (SHINGLE_WORDS - len(mine))
         words.extend(mine)
