@@ -95,8 +95,8 @@ def measure_confidence(answers: Iterable[Prediction]) -> Confidence | None:
 
     def resample(num: int) -> Array:
         chosen_RQ = rng.integers(0, num_queries, (num, num_queries))
-        numbered_RQ = chosen_RQ + num_queries * np.arange(num)[:, None]  # all resamples are counted at once
-        counts_RQ = np.bincount(numbered_RQ.ravel(), minlength=num * num_queries).reshape(num, num_queries)
+        chosen_RQ += num_queries * np.arange(num)[:, None]  # all resamples are counted at once
+        counts_RQ = np.bincount(chosen_RQ.ravel(), minlength=num * num_queries).reshape(num, num_queries)
         counts_RN = np.take(counts_RQ, queries_N, axis=1)
         return _binned_errors(sure_N, counts_RN, gaps_RN=counts_RN * gaps_N)
 
@@ -105,7 +105,7 @@ def measure_confidence(answers: Iterable[Prediction]) -> Confidence | None:
         return _binned_errors(sure_N, np.ones((1, len(rows)), dtype=np.int64), gaps_RN=right_RN - sure_N)
 
     low, high = (2 * error - q for q in _quantiles(resample, num_answers=len(rows))[::-1])
-    if error <= _quantiles(simulate, num_answers=len(rows))[1]:
+    if low > 0 and error <= _quantiles(simulate, num_answers=len(rows))[1]:
         low = 0.0
     return Confidence(
         num_answers=len(rows),
@@ -146,16 +146,17 @@ def _binned_errors(sure_N: Array, counts_RN: NDArray[np.int64], *, gaps_RN: Arra
     gaps_RN: score minus confidence, as often as the answer occurs. In a bin n |mean score - mean confidence| is the
         absolute value of their sum.
     """
-    seen_RN = np.cumsum(counts_RN, axis=1)
-    cuts_RB = np.maximum(np.arange(1, NUM_BINS + 1) * seen_RN[:, -1:] // NUM_BINS, 1)
-    # One search for all: each row is raised above the rows before it.
-    raised_R1 = (int(seen_RN.max()) + 1) * np.arange(len(seen_RN))[:, None]
-    found_RB = np.searchsorted((seen_RN + raised_R1).ravel(), (cuts_RB + raised_R1).ravel()).reshape(cuts_RB.shape)
-    places_RB = found_RB - seen_RN.shape[1] * np.arange(len(seen_RN))[:, None]
+    # One search for all: a row's answers are counted after those of the rows before it.
+    num_rows, num_answers = counts_RN.shape
+    seen_RN = np.cumsum(counts_RN).reshape(num_rows, num_answers)
+    before_R1 = np.concatenate([[0], seen_RN[:-1, -1]])[:, None]
+    totals_R1 = seen_RN[:, -1:] - before_R1
+    cuts_RB = np.maximum(np.arange(1, NUM_BINS + 1) * totals_R1 // NUM_BINS, 1)
+    places_RB = np.searchsorted(seen_RN.ravel(), (cuts_RB + before_R1).ravel()).reshape(cuts_RB.shape) % num_answers
     last_RB = np.searchsorted(sure_N, sure_N[places_RB], side="right") - 1  # equal confidences stay together
     sums_RB = np.take_along_axis(np.cumsum(gaps_RN, axis=1), np.broadcast_to(last_RB, (len(gaps_RN), NUM_BINS)), axis=1)
     errors_R = np.abs(np.diff(sums_RB, axis=1, prepend=0)).sum(axis=1)
-    return np.asarray(errors_R / seen_RN[:, -1], dtype=np.float64)
+    return np.asarray(errors_R / totals_R1[:, 0], dtype=np.float64)
 
 
 def reliability(confidences_N: Array, scores_N: Array) -> list[ReliabilityBin]:
