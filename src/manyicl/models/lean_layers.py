@@ -62,10 +62,12 @@ def _lean_norm(own: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], 
     def forward(norm: Any, x_1TF: Tensor) -> Tensor:
         if x_1TF.dtype != norm.weight.dtype:
             return own(norm, x_1TF)
-        dtype = _autocast_dtype(x_1TF) or x_1TF.dtype
+        dtype = _autocast_dtype(x_1TF)
         if not torch.is_grad_enabled():  # a function with a backward pass costs Python three times the kernel's start
+            if dtype is None:
+                return torch.rms_norm(x_1TF, norm.weight.shape, norm.weight, norm.variance_epsilon)
             return _norm_of(x_1TF, norm.weight, norm.variance_epsilon)[0].to(dtype)
-        out: Tensor = _Norm.apply(x_1TF, norm.weight, norm.variance_epsilon, dtype)
+        out: Tensor = _Norm.apply(x_1TF, norm.weight, norm.variance_epsilon, dtype or x_1TF.dtype)
         return out
 
     return forward

@@ -139,11 +139,15 @@ class RowLayout:
     def pad(self, row: Tensor) -> Tensor:
         """Return (1, H, T, D) as (S, H, L, D)."""
         num_segments, longest = self.offsets_SL.shape
+        if num_segments == 1:  # never padded
+            return row
         cells = row[0] if self.places is None else row[0].index_select(1, self.places[0])
         return cells.reshape(len(cells), num_segments, longest, -1).transpose(0, 1)
 
     def unpad(self, part: Part) -> Part:
         """Return out (S, H, L, D) and lse (S, H, L) as those of the row, (1, H, T, D) and (1, H, T)."""
+        if len(self.offsets_SL) == 1:
+            return part
         out, lse = (x.transpose(0, 1).flatten(1, 2) for x in part)
         if self.places is not None:
             out, lse = (x.index_select(1, self.places[1]) for x in (out, lse))
@@ -228,6 +232,8 @@ def _in_one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
     """
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    if query.dtype == key.dtype == value.dtype == dtype:
+        return query, key, value
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
