@@ -257,7 +257,7 @@ def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
     assert refusal(capfd, *ask, tmp_path / "no.txt").startswith(f"{tmp_path / 'no.txt'}: cannot be read ")
     for text, expected in (
         ("", "is empty; give one input per line"),
-        ("a\n\nb\n", "line 2: is empty"),
+        ("a\n\nb\n", "in.txt, line 2: is empty; remove it"),
         ("9 " * 600, "line 1: "),
     ):
         (tmp_path / "in.txt").write_text(text)

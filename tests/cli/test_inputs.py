@@ -29,6 +29,9 @@ def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_an_input(
     file.write_bytes(b"\xef\xbb\xbf")
     with pytest.raises(UserError, match="is empty; give one input per line"):
         read_inputs(str(file))
+    file.write_bytes(b"the bell is broken\n \nthe saddle is lost\n")
+    with pytest.raises(UserError, match=r"inputs\.txt, line 2: is empty; remove it, or give an input"):
+        read_inputs(str(file))
 
 
 @pytest.mark.parametrize("codec", ["utf-16", "utf-8-sig"])

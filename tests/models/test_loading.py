@@ -266,6 +266,11 @@ def test_a_merged_adapter_gives_the_adapters_logits(saved):
         assert read_note(str(saved / f"merged-{name}")) == NOTE
 
 
+def test_all_who_may_read_a_merged_models_config_may_read_its_weights(saved):
+    modes = {path.name: path.stat().st_mode for path in (saved / "merged-adapter").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_nothing_saved_is_a_pickle(saved):
     names = {path.name for name in ("adapter", "merged-adapter") for path in (saved / name).iterdir()}
     assert {"adapter_model.safetensors", "model.safetensors", MODEL_NOTE} <= names

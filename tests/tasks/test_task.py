@@ -301,6 +301,7 @@ def test_the_split_of_a_row_does_not_depend_on_the_others(tmp_path: Path, texts:
 
 BROKEN_LINES = [
     ("invalid JSON", b"{oops}", "each line must be one JSON object"),
+    ("invalid JSON", b'{"input": "x\x01", "answer": "a"}', "(Invalid control character at character 13); each line"),
     ("invalid JSON", b'{"input": "x", "answer"', "(Expecting ':' delimiter at character 24); each line must be one"),
     ("invalid JSON", b"[" * 100_000, "nested too deeply"),
     ("not an object", b'["x", "y"]', "['x', 'y'] is not an object"),

@@ -63,7 +63,7 @@ def read_inputs(file: str) -> list[str]:
     The text is UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it.
 
     Raises:
-        UserError: the file cannot be read, is empty, or is a data file, whose lines are more than inputs.
+        UserError: the file cannot be read, it or a line of it is empty, or it is a data file, whose lines are more.
     """
     name = "standard input" if file == "-" else file
     if data_suffix(Path(file)):
@@ -82,7 +82,11 @@ def read_inputs(file: str) -> list[str]:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text:
         raise UserError(f"{name}: is empty; give one input per line")
-    return text.removesuffix("\n").split("\n")  # not splitlines: an input may hold other separators
+    lines = text.removesuffix("\n").split("\n")  # not splitlines: an input may hold other separators
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise UserError(f"{name}, line {number:,}: is empty; remove it, or give an input")
+    return lines
 
 
 def _read_bytes(file: str) -> bytes:

@@ -41,7 +41,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> 
 
 
 def save_beside_weights(model: Any, tokenizer: Any, folder: Path, *, note: ModelNote) -> None:
-    """Write tokenizer, note and, of an adapter on a changed base, its config; as `save_model` says, without weights."""
+    """Write tokenizer, note and, of an adapter on a changed base, its config; weights get the note's permissions."""
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     if inner is not model and getattr(inner, "has_changed_config", False):
         config = copy.deepcopy(inner.config)
@@ -50,6 +50,9 @@ def save_beside_weights(model: Any, tokenizer: Any, folder: Path, *, note: Model
         config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_atomically(folder / MODEL_NOTE, note.model_dump_json(indent=2) + "\n")
+    # safetensors 0.8 makes files that only their owner can read, so that no other user's server would load the model.
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / MODEL_NOTE).stat().st_mode)
 
 
 def merge_adapter(path: str, out: Path, *, trust_remote_code: bool = False) -> str:

@@ -291,7 +291,7 @@ def _describe_json_mistake(line: bytes, error: ValueError) -> tuple[str, str]:
     # Not its "line 1", or 2 if it is the end of the line: the row has a number of its own.
     why = str(error)
     if isinstance(error, json.JSONDecodeError):
-        why = f"{error.msg} at character {min(error.pos, len(error.doc.rstrip())) + 1:,}"
+        why = f"{error.msg.removesuffix(' at')} at character {min(error.pos, len(error.doc.rstrip())) + 1:,}"
     return "invalid JSON", f"invalid JSON ({why}); each line must be one JSON object"
 
 

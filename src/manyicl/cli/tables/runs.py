@@ -46,7 +46,10 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> Group:
     note = f"differences paired over {max(counts)} episodes per task, 95 % t interval over episodes"
     if max(counts) == 1:
         note = "one episode per task: no interval"
-    return Group(table, Text(f"{note}; negative is better", style="dim"))
+    frequencies = (
+        "answers only: what guessing by the frequencies of the train answers would lose, without reading inputs"
+    )
+    return Group(table, Text(f"{note}; negative is better", style="dim"), Text(frequencies, style="dim"))
 
 
 def _difference(interval: Interval) -> Text:

@@ -67,7 +67,7 @@ def _check_inputs(inputs: Sequence[str]) -> None:
         if not isinstance(text, str):
             raise UserError(f"input {number}: {text!r} is not a text; give a list of texts")
         if not text.strip():
-            raise UserError(f"line {number}: is empty; give one input per line")
+            raise UserError(f"input {number}: is empty; give a text, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)
