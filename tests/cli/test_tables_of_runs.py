@@ -87,3 +87,17 @@ def test_a_warm_up_longer_than_the_run_is_told_before_it_is_trained(tmp_path, mo
     long = config.model_copy(update={"train": config.train.model_copy(update={"warmup_steps": 6})})
     last = render(plan_table(prepare_run(long))).splitlines()[-1]
     assert last == "train.warmup_steps = 6: the learning rate is still rising when the run ends, at step 6"
+
+
+def test_a_task_that_the_steps_do_not_reach_is_told_before_it_is_trained(tmp_path, monkeypatch):
+    """Only `manyicl plan` told it; the table of `manyicl train` had a 0."""
+    monkeypatch.setenv("MANYICL_CACHE", str(tmp_path / "cache"))
+    config = write_setting(tmp_path)
+    short = config.train.model_copy(update={"num_steps": 1, "packs_per_step": 1})
+    prepared = prepare_run(config.model_copy(update={"train": short}))
+    reached = count_plan(prepared.packs, pack_tokens=160)["tokens_by_task"]
+    others = [name for name in prepared.tasks if name not in reached]
+    assert len(reached) == 1
+    told = "not trained on, since the steps end before an episode of it: " + ", ".join(others)
+    last = render(plan_table(prepared)).splitlines()[-1]
+    assert last == f"{told}; raise train.num_steps or train.packs_per_step, or leave it out of tasks.names"

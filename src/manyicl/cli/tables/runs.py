@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from manyicl.console import Table, tell_estimate, tell_signed
+from manyicl.errors import list_some
 from manyicl.intervals import Interval
 from manyicl.planning import note_warmup
 from manyicl.training import HeldOutRow, Prepared, count_dropped, count_plan, mean_of_tasks
@@ -80,5 +81,10 @@ def plan_table(prepared: Prepared) -> Group:
         f" {plan['packs']:,} packs of {config.pack_tokens:,} ({plan['fill']:.1%} full),"
         f" {config.train.num_steps:,} steps"
     )
-    warmup = note_warmup(config.train)
-    return Group(table, Text(line), *([Text(warmup)] if warmup else []))
+    notes = [note_warmup(config.train)]
+    if unreached := [name for name in prepared.tasks if name not in plan["tokens_by_task"]]:
+        notes.append(
+            f"not trained on, since the steps end before an episode of it: {list_some(unreached)}; raise"
+            " train.num_steps or train.packs_per_step, or leave it out of tasks.names"
+        )
+    return Group(table, Text(line), *(Text(note) for note in notes if note))
