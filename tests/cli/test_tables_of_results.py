@@ -271,6 +271,9 @@ def test_the_audit_shows_counts_lengths_and_the_verdict():
     assert "words: and short" in text
     assert "sums: dropped 14: duplicate input" in text
     assert text.count("split: by hand") == 1
+    hashed = replace(AUDIT, name="hashed", split_note="by a hash")
+    text = render(audit_table([AUDIT, labelled, hashed]))
+    assert text.splitlines()[-2:] == ["split of hashed: by a hash", "split of sums, words: by hand"]
 
 
 def test_the_audit_tells_of_near_duplicates_between_train_and_test():

@@ -367,7 +367,7 @@ def test_the_real_tasks_are_all_usable(capfd, tmp_path):
         (tmp_path / path.name).write_bytes(b"".join(lines[:: 3 if len(lines) > 6500 else 1]))
     code, out, err = check(tmp_path, capfd, "--model", SHARED / "models" / "stories260K")
     assert (code, err) == (0, "")
-    table = out.split("\n", 2)[2].split("split: ")[0].splitlines()
+    table = out.split("\n", 2)[2].split("\nsplit")[0].splitlines()
     verdicts = [line.split("  ")[-1] for line in table if "  " in line]
     assert len(verdicts) >= 12
     long = re.compile(r"usable, but [\d,]+ t\w+ rows too long to be \w+ \(longest sequence: 512 tokens\)")

@@ -277,6 +277,8 @@ def test_tasks_are_replaced_and_removed(service, animals):
     assert animals.version == 2
     assert animals.replace_examples(ROWS[:40]).kept == 40
     assert [task.name for task in service.tasks()] == ["animals"]
+    with pytest.raises(UnknownTask, match=r"task 'animal': there is none of this name; did you mean 'animals'\?"):
+        service.task("animal")
     service.remove_task("animals")
     with pytest.raises(UnknownTask, match="task 'animals': there is none of this name"):
         animals.predict("the red fox")

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from manyicl.errors import UserError, find_refusal
+from manyicl.errors import UserError, find_refusal, suggest_near
 from manyicl.service.refusals import Closing, LibraryFault, TaskExists, UnknownExample, UnknownTask
 from manyicl.tasks import Example
 
@@ -231,7 +231,8 @@ class Library:
             raise UnknownTask("task: its name holds half of a surrogate pair; no task has it") from None
         row = db.execute(f"{_SELECT_TASK} WHERE name = ?", (name,)).fetchone()
         if row is None:
-            raise UnknownTask(f"task {name[:100]!r}: there is none of this name")
+            names = [known for (known,) in db.execute("SELECT name FROM tasks LIMIT 1000")]
+            raise UnknownTask(f"task {name[:100]!r}: there is none of this name{suggest_near(name[:100], names)}")
         return _to_record(row)
 
     def versions(self) -> dict[str, tuple[int, int]]:

@@ -395,6 +395,10 @@ def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
     whole = ("column", "columns", "not UTF-8", "than in train")
     if any(fault.rows and not fault.kind.endswith(whole) for audit in audits for fault in audit.faults):
         notes.append("manyicl import SOURCE --out FOLDER makes task files without the faulty rows, counted by reason")
-    for note in sorted({audit.split_note for audit in audits if audit.split_note}):
-        notes.append(f"split: {note}")
+    split: dict[str, list[str]] = {}
+    for audit in audits:
+        if audit.split_note:
+            split.setdefault(audit.split_note, []).append(audit.name)
+    for note, names in sorted(split.items()):
+        notes.append(f"split of {list_some(names)}: {note}" if len(split) > 1 else f"split: {note}")
     return notes
