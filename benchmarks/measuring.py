@@ -71,13 +71,10 @@ def make_episodes(
 ) -> list[TokenizedEpisode]:
     """Return random episodes that fill a row, each with answers of three tokens on `target_share` of its tokens.
 
-    Ends the benchmark in one line if even the longest is too short for one answer.
+    One that is too short for an answer has none.
     """
     rng, episodes = np.random.default_rng(0), []
     step = max(ANSWER_TOKENS + 1, round(ANSWER_TOKENS / target_share))
-    if (longest := min(episode_tokens, num_tokens)) < step:
-        share = f"with {target_share:.0%} of the tokens in answers of {ANSWER_TOKENS}"
-        raise SystemExit(f"error: episodes of {longest} tokens hold no answer {share}; make them {step} or longer")
     for start in range(0, num_tokens, episode_tokens):
         length = min(episode_tokens, num_tokens - start)
         starts = np.arange(step - ANSWER_TOKENS, length - ANSWER_TOKENS + 1, step)
@@ -87,7 +84,13 @@ def make_episodes(
 
 
 def make_row(episodes: Sequence[TokenizedEpisode], *, targets: str = "all") -> Batch:
-    """Return a row of the episodes whose loss is the mean over its target tokens."""
+    """Return a row of the episodes whose loss is the mean over its target tokens.
+
+    Ends the benchmark in one line if all are too short for an answer.
+    """
+    if not any(len(episode.spans) for episode in episodes):
+        longest = max(len(episode.ids) for episode in episodes)
+        raise SystemExit(f"error: episodes of {longest} tokens or fewer hold no answer; make them longer, or fewer")
     counts = [len(e.spans) if targets == "all" else 1 for e in episodes]
     weights = [np.full(n, 1.0 / (ANSWER_TOKENS * sum(counts))) for n in counts]
     return join_row(

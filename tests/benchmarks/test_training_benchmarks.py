@@ -279,10 +279,9 @@ def test_gpu_many_on_two_processes_keeps_a_line_of_each_result(tmp_path, monkeyp
 
 def test_episodes_too_short_for_an_answer_are_told_in_one_line(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    make_episodes = import_module("measuring").make_episodes
-    told = "episodes of 4 tokens hold no answer with 10% of the tokens in answers of 3; make them 30 or longer"
-    for num_tokens, episode_tokens in ((64, 4), (4, 64)):
-        with pytest.raises(SystemExit, match=told):
-            make_episodes(num_tokens, episode_tokens=episode_tokens, target_share=0.1, vocab_size=50)
-    lengths = [len(one.spans) for one in make_episodes(64, episode_tokens=30, target_share=0.1, vocab_size=50)]
-    assert lengths == [1, 1, 0]
+    measuring = import_module("measuring")
+    episodes = measuring.make_episodes(64, episode_tokens=30, target_share=0.1, vocab_size=50)
+    assert [len(episode.spans) for episode in episodes] == [1, 1, 0]
+    assert measuring.make_row(episodes).num_tokens == 64
+    with pytest.raises(SystemExit, match="episodes of 4 tokens or fewer hold no answer; make them longer, or fewer"):
+        measuring.make_row(episodes[2:])
