@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from manyicl.models.lean_layers import lean_pieces
+from manyicl.inference.prefix import encode_prefix, score_choices
+from manyicl.models.lean_layers import lean_pieces, plain_layers
 from manyicl.training.recompute.layers import Recompute, prepared_layers
+from tests.conftest import tiny_model
 
 SHAPE = {
     "vocab_size": 64,
@@ -109,3 +113,58 @@ def test_a_model_that_is_not_known_is_left_as_it_is():
     own = loss_and_gradients(model)[0]
     with lean_pieces(model):
         assert loss_and_gradients(model)[0] == own
+
+
+def count_calls(model, run):
+    """Return what `run` returns, and how many modules it called."""
+    calls = []
+
+    def note(module, *_):
+        calls.append(module)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        return run(), len(calls)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "adapter"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "mistral-sliding"])
+def test_plain_layers_give_the_same_likelihoods_and_call_fewer_modules(name, lora):
+    model = tiny_model(name)
+    if lora:
+        config = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        model = get_peft_model(model, config).eval()
+    ids = np.random.default_rng(0).integers(3, 390, 60).astype(np.int32)
+    queries, options = [ids[:1], ids[:7], ids[9:33]], [[5, 6], [5, 8, 9]]
+
+    def ask():
+        return np.array(score_choices(model, encode_prefix(model, ids), queries, [options] * 3))
+
+    with lean_pieces(model):
+        own, usual = count_calls(model, ask)
+        with plain_layers():
+            nats, fewer = count_calls(model, ask)
+        again, left = count_calls(model, ask)
+    assert np.array_equal(nats, own)
+    assert np.array_equal(again, own)
+    assert fewer < (0.75 if lora else 0.3) * usual
+    assert left == usual
+
+
+def test_plain_layers_leave_training_and_what_hooks_into_a_part_alone():
+    model = make_model(LlamaForCausalLM, LlamaConfig)
+    own, expected = loss_and_gradients(model)
+    seen = []
+    handle = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: seen.append(1))
+    ids = np.arange(3, 33, dtype=np.int32)
+    with lean_pieces(model), plain_layers():
+        encode_prefix(model.eval(), ids)
+    assert seen == [1]
+    handle.remove()
+    model.train()
+    with plain_layers():
+        loss, gradients = loss_and_gradients(model)
+    assert loss == own
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in expected.items())

@@ -67,11 +67,12 @@ class InferenceModel:
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Let the model answer in the block: on a GPU by fewer kernels, and with its compiled pieces, if any."""
-        from manyicl.models import fused_pieces, lean_pieces
+        from manyicl.models import fused_pieces, lean_pieces, plain_layers
 
         lean = self.model is not None and not self.on_cpu
         with (
             lean_pieces(self.model) if lean else nullcontext(),
+            plain_layers() if lean and not self.compiled else nullcontext(),
             fused_pieces(self.model) if self.compiled else nullcontext(),
         ):
             yield

@@ -14,7 +14,7 @@ from .compiled_pieces import check_compiler, fused_pieces
 from .costs import ModelShape, WeightCounts, count_flops, count_weights, shape_model
 from .heads import float32_head
 from .isolation import TRIAL_TOKENS, isolation_fault, own_attention, refuse_unusable, row_attention
-from .lean_layers import lean_pieces
+from .lean_layers import lean_pieces, plain_layers
 from .loading import (
     MODEL_FILES,
     LoraSettings,
@@ -136,6 +136,7 @@ __all__ = [
     "merge_adapter",
     "multiplies_bf16",
     "own_attention",
+    "plain_layers",
     "read_note",
     "refuse_unusable",
     "replaced",

@@ -6,6 +6,9 @@ A norm written in torch operations starts 6 kernels forward and about 14 backwar
 that reads its output casts it anew. Here the norm is torch's own kernel, its output is cast once, and queries and keys
 are turned together. The formulas are the models' own; in bfloat16 fewer results in between are rounded.
 
+Where gradients are off, a layer also runs as one function (`plain_layers`): a call of a module takes Python as long as
+starting a kernel, and a layer has a dozen of them.
+
 Shapes: T tokens, H query heads, G key-value heads, D head dimension, F features.
 """
 
@@ -14,20 +17,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 
+from manyicl.models.attention.dispatch import attend_segments
 from manyicl.models.structure import inner_model, replaced
 
 # The norms whose formula is that of `_Norm`, and the modules whose rotary positions are those of `_Rotary`.
 NORMS = (modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_qwen2.Qwen2RMSNorm)
 MODELINGS = (modeling_llama, modeling_mistral, modeling_qwen2)
+# The layers whose formula is that of `_PlainLayer`.
+PLAIN = (modeling_llama.LlamaDecoderLayer, modeling_mistral.MistralDecoderLayer)
 
 
 @contextmanager
@@ -45,6 +53,84 @@ def lean_pieces(model: nn.Module) -> Iterator[None]:
             turn = _Turn(modeling.apply_rotary_pos_emb)
             stack.enter_context(replaced(modeling, "apply_rotary_pos_emb", turn))
         yield
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Run each decoder layer as one function where rows are asked, in the block; results stay the same to the bit.
+
+    It belongs inside `lean_pieces`, whose norms it takes. As there, classes are changed. Layers of other classes are
+    left as they are; so are parts that may be more than torch's own, such as those of an adapter.
+    """
+    with ExitStack() as stack:
+        for kind in PLAIN:
+            stack.enter_context(replaced(kind, "forward", _plain_forward(kind)))
+        yield
+
+
+def _plain_forward(kind: Any) -> Callable[..., Tensor]:
+    """Return what takes the place of the forward of a class of layers, and of that alone."""
+    own, known = kind.forward, dict[nn.Module, _PlainLayer]()
+
+    def forward(layer: nn.Module, hidden_1TF: Tensor, **given: Any) -> Tensor:
+        is_row = given.get("layout") is not None and given.get("past_key_values") is None
+        if not is_row or torch.is_grad_enabled() or type(layer) is not kind:
+            out: Tensor = own(layer, hidden_1TF, **given)
+            return out
+        if layer not in known:
+            known[layer] = _PlainLayer(layer)
+        return known[layer](hidden_1TF, **given)
+
+    return forward
+
+
+class _PlainLayer:
+    """A layer of Llama or Mistral, its parts by their functions: its formula is that of transformers' own forward."""
+
+    def __init__(self, layer: Any) -> None:
+        parts, self.attention = layer._modules, layer.self_attn
+        self.modeling: Any = sys.modules[type(layer).__module__]
+        has_window = self.modeling is modeling_mistral
+        self.options: dict[str, Any] = {
+            "scaling": self.attention.scaling,
+            "sliding_window": self.attention.config.sliding_window if has_window else None,
+        }
+        inside, mlp = self.attention._modules, parts["mlp"]._modules
+        self.norms = _function_of(parts["input_layernorm"]), _function_of(parts["post_attention_layernorm"])
+        self.inputs = [_function_of(inside[name]) for name in ("q_proj", "k_proj", "v_proj")]
+        self.output = _function_of(inside["o_proj"])
+        names = ("gate_proj", "act_fn", "up_proj", "down_proj")
+        self.gate, self.act, self.up, self.down = (_function_of(mlp[name]) for name in names)
+
+    def __call__(
+        self,
+        hidden_1TF: Tensor,
+        *,
+        layout: Any,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        attention, row = self.attention, hidden_1TF.shape[:-1]
+        x, heads = self.norms[0](hidden_1TF), (*row, -1, attention.head_dim)
+        q, k, v = (project(x).view(heads).transpose(1, 2) for project in self.inputs)
+        q, k = self.modeling.apply_rotary_pos_emb(q, k, *position_embeddings)
+        attended = attend_segments(attention, q, k, v, attention_mask, layout=layout, **self.options)[0]
+        hidden_1TF = hidden_1TF + self.output(attended.reshape(*row, -1))
+        x = self.norms[1](hidden_1TF)
+        return hidden_1TF + self.down(self.act(self.gate(x)) * self.up(x))
+
+
+def _function_of(part: Any) -> Callable[[Tensor], Tensor]:
+    """Return what computes the same as a part without the call of a module, or the part if that may be more."""
+    kind, function = type(part), part
+    if not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)):
+        if kind is nn.Linear:
+            function = partial(nn.functional.linear, weight=part.weight, bias=part.bias)
+        elif kind in NORMS or kind is SiLUActivation:
+            function = part.forward
+    known: Callable[[Tensor], Tensor] = function
+    return known
 
 
 def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
