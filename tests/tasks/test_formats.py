@@ -296,6 +296,13 @@ def test_labels_0_and_1_are_those_that_pandas_writes_as_0_0_and_1_0_in_a_column_
     )
 
 
+def test_a_note_of_labels_that_are_one_number_counts_those_that_it_does_not_show(tmp_path: Path) -> None:
+    task, _ = read(tmp_path, "t.jsonl", split_rows(["0", "1", "2", "3", "4"] * 6, ["0.0", "1.0", "2.0", "3.0", "4.0"]))
+    assert task is not None
+    shown = "'0.0' as '0' (1); '1.0' as '1' (1); '2.0' as '2' (1); and 2 more"
+    assert task.notes == (f"labels that are the same number are read alike: {shown}",)
+
+
 def test_numbers_that_are_no_other_label_stay_as_they_are_written(tmp_path: Path) -> None:
     for answers in (["1.0", "2.0"], ["1.5", "1.50"], ["3.1", "3.10"], ["01", "1"], ["+1", "1"]):
         task, _ = read(tmp_path, "t.jsonl", label_rows(answers * 10))

@@ -312,7 +312,7 @@ def test_inputs_are_not_sent_to_a_host_without_room_for_them(monkeypatch):
 
 @pytest.mark.slow
 def test_what_fits_no_gpu_takes_the_least_and_says_so(monkeypatch):
-    """It went from inputs in the host's memory to tiles only when memory had run out, and nobody was told before."""
+    """It used to take `offload` without a word, and the GPU ran out of memory."""
     monkeypatch.setattr(tiles, "TILE_TOKENS", 50)
     monkeypatch.setattr(choice, "free_host_memory", lambda: None)
     model, row = deep_model("llama", lora=None)[1], Row(416, 80, "fp32")

@@ -88,6 +88,7 @@ class _PlainLayer:
     """A layer of Llama or Mistral, its parts by their functions: its formula is that of transformers' own forward."""
 
     def __init__(self, layer: Any) -> None:
+        # Not by attributes, for which a module looks in three places.
         parts, self.attention = layer._modules, layer.self_attn
         self.modeling: Any = sys.modules[type(layer).__module__]
         has_window = self.modeling is modeling_mistral
@@ -118,19 +119,17 @@ class _PlainLayer:
         attended = attend_segments(attention, q, k, v, attention_mask, layout=layout, **self.options)[0]
         hidden_1TF = hidden_1TF + self.output(attended.reshape(*row, -1))
         x = self.norms[1](hidden_1TF)
-        return hidden_1TF + self.down(self.act(self.gate(x)) * self.up(x))
+        out: Tensor = hidden_1TF + self.down(self.act(self.gate(x)) * self.up(x))
+        return out
 
 
-def _function_of(part: Any) -> Callable[[Tensor], Tensor]:
+def _function_of(part: Any) -> Any:
     """Return what computes the same as a part without the call of a module, or the part if that may be more."""
-    kind, function = type(part), part
-    if not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)):
-        if kind is nn.Linear:
-            function = partial(nn.functional.linear, weight=part.weight, bias=part.bias)
-        elif kind in NORMS or kind is SiLUActivation:
-            function = part.forward
-    known: Callable[[Tensor], Tensor] = function
-    return known
+    if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+        return part
+    if type(part) is nn.Linear:
+        return partial(nn.functional.linear, weight=part.weight, bias=part.bias)
+    return part.forward if type(part) in (*NORMS, SiLUActivation) else part
 
 
 def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Protocol
 
+from manyicl.errors import list_some
 from manyicl.tasks.faults import FaultLog, near_word, show
 from manyicl.tasks.formats import data_suffix, read_list
 from manyicl.tasks.rows import FileRows, Row, is_empty, tidy_answer
@@ -128,26 +129,22 @@ def join_number_forms(files: Sequence[FileRows], *, family: str | None, labels: 
 
     family, labels: those of the task.json; None if it leaves them open.
     """
-    rows = [row for file in files for row in file.rows]
-    answers = {row.answer for row in rows}
-    forms = _find_number_forms(answers, listed=labels)
-    joined = [replace(row, answer=forms.get(row.answer, row.answer)) for row in rows] if forms else []
-    if not joined or not _are_labels(joined, family):
+    counts = Counter(row.answer for file in files for row in file.rows)
+    forms = _find_number_forms(counts, listed=labels)
+    if not forms:
         return []
-    counts = Counter(row.answer for row in rows if row.answer in forms)
-    for file in files:
-        file.rows = [
-            replace(
-                row,
-                answer=forms.get(row.answer, row.answer),
-                also_right=tuple(forms.get(answer, answer) for answer in row.also_right),
-            )
-            for row in file.rows
-        ]
-    told = "; ".join(
-        f"{show(form)} as {show(forms[form])} ({counts[form]:,})" for form in sorted(counts)[:_SHOWN_GROUPS]
-    )
-    return [f"labels that are the same number are read alike: {told}"]
+    alike = [[_in_one_form(row, forms) for row in file.rows] for file in files]
+    if not _are_labels([row for rows in alike for row in rows], family):
+        return []
+    for file, rows in zip(files, alike, strict=True):
+        file.rows = rows
+    told = [f"{show(form)} as {show(forms[form])} ({counts[form]:,})" for form in sorted(forms)]
+    return [f"labels that are the same number are read alike: {list_some(told, most=_SHOWN_GROUPS, mark='; ')}"]
+
+
+def _in_one_form(row: Row, forms: Mapping[str, str]) -> Row:
+    also_right = tuple(forms.get(answer, answer) for answer in row.also_right)
+    return replace(row, answer=forms.get(row.answer, row.answer), also_right=also_right)
 
 
 def _find_number_forms(answers: Collection[str], *, listed: tuple[str, ...] | None) -> dict[str, str]:

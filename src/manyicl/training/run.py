@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -264,6 +265,7 @@ def _enough_memory(what: str, *, fix: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        clear_frames(error.__traceback__)  # as `AnswerTrainer.train_packs` does
         raise UserError(f"the GPU is out of memory, {what}; free it from other programs, or {fix}") from error
 
 
