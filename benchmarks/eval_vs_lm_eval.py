@@ -70,6 +70,7 @@ from manyicl.evaluation.points import Prediction
 from manyicl.evaluation.sweep import Sweep, TaskSweep
 from manyicl.inference.model import InferenceModel, load_for_inference, tokenize_for
 from manyicl.intervals import t_interval
+from manyicl.models.lean_layers import join_projections
 from manyicl.models.loading import ModelSettings, load_config, load_model
 from manyicl.models.precision import Precision
 from manyicl.tasks.task import Task, load_tasks
@@ -168,6 +169,8 @@ def load_both(path: str, *, device: str = "cpu", precision: Precision = "fp32") 
         print(f"{path}: {known} positions, extended to {MAX_TOKENS} by linear RoPE")
     plain = load_for_inference(path, weights=False)
     model = load_model(settings).to(device).eval()
+    if device == "cuda":  # as `load_for_inference` does; the peer's own code reads the same weights
+        join_projections(model)
     tokenizer = split_at_terminators(plain.tokenizer)
     return InferenceModel(path, model, tokenizer, max_tokens=MAX_TOKENS, trained_shots={})
 

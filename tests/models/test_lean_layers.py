@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from manyicl.inference.prefix import encode_prefix, score_choices
-from manyicl.models.lean_layers import lean_pieces, plain_layers
+from manyicl.models.lean_layers import join_projections, lean_pieces, plain_layers
 from manyicl.training.recompute.layers import Recompute, prepared_layers
 from tests.conftest import tiny_model
 
@@ -151,6 +151,63 @@ def test_plain_layers_give_the_same_likelihoods_and_call_fewer_modules(name, lor
     assert np.array_equal(again, own)
     assert fewer < (0.75 if lora else 0.3) * usual
     assert left == usual
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["llama", "mistral", "mistral-sliding"])
+def test_projections_that_lie_side_by_side_are_one_product_and_give_the_same_likelihoods(name, device):
+    model = tiny_model(name).to(device)
+    ids = np.random.default_rng(0).integers(3, 390, 60).astype(np.int32)
+    queries, options = [ids[:1], ids[:7], ids[9:33]], [[5, 6], [5, 8, 9]]
+
+    def ask():
+        with Operations() as counted:
+            nats = np.array(score_choices(model, encode_prefix(model, ids), queries, [options] * 3))
+        return nats, counted.number
+
+    numbers = {key: value.clone() for key, value in model.state_dict().items()}
+    with lean_pieces(model), plain_layers():
+        own, usual = ask()
+    join_projections(model)
+    with lean_pieces(model), plain_layers():
+        nats, fewer = ask()
+    # Two passes of two layers: at least three products and a copy of queries and keys less in each.
+    assert fewer <= usual - 16
+    np.testing.assert_allclose(nats, own, atol=1e-5)
+    assert all(torch.equal(value, numbers[key]) for key, value in model.state_dict().items())
+
+
+def test_projections_that_were_moved_apart_again_are_read_where_they_are():
+    model = tiny_model("llama")
+    join_projections(model)
+    ids = np.random.default_rng(0).integers(3, 390, 60).astype(np.int32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.data = 2 * weight.data
+    with lean_pieces(model):
+        expected = encode_prefix(model, ids).layer(1)[0]
+        with plain_layers():
+            keys = encode_prefix(model, ids).layer(1)[0]
+    assert torch.equal(keys, expected)
+
+
+def test_a_model_whose_projections_lie_side_by_side_is_saved_like_any_other(tmp_path):
+    model = tiny_model("llama")
+    numbers = {key: value.clone() for key, value in model.state_dict().items()}
+    join_projections(model)
+    model.save_pretrained(tmp_path)
+    saved = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert saved.keys() == numbers.keys()
+    assert all(torch.equal(value, numbers[key]) for key, value in saved.items())
+
+
+def test_projections_with_biases_and_those_of_adapters_stay_where_they_are():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True))
+    model = get_peft_model(model, LoraConfig(target_modules=["up_proj"]))
+    before = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    join_projections(model)
+    assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == before
 
 
 def test_plain_layers_leave_training_and_what_hooks_into_a_part_alone():

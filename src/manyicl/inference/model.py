@@ -29,6 +29,7 @@ from manyicl.models import (
     check_vocabulary,
     check_window,
     device_of,
+    join_projections,
     load_config,
     load_end_ids,
     load_model,
@@ -133,6 +134,8 @@ def load_for_inference(
     )
     loaded = load_model(settings, device="cuda" if on_gpu else "cpu").eval() if weights else None
     if loaded is not None:
+        if on_gpu:
+            join_projections(loaded)
         text = np.asarray(trial_ids(tokenizer.tokenizer, TRIAL_TOKENS), dtype=np.int32)
         if sharing_fault(loaded, text):
             refuse_unusable(loaded, text)  # processing every prompt as a whole would not help such a model

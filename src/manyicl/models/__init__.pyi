@@ -14,7 +14,7 @@ from .compiled_pieces import check_compiler, fused_pieces
 from .costs import ModelShape, WeightCounts, count_flops, count_weights, shape_model
 from .heads import float32_head
 from .isolation import TRIAL_TOKENS, isolation_fault, own_attention, refuse_unusable, row_attention
-from .lean_layers import lean_pieces, plain_layers
+from .lean_layers import join_projections, lean_pieces, plain_layers
 from .loading import (
     MODEL_FILES,
     LoraSettings,
@@ -121,6 +121,7 @@ __all__ = [
     "inner_model",
     "is_flash_size",
     "isolation_fault",
+    "join_projections",
     "kernels_taken",
     "key_heads",
     "layer_values",

@@ -7,7 +7,8 @@ that reads its output casts it anew. Here the norm is torch's own kernel, its ou
 are turned together. The formulas are the models' own; in bfloat16 fewer results in between are rounded.
 
 Where gradients are off, a layer also runs as one function (`plain_layers`): a call of a module takes Python as long as
-starting a kernel, and a layer has a dozen of them.
+starting a kernel, and a layer has a dozen of them. The projections that read the same input are one product there if
+their weights lie side by side (`join_projections`).
 
 Shapes: T tokens, H query heads, G key-value heads, D head dimension, F features.
 """
@@ -15,7 +16,7 @@ Shapes: T tokens, H query heads, G key-value heads, D head dimension, F features
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -36,6 +37,8 @@ NORMS = (modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_
 MODELINGS = (modeling_llama, modeling_mistral, modeling_qwen2)
 # The layers whose formula is that of `_PlainLayer`.
 PLAIN = (modeling_llama.LlamaDecoderLayer, modeling_mistral.MistralDecoderLayer)
+# Most bytes of weights that are laid side by side: larger products keep a GPU at work while Python starts the next one.
+JOINED_BYTES = 1 << 24
 
 
 @contextmanager
@@ -66,6 +69,56 @@ def plain_layers() -> Iterator[None]:
         for kind in PLAIN:
             stack.enter_context(replaced(kind, "forward", _plain_forward(kind)))
         yield
+
+
+def join_projections(model: nn.Module) -> None:
+    """Lay the weights of projections that read the same input side by side in memory, so that one product does them.
+
+    Queries, keys and values are one, and so are the gate and what it multiplies. Each weight keeps its numbers and
+    becomes a view of the rows that it has of the joint one. Only for layers that `plain_layers` knows, up to
+    `JOINED_BYTES`. Not for a model that is trained: a CUDA graph keeps the addresses of its weights.
+    """
+    for layer in model.modules():
+        if type(layer) in PLAIN:
+            for parts in _readers_of(layer):
+                _lay_side_by_side(parts)
+
+
+def _readers_of(layer: Any) -> tuple[list[Any], list[Any]]:
+    """Return the projections that read a layer's first norm, and those that read its second."""
+    inside, mlp = layer.self_attn._modules, layer.mlp._modules
+    return [inside[name] for name in ("q_proj", "k_proj", "v_proj")], [mlp[name] for name in ("gate_proj", "up_proj")]
+
+
+def _is_product(part: Any) -> bool:
+    return type(part) is nn.Linear and part.bias is None
+
+
+def _lay_side_by_side(parts: Sequence[Any]) -> None:
+    if not all(map(_is_product, parts)):
+        return
+    weights = [part.weight for part in parts]
+    if len({(weight.dtype, weight.device) for weight in weights}) > 1 or sum(w.nbytes for w in weights) > JOINED_BYTES:
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        joint = torch.cat([weight.data for weight in weights])
+        for weight, rows in zip(weights, joint.split([len(weight) for weight in weights]), strict=True):
+            weight.data = rows
+
+
+def _joint_weight(parts: Sequence[Any]) -> Tensor | None:
+    """Return the weights of projections as one; None if they lie apart, or a part may be more than a product."""
+    if any(_is_changed(part) or not _is_product(part) for part in parts):
+        return None
+    weights = [part.weight.detach() for part in parts]
+    first, end = weights[0], weights[0].data_ptr()
+    for weight in weights:
+        same_storage = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same_storage and weight.is_contiguous() and weight.dtype == first.dtype and weight.data_ptr() == end):
+            return None
+        end += weight.nbytes
+    joint: Tensor = first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
+    return joint
 
 
 def _plain_forward(kind: Any) -> Callable[..., Tensor]:
@@ -102,6 +155,7 @@ class _PlainLayer:
         self.output = _function_of(inside["o_proj"])
         names = ("gate_proj", "act_fn", "up_proj", "down_proj")
         self.gate, self.act, self.up, self.down = (_function_of(mlp[name]) for name in names)
+        self.joint_inputs, self.joint_gate = map(_joint_weight, _readers_of(layer))
 
     def __call__(
         self,
@@ -113,19 +167,37 @@ class _PlainLayer:
         **_: Any,
     ) -> Tensor:
         attention, row = self.attention, hidden_1TF.shape[:-1]
-        x, heads = self.norms[0](hidden_1TF), (*row, -1, attention.head_dim)
-        q, k, v = (project(x).view(heads).transpose(1, 2) for project in self.inputs)
-        q, k = self.modeling.apply_rotary_pos_emb(q, k, *position_embeddings)
+        q, k, v = self._project(self.norms[0](hidden_1TF), position_embeddings)
         attended = attend_segments(attention, q, k, v, attention_mask, layout=layout, **self.options)[0]
         hidden_1TF = hidden_1TF + self.output(attended.reshape(*row, -1))
         x = self.norms[1](hidden_1TF)
-        out: Tensor = hidden_1TF + self.down(self.act(self.gate(x)) * self.up(x))
+        if self.joint_gate is None:
+            gate, up = self.gate(x), self.up(x)
+        else:
+            gate, up = nn.functional.linear(x, self.joint_gate).chunk(2, dim=-1)
+        out: Tensor = hidden_1TF + self.down(self.act(gate) * up)
         return out
+
+    def _project(self, x_1TF: Tensor, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (1, H, T, D) and keys (1, G, T, D), turned, and values."""
+        heads, turn = (*x_1TF.shape[:-1], -1, self.attention.head_dim), self.modeling.apply_rotary_pos_emb
+        if self.joint_inputs is None or not isinstance(turn, _Turn):
+            q, k, v = (project(x_1TF).view(heads).transpose(1, 2) for project in self.inputs)
+            return *turn(q, k, *cos_sin), v
+        all_1TND = nn.functional.linear(x_1TF, self.joint_inputs).view(heads)
+        num_keys = self.attention.config.num_key_value_heads
+        turned, v = all_1TND.split([all_1TND.shape[2] - num_keys, num_keys], dim=2)
+        return *turn.side_by_side(turned, *cos_sin, num_keys=num_keys), v.transpose(1, 2)
+
+
+def _is_changed(part: Any) -> bool:
+    """Return whether a module's call does more than the forward of its class."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
 def _function_of(part: Any) -> Any:
     """Return what computes the same as a part without the call of a module, or the part if that may be more."""
-    if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+    if _is_changed(part):
         return part
     if type(part) is nn.Linear:
         return partial(nn.functional.linear, weight=part.weight, bias=part.bias)
@@ -206,14 +278,23 @@ class _Turn:
     def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
         if unsqueeze_dim != 1 or q.ndim != 4 or q.dtype != k.dtype or cos.shape[-1] != q.shape[-1]:
             return self.own(q, k, cos, sin, unsqueeze_dim)
+        dtype = _autocast_dtype(q) or torch.result_type(q, cos)
+        if not torch.is_grad_enabled():
+            return _turn_both(q, k, cos.unsqueeze(2), self._sines(sin)[1], dtype)
+        return _Rotary.apply(q, k, cos.unsqueeze(2), *self._sines(sin)[1:], dtype)
+
+    def side_by_side(self, heads_1TND: Tensor, cos: Tensor, sin: Tensor, *, num_keys: int) -> tuple[Tensor, Tensor]:
+        """Return queries (1, H, T, D) and keys (1, G, T, D), which lie side by side, turned; without gradients."""
+        dtype = _autocast_dtype(heads_1TND) or torch.result_type(heads_1TND, cos)
+        num_queries = heads_1TND.shape[2] - num_keys
+        return _turn_heads(heads_1TND, cos.unsqueeze(2), self._sines(sin)[1], dtype, num_queries=num_queries)
+
+    def _sines(self, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.sines is None or self.sines[0] is not sin:  # every layer is given the same
             half = sin.shape[-1] // 2
             signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(2)
             self.sines = (sin, signed, signed.roll(half, dims=-1))
-        dtype = _autocast_dtype(q) or torch.result_type(q, cos)
-        if not torch.is_grad_enabled():
-            return _turn_both(q, k, cos.unsqueeze(2), self.sines[1], dtype)
-        return _Rotary.apply(q, k, cos.unsqueeze(2), *self.sines[1:], dtype)
+        return self.sines
 
 
 class _Rotary(torch.autograd.Function):
@@ -240,6 +321,13 @@ class _Rotary(torch.autograd.Function):
 
 def _turn_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     both = torch.cat([q.transpose(1, 2), k.transpose(1, 2)], dim=2)
+    return _turn_heads(both, cos, sin, dtype, num_queries=q.shape[1])
+
+
+def _turn_heads(
+    both: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, *, num_queries: int
+) -> tuple[Tensor, Tensor]:
+    """Turn the heads of queries and keys, (1, T, H + G, D); return them as (1, H, T, D) and (1, G, T, D)."""
     rolled = both.roll(both.shape[-1] // 2, dims=-1)
     both = torch.addcmul(both * cos, rolled, sin).to(dtype).transpose(1, 2)
-    return both[:, : q.shape[1]], both[:, q.shape[1] :]
+    return both[:, :num_queries], both[:, num_queries:]
