@@ -293,6 +293,17 @@ def test_a_task_has_one_role(world, names, compare, message):
             r"compare: choose_by = 'prequential' is gone; learning rates are chosen by validation_queries rows of each"
             r" task: leave it out",
         ),
+        (
+            "compare.arm_rates.metaicl=[0.1]",
+            r"compare: arm_rates: 'metaicl' is not trained here; leave it out, or name it in arms",
+        ),
+        ("compare.arm_rates.manyicl=[0.1, 0.1]", r"compare: arm_rates: 'manyicl' names a rate twice"),
+        ("compare.arm_rates.manyicl=[]", r"compare\.arm_rates = {'manyicl': \[\]}: does not fit; rates of single arms"),
+        ("compare.arm_rates.manyicl=[0]", r"compare\.arm_rates = {'manyicl': \[0\]}: does not fit; rates of single"),
+        (
+            ("compare.arm_rates.manyicl=[0.1, 0.2]", "compare.validation_queries=0"),
+            r"compare: learning_rates are chosen by validation rows, and validation_queries = 0",
+        ),
         ("compare.learning_rates=[0.1, 0.1]", r"compare\.learning_rates = .*: .*names something twice"),
         (
             "compare.num_nearest=4",

@@ -341,7 +341,7 @@ def test_one_seed_is_done_alone(base_recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_learning_rates_are_tried_for_every_arm_and_one_is_chosen(world, tmp_path):
+def test_learning_rates_are_tried_for_every_arm_without_one_of_its_own_and_one_is_chosen(world, tmp_path):
     rates = [1e-6, 3e-3]
     make_recipe(
         *world,
@@ -349,6 +349,7 @@ def test_learning_rates_are_tried_for_every_arm_and_one_is_chosen(world, tmp_pat
         arms=["base", "zero-shot", "manyicl", "dedicated"],
         seeds=[0],
         learning_rates=rates,
+        arm_rates={"zero-shot": [2e-4]},
         asked_tasks=2,
         shots=[0, 1],
         draws=1,
@@ -363,9 +364,11 @@ def test_learning_rates_are_tried_for_every_arm_and_one_is_chosen(world, tmp_pat
     read_comparison(out)
     content = read_json(out / "comparison.json")
     trials = content["trials"]
-    trained = ("zero-shot", "manyicl", "dedicated")
-    assert [(trial["arm"], trial["learning_rate"]) for trial in trials] == [(a, r) for a in trained for r in rates]
-    for arm in trained:
+    tried = ("manyicl", "dedicated")
+    assert [(trial["arm"], trial["learning_rate"]) for trial in trials] == [(a, r) for a in tried for r in rates]
+    assert next(one["learning_rate"] for one in content["arms"] if one["arm"] == "zero-shot") == 2e-4
+    assert RunFolder(out / "seed-0" / "zero-shot").read_config().train.learning_rate == 2e-4
+    for arm in tried:
         mine = [trial for trial in trials if trial["arm"] == arm]
         best = max(mine, key=lambda trial: (trial["score"], -trial["nll"]))
         assert [trial for trial in mine if trial["chosen"]] == [best]

@@ -397,7 +397,7 @@ class Trials:
     grid: Grid
 
     def chosen_rate(self, arm: ArmName, task: str | None = None) -> float:
-        """Return an arm's learning rate: the recipe's, or the one whose trial did best on validation rows.
+        """Return an arm's learning rate: a fixed one, or the one whose trial did best on validation rows.
 
         task: the task of the model, if each model of the arm has a rate of its own.
 
@@ -406,7 +406,7 @@ class Trials:
         """
         rates = self.grid.config.rates_of(arm)
         if not rates:
-            return self.grid.config.train.learning_rate
+            return self.grid.config.fixed_rate(arm)
         judged = {rate: judge_trial(self.read(arm, rate, task)) for rate in rates}
         known = {rate: one for rate, one in judged.items() if one is not None}
         if len(known) < len(rates):

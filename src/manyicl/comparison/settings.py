@@ -104,6 +104,11 @@ class CompareSettings(BaseModel):
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Rates to try for every arm, with the first seed; the one that scores best on validation rows is used for all
     seeds. Default: train.learning_rate, and for dedicated-tuned 0.1 to 10 times as much."""
+    arm_rates: dict[ArmName, Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
+    """Rates of single arms, one or more above 0 for each, instead of learning_rates. A single one is used without a
+    trial, such as one that an earlier comparison chose; dedicated-tuned still chooses its steps."""
     asked_tasks: Annotated[int, Field(ge=0)] = 0
     """How many trained tasks are evaluated, spread over the families; 0: all. Tasks with a dedicated model always
     are."""
@@ -222,7 +227,13 @@ class CompareSettings(BaseModel):
 
     @model_validator(mode="after")
     def _can_choose_a_rate(self) -> Self:
-        if self.learning_rates and not self.validation_queries:
+        for arm, rates in self.arm_rates.items():
+            if arm not in self.arms or not ARMS[arm].trained:
+                raise ValueError(f"arm_rates: '{arm}' is not trained here; leave it out, or name it in arms")
+            if len(set(rates)) < len(rates):
+                raise ValueError(f"arm_rates: '{arm}' names a rate twice")
+        tried = self.learning_rates or any(len(rates) > 1 for rates in self.arm_rates.values())
+        if tried and not self.validation_queries:
             raise ValueError("learning_rates are chosen by validation rows, and validation_queries = 0; raise it")
         if "dedicated-tuned" in self.arms and not self.validation_queries:
             raise ValueError("dedicated-tuned is tuned on validation rows, and validation_queries = 0; raise it")
@@ -258,11 +269,17 @@ class CompareConfig(RunConfig):
         return self.compare.max_tokens or self.episodes.token_budget
 
     def rates_of(self, arm: ArmName) -> tuple[float, ...]:
-        """Return the learning rates that are tried for an arm; () if it is trained at the recipe's own."""
-        rates = self.compare.learning_rates
+        """Return the learning rates that are tried for an arm; () if it is trained at `fixed_rate`."""
+        rates = self.compare.arm_rates.get(arm, self.compare.learning_rates)
+        if arm in self.compare.arm_rates and len(rates) == 1 and not ARMS[arm].tuned:
+            return ()
         if ARMS[arm].tuned and not rates:
             return tuple(float(f"{factor * self.train.learning_rate:.3g}") for factor in TUNED_RATES)
         return rates
+
+    def fixed_rate(self, arm: ArmName) -> float:
+        """Return the learning rate of an arm for which none are tried."""
+        return self.compare.arm_rates.get(arm, (self.train.learning_rate,))[0]
 
 
 @dataclass(frozen=True, slots=True)
