@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from manyicl.inference.prefix import encode_prefix, score_choices
 from manyicl.models.lean_layers import join_projections, lean_pieces, plain_layers
@@ -23,6 +36,16 @@ SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+# A layer with a window and one without, which turn by angles of their own.
+GEMMA3 = partial(Gemma3TextConfig, layer_types=["sliding_attention", "full_attention"], sliding_window=16)
+KINDS = [
+    pytest.param(LlamaForCausalLM, LlamaConfig, id="llama"),
+    pytest.param(GemmaForCausalLM, GemmaConfig, id="gemma"),
+    pytest.param(Gemma2ForCausalLM, Gemma2Config, id="gemma2"),
+    pytest.param(
+        Gemma3ForCausalLM, partial(Gemma3TextConfig, sliding_window_pattern=2, sliding_window=16), id="gemma3"
+    ),
+]
 NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
 
@@ -57,8 +80,9 @@ def loss_and_gradients(model, *, autocast=False):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("autocast", "most"), [(False, 1e-5), (True, 0.05)], ids=["fp32", "autocast"])
-def test_losses_and_gradients_are_the_models_own(device, autocast, most):
-    model = make_model(LlamaForCausalLM, LlamaConfig, device)
+@pytest.mark.parametrize(("kind", "config"), KINDS)
+def test_losses_and_gradients_are_the_models_own(kind, config, device, autocast, most):
+    model = make_model(kind, config, device)
     expected_loss, expected = loss_and_gradients(model)
     own = loss_and_gradients(model, autocast=autocast)[1]
     with lean_pieces(model):
@@ -74,8 +98,9 @@ def test_losses_and_gradients_are_the_models_own(device, autocast, most):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)], ids=["fp32", "bf16"])
-def test_answers_have_the_models_own_logits(device, dtype, most):
-    model = make_model(LlamaForCausalLM, LlamaConfig, device).to(dtype).eval()
+@pytest.mark.parametrize(("kind", "config"), KINDS)
+def test_answers_have_the_models_own_logits(kind, config, device, dtype, most):
+    model = make_model(kind, config, device).to(dtype).eval()
     ids = torch.arange(40, device=device)[None] % 61
     with torch.inference_mode():
         own = model(ids, use_cache=False).logits

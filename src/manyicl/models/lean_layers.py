@@ -16,6 +16,7 @@ Shapes: T tokens, H query heads, G key-value heads, D head dimension, F features
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -25,6 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import SiLUActivation
+from transformers.models.gemma import modeling_gemma
+from transformers.models.gemma2 import modeling_gemma2
+from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
@@ -32,9 +36,18 @@ from transformers.models.qwen2 import modeling_qwen2
 from manyicl.models.attention.dispatch import attend_segments
 from manyicl.models.structure import inner_model, replaced
 
-# The norms whose formula is that of `_Norm`, and the modules whose rotary positions are those of `_Rotary`.
+# The norms whose formula is that of `_Norm`, those that multiply by 1 + weight, and the modules whose rotary positions
+# are those of `_Rotary`.
 NORMS = (modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_qwen2.Qwen2RMSNorm)
-MODELINGS = (modeling_llama, modeling_mistral, modeling_qwen2)
+GEMMA_NORMS = (modeling_gemma.GemmaRMSNorm, modeling_gemma2.Gemma2RMSNorm, modeling_gemma3.Gemma3RMSNorm)
+MODELINGS = (
+    modeling_llama,
+    modeling_mistral,
+    modeling_qwen2,
+    modeling_gemma,
+    modeling_gemma2,
+    modeling_gemma3,
+)
 # The layers whose formula is that of `_PlainLayer`.
 PLAIN = (modeling_llama.LlamaDecoderLayer, modeling_mistral.MistralDecoderLayer)
 # Most bytes of weights that are laid side by side: larger products keep a GPU at work while Python starts the next one.
@@ -52,6 +65,8 @@ def lean_pieces(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for kind in NORMS:
             stack.enter_context(replaced(kind, "forward", _lean_norm(kind.forward)))
+        for gemma in GEMMA_NORMS:
+            stack.enter_context(replaced(gemma, "forward", _gemma_norm))
         if modeling in MODELINGS:
             turn = _Turn(modeling.apply_rotary_pos_emb)
             stack.enter_context(replaced(modeling, "apply_rotary_pos_emb", turn))
@@ -230,6 +245,19 @@ def _lean_norm(own: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], 
     return forward
 
 
+def _gemma_norm(norm: Any, x: Tensor) -> Tensor:
+    """Take the place of the forward of a norm of Gemma, x (..., F): in float32, times 1 + weight, then in x's dtype."""
+    dtype, weight = x.dtype, 1 + norm.weight.float()
+    # Heads of queries and keys come transposed.
+    x = x.contiguous() if dtype == torch.float32 else x.to(torch.float32, memory_format=torch.contiguous_format)
+    if torch.is_grad_enabled():
+        out: Tensor = _Norm.apply(x, weight, norm.eps, dtype)
+        return out
+    if _autocast_dtype(x) is None:
+        return torch.rms_norm(x, weight.shape, weight, norm.eps).to(dtype)
+    return _norm_of(x, weight, norm.eps)[0].to(dtype)
+
+
 def _norm_of(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the norm of x (..., F), in its dtype, and what x was multiplied by (..., 1)."""
     kind = x.device.type
@@ -257,7 +285,7 @@ class _Norm(torch.autograd.Function):
         x, weight, rstd = ctx.saved_tensors
         gradient, needed = gradient.to(x.dtype), list(ctx.needs_input_grad[:2])
         if x.is_cuda:
-            own = torch.ops.aten._fused_rms_norm_backward(gradient, x, [x.shape[-1]], rstd, weight, needed)
+            own = torch.ops.aten._fused_rms_norm_backward(gradient.contiguous(), x, [x.shape[-1]], rstd, weight, needed)
             return *(part if need else None for part, need in zip(own, needed, strict=True)), None, None
         normed = x.float() * rstd
         gradient = gradient.float()
@@ -272,8 +300,9 @@ class _Turn:
 
     def __init__(self, own: Any) -> None:
         self.own = own
-        # Of the last forward pass: its sine, that with the sign it counts with, and that turned round for the gradient.
-        self.sines: tuple[Tensor, Tensor, Tensor] | None = None
+        # Of the last forward passes: a sine, that with the sign it counts with, and that turned round for the gradient.
+        # Two, since layers with a window may have angles of their own.
+        self.sines: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=2)
 
     def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
         if unsqueeze_dim != 1 or q.ndim != 4 or q.dtype != k.dtype or cos.shape[-1] != q.shape[-1]:
@@ -290,11 +319,13 @@ class _Turn:
         return _turn_heads(heads_1TND, cos.unsqueeze(2), self._sines(sin)[1], dtype, num_queries=num_queries)
 
     def _sines(self, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.sines is None or self.sines[0] is not sin:  # every layer is given the same
-            half = sin.shape[-1] // 2
-            signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(2)
-            self.sines = (sin, signed, signed.roll(half, dims=-1))
-        return self.sines
+        for sines in self.sines:  # every layer of a kind is given the same
+            if sines[0] is sin:
+                return sines
+        half = sin.shape[-1] // 2
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(2)
+        self.sines.append((sin, signed, signed.roll(half, dims=-1)))
+        return self.sines[-1]
 
 
 class _Rotary(torch.autograd.Function):
