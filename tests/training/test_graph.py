@@ -265,12 +265,13 @@ class StopAfter(TrainerCallback):
     ("cause", "error"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError("CUDA out of memory")),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors"), RuntimeError("CUDA error: out of memory")),
         (
             RuntimeError("not permitted when stream is capturing\nCUDA kernel errors might be"),
             UserError("not permitted when stream is capturing.; set train.cuda_graph = false"),
         ),
     ],
-    ids=["memory", "a wait"],
+    ids=["memory", "memory of CUDA", "a wait"],
 )
 def test_a_capture_that_fails_says_why_although_its_end_fails_too(cause, error, monkeypatch):
     """torch.cuda.graph ends the capture on its way out, and raises what CUDA says of that."""

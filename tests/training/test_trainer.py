@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from manyicl.episodes.packing import Pack
-from manyicl.errors import UserError
+from manyicl.errors import OutOfMemoryError, UserError
 from manyicl.training import trainer
 from manyicl.training.metrics import MetricsLog, bucket_name
 from manyicl.training.preparation import row_multiple, share_rows
@@ -274,3 +274,17 @@ def test_a_run_folder_that_is_not_empty_is_never_overwritten(tmp_path):
         train(config, out=tmp_path / "run")
     with pytest.raises(UserError, match="no run was started there"):
         train(config, out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA error: out of memory\nCUDA kernel errors", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+)
+def test_memory_that_cuda_or_a_library_lacks_is_told_like_that_which_torch_lacks(tmp_path, words):
+    class Full(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            raise RuntimeError(words)
+
+    config = write_setting(tmp_path, num_steps=1)
+    with pytest.raises(OutOfMemoryError, match=r"^step 2: the GPU is out of memory, with rows") as refused:
+        train(config, out=tmp_path / "run", callbacks=lambda _: [Full()])
+    assert refused.value.__cause__.args == (words,)

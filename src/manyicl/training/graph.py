@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manyicl.episodes import Batch, RowCounts, pad_tokens, power_of_two
-from manyicl.errors import UserError
+from manyicl.errors import UserError, is_out_of_memory
 from manyicl.models import (
     AnswerLoss,
     caps_scores,
@@ -276,7 +276,7 @@ class GraphedPass:
 
         Raises:
             UserError: CUDA refuses something in the pass.
-            torch.OutOfMemoryError: memory runs out.
+            RuntimeError: memory runs out (`is_out_of_memory`).
         """
         self.graphs.pop(shape.is_one, None)
         torch.cuda.empty_cache()
@@ -328,16 +328,15 @@ def _told_in_words() -> Iterator[None]:
     """Tell what made a capture in the block fail, which the error of ending that capture hides.
 
     Raises:
-        torch.OutOfMemoryError: that was it.
+        RuntimeError: memory ran out (`is_out_of_memory`).
         UserError: anything else, such as code that waits for the GPU.
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-        if isinstance(first, torch.OutOfMemoryError):
+        context = error.__context__
+        first = context if isinstance(context, RuntimeError) and not is_out_of_memory(error) else error
+        if is_out_of_memory(first):
             raise first from None
         why = str(first).strip().split("\n", maxsplit=1)[0]
         raise UserError(f"a row cannot become a CUDA graph ({why}); set train.cuda_graph = false") from error

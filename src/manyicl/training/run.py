@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from manyicl.console import progress_bar
 from manyicl.distributed import SharedError, leave_at_exit
 from manyicl.episodes import Episode, Frame, TokenizedTask
-from manyicl.errors import UserError, check_list, take_path
+from manyicl.errors import UserError, check_list, is_out_of_memory, take_path
 from manyicl.files import default_folder
 from manyicl.locks import sole_writer
 from manyicl.models import (
@@ -264,7 +264,9 @@ def _enough_memory(what: str, *, fix: str) -> Iterator[None]:
     """Turn a GPU's lack of memory in the block into one line. what: what the block does."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         clear_frames(error.__traceback__)  # as `AnswerTrainer.train_packs` does
         raise UserError(f"the GPU is out of memory, {what}; free it from other programs, or {fix}") from error
 

@@ -26,7 +26,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from manyicl.episodes import Batch, BatchMaker, Pack, PackDataset
-from manyicl.errors import OutOfMemoryError, UserError
+from manyicl.errors import OutOfMemoryError, UserError, is_out_of_memory
 from manyicl.files import sync_tree
 from manyicl.models import (
     AnswerLoss,
@@ -113,7 +113,9 @@ class AnswerTrainer(Trainer):
             check_compiler()
         try:
             self._train_prepared(checkpoint)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             # A notebook keeps its last error, and by it all that the pass had made, whose room the next run needs.
             # Before torch 2.13 also the hooks of a recomputed layer that was cut short are alive, and act in that run.
             clear_frames(error.__traceback__)
