@@ -94,10 +94,11 @@ def _tell_tokens(number: int) -> str:
 
 
 def _forecast_lines(forecast: ComparisonForecast) -> list[str]:
+    has_trials = any(arm.num_runs[1] for arm in forecast.arms)
+    once = " A first seed's model is the run of its trial." if has_trials else ""
     lines = [
         "With a shared prefix, each draw's shots are encoded once; on the plain path, of a model whose cache cannot be"
-        " shared, once for every query and option. Open answers are taken to be as long as their references. A first"
-        " seed's model is the run of its trial.",
+        f" shared, once for every query and option. Open answers are taken to be as long as their references.{once}",
         *_tell_rows(forecast),
     ]
     if forecast.device is None:
