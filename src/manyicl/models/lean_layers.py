@@ -68,7 +68,7 @@ def lean_pieces(model: nn.Module) -> Iterator[None]:
         for gemma in GEMMA_NORMS:
             stack.enter_context(replaced(gemma, "forward", _gemma_norm))
         if modeling in MODELINGS:
-            turn = _Turn(modeling.apply_rotary_pos_emb)
+            turn = _Turn(modeling.apply_rotary_pos_emb, num_kinds=2 if modeling is modeling_gemma3 else 1)
             stack.enter_context(replaced(modeling, "apply_rotary_pos_emb", turn))
         yield
 
@@ -296,13 +296,15 @@ class _Norm(torch.autograd.Function):
 
 
 class _Turn:
-    """Takes the place of a modeling module's `apply_rotary_pos_emb`; `own` is that."""
+    """Takes the place of a modeling module's `apply_rotary_pos_emb`; `own` is that.
 
-    def __init__(self, own: Any) -> None:
+    num_kinds: kinds of layers that have angles of their own, such as those with a window.
+    """
+
+    def __init__(self, own: Any, *, num_kinds: int) -> None:
         self.own = own
-        # Of the last forward passes: a sine, that with the sign it counts with, and that turned round for the gradient.
-        # Two, since layers with a window may have angles of their own.
-        self.sines: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=2)
+        # Of the last forward pass: a sine, that with the sign it counts with, and that turned round for the gradient.
+        self.sines: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=num_kinds)
 
     def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
         if unsqueeze_dim != 1 or q.ndim != 4 or q.dtype != k.dtype or cos.shape[-1] != q.shape[-1]:
