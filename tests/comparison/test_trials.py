@@ -400,9 +400,10 @@ def test_without_named_rates_only_the_ceiling_has_trials_half_a_decade_apart(wor
     assert Trials(grid).chosen_rate("manyicl") == 1e-3
 
 
-def rates_told(*trials: tuple[str, float, bool]) -> str:
-    """Return the sentences about trials (arm, rate, is chosen)."""
+def rates_told(*trials: tuple[str, float, bool], **given: float) -> str:
+    """Return the sentences about trials (arm, rate, is chosen), and about arms with a rate that is given."""
     arms = [{"arm": arm, "title": arm} for arm in dict.fromkeys(arm for arm, _, _ in trials)]
+    arms += [{"arm": arm, "title": arm, "learning_rate": rate} for arm, rate in given.items()]
     listed = [{"arm": arm, "learning_rate": rate, "chosen": chosen} for arm, rate, chosen in trials]
     about = {"schema": 1, "name": "n", "finished": True, "config": "", "seeds": [0], "shots": [0], "match": "tokens"}
     return tell_rates(check_comparison(about | {"arms": arms, "tasks": [], "trials": listed}))
@@ -421,3 +422,10 @@ def test_a_rate_at_an_end_of_those_tried_is_told():
     assert both.endswith("The rates of a and b are the highest that were tried, so higher ones may do better.")
     assert rates_told(("a", 1e-3, True)) == "Chosen on validation rows: a 1e-3."
     assert rates_told(("a", 1e-3, False), ("a", 1e-2, False)) == ""
+
+
+def test_a_rate_that_the_recipe_gives_is_told_beside_others():
+    told = rates_told(("a", 1e-4, False), ("a", 1e-3, True), ("a", 1e-2, False), b=3e-4, c=1e-4)
+    assert told == "Chosen on validation rows: a 1e-3. Given by the recipe: b 3e-4, c 1e-4."
+    assert rates_told(b=3e-4, c=1e-4) == "Given by the recipe: b 3e-4, c 1e-4."
+    assert rates_told(b=1e-4, c=1e-4) == ""  # the recipe's one rate is in the recipe

@@ -387,8 +387,8 @@ def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _tell_work(work: WorkDone) -> str:
     """Return "training 7 of 18 done", or "training not begun"."""
-    name = WORK.get(work.what, work.what)
-    return f"{name} {work.done:,} of {work.total:,} done" if work.done else f"{name} not begun"
+    done = f"{work.done:,} of {work.total:,} done" if work.done else "not begun"
+    return f"{WORK.get(work.what, work.what)} {done}"
 
 
 def tell_progress(comparison: Comparison) -> str:
@@ -398,29 +398,30 @@ def tell_progress(comparison: Comparison) -> str:
 
 
 def tell_rates(comparison: Comparison) -> str:
-    """Return which learning rate was chosen for each arm, and which of these are the lowest or highest tried."""
+    """Return which learning rate was chosen for each arm or given, and which are the lowest or highest tried."""
     rates, ends, warnings = [], {"lowest": list[str](), "highest": list[str]()}, []
     for arm in comparison.arms:
         trials = [trial for trial in comparison.trials if trial.arm == arm.arm]
         if any(trial.task is not None for trial in trials):
             warnings += _warn_of_tuned(comparison, arm.arm, trials)
             continue
-        chosen = next((trial for trial in trials if trial.chosen), None)
-        if chosen is None:
-            continue
-        rates.append(f"{arm.title} {tell_rate(chosen.learning_rate)}")
-        end = _end_of(chosen, trials)
-        if end:
-            ends[end].append(arm.title)
+        if chosen := next((trial for trial in trials if trial.chosen), None):
+            rates.append(f"{arm.title} {tell_rate(chosen.learning_rate)}")
+            if end := _end_of(chosen, trials):
+                ends[end].append(arm.title)
     sentences = [f"Chosen on validation rows: {', '.join(rates)}."] if rates else []
+    tried = {trial.arm for trial in comparison.trials}
+    rest = [(arm.title, arm.learning_rate) for arm in comparison.arms if arm.learning_rate and arm.arm not in tried]
+    if rest and (tried or len({rate for _, rate in rest}) > 1):
+        given = ", ".join(f"{title} {tell_rate(rate)}" for title, rate in rest)
+        sentences.append(f"Given by the recipe: {given}.")
     for end, beyond in (("lowest", "lower"), ("highest", "higher")):
         if ends[end]:
-            several = len(ends[end]) > 1
-            rates_are = f"The rates of {join_words(ends[end])} are" if several else f"The rate of {ends[end][0]} is"
-            better = f"{beyond} ones" if several else f"a {beyond} one"
-            sentences.append(
-                f"{rates_are} the {end} that {'were' if several else 'was'} tried, so {better} may do better."
+            one = f"The rate of {ends[end][0]} is the {end} that was tried, so a {beyond} one may do better."
+            more = (
+                f"The rates of {join_words(ends[end])} are the {end} that were tried, so {beyond} ones may do better."
             )
+            sentences.append(one if len(ends[end]) == 1 else more)
     return " ".join([*sentences, *warnings])
 
 
