@@ -42,9 +42,7 @@ KINDS = [
     pytest.param(LlamaForCausalLM, LlamaConfig, id="llama"),
     pytest.param(GemmaForCausalLM, GemmaConfig, id="gemma"),
     pytest.param(Gemma2ForCausalLM, Gemma2Config, id="gemma2"),
-    pytest.param(
-        Gemma3ForCausalLM, partial(Gemma3TextConfig, sliding_window_pattern=2, sliding_window=16), id="gemma3"
-    ),
+    pytest.param(Gemma3ForCausalLM, GEMMA3, id="gemma3"),
 ]
 NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]

@@ -134,7 +134,7 @@ def load_for_inference(
     )
     loaded = load_model(settings, device="cuda" if on_gpu else "cpu").eval() if weights else None
     if loaded is not None:
-        if on_gpu:
+        if on_gpu and not compiled:  # compiled layers call each projection by itself
             join_projections(loaded)
         text = np.asarray(trial_ids(tokenizer.tokenizer, TRIAL_TOKENS), dtype=np.int32)
         if sharing_fault(loaded, text):

@@ -75,7 +75,8 @@ def lean_pieces(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def plain_layers() -> Iterator[None]:
-    """Run each decoder layer as one function where rows are asked, in the block; results stay the same to the bit.
+    """Run each decoder layer as one function where rows are asked, in the block; results stay the same to the bit,
+    or, after `join_projections`, to what a product of another shape may round otherwise.
 
     It belongs inside `lean_pieces`, whose norms it takes. As there, classes are changed. Layers of other classes are
     left as they are; so are parts that may be more than torch's own, such as those of an adapter.
@@ -164,13 +165,12 @@ class _PlainLayer:
             "scaling": self.attention.scaling,
             "sliding_window": self.attention.config.sliding_window if has_window else None,
         }
-        inside, mlp = self.attention._modules, parts["mlp"]._modules
+        mlp, readers = parts["mlp"]._modules, _readers_of(layer)
         self.norms = _function_of(parts["input_layernorm"]), _function_of(parts["post_attention_layernorm"])
-        self.inputs = [_function_of(inside[name]) for name in ("q_proj", "k_proj", "v_proj")]
-        self.output = _function_of(inside["o_proj"])
-        names = ("gate_proj", "act_fn", "up_proj", "down_proj")
-        self.gate, self.act, self.up, self.down = (_function_of(mlp[name]) for name in names)
-        self.joint_inputs, self.joint_gate = map(_joint_weight, _readers_of(layer))
+        self.inputs, (self.gate, self.up) = ([_function_of(part) for part in parts] for parts in readers)
+        self.joint_inputs, self.joint_gate = map(_joint_weight, readers)
+        self.output = _function_of(self.attention._modules["o_proj"])
+        self.act, self.down = _function_of(mlp["act_fn"]), _function_of(mlp["down_proj"])
 
     def __call__(
         self,
@@ -234,13 +234,7 @@ def _lean_norm(own: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], 
     def forward(norm: Any, x_1TF: Tensor) -> Tensor:
         if x_1TF.dtype != norm.weight.dtype:
             return own(norm, x_1TF)
-        dtype = _autocast_dtype(x_1TF)
-        if not torch.is_grad_enabled():  # a function with a backward pass costs Python three times the kernel's start
-            if dtype is None:
-                return torch.rms_norm(x_1TF, norm.weight.shape, norm.weight, norm.variance_epsilon)
-            return _norm_of(x_1TF, norm.weight, norm.variance_epsilon)[0].to(dtype)
-        out: Tensor = _Norm.apply(x_1TF, norm.weight, norm.variance_epsilon, dtype or x_1TF.dtype)
-        return out
+        return _normed(x_1TF, norm.weight, norm.variance_epsilon, _autocast_dtype(x_1TF) or x_1TF.dtype)
 
     return forward
 
@@ -250,12 +244,17 @@ def _gemma_norm(norm: Any, x: Tensor) -> Tensor:
     dtype, weight = x.dtype, 1 + norm.weight.float()
     # Heads of queries and keys come transposed.
     x = x.contiguous() if dtype == torch.float32 else x.to(torch.float32, memory_format=torch.contiguous_format)
-    if torch.is_grad_enabled():
-        out: Tensor = _Norm.apply(x, weight, norm.eps, dtype)
+    return _normed(x, weight, norm.eps, dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Return the norm of x (..., F), computed in its own dtype, in `dtype`."""
+    if torch.is_grad_enabled():  # a function with a backward pass costs Python three times the kernel's start
+        out: Tensor = _Norm.apply(x, weight, eps, dtype)
         return out
     if _autocast_dtype(x) is None:
-        return torch.rms_norm(x, weight.shape, weight, norm.eps).to(dtype)
-    return _norm_of(x, weight, norm.eps)[0].to(dtype)
+        return torch.rms_norm(x, weight.shape, weight, eps).to(dtype)
+    return _norm_of(x, weight, eps)[0].to(dtype)
 
 
 def _norm_of(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -399,9 +399,11 @@ def tell_progress(comparison: Comparison) -> str:
 
 def tell_rates(comparison: Comparison) -> str:
     """Return which learning rate was chosen for each arm or given, and which are the lowest or highest tried."""
-    rates, ends, warnings = [], {"lowest": list[str](), "highest": list[str]()}, []
+    rates, given, ends, warnings = [], dict[str, float](), {"lowest": list[str](), "highest": list[str]()}, []
     for arm in comparison.arms:
         trials = [trial for trial in comparison.trials if trial.arm == arm.arm]
+        if not trials and arm.learning_rate:
+            given[arm.title] = arm.learning_rate
         if any(trial.task is not None for trial in trials):
             warnings += _warn_of_tuned(comparison, arm.arm, trials)
             continue
@@ -410,11 +412,9 @@ def tell_rates(comparison: Comparison) -> str:
             if end := _end_of(chosen, trials):
                 ends[end].append(arm.title)
     sentences = [f"Chosen on validation rows: {', '.join(rates)}."] if rates else []
-    tried = {trial.arm for trial in comparison.trials}
-    rest = [(arm.title, arm.learning_rate) for arm in comparison.arms if arm.learning_rate and arm.arm not in tried]
-    if rest and (tried or len({rate for _, rate in rest}) > 1):
-        given = ", ".join(f"{title} {tell_rate(rate)}" for title, rate in rest)
-        sentences.append(f"Given by the recipe: {given}.")
+    if given and (comparison.trials or len({*given.values()}) > 1):
+        told = ", ".join(f"{title} {tell_rate(rate)}" for title, rate in given.items())
+        sentences.append(f"Given by the recipe: {told}.")
     for end, beyond in (("lowest", "lower"), ("highest", "higher")):
         if ends[end]:
             one = f"The rate of {ends[end][0]} is the {end} that was tried, so a {beyond} one may do better."
