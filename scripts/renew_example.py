@@ -7,7 +7,7 @@
     python scripts/renew_example.py runs/smollm2 --pictures      # one comparison
 
 It writes the reports to docs/example (with --pictures, six pictures of the first one too, which needs what
-screenshot_report.py needs) and the README's block of that name anew, and prints the tables of docs/results.md. Only
+screenshot_report.py needs) and the README's block of that name, if it has one, and prints the tables of docs/results.md. Only
 comparison.json is read, so models may be missing from OUT. Sentences are for a person to look at again.
 """
 
@@ -184,17 +184,18 @@ def print_tables(comparison: Comparison) -> None:
     print(markdown_table(["spent a seed", *(head for _, head, _ in COST_COLUMNS)], costs))
 
 
-def renew_block(readme: Path, name: str, block: str) -> None:
-    """Write the README's block of output of that name anew.
+def renew_block(readme: Path, name: str, block: str) -> bool:
+    """Write the README's block of output of that name anew; return whether it has one.
 
     Raises:
-        SystemExit: it has no such block, or several.
+        SystemExit: it has several.
     """
     pattern = re.compile(rf"(<!-- {name}-output -->\n```text\n).*?(```)", flags=re.DOTALL)
     text, count = pattern.subn(lambda found: found[1] + block + found[2], readme.read_text(encoding="utf-8"))
-    if count != 1:
+    if count > 1:
         raise SystemExit(f"{readme}: has {count} blocks after <!-- {name}-output -->, not one")
     readme.write_text(text, encoding="utf-8")
+    return count == 1
 
 
 def main() -> None:
@@ -212,12 +213,12 @@ def main() -> None:
         if not comparison.finished:
             parser.error(f"{folder}: is not finished; go on: manyicl compare --resume {folder}")
     write_reports(folders, example, with_examples=is_demo)  # the demo's tasks are generated
-    renew_block(readme, "demo" if is_demo else args.out.name, readme_block(comparisons[0]))
+    has_block = renew_block(readme, "demo" if is_demo else args.out.name, readme_block(comparisons[0]))
     if args.pictures:
         take_pictures(example / f"{folders[0].name}.html", example)
     for comparison in comparisons:
         print_tables(comparison)
-    print(f"\nrenewed {example} and the block of {readme}")
+    print(f"\nrenewed {example}" + (f" and the block of {readme}" if has_block else ""))
 
 
 if __name__ == "__main__":
