@@ -7,8 +7,9 @@
     python scripts/renew_example.py runs/smollm2 --pictures      # one comparison
 
 It writes the reports to docs/example (with --pictures, six pictures of the first one too, which needs what
-screenshot_report.py needs) and the README's block of that name, if it has one, and prints the tables of docs/results.md. Only
-comparison.json is read, so models may be missing from OUT. Sentences are for a person to look at again.
+screenshot_report.py needs) and the README's block of that name, if it has one, and prints the tables of
+docs/results.md. Only comparison.json is read, so models may be missing from OUT. Sentences are for a person to look at
+again.
 """
 
 from __future__ import annotations

@@ -185,6 +185,7 @@ def compare(
     resume: str | Path | None = None,
     overrides: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
+    processes: int = 1,
     console: Console | None = None,
 ) -> Comparison:
     """Train and evaluate the arms of a comparison, write its report, and return what its comparison.json holds.
@@ -194,20 +195,25 @@ def compare(
     resume: the folder of a comparison that was stopped.
     overrides: changes to the recipe, such as `compare.draws=10`; with `resume`, only where its files lie now, such as
         `tasks.folder=PATH`, and they must be the same files.
-    seeds: only these of its training seeds, one GPU each for instance. Default: all.
+    seeds: only these of its training seeds. Default: all.
+    processes: so many share the work, each a process of its own, spread over all GPUs; each takes an equal part of its
+        GPU's memory, or of the cores if there is none. With 1 this process does it.
     console: where progress is printed. Default: nowhere.
 
     Raises:
         UserError: the recipe is wrong, both or neither of `recipe` and `resume` are given, `resume` comes with `out` or
-            with overrides of what must stay as it is, or this is one of several ranks.
+            with overrides of what must stay as it is, this is one of several ranks, or all processes died.
     """
     from manyicl.comparison import CompareConfig, check_seeds, open_comparison, refuse_ranks, run_comparison
     from manyicl.files import default_folder
+    from manyicl.processes import run_processes
     from manyicl.report import write_outcome
     from manyicl.training import load_recipe
 
     refuse_ranks()
     check_list("seeds", seeds, of=int)
+    if processes < 1:
+        raise UserError(f"processes={processes}: at least one must do the work; give 1 or more")
     if (recipe is None) == (resume is None):
         raise UserError("compare: give either a recipe (*.toml), or resume=FOLDER of a comparison that was stopped")
     if resume is not None and out is not None:
@@ -220,7 +226,13 @@ def compare(
         check_seeds(config.compare, seeds)  # before the folder is made
     grid = open_comparison(folder, config, overrides=overrides if config is None else ())
     check_seeds(grid.settings, seeds)
-    run_comparison(grid, seeds=seeds, console=console or make_console(quiet=True))
+    console = console or make_console(quiet=True)
+    if processes > 1:
+        some = [word for seed in seeds or () for word in ("--seed", str(seed))]
+        command = ["compare", "--resume", str(folder), *some]
+        run_processes(command, folder=folder, number=processes, console=console)
+    else:
+        run_comparison(grid, seeds=seeds, console=console)
     return write_outcome(grid)
 
 

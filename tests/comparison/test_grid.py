@@ -128,6 +128,18 @@ def test_it_ends_with_a_whole_report(finished):
 
 
 @pytest.mark.slow
+def test_two_processes_give_what_one_gives(finished, recipe, tmp_path):
+    ended = compare(recipe, "--out", tmp_path / "tiny", "--processes", 2)
+    assert ended.returncode == 0, ended.stderr
+    done = [line for line in ended.stderr.splitlines() if ": done in " in line]
+    assert len(done) == len(set(done)) == sum(work.total for work in read_comparison(finished).grid)
+    two, one = (read_json(folder / "comparison.json") for folder in (tmp_path / "tiny", finished))
+    assert without_own(two) == without_own(one)
+    logs = [(tmp_path / "tiny" / "logs" / f"process-{number}.log").read_text("utf-8") for number in (1, 2)]
+    assert all(": done in " in log for log in logs)  # neither did all of it
+
+
+@pytest.mark.slow
 def test_the_costs_it_states_are_those_counted_from_the_runs(finished):
     """Tokens and answers from what each training step logged; FLOPs from the segments and targets of its rows."""
     costs = {(cost["arm"], cost["seed"]): cost for cost in read_json(finished / "comparison.json")["costs"]}

@@ -205,6 +205,7 @@ def test_asking_counts_on_a_share_of_the_gpu_while_others_are_at_work(world, tmp
 
     monkeypatch.setattr(worker, "evaluate_sweep", ask)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
     process = Worker(grid, Console(file=StringIO()))
     with other_process(grid.claim_file(first)) as other:
         assert other.stdout.readline() == "None\n"  # it has the claim

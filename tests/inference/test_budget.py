@@ -8,7 +8,16 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from manyicl.errors import UserError
-from manyicl.inference.budget import row_budget, run_chunks, run_rows, sharing_gpu, usable_memory
+from manyicl.inference.budget import (
+    CONTEXT_BYTES,
+    process_memory,
+    row_budget,
+    run_chunks,
+    run_rows,
+    sharing_gpu,
+    take_part_of_gpu,
+    usable_memory,
+)
 from tests.conftest import tiny_model
 
 
@@ -95,6 +104,7 @@ def full_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
 
 
 @pytest.mark.usefixtures("full_gpu")
@@ -106,6 +116,28 @@ def test_processes_on_one_gpu_count_on_their_share_of_it():
         at_work = 12  # others have begun
         assert usable_memory(device) == 100
     assert usable_memory(device) == 1200
+
+
+@pytest.mark.usefixtures("full_gpu")
+def test_a_process_with_a_part_of_the_gpu_counts_on_no_more(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.1)
+    assert process_memory(torch.device("cuda")) == 800  # of 8,000, though 1,500 are free or its own
+    assert usable_memory(torch.device("cuda")) == 500  # it has 300 of them in use
+
+
+@pytest.mark.parametrize(("num_processes", "fraction"), [(1, 0.984375), (16, 0.046875)])
+def test_equal_parts_leave_room_for_cuda_itself(num_processes, fraction, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 64 * CONTEXT_BYTES))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    take_part_of_gpu(num_processes)
+    assert taken == [fraction]  # 1 / 16 - 1 / 64
+
+
+def test_more_processes_than_a_gpu_has_room_for_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 16 << 30))
+    with pytest.raises(UserError, match=r"^30 processes on a GPU of 16 GiB: CUDA alone takes 0.68 GiB for each; start"):
+        take_part_of_gpu(30)
 
 
 @pytest.mark.usefixtures("full_gpu")

@@ -9,6 +9,7 @@ import typer
 
 from manyicl.cli.options import split_overrides, stoppable
 from manyicl.errors import UserError
+from manyicl.processes import SHARED_BY
 
 commands = typer.Typer()
 
@@ -31,17 +32,22 @@ def compare(
     ] = None,
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seed", help="Do only this training seed; repeat for more. For one GPU per seed."),
+        typer.Option("--seed", help="Do only this training seed; repeat for more."),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="So many share the work, spread over all GPUs in equal parts.")
+    ] = 1,
+    shared_by: Annotated[int | None, typer.Option(SHARED_BY, min=1, hidden=True)] = None,
 ) -> None:
     """Train the arms of the paper from one recipe, matched by tokens, evaluate them alike, and write a report.
 
     The arms: base, zero-shot and few-shot fine-tuning, ManyICL, and a dedicated model per task. Resume a killed
     comparison with --resume DIR, and one whose files were moved with --resume DIR tasks.folder=PATH (or model.path,
-    compare.text_files). To use several GPUs, start it once per GPU with --resume DIR --seed N.
+    compare.text_files). To use several GPUs, say --processes N: one or more for each. Several on one GPU do more
+    together if the model is small, as its GPU waits for Python.
     """
     from manyicl import verbs
-    from manyicl.comparison import open_comparison
+    from manyicl.comparison import open_comparison, run_comparison
     from manyicl.console import make_console
     from manyicl.files import default_folder
     from manyicl.report import grid_table, print_outcome
@@ -52,10 +58,16 @@ def compare(
             raise UserError(f"--status {status}: only shows a comparison; leave the other arguments out")
         console.print(grid_table(open_comparison(status, None)))
         return
+    if resume is not None and shared_by is not None:  # one of the processes of --processes
+        with stoppable("compare", "--resume", str(resume), kept=resume, recipe=resume / "recipe.toml"):
+            grid = open_comparison(resume, None)
+            run_comparison(grid, seeds=seeds, console=make_console(stderr=True), shared_by=shared_by)
+        return
     if resume is not None:
         recipe, overrides = split_overrides(recipe, overrides)
     folder = resume or out or default_folder(recipe.stem if recipe else "")
     some = [word for seed in seeds or () for word in ("--seed", str(seed))]
+    some += ["--processes", str(processes)] if processes > 1 else []
     with stoppable("compare", "--resume", str(folder), *some, kept=folder, recipe=folder / "recipe.toml"):
         comparison = verbs.compare(
             recipe,
@@ -64,6 +76,7 @@ def compare(
             overrides=overrides or (),
             seeds=seeds,
             console=make_console(stderr=True),
+            processes=processes,
         )
     print_outcome(comparison, folder, console=console)
     if not comparison.finished and not seeds:

@@ -21,7 +21,7 @@ from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
 from manyicl.evaluation import Evaluation, drift_every, evaluate_sweep, window_bits
 from manyicl.files import write_atomically
-from manyicl.inference import InferenceModel, load_for_inference, sharing_gpu
+from manyicl.inference import InferenceModel, load_for_inference, sharing_gpu, take_part_of_gpu
 from manyicl.locks import claiming
 from manyicl.planning import tell_overlaps
 from manyicl.seeds import STREAMS
@@ -56,11 +56,16 @@ def refuse_ranks() -> None:
         )
 
 
-def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: Console) -> None:
+def run_comparison(
+    grid: Grid, *, seeds: Sequence[int] | None = None, console: Console, shared_by: int | None = None
+) -> None:
     """Do the missing work: all of it, or that of some seeds and the trials of learning rates.
 
     Several processes may work on one comparison, each on seeds of its own or all on the same: each leaves the others
     what they are doing, and waits for it if nothing else can be done. Trials belong to all.
+
+    shared_by: so many processes share this one's GPU, and each takes an equal part of it. None: nobody has said, and
+        each counts on what is free over those at work.
 
     Raises:
         UserError: an item cannot be done (those before it are kept), or an earlier version asked the finished ones
@@ -76,7 +81,9 @@ def run_comparison(grid: Grid, *, seeds: Sequence[int] | None = None, console: C
     titles = {item: f"[{number}/{len(items)}] {item.title}" for number, item in enumerate(items, start=1)}
     if not all(map(grid.is_done, items)):
         _refuse_other_streams(grid)
-    worker, printed = Worker(grid, console), set[str]()
+    if shared_by is not None and torch.cuda.is_available():
+        take_part_of_gpu(shared_by)
+    worker, printed = Worker(grid, console, has_part=shared_by is not None), set[str]()
     while waits := _do_unclaimed(worker, items, titles=titles):
         for line in [line for process, line in waits.items() if process not in printed]:
             console.print(line, soft_wrap=True, highlight=False)
@@ -131,20 +138,25 @@ def _refuse_other_streams(grid: Grid) -> None:
 class Worker:
     """Does one item after the other, and keeps the model of the last one, which the next one often needs too."""
 
-    def __init__(self, grid: Grid, console: Console) -> None:
-        self.grid, self.console = grid, console
+    def __init__(self, grid: Grid, console: Console, *, has_part: bool = False) -> None:
+        self.grid, self.console, self.has_part = grid, console, has_part
         self.pace = Pace()
         self._loaded: tuple[tuple[object, ...], InferenceModel] | None = None
+
+    def gpu_share(self) -> float:
+        """Return the fraction of the memory that this process can have, and others may see as well, that is its own."""
+        return 1.0 if self.has_part else self.grid.gpu_share()
 
     def do_timed(self, item: WorkItem, titles: Mapping[WorkItem, str]) -> None:
         """Do one item, and print how long it took and how long the missing ones of `titles` will take."""
         started = time.monotonic()
-        with sharing_gpu(self.grid.gpu_share):
+        with sharing_gpu(self.gpu_share):
             DO[item.kind](self, item, titles[item])
         seconds = time.monotonic() - started
         self.pace.add(item.pace_key, seconds)
         missing = [other.pace_key for other in titles if not self.grid.is_done(other)]
-        left = f"; {len(missing)} left, about {tell_seconds(self.pace.left(missing) or 0.0)}" if missing else ""
+        seconds_left = (self.pace.left(missing) or 0.0) / self.grid.count_claims()
+        left = f"; {len(missing)} left, about {tell_seconds(seconds_left)}" if missing else ""
         self.console.print(f"{titles[item]}: done in {tell_seconds(seconds)}{left}", soft_wrap=True, highlight=False)
 
     def load_model(self, item: WorkItem) -> InferenceModel:
@@ -194,7 +206,7 @@ def _train(worker: Worker, item: WorkItem, title: str) -> None:
         callbacks=drift,
         frame=grid.frame,
         tasks=grid.matcher.tasks,
-        device_share=grid.gpu_share(),
+        device_share=worker.gpu_share(),
     )
     run.checkpoints.remove()
     torch.cuda.empty_cache()

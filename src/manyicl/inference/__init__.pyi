@@ -14,7 +14,7 @@ from .answering.questions import (
 )
 from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Decoding, Normalize, check_min_confidence, is_unsure
 from .answering.voting import generate_voted, sameness_of
-from .budget import ROW_TOKENS, sharing_gpu
+from .budget import ROW_TOKENS, process_memory, sharing_gpu, take_part_of_gpu
 from .drawing import (
     LONG_TRAIN,
     NUM_NEAREST,
@@ -85,6 +85,7 @@ __all__ = [
     "pose_questions",
     "prefix_key",
     "prefix_lengths",
+    "process_memory",
     "reorder_shots",
     "sameness_of",
     "save_prefix",
@@ -92,6 +93,7 @@ __all__ = [
     "score_greedily",
     "score_references",
     "sharing_gpu",
+    "take_part_of_gpu",
     "tokenize_for",
     "trained_shots_of",
     "weigh_all",

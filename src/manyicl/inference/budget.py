@@ -24,6 +24,8 @@ CPU_BYTES = 1 << 30
 # Of the memory that asking may count on, for a row; the rest is for encoded shots and for copies of the row's keys.
 ROW_FRACTION = 0.5
 FEWEST_TOKENS = 16
+# What CUDA takes of a GPU for each process, beside the memory that torch hands out.
+CONTEXT_BYTES = 700 << 20
 
 _share: ContextVar[Callable[[], float]] = ContextVar("_share", default=lambda: 1.0)
 
@@ -41,13 +43,38 @@ def sharing_gpu(share: Callable[[], float]) -> Iterator[None]:
         _share.reset(token)
 
 
+def take_part_of_gpu(num_processes: int) -> None:
+    """Let this process have an equal part of its GPU and no more, so that `num_processes` can start on it at once.
+
+    Raises:
+        UserError: so many would have nothing left beside what CUDA itself takes.
+    """
+    total = torch.cuda.mem_get_info()[1]
+    part = total / num_processes - CONTEXT_BYTES
+    if part <= 0:
+        raise UserError(
+            f"{num_processes} processes on a GPU of {total / 2**30:.0f} GiB: CUDA alone takes"
+            f" {CONTEXT_BYTES / 2**30:.2g} GiB for each; start fewer"
+        )
+    torch.cuda.set_per_process_memory_fraction(part / total)
+
+
+def process_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that this process can have, those that it holds by now included.
+
+    That is what nobody else holds, and no more than its part if it has one (`take_part_of_gpu`).
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    part = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(int(free) + torch.cuda.memory_reserved(device), part)
+
+
 def usable_memory(device: torch.device) -> int:
     """Return the bytes of a GPU that asking may count on: its share of what is free, or held by this process for later.
 
     What the weights and encoded shots take is not free any more.
     """
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(_share.get()() * (torch.cuda.mem_get_info(device)[0] + reusable))
+    return int(_share.get()() * (process_memory(device) - torch.cuda.memory_allocated(device)))
 
 
 @dataclass(frozen=True, slots=True)

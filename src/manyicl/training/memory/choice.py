@@ -18,6 +18,7 @@ from torch import nn
 
 from manyicl.episodes import power_of_two
 from manyicl.errors import UserError
+from manyicl.inference import process_memory
 from manyicl.models import LoraSettings, decoder_layers, device_of, inner_model
 from manyicl.training.memory.footprint import Footprint, Row, measure_footprint
 from manyicl.training.memory.host import free_host_memory
@@ -247,8 +248,7 @@ def choose_recompute(
 def free_memory(device: torch.device) -> int:
     """Return the bytes of a GPU that this process can have, those that it holds by now included."""
     torch.cuda.empty_cache()
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return free + torch.cuda.memory_reserved(device)
+    return process_memory(device)
 
 
 def choose_packs(num_packs: int, *, pack_tokens: int, pack_flops: float, fits: Callable[[int], bool]) -> PacksChoice:
