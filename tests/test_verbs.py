@@ -74,5 +74,5 @@ def test_a_resumed_comparison_takes_no_other_folder(tmp_path):
 
 def test_a_comparison_is_no_work_for_one_of_several_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(manyicl.UserError, match="2 processes: a comparison is split by seeds"):
+    with pytest.raises(manyicl.UserError, match="2 processes of a launch: a comparison starts its own"):
         manyicl.compare(tmp_path / "recipe.toml")

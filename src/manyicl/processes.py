@@ -1,38 +1,39 @@
-"""Processes that divide the work of one folder: started, spread over the GPUs, and shown as one."""
+"""Processes that help this one with the work of a folder: started, spread over the GPUs, shown and ended."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manyicl.errors import UserError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Where each process writes what it would have printed, in the folder of the work.
+# Where each helper writes what it would have printed, in the folder of the work.
 LOGS = "logs"
-# The option with which a process is told that it is one of several, and how many share its GPU.
+# The option with which a process is told that it is a helper, and how many share its GPU.
 SHARED_BY = "--shared-by"
-# Seconds between two looks at the processes, and for which they may end by themselves once they are told to.
-POLL_S, PATIENCE_S = 0.3, 20.0
+# The variable that names the process that it helps, without which it ends.
+HELPED = "MANYICL_HELPED_PROCESS"
+# Seconds between two looks at the helpers, and for which one may save before it is killed.
+POLL_S, PATIENCE_S = 0.5, 20.0
 USER_ERROR = 2
 
 
-class Process:
-    """One process at work, and its log."""
+class Helper:
+    """A process that helps, and its log."""
 
     def __init__(self, number: int, command: Sequence[str], environment: Mapping[str, str], *, log: Path) -> None:
-        self.number, self.log = number, log
+        self.number, self.log, self.is_told = number, log, False
         with log.open("ab") as file:
             self._read = file.tell()  # the log of an earlier start is kept
-            self.popen = subprocess.Popen(  # not shell: `command` is a list
+            self.popen = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
 
@@ -44,63 +45,104 @@ class Process:
         self._read += len(whole + newline)
         return whole.decode("utf-8", errors="replace").splitlines()
 
-
-def run_processes(command: Sequence[str], *, folder: Path, number: int, console: Console) -> None:
-    """Have `number` processes run the same command, which divides the missing work of `folder`; show what they finish.
-
-    They take turns over the GPUs that this process sees, and share each in equal parts; on a CPU they share its cores.
-    A process that dies leaves its work to the others; one that ends with a user's error ends all.
-
-    command: after `manyicl`; it takes the option `SHARED_BY`.
-
-    Raises:
-        UserError: a process's own, or all processes died.
-    """
-    (folder / LOGS).mkdir(exist_ok=True)
-    shown, died = set[str](), dict[int, str]()
-    with _starting(command, folder=folder, number=number, gpus=visible_gpus()) as processes:
-        at_work = list(processes)
-        while at_work:
-            time.sleep(POLL_S)
-            ended = [process for process in at_work if process.popen.poll() is not None]
-            for process in processes:
-                lines = process.new_lines()
-                for line in [line for line in lines if is_news(line) and line not in shown]:
-                    shown.add(line)
-                    console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
-                if process in ended:
-                    _judge(process, lines, died, others=len(at_work) > len(ended), console=console)
-            at_work = [process for process in at_work if process not in ended]
-    if len(died) == number:
-        raise UserError(f"{folder}: all {number} processes died, the last one with {list(died.values())[-1]}")
-
-
-def _judge(process: Process, lines: Sequence[str], died: dict[int, str], *, others: bool, console: Console) -> None:
-    """Note and tell if a process that has ended died.
-
-    Raises:
-        UserError: it ended with a user's error, which its last line says.
-    """
-    code = process.popen.returncode
-    if code == 0:
-        return
-    if code == USER_ERROR:
+    def tell_end(self, lines: Sequence[str]) -> str:
+        """Return a sentence if it has just ended, and not well; "" otherwise. lines: the last ones of its log."""
+        code = self.popen.poll()
+        if not code or self.is_told:
+            return ""
+        self.is_told = True
         errors = [line for line in lines if line.startswith("error: ")]
-        raise UserError(errors[-1].removeprefix("error: ") if errors else f"see the end of {process.log}")
-    died[process.number] = f"code {code}, see the end of {process.log}"
-    rest = "; the others do its work" if others else ""
-    console.print(f"process {process.number} died: {died[process.number]}{rest}", soft_wrap=True, highlight=False)
+        how = errors[-1] if code == USER_ERROR and errors else f"code {code}, see the end of {self.log}"
+        return f"process {self.number} ended before the work was done: {how}"
 
 
-def is_news(line: str) -> bool:
-    """Return whether a line of a process's log is for the terminal: notes and finished items, not progress within one.
+@contextmanager
+def helped(command: Sequence[str], *, folder: Path, number: int, console: Console) -> Iterator[int | None]:
+    """Have `number` processes, this one among them, do the work of `folder` in the block; show what the others finish.
 
-    >>> is_news("[3/9] seed 0, base: test: done in 2.0 s"), is_news("[3/9] seed 0, base: test (mawps): 20/162")
-    (True, False)
+    They take turns over the GPUs that this process sees, of which it has the first itself, and share the cores. What a
+    helper leaves when it dies is for this process to do, which the helpers do not outlive.
+
+    command: what a helper runs, after `manyicl`; it takes the option `SHARED_BY`.
+
+    Gives the block how many share this process's GPU; None if it is alone.
     """
-    if line.startswith("["):
-        return ": done in " in line
-    return bool(line.strip()) and not line.startswith(("error: ", "waiting for ", "stopped"))
+    if number == 1:
+        yield None
+        return
+    import torch
+
+    threads, gpus = torch.get_num_threads(), visible_gpus()
+    each = max(1, threads // number)
+    (folder / LOGS).mkdir(exist_ok=True)
+    helpers: list[Helper] = []
+    over = threading.Event()
+    shower = threading.Thread(target=_show, args=(helpers, over, console), daemon=True)
+    torch.set_num_threads(each)
+    try:
+        for index in range(1, number):
+            gpu, shared_by = place(index, number=number, gpus=gpus)
+            words = [sys.executable, "-m", "manyicl", *command, SHARED_BY, str(shared_by)]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each), **gpu}
+            environment[HELPED] = str(os.getpid())
+            helpers.append(Helper(index + 1, words, environment, log=folder / LOGS / f"process-{index + 1}.log"))
+        shower.start()
+        yield place(0, number=number, gpus=gpus)[1]
+    finally:
+        over.set()
+        if shower.ident is not None:
+            shower.join()
+        _end(helpers)
+        torch.set_num_threads(threads)
+
+
+def _show(helpers: Sequence[Helper], over: threading.Event, console: Console) -> None:
+    """Print which items helpers finish, and if one dies, until `over` is set."""
+    is_last = False
+    while not is_last:
+        is_last = over.wait(POLL_S)
+        for helper in helpers:
+            lines = helper.new_lines()
+            for line in [*filter(is_finished_item, lines), helper.tell_end(lines)]:
+                if line:
+                    console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def _end(helpers: Sequence[Helper]) -> None:
+    """End the helpers that are still at work; each may save first."""
+    for helper in helpers:
+        if helper.popen.poll() is None:
+            helper.popen.terminate()
+    for helper in helpers:
+        try:
+            helper.popen.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            helper.popen.kill()
+            helper.popen.wait()
+
+
+def is_finished_item(line: str) -> bool:
+    """Return whether a line of a helper's log says that an item of work is done.
+
+    >>> is_finished_item("[3/9] seed 0, base: test: done in 2.0 s")
+    True
+    >>> is_finished_item("[3/9] seed 0, base: test (mawps): 20/162")
+    False
+    """
+    return line.startswith("[") and ": done in " in line
+
+
+def end_with_helped() -> None:
+    """End this process as soon as the one that it helps has gone: killed, it could not say so."""
+    helped_process = int(os.environ.get(HELPED, "0"))
+
+    def watch() -> None:
+        while os.getppid() == helped_process:
+            time.sleep(1.0)
+        os._exit(1)
+
+    if helped_process:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def visible_gpus() -> list[str]:
@@ -108,42 +150,17 @@ def visible_gpus() -> list[str]:
     import torch
 
     number = torch.cuda.device_count()
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[:number] if named else [str(index) for index in range(number)]
 
 
 def place(index: int, *, number: int, gpus: Sequence[str]) -> tuple[dict[str, str], int]:
-    """Return where one of `number` processes works: its part of the environment, and how many share its GPU.
+    """Return where one of `number` processes works: a variable that names its GPU, and how many share it.
 
-    >>> place(3, number=5, gpus=["0", "1"])[1]  # processes 1 and 3 are on GPU 1
-    2
+    >>> place(3, number=5, gpus=["0", "1"])  # with process 1
+    ({'CUDA_VISIBLE_DEVICES': '1'}, 2)
     """
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // number))}
     if not gpus:
-        return threads, number
+        return {}, number
     gpu = index % len(gpus)
-    return threads | {"CUDA_VISIBLE_DEVICES": gpus[gpu]}, len(range(gpu, number, len(gpus)))
-
-
-@contextmanager
-def _starting(command: Sequence[str], *, folder: Path, number: int, gpus: Sequence[str]) -> Iterator[list[Process]]:
-    """Start the processes; those that are still at work at the end of the block are stopped, and may save first."""
-    processes: list[Process] = []
-    try:
-        for index in range(number):
-            mine, shared_by = place(index, number=number, gpus=gpus)
-            # What somebody has set for threads is meant for each process.
-            environment = {**mine, **os.environ, **{key: mine[key] for key in mine if key != "OMP_NUM_THREADS"}}
-            words = [sys.executable, "-m", "manyicl", *command, SHARED_BY, str(shared_by)]
-            processes.append(Process(index + 1, words, environment, log=folder / LOGS / f"process-{index + 1}.log"))
-        yield processes
-    finally:
-        for process in processes:
-            if process.popen.poll() is None:
-                process.popen.terminate()
-        for process in processes:
-            try:
-                process.popen.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.popen.kill()
-                process.popen.wait()
+    return {"CUDA_VISIBLE_DEVICES": gpus[gpu]}, len(range(gpu, number, len(gpus)))

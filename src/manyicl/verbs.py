@@ -196,17 +196,17 @@ def compare(
     overrides: changes to the recipe, such as `compare.draws=10`; with `resume`, only where its files lie now, such as
         `tasks.folder=PATH`, and they must be the same files.
     seeds: only these of its training seeds. Default: all.
-    processes: so many share the work, each a process of its own, spread over all GPUs; each takes an equal part of its
-        GPU's memory, or of the cores if there is none. With 1 this process does it.
+    processes: so many share the work, this one among them, spread over all GPUs; each takes an equal part of its GPU's
+        memory, and of the cores.
     console: where progress is printed. Default: nowhere.
 
     Raises:
         UserError: the recipe is wrong, both or neither of `recipe` and `resume` are given, `resume` comes with `out` or
-            with overrides of what must stay as it is, this is one of several ranks, or all processes died.
+            with overrides of what must stay as it is, or this is one of several ranks.
     """
     from manyicl.comparison import CompareConfig, check_seeds, open_comparison, refuse_ranks, run_comparison
     from manyicl.files import default_folder
-    from manyicl.processes import run_processes
+    from manyicl.processes import helped
     from manyicl.report import write_outcome
     from manyicl.training import load_recipe
 
@@ -227,12 +227,10 @@ def compare(
     grid = open_comparison(folder, config, overrides=overrides if config is None else ())
     check_seeds(grid.settings, seeds)
     console = console or make_console(quiet=True)
-    if processes > 1:
-        some = [word for seed in seeds or () for word in ("--seed", str(seed))]
-        command = ["compare", "--resume", str(folder), *some]
-        run_processes(command, folder=folder, number=processes, console=console)
-    else:
-        run_comparison(grid, seeds=seeds, console=console)
+    some = [word for seed in seeds or () for word in ("--seed", str(seed))]
+    command = ["compare", "--resume", str(folder), *some]
+    with helped(command, folder=folder, number=processes, console=console) as shared_by:
+        run_comparison(grid, seeds=seeds, console=console, shared_by=shared_by)
     return write_outcome(grid)
 
 

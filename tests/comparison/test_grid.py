@@ -135,8 +135,8 @@ def test_two_processes_give_what_one_gives(finished, recipe, tmp_path):
     assert len(done) == len(set(done)) == sum(work.total for work in read_comparison(finished).grid)
     two, one = (read_json(folder / "comparison.json") for folder in (tmp_path / "tiny", finished))
     assert without_own(two) == without_own(one)
-    logs = [(tmp_path / "tiny" / "logs" / f"process-{number}.log").read_text("utf-8") for number in (1, 2)]
-    assert all(": done in " in log for log in logs)  # neither did all of it
+    by_helper = (tmp_path / "tiny" / "logs" / "process-2.log").read_text("utf-8").count(": done in ")
+    assert 0 < by_helper < len(done)
 
 
 @pytest.mark.slow
@@ -424,7 +424,7 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
     assert refusal("--status", out, "--seed", 1).startswith(f"--status {out}: only shows a comparison; leave the other")
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = refusal(base_recipe, "--out", out)
-    assert told.startswith("2 processes: a comparison is split by seeds; start one process per GPU")
+    assert told.startswith("2 processes of a launch: a comparison starts its own; call it once, with --processes 2")
     assert not out.exists()
 
 

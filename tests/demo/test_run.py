@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
@@ -17,8 +15,6 @@ from manyicl.demo.regimes import CONTRAST, HEADLINE
 from manyicl.demo.run import FULL, QUICK, Size, demo_config, open_demo, run_demo, write_regime
 from manyicl.errors import UserError
 from manyicl.tasks.task import load_tasks
-from tests.support.forked import FORKS
-from tests.trajectory.setting import start_process
 
 TINY = Size(
     num_steps=2,
@@ -84,20 +80,6 @@ def test_a_regime_is_a_pure_function_of_the_seed(tmp_path):
     a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*.jsonl")} for name in "abc")
     assert a == b
     assert a != c
-
-
-@pytest.mark.slow
-def test_a_helper_does_a_share_and_ends_without_the_process_that_it_helps(tmp_path):
-    size = replace(TINY, learning_rates=(1e-3,), asked_tasks=1)
-    (comparison,) = open_demo(tmp_path / "demo", seeds=[0], parts=[(SHORT_HEADLINE, size)])
-    script = ["-m", open_demo.__module__, str(comparison.folder)]
-    assert start_process([*script, "0"]).returncode == 1  # 0 is not its parent
-    assert not all(map(comparison.is_done, comparison.work()))
-    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
-        parent = pool.submit(os.getppid).result()  # of all processes that are forked
-    assert start_process([*script, str(parent)]).returncode == 0
-    assert all(map(comparison.is_done, comparison.work()))
-    assert not (comparison.folder / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ from torch._subclasses import FakeTensorMode
 from manyicl.errors import UserError
 from manyicl.inference.budget import (
     CONTEXT_BYTES,
+    part_of_gpu,
     process_memory,
     row_budget,
     run_chunks,
     run_rows,
     sharing_gpu,
-    take_part_of_gpu,
     usable_memory,
 )
 from tests.conftest import tiny_model
@@ -128,16 +128,22 @@ def test_a_process_with_a_part_of_the_gpu_counts_on_no_more(monkeypatch):
 @pytest.mark.parametrize(("num_processes", "fraction"), [(1, 0.984375), (16, 0.046875)])
 def test_equal_parts_leave_room_for_cuda_itself(num_processes, fraction, monkeypatch):
     taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 64 * CONTEXT_BYTES))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
-    take_part_of_gpu(num_processes)
-    assert taken == [fraction]  # 1 / 16 - 1 / 64
+    with part_of_gpu(num_processes):
+        assert taken == [fraction]  # 1 / 16 - 1 / 64
+    assert taken == [fraction, 1.0]
+    with part_of_gpu(None):
+        assert taken == [fraction, 1.0]
 
 
 def test_more_processes_than_a_gpu_has_room_for_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 16 << 30))
-    with pytest.raises(UserError, match=r"^30 processes on a GPU of 16 GiB: CUDA alone takes 0.68 GiB for each; start"):
-        take_part_of_gpu(30)
+    told = r"^30 processes on a GPU of 16 GiB: CUDA alone takes 0.68 GiB for each; start fewer$"
+    with pytest.raises(UserError, match=told), part_of_gpu(30):
+        pass
 
 
 @pytest.mark.usefixtures("full_gpu")

@@ -9,7 +9,7 @@ import typer
 
 from manyicl.cli.options import split_overrides, stoppable
 from manyicl.errors import UserError
-from manyicl.processes import SHARED_BY
+from manyicl.processes import SHARED_BY, end_with_helped
 
 commands = typer.Typer()
 
@@ -59,6 +59,7 @@ def compare(
         console.print(grid_table(open_comparison(status, None)))
         return
     if resume is not None and shared_by is not None:  # one of the processes of --processes
+        end_with_helped()
         with stoppable("compare", "--resume", str(resume), kept=resume, recipe=resume / "recipe.toml"):
             grid = open_comparison(resume, None)
             run_comparison(grid, seeds=seeds, console=make_console(stderr=True), shared_by=shared_by)

@@ -21,7 +21,7 @@ from manyicl.console import Pace, reporting, tell_seconds
 from manyicl.errors import UserError
 from manyicl.evaluation import Evaluation, drift_every, evaluate_sweep, window_bits
 from manyicl.files import write_atomically
-from manyicl.inference import InferenceModel, load_for_inference, sharing_gpu, take_part_of_gpu
+from manyicl.inference import InferenceModel, load_for_inference, part_of_gpu, sharing_gpu
 from manyicl.locks import claiming
 from manyicl.planning import tell_overlaps
 from manyicl.seeds import STREAMS
@@ -51,8 +51,8 @@ def refuse_ranks() -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
         raise UserError(
-            f"{ranks} processes: a comparison is split by seeds; start one process per GPU (CUDA_VISIBLE_DEVICES=N)"
-            " with `resume` and a `seed` of its own, not accelerate launch"
+            f"{ranks} processes of a launch: a comparison starts its own; call it once, with --processes {ranks}, not"
+            " under accelerate launch"
         )
 
 
@@ -81,15 +81,14 @@ def run_comparison(
     titles = {item: f"[{number}/{len(items)}] {item.title}" for number, item in enumerate(items, start=1)}
     if not all(map(grid.is_done, items)):
         _refuse_other_streams(grid)
-    if shared_by is not None and torch.cuda.is_available():
-        take_part_of_gpu(shared_by)
     worker, printed = Worker(grid, console, has_part=shared_by is not None), set[str]()
-    while waits := _do_unclaimed(worker, items, titles=titles):
-        for line in [line for process, line in waits.items() if process not in printed]:
-            console.print(line, soft_wrap=True, highlight=False)
-        printed.update(waits)
-        worker.drop_model()  # those that are waited for may need its memory
-        time.sleep(POLL_S)
+    with part_of_gpu(shared_by):
+        while waits := _do_unclaimed(worker, items, titles=titles):
+            for line in [line for process, line in waits.items() if process not in printed]:
+                console.print(line, soft_wrap=True, highlight=False)
+            printed.update(waits)
+            worker.drop_model()  # those that are waited for may need its memory
+            time.sleep(POLL_S)
 
 
 def _do_unclaimed(worker: Worker, items: Sequence[WorkItem], *, titles: Mapping[WorkItem, str]) -> dict[str, str]:

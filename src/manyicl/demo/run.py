@@ -7,17 +7,11 @@ results are not scripted: another seed draws other tasks, episodes, shots and qu
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -29,6 +23,7 @@ from manyicl.demo.tasks import write_tasks
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
 from manyicl.models import NEUTRAL_TEXT, TEMPLATE, ModelSettings
+from manyicl.processes import helped
 from manyicl.report import print_outcome, write_outcome
 from manyicl.training import TaskSettings, TrainSettings
 
@@ -145,8 +140,7 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, parts: Parts = FUL
     """Run the regimes of `parts` into `out` and return their grids, the headline first.
 
     The training seeds are `seed` and the following ones, `num_seeds` in all. The demo runs one process per core that
-    torch would use, at most `MOST_PROCESSES`. If it was killed, the same call continues. More processes can take a part
-    of the work by `manyicl compare --resume OUT/REGIME --seed N`.
+    torch would use, at most `MOST_PROCESSES`. If it was killed, the same call continues.
 
     Raises:
         UserError: `out` holds something else.
@@ -155,8 +149,7 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, parts: Parts = FUL
     grids = open_demo(out, seeds=range(seed, seed + num_seeds), parts=parts)
     for (regime, _), grid in zip(parts, grids, strict=True):
         console.print(f"\n{tell_regime(regime)}\n", soft_wrap=True)
-        with _helped(grid, console=console):
-            run_comparison(grid, console=make_console(stderr=True, quiet=console.quiet))
+        _work(grid, console=make_console(stderr=True, quiet=console.quiet))
         print_outcome(write_outcome(grid), grid.folder, console=console)
     minutes = (time.monotonic() - started) / 60
     headline = grids[0]
@@ -180,50 +173,13 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, parts: Parts = FUL
     return grids
 
 
-@contextmanager
-def _helped(grid: Grid, *, console: Console) -> Iterator[None]:
-    """Have other processes do a part of the work during the block, so that there is one process per core.
-
-    The packaged model is so small that a second thread hardly makes a process faster.
-    """
-    threads = torch.get_num_threads()
+def _work(grid: Grid, *, console: Console) -> None:
+    """Do the missing work, by one process per core: with so small a model a second thread hardly helps."""
     missing = {item.model for item in grid.work() if not grid.is_done(item)}
-    num_processes = min(MOST_PROCESSES, threads, len(missing))
-    if num_processes < 2:
-        yield
-        return
-    each = threads // num_processes
-    line = f"{num_processes} processes share the work, so it ends sooner than the times below say"
-    console.print(line, soft_wrap=True, highlight=False)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each)}
-    silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    command = [sys.executable, "-m", __name__, str(grid.folder), str(os.getpid())]
-    helpers = [subprocess.Popen(command, env=environment, **silent) for _ in range(num_processes - 1)]
-    torch.set_num_threads(each)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        for helper in helpers:
-            helper.terminate()
-        for helper in helpers:
-            helper.wait()
-
-
-def help_out(folder: Path, *, parent: int) -> None:
-    """Do a part of the comparison in `folder`, until it is done or the process `parent` ends, which started this one.
-
-    It writes no report; `parent` does.
-    """
-    threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
-    run_comparison(open_comparison(folder, None), console=make_console(quiet=True))
-
-
-def _end_without(parent: int) -> None:
-    """End this process as soon as `parent` is no longer its parent, because it was killed."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
+    number = min(MOST_PROCESSES, torch.get_num_threads(), len(missing))
+    command = ["compare", "--resume", str(grid.folder)]
+    with helped(command, folder=grid.folder, number=max(1, number), console=console) as shared_by:
+        run_comparison(grid, console=console, shared_by=shared_by)
 
 
 def open_demo(out: Path, *, seeds: Sequence[int], parts: Parts = FULL) -> list[Grid]:
@@ -267,7 +223,3 @@ def _open_regime(place: Path, regime: Regime, size: Size, *, seeds: Sequence[int
         raise UserError(f"out={place.parent}: is not empty; name a new folder")
     names = write_regime(place / "tasks", regime, size, seed=seeds[0])
     return open_comparison(place, demo_config(place / "tasks", size, names=names, seeds=seeds))
-
-
-if __name__ == "__main__":
-    help_out(Path(sys.argv[1]), parent=int(sys.argv[2]))

@@ -14,7 +14,7 @@ from .answering.questions import (
 )
 from .answering.settings import DEFAULT_ANSWERS, AnswerSettings, Decoding, Normalize, check_min_confidence, is_unsure
 from .answering.voting import generate_voted, sameness_of
-from .budget import ROW_TOKENS, process_memory, sharing_gpu, take_part_of_gpu
+from .budget import ROW_TOKENS, part_of_gpu, process_memory, sharing_gpu
 from .drawing import (
     LONG_TRAIN,
     NUM_NEAREST,
@@ -81,6 +81,7 @@ __all__ = [
     "load_prefix",
     "model_key",
     "most_answer_tokens",
+    "part_of_gpu",
     "pick_nearest",
     "pose_questions",
     "prefix_key",
@@ -93,7 +94,6 @@ __all__ = [
     "score_greedily",
     "score_references",
     "sharing_gpu",
-    "take_part_of_gpu",
     "tokenize_for",
     "trained_shots_of",
     "weigh_all",

@@ -43,12 +43,18 @@ def sharing_gpu(share: Callable[[], float]) -> Iterator[None]:
         _share.reset(token)
 
 
-def take_part_of_gpu(num_processes: int) -> None:
-    """Let this process have an equal part of its GPU and no more, so that `num_processes` can start on it at once.
+@contextmanager
+def part_of_gpu(num_processes: int | None) -> Iterator[None]:
+    """Let this process have an equal part of its GPU and no more in the block: `num_processes` start on it at once.
+
+    num_processes: None leaves it all that is free, as does a machine without a GPU.
 
     Raises:
         UserError: so many would have nothing left beside what CUDA itself takes.
     """
+    if num_processes is None or not torch.cuda.is_available():
+        yield
+        return
     total = torch.cuda.mem_get_info()[1]
     part = total / num_processes - CONTEXT_BYTES
     if part <= 0:
@@ -57,12 +63,16 @@ def take_part_of_gpu(num_processes: int) -> None:
             f" {CONTEXT_BYTES / 2**30:.2g} GiB for each; start fewer"
         )
     torch.cuda.set_per_process_memory_fraction(part / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def process_memory(device: torch.device) -> int:
     """Return the bytes of a GPU that this process can have, those that it holds by now included.
 
-    That is what nobody else holds, and no more than its part if it has one (`take_part_of_gpu`).
+    That is what nobody else holds, and no more than its part if it has one (`part_of_gpu`).
     """
     free, total = torch.cuda.mem_get_info(device)
     part = int(torch.cuda.get_per_process_memory_fraction(device) * total)
