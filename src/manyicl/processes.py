@@ -34,7 +34,12 @@ class Helper:
         with log.open("ab") as file:
             self._read = file.tell()  # the log of an earlier start is kept
             self.popen = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the process that it helps, which ends it
             )
 
     def new_lines(self) -> list[str]:
@@ -45,15 +50,17 @@ class Helper:
         self._read += len(whole + newline)
         return whole.decode("utf-8", errors="replace").splitlines()
 
-    def tell_end(self, lines: Sequence[str]) -> str:
-        """Return a sentence if it has just ended, and not well; "" otherwise. lines: the last ones of its log."""
-        code = self.popen.poll()
-        if not code or self.is_told:
-            return ""
-        self.is_told = True
-        errors = [line for line in lines if line.startswith("error: ")]
-        how = errors[-1] if code == USER_ERROR and errors else f"code {code}, see the end of {self.log}"
-        return f"process {self.number} ended before the work was done: {how}"
+    def news(self) -> list[str]:
+        """Return which items it has finished since the last call, and how it has ended if that was not well."""
+        code = self.popen.poll()  # first, or its last lines may be missed
+        lines = self.new_lines()
+        news = [line for line in lines if is_finished_item(line)]
+        if code and not self.is_told:
+            self.is_told = True
+            errors = [line for line in lines if line.startswith("error: ")]
+            how = errors[-1] if code == USER_ERROR and errors else f"code {code}, see the end of {self.log}"
+            news.append(f"process {self.number} ended before the work was done: {how}")
+        return news
 
 
 @contextmanager
@@ -101,11 +108,8 @@ def _show(helpers: Sequence[Helper], over: threading.Event, console: Console) ->
     is_last = False
     while not is_last:
         is_last = over.wait(POLL_S)
-        for helper in helpers:
-            lines = helper.new_lines()
-            for line in [*filter(is_finished_item, lines), helper.tell_end(lines)]:
-                if line:
-                    console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        for line in [line for helper in helpers for line in helper.news()]:
+            console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def _end(helpers: Sequence[Helper]) -> None:

@@ -221,6 +221,15 @@ def test_a_tuned_dedicated_model_has_eight_times_the_tokens_and_sixteen_checkpoi
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("setting", "own"), [("full", "auto"), (1, "auto"), ("none", "none")])
+def test_a_dedicated_models_short_rows_are_not_recomputed_because_long_ones_are(world, tokenized, setting, own):
+    """Beside 15 others a step of a dedicated model took 1.6 s instead of 0.05: recomputed layers are no CUDA graph."""
+    matcher = ArmMatcher(make_recipe(*world, train={"recompute": setting}), tokenized)
+    assert matcher.match("dedicated", seed=0, task=world[1][0][0])[0].train.recompute == own
+    assert matcher.match("manyicl", seed=0)[0].train.recompute == setting
+
+
+@pytest.mark.slow
 def test_dedicated_arms_choose_their_checkpoint_as_the_shared_arms_do(world, tokenized):
     """B7: with the recipe's defaults the shared arms kept their best checkpoint, and dedicated ones their last."""
     train = {"num_steps": 40, "checkpoint_every_steps": 10, "keep": "best", "validation_tokens": 500}

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, MistralConfig
 
 from manyicl.errors import UserError
 from manyicl.models.costs import count_flops, shape_model
-from manyicl.training.memory.choice import choose_packs, predict_memory, resolve_packs
+from manyicl.training.memory.choice import GpuShare, choose_packs, predict_memory, resolve_packs
 from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.recipe import RunConfig, with_batch
 from manyicl.training.recompute.layers import Recompute
@@ -110,8 +110,20 @@ def test_joined_packs_need_no_more_recomputed_layers_than_one(recompute):
     assert resolve(SMOLLM2, config, free_bytes=int(peaks[4] / 0.92) - 1000).number == 2
     assert resolve(SMOLLM2, config, free_bytes=int(peaks[2] / 0.92) - 1000).number == 1
     # Of two processes that see the same memory free, each counts on half.
-    assert resolve(SMOLLM2, config, free_bytes=2 * int(peaks[4] / 0.92) + 2, device_share=0.5).number == 4
-    assert resolve(SMOLLM2, config, free_bytes=2 * int(peaks[4] / 0.92) - 2000, device_share=0.5).number == 2
+    assert resolve(SMOLLM2, config, free_bytes=2 * int(peaks[4] / 0.92) + 2, gpu_share=GpuShare(0.5)).number == 4
+    assert resolve(SMOLLM2, config, free_bytes=2 * int(peaks[4] / 0.92) - 2000, gpu_share=GpuShare(0.5)).number == 2
+
+
+@pytest.mark.slow
+def test_beside_other_processes_packs_are_joined_that_fit_recomputed():
+    """They wait for each other's kernels: five SmolLM2 on a GPU trained three times as much with four packs a row."""
+    four = measure_footprint(SMOLLM2, row_of(with_batch(recipe(), 4)))
+    peak = predict_memory(four, Recompute(four.num_layers, keep_attention=False)).total_bytes
+    free, part = int(peak / 0.92) + 1, GpuShare(is_part=True)
+    assert resolve(SMOLLM2, recipe(), free_bytes=free, gpu_share=part).number == 4
+    assert resolve(SMOLLM2, recipe(), free_bytes=free - 1000, gpu_share=part).number == 2
+    assert resolve(SMOLLM2, recipe(), free_bytes=free).number == 1
+    assert resolve(SMOLLM2, recipe(recompute="none"), free_bytes=free, gpu_share=part).number == 1  # as the recipe says
 
 
 def test_what_is_not_known_is_said_and_no_pack_is_joined():

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from manyicl.training.memory.choice import WHOLE_GPU
 from manyicl.training.preparation import prepare_run
 from manyicl.training.ranks import share_packs
 from manyicl.training.recipe import load_recipe
@@ -19,5 +20,5 @@ from tests.trajectory.setting import end_process
 if __name__ == "__main__":
     state = PartialState(cpu=True)
     prepared, fault = prepare_run(load_recipe(Path(sys.argv[1]))), "mixes episodes" if state.is_main_process else ""
-    print(share_packs(prepared, device=torch.device("cpu"), fault=fault, known=None, device_share=1.0).reason)
+    print(share_packs(prepared, device=torch.device("cpu"), fault=fault, known=None, gpu_share=WHOLE_GPU).reason)
     end_process()

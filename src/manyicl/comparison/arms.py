@@ -274,6 +274,8 @@ class ArmMatcher:
             "pack_tokens": pack_tokens,
             "packs_per_step": packs_per_step,
             "packs_per_batch": "auto" if shared.packs_per_batch == "auto" else 1,
+            # What long rows need to fit would only slow these short ones, which may be CUDA graphs without it.
+            "recompute": "none" if shared.recompute == "none" else "auto",
             "num_steps": num_steps,
             "warmup_steps": min(shared.warmup_steps, num_steps // 10),
             **_choose_checkpoints(ARMS[arm], num_steps=num_steps, shared=shared),

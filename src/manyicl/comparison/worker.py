@@ -25,7 +25,7 @@ from manyicl.inference import InferenceModel, load_for_inference, part_of_gpu, s
 from manyicl.locks import claiming
 from manyicl.planning import tell_overlaps
 from manyicl.seeds import STREAMS
-from manyicl.training import RunConfig, RunFolder, absolute_paths, check_recipe, find_changes, train
+from manyicl.training import GpuShare, RunConfig, RunFolder, absolute_paths, check_recipe, find_changes, train
 
 # Seconds between two looks at work that another process does.
 POLL_S = 2.0
@@ -205,7 +205,7 @@ def _train(worker: Worker, item: WorkItem, title: str) -> None:
         callbacks=drift,
         frame=grid.frame,
         tasks=grid.matcher.tasks,
-        device_share=worker.gpu_share(),
+        gpu_share=GpuShare(worker.gpu_share(), is_part=worker.has_part),
     )
     run.checkpoints.remove()
     torch.cuda.empty_cache()

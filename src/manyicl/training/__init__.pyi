@@ -4,6 +4,7 @@ from .graph import tell_recomputed_graph
 from .held_out import HeldOutRow, mean_of_tasks
 from .memory.choice import (
     USABLE_FRACTION,
+    GpuShare,
     MemoryPrediction,
     PacksChoice,
     fewest_recomputed,
@@ -57,6 +58,7 @@ __all__ = [
     "TILE_TOKENS",
     "USABLE_FRACTION",
     "Footprint",
+    "GpuShare",
     "HeldOutRow",
     "MemoryPrediction",
     "MetricsLog",

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from manyicl.episodes import PackDataset
 from manyicl.errors import UserError
 from manyicl.models import ModelShape, count_flops, inner_model, load_config
-from manyicl.training.memory.choice import PacksChoice, free_memory, resolve_packs
+from manyicl.training.memory.choice import GpuShare, PacksChoice, free_memory, resolve_packs
 from manyicl.training.memory.optimizers import OPTIMIZERS, Optim
 from manyicl.training.preparation import Prepared, count_step_flops, find_shape, largest_row
 from manyicl.training.recipe import TrainSettings
@@ -174,7 +174,7 @@ def agree_on(chosen: Recompute, *, accelerator: Accelerator) -> Recompute:
 
 
 def share_packs(
-    prepared: Prepared, *, device: torch.device, fault: str, known: PacksChoice | None, device_share: float
+    prepared: Prepared, *, device: torch.device, fault: str, known: PacksChoice | None, gpu_share: GpuShare
 ) -> PacksChoice:
     """Return how many packs go through a rank at once, the same on all ranks.
 
@@ -186,13 +186,13 @@ def share_packs(
         return PacksChoice(config.train.packs_per_batch, FIXED)
     if known is not None and config.train.packs_per_step % (known.number * num_ranks) == 0:
         return known
-    mine = _choose_packs(prepared, device=device, fault=fault, device_share=device_share)
+    mine = _choose_packs(prepared, device=device, fault=fault, gpu_share=gpu_share)
     # Ranks may differ in their free memory, and in what the trial of their model found.
     least: PacksChoice = min(gather_object([mine]), key=lambda choice: choice.number)
     return least
 
 
-def _choose_packs(prepared: Prepared, *, device: torch.device, fault: str, device_share: float) -> PacksChoice:
+def _choose_packs(prepared: Prepared, *, device: torch.device, fault: str, gpu_share: GpuShare) -> PacksChoice:
     """Return how many packs would go through this rank at once, if it were for it alone to say."""
     if fault:
         return PacksChoice(1, "each episode goes through the model alone")
@@ -206,5 +206,5 @@ def _choose_packs(prepared: Prepared, *, device: torch.device, fault: str, devic
         free_bytes=free_memory(device) if device.type == "cuda" else None,
         num_ranks=num_ranks,
         num_shards=num_ranks if uses_fsdp(os.environ) else 1,
-        device_share=device_share,
+        gpu_share=gpu_share,
     )

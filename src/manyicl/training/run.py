@@ -52,7 +52,7 @@ from manyicl.training.held_out import (
     held_out_rows,
     rows_to_json,
 )
-from manyicl.training.memory.choice import PacksChoice
+from manyicl.training.memory.choice import WHOLE_GPU, GpuShare, PacksChoice
 from manyicl.training.metrics import BarCallback, MetricsLog, PeakMemory
 from manyicl.training.preparation import (
     Prepared,
@@ -89,7 +89,7 @@ def train(
     on_prepared: Callable[[Prepared], None] = lambda prepared: None,
     frame: Frame | None = None,
     tasks: Mapping[str, TokenizedTask] | None = None,
-    device_share: float = 1.0,
+    gpu_share: GpuShare = WHOLE_GPU,
 ) -> Run:
     """Fine-tune as a recipe says, into a new run directory; with `resume`, go on in the one that a kill left at `out`.
 
@@ -100,7 +100,7 @@ def train(
     frame: of the chat style, the text around examples; None renders the chat template now. A run that is resumed keeps
     the one that it was started with, today's date of then included.
     tasks: as `prepare_run` takes them, so that many runs on the same tasks read them once; None reads their files.
-    device_share: as `resolve_packs` takes it.
+    gpu_share: what it may count on, if other processes use its GPU too.
 
     Raises:
         UserError: a fault in the recipe, the tasks or the model; overrides of a RunConfig; an `out` that exists
@@ -135,7 +135,7 @@ def train(
             frame=(folder.read_state().frame if resume else None) or frame,
             tasks=tasks,
             known_packs=known_packs,
-            device_share=device_share,
+            gpu_share=gpu_share,
         )
 
 
@@ -168,7 +168,7 @@ def _train_in(
     frame: Frame | None,
     tasks: Mapping[str, TokenizedTask] | None,
     known_packs: PacksChoice | None,
-    device_share: float,
+    gpu_share: GpuShare,
 ) -> Run:
     """Do what `train` says in a folder that only this launch writes to."""
     _check_settings(config, state)
@@ -197,7 +197,7 @@ def _train_in(
         model = load_model(config.model, trainable=True, device=args.device)
     with _enough_memory("trying the model on rows of several episodes", fix="lower episodes.token_budget"):
         fault = _try_rows(folder, model, prepared, is_main=state.is_main_process)
-    chosen = share_packs(prepared, device=args.device, fault=fault, known=known_packs, device_share=device_share)
+    chosen = share_packs(prepared, device=args.device, fault=fault, known=known_packs, gpu_share=gpu_share)
     prepared = replace(prepared, config=with_batch(config, chosen.number))
     args = make_arguments(prepared.config.train)
     if state.is_main_process:

@@ -38,6 +38,20 @@ MOST_JOINED_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
+class GpuShare:
+    """What a process may count on of the GPU memory that it can have."""
+
+    fraction: float = 1.0
+    """So much of it; the rest is for others, who see it free as well."""
+    is_part: bool = False
+    """Whether it is a part of the GPU by itself, beside other processes at work. They wait for each other's kernels one
+    at a time, so that long rows are worth more than layers that need not be recomputed (docs/log.md)."""
+
+
+WHOLE_GPU = GpuShare()
+
+
+@dataclass(frozen=True, slots=True)
 class PacksChoice:
     """How many packs go through a rank at once."""
 
@@ -284,15 +298,14 @@ def resolve_packs(
     free_bytes: int | None,
     num_ranks: int = 1,
     num_shards: int = 1,
-    device_share: float = 1.0,
+    gpu_share: GpuShare = WHOLE_GPU,
 ) -> PacksChoice:
     """Return how many packs go through a rank at once if the recipe leaves it to the device.
 
     A row of several packs must fit with no more recomputed layers than a row of one needs, or with those that the
-    recipe fixes. pack_flops: of a pass of one pack, on average; None if they are not known. row_of: returns the largest
-    row of a recipe whose number is resolved. free_bytes: of a GPU before the model is on it; None on a CPU.
-    num_shards: as `choose_recompute` takes it. device_share: fraction of the free memory that a row of several packs
-    may take, for processes that share a GPU and see it free at once.
+    recipe fixes; beside other processes with all layers recomputed. pack_flops: of a pass of one pack, on average; None
+    if they are not known. row_of: returns the largest row of a recipe whose number is resolved. free_bytes: of a GPU
+    before the model is on it; None on a CPU. num_shards: as `choose_recompute` takes it.
     """
     if free_bytes is None:
         return PacksChoice(1, "a CPU gains nothing from more")
@@ -311,8 +324,9 @@ def resolve_packs(
     def fits(number: int) -> bool:
         one = measure(1)
         fixed = resolve_recompute(config.train.recompute, num_layers=one.num_layers, tiles_fault=one.tiles_fault)
-        recompute = fixed or fewest_recomputed(one, free_bytes=free_bytes)
-        return predict_memory(measure(number), recompute).fits(int(device_share * free_bytes))
+        most = Recompute(one.num_layers, keep_attention=False) if gpu_share.is_part else None
+        recompute = fixed or most or fewest_recomputed(one, free_bytes=free_bytes)
+        return predict_memory(measure(number), recompute).fits(int(gpu_share.fraction * free_bytes))
 
     try:
         return choose_packs(per_rank, pack_tokens=config.pack_tokens, pack_flops=pack_flops, fits=fits)
