@@ -20,6 +20,7 @@ from manyicl.episodes.template import TemplateSettings
 from manyicl.episodes.tokenizer import TaskTokenizer
 from manyicl.errors import UserError
 from manyicl.inference.answering.generation import generate_after
+from manyicl.inference.budget import CONTEXT_BYTES, part_of_gpu, process_memory, usable_memory
 from manyicl.inference.prefix import EMPTY_PREFIX, encode_prefix, score_choices
 from manyicl.inference.sharing import sharing_fault
 from manyicl.models.attention import partial
@@ -478,3 +479,19 @@ def test_compiled_pieces_give_the_likelihoods_of_the_model_as_it_is(name, dtype)
         found.append(np.array(nats))
     close = {"abs": 1e-3} if dtype == torch.float32 else {"rel": 0.1, "abs": 0.1}
     assert found[1] == pytest.approx(found[0], **close)
+
+
+def test_a_process_with_a_part_of_the_gpu_cannot_take_more():
+    gc.collect()
+    torch.cuda.empty_cache()
+    device, total = torch.device("cuda"), torch.cuda.mem_get_info()[1]
+    with part_of_gpu(8):
+        mine = process_memory(device)
+        assert mine == pytest.approx(total / 8 - CONTEXT_BYTES, rel=0.01)
+        held = torch.empty(int(0.9 * (mine - torch.cuda.memory_allocated())), dtype=torch.uint8, device=device)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(int(0.2 * mine), dtype=torch.uint8, device=device)
+        assert usable_memory(device) < 0.2 * mine
+    del held
+    torch.cuda.empty_cache()
+    assert process_memory(device) > mine

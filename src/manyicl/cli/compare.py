@@ -35,7 +35,10 @@ def compare(
         typer.Option("--seed", help="Do only this training seed; repeat for more."),
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, help="So many share the work, spread over all GPUs in equal parts.")
+        int,
+        typer.Option(
+            "--processes", min=1, help="How many share the work: one or more per GPU, each with an equal part of it."
+        ),
     ] = 1,
     shared_by: Annotated[int | None, typer.Option(SHARED_BY, min=1, hidden=True)] = None,
 ) -> None:
