@@ -1,18 +1,24 @@
-"""Processes that help with the work of a folder."""
+"""Processes that share the work of a folder."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
 from manyicl import processes
-from manyicl.processes import helped, place
+from manyicl.errors import UserError
+from manyicl.processes import place, share_work, visible_gpus
+
+ONE, TWO = ("0",), ("0", "1")
+DONE = 'echo "[$CUDA_VISIBLE_DEVICES/2] b: train: done in 2 s"'
 
 
 def test_processes_take_turns_over_the_gpus():
@@ -21,86 +27,132 @@ def test_processes_take_turns_over_the_gpus():
     assert place(0, number=3, gpus=[]) == ({}, 3)
 
 
+@pytest.mark.parametrize(
+    ("variable", "number", "names"),
+    [
+        (None, 2, ["0", "1"]),
+        ("2, GPU-5", 2, ["2", "GPU-5"]),
+        ("3,9", 1, ["3"]),  # there is no 9
+        ("", 0, []),
+        ("-1", 0, []),
+    ],
+)
+def test_gpus_have_the_names_that_the_variable_gives_them(variable, number, names, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert visible_gpus() == names
+
+
 @pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Return a function that has two helpers run a shell script to its end, on GPU 1 and on GPU 0."""
+def program(tmp_path, monkeypatch) -> Callable[..., str]:
+    """Return a function that has three processes share work, the others by a shell script; it returns what is shown.
+
+    With one GPU this process works too, and is told how many share it.
+    """
     file = tmp_path / "program"
     monkeypatch.setattr(sys, "executable", str(file))
-    monkeypatch.setattr(processes, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.setattr(processes, "POLL_S", 0.02)
-    started, kind = [], processes.Helper
-    monkeypatch.setattr(
-        processes, "Helper", lambda *args, **kwargs: started.append(kind(*args, **kwargs)) or started[-1]
-    )
 
-    def run(script: str, *, wait: bool = True) -> str:
+    def run(script: str, *, gpus: Sequence[str] = TWO, work: Callable[[int | None], None] | None = None) -> str:
         file.write_text(f"#!/bin/sh\n{script}\n")
         file.chmod(0o755)
-        started.clear()
+        monkeypatch.setattr(processes, "visible_gpus", lambda: list(gpus))
         shown = StringIO()
-        with helped(["work"], folder=tmp_path, number=3, console=Console(file=shown, width=200)) as shared_by:
-            assert shared_by == 2  # processes 1 and 3 have GPU 0
-            for helper in started if wait else ():
-                helper.popen.wait()
-        assert all(helper.popen.poll() is not None for helper in started)
+        console = Console(file=shown, width=200)
+        share_work(work or pytest.fail, ["work"], folder=tmp_path, number=3, console=console)
         return shown.getvalue()
 
     return run
 
 
-def test_finished_items_are_shown_and_all_is_in_the_logs(program, tmp_path):
-    item = '"[$CUDA_VISIBLE_DEVICES/2] b: train:'
-    said = program(f'echo "a note"; echo {item} 3/4"; echo {item} done in 2 s"')
-    assert sorted(said.splitlines()) == ["[0/2] b: train: done in 2 s", "[1/2] b: train: done in 2 s"]
-    assert (tmp_path / "logs" / "process-2.log").read_text().splitlines() == [
-        "a note",
-        "[1/2] b: train: 3/4",
-        "[1/2] b: train: done in 2 s",
-    ]
+def read_log(folder: Path, number: int) -> list[str]:
+    return (folder / "logs" / f"process-{number}.log").read_text().splitlines()
 
 
-def test_each_is_told_how_many_share_its_gpu_and_its_threads(program, tmp_path):
+def test_with_one_gpu_this_process_works_beside_the_others(program, tmp_path):
+    told = []
+    assert program(DONE, gpus=ONE, work=told.append) == 2 * "[0/2] b: train: done in 2 s\n"
+    assert told == [3]
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["process-2.log", "process-3.log"]
+
+
+def test_with_several_gpus_it_waits_since_it_would_see_them_all(program, tmp_path):
+    said = program(DONE)
+    assert sorted(said.splitlines()) == 2 * ["[0/2] b: train: done in 2 s"] + ["[1/2] b: train: done in 2 s"]
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir())[0] == "process-1.log"
+
+
+def test_notes_and_progress_are_in_the_logs_alone(program, tmp_path):
+    said = program(f'echo "a note"; echo "[1/2] b: train: 3/4"; {DONE}')
+    assert all(line.endswith("done in 2 s") for line in said.splitlines())
+    assert read_log(tmp_path, 2) == ["a note", "[1/2] b: train: 3/4", "[1/2] b: train: done in 2 s"]
+
+
+def test_each_is_told_how_many_share_its_gpu_and_its_threads(program, tmp_path, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "29500")  # of a launch of this process
     before = torch.get_num_threads()
-    program('echo "$@"; echo $OMP_NUM_THREADS')
+    program('echo "$@"; echo $OMP_NUM_THREADS $MASTER_PORT')
     assert torch.get_num_threads() == before
-    threads = max(1, before // 3)
-    for number, shared_by in ((2, 1), (3, 2)):
-        said = (tmp_path / "logs" / f"process-{number}.log").read_text()
-        assert said == f"-m manyicl work --shared-by {shared_by}\n{threads}\n"
+    for number, shared_by in ((1, 2), (2, 1), (3, 2)):
+        assert read_log(tmp_path, number) == [f"-m manyicl work --shared-by {shared_by}", f"{max(1, before // 3)}"]
 
 
-def test_one_that_dies_is_told(program):
-    (line,) = program("[ $CUDA_VISIBLE_DEVICES = 1 ] && kill -9 $$; exit 0").splitlines()
+def test_one_that_dies_is_told_and_the_others_go_on(program):
+    said = program(f"[ $CUDA_VISIBLE_DEVICES = 1 ] && kill -9 $$; {DONE}").splitlines()
+    (line,) = [line for line in said if line.startswith("process")]
     assert line.startswith("process 2 ended before the work was done: code -9, see the end of ")
     assert line.endswith("/logs/process-2.log")
+    assert said.count("[0/2] b: train: done in 2 s") == 2
 
 
-def test_a_users_error_is_told_as_it_is(program):
-    (line,) = program(
-        '[ $CUDA_VISIBLE_DEVICES = 1 ] || exit 0; echo "error: tasks: no such folder"; exit 2'
-    ).splitlines()
-    assert line == "process 2 ended before the work was done: error: tasks: no such folder"
+def test_it_is_an_error_if_nobody_could_end_the_work(program):
+    with pytest.raises(UserError, match=r": no process could end its work: tasks: no such folder$"):
+        program('echo "error: tasks: no such folder"; sleep 0.1; exit 2')  # the line is read before the end
 
 
-def test_none_outlives_the_block(program):
-    assert program("exec sleep 60", wait=False) == ""
+def test_an_error_of_this_process_ends_the_others(program, tmp_path):
+    def fail(_: int | None) -> None:
+        raise UserError("tasks: no such folder")
+
+    with pytest.raises(UserError, match=r"^tasks: no such folder$"):
+        program("exec sleep 60", gpus=ONE, work=fail)
+
+
+def test_one_that_does_not_end_is_killed(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "ENDING_S", 0.3)
+    monkeypatch.setattr(processes, "PATIENCE_S", 0.2)
+    program("trap '' TERM; echo begun; while :; do sleep 0.05; done", gpus=ONE, work=lambda _: None)
+    assert read_log(tmp_path, 2) == ["begun"]
 
 
 def test_an_earlier_log_is_kept_and_not_shown_again(program, tmp_path):
-    program('echo "[1/2] first: done in 1 s"')
-    assert program('echo "[2/2] second: done in 1 s"') == 2 * "[2/2] second: done in 1 s\n"
-    assert (tmp_path / "logs" / "process-2.log").read_text().count("done") == 2
+    program(DONE)
+    assert program(DONE.replace("b:", "c:")).count("c:") == 3
+    assert len(read_log(tmp_path, 1)) == 2
 
 
 def test_one_process_has_no_helper(tmp_path):
-    with helped(["work"], folder=tmp_path, number=1, console=Console(file=StringIO())) as shared_by:
-        assert shared_by is None
+    told = []
+    share_work(told.append, ["work"], folder=tmp_path, number=1, console=Console(file=StringIO()))
+    assert told == [None]
     assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_helper_ends_without_the_process_that_it_helps(is_there):
-    script = "from manyicl.processes import end_with_helped; import time; end_with_helped(); time.sleep(1.5)"
+    script = "\n".join(
+        (
+            "import time",
+            "from manyicl.processes import end_with_helped",
+            "print('begun', flush=True)",
+            "end_with_helped()",
+            "time.sleep(1.5)",
+            "print('ended')",
+        )
+    )
     environment = {**os.environ, processes.HELPED: str(os.getpid() if is_there else 2**22 + 1)}
-    ended = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.split() == (["begun", "ended"] if is_there else ["begun"])
     assert ended.returncode == (0 if is_there else 1)

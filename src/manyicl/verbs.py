@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -196,17 +197,17 @@ def compare(
     overrides: changes to the recipe, such as `compare.draws=10`; with `resume`, only where its files lie now, such as
         `tasks.folder=PATH`, and they must be the same files.
     seeds: only these of its training seeds. Default: all.
-    processes: so many share the work, this one among them, spread over all GPUs; each takes an equal part of its GPU's
-        memory, and of the cores.
+    processes: so many share the work, spread over all GPUs, but no more than there are models left; each takes an equal
+        part of its GPU's memory, which nobody else should use, and of the cores.
     console: where progress is printed. Default: nowhere.
 
     Raises:
         UserError: the recipe is wrong, both or neither of `recipe` and `resume` are given, `resume` comes with `out` or
-            with overrides of what must stay as it is, or this is one of several ranks.
+            with overrides of what must stay as it is, this is one of several ranks, or no process could end its work.
     """
     from manyicl.comparison import CompareConfig, check_seeds, open_comparison, refuse_ranks, run_comparison
     from manyicl.files import default_folder
-    from manyicl.processes import helped
+    from manyicl.processes import share_work
     from manyicl.report import write_outcome
     from manyicl.training import load_recipe
 
@@ -229,8 +230,13 @@ def compare(
     console = console or make_console(quiet=True)
     some = [word for seed in seeds or () for word in ("--seed", str(seed))]
     command = ["compare", "--resume", str(folder), *some]
-    with helped(command, folder=folder, number=processes, console=console) as shared_by:
-        run_comparison(grid, seeds=seeds, console=console, shared_by=shared_by)
+    share_work(
+        partial(run_comparison, grid, seeds=seeds, console=console),
+        command,
+        folder=folder,
+        number=min(processes, max(1, len(grid.missing_models(seeds)))),
+        console=console,
+    )
     return write_outcome(grid)
 
 

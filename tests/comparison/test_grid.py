@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from io import StringIO
 from pathlib import Path
@@ -137,6 +138,17 @@ def test_two_processes_give_what_one_gives(finished, recipe, tmp_path):
     assert without_own(two) == without_own(one)
     by_helper = (tmp_path / "tiny" / "logs" / "process-2.log").read_text("utf-8").count(": done in ")
     assert 0 < by_helper < len(done)
+
+
+@pytest.mark.slow
+def test_a_helper_without_the_process_that_it_helps_does_nothing(copied):
+    (copied / "comparison.json").unlink()
+    script = [*COMPARE, "--resume", str(copied), "--shared-by", "2"]
+    for helped, code in ((str(2**22 + 1), 1), (str(os.getpid()), 0)):
+        environment = {**os.environ, "MANYICL_HELPED_PROCESS": helped}
+        ended = subprocess.run([sys.executable, *script], env=environment, capture_output=True, check=False)
+        assert ended.returncode == code
+    assert not (copied / "comparison.json").exists()  # the report is for the process that it helps
 
 
 @pytest.mark.slow

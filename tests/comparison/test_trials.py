@@ -35,6 +35,7 @@ from manyicl.locks import claiming
 from manyicl.report.markdown import render_markdown
 from manyicl.report.terminal import comparison_table
 from manyicl.report.verdict import tell_rates
+from manyicl.training.memory.choice import GpuShare
 from manyicl.training.metrics import MetricsLog
 from manyicl.training.recipe import load_recipe
 from manyicl.training.run_folder import RunFolder
@@ -191,6 +192,15 @@ def test_processes_at_work_are_counted_by_what_they_do(world, tmp_path):
         with other_process(grid.claim_file(second)) as process:
             assert process.stdout.readline() == "None\n"  # it has the claim
             assert grid.count_claims() == 2
+
+
+def test_a_process_with_a_part_of_the_gpu_counts_on_all_of_it(world, tmp_path):
+    """Alone on its GPU, as with one process for each, it waits for nobody's kernels."""
+    grid, console = begin(world, tmp_path / "out", arms=["base"], seeds=[0], learning_rates=[]), Console()
+    with other_process(grid.claim_file(grid.work()[0])) as other:
+        assert other.stdout.readline() == "None\n"  # it has the claim
+        shares = {shared_by: Worker(grid, console, shared_by=shared_by).gpu_share() for shared_by in (None, 1, 2)}
+    assert shares == {None: GpuShare(1.0), 1: GpuShare(), 2: GpuShare(is_part=True)}
 
 
 def test_asking_counts_on_a_share_of_the_gpu_while_others_are_at_work(world, tmp_path, monkeypatch):

@@ -131,11 +131,12 @@ def test_equal_parts_leave_room_for_cuda_itself(num_processes, fraction, monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 64 * CONTEXT_BYTES))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.5)
     with part_of_gpu(num_processes):
         assert taken == [fraction]  # 1 / 16 - 1 / 64
-    assert taken == [fraction, 1.0]
+    assert taken == [fraction, 0.5]  # as it was before
     with part_of_gpu(None):
-        assert taken == [fraction, 1.0]
+        assert taken == [fraction, 0.5]
 
 
 def test_more_processes_than_a_gpu_has_room_for_are_refused(monkeypatch):

@@ -57,7 +57,7 @@ def compare(
 
     console = make_console()
     if status is not None:
-        if recipe is not None or out is not None or resume is not None or seeds:
+        if recipe is not None or out is not None or resume is not None or seeds or processes > 1:
             raise UserError(f"--status {status}: only shows a comparison; leave the other arguments out")
         console.print(grid_table(open_comparison(status, None)))
         return
@@ -65,7 +65,7 @@ def compare(
         end_with_helped()
         with stoppable("compare", "--resume", str(resume), kept=resume, recipe=resume / "recipe.toml"):
             grid = open_comparison(resume, None)
-            run_comparison(grid, seeds=seeds, console=make_console(stderr=True), shared_by=shared_by)
+            run_comparison(grid, shared_by, seeds=seeds, console=make_console(stderr=True))
         return
     if resume is not None:
         recipe, overrides = split_overrides(recipe, overrides)

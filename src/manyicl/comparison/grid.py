@@ -246,6 +246,11 @@ class Grid:
         path = self.path_of(item)
         return RunFolder(path).is_finished if item.kind == "train" else path.is_file()
 
+    def missing_models(self, seeds: Sequence[int] | None = None) -> set[object]:
+        """Return the models that have work left, of some seeds and all trials, or of all."""
+        chosen = [item for item in self.work() if seeds is None or item.seed in seeds or item.rate is not None]
+        return {item.model for item in chosen if not self.is_done(item)}
+
     def claim_file(self, item: WorkItem) -> Path:
         """Return the lock file of the process that does an item."""
         return self.folder / ".claims" / f"{'-'.join(self.path_of(item).relative_to(self.folder).parts)}.lock"

@@ -57,7 +57,7 @@ def refuse_ranks() -> None:
 
 
 def run_comparison(
-    grid: Grid, *, seeds: Sequence[int] | None = None, console: Console, shared_by: int | None = None
+    grid: Grid, shared_by: int | None = None, *, seeds: Sequence[int] | None = None, console: Console
 ) -> None:
     """Do the missing work: all of it, or that of some seeds and the trials of learning rates.
 
@@ -81,7 +81,7 @@ def run_comparison(
     titles = {item: f"[{number}/{len(items)}] {item.title}" for number, item in enumerate(items, start=1)}
     if not all(map(grid.is_done, items)):
         _refuse_other_streams(grid)
-    worker, printed = Worker(grid, console, has_part=shared_by is not None), set[str]()
+    worker, printed = Worker(grid, console, shared_by=shared_by), set[str]()
     with part_of_gpu(shared_by):
         while waits := _do_unclaimed(worker, items, titles=titles):
             for line in [line for process, line in waits.items() if process not in printed]:
@@ -137,19 +137,21 @@ def _refuse_other_streams(grid: Grid) -> None:
 class Worker:
     """Does one item after the other, and keeps the model of the last one, which the next one often needs too."""
 
-    def __init__(self, grid: Grid, console: Console, *, has_part: bool = False) -> None:
-        self.grid, self.console, self.has_part = grid, console, has_part
+    def __init__(self, grid: Grid, console: Console, *, shared_by: int | None = None) -> None:
+        self.grid, self.console, self.shared_by = grid, console, shared_by
         self.pace = Pace()
         self._loaded: tuple[tuple[object, ...], InferenceModel] | None = None
 
-    def gpu_share(self) -> float:
-        """Return the fraction of the memory that this process can have, and others may see as well, that is its own."""
-        return 1.0 if self.has_part else self.grid.gpu_share()
+    def gpu_share(self) -> GpuShare:
+        """Return what this process may count on of the GPU memory that it can have."""
+        if self.shared_by is None:
+            return GpuShare(self.grid.gpu_share())
+        return GpuShare(is_part=self.shared_by > 1)
 
     def do_timed(self, item: WorkItem, titles: Mapping[WorkItem, str]) -> None:
         """Do one item, and print how long it took and how long the missing ones of `titles` will take."""
         started = time.monotonic()
-        with sharing_gpu(self.gpu_share):
+        with sharing_gpu(lambda: self.gpu_share().fraction):
             DO[item.kind](self, item, titles[item])
         seconds = time.monotonic() - started
         self.pace.add(item.pace_key, seconds)
@@ -205,7 +207,7 @@ def _train(worker: Worker, item: WorkItem, title: str) -> None:
         callbacks=drift,
         frame=grid.frame,
         tasks=grid.matcher.tasks,
-        gpu_share=GpuShare(worker.gpu_share(), is_part=worker.has_part),
+        gpu_share=worker.gpu_share(),
     )
     run.checkpoints.remove()
     torch.cuda.empty_cache()

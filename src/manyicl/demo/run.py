@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from manyicl.demo.tasks import write_tasks
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
 from manyicl.models import NEUTRAL_TEXT, TEMPLATE, ModelSettings
-from manyicl.processes import helped
+from manyicl.processes import share_work
 from manyicl.report import print_outcome, write_outcome
 from manyicl.training import TaskSettings, TrainSettings
 
@@ -175,11 +176,11 @@ def run_demo(*, out: Path, seed: int = 0, num_seeds: int = 1, parts: Parts = FUL
 
 def _work(grid: Grid, *, console: Console) -> None:
     """Do the missing work, by one process per core: with so small a model a second thread hardly helps."""
-    missing = {item.model for item in grid.work() if not grid.is_done(item)}
-    number = min(MOST_PROCESSES, torch.get_num_threads(), len(missing))
+    number = max(1, min(MOST_PROCESSES, torch.get_num_threads(), len(grid.missing_models())))
     command = ["compare", "--resume", str(grid.folder)]
-    with helped(command, folder=grid.folder, number=max(1, number), console=console) as shared_by:
-        run_comparison(grid, console=console, shared_by=shared_by)
+    share_work(
+        partial(run_comparison, grid, console=console), command, folder=grid.folder, number=number, console=console
+    )
 
 
 def open_demo(out: Path, *, seeds: Sequence[int], parts: Parts = FULL) -> list[Grid]:

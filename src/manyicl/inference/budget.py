@@ -62,11 +62,12 @@ def part_of_gpu(num_processes: int | None) -> Iterator[None]:
             f"{num_processes} processes on a GPU of {total / 2**30:.0f} GiB: CUDA alone takes"
             f" {CONTEXT_BYTES / 2**30:.2g} GiB for each; start fewer"
         )
+    before = torch.cuda.get_per_process_memory_fraction()
     torch.cuda.set_per_process_memory_fraction(part / total)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.set_per_process_memory_fraction(before)
 
 
 def process_memory(device: torch.device) -> int:
@@ -75,7 +76,8 @@ def process_memory(device: torch.device) -> int:
     That is what nobody else holds, and no more than its part if it has one (`part_of_gpu`).
     """
     free, total = torch.cuda.mem_get_info(device)
-    part = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    # Unlike the others, this one does not take a device without an index.
+    part = int(torch.cuda.get_per_process_memory_fraction(device if device.index is not None else None) * total)
     return min(int(free) + torch.cuda.memory_reserved(device), part)
 
 
