@@ -55,13 +55,15 @@ def program(tmp_path, monkeypatch) -> Callable[..., str]:
     monkeypatch.setattr(sys, "executable", str(file))
     monkeypatch.setattr(processes, "POLL_S", 0.02)
 
-    def run(script: str, *, gpus: Sequence[str] = TWO, work: Callable[[int | None], None] | None = None) -> str:
+    def run(
+        script: str, *, gpus: Sequence[str] = TWO, number: int = 3, work: Callable[[int | None], None] | None = None
+    ) -> str:
         file.write_text(f"#!/bin/sh\n{script}\n")
         file.chmod(0o755)
         monkeypatch.setattr(processes, "visible_gpus", lambda: list(gpus))
         shown = StringIO()
         console = Console(file=shown, width=200)
-        share_work(work or pytest.fail, ["work"], folder=tmp_path, number=3, console=console)
+        share_work(work or pytest.fail, ["work"], folder=tmp_path, number=number, console=console)
         return shown.getvalue()
 
     return run
@@ -82,6 +84,12 @@ def test_with_several_gpus_it_waits_since_it_would_see_them_all(program, tmp_pat
     said = program(DONE)
     assert sorted(said.splitlines()) == 2 * ["[0/2] b: train: done in 2 s"] + ["[1/2] b: train: done in 2 s"]
     assert sorted(path.name for path in (tmp_path / "logs").iterdir())[0] == "process-1.log"
+
+
+def test_one_process_has_one_of_several_gpus(program):
+    """It was refused: a process that sees several would train on all of them."""
+    told, said = program(DONE, number=1).splitlines()
+    assert (told, said) == ("of 2 GPUs 1 will be used: as many as processes", "[0/2] b: train: done in 2 s")
 
 
 def test_notes_and_progress_are_in_the_logs_alone(program, tmp_path):
@@ -133,7 +141,8 @@ def test_an_earlier_log_is_kept_and_not_shown_again(program, tmp_path):
     assert len(read_log(tmp_path, 1)) == 2
 
 
-def test_one_process_has_no_helper(tmp_path):
+def test_one_process_has_no_helper(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "visible_gpus", lambda: ["0"])
     told = []
     share_work(told.append, ["work"], folder=tmp_path, number=1, console=Console(file=StringIO()))
     assert told == [None]

@@ -83,12 +83,15 @@ def share_work(
     Raises:
         UserError: all processes ended before the work was done.
     """
-    if number == 1:
-        work(None)
-        return
     gpus = visible_gpus()
     is_one = len(gpus) < 2
-    with _helped(command, range(is_one, number), folder=folder, number=number, gpus=gpus, console=console) as helpers:
+    if number == 1 and is_one:
+        work(None)
+        return
+    if number < len(gpus):
+        console.print(f"of {len(gpus)} GPUs {number} will be used: as many as processes", highlight=False)
+    indices = range(1 if is_one else 0, number)
+    with _helped(command, indices, folder=folder, number=number, gpus=gpus, console=console) as helpers:
         if is_one:
             work(place(0, number=number, gpus=gpus)[1])
         _wait(helpers, seconds=ENDING_S if is_one else None)
