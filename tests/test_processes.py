@@ -49,7 +49,7 @@ def test_gpus_have_the_names_that_the_variable_gives_them(variable, number, name
 def program(tmp_path, monkeypatch) -> Callable[..., str]:
     """Return a function that has three processes share work, the others by a shell script; it returns what is shown.
 
-    With one GPU this process works too, and is told how many share it.
+    With one GPU this process works too, and learns how many processes share it.
     """
     file = tmp_path / "program"
     monkeypatch.setattr(sys, "executable", str(file))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Where each helper writes what it would have printed, in the folder of the work.
 LOGS = "logs"
-# The option with which a process is told that it is a helper, and how many share its GPU.
+# The option that makes a process a helper; its value is how many processes share its GPU.
 SHARED_BY = "--shared-by"
 # The variable that names the process that it helps, without which it ends.
 HELPED = "MANYICL_HELPED_PROCESS"
@@ -77,8 +77,8 @@ def share_work(
     are several GPUs: it would see them all, so it waits. Whoever dies leaves its work to the others; none outlives this
     process.
 
-    work: does the missing work, until all is done, in this process; it is told how many share its GPU, or None if it is
-    alone. command: does the same in another process, after `manyicl`; it takes the option `SHARED_BY`.
+    work: does the missing work in this process until all is done; its argument is how many processes share its GPU, or
+    None if it is alone. command: does the same in another process, after `manyicl`; it takes the option `SHARED_BY`.
 
     Raises:
         UserError: all processes ended before the work was done.

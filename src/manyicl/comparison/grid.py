@@ -246,10 +246,13 @@ class Grid:
         path = self.path_of(item)
         return RunFolder(path).is_finished if item.kind == "train" else path.is_file()
 
+    def work_of_seeds(self, seeds: Sequence[int] | None) -> list[WorkItem]:
+        """Return the work of some seeds, or of all if None, and the trials of learning rates, which belong to all."""
+        return [item for item in self.work() if seeds is None or item.seed in seeds or item.rate is not None]
+
     def missing_models(self, seeds: Sequence[int] | None = None) -> set[object]:
         """Return the models that have work left, of some seeds and all trials, or of all."""
-        chosen = [item for item in self.work() if seeds is None or item.seed in seeds or item.rate is not None]
-        return {item.model for item in chosen if not self.is_done(item)}
+        return {item.model for item in self.work_of_seeds(seeds) if not self.is_done(item)}
 
     def claim_file(self, item: WorkItem) -> Path:
         """Return the lock file of the process that does an item."""

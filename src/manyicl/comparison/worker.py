@@ -71,7 +71,7 @@ def run_comparison(
         UserError: an item cannot be done (those before it are kept), or an earlier version asked the finished ones
             after other shots.
     """
-    items = [item for item in grid.work() if seeds is None or item.seed in seeds or item.rate is not None]
+    items = grid.work_of_seeds(seeds)
     is_training = any(item.kind == "train" and not grid.is_done(item) for item in items)
     notes = grid.matcher.list_notes() if is_training else []
     if is_training:
