@@ -43,10 +43,9 @@ def main() -> None:
         for processes in sorted((1, args.processes), reverse=bool(round_ % 2)):
             with tempfile.TemporaryDirectory() as place:
                 seconds[processes] = run(args.recipe, args.overrides, processes=processes, folder=Path(place) / "run")
-        one, several = seconds[1], seconds[args.processes]
-        ratios.append(one / several)
-        line = f"round {round_ + 1}: 1 process {one:.1f} s, {args.processes} {several:.1f} s, ratio {ratios[-1]:.2f}"
-        print(line, flush=True)
+            print(f"round {round_ + 1}: {processes} at work, {seconds[processes]:.1f} s", flush=True)
+        ratios.append(seconds[1] / seconds[args.processes])
+        print(f"round {round_ + 1}: ratio {ratios[-1]:.2f}", flush=True)
     print(f"{args.processes} processes: {median(ratios):.2f} times as fast [{min(ratios):.2f}, {max(ratios):.2f}]")
 
 

@@ -45,7 +45,7 @@ BASE = "base"
 SHARED = (
     'compare.arms=["manyicl"]', "compare.seeds=[0,1,2]", "compare.learning_rates=[]", "compare.queries=100",
     'compare.shots=[16,"fill"]', "compare.flips=false", "compare.examples=0", "compare.asked_tasks=8",
-    "train.learning_rate=1e-4",
+    "compare.dedicated_tasks=[]", "train.learning_rate=1e-4",
 )  # fmt: skip
 # Name -> what is changed in words, and the overrides that change it.
 VARIANTS = {

@@ -16,7 +16,7 @@ from manyicl.comparison.arms import (
     tell_fewer_shots,
 )
 from manyicl.comparison.grid import Grid
-from manyicl.comparison.settings import ARMS, CompareConfig, choose_tasks
+from manyicl.comparison.settings import ARMS, CompareConfig, choose_roles, choose_tasks
 from manyicl.errors import UserError
 from manyicl.models.costs import count_flops
 from manyicl.training.preparation import hash_plan, plan_packs, prepare_run
@@ -392,3 +392,21 @@ def test_fewer_shots_than_an_arms_own_are_told_with_their_reason(world, most, to
     assert tell_fewer_shots("metaicl", config, most=most, num_train=num_train, token_budget=1024) == (
         told and f"MetaICL's own setting: at most {told.format(**reasons)}"
     )
+
+
+def test_tasks_with_a_model_of_their_own_are_asked_also_of_a_comparison_without_one(world):
+    named = sorted(world[1][0])[-2:]  # the last ones, which nothing else would choose
+    asked = {}
+    for arms in (["base", "manyicl", "dedicated"], ["base", "manyicl"]):
+        recipe = make_recipe(*world, arms=arms, dedicated_tasks=named, asked_tasks=3)
+        roles = choose_roles(recipe, Grid(world[0], recipe).tasks)
+        assert set(named) < set(roles.asked_trained)
+        asked[len(arms)] = roles.asked_trained
+    assert asked[2] == asked[3]
+
+
+def test_fewer_asked_tasks_than_named_ones_are_some_of_them(world):
+    named = sorted(world[1][0])[-2:]
+    recipe = make_recipe(*world, arms=["base", "manyicl"], dedicated_tasks=named, asked_tasks=1)
+    (asked,) = choose_roles(recipe, Grid(world[0], recipe).tasks).asked_trained
+    assert asked in named

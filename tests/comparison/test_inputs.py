@@ -94,6 +94,23 @@ def test_without_recorded_hashes_those_of_the_finished_results_count(began):
     assert refusal(folder).startswith(f"{file}: task '{task}' is not what it was when")
 
 
+def test_results_of_trained_tasks_that_are_not_asked_now_are_refused(began):
+    """An earlier version did not give compare.dedicated_tasks the first places if no arm had a model of its own."""
+    folder, config = began
+    grid = open_comparison(folder, None)
+    (other,) = sorted({*grid.roles.trained} - {*grid.roles.asked_trained})[:1]
+    file = folder / "seed-0" / "base.test.json"
+    file.parent.mkdir()
+    asked = [{"task": name, "sha256": grid.inputs.tasks[name]} for name in [*grid.roles.asked, other]]
+    file.write_text(json.dumps({"tasks": asked[:-1]}), encoding="utf-8")
+    open_comparison(folder, None)
+    file.write_text(json.dumps({"tasks": asked}), encoding="utf-8")
+    assert refusal(folder) == (
+        f"{file}: holds answers of task '{other}', which the recipe does not ask: an earlier version chose other trained"
+        f" tasks; write compare.dedicated_tasks = [] into {folder / 'recipe.toml'}, or start a new comparison"
+    )
+
+
 def test_the_hashes_that_are_reported_are_those_of_the_results(began):
     folder, config = began
     before = {task.name: task.sha256 for task in load_tasks(config.tasks.folder)}

@@ -24,6 +24,7 @@ from manyicl.comparison.inputs import (
     read_inputs,
     read_recipe,
     refuse_other_inputs,
+    refuse_other_tasks,
     take_places,
     write_inputs,
 )
@@ -327,6 +328,7 @@ def _continue_in(folder: Path, config: CompareConfig | None, *, overrides: Seque
         raise UserError(f"out={folder}: {held}; go on with that one by resume={folder}, or name another")
     now = grid.hash_inputs()
     refuse_other_inputs(folder, now, task_folder=grid.config.tasks.folder, model=grid.config.model.path)
+    refuse_other_tasks(folder, grid.roles.asked)
     began = read_inputs(folder)
     if began is None or began.overlaps is None:  # an earlier version began it
         write_inputs(folder, replace(began or now, overlaps=find_overlaps(grid.tasks, trained=grid.roles.trained)))

@@ -187,6 +187,24 @@ def refuse_other_inputs(folder: Path, now: Inputs, *, task_folder: str, model: s
         )
 
 
+def refuse_other_tasks(folder: Path, asked: Sequence[str]) -> None:
+    """Refuse to continue if tasks were evaluated that the recipe no longer asks: an earlier version chose others.
+
+    asked: the tasks that are evaluated now.
+
+    Raises:
+        UserError: naming such a task.
+    """
+    for file in sorted(folder.glob("seed-*/*.test.json")):
+        for entry in (read_object(file) or {}).get("tasks", ()):
+            if entry["task"] not in asked:
+                raise UserError(
+                    f"{file}: holds answers of task '{entry['task']}', which the recipe does not ask: an earlier version"
+                    f" chose other trained tasks; write compare.dedicated_tasks = [] into {folder / RECIPE}, or start a"
+                    " new comparison"
+                )
+
+
 def _weights_of_runs(folder: Path) -> str | None:
     """Return the fingerprint of the base of a comparison's runs; None if none says it."""
     runs = (RunFolder(file.parent).read_state() for file in sorted(folder.glob(RUN_STATES)))

@@ -100,7 +100,8 @@ class CompareSettings(BaseModel):
     """Tasks that the base can already do and no arm is trained on: they measure forgetting, and are not in the
     headline."""
     dedicated_tasks: tuple[str, ...] = ()
-    """Tasks that get a model of their own. Default: all trained tasks."""
+    """Tasks that get a model of their own, and the first of the trained ones to be evaluated, also without such an arm.
+    Default: all trained tasks."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Rates to try for every arm, with the first seed; the one that scores best on validation rows is used for all
     seeds. Default: train.learning_rate, and for dedicated-tuned 0.1 to 10 times as much."""
@@ -307,6 +308,14 @@ class Roles:
         return tuple(sorted([*self.asked_trained, *self.held_out, *self.familiar]))
 
 
+def _take_turns(names: Sequence[str], tasks: Mapping[str, Task]) -> list[str]:
+    """Return the names so that the tasks' families take turns, each in the order of its names."""
+    by_family: dict[str, list[str]] = {}
+    for name in names:
+        by_family.setdefault(tasks[name].family, []).append(name)
+    return [name for turn in zip_longest(*by_family.values()) for name in turn if name is not None]
+
+
 def choose_roles(config: CompareConfig, tasks: Mapping[str, Task]) -> Roles:
     """Return the roles of a comparison's tasks.
 
@@ -316,13 +325,12 @@ def choose_roles(config: CompareConfig, tasks: Mapping[str, Task]) -> Roles:
     held_out, familiar = sorted(settings.held_out_tasks), sorted(settings.familiar_tasks)
     trained = sorted({*tasks} - {*held_out, *familiar})
     dedicated = sorted(settings.dedicated_tasks or trained)
-    # Tasks with a model of their own are always evaluated; the families take turns for the places that are left.
+    # Tasks with a model of their own are always evaluated. Those that are named have the next places, so that a comparison
+    # asks the same tasks with dedicated arms and without.
     asked = dedicated if any(ARMS[arm].per_task for arm in settings.arms) else []
-    by_family: dict[str, list[str]] = {}
-    for name in trained:
-        if name not in asked:
-            by_family.setdefault(tasks[name].family, []).append(name)
-    turns = [name for turn in zip_longest(*by_family.values()) for name in turn if name is not None]
+    named = [name for name in settings.dedicated_tasks if name not in asked]
+    others = [name for name in trained if name not in {*asked, *named}]
+    turns = [*_take_turns(sorted(named), tasks), *_take_turns(others, tasks)]
     num_left = max(0, (settings.asked_tasks or len(trained)) - len(asked))
     asked_trained = sorted([*asked, *turns[:num_left]])
     return Roles(tuple(trained), tuple(held_out), tuple(familiar), tuple(dedicated), tuple(asked_trained))
