@@ -96,7 +96,7 @@ def test_without_recorded_hashes_those_of_the_finished_results_count(began):
 
 def test_results_of_trained_tasks_that_are_not_asked_now_are_refused(began):
     """An earlier version did not give compare.dedicated_tasks the first places if no arm had a model of its own."""
-    folder, config = began
+    folder, _ = began
     grid = open_comparison(folder, None)
     (other,) = sorted({*grid.roles.trained} - {*grid.roles.asked_trained})[:1]
     file = folder / "seed-0" / "base.test.json"
@@ -106,8 +106,8 @@ def test_results_of_trained_tasks_that_are_not_asked_now_are_refused(began):
     open_comparison(folder, None)
     file.write_text(json.dumps({"tasks": asked}), encoding="utf-8")
     assert refusal(folder) == (
-        f"{file}: holds answers of task '{other}', which the recipe does not ask: an earlier version chose other trained"
-        f" tasks; write compare.dedicated_tasks = [] into {folder / 'recipe.toml'}, or start a new comparison"
+        f"{file}: holds answers of task '{other}', which the recipe does not ask: an earlier version chose other"
+        f" trained tasks; write compare.dedicated_tasks = [] into {folder / 'recipe.toml'}, or start a new comparison"
     )
 
 

@@ -199,8 +199,8 @@ def refuse_other_tasks(folder: Path, asked: Sequence[str]) -> None:
         for entry in (read_object(file) or {}).get("tasks", ()):
             if entry["task"] not in asked:
                 raise UserError(
-                    f"{file}: holds answers of task '{entry['task']}', which the recipe does not ask: an earlier version"
-                    f" chose other trained tasks; write compare.dedicated_tasks = [] into {folder / RECIPE}, or start a"
+                    f"{file}: holds answers of task '{entry['task']}', which the recipe does not ask: an earlier"
+                    f" version chose other trained tasks; write compare.dedicated_tasks = [] into {folder / RECIPE}, or start a"
                     " new comparison"
                 )
 

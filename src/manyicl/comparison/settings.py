@@ -325,8 +325,8 @@ def choose_roles(config: CompareConfig, tasks: Mapping[str, Task]) -> Roles:
     held_out, familiar = sorted(settings.held_out_tasks), sorted(settings.familiar_tasks)
     trained = sorted({*tasks} - {*held_out, *familiar})
     dedicated = sorted(settings.dedicated_tasks or trained)
-    # Tasks with a model of their own are always evaluated. Those that are named have the next places, so that a comparison
-    # asks the same tasks with dedicated arms and without.
+    # Tasks with a model of their own are always evaluated. Those that are named have the next places, so that a
+    # comparison asks the same tasks with dedicated arms and without.
     asked = dedicated if any(ARMS[arm].per_task for arm in settings.arms) else []
     named = [name for name in settings.dedicated_tasks if name not in asked]
     others = [name for name in trained if name not in {*asked, *named}]

@@ -59,8 +59,8 @@ class TrainSettings(BaseModel):
     pack_tokens: Annotated[int, Field(gt=0)] | None = None
     """Length of a pack. Default: episodes.token_budget."""
     packs_per_step: Annotated[int, Field(gt=0)] = 8
-    """Packs per optimizer step, over all ranks. With long episodes that is the number of tasks of a step: one was too few
-    (docs/results.md, "Long episodes with several tasks a step")."""
+    """Packs per optimizer step, over all ranks. With long episodes that is the number of tasks of a step: one was too
+    few (docs/results.md, "Long episodes with several tasks a step")."""
     packs_per_batch: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     """Packs that go through a rank at once, joined in one row: a number, or 'auto' (as many as keep a GPU at work and
     fit its free memory; 1 on a CPU)."""
