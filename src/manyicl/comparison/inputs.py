@@ -200,8 +200,8 @@ def refuse_other_tasks(folder: Path, asked: Sequence[str]) -> None:
             if entry["task"] not in asked:
                 raise UserError(
                     f"{file}: holds answers of task '{entry['task']}', which the recipe does not ask: an earlier"
-                    f" version chose other trained tasks; write compare.dedicated_tasks = [] into {folder / RECIPE}, or start"
-                    " a new comparison"
+                    " version chose other trained tasks; write compare.dedicated_tasks = [] into"
+                    f" {folder / RECIPE}, or start a new comparison"
                 )
 
 
