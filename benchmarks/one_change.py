@@ -47,6 +47,17 @@ SHARED = (
     'compare.shots=[16,"fill"]', "compare.flips=false", "compare.examples=0", "compare.asked_tasks=8",
     "compare.dedicated_tasks=[]", "train.learning_rate=1e-4",
 )  # fmt: skip
+# The trained tasks of recipes/compare-smollm2.toml that the base is asked, and one or two more of each family but
+# summarization. A variant that trains on fewer tasks is asked the same ones.
+ASKED = ("aeslc", "arc_challenge", "arc_easy", "atis", "clinc150", "gsm8k", "mctest_nli", "scitldr")
+FURTHER = ("commonsenseqa", "mawps", "movie_polarity", "snips", "snli", "webquestions")
+
+
+def name_tasks(*names: str) -> str:
+    """Return the override that trains on these tasks alone."""
+    return f"tasks.names={json.dumps(names)}"
+
+
 # Name -> what is changed in words, and the overrides that change it.
 VARIANTS = {
     BASE: ("nothing", []),
@@ -66,6 +77,11 @@ VARIANTS = {
     "tokens-4x": ("four times the steps, so four times the tokens", ["train.num_steps=320"]),
     "rate-3e-5": ("about a third of the learning rate", ["train.learning_rate=3e-5"]),
     "rate-3e-4": ("three times the learning rate", ["train.learning_rate=3e-4"]),
+    "tasks-14": ("half of the training tasks, all that are asked among them", [name_tasks(*ASKED, *FURTHER)]),
+    "tasks-8": ("the training tasks that are asked alone", [name_tasks(*ASKED)]),
+    "rows-1000": ("at most 1,000 train rows of each task", ["tasks.max_rows=1000"]),
+    "rows-300": ("at most 300 train rows of each task", ["tasks.max_rows=300"]),
+    "rows-100": ("at most 100 train rows of each task", ["tasks.max_rows=100"]),
 }
 COLUMNS: dict[str, tuple[Role, Shots]] = {
     "held out, 16 shots": ("held-out", 16),

@@ -15,9 +15,11 @@ from manyicl.comparison.settings import CompareConfig
 from manyicl.evaluation.points import DrawPoint, Prediction, ShotCurve, ShotPoint
 from manyicl.evaluation.results import Evaluation
 from manyicl.evaluation.shots import FILL, Shots
-from manyicl.training.recipe import dump_config, make_config
+from manyicl.training.recipe import dump_config, load_recipe, make_config
+from manyicl.training.run_folder import find_changes
 from tests.support.comparison_setting import make_recipe, write_world
 
+RECIPE = Path(__file__).parents[2] / "recipes" / "compare-smollm2.toml"
 Scores = dict[Shots, list[float]]  # shots -> the score of each query, the same in both draws
 
 
@@ -123,6 +125,17 @@ def test_variants_of_other_rows_are_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         print_table(tmp_path, monkeypatch, capsys)
     assert "task 'animals': has other rows in a variant than in base" in capsys.readouterr().err
+
+
+def test_every_variant_changes_the_recipe_and_trains_on_some_of_its_tasks():
+    def load(own: list[str]) -> CompareConfig:
+        return load_recipe(RECIPE, overrides=[*one_change.SHARED, *own], kind=CompareConfig)
+
+    changes = {name: load(own) for name, (_, own) in one_change.VARIANTS.items()}
+    base = changes.pop("base")
+    assert all(find_changes(base, config) for config in changes.values())
+    assert {len(config.tasks.names) for config in changes.values()} == {8, 14, 28}
+    assert all(set(config.tasks.names) <= set(base.tasks.names) for config in changes.values())
 
 
 @pytest.mark.slow
