@@ -25,6 +25,7 @@ from manyicl.planning import forecast as forecasting
 from manyicl.planning.devices import DEVICES, Device, find_device
 from manyicl.planning.fit import suggest_changes
 from manyicl.planning.forecast import are_exact_prefixes, count_unterminated, forecast_run
+from manyicl.planning.notes import note_settings
 from manyicl.training.memory.choice import USABLE_FRACTION, PacksChoice, predict_memory
 from manyicl.training.memory.footprint import Row, measure_footprint
 from manyicl.training.metrics import bucket_name
@@ -249,6 +250,19 @@ def test_a_warm_up_that_never_ends_and_a_rank_beyond_the_model_are_noted(config)
     assert any(note.startswith("model.lora.rank = 32: the model's layers have 32 features") for note in notes)
     gentle = {"model": {"lora": {"rank": 31}}, "train": {"warmup_steps": 5}}
     assert not any("warmup" in note or "rank" in note for note in forecast_run(changed(config, **gentle)).notes)
+
+
+def test_steps_of_one_task_are_noted(config):
+    one_pack = changed(config, train={"num_steps": 10, "packs_per_step": 1, "packs_per_batch": 1, "warmup_steps": 1})
+
+    def note(num_tasks: int, num_episodes: int) -> list[str]:
+        return list(note_settings(one_pack, text_config=None, num_tasks=num_tasks, num_episodes=num_episodes))
+
+    assert note(3, 12) == [
+        "train.packs_per_step = 1: a step has 1.2 episodes, so most have one task; 4 or more would mix tasks and take"
+        " no more memory"
+    ]  # fmt: skip
+    assert note(3, 20) == note(1, 12) == []
 
 
 def test_bf16_that_this_cpu_would_emulate_is_noted_unless_a_device_is_named(config, monkeypatch):

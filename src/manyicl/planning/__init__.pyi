@@ -9,8 +9,8 @@ from .forecast import (
     forecast_run,
     forecast_tasks,
     list_refused,
-    note_warmup,
 )
+from .notes import note_warmup
 from .overlap import Overlap, find_overlaps, tell_overlap, tell_overlaps
 from .preview import DrawnEpisode, preview_recipe, render_episode
 

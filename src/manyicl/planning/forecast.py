@@ -37,6 +37,7 @@ from manyicl.models import (
 )
 from manyicl.planning.devices import ASSUMED_UTILIZATION, Device, predict_seconds
 from manyicl.planning.fit import Change, join_packs, predict_recipe, suggest_changes
+from manyicl.planning.notes import note_settings
 from manyicl.training import (
     USABLE_FRACTION,
     MemoryPrediction,
@@ -44,7 +45,6 @@ from manyicl.training import (
     PacksChoice,
     Prepared,
     RunConfig,
-    TrainSettings,
     bucket_name,
     count_dropped,
     count_plan,
@@ -207,7 +207,13 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         blockers.append(_tell_misfit(memory, device, change))
     elif memory and device and (refused := tell_recomputed_graph(config, memory.recompute)):
         blockers.append(refused)
-    notes += [*_note_tasks(config, tasks), *_note_settings(config, text_config=model_config.get_text_config())]
+    notes += _note_tasks(config, tasks)
+    notes += note_settings(
+        config,
+        text_config=model_config.get_text_config(),
+        num_tasks=len(tasks),
+        num_episodes=sum(task.num_episodes for task in tasks),
+    )
     return Forecast(
         tasks=tasks,
         plan=count_plan(prepared.packs, pack_tokens=config.pack_tokens),
@@ -416,29 +422,6 @@ def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[st
 def _tell_share(told: Sequence[str], *, among: Sequence[TaskForecast]) -> str:
     """Return how many of the tasks `told` describes, and the first of them."""
     return f"{len(told):,} of {len(among):,} tasks ({list_some(told, mark='; ')})"
-
-
-def _note_settings(config: RunConfig, *, text_config: Any) -> Iterable[str]:
-    """Yield which settings hardly go together. text_config: the model's, which says how many features a layer has."""
-    train, lora = config.train, config.model.lora
-    num_features = getattr(text_config, "hidden_size", None)
-    if warmup := note_warmup(train):
-        yield warmup
-    if lora is not None and num_features is not None and lora.rank >= num_features:
-        yield (
-            f"model.lora.rank = {lora.rank:,}: the model's layers have {num_features:,} features, so its adapters are"
-            " larger than what they adapt; 8 to 64 is usual"
-        )
-
-
-def note_warmup(train: TrainSettings) -> str:
-    """Return that a warm-up is longer than its run; "" if it is not."""
-    if train.warmup_steps < train.num_steps:
-        return ""
-    return (
-        f"train.warmup_steps = {train.warmup_steps:,}: the learning rate is still rising when the run ends, at step"
-        f" {train.num_steps:,}"
-    )
 
 
 def _tell_misfit(memory: MemoryPrediction, device: Device, change: Change | None) -> str:
