@@ -37,9 +37,9 @@ class EpisodeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     token_budget: Annotated[int, Field(gt=0)] = 2048
-    """Most tokens that an episode may have. On Gemma 3 270M 4,096 to 8,192 were best at 2.6 million tokens of training;
-    32,768, four a step and 10 million, gained 5.6 points [3.6, 7.7] on new tasks with many labels after many shots, and
-    cost 3.6 [1.4, 5.9] after 16 (docs/results.md, "Long episodes with several tasks a step")."""
+    """Most tokens that an episode may have. On Gemma 3 270M 4,096 to 8,192 were a little better than 32,768 at 2.6 million
+    tokens of training; at 10.3 million 32,768 was 2.0 points [0.5, 3.6] better than 4,096 on new tasks after many shots,
+    most on 150 labels, and 3.6 [1.4, 5.9] worse after 16 (docs/results.md, "Long episodes, four times as many")."""
     shots: EpisodeShots = "fill"
     """'fill' the budget, a number (0: one example per sequence), or a range [low, high] from which the number of
     examples is drawn log-uniformly; the query is not counted. [4, 256] instead of 'fill' cost 1.6 points [0.4, 2.8] on
@@ -52,8 +52,8 @@ class EpisodeSettings(BaseModel):
     rename_share: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     """Fraction of the episodes of classification and nli tasks with fixed labels in which each label has another name,
     the same throughout the episode; only episodes of two examples or more. On new tasks after many shots half of them
-    cost 1.8 points [0.2, 3.4] in training all weights and gained 3.7 [1.7, 5.6] in the packaged adapter's
-    (docs/results.md, "Which default?")."""
+    cost 1.8 points [0.2, 3.4] in training all weights (docs/results.md, "Which default?") and gained 3.7 [1.7, 5.6] in
+    the packaged adapter's ("The packaged adapter")."""
     rename_to: RenameTo = "words"
     """New names of labels: the task's own labels 'permuted', or random 'words'."""
 

@@ -30,7 +30,7 @@ class TemplateSettings(BaseModel):
 
     style: Literal["plain", "chat"] = "plain"
     """'plain' text, or 'chat': the tokenizer's chat template, with a user and an assistant turn per example. On SmolLM2
-    'chat' was 1.4 points [0.0, 2.8] better on new tasks after many shots, though fewer fit (docs/results.md, "Which
+    'chat' was 1.40 points [0.01, 2.79] better on new tasks after many shots, though fewer fit (docs/results.md, "Which
     default?")."""
     input: str = "Input: {input}\nAnswer:\n"
     """Plain style: the input segment, separators included."""

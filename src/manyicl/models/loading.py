@@ -51,8 +51,8 @@ class LoraSettings(BaseModel):
     rank: Annotated[int, Field(gt=0)] = 16
     """Rank of each adapter. On SmolLM2, 16 at ten times the rate answered new tasks after many shots as well as
     training all weights did (0.0 points [-0.9, 0.9]) and trained tasks 2.1 points [1.2, 2.9] worse; at the same rate
-    it was 5 points worse on both. 64 at ten times the rate answered both about as well (docs/results.md, "Which
-    default?")."""
+    it was 5 points worse on both. 64 at ten times the rate answered both about as well, and new ones after 16
+    shots 1.2 [0.1, 2.4] worse (docs/results.md, "Which default?")."""
     alpha: Annotated[int, Field(gt=0)] = 32
     """Scale: the adapter's output is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

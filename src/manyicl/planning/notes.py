@@ -7,7 +7,7 @@ from typing import Any
 
 from manyicl.training import RunConfig, TrainSettings
 
-# Episodes a step below which most steps have one task; it took 4 for long ones to help (docs/results.md).
+# Episodes a step below which most steps have one task.
 FEW_EPISODES = 2
 
 
@@ -25,8 +25,8 @@ def note_settings(config: RunConfig, *, text_config: Any, num_tasks: int, num_ep
     if num_tasks > 1 and num_episodes < FEW_EPISODES * train.num_steps:
         a_step = f"{num_episodes / train.num_steps:.1f} episodes"
         yield (
-            f"train.packs_per_step = {train.packs_per_step:,}: a step has {a_step}, so most have one task; 4 or more would"
-            " mix tasks and take no more memory"
+            f"train.packs_per_step = {train.packs_per_step:,}: a step has {a_step}, so most have one task; 4 or more"
+            " would mix tasks and take no more memory"
         )
     if lora is not None and num_features is not None and lora.rank >= num_features:
         yield (
