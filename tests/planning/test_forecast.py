@@ -255,14 +255,14 @@ def test_a_warm_up_that_never_ends_and_a_rank_beyond_the_model_are_noted(config)
 def test_steps_of_one_task_are_noted(config):
     one_pack = changed(config, train={"num_steps": 10, "packs_per_step": 1, "packs_per_batch": 1, "warmup_steps": 1})
 
-    def note(num_tasks: int, num_episodes: int) -> list[str]:
-        return list(note_settings(one_pack, text_config=None, num_tasks=num_tasks, num_episodes=num_episodes))
+    def note(*episodes: int) -> list[str]:
+        return list(note_settings(one_pack, None, episodes))
 
-    assert note(3, 12) == [
+    assert note(4, 4, 4) == [
         "train.packs_per_step = 1: a step has 1.2 episodes, so most have one task; 4 or more would mix tasks and take"
         " no more memory"
     ]  # fmt: skip
-    assert note(3, 20) == note(1, 12) == []
+    assert note(6, 7, 7) == note(12) == []
 
 
 def test_bf16_that_this_cpu_would_emulate_is_noted_unless_a_device_is_named(config, monkeypatch):

@@ -37,9 +37,10 @@ class EpisodeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     token_budget: Annotated[int, Field(gt=0)] = 2048
-    """Most tokens that an episode may have. On Gemma 3 270M 4,096 to 8,192 were a little better than 32,768 at 2.6 million
-    tokens of training; at 10.3 million 32,768 was 2.0 points [0.5, 3.6] better than 4,096 on new tasks after many shots,
-    most on 150 labels, and 3.6 [1.4, 5.9] worse after 16 (docs/results.md, "Long episodes, four times as many")."""
+    """Most tokens that an episode may have. On Gemma 3 270M 4,096 to 8,192 were a little better than 32,768 at 2.6
+    million tokens of training. At 10.3 million 32,768 was 2.0 points [0.5, 3.6] better than 4,096 on new tasks after
+    many shots, by one of 150 labels, and 3.6 [1.4, 5.9] worse after 16 (docs/results.md, "Long episodes, four times
+    as many")."""
     shots: EpisodeShots = "fill"
     """'fill' the budget, a number (0: one example per sequence), or a range [low, high] from which the number of
     examples is drawn log-uniformly; the query is not counted. [4, 256] instead of 'fill' cost 1.6 points [0.4, 2.8] on

@@ -207,13 +207,7 @@ def forecast_run(config: RunConfig, *, device: Device | None = None, num_devices
         blockers.append(_tell_misfit(memory, device, change))
     elif memory and device and (refused := tell_recomputed_graph(config, memory.recompute)):
         blockers.append(refused)
-    notes += _note_tasks(config, tasks)
-    notes += note_settings(
-        config,
-        text_config=model_config.get_text_config(),
-        num_tasks=len(tasks),
-        num_episodes=sum(task.num_episodes for task in tasks),
-    )
+    notes += [*_note_tasks(config, tasks), *note_settings(config, model_config, [task.num_episodes for task in tasks])]
     return Forecast(
         tasks=tasks,
         plan=count_plan(prepared.packs, pack_tokens=config.pack_tokens),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+from transformers import PretrainedConfig
 
 from manyicl.training import RunConfig, TrainSettings
 
@@ -11,19 +12,18 @@ from manyicl.training import RunConfig, TrainSettings
 FEW_EPISODES = 2
 
 
-def note_settings(config: RunConfig, *, text_config: Any, num_tasks: int, num_episodes: int) -> Iterable[str]:
+def note_settings(config: RunConfig, model_config: PretrainedConfig | None, episodes: Sequence[int]) -> Iterable[str]:
     """Yield which settings hardly go together.
 
-    text_config: the model's, which says how many features a layer has.
-    num_tasks: that are trained on.
-    num_episodes: of all steps.
+    model_config: says how many features a layer has; None if it is not known.
+    episodes: how many each task has in the run.
     """
     train, lora = config.train, config.model.lora
-    num_features = getattr(text_config, "hidden_size", None)
+    num_features = getattr(model_config and model_config.get_text_config(), "hidden_size", None)
     if warmup := note_warmup(train):
         yield warmup
-    if num_tasks > 1 and num_episodes < FEW_EPISODES * train.num_steps:
-        a_step = f"{num_episodes / train.num_steps:.1f} episodes"
+    if len(episodes) > 1 and sum(episodes) < FEW_EPISODES * train.num_steps:
+        a_step = f"{sum(episodes) / train.num_steps:.1f} episodes"
         yield (
             f"train.packs_per_step = {train.packs_per_step:,}: a step has {a_step}, so most have one task; 4 or more"
             " would mix tasks and take no more memory"

@@ -59,7 +59,7 @@ class TrainSettings(BaseModel):
     pack_tokens: Annotated[int, Field(gt=0)] | None = None
     """Length of a pack. Default: episodes.token_budget."""
     packs_per_step: Annotated[int, Field(gt=0)] = 8
-    """Packs per optimizer step, over all ranks. With episodes as long as a pack that is the number of tasks in a step."""
+    """Packs per optimizer step, over all ranks. If episodes fill a pack, a step has as many tasks at most."""
     packs_per_batch: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     """Packs that go through a rank at once, joined in one row: a number, or 'auto' (as many as keep a GPU at work and
     fit its free memory; 1 on a CPU)."""
@@ -67,8 +67,8 @@ class TrainSettings(BaseModel):
     """What counts once in the loss: each 'answer', each 'token', or each 'task' of the step. Tokens cost 2.0 points
     [1.1, 2.9] on new tasks after many shots, tasks nothing that can be told (docs/results.md, "Which default?")."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
-    """Peak learning rate. ManyICL's trials chose 1e-4 or 3e-4 on SmolLM2 and 3e-5 on Gemma 3 270M; LoRA did better at 1e-3
-    than at 1e-4 (docs/results.md)."""
+    """Peak learning rate. ManyICL's trials chose 1e-4 or 3e-4 on SmolLM2 and 3e-5 on Gemma 3 270M; LoRA did better at
+    1e-3 than at 1e-4 (docs/results.md)."""
     optim: Optim = "adamw_torch_fused"
     """Optimizer, by the Trainer's name: 'adamw_torch_fused', 'adamw_torch', 'adafactor', and from bitsandbytes
     'adamw_8bit', 'paged_adamw_8bit', 'paged_adamw_32bit', 'lion_8bit', 'lion_32bit'. A quarter of AdamW's memory with
