@@ -138,6 +138,15 @@ def test_validation_losses_of_joined_episodes_cost_the_same_in_fewer_passes(worl
     assert long.seconds == pytest.approx(4 * 1 * 0.004)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("points", "times"), [(1, 1), (2, 2), (9, 2)])
+def test_texts_are_read_evenly_over_a_run_at_each_step_at_most(world, tmp_path, points, times):
+    config = make_recipe(*world, train={"num_steps": 2}, arms=["zero-shot"], flips=False, drift_points=points)
+    grid = Grid(tmp_path, config)
+    read = forecast_comparison(grid).arms[0].work[WHILE_TRAINING].tokens
+    assert read == 2 * times * sum(len(ids) for text in grid.texts for ids in text.ids)  # two seeds
+
+
 def plan_joined(world, folder, together, *, arms, device):
     train = {"num_steps": 2, "packs_per_step": 4, "packs_per_batch": together}
     config = make_recipe(*world, train=train, arms=arms, text_files=[], flips=False)

@@ -309,7 +309,7 @@ def _had_a_score(findings: Findings, task: str, shots: Shots) -> bool:
 
 
 def _drift(grid: Grid, texts: Texts) -> Iterator[DriftPoint]:
-    """Yield bits per byte before training, and at every checkpoint."""
+    """Yield bits per byte before training, and during it."""
     for arm in grid.settings.shared_arms:
         for seed in grid.settings.seeds:
             for file in texts.get(("base", seed), []) if (arm, seed) in texts else []:

@@ -281,7 +281,7 @@ class _Forecaster:
             yield name, replace(one.times(anew if item.kind == "validation" else times), items=times)
 
     def _measure_losses(self, item: WorkItem, config: RunConfig) -> Work:
-        """Return the work of measuring a run at its checkpoints: validation losses, and bits per byte of the texts."""
+        """Return the work of measuring a run: validation losses at its checkpoints, and now and then the texts."""
         tasks = {name: self.grid.matcher.tasks[name] for name in config.tasks.names}
         planned = plan_validation(
             BatchMaker(tasks, targets=config.episodes.targets, split="validation"),
@@ -292,9 +292,12 @@ class _Forecaster:
         )
         lengths = [episode.num_tokens for pack in planned for episode in pack.episodes]
         losses = self._read_rows(lengths, num_rows=len(planned))
-        if item.task is None:
-            losses += replace(self._texts, items=0)
-        return losses.times(ceil(config.train.num_steps / config.train.checkpoint_every_steps))
+        num_steps = config.train.num_steps
+        losses = losses.times(ceil(num_steps / config.train.checkpoint_every_steps))
+        if item.task is not None:
+            return losses
+        every = ceil(num_steps / self.grid.settings.drift_points)
+        return losses + replace(self._texts, items=0).times(ceil(num_steps / every))
 
     @cached_property
     def _texts(self) -> Work:

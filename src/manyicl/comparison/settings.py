@@ -151,6 +151,9 @@ class CompareSettings(BaseModel):
     """Windows read per text file, evenly spread."""
     text_window_tokens: Annotated[int, Field(gt=1)] = 512
     """Length of a window."""
+    drift_points: Annotated[int, Field(gt=0)] = 4
+    """How often the texts are read while an arm with one model trains, evenly spread, the last time at its end: how
+    forgetting grows."""
     flips: bool = True
     """Evaluate after shots with exchanged labels: does the model read its context?"""
     orders: bool = True

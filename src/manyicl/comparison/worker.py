@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import ceil
 
 import torch
 from rich.console import Console
@@ -193,7 +194,8 @@ def _train(worker: Worker, item: WorkItem, title: str) -> None:
     write_atomically(plan_file(folder), plan + "\n")
     if _take_trial(grid, item, config):
         return
-    drift = drift_every(grid.texts if item.task is None else [], steps=config.train.checkpoint_every_steps)
+    texts = grid.texts if item.task is None else []
+    drift = drift_every(texts, steps=ceil(config.train.num_steps / grid.settings.drift_points))
     run = RunFolder(folder)
     resume = run.is_started
     if folder.exists() and not resume:
