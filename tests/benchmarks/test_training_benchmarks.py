@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.support.comparison_setting import make_recipe, write_world
 from tests.support.forked import ForkedPopen
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -205,22 +204,6 @@ def test_an_error_in_unsloths_process_is_an_answer(monkeypatch, capsys):
     assert good == {"sum": 3}
     assert bad["error"].startswith("TypeError: unsupported operand")
     assert "Traceback" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_what_augmentation_changes_is_told_less_the_run_without(tmp_path, monkeypatch, capsys):
-    make_recipe(tmp_path, write_world(tmp_path), seeds=[0], dedicated_tasks=[], draws=1, queries=2)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    options = ["--out", str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.toml")]
-    monkeypatch.setattr(sys, "argv", ["augmentation.py", *options])
-    import_module("augmentation").main()
-    told = capsys.readouterr().out
-    assert "seeds done: off 1, permuted 1, words 1" in told
-    assert "2 trained tasks, fixed labels" in told
-    assert "1 trained tasks, open answers" in told
-    rows = [line for line in told.splitlines() if line.startswith("| words |")]
-    assert len(rows) > 2
-    assert all("(" in line for line in rows[:-1])  # less the run without
 
 
 def test_launches_of_several_gpus_stand_side_by_side_the_most_important_first(monkeypatch):
