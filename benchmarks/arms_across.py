@@ -5,8 +5,8 @@
 
 An argument is the folder of a comparison, an arm and, after @, a number of shots; without numbers, all that both were
 asked with. Both must have been asked the same queries of the same rows, which recipes with equal tasks, seeds, queries
-and draws make sure of. A row for each kind of task and number of shots, with --each for each task too; seeds that one
-of the two lacks are left out. It needs recipe.toml and the test results alone, no model and no tasks.
+and draws make sure of. A row for each kind of task and number of shots, with --each for each task too. Seeds and tasks
+that one of the two lacks are left out, and named. It needs recipe.toml and the test results alone, no model, no tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Side:
     """One arm of one comparison."""
 
     title: str
+    """The arm's title and the name of its folder."""
     config: CompareConfig
+    """The recipe of the comparison."""
     answers: Mapping[int, ArmAnswers]
     """Seed -> what its models answered."""
     shots: Shots | None
@@ -83,6 +85,18 @@ def shared_tasks(a: Side, b: Side, seeds: Sequence[int]) -> dict[Role, list[str]
     return found
 
 
+def tell_left_out(a: Side, b: Side) -> Iterator[str]:
+    """Yield which seeds and tasks are of one side alone, or trained on in one and held out in the other."""
+    seeds = a.answers.keys() ^ b.answers.keys()
+    if seeds:
+        yield f"seeds of one alone: {', '.join(map(str, sorted(seeds)))}"
+    tasks = [{task for answers in side.answers.values() for task in answers.curves} for side in (a, b)]
+    if alone := sorted(tasks[0] ^ tasks[1]):
+        yield f"tasks of one alone: {', '.join(alone)}"
+    if other := sorted(task for task in tasks[0] & tasks[1] if a.role_of(task) != b.role_of(task)):
+        yield f"tasks that only one was trained on: {', '.join(other)}"
+
+
 def pair_shots(a: Side, b: Side, seeds: Sequence[int], tasks: Sequence[str]) -> list[tuple[Shots, Shots]]:
     """Return the numbers of shots to compare at, of a and of b: those named, or each that all tasks have in both."""
     if a.shots is not None and b.shots is not None:
@@ -131,6 +145,8 @@ def main(words: Sequence[str], *, each: bool) -> None:
     for row in (heads, ("---",) * len(heads), *list_rows(a, b, each=each)):
         print(f"| {' | '.join(row)} |")
     print("\nBold: the interval excludes zero. With fewer than five seeds intervals are for these runs.")
+    for left_out in tell_left_out(a, b):
+        print(f"Left out: {left_out}.")
 
 
 if __name__ == "__main__":
