@@ -24,7 +24,9 @@ def arms_across(monkeypatch) -> ModuleType:
 
 
 def rows_of(printed: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in printed.splitlines()[2:-2]]
+    """Return the cells of the table, without its head."""
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[2:]]
 
 
 def test_two_arms_are_paired_on_each_number_of_shots_that_both_were_asked_with(arms_across, tmp_path, capsys):
@@ -40,7 +42,8 @@ def test_two_arms_are_paired_on_each_number_of_shots_that_both_were_asked_with(a
         ["1 held-out", "0 shots", "0.0 %", "25.0 %", "−25.0"],
         ["1 held-out", "as many shots as fit", "75.0 %", "25.0 %", "+50.0"],
     ]
-    assert rows_of(printed)[-1][-1].endswith("(+50.0, +50.0)")  # the third seed is not finished in one of them
+    assert rows_of(printed)[-1][-1].endswith("(+50.0, +50.0)")
+    assert printed.splitlines()[-1] == "Left out: seeds of one alone: 2."
 
 
 def test_models_of_one_task_are_compared_at_named_numbers_of_shots(arms_across, tmp_path, capsys):
@@ -52,10 +55,21 @@ def test_models_of_one_task_are_compared_at_named_numbers_of_shots(arms_across, 
     write_variant(tmp_path / "two", [BAD])
     words = [str(tmp_path / "one" / "dedicated@0"), str(tmp_path / "two" / "manyicl@fill")]
     arms_across.main(words, each=True)
-    rows = rows_of(capsys.readouterr().out)
-    assert [row[:2] for row in rows] == [
-        [name, "0 shots and as many shots as fit"] for name in ("1 trained", "colours")
+    both = "0 shots and as many shots as fit"
+    printed = capsys.readouterr().out
+    assert [row[:2] for row in rows_of(printed)] == [["1 trained", both], ["colours", both]]
+    assert printed.splitlines()[-1] == "Left out: tasks of one alone: animals."
+
+
+def test_tasks_that_only_one_was_trained_on_are_left_out_and_named(arms_across, tmp_path):
+    write_variant(tmp_path / "one", [GOOD])
+    write_variant(tmp_path / "two", [BAD], compare={"arms": ["manyicl"], "seeds": [0], "held_out_tasks": ["colours"]})
+    words = [str(tmp_path / name / "manyicl") for name in ("one", "two")]
+    assert list(arms_across.tell_left_out(*map(arms_across.Side.read, words))) == [
+        "tasks that only one was trained on: animals, colours"
     ]
+    with pytest.raises(UserError, match="have no seed and task in common"):
+        arms_across.main(words, each=False)
 
 
 @pytest.mark.parametrize(
