@@ -394,6 +394,12 @@ def test_fewer_shots_than_an_arms_own_are_told_with_their_reason(world, most, to
     )
 
 
+def test_rates_that_no_arm_would_try_need_no_validation_rows(world):
+    rates = {"learning_rates": [1e-3], "arm_rates": {"manyicl": [1e-4]}}
+    recipe = make_recipe(*world, arms=["base", "manyicl"], validation_queries=0, **rates)
+    assert (recipe.rates_of("manyicl"), recipe.fixed_rate("manyicl")) == ((), 1e-4)
+
+
 def test_tasks_with_a_model_of_their_own_are_asked_also_of_a_comparison_without_one(world):
     named = sorted(world[1][0])[-2:]  # the last ones, which nothing else would choose
     asked = {}

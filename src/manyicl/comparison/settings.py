@@ -236,7 +236,9 @@ class CompareSettings(BaseModel):
                 raise ValueError(f"arm_rates: '{arm}' is not trained here; leave it out, or name it in arms")
             if len(set(rates)) < len(rates):
                 raise ValueError(f"arm_rates: '{arm}' names a rate twice")
-        tried = self.learning_rates or any(len(rates) > 1 for rates in self.arm_rates.values())
+        # A single rate of an arm's own needs no trial.
+        own, trained = self.arm_rates, [arm for arm in self.arms if ARMS[arm].trained]
+        tried = [arm for arm in trained if (len(own[arm]) > 1 if arm in own else self.learning_rates)]
         if tried and not self.validation_queries:
             raise ValueError("learning_rates are chosen by validation rows, and validation_queries = 0; raise it")
         if "dedicated-tuned" in self.arms and not self.validation_queries:
