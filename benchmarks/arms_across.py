@@ -52,7 +52,7 @@ class Side:
         if arm not in ARMS or not (folder / RECIPE).is_file():
             raise UserError(f"{word}: names no arm of a comparison; give FOLDER/ARM, such as runs/gemma3/manyicl")
         if number not in ("", FILL) and not number.isdecimal():
-            raise UserError(f"{word}: '{number}' is no number of shots; give one, or {FILL}")
+            raise UserError(f"{word}: '{number}' is not a number of shots; give a number, or {FILL}")
         pattern = f"{arm}/*.test.json" if ARMS[arm].per_task else f"{arm}.test.json"
         found: dict[int, list[Path]] = {}
         for path in sorted(folder.glob(f"seed-*/{pattern}")):

@@ -77,7 +77,7 @@ def test_tasks_that_only_one_was_trained_on_are_left_out_and_named(arms_across, 
     [
         ("one/other", "one/other: names no arm of a comparison; give FOLDER/ARM"),
         ("none/manyicl", "none/manyicl: names no arm of a comparison"),
-        ("one/manyicl@many", "one/manyicl@many: 'many' is no number of shots; give one, or fill"),
+        ("one/manyicl@many", "one/manyicl@many: 'many' is not a number of shots; give a number, or fill"),
         ("one/base", "one/base: has answered no test rows yet"),
         ("one/manyicl@0", "give both a number of shots, or neither"),
         ("other/manyicl", "task 'animals': has other rows in one comparison than in the other"),

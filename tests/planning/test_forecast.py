@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from transformers import BartConfig, LlamaConfig, MambaConfig, MambaForCausalLM, T5Config
+from transformers import BartConfig, LlamaConfig, MambaConfig, MambaForCausalLM, PretrainedConfig, T5Config
 
 from manyicl.cli.tables.forecasts import forecast_table
 from manyicl.episodes.tokenizer import TaskTokenizer
@@ -256,7 +256,7 @@ def test_steps_of_one_task_are_noted(config):
     one_pack = changed(config, train={"num_steps": 10, "packs_per_step": 1, "packs_per_batch": 1, "warmup_steps": 1})
 
     def note(*episodes: int) -> list[str]:
-        return list(note_settings(one_pack, None, episodes))
+        return list(note_settings(one_pack, PretrainedConfig(), episodes))
 
     assert note(4, 4, 4) == [
         "train.packs_per_step = 1: a step has 1.2 episodes, so most have one task; 4 or more would mix tasks and take"

@@ -296,8 +296,8 @@ class _Forecaster:
         losses = losses.times(ceil(num_steps / config.train.checkpoint_every_steps))
         if item.task is not None:
             return losses
-        every = ceil(num_steps / self.grid.settings.drift_points)
-        return losses + replace(self._texts, items=0).times(ceil(num_steps / every))
+        times = ceil(num_steps / self.grid.settings.drift_steps(num_steps))
+        return losses + replace(self._texts, items=0).times(times)
 
     @cached_property
     def _texts(self) -> Work:

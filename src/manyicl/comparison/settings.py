@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -236,14 +237,21 @@ class CompareSettings(BaseModel):
                 raise ValueError(f"arm_rates: '{arm}' is not trained here; leave it out, or name it in arms")
             if len(set(rates)) < len(rates):
                 raise ValueError(f"arm_rates: '{arm}' names a rate twice")
-        # A single rate of an arm's own needs no trial.
-        own, trained = self.arm_rates, [arm for arm in self.arms if ARMS[arm].trained]
-        tried = [arm for arm in trained if (len(own[arm]) > 1 if arm in own else self.learning_rates)]
+        tried = any(self.rates_to_try(arm) for arm in self.arms if ARMS[arm].trained)
         if tried and not self.validation_queries:
             raise ValueError("learning_rates are chosen by validation rows, and validation_queries = 0; raise it")
         if "dedicated-tuned" in self.arms and not self.validation_queries:
             raise ValueError("dedicated-tuned is tuned on validation rows, and validation_queries = 0; raise it")
         return self
+
+    def rates_to_try(self, arm: ArmName) -> tuple[float, ...]:
+        """Return the learning rates that an arm chooses from; () if it has none, or a single one of its own."""
+        rates = self.arm_rates.get(arm, self.learning_rates)
+        return () if arm in self.arm_rates and len(rates) == 1 else rates
+
+    def drift_steps(self, num_steps: int) -> int:
+        """Return after how many steps each the texts are read in a run of `num_steps`."""
+        return ceil(num_steps / self.drift_points)
 
 
 class CompareConfig(RunConfig):
@@ -276,12 +284,10 @@ class CompareConfig(RunConfig):
 
     def rates_of(self, arm: ArmName) -> tuple[float, ...]:
         """Return the learning rates that are tried for an arm; () if it is trained at `fixed_rate`."""
+        if not ARMS[arm].tuned:
+            return self.compare.rates_to_try(arm)
         rates = self.compare.arm_rates.get(arm, self.compare.learning_rates)
-        if arm in self.compare.arm_rates and len(rates) == 1 and not ARMS[arm].tuned:
-            return ()
-        if ARMS[arm].tuned and not rates:
-            return tuple(float(f"{factor * self.train.learning_rate:.3g}") for factor in TUNED_RATES)
-        return rates
+        return rates or tuple(float(f"{factor * self.train.learning_rate:.3g}") for factor in TUNED_RATES)
 
     def fixed_rate(self, arm: ArmName) -> float:
         """Return the learning rate of an arm for which none are tried."""

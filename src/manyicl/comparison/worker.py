@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from math import ceil
 
 import torch
 from rich.console import Console
@@ -195,7 +194,7 @@ def _train(worker: Worker, item: WorkItem, title: str) -> None:
     if _take_trial(grid, item, config):
         return
     texts = grid.texts if item.task is None else []
-    drift = drift_every(texts, steps=ceil(config.train.num_steps / grid.settings.drift_points))
+    drift = drift_every(texts, steps=grid.settings.drift_steps(config.train.num_steps))
     run = RunFolder(folder)
     resume = run.is_started
     if folder.exists() and not resume:

@@ -12,14 +12,14 @@ from manyicl.training import RunConfig, TrainSettings
 FEW_EPISODES = 2
 
 
-def note_settings(config: RunConfig, model_config: PretrainedConfig | None, episodes: Sequence[int]) -> Iterable[str]:
+def note_settings(config: RunConfig, model_config: PretrainedConfig, episodes: Sequence[int]) -> Iterable[str]:
     """Yield which settings hardly go together.
 
-    model_config: says how many features a layer has; None if it is not known.
+    model_config: says how many features a layer has.
     episodes: how many each task has in the run.
     """
     train, lora = config.train, config.model.lora
-    num_features = getattr(model_config and model_config.get_text_config(), "hidden_size", None)
+    num_features = getattr(model_config.get_text_config(), "hidden_size", None)
     if warmup := note_warmup(train):
         yield warmup
     if len(episodes) > 1 and sum(episodes) < FEW_EPISODES * train.num_steps:
