@@ -1,14 +1,18 @@
 """What the packaged adapter `smollm2-many` gains over its base on tasks that it was not trained on, in minutes.
 
-    python benchmarks/adapter_gain.py OUT [--tasks FOLDER] [--task NAME ...] [--max-tokens 2048] [--queries 15]
+    python benchmarks/adapter_gain.py OUT [--tasks FOLDER] [--task NAME ...] [--max-tokens 2048] [--queries 15] \
+        [--shots 0,16,fill]
 
-Both answer the same queries after the same shots: 0, 16 and as many as fit. A table shows their mean scores and the
-paired difference with its 95 % interval over draws and queries. OUT keeps both results (`manyicl diff` reads them), and
-a run that was stopped resumes. It needs SmolLM2-135M-Instruct: `make bases`, or a hub that can be reached.
+Both answer the same queries after the same shots. A table shows their mean scores and the paired difference with its
+95 % interval over draws and queries. OUT keeps both results (`manyicl diff` reads them), and a run that was stopped
+resumes. It needs SmolLM2-135M-Instruct: `make bases`, or a hub that can be reached.
 
 Without --tasks: 12 tasks generated as 10 of the 20 that the adapter was trained on, from another seed and so with other
 rules. With --tasks ../shared/data/tasks, or any folder that has them: the 16 public tasks of the adapter's card. Fewer
-tokens, queries and draws than the card's keep it within a quarter of an hour on 2 cores.
+tokens, queries and draws than the card's keep it within a quarter of an hour on 2 cores; the card's own curve is
+
+    python benchmarks/adapter_gain.py OUT --tasks FOLDER --max-tokens 8192 --queries 120 --draws 2 \
+        --shots 0,1,4,16,64,fill
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ import torch
 
 import manyicl
 from manyicl.console import make_console, reporting, tell_seconds
-from manyicl.evaluation import Difference, Shots, compare_results
+from manyicl.cli.evaluate import parse_shots
+from manyicl.evaluation import Difference, compare_results
 from manyicl.models.places import find_source
 
 # Neither trained on nor used to choose among the adapter's variants (src/manyicl/models/smollm2_many/README.md).
@@ -33,7 +38,6 @@ PUBLIC_TASKS = (
 # Generated ones: how many, with how many rows, of a seed that is not the training's (77, scripts/smollm2_many.py).
 WORLD_TASKS, WORLD_TRAIN, WORLD_TEST, WORLD_SEED = 12, 200, 40, 5
 ADAPTER = "smollm2-many"
-SHOTS: tuple[Shots, ...] = (0, 16, "fill")
 
 
 def tell_table(difference: Difference) -> str:
@@ -55,6 +59,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--queries", type=int, default=15)
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--shots", default="0,16,fill", help="comma-separated; fill: as many as fit")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     options = parser.parse_args()
     started = time.monotonic()
@@ -73,7 +78,7 @@ def main() -> None:
             result = manyicl.evaluate(
                 model,
                 tasks,
-                shots=SHOTS,
+                shots=parse_shots(options.shots),
                 draws=options.draws,
                 queries=options.queries,
                 out=options.out / f"{name}.json",

@@ -31,11 +31,13 @@ def test_the_gain_of_the_packaged_adapter(smollm2, tmp_path, monkeypatch, capsys
         "2",
         "--draws",
         "2",
+        "--shots",
+        "0,4,fill",
     ]
     monkeypatch.setattr(sys, "argv", ["adapter_gain.py", str(tmp_path / "out"), *options])
 
     import_module("adapter_gain").main()
     first = capsys.readouterr().out.splitlines()
     assert first[:2] == ["| shots | base, % | smollm2-many, % | gained, points |", "|---|---|---|---|"]
-    assert [line.split(" | ")[0] for line in first[2:5]] == ["| 0", "| 16", "| fill"]
+    assert [line.split(" | ")[0] for line in first[2:5]] == ["| 0", "| 4", "| fill"]
     assert {file.name for file in (tmp_path / "out").glob("*.json")} == {"base.json", "smollm2-many.json"}
