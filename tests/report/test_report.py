@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from manyicl.cli.app import app
-from manyicl.comparison.comparison_file import check_comparison, read_comparison
+from manyicl.comparison.comparison_file import check_comparison, read_comparison, tell_missing
 from manyicl.console import tell_seconds
 from manyicl.errors import UserError
 from manyicl.report.document import write_report
@@ -37,7 +37,7 @@ from manyicl.report.numbers import (
 from manyicl.report.page import render_page
 from manyicl.report.plots import spread_apart
 from manyicl.report.tables import TableCell, headline_table, mean_table, task_rows
-from manyicl.report.verdict import key_facts, tell_missing, tell_verdict
+from manyicl.report.verdict import key_facts, tell_verdict
 from tests.support.comparison_data import make_comparison, write_comparison
 
 VOID = {"meta", "br", "wbr", "input", "link", "img", "hr"}

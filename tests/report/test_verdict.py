@@ -79,6 +79,23 @@ def test_seeds_of_which_some_arms_have_more_are_told_as_a_range():
     assert tell_intervals(compare(found)).startswith("3 to 5 training seeds are finished: with five or more, ")
 
 
+def test_a_verdict_on_new_tasks_ends_with_the_arms_that_are_better_on_trained_ones():
+    """A reader of the first sentences alone took ManyICL for the best arm of all."""
+    new = [difference(arm, 6, 1, role="held-out", tasks=8) for arm in ("zero-shot", "few-shot", "base")]
+    trained = [
+        difference("zero-shot", -1, 0.9),
+        difference("few-shot", 4, 1),
+        difference("dedicated", -5, 2),
+        difference("dedicated-free", -9, 1),
+        difference("base", -2, 3),
+    ]
+    assert tell_verdict(compare([*new, *trained])) == (
+        "At equal training tokens, ManyICL answers 8 held-out tasks better than zero-shot FT and few-shot FT, by 6.0"
+        " points. It answers 8 held-out tasks better than base, which is not trained, by 6.0 points. At equal training"
+        " tokens, it answers 16 trained tasks worse than zero-shot FT and dedicated FT, by 1.0 to 5.0 points."
+    )
+
+
 def test_without_held_out_answers_at_chosen_shots_the_verdict_falls_back_and_says_so():
     """Review A7: all work of a comparison was done, and the verdict was "Nothing can be told yet"."""
     most = difference("few-shot", 6, 1, role="held-out", asked="most")
@@ -246,12 +263,11 @@ def test_no_sentence_of_the_verdict_is_stronger_than_its_intervals(comparison):
     lead, _, claims = text.rpartition(": ")
     sentences = list(SENTENCE.finditer(claims))
     assert " ".join(sentence[0] for sentence in sentences) == claims, "a part of the verdict says something else"
-    cited: list[str] = []
+    cited: list[tuple[str, str]] = []
     num_seeds: list[int] = []
-    roles: set[str] = set()
+    first_role = sentences[0]["role"] or sentences[0]["role2"]
     for sentence in sentences:
         count, role = int(sentence["count"] or sentence["count2"]), sentence["role"] or sentence["role2"]
-        roles.add(role)
         told = {0: arms_in(sentence["untold"] or sentence["rest"])}
         for word, sign in (("better", 1), ("worse", -1)):
             part = re.search(rf"{word} than (.*?), by ([\d.]+)(?: to ([\d.]+))? points", sentence["told"] or "")
@@ -268,12 +284,18 @@ def test_no_sentence_of_the_verdict_is_stronger_than_its_intervals(comparison):
                 assert tasks == count
                 assert arm in matched
                 assert (sentence["match"] is None) == (arm == "base")
-                num_seeds.append(seeds)
+                num_seeds += [seeds] if role == first_role else []
         assert sentence["match"] in (None, MATCHED[comparison.match])
-        cited += [arm for arms in told.values() for arm in arms]
-    (role,) = roles
-    every = [p for p in comparison.differences if (p.role, p.asked) == (role, asked)]
-    assert sorted(cited) == sorted(arm for p in every for arm in (p.a, p.b) if arm in matched)
+        cited += [(role, arm) for arms in told.values() for arm in arms]
+    every = [
+        (p.role, arm)
+        for p in comparison.differences
+        for arm in (p.a, p.b)
+        if arm in matched and p.asked == asked
+        if p.role == first_role
+        or (p.role == "trained" and standing_of(comparison, arm, role="trained", asked=asked)[1] < 0)
+    ]
+    assert sorted(cited) == sorted(every)
     assert ("unfinished" in lead) == (not comparison.finished)
     runs = re.search(r"(?:this run|these runs) \((\d+)", lead)
     assert (runs is not None) == (min(num_seeds) < 5)

@@ -1,4 +1,4 @@
-from .comparison_file import Comparison, read_comparison, write_comparison
+from .comparison_file import Comparison, read_comparison, tell_missing, tell_progress, write_comparison
 from .forecast import TRIALS, WHILE_TRAINING, WORK, ArmForecast, ComparisonForecast, Work, forecast_comparison
 from .grid import Grid, open_comparison
 from .schema import (
@@ -67,6 +67,8 @@ __all__ = [
     "run_comparison",
     "summarize",
     "tell_flatness",
+    "tell_missing",
     "tell_pair",
+    "tell_progress",
     "write_comparison",
 ]

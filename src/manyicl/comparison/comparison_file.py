@@ -1,4 +1,4 @@
-"""comparison.json as a whole: everything that a report says comes from it."""
+"""comparison.json as a whole: everything that a report says comes from it, and how far its work is."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ from manyicl.intervals import MIN_SEEDS
 COMPARISON_FILE = "comparison.json"
 # In schema 1 all tasks of a column had the same number of shots; in 2 each task has its own.
 COMPARISON_SCHEMAS = (1, 2)
+# Kind of work -> its name in the list of missing work.
+_WORK_NAMES = {
+    "train": "training",
+    "validation": "validation",
+    "test": "test answers",
+    "text": "plain text",
+    "flip": "exchanged labels",
+    "order": "orders of the shots",
+}
 
 
 class Comparison(Entry):
@@ -226,6 +235,30 @@ class Comparison(Entry):
             return arms.index((first.a, first.b)), first.asked != "chosen", shots
 
         return [(pairs[0], [pair.asked for pair in pairs]) for pairs in sorted(groups.values(), key=place)]
+
+
+def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return what is missing from an unfinished comparison: (arm and seed, the missing work) in words."""
+    missing: dict[tuple[str, int], list[WorkDone]] = {}
+    for work in comparison.grid:
+        if work.done < work.total:
+            missing.setdefault((work.arm, work.seed), []).append(work)
+    return [
+        (f"{comparison.title_of(arm)}, seed {seed}", "; ".join(map(_tell_work, parts)))
+        for (arm, seed), parts in missing.items()
+    ]
+
+
+def _tell_work(work: WorkDone) -> str:
+    """Return "training 7 of 18 done", or "training not begun"."""
+    done = f"{work.done:,} of {work.total:,} done" if work.done else "not begun"
+    return f"{_WORK_NAMES.get(work.what, work.what)} {done}"
+
+
+def tell_progress(comparison: Comparison) -> str:
+    """Return how far the whole comparison is."""
+    done, total = sum(work.done for work in comparison.grid), sum(work.total for work in comparison.grid)
+    return f"{done:,} of {total:,} pieces of work done"
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:

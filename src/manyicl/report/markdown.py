@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from manyicl.comparison import Comparison, tell_flatness
+from manyicl.comparison import Comparison, tell_flatness, tell_missing, tell_progress
 from manyicl.console import DASH, tell_rate
 from manyicl.evaluation import tell_shot_count
 from manyicl.intervals import MIN_SEEDS
@@ -57,8 +57,8 @@ def render_markdown(comparison: Comparison, *, beside: Sequence[Comparison] = ()
     """
     lines = [f"# {escape(comparison.name)}", "", f"**{escape(verdict.tell_verdict(comparison))}**", ""]
     if not comparison.finished:
-        lines += [f"Not finished: {verdict.tell_progress(comparison)}. Missing:", ""]
-        lines += [f"- {escape(where)}: {what}" for where, what in verdict.tell_missing(comparison)] + [""]
+        lines += [f"Not finished: {tell_progress(comparison)}. Missing:", ""]
+        lines += [f"- {escape(where)}: {what}" for where, what in tell_missing(comparison)] + [""]
     lines += [f"- {escape(about)}: {escape(sentence)}" for about, sentence in verdict.key_facts(comparison)]
     for part in (_headline, _curves, _sentences, _forgetting, _costs, _analysis, _confidence, _tasks, _origin):
         lines += part(comparison)

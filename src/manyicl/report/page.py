@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from manyicl.comparison import Comparison, tell_flatness
+from manyicl.comparison import Comparison, tell_flatness, tell_missing, tell_progress
 from manyicl.intervals import MIN_SEEDS
 from manyicl.report import tables, verdict
 from manyicl.report.figures import draw_all, sparkline_top
@@ -57,8 +57,8 @@ def page_content(comparison: Comparison, figures: dict[str, Any]) -> dict[str, A
         "figures": figures,
         "verdict": verdict.tell_verdict(comparison),
         "facts": verdict.key_facts(comparison),
-        "missing": verdict.tell_missing(comparison),
-        "progress": verdict.tell_progress(comparison),
+        "missing": tell_missing(comparison),
+        "progress": tell_progress(comparison),
         "columns": columns,
         "groups": Counter(column.group for column in columns),
         "headline": headline,

@@ -6,12 +6,12 @@ import plotext
 from rich.console import Group
 from rich.text import Text
 
-from manyicl.comparison import ARMS, Comparison, Grid
+from manyicl.comparison import ARMS, Comparison, Grid, tell_missing, tell_progress
 from manyicl.console import Table, is_known
 from manyicl.intervals import MIN_SEEDS
 from manyicl.report.plots import shot_places
 from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
-from manyicl.report.verdict import key_facts, tell_intervals, tell_missing, tell_progress, tell_verdict
+from manyicl.report.verdict import key_facts, tell_intervals, tell_verdict
 
 # Marks and colours of plotext, in the order of the arms; marks differ so that colour is not needed.
 _MARKS = ("o", "x", "+", "*", "#", "@", "%", "&")

@@ -10,7 +10,6 @@ from manyicl.comparison import (
     PairDifference,
     Role,
     Trial,
-    WorkDone,
     count_seeds,
     tell_flatness,
     tell_pair,
@@ -40,15 +39,6 @@ KINDS_NOTE = (
     "Only a score that the base had can be forgotten: tasks on which its interval lies above the scores of always"
     " giving the most common answer and of chance count as forgetting, the others as transfer."
 )
-# Kind of work -> its name in the list of missing work.
-WORK = {
-    "train": "training",
-    "validation": "validation",
-    "test": "test answers",
-    "text": "plain text",
-    "flip": "exchanged labels",
-    "order": "orders of the shots",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,24 +136,32 @@ def tell_verdict(comparison: Comparison) -> str:
     """Return what a reader should take away: one sentence per number of tasks that arms are compared on.
 
     A sentence lists only matched arms, and the base in a sentence of its own. The number of tasks in it is that of each
-    of its differences. If there are few finished seeds, the verdict says how many.
+    of its differences. A verdict on held-out tasks ends with the arms that are better on trained ones. If there are few
+    finished seeds, the verdict says how many.
     """
     basis = verdict_basis(comparison)
     if basis is None:
         return _tell_nothing(comparison)
-    groups: dict[tuple[bool, int], list[Standing]] = {}
-    for one in basis.standings:
-        groups.setdefault((comparison.arm_of(one.other).is_trained, one.tasks), []).append(one)
-    order = sorted(groups, reverse=True)  # trained arms first, then those compared on most tasks
-    lead = _lead(comparison, basis)
     sentences: list[str] = []
     named = False  # the arm, as the subject of a sentence before
-    for key in order:
-        sentences.append(_tell_group(comparison, basis, groups[key], first=not named, is_trained=key[0]))
-        named = named or any(one.sign for one in groups[key])
-    if not lead:
-        return " ".join(map(_capitalize, sentences))
-    return " ".join([f"{lead}: {sentences[0]}", *map(_capitalize, sentences[1:])])
+    for part in (basis, _ahead_on_trained(comparison, basis)):
+        groups: dict[tuple[bool, int], list[Standing]] = {}
+        for one in part.standings:
+            groups.setdefault((comparison.arm_of(one.other).is_trained, one.tasks), []).append(one)
+        for key in sorted(groups, reverse=True):  # trained arms first, then those compared on most tasks
+            sentences.append(_tell_group(comparison, part, groups[key], first=not named, is_trained=key[0]))
+            named = named or any(one.sign for one in groups[key])
+    if lead := _lead(comparison, basis):
+        return " ".join([f"{lead}: {sentences[0]}", *map(_capitalize, sentences[1:])])
+    return " ".join(map(_capitalize, sentences))
+
+
+def _ahead_on_trained(comparison: Comparison, basis: Basis) -> Basis:
+    """Return the matched arms that are better on trained tasks, asked likewise; none if the verdict is about these."""
+    role: Role = "trained"
+    found = standings(comparison, basis.arm, role, asked=basis.asked) if basis.role != role else []
+    ahead = (one for one in found if one.sign < 0 and comparison.arm_of(one.other).matched)
+    return Basis(basis.arm, role, basis.asked, tuple(ahead))
 
 
 def _lead(comparison: Comparison, basis: Basis) -> str:
@@ -371,30 +369,6 @@ def _tell_ways(pair: PairDifference, asked: Sequence[str]) -> str:
         return tell_shot_count(pair.shots_a)
     numbers = dict.fromkeys(map(str, (pair.shots_a, pair.shots_b)))
     return join_words(ways) if ways == [ASKED["zero"]] else f"{join_words(ways)} ({', '.join(numbers)})"
-
-
-def tell_missing(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return what is missing from an unfinished comparison: (arm and seed, the missing work) in words."""
-    missing: dict[tuple[str, int], list[WorkDone]] = {}
-    for work in comparison.grid:
-        if work.done < work.total:
-            missing.setdefault((work.arm, work.seed), []).append(work)
-    return [
-        (f"{comparison.title_of(arm)}, seed {seed}", "; ".join(map(_tell_work, parts)))
-        for (arm, seed), parts in missing.items()
-    ]
-
-
-def _tell_work(work: WorkDone) -> str:
-    """Return "training 7 of 18 done", or "training not begun"."""
-    done = f"{work.done:,} of {work.total:,} done" if work.done else "not begun"
-    return f"{WORK.get(work.what, work.what)} {done}"
-
-
-def tell_progress(comparison: Comparison) -> str:
-    """Return how far the whole comparison is."""
-    done, total = sum(work.done for work in comparison.grid), sum(work.total for work in comparison.grid)
-    return f"{done:,} of {total:,} pieces of work done"
 
 
 def tell_rates(comparison: Comparison) -> str:
