@@ -4,8 +4,8 @@
         [--shots 0,16,fill]
 
 Both answer the same queries after the same shots. A table shows their mean scores and the paired difference with its
-95 % interval over draws and queries. OUT keeps both results (`manyicl diff` reads them), and a run that was stopped
-resumes. It needs SmolLM2-135M-Instruct: `make bases`, or a hub that can be reached.
+95 % interval over draws and queries, a plot both curves. OUT keeps both results (`manyicl diff` reads them), and a run
+that was stopped resumes. It needs SmolLM2-135M-Instruct: `make bases`, or a hub that can be reached.
 
 Without --tasks: 12 tasks generated as 10 of the 20 that the adapter was trained on, from another seed and so with other
 rules. With --tasks ../shared/data/tasks, or any folder that has them: the 16 public tasks of the adapter's card. Fewer
@@ -25,8 +25,9 @@ from statistics import fmean
 import torch
 
 import manyicl
-from manyicl.console import make_console, reporting, tell_seconds
 from manyicl.cli.evaluate import parse_shots
+from manyicl.cli.tables.results import difference_plot
+from manyicl.console import make_console, reporting, tell_seconds
 from manyicl.evaluation import Difference, compare_results
 from manyicl.models.places import find_source
 
@@ -85,7 +86,9 @@ def main() -> None:
                 on_progress=on_progress,
             )
         results.append(result)
-    print(tell_table(compare_results(*results)))
+    gain = compare_results(*results)
+    print(tell_table(gain))
+    print(difference_plot(gain, names=("base", ADAPTER), colour=False) or "")
     spent = tell_seconds(time.monotonic() - started)
     print(f"\n{len(tasks)} tasks, {options.max_tokens:,} tokens, {torch.get_num_threads()} threads, {spent}")
 

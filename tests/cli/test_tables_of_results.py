@@ -15,6 +15,7 @@ from rich.progress import Progress
 from manyicl.cli.tables.results import (
     audit_table,
     curve_plot,
+    difference_plot,
     difference_table,
     evaluation_table,
     show_shots,
@@ -184,6 +185,27 @@ def test_a_difference_is_a_table_a_sentence_for_each_mean_and_what_did_not_join(
     assert "1,200 pairs of answers\n" in text
     assert "of 3 cells, about one in 20 stands out by chance alone" in text
     assert "40 rows did not join: the draw is in A alone\n" in text
+
+
+def test_a_difference_is_drawn_as_two_curves_over_the_shots_that_all_tasks_have():
+    points = [
+        PointDifference(task, shots, 5, 20, a=a, b=b, difference=b - a, low=None, high=None)
+        for task, shots, a, b in (("t", 0, 0.1, 0.2), ("u", 0, 0.3, 0.4), ("t", 4, 0.2, 0.6), ("u", 4, 0.4, 0.8))
+    ]
+    only_one = PointDifference("t", 64, 5, 20, a=1.0, b=1.0, difference=0.0, low=None, high=None)
+    means = tuple(MeanDifference(k, ("t", "u"), 0.1, None, None) for k in (0, 4))
+    means += (MeanDifference(64, ("t",), 0.0, None, None),)
+    plot = difference_plot(difference(cells=(*points, only_one), means=means), names=("base", "run"), colour=False)
+    assert plot is not None
+    lines = plot.plain.splitlines()
+    assert lines[0].strip() == "score in %, mean of 2 tasks, against shots; o base, x run"
+    assert lines[-1].split() == ["0", "4"]
+    assert sum("x" in line for line in lines[1:-1]) == 2
+    assert lines[2].startswith("78"), "the axis ends a little above the highest mean, 70 %"
+
+
+def test_one_number_of_shots_is_no_curve():
+    assert difference_plot(difference()) is None
 
 
 def test_a_difference_of_one_task_has_no_mean_and_a_lone_value_no_interval():

@@ -219,14 +219,18 @@ def diff(
 ) -> None:
     """Which of two results is better: paired differences on the same draws and queries, with 95 % intervals."""
     from manyicl import verbs
-    from manyicl.cli.tables.results import difference_table
+    from manyicl.cli.tables.results import difference_plot, difference_table
     from manyicl.console import make_console
 
     difference = verbs.diff(a, b)
     if as_json:
         typer.echo(json.dumps(difference.to_json(), ensure_ascii=False))
     else:
-        make_console().print(difference_table(difference))
+        console = make_console()
+        console.print(difference_table(difference))
+        plot = difference_plot(difference, width=min(76, console.width), colour=console.is_terminal)
+        if plot is not None:
+            console.print(plot)
 
 
 @commands.command("ask")

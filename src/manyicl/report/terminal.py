@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import plotext
 from rich.console import Group
 from rich.text import Text
 
 from manyicl.comparison import ARMS, Comparison, Grid, tell_missing, tell_progress
 from manyicl.console import Table, is_known
+from manyicl.evaluation import Shots
 from manyicl.intervals import MIN_SEEDS
 from manyicl.report.plots import shot_places
 from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
@@ -110,34 +113,43 @@ def comparison_plot(comparison: Comparison, *, width: int = 78, height: int = 15
                 parts.append(Text(f"{role} tasks: {note}", style="dim"))
     if not parts:
         return Group(Text("no curve: at no number of shots does every task have a score", style="dim"))
-    key = "   ".join(f"{_MARKS[place % len(_MARKS)]} {arm.title}" for place, arm in enumerate(comparison.arms))
+    key = "   ".join(f"{mark_of(place)} {arm.title}" for place, arm in enumerate(comparison.arms))
     return Group(*parts, Text(key))
 
 
 def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colour: bool) -> Text | None:
     most = comparison.most_tasks(role)  # means over fewer tasks are not comparable with these
-    curves = {
-        arm: [point for point in comparison.mean_points(arm, role) if is_known(point.score) and point.tasks == most]
-        for arm in comparison.place
-    }
-    shots = {point.shots for points in curves.values() for point in points}
-    if not shots:
-        return None
+    curves: dict[int, dict[Shots, float]] = {}
+    for arm, place in comparison.place.items():
+        for point in comparison.mean_points(arm, role):
+            if is_known(point.score) and point.tasks == most:
+                curves.setdefault(place, {})[point.shots] = 100 * (point.score or 0.0)
+    title = f"{role} tasks: mean score in % against shots (log scale)"
+    return draw_curves(curves, title, size=size, colour=colour) if curves else None
+
+
+def draw_curves(
+    curves: Mapping[int, Mapping[Shots, float]], title: str, *, size: tuple[int, int], colour: bool
+) -> Text:
+    """Return curves of scores in % against shots.
+
+    curves: which mark and colour a curve has (`mark_of`) -> its score by number of shots.
+    """
     plotext.clf()
     plotext.theme("pro" if colour else "clear")
     plotext.plotsize(*size)
-    places, highest = shot_places(shots), 0.0
-    for arm, place in comparison.place.items():
-        points = curves[arm]
-        if not points:
-            continue
-        xs = [places[point.shots] for point in points]
-        ys = [100 * (point.score or 0.0) for point in points]
-        highest = max(highest, *ys)
-        hue = _COLOURS[place % len(_COLOURS)]
-        plotext.plot(xs, ys, marker="braille", color=hue)
-        plotext.scatter(xs, ys, marker=_MARKS[place % len(_MARKS)], color=hue)
-    plotext.xticks(list(places.values()), [str(k) for k in places])
-    plotext.ylim(0, min(100.0, 1.1 * highest + 1))
-    plotext.title(f"{role} tasks: mean score in % against shots (log scale)")
+    places = shot_places({shots for curve in curves.values() for shots in curve})
+    for number, curve in curves.items():
+        xs = [places[shots] for shots in curve]
+        hue = _COLOURS[number % len(_COLOURS)]
+        plotext.plot(xs, list(curve.values()), marker="braille", color=hue)
+        plotext.scatter(xs, list(curve.values()), marker=mark_of(number), color=hue)
+    plotext.xticks(list(places.values()), [str(shots) for shots in places])
+    plotext.ylim(0, min(100.0, 1.1 * max(score for curve in curves.values() for score in curve.values()) + 1))
+    plotext.title(title)
     return Text.from_ansi(plotext.build())
+
+
+def mark_of(number: int) -> str:
+    """Return the mark of the points of a curve."""
+    return _MARKS[number % len(_MARKS)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 import plotext
@@ -34,7 +35,7 @@ from manyicl.evaluation import (
     tell_difference,
 )
 from manyicl.planning import TaskAudit
-from manyicl.report import tell_plain_path
+from manyicl.report import draw_curves, mark_of, tell_plain_path
 
 # The units of AnswerSettings.normalize.
 UNITS = {"tokens": "token", "characters": "character", "bytes": "byte"}
@@ -249,6 +250,27 @@ def difference_table(difference: Difference) -> Group:
     notes += [f"{count:,} rows did not join: {reason}" for reason, count in sorted(difference.unjoined.items())]
     beside = _other_metrics(others, shots, unit="B - A in points")
     return Group(*names, table, *told, *beside, *(Text(note, style="dim") for note in notes))
+
+
+def difference_plot(
+    difference: Difference, *, names: tuple[str, str] = ("A", "B"), width: int = 76, colour: bool = True
+) -> Text | None:
+    """Return the mean scores of both results against shots (log axis), at each k where all tasks were compared.
+
+    None where there are fewer than two of these, so that there is no curve.
+    """
+    most = max(len(mean.tasks) for mean in difference.means)
+    shots = [mean.shots for mean in difference.means if len(mean.tasks) == most]
+    if len(shots) < 2:
+        return None
+    cells = {k: [cell for cell in difference.cells if cell.shots == k] for k in shots}
+    curves = {
+        0: {k: 100 * fmean(cell.a for cell in cells[k]) for k in shots},
+        1: {k: 100 * fmean(cell.b for cell in cells[k]) for k in shots},
+    }
+    key = ", ".join(f"{mark_of(number)} {name}" for number, name in enumerate(names))
+    noun = f"mean of {most} tasks" if most > 1 else difference.means[0].tasks[0]
+    return draw_curves(curves, f"score in %, {noun}, against shots; {key}", size=(width, 16), colour=colour)
 
 
 def _tell_setting(key: str, a: Any, b: Any) -> str:
