@@ -88,7 +88,7 @@ def main() -> None:
         results.append(result)
     gain = compare_results(*results)
     print(tell_table(gain))
-    print(difference_plot(gain, names=("base", ADAPTER), colour=False) or "")
+    make_console().print(difference_plot(gain, names=("base", ADAPTER), colour=False) or "")
     spent = tell_seconds(time.monotonic() - started)
     print(f"\n{len(tasks)} tasks, {options.max_tokens:,} tokens, {torch.get_num_threads()} threads, {spent}")
 

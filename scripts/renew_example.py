@@ -121,7 +121,7 @@ def readme_block(comparison: Comparison) -> str:
     lines = [line.rstrip() for line in plot.rstrip().splitlines()]
     marks = capture.get().rstrip().splitlines()[-1].split("   ")
     key = "   ".join(mark for mark in marks if mark[2:] in [row[0] for row in rows])
-    return "\n".join([fill(tell_verdict(comparison), 100), "", *table, "", *lines, "", key, ""])
+    return "\n".join([fill(tell_verdict(comparison), 100, break_on_hyphens=False), "", *table, "", *lines, "", key, ""])
 
 
 def pair_rows(comparison: Comparison, role: str) -> list[list[str]]:

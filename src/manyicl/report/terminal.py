@@ -147,7 +147,7 @@ def draw_curves(
     plotext.xticks(list(places.values()), [str(shots) for shots in places])
     plotext.ylim(0, min(100.0, 1.1 * max(score for curve in curves.values() for score in curve.values()) + 1))
     plotext.title(title)
-    return Text.from_ansi(plotext.build())
+    return Text.from_ansi(plotext.build().rstrip("\n"))
 
 
 def mark_of(number: int) -> str:

@@ -254,7 +254,7 @@ def difference_table(difference: Difference) -> Group:
 
 def difference_plot(
     difference: Difference, *, names: tuple[str, str] = ("A", "B"), width: int = 76, colour: bool = True
-) -> Text | None:
+) -> Group | None:
     """Return the mean scores of both results against shots (log axis), at each k where all tasks were compared.
 
     None where there are fewer than two of these, so that there is no curve.
@@ -268,9 +268,9 @@ def difference_plot(
         0: {k: 100 * fmean(cell.a for cell in cells[k]) for k in shots},
         1: {k: 100 * fmean(cell.b for cell in cells[k]) for k in shots},
     }
-    key = ", ".join(f"{mark_of(number)} {name}" for number, name in enumerate(names))
     noun = f"mean of {most} tasks" if most > 1 else difference.means[0].tasks[0]
-    return draw_curves(curves, f"score in %, {noun}, against shots; {key}", size=(width, 16), colour=colour)
+    plot = draw_curves(curves, f"score in %, {noun}, against shots", size=(width, 16), colour=colour)
+    return Group(plot, Text("   ".join(f"{mark_of(number)} {name}" for number, name in enumerate(names))))
 
 
 def _tell_setting(key: str, a: Any, b: Any) -> str:
