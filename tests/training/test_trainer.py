@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -288,3 +290,25 @@ def test_memory_that_cuda_or_a_library_lacks_is_told_like_that_which_torch_lacks
     with pytest.raises(OutOfMemoryError, match=r"^step 2: the GPU is out of memory, with rows") as refused:
         train(config, out=tmp_path / "run", callbacks=lambda _: [Full()])
     assert refused.value.__cause__.args == (words,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_weights_and_optimizer_are_free_at_the_end_of_a_training_without_garbage_collection(tmp_path, lora):
+    """A callback held the trainer that held it: both stayed until Python came to collect garbage."""
+    kept: list[weakref.ref] = []
+
+    class Watching(TrainerCallback):
+        def on_train_begin(self, *_, model, optimizer, **__):
+            kept.extend(map(weakref.ref, (model, optimizer)))
+
+    config = write_setting(tmp_path, num_steps=2, lora=lora)
+    gc.collect()
+    gc.disable()
+    try:
+        train(config, out=tmp_path / "run", callbacks=lambda _: [Watching()])
+        alive = [type(thing()).__name__ for thing in kept if thing() is not None]
+    finally:
+        gc.enable()
+    assert len(kept) == 2
+    assert alive == []

@@ -311,7 +311,10 @@ def _train_model(
         callbacks=[LastStepCallback(), *([PatienceCallback(patience)] if patience else []), *callbacks],
     )
     trainer.add_callback(_UsageCallback(folder, trainer))
-    trainer.train_packs(checkpoint)
+    try:
+        trainer.train_packs(checkpoint)
+    finally:
+        trainer.remove_callback(_UsageCallback)  # each holds the other: weights and optimizer would outlive this
 
 
 class PatienceCallback(EarlyStoppingCallback):
