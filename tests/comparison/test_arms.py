@@ -19,7 +19,7 @@ from manyicl.comparison.grid import Grid
 from manyicl.comparison.settings import ARMS, CompareConfig, choose_roles, choose_tasks
 from manyicl.errors import UserError
 from manyicl.models.costs import count_flops
-from manyicl.training.preparation import hash_plan, plan_packs, prepare_run
+from manyicl.training.preparation import fitting_rows, hash_plan, plan_packs, prepare_run
 from manyicl.training.recipe import RunConfig, load_recipe
 from tests.support.comparison_setting import make_recipe, write_world
 
@@ -192,6 +192,22 @@ def test_dedicated_models_together_spend_what_the_arm_with_all_tasks_does(world,
         assert spent.tokens == pytest.approx(tokens, rel=0.1)
         together += spent.tokens
     assert together == pytest.approx(shared.tokens, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_dedicated_model_trains_on_every_row_that_the_arm_with_all_tasks_does(world, tokenized):
+    """A step of it has more tokens than a pack here: packs of an even part of them lost every third row of a task."""
+    train = {"num_steps": 20, "pack_tokens": 24, "packs_per_step": 8, "packs_per_batch": 1}
+    matcher = ArmMatcher(make_recipe(*world, episodes={"token_budget": 24}, train=train), tokenized)
+    lost, several = {}, []
+    for task in matcher.config.tasks.names:
+        shared, _ = matcher.match("zero-shot", seed=0)
+        own, _ = matcher.match("dedicated", task=task, seed=0)
+        rows = [len(fitting_rows(tokenized[task], config)) for config in (shared, own)]
+        lost[task] = rows[0] - rows[1]
+        several.append(own.train.packs_per_step > 1)
+    assert all(several)
+    assert lost == dict.fromkeys(matcher.config.tasks.names, 0)
 
 
 def test_a_task_that_the_matched_arm_never_reaches_has_no_share_for_a_model_of_its_own(world, tokenized):

@@ -187,10 +187,11 @@ class ArmMatcher:
         by answers or FLOPs, an arm takes the number of steps that comes nearest to ManyICL's amount.
 
         A dedicated model gets the tokens that a zero-shot run on all tasks spends on its task. A step holds the task's
-        longest example, or the task's part of a step of that run if that is more; the tokens then give the number of
-        steps, of which the warm-up is at most a tenth. A tuned model gets `TUNED_FACTOR` times the tokens, in steps of
-        the same size. The checkpoint that becomes the model is chosen as in the other arms, by train.keep and
-        train.validation_tokens; for a tuned model it is always the one with the best validation loss.
+        longest example, or the task's part of a step of that run if that is more, in packs that the longest example
+        fits; the tokens then give the number of steps, of which the warm-up is at most a tenth. A tuned model gets
+        `TUNED_FACTOR` times the tokens, in steps of the same size. The checkpoint that becomes the model is chosen as
+        in the other arms, by train.keep and train.validation_tokens; for a tuned model it is always the one with the
+        best validation loss.
 
         Raises:
             UserError: the run that a dedicated model is matched to has no episode of `task`.
@@ -268,7 +269,7 @@ class ArmMatcher:
         longest = int(alone[alone <= self.config.episodes.token_budget].max(initial=1))
         a_step = max(longest, matched // shared.num_steps)
         packs_per_step = -(-a_step // self.config.pack_tokens)
-        pack_tokens = -(-a_step // packs_per_step)
+        pack_tokens = max(longest, -(-a_step // packs_per_step))  # shorter ones would lose rows
         num_steps = max(1, round(tokens / a_step))
         train: dict[str, Any] = {
             "pack_tokens": pack_tokens,
