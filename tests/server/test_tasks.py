@@ -191,7 +191,16 @@ def test_rows_that_cannot_be_read_are_counted_by_kind(tasks):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd.csv", "..\\..\\win.csv", "/etc/cron.d/x.csv", ".csv", "a\nb.csv", "\u202egpj.csv"]
+    "name",
+    [
+        "../../etc/passwd.csv",
+        "..\\..\\win.csv",
+        "/etc/cron.d/x.csv",
+        ".csv",
+        "a\nb.csv",
+        "\u202egpj.csv",
+        "\u8868" * 96 + ".csv",  # 292 bytes
+    ],
 )
 def test_a_hostile_file_name_is_only_a_name(tasks, name):
     made = httpx2.post(tasks, files={"file": (name, rows_as_csv(ROWS))}, data={"name": "named"})
@@ -267,6 +276,17 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused(tasks):
     pq.write_table(table, sink, compression="zstd", use_dictionary=False)
     refused = httpx2.post(tasks, files={"file": ("bomb.parquet", sink.getvalue())}, timeout=60)
     assert refused.status_code == 413
+
+
+def test_a_text_that_a_parquet_file_has_once_for_many_rows_counts_for_each(tasks):
+    """700 bytes said that they were 300,000, and became 6 GB in the server."""
+    table = pa.table({"input": ["0" * 300_000] * 1000, "answer": ["a"] * 1000})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    groups = pq.ParquetFile(sink).metadata
+    assert (len(sink.getvalue()) < 1000, groups.row_group(0).total_byte_size < 1 << 20) == (True, True)
+    refused = httpx2.post(tasks, files={"file": ("bomb.parquet", sink.getvalue())}, timeout=60)
+    assert (refused.status_code, refused.json()["type"]) == (413, "urn:manyicl:body-too-large")
 
 
 @pytest.mark.parametrize(

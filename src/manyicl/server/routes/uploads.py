@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -24,7 +24,10 @@ from manyicl.server.problems import ProblemError, without_folder
 from manyicl.server.routes.bodies import UploadBody
 
 _UNSAFE = re.compile(r"[^\w. -]+")
-_MOST_NAME = 100
+# Characters, and bytes, of a file's name; systems take 255 bytes, and a task.json has a longer name.
+_MOST_NAME, _MOST_NAME_BYTES = 100, 200
+# Rows of a Parquet file that are unpacked at once to find out how long it is.
+_UNPACKED_ROWS = 16
 _CHUNK = 1 << 20
 # The body of an upload in the OpenAPI document; FastAPI cannot derive one that is either a form or JSON.
 UPLOAD_BODY: dict[str, Any] = {
@@ -131,7 +134,8 @@ def _read_fields(form: FormData) -> tuple[UploadFile, str | None, Mapping[str, A
 def _save(file: UploadFile, folder: Path, most_bytes: int) -> Path:
     """Copy an uploaded file into a folder under a safe form of its name; return its path."""
     given = PurePath((file.filename or "").replace("\\", "/")).name
-    name = _UNSAFE.sub("_", given).lstrip(". ")[-_MOST_NAME:]
+    end = _UNSAFE.sub("_", given).encode()[-_MOST_NAME_BYTES:].decode(errors="ignore")  # with the suffix
+    name = end[-_MOST_NAME:].lstrip(". ")
     if not name:
         raise ProblemError(
             "invalid-request", 422, "file: has no name; its suffix says how it is read (rows.csv)", param="file"
@@ -145,17 +149,25 @@ def _save(file: UploadFile, folder: Path, most_bytes: int) -> Path:
 
 def _check_unpacked(path: Path, most_bytes: int) -> None:
     """Refuse a file that would be too long when it is unpacked; a few kilobytes can unpack to gigabytes."""
-    size = 0
     try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as file:
-                while size <= most_bytes and (chunk := file.read(_CHUNK)):
-                    size += len(chunk)
-        elif path.suffix.lower() == ".parquet":
-            groups = pq.ParquetFile(path).metadata
-            size = sum(groups.row_group(index).total_byte_size for index in range(groups.num_row_groups))
+        is_too_long = any(size > most_bytes for size in _measure_unpacked(path))
     except Exception:  # a broken file: its reader says what is wrong with it
         return
-    if size > most_bytes:
+    if is_too_long:
         detail = f"{path.name}: is longer than {most_bytes >> 20} MiB when unpacked; send it in parts"
         raise ProblemError("body-too-large", 413, detail)
+
+
+def _measure_unpacked(path: Path) -> Iterator[int]:
+    """Yield how many bytes a compressed file has so far, while it is unpacked."""
+    size = 0
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path) as file:
+            while chunk := file.read(_CHUNK):
+                yield (size := size + len(chunk))
+    elif path.suffix.lower() == ".parquet":
+        with pq.ParquetFile(path) as table:
+            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+            yield sum(group.total_byte_size for group in groups)  # which has a text of many rows once
+            for batch in table.iter_batches(batch_size=_UNPACKED_ROWS):
+                yield (size := size + batch.nbytes)
