@@ -80,6 +80,33 @@ def test_the_curve_is_this_seeds_own_as_a_table_and_as_a_picture(run, comparison
     assert "mean score, %" in "".join(svg.itertext())
 
 
+def trained_scores(card: Path) -> list[str]:
+    line = next(line for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("| trained tasks |"))
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+def test_tasks_that_were_trained_on_and_not_evaluated_leave_the_curve_to_the_others(run):
+    """A comparison with `asked_tasks` had no curve of trained tasks on any card."""
+    content = make_comparison(num_seeds=2, num_tasks=5)
+    first, second, third = (task for task in content["tasks"] if task["role"] == "trained")
+    third["asked"] = False
+    content["curves"] = [curve for curve in content["curves"] if curve["task"] != third["task"]]
+    own = [curve for curve in content["curves"] if curve["arm"] == "manyicl"]
+    at = {(curve["task"], curve["shots"]): curve["seeds"][0] for curve in own}
+    expected = [f"{50 * (at[first['task'], k] + at[second['task'], k]):.1f}" for k in (0, 1, 4, 16, 64)]
+    assert trained_scores(write_model_card(run, check_comparison(content), "manyicl", 0)) == expected
+
+
+def test_the_only_model_of_one_task_has_the_curve_of_that_task(run):
+    content = make_comparison(num_seeds=2, num_tasks=5)
+    next(arm for arm in content["arms"] if arm["arm"] == "dedicated")["num_models"] = 1
+    own = content["tasks"][0]["task"]
+    content["curves"] = [curve for curve in content["curves"] if curve["arm"] != "dedicated" or curve["task"] == own]
+    expected = [f"{100 * c['seeds'][0]:.1f}" for c in content["curves"] if c["arm"] == "dedicated" and c["shots"] == 0]
+    assert len(expected) == 1
+    assert trained_scores(write_model_card(run, check_comparison(content), "dedicated", 0))[:1] == expected
+
+
 @pytest.mark.slow
 def test_the_code_on_the_card_runs_and_asks_with_the_ids_of_training(run, comparison):
     text = write_model_card(run, comparison, "manyicl", 0).read_text(encoding="utf-8")

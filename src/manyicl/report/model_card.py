@@ -28,8 +28,8 @@ CURVE_NAME = "shot-curve.svg"
 def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: int) -> Path:
     """Write README.md and shot-curve.svg into the run's model folder; return the path of the card.
 
-    The curve is that of this model alone: the scores of its arm with its seed, averaged over tasks. If the model was
-    trained on one task, it is the curve of that task.
+    The curve is that of this model alone: the scores of its arm with its seed, averaged over the tasks that were
+    evaluated. If the model was trained on one task, it is the curve of that task.
 
     Raises:
         UserError: `run_folder` is not a finished run, or the comparison has no such arm or seed.
@@ -56,16 +56,17 @@ def write_model_card(run_folder: Path, comparison: Comparison, arm: str, seed: i
 def _seed_curve(
     comparison: Comparison, arm: str, seed: int, *, trained: list[str]
 ) -> dict[str, dict[Shots, float | None]]:
-    """Return role -> shots -> this seed's mean score; None if a task of the role was not scored.
+    """Return role -> shots -> this seed's mean score over the tasks that the arm answers; None if one was not scored.
 
     A model that was trained on one task is asked on that task only.
     """
     place = comparison.seeds.index(seed)
-    dedicated = comparison.arm_of(arm).num_models > 1
+    has_others = comparison.arm_of(arm).num_models > 1
     curve: dict[str, dict[Shots, float | None]] = {}
     for role in comparison.roles:
-        names = [task.task for task in comparison.tasks_of(role) if not dedicated or task.task in trained]
-        points = [point for name in names for point in comparison.curve_points.get((arm, name), [])]
+        asked = [task.task for task in comparison.tasks_of(role) if (arm, task.task) in comparison.curve_points]
+        names = [name for name in asked if not has_others or name in trained]
+        points = [point for name in names for point in comparison.curve_points[arm, name]]
         for shots in sort_shots(point.shots for point in points):
             found = [p.seeds[place] if len(p.seeds) > place else None for p in points if p.shots == shots]
             known = [score for score in found if score is not None]
