@@ -61,6 +61,11 @@ def test_a_refusal_of_the_system_is_told_with_its_path_and_what_to_do(error, tol
     assert find_refusal(later).startswith(told)
 
 
+def test_a_path_below_the_home_of_nobody_is_one_line(capfd, tmp_path):
+    told = refusal(capfd, "merge", "~nobody-4711/run", "--out", tmp_path / "merged")
+    assert told == "a path begins with ~ and names no user of this computer; write the whole path"
+
+
 def test_a_bug_of_ours_is_not_taken_for_a_refusal():
     for error in (KeyError(28), FileNotFoundError(errno.ENOENT, "No such file", "x"), RuntimeError("shape 28")):
         assert find_refusal(error) is None

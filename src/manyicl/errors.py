@@ -31,6 +31,8 @@ _TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d
 
 # tempfile, which torch uses while it is imported, tries some folders and reports only that none can be written to.
 _NO_TEMPORARY = "No usable temporary directory"
+# pathlib gives neither a class nor the path.
+_NO_HOME = "Could not determine home directory"
 # torch has a class for it only where its own allocator finds a GPU full, not where CUDA or its libraries do.
 _GPU_FULL = re.compile(r"\bout of memory\b|CUBLAS_STATUS_ALLOC_FAILED")
 # Names of our own that the user has not seen: DIR/.lock, DIR/.NAME.lock and DIR/.NAME.4711-0a1b2c3d.partial.
@@ -150,6 +152,8 @@ def find_refusal(error: BaseException) -> str | None:
             return "the GPU is out of memory; free it from other programs, or use a smaller model"
         if _NO_TEMPORARY in str(cause):
             return "no temporary file can be written (the disk is full, or read-only?); free some space, or set TMPDIR"
+        if _NO_HOME in str(cause):
+            return "a path begins with ~ and names no user of this computer; write the whole path"
         path = cause.filename if isinstance(cause, OSError) else None
         number = cause.errno if isinstance(cause, OSError) else None
         if number is None:
