@@ -103,6 +103,16 @@ def test_a_one_pass_curve_of_rows_that_all_fit_one_episode_has_an_interval_at_ev
     assert {cell.chance_score for cell in curve.points} == {1 / len(task.labels)}
 
 
+def test_a_broken_model_has_no_one_pass_curve(tokenizer):
+    """Its nats were NaN, and writing the result ended in a traceback."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    tokenized = tokenize_task(make_task("animals"), tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"^the model gives .* answers no finite likelihood; it is broken, or needs"):
+        score_one_pass(model, tokenized, num_episodes=1, token_budget=100)
+
+
 def test_a_one_pass_curve_reports_the_episodes_of_all_tasks(tokenizer):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=400, trained_shots={})
     seen = []

@@ -25,6 +25,7 @@ from manyicl.evaluation.scoring.answers import (
 from manyicl.evaluation.scoring.confidence import measure_confidence
 from manyicl.evaluation.shots import FILL, Shots, sort_shots
 from manyicl.evaluation.sweep import LONG_TEST, TaskSweep
+from manyicl.inference import check_finite
 from manyicl.intervals import Table, score_interval
 from manyicl.models import device_of, float32_head, row_attention, row_loss
 from manyicl.tasks import Example, Task, find_copies
@@ -250,7 +251,7 @@ def score_one_pass(
     evidence. Intervals are over the different rows of a place.
 
     Raises:
-        UserError: no test row fits.
+        UserError: no test row fits, or a likelihood is not finite.
     """
     task = tokenized.task
     if not len(tokenized.splits["test"]):
@@ -322,7 +323,11 @@ def _one_pass_point(task: Task, shots: int, reached: _Reached) -> ShotPoint:
 
 
 def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float], list[bool]]:
-    """Return the nats of every answer of a pack, and whether it is the greedy one, from one forward pass."""
+    """Return the nats of every answer of a pack, and whether it is the greedy one, from one forward pass.
+
+    Raises:
+        UserError: a likelihood that is not finite.
+    """
     import torch
 
     batch = maker.make_batch([pack])
@@ -330,4 +335,6 @@ def score_episode(model: Any, maker: BatchMaker, pack: Pack) -> tuple[list[float
     batch = batch.to(device_of(model))
     with torch.inference_mode(), row_attention(model, text, longest=longest), float32_head(model):
         scored = row_loss(model, batch)
-    return scored.nll_A.double().tolist(), scored.correct_A.tolist()
+    nll_A = scored.nll_A.double().cpu().numpy()
+    check_finite([nll_A])
+    return nll_A.tolist(), scored.correct_A.tolist()

@@ -304,7 +304,8 @@ def one_pass_curve(
     token_budget: length of an episode. Default: as much as the model can see.
 
     Raises:
-        UserError: `tasks` is no list, `episodes` or `token_budget` is out of range, or no test row of a task fits.
+        UserError: `tasks` is no list, `episodes` or `token_budget` is out of range, no test row of a task fits, or a
+            likelihood is not finite.
     """
     tasks = _list_tasks(tasks)
     loaded = model if isinstance(model, InferenceModel) else load_for_inference(model, max_tokens=token_budget)

@@ -34,7 +34,7 @@ from .endpoint import Endpoint, EndpointSettings
 from .endpoint_calls import PATIENCE_S, EndpointCalls
 from .engine import Engine, choose_engine, score_references
 from .model import InferenceModel, load_for_inference, tokenize_for, trained_shots_of
-from .prefix import encode_prefix, score_greedily
+from .prefix import check_finite, encode_prefix, score_greedily
 from .prefix_files import ModelKey, load_prefix, model_key, prefix_key, save_prefix
 from .tries import build_trie
 
@@ -66,6 +66,7 @@ __all__ = [
     "ask",
     "build_trie",
     "check_choice",
+    "check_finite",
     "check_min_confidence",
     "choose_engine",
     "choose_own_shots",
