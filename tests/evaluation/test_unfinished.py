@@ -171,6 +171,22 @@ def test_a_folder_that_is_none_of_ours_is_left_alone(tmp_path):
     assert (tmp_path / "c.json.parts" / "thesis.txt").read_text() == "dear"
 
 
+def test_a_header_that_another_rank_writes_meanwhile_stands_in_nobodys_way(tmp_path, monkeypatch):
+    """A rank looked for it, another one wrote it, and the first found a file in the folder that was none of ours."""
+    header, is_file = tmp_path / "c.json.parts" / HEADER, Path.is_file
+
+    def look_too_early(path):
+        found = is_file(path)
+        if path == header and not found:
+            header.parent.mkdir()
+            header.write_text('{"tasks": {}}')
+        return found
+
+    monkeypatch.setattr(Path, "is_file", look_too_early)
+    Unfinished(tmp_path / "c.json", {"tasks": {}})
+    assert json.loads(header.read_bytes()) == {"tasks": {}}
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_a_damaged_header_is_told_in_one_line(tmp_path, content):
     parts = Unfinished(tmp_path / "c.json", {"tasks": {}})

@@ -86,9 +86,11 @@ class Unfinished:
         self.folder = parts_folder(out)
         self._numbers = {name: number for number, name in enumerate(identity["tasks"])}
         header = self.folder / HEADER
+        # Before the header is looked for, which another rank may write meanwhile.
+        is_taken = self.folder.exists() and (not self.folder.is_dir() or any(self._visible(self.folder)))
         if header.is_file():
             self._refuse_another(out, read_header(out), json.loads(json.dumps(identity)))
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self._visible(self.folder))):
+        elif is_taken:
             raise UserError(f"out={out}: {self.folder} stands in its way; name another `out`, or move that away")
         else:
             write_atomically(header, json.dumps(identity, indent=1) + "\n")

@@ -42,7 +42,7 @@ class GpuShare:
     """What a process may count on of the GPU memory that it can have."""
 
     fraction: float = 1.0
-    """So much of it; the rest is for others, who see it free as well."""
+    """So much of it for a row of joined packs; the rest is for others, who see it free as well."""
     is_part: bool = False
     """Whether it is a part of the GPU by itself, beside other processes at work. They wait for each other's kernels one
     at a time, so that long rows are worth more than layers that need not be recomputed (docs/log.md)."""
