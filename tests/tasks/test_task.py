@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from collections import Counter
 from collections.abc import Sequence
@@ -476,6 +477,7 @@ def test_a_broken_or_empty_parquet_file(tmp_path: Path) -> None:
         ('{"instruction": ["Add."]}', "instruction ['Add.'] is not a text"),
         ('{"name": "a/b"}', "name 'a/b' is not a name"),
         ('{"name": 5}', "name 5 is not a name"),
+        ('{"name": ".."}', "name '..' is not a name"),  # a run of its own would lie in the folder above
         ('{"labels": "yes"}', "are not a list of different, non-empty texts"),
         ('{"labels": []}', "are not a list"),
         ('{"labels": ["a", "a"]}', "are not a list of different"),
@@ -492,6 +494,29 @@ def test_a_mistake_in_the_task_json(tmp_path: Path, content: str, text: str) -> 
     assert fault.path == settings_path
     assert fault.message.startswith(f"{settings_path}: ")
     assert text in fault.message
+
+
+@pytest.mark.parametrize("stem", [b"caf\xe9", b"a\x01b"])
+def test_a_files_name_that_no_result_could_hold_is_a_fault(tmp_path: Path, stem: bytes) -> None:
+    """An evaluation asked everything, and could write neither its Parquet file nor its plots."""
+    path = write_rows(tmp_path / os.fsdecode(stem + b".jsonl"), GOOD)
+    fault = only_fault(path)
+    assert fault.kind == "bad name"
+    assert fault.message.endswith(
+        f": its name {os.fsdecode(stem)!r} is not a name: a text on one line, without slashes; rename the file, or give"
+        ' another "name" in its ' + f"{path.stem}.task.json"
+    )
+    write_settings(path, {"name": "café"})
+    assert load_task(path).name == "café"
+
+
+@pytest.mark.parametrize("stem", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "f\xa0b"])
+def test_a_name_may_have_joiners_and_unbroken_spaces(tmp_path: Path, stem: str) -> None:
+    """Persian and Hindi write with joiners, which a file's name could have and a task.json's could not."""
+    path = write_rows(tmp_path / f"{stem}.jsonl", GOOD)
+    assert load_task(path).name == stem
+    write_settings(path, {"name": f"{stem}2"})
+    assert load_task(path).name == f"{stem}2"
 
 
 def test_tasks_come_sorted_by_name_and_can_be_chosen(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from manyicl.tasks import (
     describe_lookalikes,
     find_labels,
     inspect_task,
+    is_name,
     name_sources,
     source_of,
     tidy_answer,
@@ -84,7 +85,7 @@ def check_name(name: str) -> str:
     """
     fix = f"give one of at most {MOST_NAME} characters on one line, without slashes"
     shown = repr(name[:MOST_NAME])
-    if not name.strip() or name in (".", "..") or not name.isprintable() or set(name) & set("/\\"):
+    if not is_name(name):
         raise BadExamples(f"name={shown}: cannot be a task's name; {fix}")
     if len(name) > MOST_NAME:
         raise BadExamples(f"name={shown}...: has {len(name):,} characters; {fix}")

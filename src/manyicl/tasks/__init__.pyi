@@ -13,7 +13,7 @@ from .formats import SPLIT_WORDS, JsonNumber, data_suffix
 from .layouts import Source, find_layout, source_of
 from .readers import read_records
 from .rows import FileRows, Row, read_rows, tidy_answer
-from .settings import METRICS, parse_setting, read_settings
+from .settings import METRICS, is_name, parse_setting, read_settings
 from .shapes import recognise
 from .task import (
     NO_SPLIT_NOTE,
@@ -55,6 +55,7 @@ __all__ = [
     "flip_labels",
     "flip_map",
     "inspect_task",
+    "is_name",
     "join_number_forms",
     "load_task",
     "load_tasks",

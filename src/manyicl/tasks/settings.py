@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +22,10 @@ METRICS = ("accuracy", "exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l
 # An unknown key that is at least this similar to a known one is a misspelling ("famly"), not a note of the user's own
 # ("note", "label_count").
 _MISSPELT = 0.75
+# What a name cannot hold, in Unicode's terms: control characters, halves of surrogate pairs (a file's name that is not
+# UTF-8 has them), and breaks of lines and paragraphs. Results, Parquet files or plots could not be written with it.
+_NOT_IN_NAMES = frozenset(("Cc", "Cs", "Zl", "Zp"))
+NO_NAME = "is not a name: a text on one line, without slashes"
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,15 @@ def _parse_text(value: object) -> str:
 
 
 def _parse_name(value: object) -> str:
-    # Names become parts of file names and plots.
-    if type(value) is not str or not value.strip() or not value.isprintable() or set(value) & set("/\\"):
-        raise ValueError("is not a name: a text on one line, without slashes")
+    if type(value) is not str or not is_name(value):
+        raise ValueError(NO_NAME)
     return value
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be a task's name, which becomes part of paths, plots and Parquet files."""
+    is_path = text in (".", "..") or bool(set(text) & set("/\\"))
+    return bool(text.strip()) and not is_path and _NOT_IN_NAMES.isdisjoint(map(unicodedata.category, text))
 
 
 def _parse_word(value: object, *, known: tuple[str, ...]) -> str:

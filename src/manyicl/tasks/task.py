@@ -64,7 +64,7 @@ from manyicl.tasks.faults import Fault, FaultLog, near_word, show
 from manyicl.tasks.formats import describe_damage
 from manyicl.tasks.layouts import Source, find_layout, source_of
 from manyicl.tasks.rows import FileRows, Row, read_rows, retell_unlike_files
-from manyicl.tasks.settings import TaskSettings, default_metric, read_settings
+from manyicl.tasks.settings import NO_NAME, TaskSettings, default_metric, is_name, read_settings
 from manyicl.tasks.shapes import describe_unread
 
 SPLITS = ("train", "validation", "test")
@@ -282,6 +282,9 @@ def inspect_task(
     if settings is None:  # the columns are unknown, so every row would be a fault
         return None, log.list_faults()
     settings_name = settings_name or source.settings_path.name
+    if not is_name(settings.name):  # its file's
+        fix = f'rename the file, or give another "name" in its {settings_name}'
+        log.add("bad name", f"its name {show(settings.name)} {NO_NAME}; {fix}")
     files = [
         read_rows(
             path,
