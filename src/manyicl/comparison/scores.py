@@ -189,16 +189,15 @@ def tell_pair(pair: PairDifference, *, title: Callable[[str], str], asked: Seque
         return ""
     lead, one, other = _tell_asked(pair, title(pair.a), title(pair.b), asked=asked or (pair.asked,))
     tasks = f"on {pair.tasks:,} {pair.role} {'task' if pair.tasks == 1 else 'tasks'}"
+    unclear = f"{lead}, no difference between {one} and {other} can be shown {tasks}"
     points, low, high = (None if value is None else 100 * value for value in (pair.difference, pair.low, pair.high))
     if points is None or low is None or high is None:
-        apart = f"{100 * abs(pair.difference):.1f} points apart"
-        return f"{lead}, {one} and {other} are {apart} {tasks}; a single value has no interval."
+        return f"{unclear}: {tell_signed(100 * pair.difference)}, a single value that has no interval."
     num_seeds = count_seeds(pair.seeds)
     few = "for this run" if num_seeds == 1 else "for these runs"
     scope = f"over {num_seeds} seeds" if num_seeds >= MIN_SEEDS else few
     if low <= 0 <= high:
-        change = tell_estimate(points, low, high)
-        return f"{lead}, no difference between {one} and {other} can be shown {tasks}: {change}, {scope}."
+        return f"{unclear}: {tell_estimate(points, low, high)}, {scope}."
     if points < 0:
         one, other, points, low, high = other, one, -points, -high, -low
     size = f"{points:.{deciding_digits(low, high)}f} points {tell_signed_interval(low, high)}"
