@@ -179,6 +179,21 @@ def test_queries_in_common_count_by_how_many_they_are() -> None:
     assert same > half > none
 
 
+@pytest.mark.parametrize("kind", [mean_interval, score_interval, difference_interval])
+def test_a_task_of_one_query_beside_another_by_hand(kind) -> None:
+    """Its query says nothing of queries, with no degrees of freedom, by which the whole report was divided."""
+    interval = kind([{"a": table([[0], [1]]), "b": table([[0, 1, 1]])}] * 2)
+    # Of a each seed has draws of its own, 1 / 4 each; of b both have the same queries, (1 / 3) / 3 once; half of both.
+    draws, queries = 1 / 4 / 16, 1 / 9 / 4
+    variance = 2 * draws + queries
+    freedom = variance**2 / (2 * draws**2 / 1 + queries**2 / 2)
+    reach = float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
+    assert interval.mean == pytest.approx(7 / 12)
+    if kind is mean_interval:
+        assert close(interval, 7 / 12, 7 / 12 - reach, 7 / 12 + reach)
+    assert interval.low < 7 / 12 < interval.high
+
+
 def test_from_five_seeds_on_the_runs_own_spread_counts_too() -> None:
     """Five runs whose queries hardly differ, and whose means are 0.1 to 0.5: Student's on 4 degrees."""
     runs = [{"t": table([[m - 0.001, m + 0.001]], first=2 * n)} for n, m in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))]

@@ -270,7 +270,8 @@ def _find_covariances(task: str, tables: Sequence[tuple[float, Table]]) -> list[
     for _, table in tables:
         for query in table.queries:
             columns.setdefault(query, len(columns))
-    if len(columns) == sum(len(table.queries) for _, table in tables):  # no query is in two tables
+    # No query is in two tables, or there is only one: then a query's mean is its table's, and nothing deviates.
+    if len(columns) in (1, sum(len(table.queries) for _, table in tables)):
         return []
     deviations_SU = np.zeros((len(tables), len(columns)))
     asked_SU = np.zeros_like(deviations_SU)
