@@ -258,12 +258,18 @@ def test_wrong_models_tasks_and_inputs_are_one_line(folder, tmp_path, capfd):
     for text, expected in (
         ("", "is empty; give one input per line"),
         ("a\n\nb\n", "in.txt, line 2: is empty; remove it"),
-        ("9 " * 600, "line 1: "),
+        ("1 + 1\n" + "9 " * 600, "input 2: has no room for its answer in 512 tokens, even without shots; shorten it"),
     ):
         (tmp_path / "in.txt").write_text(text)
         assert expected in refusal(capfd, *ask, tmp_path / "in.txt")
     (tmp_path / "in.txt").write_text("1 + 1\n")
-    assert "leaves room for " in refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 46)
+    few = refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 46)
+    assert few.startswith("input 1: is the longest, and leaves room for ")
+    assert few.endswith(", or lower --shots")
+    short = refusal(capfd, *ask, tmp_path / "in.txt", "--max-tokens", 3)
+    assert short == (
+        "input 1: has no room for its answer in 3 tokens, even without shots; shorten it, or raise --max-tokens"
+    )
     assert "has only 46 train rows" in refusal(capfd, *ask, tmp_path / "in.txt", "--shots", 60)
     assert refusal(capfd, "merge", model, "--out", tmp_path / "out").endswith(
         "has no adapter to merge; its model is whole already"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs, tell_idle
+from manyicl.cli.inputs import describe_answers, describe_questions, read_inputs, tell_idle, write_answer
 from manyicl.errors import UserError
 from manyicl.inference import Answer, Questions
 from manyicl.tasks import Example
@@ -77,6 +77,17 @@ def test_answers_that_are_cut_or_unsure_are_counted_after_them() -> None:
     assert describe_answers([answer]) == ""
     assert describe_answers([answer, replace(answer, cut=True), replace(answer, unsure=True)]) == (
         "1 of 3 answers cut at the token limit (--max-new-tokens raises it); 1 of 3 answers unsure (--min-confidence)"
+    )
+
+
+def test_an_answer_of_several_lines_stays_on_the_line_of_its_input() -> None:
+    """The second of two inputs had its answer on line 53."""
+    answer = Answer(input="a list", answer="bread\nmilk\r\n\neggs\n", nll=0.1, shots=30, cut=True)
+    assert write_answer(answer) == "bread⏎milk⏎⏎eggs⏎"
+    assert write_answer(replace(answer, unsure=True, confidence=0.5)) == "unsure (0.50): bread⏎milk⏎⏎eggs⏎"
+    assert describe_answers([answer, replace(answer, answer="bread", cut=False)]) == (
+        "1 of 2 answers cut at the token limit (--max-new-tokens raises it); 1 of 2 answers of several lines, whose"
+        " breaks are written as ⏎ (--json keeps them)"
     )
 
 

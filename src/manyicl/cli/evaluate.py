@@ -273,6 +273,7 @@ def ask_(
     """Answer one input per line, after as many examples as fit; standard error says how many that are.
 
     Examples are the task's train rows, or all rows of a file that names no splits.
+    Line breaks in an answer are written as ⏎; --json keeps them.
     """
     from dataclasses import asdict
 

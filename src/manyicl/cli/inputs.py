@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from manyicl.inference import Answer, Questions
 
 
+# What ends a line of inputs, and so must not stand in the line of an answer; there its sign does, as in `show`.
+_LINE_END, _BREAK = re.compile(r"\r\n|\r|\n"), "⏎"
 # Of a task without fixed labels.
 IDLE_BALANCE = "without effect: --choose balanced (there are no labels, so the shots are random ones)"
 
@@ -32,11 +35,15 @@ def describe_questions(questions: Questions, *, num_labels: int = 0) -> str:
 
 
 def describe_answers(answers: Sequence[Answer]) -> str:
-    """Return how many answers are cut or unsure; "" if none is."""
-    num_cut, num_unsure = sum(answer.cut for answer in answers), sum(answer.unsure for answer in answers)
-    cut = f"{num_cut:,} of {len(answers):,} answers cut at the token limit (--max-new-tokens raises it)"
-    unsure = f"{num_unsure:,} of {len(answers):,} answers unsure (--min-confidence)"
-    return "; ".join([cut] * (num_cut > 0) + [unsure] * (num_unsure > 0))
+    """Return how many answers are cut, unsure or of several lines; "" if none is."""
+    counts = {
+        "cut at the token limit (--max-new-tokens raises it)": sum(answer.cut for answer in answers),
+        "unsure (--min-confidence)": sum(answer.unsure for answer in answers),
+        f"of several lines, whose breaks are written as {_BREAK} (--json keeps them)": sum(
+            _LINE_END.search(answer.answer) is not None for answer in answers
+        ),
+    }
+    return "; ".join(f"{count:,} of {len(answers):,} answers {what}" for what, count in counts.items() if count)
 
 
 def tell_idle(names: Sequence[str], *, are_chosen: bool) -> str:
@@ -51,10 +58,9 @@ def tell_idle(names: Sequence[str], *, are_chosen: bool) -> str:
 
 
 def write_answer(answer: Answer) -> str:
-    """Return the line of an answer; one that is unsure says so, with its confidence."""
-    if not answer.unsure:
-        return answer.answer
-    return f"unsure ({answer.confidence:.2f}): {answer.answer}"
+    """Return the one line of an answer; one that is unsure says so, with its confidence."""
+    line = _LINE_END.sub(_BREAK, answer.answer)
+    return f"unsure ({answer.confidence:.2f}): {line}" if answer.unsure else line
 
 
 def read_inputs(file: str) -> list[str]:
@@ -79,7 +85,7 @@ def read_inputs(file: str) -> list[str]:
     except UnicodeDecodeError as error:
         told = f"byte {error.start + 1:,} is not UTF-8"
         raise UserError(f"{name}: {told}; give a UTF-8 text file with one input per line") from error
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _LINE_END.sub("\n", text)
     if not text:
         raise UserError(f"{name}: is empty; give one input per line")
     lines = text.removesuffix("\n").split("\n")  # not splitlines: an input may hold other separators

@@ -156,9 +156,9 @@ def pose_questions(
     num_long = len(tokenized.splits["train"]) - len(order)
     fitting = int(np.searchsorted(prefix_lengths(tokenized, order), room, side="right")) - 1
     if fitting < (shots or 0):  # -1 if not even the head fits
-        place = 1 + max(range(len(queries)), key=lambda n: len(queries[n]), default=0)
+        number = 1 + max(range(len(queries)), key=lambda n: len(queries[n]), default=0)
         raise UserError(
-            _describe_no_room(tokenized, num_fitting=fitting, shots=shots, line=place, max_tokens=model.max_tokens)
+            _describe_no_room(tokenized, num_fitting=fitting, shots=shots, number=number, max_tokens=model.max_tokens)
         )
     num_shots = fitting if shots is None else shots
     num_shared = max(0, num_shots - num_nearest) if choose == "nearest" else num_shots
@@ -246,15 +246,19 @@ def _own_shots(
 
 
 def _describe_no_room(
-    tokenized: TokenizedTask, *, num_fitting: int, shots: int | None, line: int, max_tokens: int
+    tokenized: TokenizedTask, *, num_fitting: int, shots: int | None, number: int, max_tokens: int
 ) -> str:
     """Return why an input does not fit after so many shots, and what to do."""
     num_train = len(tokenized.splits["train"])
     if shots is not None and shots > num_train:
         return f"shots={shots}: task '{tokenized.task.name}' has only {num_train} train rows; lower `shots`"
-    wanted = f", not {shots}" if shots is not None else ""
+    if num_fitting < 0:
+        return (
+            f"input {number}: has no room for its answer in {max_tokens} tokens, even without shots; shorten it, or"
+            " raise `max_tokens`"
+        )
     return (
-        f"line {line}: the longest input leaves room for {max(num_fitting, 0)} shots in {max_tokens} tokens{wanted};"
+        f"input {number}: is the longest, and leaves room for {num_fitting} shots in {max_tokens} tokens, not {shots};"
         " shorten it, or lower `shots`"
     )
 
