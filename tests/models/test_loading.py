@@ -439,7 +439,6 @@ def test_a_model_that_is_not_there_is_told_in_one_line(path, expected, load, cap
         ("model.safetensors", None, "model"),
         ("config.json", b"{", "config"),
         ("config.json", b'{"model_type": "lama"}', "config"),
-        ("config.json", None, "config"),
         ("tokenizer.json", b"{", "tokenizer"),
     ],
 )
@@ -450,6 +449,26 @@ def test_a_broken_model_is_told_in_one_line(saved, tmp_path, file, content, what
         (tmp_path / "base" / file).write_bytes(content)
     load = {"model": load_model, "config": load_config, "tokenizer": load_tokenizer}[what]
     assert refusal(load, base_settings(tmp_path)).startswith(f"{tmp_path / 'base'}: cannot load its {what}: ")
+
+
+@pytest.mark.parametrize("load", [load_config, load_tokenizer, load_model])
+def test_a_file_is_no_model_and_not_looked_for_on_the_hub(tmp_path, load):
+    """It was "the config file", looked for on the hub since "there is no such folder here"."""
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(b"")
+    fix = "give a folder in Hugging Face layout, a run, or a name on the hub"
+    assert refusal(load, ModelSettings(path=str(file))) == f"{file}: is a file, not a folder; {fix}"
+
+
+def test_a_folder_of_other_things_is_no_model(tmp_path):
+    """Asked, it was an "unrecognized model"; merged, its "model is whole already"."""
+    (tmp_path / "animals.jsonl").write_text('{"input": "is red", "answer": "cat"}\n')
+    fix = "give a folder in Hugging Face layout, a run, or a name on the hub"
+    for load in (load_config, load_model):
+        message = refusal(load, ModelSettings(path=str(tmp_path)))
+        assert message == f"{tmp_path}: has no config.json, so it is no model; {fix}"
+    message = refusal(merge_adapter, str(tmp_path), tmp_path / "out")
+    assert message == f"{tmp_path}: holds neither an adapter nor a model; give a run, or the folder of an adapter"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
@@ -505,7 +524,8 @@ def test_a_broken_note_is_told_in_one_line(tmp_path, content):
 def test_a_run_stands_for_its_model(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     message = refusal(locate_model, str(tmp_path))
-    assert message == f"{tmp_path}: this run has not finished, so it has no model; go on with resume={tmp_path}"
+    command = f"manyicl train --resume {tmp_path}"
+    assert message == f"{tmp_path}: this run has not finished, so it has no model; go on with: {command}"
     (tmp_path / "model").mkdir()
     assert locate_model(str(tmp_path)) == str(tmp_path / "model")
 
@@ -513,9 +533,9 @@ def test_a_run_stands_for_its_model(tmp_path):
 @pytest.mark.parametrize(
     ("state", "beside", "told"),
     [
-        ('{"finished": false}', False, "not finished, so it has no model; go on with resume={run}"),
+        ('{"finished": false}', False, "not finished, so it has no model; go on with: manyicl train --resume {run}"),
         ('{"finished": false}', True, "not finished, so it has no model; go on with its comparison"),
-        ('{"finished": true}', False, "finished, {gone} make it again with resume={run}"),
+        ('{"finished": true}', False, "finished, {gone} make it again with: manyicl train --resume {run}"),
         ('{"finished": true}', True, "finished, {gone} delete {run}, and `resume` of its comparison trains it again"),
     ],
 )

@@ -563,7 +563,8 @@ def test_markdown_shows_texts_as_they_are():
     ("write", "told"),
     [
         (lambda path: None, "cannot be read (No such file or directory)"),
-        (lambda path: path.write_text("{"), "is not JSON"),
+        (lambda path: path.write_text("{"), "is not JSON (Expecting property name"),
+        (lambda path: path.write_text("{"), "; manyicl compare --resume "),
         (lambda path: path.write_text("[]"), "has no schema, not 1 or 2"),
         (lambda path: path.write_text('{"schema": 3}'), "has schema 3, not 1 or 2"),
         (lambda path: path.write_text('{"schema": 1}'), "name: Field required"),

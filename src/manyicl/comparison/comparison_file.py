@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -280,7 +281,7 @@ def read_comparison(folder: Path) -> Comparison:
         fix = "give the folder of a `manyicl compare`"
         raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
     except ValueError as error:
-        fix = f"a comparison with resume={folder} writes it anew"
+        fix = f"manyicl compare --resume {shlex.quote(str(folder))} writes it anew"
         raise UserError(f"{path}: is not JSON ({error}); {fix}") from error
     return check_comparison(content, path=path)
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from manyicl.episodes import Frame, TemplateSettings
 from manyicl.errors import UserError, suggest, suggest_near
-from manyicl.models.places import PACKAGED, find_source, locate_model, read_adapter
+from manyicl.models.places import GIVE_MODEL, PACKAGED, find_source, locate_model, read_adapter
 from manyicl.models.precision import (
     PrecisionChoice,
     Quantization,
@@ -173,6 +173,8 @@ def load_config(settings: ModelSettings) -> Any:
         UserError: no such model, or a change to an entry that its config does not have.
     """
     source, revision = find_source(settings.path, "config.json", revision=settings.revision)
+    if Path(source).is_dir() and source == locate_model(settings.path) and not (Path(source) / "config.json").is_file():
+        raise UserError(f"{settings.path}: has no config.json, so it is no model; {GIVE_MODEL}")
     with _one_line_errors(settings, "config"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=settings.trust_remote_code)
     if hasattr(config, "quantization_config") and read_note(settings.path).quantize:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ SMOLLM2_MANY = Path(__file__).parent / "smollm2_many"
 # Names that a model of the package has wherever a model is named.
 PACKAGED = {"seed": SEED_MODEL, "smollm2-many": SMOLLM2_MANY}
 
+# How a message ends that refuses what was named as a model.
+GIVE_MODEL = "give a folder in Hugging Face layout, a run, or a name on the hub"
 # What a run's folder is known by, and the folder of its model; `training.RunFolder` owns the rest of it.
 RUN_STATE, RUN_MODEL = "run.json", "model"
 # What a run of a comparison spends: the run's folder with this at the end of its name.
@@ -46,7 +49,11 @@ def find_built_base() -> Path | None:
 
 
 def locate_model(path: str) -> str:
-    """Return the model folder of a run, that of a packaged model (`seed`, `smollm2-many`), or `path` itself."""
+    """Return the model folder of a run, that of a packaged model (`seed`, `smollm2-many`), or `path` itself.
+
+    Raises:
+        UserError: a run without a model, a file, or a path at which nothing is.
+    """
     folder = Path(path).expanduser()
     if (folder / RUN_STATE).is_file():
         if not (folder / RUN_MODEL).is_dir():
@@ -56,19 +63,22 @@ def locate_model(path: str) -> str:
         return str(folder.absolute())  # an adapter remembers it, and must find it from any folder
     if packaged := PACKAGED.get(path):
         return str(packaged)
+    if folder.exists():
+        raise UserError(f"{path}: is a file, not a folder; {GIVE_MODEL}")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"{path}: no such folder; give a folder in Hugging Face layout, a run, or a name on the hub")
+        raise UserError(f"{path}: no such folder; {GIVE_MODEL}")
     return path
 
 
 def _tell_no_model(run: Path, path: str) -> str:
     """Return why a run has no model, and how it gets one. path: what the user calls the run."""
     is_compared = run.with_name(f"{run.name}{RUN_PLAN}").is_file()
+    command = f"manyicl train --resume {shlex.quote(path)}"  # also where another verb, without --resume, is told
     if not (read_object(run / RUN_STATE) or {}).get("finished"):
-        whole = "its comparison" if is_compared else f"resume={path}"
-        return f"this run has not finished, so it has no model; go on with {whole}"
+        whole = " its comparison" if is_compared else f": {command}"
+        return f"this run has not finished, so it has no model; go on with{whole}"
     trained = f"delete {path}, and `resume` of its comparison trains it again"
-    again = trained if is_compared else f"make it again with resume={path}"
+    again = trained if is_compared else f"make it again with: {command}"
     return f"this run has finished, but its folder '{RUN_MODEL}' has gone; put it back, or {again}"
 
 

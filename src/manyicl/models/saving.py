@@ -68,6 +68,8 @@ def merge_adapter(path: str, out: Path, *, trust_remote_code: bool = False) -> s
     source = Path(locate_model(path))
     if not source.is_dir():
         raise UserError(f"{path}: no such folder; give a run, or the folder of an adapter")
+    if not any((source / name).is_file() for name in ("adapter_config.json", "config.json")):
+        raise UserError(f"{path}: holds neither an adapter nor a model; give a run, or the folder of an adapter")
     if not (source / "adapter_config.json").is_file():
         raise UserError(f"{path}: has no adapter to merge; its model is whole already")
     if out.exists():
