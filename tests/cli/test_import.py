@@ -40,6 +40,16 @@ def test_the_command_shows_what_it_would_write_and_then_writes_it(tmp_path, monk
     [
         (["t.csv"], "name a new folder with --out, or only look with --dry-run"),
         (["t.csv", "--dry-run", "--column", "input"], "--column input: write OURS=THEIRS, such as --column input=text"),
+        (
+            ["t.csv", "--dry-run", "--column", "answer=answer", "--column", "input =a"],
+            "t.csv: no row is left; no input column 1 (t.csv, row 1: no 'a' column (it has 'input', 'answer'); correct"
+            ' "columns" in the arguments (--column, --answer-index))',
+        ),
+        (
+            ["t.csv", "--dry-run", "--column", "answer=answer", "--column", "text=input"],
+            "--column text=input: maps an unknown name 'text'; known: answer, embedding, input, option_labels,"
+            " options, split",
+        ),
         (["t.csv", "--dry-run", "--split", "=x"], "--split =x: write OURS=THEIRS, such as --split test=validation"),
         (
             ["t.csv", "--dry-run", "--column", "input=a", "--column", "input=b"],

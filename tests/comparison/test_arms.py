@@ -338,6 +338,10 @@ def test_a_task_has_one_role(world, names, compare, message):
         ("compare.seeds=3", r"compare\.seeds = 3: needs a list, such as \[0, 1\]"),
         ("compare.arms=base", r"compare\.arms = 'base': needs a list, such as \[\"a\", \"b\"\]"),
         ("compare.seeds=[-1]", r"compare\.seeds\[0\] = -1: "),
+        (  # not that the list is empty besides
+            'compare.arms=["bse"]',
+            r"compare\.arms\[0\] = 'bse': input should be 'base', 'zero-shot', [^;]*$",
+        ),
         ("compare.match=steps", r"compare\.match = 'steps': input should be 'tokens', 'answers' or 'flops'"),
         ("compare.querys=4", r"compare\.querys: unknown key; did you mean 'queries'\?"),
         (

@@ -459,11 +459,19 @@ def test_embeddings_that_the_sources_task_json_names_are_kept(rows, tmp_path):
 def test_a_wrong_column_or_index_is_not_looked_for_in_a_file_that_is_not_there(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\nIs it?,yes\n")
     with pytest.raises(
-        UserError, match=r"""no 'nope' column \(it has 'text', 'label'\); correct "columns" in the arg"""
+        UserError, match=r"""no 'nope' column \(it has 'text', 'label'\); correct "columns" in the arguments \(`col"""
     ):
         import_tasks(tmp_path / "t.csv", columns={"input": "nope"})
     with pytest.raises(UserError, match=r"""no row has options, but "answer_index" is set; correct the arguments"""):
         import_tasks(tmp_path / "t.csv", answer_index=0)
+
+
+def test_a_mapping_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "t.csv").write_text("input,answer\nIs it?,yes\n")
+    with pytest.raises(UserError, match=r"^columns=\['input'\]: maps nothing; give a mapping, such as {'input': 'text"):
+        import_tasks(tmp_path / "t.csv", columns=["input"])
+    with pytest.raises(UserError, match=r"^splits=test: maps nothing; give a mapping, such as {'test': 'validation'}$"):
+        import_tasks(tmp_path / "t.csv", splits="test")
 
 
 def test_an_old_workbook_is_told_what_makes_it_readable(tmp_path):

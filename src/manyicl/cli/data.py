@@ -116,6 +116,8 @@ def import_(
 
 def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
     """Return OURS=THEIRS options as a mapping."""
+    from manyicl.tasks import parse_setting
+
     pairs = {}
     for value in values or ():
         ours, mark, theirs = value.partition("=")
@@ -125,6 +127,11 @@ def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
             several = "; several columns are given as input=premise,hypothesis" if option == "--column" else ""
             raise UserError(f"{option} {value}: {ours.strip()} is given twice; leave one out{several}")
         pairs[ours.strip()] = theirs.strip()
+        if option == "--column":
+            try:
+                parse_setting("columns", pairs)
+            except ValueError as error:
+                raise UserError(f"{option} {value}: {error}") from error
     return pairs
 
 

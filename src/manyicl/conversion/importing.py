@@ -99,6 +99,9 @@ def import_tasks(
     """
     if rows not in ("jsonl", "parquet"):
         raise UserError(f"rows={rows}: is unknown; known: jsonl, parquet")
+    for key, mapping, example in (("columns", columns, {"input": "text"}), ("splits", splits, {"test": "validation"})):
+        if not isinstance(mapping, Mapping | None):
+            raise UserError(f"{key}={mapping}: maps nothing; give a mapping, such as {example}")
     given = {key: own if isinstance(own, str) else list(own) for key, own in (columns or {}).items()}
     for key, value in (("columns", given or None), ("name", name), ("family", family), ("answer_index", answer_index)):
         try:

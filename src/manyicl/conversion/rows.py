@@ -28,6 +28,8 @@ from manyicl.tasks import (
 # Rows at the start of a file that are looked at to find out which columns are input and answer.
 _LOOKED_AT = 20
 _SHOWN_COLUMNS = 8
+# What messages name in place of a task.json, if there is none beside the source.
+_ARGUMENTS = "the arguments (`columns`, `answer_index`)"
 _NO_ANSWER = "chat that does not end with a question and its answer"
 _USERS = frozenset({"user", "human", "system", "tool", "function", "observation", "prompter"})
 _NOT_USERS = frozenset({"assistant", "gpt", "system", "model"})
@@ -105,7 +107,7 @@ def read_material(
     if len(found.templates) > 1:
         kept.notes.append(f"inputs are those of the first of {len(found.templates)} templates; the others are lost")
     has_file = material.settings_path is not None and material.settings_path.is_file()
-    shown = material.settings_path.name if material.settings_path and has_file else "the arguments"
+    shown = material.settings_path.name if material.settings_path and has_file else _ARGUMENTS
     files = _read_files(parts, kept, placed=placed, settings_name=shown, log=log)
     index = answer_index if answer_index is not None else found.answer_index
     kept.notes += resolve_lists(files, log=log)

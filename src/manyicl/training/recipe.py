@@ -265,7 +265,10 @@ def make_config(values: dict[str, Any], *, source: str, kind: type[ConfigT] = Ru
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        faults = list(dict.fromkeys(_tell_fault(dict(e), values, kind=kind) for e in error.errors()))
+        # Pydantic counts what is right, and so finds a list of wrong values too short besides.
+        wrong_inside = {e["loc"][:-1] for e in error.errors()}
+        found = [e for e in error.errors() if e["type"] != "too_short" or e["loc"] not in wrong_inside]
+        faults = list(dict.fromkeys(_tell_fault(dict(e), values, kind=kind) for e in found))
         raise UserError(f"{source}: " + "; ".join(faults)) from error
 
 
