@@ -191,6 +191,20 @@ def test_rows_that_cannot_be_read_are_counted_by_kind(tasks):
 
 
 @pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, "examples.0.answer: input should be a valid string, integer, number, boolean or array"),
+        (["cat", 3], "examples.0.answer.1: input should be a valid string"),
+    ],
+)
+def test_an_answer_of_no_kind_is_one_mistake_of_one_field(tasks, answer, told):
+    """One null was five mistakes, of examples.0.answer.str and other fields that nobody had sent."""
+    refused = httpx2.post(tasks, json={"name": "pets", "examples": [{"input": "it purrs", "answer": answer}]})
+    assert (refused.status_code, refused.json()["detail"]) == (422, told)
+    assert [error["field"] for error in refused.json()["errors"]] == [told.partition(":")[0]]
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "../../etc/passwd.csv",

@@ -52,6 +52,8 @@ _CLOSING_RETRY_S = 5
 _MOST_FAULTS = 50
 # Those that routes have; HEAD goes with GET.
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
+# What pydantic puts into the place of an error for each type that a field may have, and how such an error begins.
+_TYPE, _SHOULD = re.compile(r"str|int|float|bool|list\[.*\]"), "Input should be a valid "
 _logger = logging.getLogger("manyicl.server")
 
 
@@ -155,6 +157,7 @@ def _from_validation(errors: Sequence[Any]) -> ProblemError:
         detail = "the body is not sent as JSON; send it as application/json (curl --json)"
         return ProblemError("unsupported-media-type", 415, detail)
     entries = []
+    errors = _join_branches(errors)
     for error in errors[:_MOST_FAULTS]:
         is_broken = error["type"] == "json_invalid"  # its place is a number of characters, not a field
         place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")] if not is_broken else []
@@ -171,6 +174,25 @@ def _from_validation(errors: Sequence[Any]) -> ProblemError:
         param=first["field"],
         more={"errors": entries},
     )
+
+
+def _join_branches(errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return pydantic's errors with one for a field that may be of several types, of which it reports each."""
+    fields: dict[tuple[Any, ...], list[tuple[tuple[Any, ...], Any]]] = {}
+    for error in errors:
+        place = tuple(error["loc"])
+        known = place[:-1] if error["type"] == "extra_forbidden" else place  # its last part is a name of the client's
+        cut = next((n for n, part in enumerate(known) if _TYPE.fullmatch(str(part))), len(place))
+        fields.setdefault(place[:cut], []).append((place[cut + 1 :], error))
+    joined = []
+    for field, found in fields.items():
+        inside = [(rest, error) for rest, error in found if rest]
+        if inside or len(found) == 1:  # it has one of the types, but a part of it is wrong
+            joined += [{**error, "loc": (*field, *rest)} for rest, error in inside or found]
+        else:
+            *others, last = (str(error["msg"]).removeprefix(_SHOULD) for _, error in found)
+            joined.append({**found[0][1], "loc": field, "msg": f"{_SHOULD}{', '.join(others)} or {last}"})
+    return joined
 
 
 def _from_http(error: HTTPException) -> ProblemError:
