@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,18 @@ def test_a_template_on_the_command_line_may_hold_commas(tmp_path, monkeypatch, c
     code, done, _ = run_manyicl(capfd, "import", "t.csv", "--dry-run", *columns)
     assert code == 0
     assert "  input    Ann, who ran" in done.splitlines()
+
+
+def test_the_columns_that_the_message_shows_are_read_as_it_shows_them(tmp_path, monkeypatch, capfd):
+    """The shell took a name with a space apart, and the command one with a comma."""
+    monkeypatch.chdir(tmp_path)
+    Path("form.csv").write_text('Ticket Subject,"Kind, if known"\nIt leaks.,repair\n')
+    told = refusal(capfd, "import", "form.csv", "--dry-run")
+    shown = "'input=Ticket Subject' and 'answer={Kind, if known}'"
+    assert told.endswith(f"say which they are with --column, such as {shown}")
+    columns = [word for pair in shlex.split(shown) if "=" in pair for word in ("--column", pair)]
+    _, done, _ = run_manyicl(capfd, "import", "form.csv", "--dry-run", *columns)
+    assert "  input    It leaks.\n  answer   repair\n" in done
 
 
 def test_the_page_shows_what_the_command_prints(tmp_path, monkeypatch, capfd):

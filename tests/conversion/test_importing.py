@@ -285,6 +285,10 @@ def test_columns_that_nobody_can_guess_are_given(tmp_path):
     told = "'frage', 'vorher', 'reply'; say which they are with `columns`, such as input=frage and answer=reply$"
     with pytest.raises(UserError, match=r"odd\.csv: input and answer are not recognised among its columns " + told):
         import_tasks(tmp_path / "odd.csv")
+    (tmp_path / "wide.csv").write_text("Ticket Subject,Kind\nIt leaks.,repair\n")
+    # As a shell takes it.
+    with pytest.raises(UserError, match=r"`columns`, such as 'input=Ticket Subject' and answer=Kind$"):
+        import_tasks(tmp_path / "wide.csv")
     columns = {"input": ["vorher", "frage"], "answer": "reply"}
     (imported,) = import_tasks(tmp_path / "odd.csv", tmp_path / "out", columns=columns, name="who").tasks
     assert written(tmp_path / "out", "who") == [{"input": "Ann ran.\nWho?", "answer": "Ann"}]

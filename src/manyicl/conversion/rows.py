@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -151,11 +152,13 @@ def _find_columns(parts: Sequence[Part], given: Mapping[str, Any]) -> tuple[str,
                 return f"{found[0]}: {_tell_columns({**found[1], **given})}", {**found[1], **given}
             seen |= dict.fromkeys(record)
     if len(seen) > 1 and not given:
-        first, *_, last = seen
+        # A template of one column, where the command line would take a comma for the end of a name.
+        first, *_, last = (f"{{{name}}}" if "," in name else name for name in seen)
+        example = " and ".join(shlex.quote(pair) for pair in (f"input={first}", f"answer={last}"))
         told = list_some(map(repr, seen), most=_SHOWN_COLUMNS)
         raise UserError(
             f"{parts[0].shown}: input and answer are not recognised among its columns {told}; say which they"
-            f" are with `columns`, such as input={first} and answer={last}"
+            f" are with `columns`, such as {example}"
         )
     return "rows", dict(given)
 
