@@ -203,6 +203,14 @@ def test_a_table_in_another_encoding_is_saved_anew_since_no_import_reads_it_eith
     assert "manyicl import" not in out
 
 
+def test_no_import_is_advised_for_a_quote_left_open_which_no_import_reads_past(tmp_path, capfd):
+    (tmp_path / "colours.csv").write_text('input,answer\nfire,red\n"sea,blue\ngrass,green\n')
+    code, out, _ = check(tmp_path, capfd)
+    assert code == 1
+    assert "close the quote" in out
+    assert "manyicl import" not in out
+
+
 def test_a_wrong_family_exits_1_and_suggests_one(tmp_path, capfd):
     write_task(tmp_path, good_rows(), family="clasification", metric="acuracy")
     code, out, err = check(tmp_path, capfd)

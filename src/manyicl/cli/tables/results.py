@@ -414,7 +414,7 @@ def _audit_notes(audits: Sequence[TaskAudit]) -> list[str]:
         lines += audit.notes
         notes += [f"{audit.name}: {line}" for line in lines]
     # Of faults of a whole file, or of all its labels, importing it is no way out.
-    whole = ("column", "columns", "not UTF-8", "than in train")
+    whole = ("column", "columns", "not UTF-8", "invalid CSV", "than in train")
     if any(fault.rows and not fault.kind.endswith(whole) for audit in audits for fault in audit.faults):
         notes.append("manyicl import SOURCE --out FOLDER makes task files without the faulty rows, counted by reason")
     split: dict[str, list[str]] = {}
