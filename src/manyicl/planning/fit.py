@@ -42,7 +42,7 @@ class Change:
 def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | None) -> MemoryPrediction:
     """Return the peak of the recipe's step as it stands.
 
-    With `train.recompute = "auto"` it is what training chooses on `device`; without a device, all selectively.
+    With `train.recompute = "auto"` it is what training chooses on `device`; without a device none, as on a CPU.
 
     Raises:
         UserError: as `resolve_recompute`.
@@ -51,7 +51,7 @@ def predict_recipe(config: RunConfig, footprint: Footprint, *, device: Device | 
     recompute = resolve_recompute(setting, num_layers=footprint.num_layers, tiles_fault=fault)
     if recompute is None and device is not None:
         recompute = fewest_recomputed(footprint, free_bytes=device.memory_bytes)
-    return predict_memory(footprint, recompute or Recompute(footprint.num_layers))
+    return predict_memory(footprint, recompute or Recompute(0))
 
 
 def join_packs(

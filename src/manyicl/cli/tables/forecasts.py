@@ -133,6 +133,7 @@ def _memory_table(memory: MemoryPrediction, device: Device | None, *, optim: Opt
         if part:
             table.add_row(name, f"{part / size:,.2f}", what)
     table.add_section()
-    have = f"{device.name}: {device.memory_bytes / size:,.1f}" if device is not None else ""
+    kept = "" if memory.recompute.num_layers else "no layer is recomputed, as on a CPU; --device NAME counts on a GPU"
+    have = kept if device is None else f"{device.name}: {device.memory_bytes / size:,.1f}"
     table.add_row("total", f"{memory.total_bytes / size:,.2f}", have, style="bold")
     return table
