@@ -181,7 +181,7 @@ def test_a_difference_is_a_table_a_sentence_for_each_mean_and_what_did_not_join(
     assert cells_of(text, "u") == ["u", "−5.0 [−8.0, −2.0]", "0.0 [−10.0, +10.0]"]
     assert cells_of(text, "mean of tasks") == ["mean of tasks", "−0.5 [−2.0, +1.1]", "0.0 [−10.0, +10.0]"]
     assert "no difference can be told at 4 shots, mean of 2 tasks: A is ahead by 0.5 points [−1.1, 2.0]\n" in text
-    assert "no difference can be told at 16 shots, u: A and B are equal [−10.0, 10.0]\n" in text
+    assert "no difference can be told at 16 shots, u: both score the same [−10.0, 10.0]\n" in text
     assert "1,200 pairs of answers\n" in text
     assert "of 3 cells, about one in 20 stands out by chance alone" in text
     assert "40 rows did not join: the draw is in A alone\n" in text

@@ -158,7 +158,7 @@ def test_one_answer_has_a_difference_and_no_interval():
          " [−2.0, 4.0]"),
         (-0.01, -0.04, 0.02, "no difference can be told at 16 shots, mean of 2 tasks: A is ahead by 1.0 points"
          " [−2.0, 4.0]"),
-        (0.0, -0.1, 0.1, "no difference can be told at 16 shots, mean of 2 tasks: A and B are equal [−10.0, 10.0]"),
+        (0.0, -0.1, 0.1, "no difference can be told at 16 shots, mean of 2 tasks: both score the same [−10.0, 10.0]"),
         (0.0237, 0.0004, 0.0469, "B is better by 2.37 points [0.04, 4.69] at 16 shots, mean of 2 tasks"),
         (-0.01, -0.02, 0.0, "no difference can be told at 16 shots, mean of 2 tasks: A is ahead by 1.0 points"
          " [0.0, 2.0]"),

@@ -73,7 +73,11 @@ NumNearest = Annotated[
     typer.Option("--num-nearest", min=1, help="Most shots of an input's own, with --choose nearest. Default: 8."),
 ]
 ModelPath = Annotated[
-    str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, an adapter, a run, or a hub name.")
+    str,
+    typer.Argument(
+        metavar="MODEL_OR_RUN",
+        help="A checkpoint, an adapter, a run, a hub name, or a packaged model: seed, smollm2-many.",
+    ),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Precision = Annotated[

@@ -183,7 +183,7 @@ def tell_difference(item: PointDifference | MeanDifference) -> str:
     interval = f"[{100 * low:z.{digits}f}, {100 * high:z.{digits}f}]".replace("-", MINUS)
     better = "B" if item.difference > 0 else "A"
     if item.low <= 0 <= item.high:
-        lead = "A and B are equal" if item.difference == 0 else f"{better} is ahead by {points}"
+        lead = "both score the same" if item.difference == 0 else f"{better} is ahead by {points}"
         return f"no difference can be told {where}, {what}: {lead} {interval}"
     return f"{better} is better by {points} {interval} {where}, {what}"
 
