@@ -86,7 +86,7 @@ def test_a_path_names_a_model_and_a_text_a_recipe(tmp_path: Path):
     with pytest.raises(UserError, match=r"recipe\.toml: cannot be read"):
         manyicl.load_recipe(str(tmp_path / "recipe.toml"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: has no config.json"):
+    with pytest.raises(UserError, match=r"empty: has no config\.json"):
         manyicl.load_for_inference(tmp_path / "empty")
 
 
@@ -227,5 +227,5 @@ def test_an_unknown_word_is_not_taken_for_another(tmp_path):
 
 def test_a_path_names_the_model_of_a_service(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: has no config.json"):
+    with pytest.raises(UserError, match=r"empty: has no config\.json"):
         manyicl.open(tmp_path / "empty")

@@ -107,8 +107,8 @@ def pair(difference: float, ends: tuple[float, float] | None, **changes) -> Pair
         (
             # The note above the sentences says of which arm the number is; "10.0 points apart" said it of the other.
             pair(-0.1, None),
-            "At 4 shots, no difference between ManyICL and zero-shot FT can be shown on 2 held-out tasks: −10.0, a single"
-            " value that has no interval.",
+            "At 4 shots, no difference between ManyICL and zero-shot FT can be shown on 2 held-out tasks: −10.0, a"
+            " single value that has no interval.",
         ),
         (
             pair(0.1, (0.05, 0.15), asked="chosen", shots_a="fill", shots_b=0),
