@@ -33,6 +33,10 @@ from rich.text import Text
 
 # Seconds between two plain lines of progress if the output is not a terminal.
 QUIET_S = 15.0
+# What a terminal would obey (cursor, colours, its title) instead of showing it -> a picture of it, or the sign of what
+# has none.
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 # Columns of the narrowest terminal that has room for a progress bar beside its numbers.
 _BAR_WIDTH = 70
 
@@ -202,6 +206,15 @@ def deciding_digits(low: float | None, high: float | None, *, digits: int = 1) -
     while not float(f"{nearest:.{digits}f}"):
         digits += 1
     return digits
+
+
+def show_controls(text: str) -> str:
+    """Return a text of a data file or of a model with pictures in place of control characters.
+
+    >>> show_controls("a\\x1b[31mb\\n")
+    'a␛[31mb\\n'
+    """
+    return text.translate(_PICTURES)
 
 
 def tell_rate(value: float | None) -> str:

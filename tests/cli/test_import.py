@@ -36,6 +36,13 @@ def test_the_command_shows_what_it_would_write_and_then_writes_it(tmp_path, monk
     assert sorted(path.name for path in Path("mine").iterdir()) == ["squad.jsonl", "squad.task.json"]
 
 
+def test_rows_are_shown_with_pictures_of_what_a_terminal_would_obey(tmp_path, capfd):
+    row = {"input": "a\x1b]0;mine\x07", "answer": "b\x1b[2J", "split": "train"}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row))
+    _, looked, _ = run_manyicl(capfd, "import", str(tmp_path / "odd.jsonl"), "--dry-run")
+    assert "  input    a␛]0;mine␇\n  answer   b␛[2J\n" in looked
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

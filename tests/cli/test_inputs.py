@@ -84,6 +84,7 @@ def test_an_answer_of_several_lines_stays_on_the_line_of_its_input() -> None:
     """The second of two inputs had its answer on line 53."""
     answer = Answer(input="a list", answer="bread\nmilk\r\n\neggs\n", nll=0.1, shots=30, cut=True)
     assert write_answer(answer) == "bread⏎milk⏎⏎eggs⏎"
+    assert write_answer(replace(answer, answer="\x1b[2Jbread\x07")) == "␛[2Jbread␇", "a terminal obeys neither"
     assert write_answer(replace(answer, unsure=True, confidence=0.5)) == "unsure (0.50): bread⏎milk⏎⏎eggs⏎"
     assert describe_answers([answer, replace(answer, answer="bread", cut=False)]) == (
         "1 of 2 answers cut at the token limit (--max-new-tokens raises it); 1 of 2 answers of several lines, whose"

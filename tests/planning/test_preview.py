@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def shown(drawn: DrawnEpisode, *, width: int = 80, colour: bool = False) -> str:
 
 def answers_of(drawn: DrawnEpisode, task: Task) -> list[str]:
     return [task.train[i].answer for i in drawn.episode.examples]
+
+
+def test_what_a_terminal_would_obey_is_shown_as_a_picture(config):
+    """A data file could clear the screen of who looked at it, or rename its window."""
+    pieces = (("a\x1b[2Jb\n", False), ("c\x07\x9b", True))
+    drawn = replace(preview_recipe(config, number=0), pieces=pieces)
+    assert shown(drawn) == "a␛[2Jb\nc␇\N{REPLACEMENT CHARACTER}\n"
 
 
 @pytest.mark.parametrize("number", [0, 3])

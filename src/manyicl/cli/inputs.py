@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manyicl.console import show_controls
 from manyicl.errors import UserError
 from manyicl.tasks import data_suffix
 
@@ -59,7 +60,7 @@ def tell_idle(names: Sequence[str], *, are_chosen: bool) -> str:
 
 def write_answer(answer: Answer) -> str:
     """Return the one line of an answer; one that is unsure says so, with its confidence."""
-    line = _LINE_END.sub(_BREAK, answer.answer)
+    line = show_controls(_LINE_END.sub(_BREAK, answer.answer))
     return f"unsure ({answer.confidence:.2f}): {line}" if answer.unsure else line
 
 

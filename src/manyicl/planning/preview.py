@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 from rich.text import Text
 
+from manyicl.console import show_controls
 from manyicl.episodes import (
     Episode,
     EpisodeSettings,
@@ -111,9 +112,11 @@ def _list_renamed(episode: Episode, tokenized: TokenizedTask) -> tuple[tuple[str
 
 
 def render_episode(drawn: DrawnEpisode) -> Text:
-    """Return the episode for a terminal: trained text on green, its line breaks shown as ⏎."""
+    """Return the episode for a terminal: trained text on green, its line breaks shown as ⏎, and what a terminal would
+    obey as pictures.
+    """
     text = Text()
-    for piece, trained in drawn.pieces:
+    for piece, trained in ((show_controls(piece), trained) for piece, trained in drawn.pieces):
         for line in piece.splitlines(keepends=True) if trained else ():
             text.append(line.rstrip("\n") + "⏎" * line.endswith("\n"), style="black on green")
             text.append("\n" * line.endswith("\n"))

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from manyicl.console import Table
+from manyicl.console import Table, tell_seconds
 from manyicl.planning import ASSUMED_UTILIZATION, LAYER_PASS_S, SHOT_EDGES, Device, Forecast
 from manyicl.training import INPUTS_AT_ONCE, OPTIMIZERS, TILE_TOKENS, MemoryPrediction, Optim, PacksChoice, bucket_name
 
@@ -93,7 +93,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         count = f"{forecast.num_devices} x " if forecast.num_devices > 1 else ""
         peak = forecast.device.peak_flops_per_s / 1e12
         lines.append(
-            f"time: {forecast.hours:.2g} hours on {count}{forecast.device.name}, assuming that it does"
+            f"time: {tell_seconds(3600 * forecast.hours)} on {count}{forecast.device.name}, assuming that it does"
             f" {ASSUMED_UTILIZATION:.0%} of its {peak:.0f} TFLOP/s"
             + (f" and waits for its host, which starts a layer in {1e3 * LAYER_PASS_S:g} ms" if forecast.waits else "")
         )

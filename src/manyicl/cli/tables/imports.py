@@ -6,6 +6,7 @@ import shlex
 
 from rich.text import Text
 
+from manyicl.console import show_controls
 from manyicl.conversion import Import, ImportedTask
 from manyicl.errors import list_some
 from manyicl.tasks import NO_SPLIT_NOTE, SPLITS, Example
@@ -69,6 +70,6 @@ def _shorten(text: str) -> str:
     >>> _shorten("a\\nb")
     'a⏎b'
     """
-    line = text.replace("\n", "⏎")
+    line = show_controls(text).replace("\n", "⏎")
     half = _MOST_CHARACTERS // 2
     return line if len(line) <= _MOST_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
