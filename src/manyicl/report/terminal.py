@@ -131,7 +131,7 @@ def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colo
 def draw_curves(
     curves: Mapping[int, Mapping[Shots, float]], title: str, *, size: tuple[int, int], colour: bool
 ) -> Text:
-    """Return curves of scores in % against shots.
+    """Return curves of scores in % against shots, on an axis that begins a little below the lowest.
 
     curves: which mark and colour a curve has (`mark_of`) -> its score by number of shots.
     """
@@ -145,7 +145,9 @@ def draw_curves(
         plotext.plot(xs, list(curve.values()), marker="braille", color=hue)
         plotext.scatter(xs, list(curve.values()), marker=mark_of(number), color=hue)
     plotext.xticks(list(places.values()), [str(shots) for shots in places])
-    plotext.ylim(0, min(100.0, 1.1 * max(score for curve in curves.values() for score in curve.values()) + 1))
+    scores = [score for curve in curves.values() for score in curve.values()]
+    margin = max(1.0, 0.1 * (max(scores) - min(scores)))  # from 0 on, curves that lie close would be one line
+    plotext.ylim(max(0.0, min(scores) - margin), min(100.0, max(scores) + margin))
     plotext.title(title)
     return Text.from_ansi(plotext.build().rstrip("\n"))
 
