@@ -441,6 +441,23 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(world, base_recipe, t
 
 
 @pytest.mark.slow
+def test_a_report_names_what_models_were_trained_on_not_who_summarised_them(copied):
+    """Results of a GPU machine that were summarised on a laptop were those of "CPU, 1 threads"."""
+    files = sorted(copied.rglob("run.json"))
+    for place, file in enumerate(files):
+        state = read_json(file)
+        state["device"], state["git_commit"] = "NVIDIA H200", "076dd11"
+        state["packages"]["torch"] = "2.11.0" if place else "2.12.0"
+        file.write_text(json.dumps(state))
+    found = summarize(open_comparison(copied))
+    assert (found.device, found.git_commit) == ("NVIDIA H200", "076dd11")
+    assert sorted((found.versions["torch"] or "").split(" and ")) == ["2.11.0", "2.12.0"]
+    for file in files:  # as earlier versions wrote them
+        file.write_text(json.dumps({key: value for key, value in read_json(file).items() if key != "device"}))
+    assert summarize(open_comparison(copied)).device is None
+
+
+@pytest.mark.slow
 def test_what_whole_prompts_cost_in_all_evaluations_is_added_up(base_recipe, tmp_path):
     """Issue 16, fault 1: of a model that cannot share its shots, how much slower its evaluations were."""
     assert compare(base_recipe, "--out", tmp_path / "tiny").returncode == 0

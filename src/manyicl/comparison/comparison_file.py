@@ -69,11 +69,11 @@ class Comparison(Entry):
     config: str
     """The resolved recipe, as TOML."""
     versions: dict[str, str | None] = Field(default_factory=dict)
-    """Package -> its version."""
+    """Package -> the version that models were trained with; several with "and" between them."""
     git_commit: str | None = None
-    """The commit of the package, with "+" if it was changed since; None if it is not in a repository."""
+    """The commit that models were trained at, with "+" if it was changed since; None if it was in no repository."""
     device: str | None = None
-    """The machine that summarised it."""
+    """What models were trained on; None if an earlier version trained them. Without models, who summarised it."""
     seeds: tuple[int, ...]
     """The training seeds; lists named `seeds` in other entries have one value per seed, in this order."""
     shots: tuple[Shots, ...]

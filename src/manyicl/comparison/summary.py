@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
-
-import torch
 
 from manyicl.comparison.analyses import (
     find_forgetting,
@@ -28,21 +27,18 @@ from manyicl.comparison.scores import list_curves, list_differences, list_flatne
 from manyicl.comparison.settings import Arm, ArmName
 from manyicl.evaluation import PlainPath as PlainPathTokens
 from manyicl.evaluation import sum_plain_paths
-from manyicl.training import dump_config, git_commit, package_versions
+from manyicl.training import device_name, dump_config, git_commit, package_versions
 
 
 def summarize(grid: Grid) -> Comparison:
     """Return what is known from the work that is done; a number whose work is missing is None or absent, never 0."""
     findings = Findings(grid)
     work = tuple(_count_work(grid))
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return Comparison(
         name=grid.settings.name,
         finished=all(entry.done == entry.total for entry in work),
         config=dump_config(grid.config),
-        versions={"python": platform.python_version(), **package_versions()},
-        git_commit=git_commit(),
-        device=gpu or f"CPU, {torch.get_num_threads()} threads",
+        **_find_origin(grid),
         seeds=findings.seeds,
         shots=tuple(grid.shots),
         match=grid.settings.match,
@@ -66,6 +62,28 @@ def summarize(grid: Grid) -> Comparison:
         examples=tuple(list_examples(findings)),
         plain_path=_sum_plain_paths(grid),
     )
+
+
+def _find_origin(grid: Grid) -> dict[str, Any]:
+    """Return the versions, commit and device that models were trained with: not those of who summarises them later.
+
+    Where models differ, all values are named. Without a trained model they are this process's.
+    """
+    states = [run.state for arm in grid.arms for run in finished_runs(grid, arm)]
+    if not states:
+        own = {"python": platform.python_version(), **package_versions()}
+        return {"versions": own, "git_commit": git_commit(), "device": device_name()}
+    versions = [{"python": state.python, **state.packages} for state in states]
+    return {
+        "versions": {name: _join(one.get(name) for one in versions) for name in dict.fromkeys(chain(*versions))},
+        "git_commit": _join(state.git_commit for state in states),
+        "device": _join(state.device for state in states),
+    }
+
+
+def _join(values: Iterable[str | None]) -> str | None:
+    """Return the different values that are known, with "and" between them; None if there is none."""
+    return " and ".join(dict.fromkeys(value for value in values if value)) or None
 
 
 def _describe_arm(findings: Findings, arm: Arm) -> ArmEntry:

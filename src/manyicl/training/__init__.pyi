@@ -15,6 +15,7 @@ from .memory.choice import (
 from .memory.footprint import Footprint, Row, count_states, measure_footprint
 from .memory.optimizers import OPTIMIZERS, Optim
 from .metrics import MetricsLog, bucket_name
+from .origin import device_name, git_commit, package_versions
 from .preparation import (
     Prepared,
     check_weights,
@@ -50,7 +51,7 @@ from .recompute.host_store import INPUTS_AT_ONCE
 from .recompute.layers import Recompute
 from .recompute.tiles import TILE_TOKENS
 from .run import train
-from .run_folder import Run, RunFolder, RunState, find_changes, git_commit, package_versions
+from .run_folder import Run, RunFolder, RunState, find_changes
 
 __all__ = [
     "INPUTS_AT_ONCE",
@@ -82,6 +83,7 @@ __all__ = [
     "count_states",
     "count_step_flops",
     "count_targets",
+    "device_name",
     "dump_config",
     "export_trl",
     "fewest_recomputed",

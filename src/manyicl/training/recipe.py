@@ -42,8 +42,8 @@ class TaskSettings(BaseModel):
     itself, 3 brings small tasks much closer to large ones."""
     max_rows: Annotated[int, Field(gt=0)] | None = None
     """Most train rows of a task that are used, drawn by the seed and the same in all epochs. Default: all. On SmolLM2
-    1,000 did as well, 300 cost 1.3 points [0.1, 2.5] on new tasks after many shots and 100 cost 2.8 [1.3, 4.2]
-    (docs/results.md, "How many tasks, how many rows")."""
+    1,000 did as well, 300 cost 1.3 points [0.1, 2.5] on new tasks after many shots and 100 cost 2.8 [1.3, 4.2], most of
+    both on one task (docs/results.md, "How many tasks, how many rows")."""
 
     @property
     def mixing(self) -> Mixing:

@@ -1,7 +1,7 @@
 """The folder of a run: the one place that knows what lies in it, under which names, and how it is read and written.
 
 config.toml    every setting, resolved; a resumed run reads it, and writes what was changed of `CHANGEABLE`
-run.json       `RunState`: versions, git commit, hashes of data and plan, counts, the held-out table
+run.json       `RunState`: versions, git commit, device, hashes of data and plan, counts, the held-out table
 metrics.jsonl  one JSON object per line: training losses, losses by shot index, validation losses by task
 checkpoints/   whole checkpoints only: the last and the best
 model/         Hugging Face layout with tokenizer; loads without this package
@@ -9,12 +9,10 @@ model/         Hugging Face layout with tokenizer; loads without this package
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import shlex
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +31,10 @@ from manyicl.locks import LOCK
 from manyicl.models import RUN_MODEL, RUN_STATE, fingerprint_weights, locate_model, resolve_precision
 from manyicl.training.held_out import HeldOutRow, Losses
 from manyicl.training.metrics import MetricsLog
+from manyicl.training.origin import device_name, git_commit, package_versions
 from manyicl.training.preparation import Prepared, count_dropped, count_plan, hash_plan
 from manyicl.training.recipe import RunConfig, dump_config, load_recipe, refuse_changes, refuse_gone, with_precision
 
-PACKAGES = ("manyicl", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 RUN_SCHEMA = 1
 # Settings of train.* that decide a run's time and memory but not its course (except what dropout draws in batches of
 # other packs), so they may change when it is resumed.
@@ -100,6 +98,8 @@ class RunState(_Record):
     """Package -> version, when the run was started."""
     git_commit: str | None = None
     """Of the folder that the run was started in, '+' if it had changes; None outside git."""
+    device: str | None = None
+    """What it was started on, such as "NVIDIA H100 80GB HBM3" or "CPU, 8 threads"; absent from early versions' runs."""
     model: str = ""
     """The folder or name of the model that the run was started on."""
     weights: str | None = None
@@ -419,6 +419,7 @@ def describe_run(prepared: Prepared) -> RunState:
         "python": platform.python_version(),
         "packages": package_versions(),
         "git_commit": git_commit(),
+        "device": device_name(),
         "model": locate_model(config.model.path),
         "weights": fingerprint_weights(locate_model(config.model.path)),
         **({"frame": asdict(prepared.frame)} if config.template.style == "chat" else {}),
@@ -428,21 +429,6 @@ def describe_run(prepared: Prepared) -> RunState:
         "plan": {**count_plan(prepared.packs, pack_tokens=config.pack_tokens), "sha256": hash_plan(prepared.packs)},
     }
     return RunState.model_validate(content)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide what training and answering find."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def git_commit() -> str | None:
-    """Return the commit of the folder that the caller stands in, '+' if it has changes; None outside git."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def _to_json(content: Any) -> str:
