@@ -449,12 +449,12 @@ def test_a_report_names_what_models_were_trained_on_not_who_summarised_them(copi
         state["device"], state["git_commit"] = "NVIDIA H200", "076dd11"
         state["packages"]["torch"] = "2.11.0" if place else "2.12.0"
         file.write_text(json.dumps(state))
-    found = summarize(open_comparison(copied))
+    found = summarize(open_comparison(copied, None))
     assert (found.device, found.git_commit) == ("NVIDIA H200", "076dd11")
     assert sorted((found.versions["torch"] or "").split(" and ")) == ["2.11.0", "2.12.0"]
     for file in files:  # as earlier versions wrote them
         file.write_text(json.dumps({key: value for key, value in read_json(file).items() if key != "device"}))
-    assert summarize(open_comparison(copied)).device is None
+    assert summarize(open_comparison(copied, None)).device is None
 
 
 @pytest.mark.slow
