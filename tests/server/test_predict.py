@@ -140,7 +140,7 @@ def test_an_answer_that_never_comes_is_given_up(service, url, monkeypatch):
     late = httpx2.post(url + ASK, json={"input": "x", "deadline_s": 0.1})
     assert (late.status_code, late.json()["type"]) == (504, "urn:manyicl:deadline-passed")
     assert stream(url, deadline_s=0.1)[-1][0] == "problem"
-    assert all(ticket.cancelled.is_set() for ticket in service.tickets)
+    assert wait_until(lambda: all(ticket.cancelled.is_set() for ticket in service.tickets))
 
 
 def test_settings_of_generation_that_change_nothing_are_named_in_a_header(service, url):
