@@ -1,6 +1,7 @@
 from .document import print_outcome, write_outcome, write_report
 from .numbers import count_noun, tell_plain_path
-from .terminal import draw_curves, grid_table, mark_of
+from .plots import draw_curves, mark_of
+from .terminal import grid_table
 
 __all__ = [
     "count_noun",

@@ -1,4 +1,4 @@
-"""Plots drawn by matplotlib: curves with bands, bars with intervals, and curves as small as a word."""
+"""Plots drawn by matplotlib: curves with bands, bars with intervals, curves as small as a word; and curves of text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import plotext
+from rich.text import Text
+
 from manyicl.console import is_known
 from manyicl.evaluation import FILL, Shots, sort_shots
 from manyicl.report.svg import INK, LINE, MUTED, PAPER, arm_colour
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Marks and colours of plotext, in the order of the arms; marks differ so that colour is not needed.
+_MARKS = ("o", "x", "+", "*", "#", "@", "%", "&")
+_COLOURS = ("white", "orange", "red", "blue", "green", "magenta", "cyan", "gray")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 # In points; the page stretches plots to the available width, and 360 is that of a phone.
 PLOT_WIDTH = 360
@@ -136,6 +142,35 @@ def shot_places(shots: Iterable[Shots]) -> dict[Shots, float]:
     for k in sort_shots(shots):
         places[k] = max(places.values(), default=-1.0) + 1 if k == FILL else math.log2(k + 1)
     return places
+
+
+def draw_curves(
+    curves: Mapping[int, Mapping[Shots, float]], title: str, *, size: tuple[int, int], colour: bool
+) -> Text:
+    """Return curves of scores in % against shots, on an axis that begins a little below the lowest.
+
+    curves: which mark and colour a curve has (`mark_of`) -> its score by number of shots.
+    """
+    plotext.clf()
+    plotext.theme("pro" if colour else "clear")
+    plotext.plotsize(*size)
+    places = shot_places({shots for curve in curves.values() for shots in curve})
+    for number, curve in curves.items():
+        xs = [places[shots] for shots in curve]
+        hue = _COLOURS[number % len(_COLOURS)]
+        plotext.plot(xs, list(curve.values()), marker="braille", color=hue)
+        plotext.scatter(xs, list(curve.values()), marker=mark_of(number), color=hue)
+    plotext.xticks(list(places.values()), [str(shots) for shots in places])
+    scores = [score for curve in curves.values() for score in curve.values()]
+    margin = max(1.0, 0.1 * (max(scores) - min(scores)))  # from 0 on, curves that lie close would be one line
+    plotext.ylim(max(0.0, min(scores) - margin), min(100.0, max(scores) + margin))
+    plotext.title(title)
+    return Text.from_ansi(plotext.build().rstrip("\n"))
+
+
+def mark_of(number: int) -> str:
+    """Return the mark of the points of a curve."""
+    return _MARKS[number % len(_MARKS)]
 
 
 def draw_lines(lines: Sequence[Line], x: Axis, y: Axis, *, height: float = 240) -> Figure:

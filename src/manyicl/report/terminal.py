@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import plotext
 from rich.console import Group
 from rich.text import Text
 
@@ -12,13 +9,10 @@ from manyicl.comparison import ARMS, Comparison, Grid, tell_missing, tell_progre
 from manyicl.console import Table, is_known
 from manyicl.evaluation import Shots
 from manyicl.intervals import MIN_SEEDS
-from manyicl.report.plots import shot_places
+from manyicl.report.plots import draw_curves, mark_of
 from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
 from manyicl.report.verdict import key_facts, tell_intervals, tell_verdict
 
-# Marks and colours of plotext, in the order of the arms; marks differ so that colour is not needed.
-_MARKS = ("o", "x", "+", "*", "#", "@", "%", "&")
-_COLOURS = ("white", "orange", "red", "blue", "green", "magenta", "cyan", "gray")
 _HEADS = {"chosen shots": "chosen k", "0 shots": "0", "most shots": "most"}
 
 
@@ -126,32 +120,3 @@ def _plot_role(comparison: Comparison, role: str, *, size: tuple[int, int], colo
                 curves.setdefault(place, {})[point.shots] = 100 * (point.score or 0.0)
     title = f"{role} tasks: mean score in % against shots (log scale)"
     return draw_curves(curves, title, size=size, colour=colour) if curves else None
-
-
-def draw_curves(
-    curves: Mapping[int, Mapping[Shots, float]], title: str, *, size: tuple[int, int], colour: bool
-) -> Text:
-    """Return curves of scores in % against shots, on an axis that begins a little below the lowest.
-
-    curves: which mark and colour a curve has (`mark_of`) -> its score by number of shots.
-    """
-    plotext.clf()
-    plotext.theme("pro" if colour else "clear")
-    plotext.plotsize(*size)
-    places = shot_places({shots for curve in curves.values() for shots in curve})
-    for number, curve in curves.items():
-        xs = [places[shots] for shots in curve]
-        hue = _COLOURS[number % len(_COLOURS)]
-        plotext.plot(xs, list(curve.values()), marker="braille", color=hue)
-        plotext.scatter(xs, list(curve.values()), marker=mark_of(number), color=hue)
-    plotext.xticks(list(places.values()), [str(shots) for shots in places])
-    scores = [score for curve in curves.values() for score in curve.values()]
-    margin = max(1.0, 0.1 * (max(scores) - min(scores)))  # from 0 on, curves that lie close would be one line
-    plotext.ylim(max(0.0, min(scores) - margin), min(100.0, max(scores) + margin))
-    plotext.title(title)
-    return Text.from_ansi(plotext.build().rstrip("\n"))
-
-
-def mark_of(number: int) -> str:
-    """Return the mark of the points of a curve."""
-    return _MARKS[number % len(_MARKS)]
