@@ -73,7 +73,7 @@ def locate_model(path: str) -> str:
 def _tell_no_model(run: Path, path: str) -> str:
     """Return why a run has no model, and how it gets one. path: what the user calls the run."""
     is_compared = run.with_name(f"{run.name}{RUN_PLAN}").is_file()
-    command = f"manyicl train --resume {shlex.quote(path)}"  # also where another verb, without --resume, is told
+    command = f"manyicl train --resume {shlex.quote(path)}"  # the whole command, since eval and ask have no --resume
     if not (read_object(run / RUN_STATE) or {}).get("finished"):
         whole = " its comparison" if is_compared else f": {command}"
         return f"this run has not finished, so it has no model; go on with{whole}"
