@@ -406,12 +406,48 @@ def test_a_recipe_without_the_section_is_told_which_one_to_add(tmp_path):
     ],
 )
 def test_fewer_shots_than_an_arms_own_are_told_with_their_reason(world, most, told):
-    num_train = {**dict.fromkeys(most, 100), "tiny": 4}
-    config = make_recipe(*world, arms=["metaicl"])
-    reasons = {"tokens": "its episodes of 1,024 tokens hold no more", "rows": "a task has no more train rows"}
-    assert tell_fewer_shots("metaicl", config, most=most, num_train=num_train, token_budget=1024) == (
-        told and f"MetaICL's own setting: at most {told.format(**reasons)}"
-    )
+    assert tell_most(world, {0: most, 1: most}) == (told and f"MetaICL's own setting: at most {told.format(**REASONS)}")
+
+
+@pytest.mark.parametrize(
+    ("most", "told"),
+    [
+        ({0: {"a": 14, "b": 15}, 1: {"a": 15, "b": 16}}, "15 of its 16 shots in training, on 1 of 2 tasks (a 15)"),
+        ({0: {"a": 3}, 1: {"a": 2, "b": 4}}, "4 of its 16 shots in training, on 2 of 2 tasks (a 3, b 4)"),
+        ({1: {"a": 14}}, "14 of its 16 shots in training with 1 of 2 seeds, on 1 of 1 tasks (a 14)"),
+        ({0: {"a": 5}, 2: {"a": 4}}, "5 of its 16 shots in training with 2 of 3 seeds, on 1 of 1 tasks (a 5)"),
+        ({0: {"a": 15}, 1: {"a": 16}}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_tasks_shots_are_the_most_of_all_seeds_and_those_of_some_are_told_as_such(world, most, told):
+    """`plan` told the first seed's and the report those of all, in the same words."""
+    reason = f", because {REASONS['tokens']}"
+    found = tell_most(world, most, seeds=[0, 1, 2] if 2 in most else [0, 1])
+    assert found == (told and f"MetaICL's own setting: at most {told}{reason}")
+
+
+def test_shots_are_refused_only_if_no_seeds_episodes_hold_them(world, tokenized):
+    """Nine were refused, "lower it to 8": the first seed's most, while the second one has an episode of nine."""
+
+    def matcher(shots: int) -> ArmMatcher:
+        small = {"train": {"num_steps": 1}, "episodes": {"token_budget": 100}}
+        return ArmMatcher(make_recipe(*world, arms=["few-shot"], few_shot_shots=shots, **small), tokenized)
+
+    assert [max(matcher(9).match("few-shot", seed=seed)[1].most_shots.values()) for seed in (0, 1)] == [8, 9]
+    matcher(9).refuse_unfit_shots()
+    with pytest.raises(UserError, match=r"= 10: few-shot FT: at most 9 of its 10 shots .*; lower it to 9$"):
+        matcher(10).refuse_unfit_shots()
+
+
+REASONS = {"tokens": "its episodes of 1,024 tokens hold no more", "rows": "a task has no more train rows"}
+
+
+def tell_most(world, most: dict[int, dict[str, int]], **compare: Any) -> str:
+    """Tell MetaICL's shots; every task has 100 rows, but "tiny" 4."""
+    num_train = {**dict.fromkeys((name for one in most.values() for name in one), 100), "tiny": 4}
+    config = make_recipe(*world, arms=["metaicl"], **compare)
+    return tell_fewer_shots("metaicl", config, most=most, num_train=num_train, token_budget=1024)
 
 
 def test_rates_that_no_arm_would_try_need_no_validation_rows(world):

@@ -200,7 +200,15 @@ def test_work_adds_up():
 def test_the_table_fits_80_columns_and_says_what_it_assumes(world, tmp_path):
     planned = forecast_comparison(Grid(tmp_path, small(world)), device=find_device("h100"), num_devices=2)
     shown = render_terminal(comparison_forecast_table(planned), width=80)
-    for words in ("│ zero-shot FT", "trials: validation", "plain path", "30%", "On 2 of them", "MiB"):
+    for words in (
+        "│ zero-shot FT",
+        "trials: validation",
+        "plain path",
+        "30%",
+        "On 2 of them",
+        "MiB",
+        "Counted with seed 0;",
+    ):
         assert words in shown, words
     total = planned.to_json()["total"]
     # So small a model waits for its host: it has four layers, and each pass through one takes 1 ms.

@@ -67,6 +67,11 @@ def make_small(world, **compare: Any) -> CompareConfig:
     )  # fmt: skip
 
 
+def with_budget(config: CompareConfig, token_budget: int) -> CompareConfig:
+    episodes = config.episodes.model_copy(update={"token_budget": token_budget})
+    return config.model_copy(update={"episodes": episodes})
+
+
 def begin(world, folder: Path, **compare: Any) -> Grid:
     return open_comparison(folder, make_small(world, **compare))
 
@@ -90,8 +95,7 @@ def test_a_later_seed_that_is_done_first_does_the_trials_of_the_first_one(world,
 def test_the_shots_that_an_arm_was_trained_with_are_no_more_than_fitted(world, tmp_path):
     """The report said 16, and an episode of 80 tokens holds fewer than 10; later only `trained_shots` said so."""
     config = make_small(world, arms=["metaicl"], learning_rates=[], seeds=[0], shots=[0])
-    episodes = config.episodes.model_copy(update={"token_budget": 80})
-    grid = open_comparison(tmp_path / "out", config.model_copy(update={"episodes": episodes}))
+    grid = open_comparison(tmp_path / "out", with_budget(config, 80))
     printed = run(grid)
     comparison = summarize(grid)
     (arm,) = comparison.arms
@@ -104,6 +108,27 @@ def test_the_shots_that_an_arm_was_trained_with_are_no_more_than_fitted(world, t
     assert told in render_markdown(comparison)
     assert told in render_terminal(comparison_table(comparison), width=200)
     assert told not in run(grid)  # nothing is left to train
+
+
+@pytest.mark.slow
+def test_the_shots_in_training_are_the_same_before_and_after_it(world, tmp_path):
+    """`plan` counted the first seed alone: 14 shots on 11 tasks, where the report of the same recipe said 15 on 10."""
+    config = make_small(world, arms=["metaicl"], learning_rates=[], seeds=[0, 1], shots=[0])
+    grid = open_comparison(tmp_path / "out", with_budget(config, 80))
+    group, keyword, price, topic = sorted(grid.roles.trained)
+    trained = [grid.matcher.match("metaicl", seed=seed)[1].most_shots for seed in (0, 1)]
+    assert trained == [{group: 5, keyword: 5, price: 6, topic: 5}, {group: 5, keyword: 6, price: 6, topic: 6}]
+    most, why = "MetaICL's own setting: at most 6 of its 16 shots", "because its episodes of 80 tokens hold no more"
+    first = (
+        f"{most} in training with 1 of 2 seeds, on 4 of 4 tasks ({group} 5, {keyword} 5, {topic} 5, and 1 more), {why}"
+    )
+    both = f"{most} in training, on 4 of 4 tasks ({group} 5, {keyword} 6, {price} 6, and 1 more), {why}"
+    assert forecast_comparison(Grid(tmp_path, grid.config)).notes[0] == both
+    # One of several processes counts no other seeds while the GPU waits, and says so.
+    assert f"{first}\n" in run(grid, shared_by=2, seeds=[0])
+    assert summarize(grid).arms[0].fewer_shots == first
+    assert f"{both}\n" in run(grid)
+    assert summarize(grid).arms[0].fewer_shots == both
 
 
 @pytest.mark.slow

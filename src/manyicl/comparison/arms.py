@@ -120,16 +120,25 @@ def count_spent(packs: PackDataset, config: RunConfig, shape: ModelShape) -> Spe
 
 
 def tell_fewer_shots(
-    arm: ArmName, config: CompareConfig, *, most: Mapping[str, int], num_train: Mapping[str, int], token_budget: int
+    arm: ArmName,
+    config: CompareConfig,
+    *,
+    most: Mapping[int, Mapping[str, int]],
+    num_train: Mapping[str, int],
+    token_budget: int,
 ) -> str:
     """Return which tasks an arm is trained on with fewer shots than its own number, and why; "" if there are none.
 
-    most: task -> the most shots that an answer is trained after.
+    A task's number is the most of the counted seeds; how many they are is told if they are not all.
+
+    most: training seed -> task -> the most shots that an answer is trained after.
     num_train: task -> its train rows.
     token_budget: of the arm's episodes.
     """
     wanted = config.compare.fixed_shots.get(arm, 0)
-    fewer = sorted((shots, name) for name, shots in most.items() if shots < wanted)
+    tasks = {name for shots in most.values() for name in shots}
+    ranked = sorted((max(shots.get(name, 0) for shots in most.values()), name) for name in tasks)
+    fewer = [(shots, name) for shots, name in ranked if shots < wanted]
     if not fewer:
         return ""
     is_short = [min(num_train[name], config.tasks.max_rows or num_train[name]) <= shots + 1 for shots, name in fewer]
@@ -138,9 +147,11 @@ def tell_fewer_shots(
         *(["a task has no more train rows"] if any(is_short) else []),
     ]
     named = list_some(f"{name} {shots:,}" for shots, name in fewer)
+    num_seeds = len(config.compare.seeds)
+    counted = f" with {len(most):,} of {num_seeds:,} seeds" if len(most) < num_seeds else ""
     return (
-        f"{ARMS[arm].title}: at most {fewer[-1][0]:,} of its {wanted:,} shots in training, on {len(fewer):,} of"
-        f" {len(most):,} tasks ({named}), because {' or '.join(reasons)}"
+        f"{ARMS[arm].title}: at most {fewer[-1][0]:,} of its {wanted:,} shots in training{counted}, on"
+        f" {len(fewer):,} of {len(tasks):,} tasks ({named}), because {' or '.join(reasons)}"
     )
 
 
@@ -211,25 +222,39 @@ class ArmMatcher:
         Raises:
             UserError: with the number that some episodes hold.
         """
-        wanted = self.config.compare.few_shot_shots
-        most = max(self.match("few-shot", seed=self.config.compare.seeds[0])[1].most_shots.values())
-        if most < wanted:
-            fix = f"lower it to {most:,}" if most else "leave few-shot out of compare.arms"
-            raise UserError(f"compare.few_shot_shots = {wanted:,}: {self._note_shots('few-shot')}; {fix}")
+        wanted, most = self.config.compare.few_shot_shots, 0
+        for seed in self.config.compare.seeds:
+            most = max(most, max(self.match("few-shot", seed=seed)[1].most_shots.values(), default=0))
+            if most >= wanted:
+                return
+        fix = f"lower it to {most:,}" if most else "leave few-shot out of compare.arms"
+        told = self._note_shots("few-shot", seeds=self.config.compare.seeds)
+        raise UserError(f"compare.few_shot_shots = {wanted:,}: {told}; {fix}")
 
-    def list_notes(self) -> list[str]:
-        """Return what is seldom meant to be so of each arm with one model, as the first seed trains it: a line each."""
+    def list_notes(self, *, seeds: Sequence[int]) -> list[str]:
+        """Return what is seldom meant to be so of each arm with one model: a line each.
+
+        seeds: those whose shots are counted. Other seeds' runs are taken to be as long.
+        """
         notes = []
         for arm in self.config.compare.shared_arms:
             warmup = note_warmup(self.match(arm, seed=self.config.compare.seeds[0])[0].train)
-            notes += [self._note_shots(arm), f"{ARMS[arm].title}: {warmup}" if warmup else ""]
+            notes += [self._note_shots(arm, seeds=seeds), f"{ARMS[arm].title}: {warmup}" if warmup else ""]
         return [note for note in notes if note]
 
-    def _note_shots(self, arm: ArmName) -> str:
-        config, spent = self.match(arm, seed=self.config.compare.seeds[0])
-        num_train = {name: len(tokenized.task.train) for name, tokenized in self.tasks.items()}
-        budget = config.episodes.token_budget
-        return tell_fewer_shots(arm, self.config, most=spent.most_shots, num_train=num_train, token_budget=budget)
+    def _note_shots(self, arm: ArmName, *, seeds: Sequence[int]) -> str:
+        config, spent = self.match(arm, seed=seeds[0])
+        wanted = self.config.compare.fixed_shots.get(arm, 0)
+        # No further seed lowers a task's most shots, and to match one takes seconds to minutes.
+        if all(spent.most_shots.get(name, 0) >= wanted for name in self.tasks):
+            return ""
+        return tell_fewer_shots(
+            arm,
+            self.config,
+            most={seed: self.match(arm, seed=seed)[1].most_shots for seed in seeds},
+            num_train={name: len(tokenized.task.train) for name, tokenized in self.tasks.items()},
+            token_budget=config.episodes.token_budget,
+        )
 
     def _match_shared(self, arm: ArmName, *, seed: int) -> tuple[RunConfig, Spent]:
         match = self.config.compare.match

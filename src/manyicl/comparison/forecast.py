@@ -217,7 +217,8 @@ class _Forecaster:
         self.grid, self.config, self.device = grid, grid.config, device
         self.blockers: list[str] = []
         slow = find_slow_precision(self.config.model.precision) if device is None else None
-        self.notes = [*([slow] if slow else []), *grid.matcher.list_notes(), *note_unasked(grid.shots, sweeps)]
+        notes = grid.matcher.list_notes(seeds=grid.settings.seeds)
+        self.notes = [*([slow] if slow else []), *notes, *note_unasked(grid.shots, sweeps)]
         self.tokenizer = grid.writer
         self.model_config = load_config(self.config.model)
         self.num_layers = int(self.model_config.get_text_config().num_hidden_layers)

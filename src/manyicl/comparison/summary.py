@@ -104,9 +104,7 @@ def _describe_arm(findings: Findings, arm: Arm) -> ArmEntry:
 
 def _tell_fewer_shots(grid: Grid, arm: Arm, runs: Sequence[FinishedRun]) -> str:
     """Return on which tasks the finished runs of an arm had fewer shots than its own number, and why."""
-    most: dict[str, int] = {}
-    for task, shots in (pair for run in runs for pair in run.most_shots.items()):
-        most[task] = max(most.get(task, 0), shots)
+    most = {run.seed: run.most_shots for run in runs if run.most_shots}
     if arm.name not in grid.settings.fixed_shots or not most:
         return ""
     num_train = {name: len(task.train) for name, task in grid.tasks.items()}

@@ -73,7 +73,9 @@ def run_comparison(
     """
     items = grid.work_of_seeds(seeds)
     is_training = any(item.kind == "train" and not grid.is_done(item) for item in items)
-    notes = grid.matcher.list_notes() if is_training else []
+    # A process that is alone matches every seed in any case; one of several would do so while the GPU waits.
+    counted = grid.settings.seeds if shared_by is None else grid.settings.seeds[:1]
+    notes = grid.matcher.list_notes(seeds=counted) if is_training else []
     if is_training:
         check_recipe(grid.config)
     for line in [*tell_overlaps(grid.inputs.overlaps or {}), *notes]:

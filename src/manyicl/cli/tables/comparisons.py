@@ -94,11 +94,13 @@ def _tell_tokens(number: int) -> str:
 
 
 def _forecast_lines(forecast: ComparisonForecast) -> list[str]:
+    has_more = len(forecast.seeds) > 1
     has_trials = any(arm.num_runs[1] for arm in forecast.arms)
     once = " A first seed's model is the run of its trial." if has_trials else ""
     lines = [
         "With a shared prefix, each draw's shots are encoded once; on the plain path, of a model whose cache cannot be"
         f" shared, once for every query and option. Open answers are taken to be as long as their references.{once}",
+        *([f"Counted with seed {forecast.seeds[0]}; another seed is taken to cost as much."] if has_more else []),
         *_tell_rows(forecast),
     ]
     if forecast.device is None:
