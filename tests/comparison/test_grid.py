@@ -288,6 +288,20 @@ def test_a_damaged_result_is_named_with_how_to_have_it_made_again(copied, damage
 
 
 @pytest.mark.slow
+def test_a_finished_comparison_is_reported_again_after_its_models_were_deleted(copied):
+    """Without one model's folder `--resume` ended in an error, and asked for a training that had ended."""
+    before = (copied / "comparison.json").read_text()
+    for model in copied.glob("seed-*/**/model"):
+        shutil.rmtree(model)
+    (copied / "report.md").unlink()
+    ended = compare("--resume", copied)
+    assert ended.returncode == 0, ended.stderr
+    assert (copied / "report.md").is_file()
+    assert (copied / "comparison.json").read_text() == before
+    assert list(copied.glob("seed-*/**/model")) == []
+
+
+@pytest.mark.slow
 def test_a_missing_result_is_absent_and_never_zero(copied):
     (copied / "seed-1" / "manyicl.test.json").unlink()
     (copied / "seed-0" / "few-shot.test.json").unlink()

@@ -487,6 +487,15 @@ def test_a_folder_without_a_tokenizer_is_told_in_one_line(tmp_path):
     assert message.endswith("tokenizer.save_pretrained(FOLDER)")
 
 
+def test_a_tokenizer_without_its_vocabulary_is_told_as_that(tmp_path):
+    """It was loaded with its special tokens alone, and the first to notice was the template's terminator."""
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GemmaTokenizer", "bos_token": "<bos>"}')
+    assert refusal(load_tokenizer, ModelSettings(path=str(tmp_path))) == (
+        f"{tmp_path}: has a tokenizer of special tokens alone (its vocabulary, such as tokenizer.json, is missing);"
+        " save it beside the weights, tokenizer.save_pretrained(FOLDER)"
+    )
+
+
 def test_weights_of_another_class_are_refused_instead_of_drawn_at_random(saved, tmp_path):
     shutil.copytree(saved / "base", tmp_path / "base")
     config = json.loads((saved / "base" / "config.json").read_text()) | {"model_type": "gpt2"}

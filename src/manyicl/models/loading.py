@@ -138,16 +138,18 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     source, revision = find_source(settings.path, "tokenizer_config.json", revision=settings.revision)
     try:
         with _one_line_errors(settings, "tokenizer"):
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 source, revision=revision, trust_remote_code=settings.trust_remote_code
             )
-    except UserError as error:
+    except UserError:
         if not Path(source).is_dir() or any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
             raise
-        raise UserError(
-            f"{settings.path}: has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the weights,"
-            " tokenizer.save_pretrained(FOLDER)"
-        ) from error
+        lacks = f"has no tokenizer (none of {', '.join(TOKENIZER_FILES)})"
+    else:
+        if len(tokenizer) > len(tokenizer.all_special_ids):
+            return tokenizer
+        lacks = "has a tokenizer of special tokens alone (its vocabulary, such as tokenizer.json, is missing)"
+    raise UserError(f"{settings.path}: {lacks}; save it beside the weights, tokenizer.save_pretrained(FOLDER)")
 
 
 def load_end_ids(settings: ModelSettings) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from manyicl.report.matchings import check_matchings
 from manyicl.report.model_card import write_model_card
 from manyicl.report.page import render_page
 from manyicl.report.terminal import comparison_plot, comparison_table
+from manyicl.training import RunFolder
 
 # The report's file in a comparison's folder.
 PAGE = "report.html"
@@ -39,13 +40,18 @@ def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
 
 
 def write_outcome(grid: Grid) -> Comparison:
-    """Write comparison.json, the report and a card beside each finished model; return what comparison.json holds."""
+    """Write comparison.json, the report and a card beside each finished model; return what comparison.json holds.
+
+    A model that somebody has deleted gets no card.
+    """
     comparison = summarize(grid)
     write_comparison(grid.folder, comparison)
     write_report(grid.folder)
     for item in grid.work():
-        if item.kind == "train" and item.rate is None and grid.is_done(item):
-            write_model_card(grid.path_of(item), comparison, item.arm, item.seed)
+        run = grid.path_of(item)
+        is_final = item.kind == "train" and item.rate is None and grid.is_done(item)
+        if is_final and RunFolder(run).model.is_dir():
+            write_model_card(run, comparison, item.arm, item.seed)
     return comparison
 
 
