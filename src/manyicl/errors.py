@@ -50,6 +50,10 @@ class UserError(Exception):
     """
 
 
+class NonFiniteError(UserError):
+    """A loss or a likelihood is not finite: a training diverged, or its model was broken before."""
+
+
 class TerminatedError(KeyboardInterrupt):
     """The process was asked to end by SIGTERM, as schedulers do; it stops as after Ctrl-C."""
 

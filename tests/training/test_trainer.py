@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from transformers import Trainer, TrainerCallback
 
 from manyicl.episodes.packing import Pack
-from manyicl.errors import OutOfMemoryError, UserError
+from manyicl.errors import NonFiniteError, OutOfMemoryError, UserError
 from manyicl.training import trainer
 from manyicl.training.metrics import MetricsLog, bucket_name
 from manyicl.training.preparation import row_multiple, share_rows
@@ -310,5 +310,31 @@ def test_weights_and_optimizer_are_free_at_the_end_of_a_training_without_garbage
         alive = [type(thing()).__name__ for thing in kept if thing() is not None]
     finally:
         gc.enable()
+    assert len(kept) == 2
+    assert alive == []
+
+
+@pytest.mark.slow
+def test_weights_and_optimizer_of_a_training_that_diverged_are_free_as_well(tmp_path):
+    """A comparison goes on after a trial that diverged, beside which the next model would not fit."""
+    kept: list[weakref.ref] = []
+
+    class Watching(TrainerCallback):
+        def on_train_begin(self, *_, model, optimizer, **__):
+            kept.extend(map(weakref.ref, (model, optimizer)))
+
+    config = write_setting(tmp_path, num_steps=3, learning_rate=1e38)
+    gc.collect()
+    gc.disable()
+    told = ""
+    try:
+        try:
+            train(config, out=tmp_path / "run", callbacks=lambda _: [Watching()])
+        except NonFiniteError as error:
+            told = str(error)
+        alive = [type(thing()).__name__ for thing in kept if thing() is not None]
+    finally:
+        gc.enable()
+    assert told.startswith("step 2: loss nan, gradient norm nan; ")
     assert len(kept) == 2
     assert alive == []

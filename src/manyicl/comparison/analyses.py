@@ -14,10 +14,10 @@ from manyicl.comparison.answers import (
     ROLES,
     ArmAnswers,
     Findings,
+    finished_runs,
     make_pooled,
     mean_known,
     pool_means,
-    read_metrics,
     shared_shots,
 )
 from manyicl.comparison.grid import Grid, WorkKind
@@ -33,7 +33,7 @@ from manyicl.comparison.schema import (
     TaskChange,
     TextChange,
 )
-from manyicl.comparison.settings import ArmName, Role
+from manyicl.comparison.settings import ARMS, ArmName, Role
 from manyicl.evaluation import Prediction, Shots, measure_confidence, sort_shots, window_table
 from manyicl.intervals import Run, Table, mean_interval
 from manyicl.tasks import flip_map
@@ -49,10 +49,23 @@ def list_shot_losses(grid: Grid) -> Iterator[ShotLoss]:
 
 def _logged(grid: Grid, prefix: str) -> Iterator[tuple[ArmName, int, dict[str, Any], str, float]]:
     """Yield (arm, seed, record, what comes after `prefix`, value) of each logged value whose name begins with it."""
-    for arm, seed, record in read_metrics(grid):
+    for arm, seed, record in _read_metrics(grid):
         for name, value in record.items():
             if name.startswith(prefix):
                 yield arm, seed, record, name.removeprefix(prefix), value
+
+
+def _read_metrics(grid: Grid) -> Iterator[tuple[ArmName, int, dict[str, Any]]]:
+    """Yield (arm, seed, record) of the metrics.jsonl of the shared arms; `tokens` are those processed until then."""
+    for arm in grid.settings.shared_arms:
+        for run in finished_runs(grid, ARMS[arm]):
+            records = run.folder.metrics.read()
+            steps = np.array([record["step"] for record in records])
+            order = np.argsort(steps, kind="stable")
+            totals = np.cumsum([records[place].get("tokens", 0) for place in order])
+            for record in records:  # drift is written before the log of its own step
+                last = int(np.searchsorted(steps[order], record["step"], side="right")) - 1
+                yield arm, run.seed, record | {"tokens": int(totals[last])}
 
 
 @dataclass(frozen=True, slots=True)

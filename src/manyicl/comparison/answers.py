@@ -14,6 +14,7 @@ from manyicl.comparison.grid import Grid, WorkItem, WorkKind, plan_file
 from manyicl.comparison.inputs import read_result, read_whole
 from manyicl.comparison.schema import AskedAs, ChosenShots, Seeds, ShotsScore, count_seeds
 from manyicl.comparison.settings import ARMS, Arm, ArmName, Role
+from manyicl.console import tell_rate
 from manyicl.errors import UserError
 from manyicl.evaluation import FILL, Prediction, ShotCurve, Shots, cap_shots, sort_shots, tell_asked_with
 from manyicl.intervals import MIN_SEEDS, Interval, Run, Table, difference_interval, score_interval
@@ -337,19 +338,6 @@ def finished_runs(grid: Grid, arm: Arm) -> Iterator[FinishedRun]:
                 yield FinishedRun(seed, folder, plan, folder.read_state())
 
 
-def read_metrics(grid: Grid) -> Iterator[tuple[ArmName, int, dict[str, Any]]]:
-    """Yield (arm, seed, record) of the metrics.jsonl of the shared arms; `tokens` are those processed until then."""
-    for arm in grid.settings.shared_arms:
-        for run in finished_runs(grid, ARMS[arm]):
-            records = run.folder.metrics.read()
-            steps = np.array([record["step"] for record in records])
-            order = np.argsort(steps, kind="stable")
-            totals = np.cumsum([records[place].get("tokens", 0) for place in order])
-            for record in records:  # drift is written before the log of its own step
-                last = int(np.searchsorted(steps[order], record["step"], side="right")) - 1
-                yield arm, run.seed, record | {"tokens": int(totals[last])}
-
-
 @dataclass(frozen=True, slots=True)
 class Judged:
     """How good an arm is at one number of shots on validation rows, as a mean over tasks."""
@@ -402,20 +390,42 @@ class Trials:
         task: the task of the model, if each model of the arm has a rate of its own.
 
         Raises:
-            UserError: no validation row of a trial could be asked.
+            UserError: all rates diverged, or no validation row of a trial could be asked.
         """
         rates = self.grid.config.rates_of(arm)
         if not rates:
             return self.grid.config.fixed_rate(arm)
-        judged = {rate: judge_trial(self.read(arm, rate, task)) for rate in rates}
+        self.refuse_all_diverged(arm, task)
+        judged = {rate: self.judge(arm, rate, task) for rate in rates if not self.has_diverged(arm, rate, task)}
         known = {rate: one for rate, one in judged.items() if one is not None}
-        if len(known) < len(rates):
-            whose = f"{ARMS[arm].title}, task '{task}'" if ARMS[arm].tuned else ARMS[arm].title
+        if len(known) < len(judged):
             raise UserError(
-                f"compare.learning_rates: no validation row could be asked of {whose}, so no rate can be"
-                " chosen; give the trained tasks more rows, raise compare.max_tokens, or name no rates"
+                f"compare.learning_rates: no validation row could be asked of {_tell_whose(arm, task)}, so no rate can"
+                " be chosen; give the trained tasks more rows, raise compare.max_tokens, or name no rates"
             )
         return max(known, key=lambda rate: (known[rate].score, -known[rate].nll))
+
+    def refuse_all_diverged(self, arm: ArmName, task: str | None = None) -> None:
+        """Refuse to go on if all rates of an arm diverged: none is left to choose.
+
+        Raises:
+            UserError: with the rates.
+        """
+        rates = self.grid.config.rates_of(arm)
+        if rates and all(self.has_diverged(arm, rate, task) for rate in rates):
+            key = f"compare.arm_rates.{arm}" if arm in self.grid.settings.arm_rates else "compare.learning_rates"
+            raise UserError(
+                f"{key} = [{', '.join(map(tell_rate, rates))}]: {_tell_whose(arm, task)} diverged at each of them (a"
+                f" loss that is not finite), so no rate can be chosen; start a new comparison with lower {key}"
+            )
+
+    def has_diverged(self, arm: ArmName, rate: float, task: str | None = None) -> bool:
+        """Return whether a trial diverged: any model of it did."""
+        return any(map(self.grid.has_diverged, self.items(arm, rate, task)))
+
+    def judge(self, arm: ArmName, rate: float, task: str | None = None) -> Judged | None:
+        """Return how good a trial is; None if it diverged, or was not asked anything."""
+        return None if self.has_diverged(arm, rate, task) else judge_trial(self.read(arm, rate, task))
 
     def items(self, arm: ArmName, rate: float, task: str | None = None) -> list[WorkItem]:
         """Return the validation work that a trial is judged by, one item per model; of a tuned arm `task`'s alone."""
@@ -426,3 +436,8 @@ class Trials:
         """Return the curves of a trial's validation results."""
         paths = [self.grid.path_of(item) for item in self.items(arm, rate, task)]
         return [curve for path in paths for curve in read_result(path).curves]
+
+
+def _tell_whose(arm: ArmName, task: str | None) -> str:
+    """Return the model of an arm in words, with its task if the arm is tuned for each."""
+    return f"{ARMS[arm].title}, task '{task}'" if ARMS[arm].tuned else ARMS[arm].title

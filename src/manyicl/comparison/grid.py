@@ -243,9 +243,26 @@ class Grid:
         return stem if item.kind == "train" else stem.with_name(f"{stem.name}.{item.kind}.json")
 
     def is_done(self, item: WorkItem) -> bool:
-        """Return whether an item is finished."""
+        """Return whether an item is finished; of a trial that diverged no more is to be done."""
         path = self.path_of(item)
-        return RunFolder(path).is_finished if item.kind == "train" else path.is_file()
+        has_ended = RunFolder(path).is_finished if item.kind == "train" else path.is_file()
+        return has_ended or self.has_diverged(item)
+
+    def has_diverged(self, item: WorkItem) -> bool:
+        """Return whether an item is of a trial whose loss, or likelihoods when it was asked, were not finite."""
+        if item.rate is None:
+            return False
+        run = RunFolder(self.path_of(replace(item, kind="train")))
+        return run.state_file.is_file() and run.read_state().diverged is not None
+
+    def keep_diverged(self, item: WorkItem, what: str) -> None:
+        """Note in the run of a trial that it diverged, and remove what only going on with it would need.
+
+        what: what was not finite.
+        """
+        run = RunFolder(self.path_of(replace(item, kind="train")))
+        run.update_state(diverged=what)
+        run.checkpoints.remove()
 
     def work_of_seeds(self, seeds: Sequence[int] | None) -> list[WorkItem]:
         """Return the work of some seeds, or of all if None, and the trials of learning rates, which belong to all."""

@@ -141,7 +141,7 @@ def _divide(part: float | None, whole: float | None) -> float | None:
 
 
 class Trial(Entry):
-    """One learning rate that was tried, judged on validation rows."""
+    """One learning rate that was tried, judged on validation rows unless its loss was not finite (`diverged`)."""
 
     arm: str
     task: str | None = None
@@ -153,6 +153,7 @@ class Trial(Entry):
     nll: Number = None
     """Nats per answer."""
     chosen: bool = False
+    diverged: bool = False
 
 
 class Tuned(Entry):

@@ -105,7 +105,8 @@ class CompareSettings(BaseModel):
     Default: all trained tasks."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Rates to try for every arm, with the first seed; the one that scores best on validation rows is used for all
-    seeds. Default: train.learning_rate, and for dedicated-tuned 0.1 to 10 times as much."""
+    seeds, and one with a loss that is not finite counts as worst. Default: train.learning_rate, and for dedicated-tuned
+    0.1 to 10 times as much."""
     arm_rates: dict[ArmName, Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]] = Field(
         default_factory=dict
     )

@@ -17,7 +17,7 @@ from manyicl.comparison.analyses import (
     list_orders,
     list_shot_losses,
 )
-from manyicl.comparison.answers import Findings, FinishedRun, Trials, finished_runs, judge_trial
+from manyicl.comparison.answers import Findings, FinishedRun, Trials, finished_runs
 from manyicl.comparison.arms import tell_fewer_shots
 from manyicl.comparison.comparison_file import Comparison
 from manyicl.comparison.grid import SWEEP_KINDS, Grid, WorkKind
@@ -172,8 +172,10 @@ def _list_trials(grid: Grid) -> Iterator[Trial]:
         rates = grid.config.rates_of(arm.name)
         for task in grid.models_of(arm) if arm.tuned else [None]:
             done = [rate for rate in rates if all(map(grid.is_done, trials.items(arm.name, rate, task)))]
-            judged = {rate: judge_trial(trials.read(arm.name, rate, task)) for rate in done}
-            is_whole = len(done) == len(rates) and None not in judged.values()
+            judged = {rate: trials.judge(arm.name, rate, task) for rate in done}
+            diverged = [rate for rate in done if trials.has_diverged(arm.name, rate, task)]
+            unjudged = [rate for rate, best in judged.items() if best is None]
+            is_whole = len(diverged) < len(done) == len(rates) and unjudged == diverged
             for rate, best in judged.items():
                 yield Trial(
                     arm=arm.name,
@@ -183,6 +185,7 @@ def _list_trials(grid: Grid) -> Iterator[Trial]:
                     score=best.score if best else None,
                     nll=best.nll if best else None,
                     chosen=is_whole and trials.chosen_rate(arm.name, task) == rate,
+                    diverged=rate in diverged,
                 )
 
 
@@ -205,7 +208,7 @@ def _sum_plain_paths(grid: Grid) -> PlainPath | None:
     faults: list[str] = []
     found: list[PlainPathTokens] = []
     for item in grid.work():
-        if item.kind in SWEEP_KINDS and grid.is_done(item):
+        if item.kind in SWEEP_KINDS and grid.is_done(item) and not grid.has_diverged(item):
             # The JSON alone, as there may be millions of predictions beside it.
             with redoable(grid.path_of(item)):
                 content: Mapping[str, Any] = read_whole(grid.path_of(item))

@@ -18,7 +18,7 @@ from manyicl.comparison.grid import SWEEP_KINDS, Grid, WorkItem, WorkKind, plan_
 from manyicl.comparison.inputs import read_whole, redoable
 from manyicl.comparison.settings import ARMS, CompareSettings
 from manyicl.console import Pace, reporting, tell_seconds
-from manyicl.errors import UserError
+from manyicl.errors import NonFiniteError, UserError
 from manyicl.evaluation import Evaluation, drift_every, evaluate_sweep, window_bits
 from manyicl.files import write_atomically
 from manyicl.inference import InferenceModel, load_for_inference, part_of_gpu, sharing_gpu
@@ -68,10 +68,12 @@ def run_comparison(
         each counts on what is free over those at work.
 
     Raises:
-        UserError: an item cannot be done (those before it are kept), or an earlier version asked the finished ones
-            after other shots.
+        UserError: an item cannot be done (those before it are kept), all rates of an arm diverged, or an earlier
+            version asked the finished ones after other shots.
     """
     items = grid.work_of_seeds(seeds)
+    for item in [item for item in items if item.kind == "train" and item.rate is None]:
+        Trials(grid).refuse_all_diverged(item.arm, item.task)  # now, and not after the trials of other arms
     is_training = any(item.kind == "train" and not grid.is_done(item) for item in items)
     # A process that is alone matches every seed in any case; one of several would do so while the GPU waits.
     counted = grid.settings.seeds if shared_by is None else grid.settings.seeds[:1]
@@ -154,13 +156,31 @@ class Worker:
         """Do one item, and print how long it took and how long the missing ones of `titles` will take."""
         started = time.monotonic()
         with sharing_gpu(lambda: self.gpu_share().fraction):
-            DO[item.kind](self, item, titles[item])
+            diverged = self._do(item, titles[item])
         seconds = time.monotonic() - started
-        self.pace.add(item.pace_key, seconds)
+        if not diverged:  # one that did took less time than those that are left
+            self.pace.add(item.pace_key, seconds)
         missing = [other.pace_key for other in titles if not self.grid.is_done(other)]
         seconds_left = (self.pace.left(missing) or 0.0) / self.grid.count_claims()
         left = f"; {len(missing)} left, about {tell_seconds(seconds_left)}" if missing else ""
+        left += f"; diverged ({diverged}), so this rate counts as the worst" if diverged else ""
         self.console.print(f"{titles[item]}: done in {tell_seconds(seconds)}{left}", soft_wrap=True, highlight=False)
+        if diverged:
+            Trials(self.grid).refuse_all_diverged(item.arm, item.task)
+
+    def _do(self, item: WorkItem, title: str) -> str:
+        """Do one item; return what was not finite if it is of a trial that diverged, else ""."""
+        try:
+            DO[item.kind](self, item, title)
+        except NonFiniteError as error:
+            if item.rate is None:
+                raise
+            diverged = str(error).partition("; ")[0]  # without its advice: another rate is the fix
+        else:
+            return ""
+        self.grid.keep_diverged(item, diverged)
+        self.drop_model()
+        return diverged
 
     def load_model(self, item: WorkItem) -> InferenceModel:
         """Return the model of an item, in the comparison's template and length."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from manyicl.errors import UserError
+from manyicl.errors import NonFiniteError
 from manyicl.inference.budget import row_budget, run_chunks, run_rows
 from manyicl.inference.query_rows import Query, kept_tokens, lay_out_row, read_edges, run_row, write_keys
 from manyicl.inference.tries import AnswerTrie, build_trie
@@ -189,10 +189,10 @@ def _sum_options(scored: Sequence[_Scored]) -> list[NDArray[np.float64]]:
 
 
 def check_finite(nats: Sequence[NDArray[np.float64]]) -> None:
-    """Raise a UserError if a likelihood is not finite."""
+    """Raise a NonFiniteError if a likelihood is not finite."""
     whole = np.concatenate([np.zeros(0), *nats])
     if not np.isfinite(whole).all():
-        raise UserError(
+        raise NonFiniteError(
             f"the model gives {int((~np.isfinite(whole)).sum())} of {len(whole)} answers no finite likelihood; it is"
             " broken, or needs `precision` fp32"
         )

@@ -199,7 +199,7 @@ def _analysis(comparison: Comparison) -> list[str]:
             DASH if trial.shots is None else str(trial.shots),
             tell_percent(trial.score),
             tell_nats(trial.nll),
-            "chosen" if trial.chosen else "",
+            "chosen" if trial.chosen else "diverged" if trial.diverged else "",
         ]
         for trial in comparison.trials
     )

@@ -9,6 +9,7 @@ from manyicl.comparison import ARMS, Comparison, Grid, tell_missing, tell_progre
 from manyicl.console import Table, is_known
 from manyicl.evaluation import Shots
 from manyicl.intervals import MIN_SEEDS
+from manyicl.report.numbers import count_noun
 from manyicl.report.plots import draw_curves, mark_of
 from manyicl.report.tables import FORGETTING_NOTE, TableCell, headline_table, tell_shorter_means
 from manyicl.report.verdict import key_facts, tell_intervals, tell_verdict
@@ -47,7 +48,9 @@ def grid_table(grid: Grid) -> Table:
     items = [item for item in work if item.rate is None]
     trials = [item for item in work if item.rate is not None]
     done = {item: grid.is_done(item) for item in work}
+    diverged = len({item.model for item in trials if grid.has_diverged(item)})
     tried = f"; {sum(done[item] for item in trials)} of {len(trials)} for trials of learning rates" if trials else ""
+    tried += f", in which {count_noun(diverged, 'model')} diverged" if diverged else ""
     table = Table(title=f"{sum(done[item] for item in items)} of {len(items)} pieces of work are done{tried}")
     kinds = list(dict.fromkeys(item.kind for item in items))
     for head in ("arm", "seed", *kinds):

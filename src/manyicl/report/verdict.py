@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -396,7 +397,17 @@ def tell_rates(comparison: Comparison) -> str:
                 f"The rates of {join_words(ends[end])} are the {end} that were tried, so {beyond} ones may do better."
             )
             sentences.append(one if len(ends[end]) == 1 else more)
-    return " ".join([*sentences, *warnings])
+    return " ".join([*sentences, *_tell_diverged(comparison), *warnings])
+
+
+def _tell_diverged(comparison: Comparison) -> list[str]:
+    """Return a sentence that names the trials that diverged, those of a tuned arm counted by rate; [] if none did."""
+    counts = Counter((trial.arm, trial.learning_rate) for trial in comparison.trials if trial.diverged)
+    told = [
+        f"{comparison.title_of(arm)} {tell_rate(rate)}{f' ({count} tasks)' if count > 1 else ''}"
+        for (arm, rate), count in counts.items()
+    ]
+    return [f"Diverged (a loss that is not finite), so counted as worst: {', '.join(told)}."] if told else []
 
 
 def _end_of(chosen: Trial, trials: list[Trial]) -> str:

@@ -141,6 +141,8 @@ class RunState(_Record):
     """The step whose checkpoint became the model."""
     stopped_step: int | None = None
     """The step after which `train.early_stopping_patience` ended training; absent if all steps were trained."""
+    diverged: str | None = None
+    """What was not finite, of a comparison's trial that is not gone on with for that; absent from all other runs."""
     last_process_s: float | None = None
     """Seconds of the last process, from the start of its training."""
     held_out: list[dict[str, Any]] = Field(default_factory=list)

@@ -26,7 +26,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from manyicl.episodes import Batch, BatchMaker, Pack, PackDataset
-from manyicl.errors import OutOfMemoryError, UserError, is_out_of_memory
+from manyicl.errors import NonFiniteError, OutOfMemoryError, UserError, is_out_of_memory
 from manyicl.files import sync_tree
 from manyicl.models import (
     AnswerLoss,
@@ -56,7 +56,8 @@ class AnswerTrainer(Trainer):
     step_flops: model FLOPs of each optimizer step; empty if they are not known.
 
     Raises:
-        UserError: a non-finite gradient norm, before the update it would have spoilt; a transformers that is too old.
+        NonFiniteError: a non-finite gradient norm, before the update it would have spoilt.
+        UserError: a transformers that is too old.
     """
 
     def __init__(
@@ -120,6 +121,9 @@ class AnswerTrainer(Trainer):
             # Before torch 2.13 also the hooks of a recomputed layer that was cut short are alive, and act in that run.
             clear_frames(error.__traceback__)
             raise _tell_out_of_memory(self) from error
+        finally:
+            # It keeps a pass's memory, which what comes next may need, and this trainer, which keeps it in turn.
+            self.graph = None
 
     def _train_prepared(self, checkpoint: Path | None) -> None:
         """Choose what is recomputed, and train with attention and layers put in place."""
@@ -146,7 +150,6 @@ class AnswerTrainer(Trainer):
             unwidened_inputs(model, autocast=autocast),
         ):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self.graph = None  # it keeps a pass's memory, which the measurements after training may need
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         """Take the packs in the order of the plan."""
@@ -237,7 +240,7 @@ class AnswerTrainer(Trainer):
         bad = [e for episodes, nll_A in self.suspects if not bool(torch.isfinite(nll_A).all()) for e in episodes]
         every = [e for episodes, _ in self.suspects for e in episodes]
         where = f"episodes {bad} have a non-finite loss" if bad else f"the gradient of episodes {every} is not finite"
-        raise UserError(
+        raise NonFiniteError(
             f"step {step}: loss {loss}, gradient norm {norm}; {where}; the weights were not updated. Look at them with"
             " `manyicl show RECIPE --episode N`; lower train.learning_rate, or set model.precision = 'fp32'"
         )
