@@ -86,8 +86,8 @@ def test_another_rate_wins_where_a_trial_diverges(world, tmp_path, num_steps, ki
 
 @pytest.mark.slow
 def test_a_trial_that_diverged_is_shown_where_trials_are(world, tmp_path):
-    grid = begin(world, tmp_path / "out")
-    run(grid)
+    grid = begin(world, tmp_path / "out", learning_rates=[WORSE, GOOD])
+    assert "; 6 left; diverged (" in run(grid)  # it says nothing of how long the others take
     title = render_terminal(grid_table(grid), width=200)
     assert "4 of 4 pieces of work are done; 4 of 4 for trials of learning rates, in which 1 model diverged" in title
     comparison = summarize(grid)

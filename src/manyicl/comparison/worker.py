@@ -161,8 +161,9 @@ class Worker:
         if not diverged:  # one that did took less time than those that are left
             self.pace.add(item.pace_key, seconds)
         missing = [other.pace_key for other in titles if not self.grid.is_done(other)]
-        seconds_left = (self.pace.left(missing) or 0.0) / self.grid.count_claims()
-        left = f"; {len(missing)} left, about {tell_seconds(seconds_left)}" if missing else ""
+        seconds_left = self.pace.left(missing)  # None if there was only a trial that diverged
+        about = "" if seconds_left is None else f", about {tell_seconds(seconds_left / self.grid.count_claims())}"
+        left = f"; {len(missing)} left{about}" if missing else ""
         left += f"; diverged ({diverged}), so this rate counts as the worst" if diverged else ""
         self.console.print(f"{titles[item]}: done in {tell_seconds(seconds)}{left}", soft_wrap=True, highlight=False)
         if diverged:
