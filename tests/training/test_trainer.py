@@ -338,3 +338,18 @@ def test_weights_and_optimizer_of_a_training_that_diverged_are_free_as_well(tmp_
     assert told.startswith("step 2: loss nan, gradient norm nan; ")
     assert len(kept) == 2
     assert alive == []
+
+
+@pytest.mark.slow
+def test_a_model_that_its_last_update_spoilt_is_refused_in_one_line(tmp_path):
+    """No step after it saw the loss; the table of held-out losses ended in a traceback."""
+    config = write_setting(tmp_path, num_steps=1, learning_rate=1e38)
+    with pytest.raises(NonFiniteError) as refused:
+        train(config, out=tmp_path / "run")
+    told = str(refused.value)
+    assert told.startswith(f"{tmp_path / 'run' / 'model'}: gives ")
+    assert told.endswith(
+        " held-out episodes no finite loss; the last update spoilt it; start a new run with a lower"
+        " train.learning_rate, or model.precision = 'fp32'"
+    )
+    assert RunFolder(tmp_path / "run").read_state().finished is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from manyicl.episodes import (
     iter_episodes,
     lengths_of,
 )
+from manyicl.errors import NonFiniteError
 from manyicl.intervals import Interval, t_interval
 from manyicl.models import device_of, float32_head, row_attention, row_loss
 
@@ -61,22 +63,31 @@ def draw_held_out(
 
 
 @torch.inference_mode()
-def episode_losses(model: Any, tasks: Mapping[str, TokenizedTask], episodes: Mapping[str, Sequence[Episode]]) -> Losses:
-    """Return each episode's mean nats per answer, terminators included, from one forward pass each."""
+def episode_losses(
+    model: Any, tasks: Mapping[str, TokenizedTask], episodes: Mapping[str, Sequence[Episode]], *, name: str, fix: str
+) -> Losses:
+    """Return each episode's mean nats per answer, terminators included, from one forward pass each.
+
+    Raises:
+        NonFiniteError: a loss is not finite, so the model is broken; it is called `name`, and `fix` says what to do.
+    """
     maker = BatchMaker(tasks, split="test")
     losses: Losses = {}
     every = [episode for drawn in episodes.values() for episode in drawn]
     if not every:
-        return {name: [] for name in episodes}
+        return {task: [] for task in episodes}
     longest = max(every, key=lambda episode: episode.num_tokens)
     text = maker.make_batch([Pack(index=0, episodes=(longest,))]).input_ids_1T[0].numpy()
     with row_attention(model, text, longest=longest.num_tokens), float32_head(model):
-        for name, drawn in episodes.items():
-            losses[name] = []
+        for task, drawn in episodes.items():
+            losses[task] = []
             for episode in drawn:
                 batch = maker.make_batch([Pack(index=0, episodes=(episode,))]).to(device_of(model))
                 scored = row_loss(model, batch)
-                losses[name].append(float(scored.nll_A.double().mean()))
+                losses[task].append(float(scored.nll_A.double().mean()))
+    broken = sum(not math.isfinite(loss) for drawn in losses.values() for loss in drawn)
+    if broken:
+        raise NonFiniteError(f"{name}: gives {broken} of {len(every)} held-out episodes no finite loss; {fix}")
     return losses
 
 

@@ -209,11 +209,7 @@ def _train_in(
         seed=config.seed,
     )
     with _enough_memory("measuring held-out losses", fix="start anew with a lower episodes.token_budget"):
-        before = (
-            folder.take_losses_before(lambda: episode_losses(model.eval(), prepared.tasks, held_out))
-            if state.is_main_process
-            else {}
-        )
+        before = _open_held_out(folder, model, prepared, held_out) if state.is_main_process else {}
     started = time.monotonic()
     with progress_bar(console, total=config.train.num_steps) as bar:
         more = (BarCallback(bar, title), *callbacks(folder.metrics))
@@ -407,6 +403,13 @@ def _finish_model(folder: RunFolder, model: Any, prepared: Prepared) -> None:
     folder.update_state(model_step=step, **stopped)
 
 
+def _open_held_out(
+    folder: RunFolder, model: Any, prepared: Prepared, episodes: dict[str, list[Episode]]
+) -> dict[str, list[float]]:
+    path, fix = prepared.config.model.path, "it is broken, or needs model.precision = 'fp32'"
+    return folder.take_losses_before(lambda: episode_losses(model.eval(), prepared.tasks, episodes, name=path, fix=fix))
+
+
 def _close_held_out(
     folder: RunFolder, prepared: Prepared, episodes: dict[str, list[Episode]], *, before: dict[str, list[float]]
 ) -> list[HeldOutRow]:
@@ -420,10 +423,11 @@ def _close_held_out(
         trust_remote_code=model.trust_remote_code,
     )
     final = load_model(settings, device="cuda" if torch.cuda.is_available() else "cpu").eval()
+    fix = "the last update spoilt it; start a new run with a lower train.learning_rate, or model.precision = 'fp32'"
     return held_out_rows(
         prepared.tasks,
         episodes,
         before=before,
-        after=episode_losses(final, prepared.tasks, episodes),
+        after=episode_losses(final, prepared.tasks, episodes, name=str(folder.model), fix=fix),
         answers_only=answers_only_losses(prepared.tasks, episodes),
     )
