@@ -144,7 +144,10 @@ def test_a_query_that_is_fed_otherwise_than_trained_is_found(prepared):
     [
         ({"episodes": {"token_budget": 600}}, "the model knows 512 positions"),
         ({"episodes": {"token_budget": 5}}, "no train example fits episodes.token_budget = 5"),
-        ({"train": {"num_steps": 1, "packs_per_step": 1, "packs_per_batch": 1}}, "is not reached in 1 steps"),
+        (
+            {"train": {"num_steps": 1, "packs_per_step": 1, "packs_per_batch": 1}},
+            "in no episode of the run, with train.num_steps = 1;",
+        ),
         ({"episodes": {"token_budget": 40}}, "no episode holds two examples"),
     ],
 )
@@ -152,6 +155,15 @@ def test_what_would_be_in_vain_is_said_in_words(config, sections, blocker):
     told = forecast_run(changed(config, **sections)).blockers
     assert any(blocker in line for line in told), told
     assert all("\n" not in line for line in told)
+
+
+@pytest.mark.slow
+def test_tasks_with_the_same_fault_share_a_line(config):
+    """A demo's recipe of 100 tasks and 8 steps gave a line for each."""
+    one_step = {"num_steps": 1, "packs_per_step": 1, "packs_per_batch": 1}
+    told = [line for line in forecast_run(changed(config, train=one_step)).blockers if "in no episode" in line]
+    assert len(told) == 1
+    assert told[0].startswith("2 of 3 tasks (")
 
 
 @pytest.mark.slow

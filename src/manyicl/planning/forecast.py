@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -364,28 +364,31 @@ def _impossible(why: str, *, device: Device | None, num_devices: int) -> Forecas
 def find_blockers(prepared: Prepared, tasks: Sequence[TaskForecast]) -> Iterable[str]:
     """Yield what would make the run useless."""
     config = prepared.config
-    for task in tasks:
-        answers = {example.answer for example in prepared.tasks[task.name].task.train}
-        if len(answers) == 1:
-            yield (
-                f"task '{task.name}': every train row has the same answer, so there is nothing to learn; leave it out"
-                " of tasks.names"
-            )
-        if task.num_unterminated:
-            yield (
-                f"task '{task.name}': {task.num_unterminated:,} train answers do not end in the terminator, so answers"
-                " would not stop; remove the cache of tokenised tasks (MANYICL_CACHE)"
-            )
-        if task.num_torn:
-            yield (
-                f"task '{task.name}': {task.num_torn} of {task.num_checked} checked queries are not fed as they were"
-                " trained; remove the cache of tokenised tasks (MANYICL_CACHE), or choose another tokenizer"
-            )
-        if not task.num_episodes:
-            yield (
-                f"task '{task.name}': is not reached in {config.train.num_steps} steps; raise train.num_steps or"
-                " train.packs_per_step, or leave it out of tasks.names"
-            )
+    same = [task.name for task in tasks if len({row.answer for row in prepared.tasks[task.name].task.train}) == 1]
+    if same:
+        yield (
+            f"{_name_tasks(same, among=tasks)}: every train row has the same answer, so there is nothing to learn;"
+            " leave out of tasks.names"
+        )
+    endless = {task.name: f"{task.num_unterminated:,}" for task in tasks if task.num_unterminated}
+    if endless:
+        yield (
+            f"{_name_tasks(endless, among=tasks)}: train answers do not end in the terminator"
+            f" ({list_some(endless.values())}), so answers would not stop; remove the cache of tokenised tasks"
+            " (MANYICL_CACHE)"
+        )
+    torn = {task.name: f"{task.num_torn} of {task.num_checked}" for task in tasks if task.num_torn}
+    if torn:
+        yield (
+            f"{_name_tasks(torn, among=tasks)}: checked queries ({list_some(torn.values())}) are not fed as they were"
+            " trained; remove the cache of tokenised tasks (MANYICL_CACHE), or choose another tokenizer"
+        )
+    unreached = [task.name for task in tasks if not task.num_episodes]
+    if unreached:
+        yield (
+            f"{_name_tasks(unreached, among=tasks)}: in no episode of the run, with train.num_steps ="
+            f" {config.train.num_steps:,}; raise that or train.packs_per_step, or leave out of tasks.names"
+        )
     if config.episodes.shots != 0 and all(task.most_shots == 0 for task in tasks):
         yield (
             f"episodes.token_budget = {config.episodes.token_budget}: no episode holds two examples, so no answer would"
@@ -408,14 +411,19 @@ def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[st
             f"train rows of {_tell_share(told, among=tasks)} are seen over {MANY_EPOCHS} times each; fewer steps or"
             " more rows would be gentler"
         )
-    for task in tasks:
-        if task.num_episodes and not task.most_shots and config.episodes.shots != 0:
-            yield f"task '{task.name}': no episode holds two of its examples; raise episodes.token_budget"
+    alone = [task.name for task in tasks if task.num_episodes and not task.most_shots]
+    if alone and config.episodes.shots != 0:
+        yield f"{_name_tasks(alone, among=tasks)}: no episode holds two examples; raise episodes.token_budget"
 
 
-def _tell_share(told: Sequence[str], *, among: Sequence[TaskForecast]) -> str:
+def _name_tasks(names: Collection[str], *, among: Sequence[TaskForecast]) -> str:
+    """Return the one task, or how many tasks they are and the first of them."""
+    return f"task '{next(iter(names))}'" if len(names) == 1 else _tell_share([*names], among=among, mark=", ")
+
+
+def _tell_share(told: Sequence[str], *, among: Sequence[TaskForecast], mark: str = "; ") -> str:
     """Return how many of the tasks `told` describes, and the first of them."""
-    return f"{len(told):,} of {len(among):,} tasks ({list_some(told, mark='; ')})"
+    return f"{len(told):,} of {len(among):,} tasks ({list_some(told, mark=mark)})"
 
 
 def _tell_misfit(memory: MemoryPrediction, device: Device, change: Change | None) -> str:
