@@ -140,11 +140,14 @@ def main(folders: Sequence[str], *, plot: Path | None) -> None:
     """Print all tables, and draw the plot.
 
     Raises:
-        UserError: a folder holds no comparison.
+        UserError: a folder holds no comparison, or two have episodes of one length.
     """
     lengths = sorted(
         (Length.read(Path(folder)) for folder in folders), key=lambda one: one.grid.config.episodes.token_budget
     )
+    titles = [length.title("manyicl") for length in lengths if "manyicl" in length.grid.settings.arms]
+    for title in {title for title in titles if titles.count(title) > 1}:
+        raise UserError(f"{' '.join(folders)}: two have {title}; name one of them, and pair both by arms_across.py")
     asked = sort_shots({k for one in lengths for k in one.grid.settings.shots})
     columns = [str(shots) for shots in asked]
     tasks = sorted({task for length in lengths for task in length.grid.settings.held_out_tasks})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 
 import pytest
 
@@ -51,6 +52,10 @@ def test_each_length_is_a_row_and_is_paired_with_the_base_of_another_folder(long
             assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.11)  # of rounded numbers
     assert "Less few-shot FT" not in printed  # nobody trained it
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+    shutil.copytree(tmp_path / "384", tmp_path / "384-again")  # its row took the place of the other's, in silence
+    with pytest.raises(UserError, match="two have ManyICL, 384; name one of them"):
+        long_contexts.main([str(tmp_path / name) for name in ("384", "192", "384-again")], plot=None)
 
 
 def test_a_folder_without_a_comparison_is_named(long_contexts, tmp_path):
