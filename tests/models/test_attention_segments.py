@@ -10,8 +10,9 @@ from manyicl.episodes.batch import join_row
 from manyicl.episodes.segments import bounds_of, make_segments
 from manyicl.episodes.tokenized import TokenizedEpisode
 from manyicl.models.attention import segments as segment_kernels
-from manyicl.models.attention.dispatch import segment_attention
+from manyicl.models.attention.dispatch import segment_attention, takes_segments
 from manyicl.models.attention.segments import attend_row_segments, forget_kernels, kernels_taken
+from manyicl.models.isolation import own_attention
 from manyicl.models.loss import target_logits
 from tests.conftest import tiny_model
 
@@ -80,3 +81,22 @@ def test_float32_weights_under_autocast_attend_in_its_type():
     with segment_attention(model):
         target_logits(model, row)
     assert kernels_taken() == {"segment by segment (not on a GPU), float32": 3}
+
+
+def test_blocks_of_two_threads_may_overlap():
+    model = tiny_model("llama")
+    own = model.config._attn_implementation
+    first, second = segment_attention(model), segment_attention(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert takes_segments(model)  # the second block is not over
+    second.__exit__(None, None, None)
+    assert model.config._attn_implementation == own
+
+
+def test_a_block_in_one_of_the_models_own_attention_in_another_block():
+    model = tiny_model("llama")
+    with segment_attention(model), own_attention(model, "eager"), segment_attention(model):
+        assert takes_segments(model)
+    assert not takes_segments(model)

@@ -13,6 +13,7 @@ Shapes: B batch (always 1), H query heads, G key-value heads, T row, S segments,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ IMPLEMENTATION = "manyicl_segments"
 # may be asked in another one than the block was entered in.
 _merges: list[Callable[[Sequence[Part]], Tensor]] = [merge_parts]
 _has_one_config: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models of transformers
+# Model -> its own attention, and in how many blocks of `segment_attention` it is now.
+_in_blocks: WeakKeyDictionary[nn.Module, tuple[str, int]] = WeakKeyDictionary()
+_switching = threading.Lock()
 
 
 class KeyValueBuffer:
@@ -247,18 +251,26 @@ def takes_segments(model: nn.Module) -> bool:
 def segment_attention(model: nn.Module, *, row_tokens: int = 0) -> Iterator[None]:
     """Let `model` (also inside peft's or DDP's wrapper) attend by segments; its own attention returns afterwards.
 
+    Blocks of several threads may overlap: the model's own attention returns when the last of them ends.
+
     row_tokens: of the rows that it is trained on, for which a kernel is chosen.
     """
     inner = inner_model(model)
-    before = inner.config._attn_implementation
-    if before != IMPLEMENTATION:
-        _set_attention(inner, IMPLEMENTATION)
+    with _switching:
+        own, num_blocks = _in_blocks.get(inner, (inner.config._attn_implementation, 0))
+        if inner.config._attn_implementation != IMPLEMENTATION:
+            _set_attention(inner, IMPLEMENTATION)
+        _in_blocks[inner] = (own, num_blocks + 1)
     try:
         with kernel_order(row_tokens=row_tokens, drops=drops_attention(inner.config)):
             yield
     finally:
-        if before != IMPLEMENTATION:
-            _set_attention(inner, before)
+        with _switching:
+            own, num_blocks = _in_blocks.pop(inner)
+            if num_blocks > 1:
+                _in_blocks[inner] = (own, num_blocks - 1)
+            elif own != IMPLEMENTATION:
+                _set_attention(inner, own)
 
 
 def _set_attention(inner: Any, name: str) -> None:
