@@ -6,6 +6,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import manyicl
@@ -37,7 +39,8 @@ def test_a_task_from_a_file_is_asked_corrected_measured_and_removed(client, tmp_
     assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-3)
     assert one.shots == other.shots
     assert len(one.shots) == 10
-    assert task.predict("the red fox 1", shots={"count": 10, "seed": 1})[0].answer == one.answer
+    assert task.predict("the red fox 1", shots=manyicl.ShotChoice(count=10, seed=1))[0].shots == one.shots
+    assert task.predict("the red fox 1", min_confidence=np.float32(1), seed=np.int64(2))[0].unsure
     assert task.predict([]) == []
     rows = list(task.examples())
     assert [row.input for row in rows] == [row["input"] for row in ROWS]
@@ -219,3 +222,13 @@ def test_the_library_exports_the_client():
 def test_what_no_request_can_hold_is_refused_in_one_line(value):
     with Client("http://127.0.0.1:1") as client, pytest.raises(UserError, match="cannot be sent as JSON"):
         client.add_task([{"input": "a", "answer": value}], name="x")
+
+
+def test_a_table_is_no_list_of_texts_or_rows():
+    table = pa.table({"input": ["the red fox"], "answer": ["fox"]})
+    with Client("http://127.0.0.1:1") as client:
+        with pytest.raises(UserError, match="inputs: is a table; give one of its columns"):
+            client.task("animals").predict(table)
+        with pytest.raises(UserError, match="examples: is a table; give a file, or its rows"):
+            client.add_task(table, name="animals")
+        assert repr(client.task("animals")) == "RemoteTask('animals' at 'http://127.0.0.1:1')"

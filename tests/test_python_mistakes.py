@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import manyicl
@@ -67,7 +69,7 @@ def test_one_task_in_place_of_a_list_for_a_one_pass_curve(asked):
     [
         ("the red fox", 1, "inputs='the red fox': is one text; give a list of inputs, such as ['the red fox']"),
         (["the red fox", 7], 1, "input 2: 7 is not a text; give a list of texts"),
-        (["the red fox"], "fill", "shots=fill: give a whole number from 0, or leave it out for as many as fit"),
+        (["the red fox"], "fill", "shots='fill': give a whole number from 0, or leave it out for as many as fit"),
         (["the red fox"], 2.5, "shots=2.5: give a whole number from 0, or leave it out for as many as fit"),
     ],
 )
@@ -229,3 +231,112 @@ def test_a_path_names_the_model_of_a_service(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: has no config\.json"):
         manyicl.open(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda model: ask(model, make_task("animals"), ["a"], seed="a"), "seed='a': give a whole number"),
+        (lambda model: ask(model, make_task("animals"), 7), "inputs=7: give a list of texts"),
+        (
+            lambda model: ask(model, make_task("animals"), {"input": "the red fox"}),
+            "inputs: is a table; give one of its columns, such as table['input']",
+        ),
+        (
+            lambda model: ask(model, make_task("animals"), pa.table({"input": ["the red fox"]})),
+            "inputs: is a table; give one of its columns, such as table['input']",
+        ),
+        (
+            lambda model: manyicl.evaluate(model, [make_task("animals")], shots=[0], draws=1.5),
+            "draws=1.5: give a whole number",
+        ),
+        (
+            lambda model: manyicl.evaluate(model, [make_task("animals")], shots=[0, "1"]),
+            "shots=[0, '1'], draws=5, queries=200: need shots from 0, and at least 1",
+        ),
+        (
+            lambda model: manyicl.evaluate(model, [make_task("animals")], template="1"),
+            "template='1': give a whole number",
+        ),
+        (
+            lambda model: manyicl.evaluate(model, []),
+            "tasks: is empty; give a list of tasks, such as that of manyicl.load_tasks(FOLDER)",
+        ),
+        (
+            lambda model: manyicl.one_pass_curve(model, [make_task("animals")], episodes="2"),
+            "episodes='2': give a whole number",
+        ),
+        (lambda _: manyicl.load_for_inference("seed", max_tokens="100"), "max_tokens='100': give a whole number"),
+        (lambda _: manyicl.plan("recipe.toml", num_devices=0), "num_devices=0: give a whole number from 1"),
+        (lambda _: manyicl.show("recipe.toml", episode=-1), "episode=-1: give a whole number from 0"),
+        (lambda _: manyicl.write_world("world", num_train="7"), "num_train='7': give a whole number"),
+        (lambda _: manyicl.AnswerSettings(temperature="hot"), "temperature='hot': is not a number; give one"),
+        (lambda _: manyicl.AnswerSettings(max_new_tokens=1.5), "max_new_tokens=1.5: give a whole number"),
+        (lambda _: manyicl.ShotChoice(count="3"), "shots.count='3': give a whole number from 0"),
+        (lambda _: manyicl.ShotChoice("fixed", ids=3), "shots.ids=3: is one value, not a list; give [3]"),
+        (lambda _: ServiceSettings(max_queue=-1), "max_queue=-1: give a whole number from 0"),
+        (lambda _: ServiceSettings(shots=4), "shots=4: give a manyicl.ShotChoice"),
+        (
+            lambda _: manyicl.load_recipe("recipe.toml", overrides={"train.num_steps": 2}),
+            "overrides={'train.num_steps': 2}: is a mapping; give a list, such as ['train.num_steps=20']",
+        ),
+    ],
+)
+def test_what_no_parameter_takes(asked, call, told):
+    with pytest.raises(UserError) as raised:
+        call(asked)
+    assert str(raised.value) == told
+
+
+def test_an_override_that_is_no_text(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("")
+    with pytest.raises(UserError, match="overrides=3: is not a text"):
+        manyicl.load_recipe(recipe, overrides=[3])
+
+
+def test_numbers_of_numpy_are_numbers(asked, tmp_path):
+    task, out = make_task("animals"), tmp_path / "result.json"
+    given = {"shots": np.array([0, 2]), "draws": np.int64(2), "queries": np.int32(3), "seed": np.int64(1)}
+    assert (
+        manyicl.evaluate(asked, [task], out=out, **given).curves
+        == manyicl.evaluate(asked, [task], shots=[0, 2], draws=2, queries=3, seed=1).curves
+    )
+    assert manyicl.Evaluation.load(out).seed == 1
+    assert ask(asked, task, ["the red fox"], shots=np.int64(1)) == ask(asked, task, ["the red fox"], shots=1)
+    assert manyicl.AnswerSettings(temperature=np.float32(1), samples=np.int64(3)).samples == 3
+    assert manyicl.ShotChoice("fixed", ids=[np.int64(2), 1]).ids == (2, 1)
+
+
+def test_inputs_are_any_texts_that_can_be_counted_through(asked):
+    task = make_task("animals")
+    texts = ["the red fox", "a blue whale"]
+    answers = ask(asked, task, texts, shots=1)
+    assert [answer.input for answer in answers] == texts
+    assert ask(asked, task, (text for text in texts), shots=1) == answers
+    from_numpy = ask(asked, task, np.array(texts), shots=1)
+    assert from_numpy == answers
+    assert type(from_numpy[0].input) is str
+
+
+def test_threads_that_ask_one_model_get_the_answers_of_one(asked):
+    task, texts = make_task("animals"), ["the red fox", "a blue whale"]
+    alone = ask(asked, task, texts)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: ask(asked, task, texts), range(8))) == [alone] * 8
+
+
+def test_a_result_is_saved_where_a_text_says(asked, tmp_path):
+    result = manyicl.evaluate(asked, [make_task("animals")], shots=[0], draws=1, queries=2)
+    beside = result.save(str(tmp_path / "result.json"))
+    assert beside == tmp_path / "result.predictions.parquet"
+    assert manyicl.Evaluation.load(tmp_path / "result.json").curves == result.curves
+
+
+def test_what_a_prompt_shows_is_one_line(asked):
+    task = make_task("animals")
+    sizes = f"{len(task.train)} train, {len(task.validation)} validation, {len(task.test)} test rows"
+    assert repr(task) == f"Task('animals', {task.family}, {task.metric}, {len(task.labels)} labels, {sizes})"
+    assert repr(asked) == "InferenceModel('tiny', 400 tokens, cpu)"
+    result = manyicl.evaluate(asked, [task], shots=[0], draws=1, queries=2)
+    assert repr(result) == "Evaluation('tiny', sweep, of animals)"

@@ -64,6 +64,11 @@ def test_a_recipe_is_shown_planned_and_exported(tmp_path):
     recipe = tmp_path / "recipe.toml"
     assert manyicl.show(recipe).num_targets > 0
     assert manyicl.plan(recipe).blockers == ()
+    loaded = manyicl.load_recipe(recipe)
+    assert manyicl.show(loaded).num_targets == manyicl.show(recipe).num_targets
+    assert manyicl.plan(loaded).tasks == manyicl.plan(recipe).tasks
+    with pytest.raises(manyicl.UserError, match="are for a recipe that is read from a file"):
+        manyicl.plan(loaded, overrides=["train.num_steps=2"])
     assert sum(manyicl.export(recipe, tmp_path / "rows").values()) > 0
 
 

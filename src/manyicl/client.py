@@ -6,15 +6,18 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
-from manyicl.errors import UserError, check_list, check_text
+from manyicl.errors import UserError, check_list, check_text, refuse_tables, take_number, take_whole
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # A request that the server refused before it took it (429, 503) is sent again, as often as this in all.
 _MOST_ATTEMPTS = 8
@@ -169,6 +172,9 @@ class Client:
         """Close the connections."""
         self._http.close()
 
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
     def __enter__(self) -> Self:
         return self
 
@@ -255,6 +261,9 @@ class RemoteTask:
         self.registered: Registered | None = None
         self._path = _path_of(name)
 
+    def __repr__(self) -> str:
+        return f"RemoteTask({self.name!r} at {self.client.url!r})"
+
     @property
     def info(self) -> TaskInfo:
         """The task as it is now."""
@@ -265,7 +274,7 @@ class RemoteTask:
         inputs: str | Sequence[str],
         *,
         options: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        shots: Mapping[str, Any] | None = None,
+        shots: Mapping[str, Any] | DataclassInstance | None = None,
         max_new_tokens: int | None = None,
         stop: Sequence[str] | None = None,
         temperature: float | None = None,
@@ -278,29 +287,33 @@ class RemoteTask:
         """Answer one input or several, in their order.
 
         options: the candidate answers of the input; of several inputs, a list for each. Default: the task's labels.
-        shots: which examples are shown: policy, count, seed, ids. Default: the server's choice.
+        shots: which examples are shown: a `manyicl.ShotChoice`, or a mapping with its policy, count, seed and ids.
+            Default: the server's choice.
         max_new_tokens: most tokens of a generated answer. deadline_s: give up after so long.
         stop, temperature, top_p, samples, seed: how a generated answer is sampled (`manyicl.AnswerSettings`); the
             default is the server's, which is greedy.
         min_confidence: replies with less confidence are marked as unsure.
         """
-        if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+        refuse_tables("inputs", inputs)
+        if not isinstance(inputs, Iterable):
             raise UserError(f"inputs={str(inputs)[:50]}: give a text, or a list of texts")
         asked: dict[str, Any] = {"input": inputs} if isinstance(inputs, str) else {"inputs": list(inputs)}
         if asked.get("inputs") == []:
             return []
-        given = {
+        given: dict[str, Any] = {
             "options": options,
-            "shots": shots,
-            "max_new_tokens": max_new_tokens,
+            "shots": asdict(shots) if is_dataclass(shots) else shots,
             "stop": None if stop is None else list(stop),
+        }
+        whole = {"max_new_tokens": max_new_tokens, "samples": samples, "seed": seed}
+        numbers = {
             "temperature": temperature,
             "top_p": top_p,
-            "samples": samples,
-            "seed": seed,
             "min_confidence": min_confidence,
             "deadline_s": deadline_s,
         }
+        given |= {name: take_whole(name, value) for name, value in whole.items() if value is not None}
+        given |= {name: take_number(name, value) for name, value in numbers.items() if value is not None}
         body = {**asked, **{name: value for name, value in given.items() if value is not None}}
         content = self.client.request("POST", f"{self._path}/predict", json=body)
         return _read(list[RemoteReply], content, "replies")
@@ -378,6 +391,8 @@ def _upload(
 ) -> dict[str, Any]:
     """Return a file or rows as the body of a request."""
     if not isinstance(examples, str | Path):
+        if hasattr(examples, "columns"):
+            raise UserError("examples: is a table; give a file, or its rows, of pandas table.to_dict('records')")
         if isinstance(examples, Mapping) or not isinstance(examples, Iterable):
             raise UserError(f"examples={str(examples)[:50]}: give a file, or a list of rows")
         given = {"name": name, "settings": settings}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
+from operator import index
 from os import PathLike
+from typing import Any
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -112,6 +115,51 @@ def check_list(name: str, values: object, *, of: type[str] | type[int] = str) ->
     if isinstance(values, str | PathLike) or not isinstance(values, Iterable | None):
         shown = str(values) if of is int and str(values).isdecimal() else repr(str(values))
         raise UserError(f"{name}={values}: is one value, not a list; give [{shown}]")
+
+
+def refuse_tables(name: str, values: object) -> None:
+    """Refuse a mapping or a data frame in place of a list of texts: Python would take the names of its columns.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    if isinstance(values, Mapping) or hasattr(values, "columns"):
+        raise UserError(f"{name}: is a table; give one of its columns, such as table['input']")
+
+
+def take_whole(name: str, value: Any, *, least: int | None = None, advice: str = "") -> int:
+    """Return a whole number that a parameter was given, also one of numpy's, as an int; refuse another thing.
+
+    least: of the numbers that are right. advice: what else can be given, for the message.
+
+    Raises:
+        UserError: naming the parameter.
+
+    >>> take_whole("draws", "5")
+    Traceback (most recent call last):
+        ...
+    manyicl.errors.UserError: draws='5': give a whole number
+    """
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        shown = repr(str(value)[:60]) if isinstance(value, str) else str(value)[:60]
+        above = "" if least is None else f" from {least}"
+        raise UserError(f"{name}={shown}: give a whole number{above}{advice}")
+    return number
+
+
+def take_number(name: str, value: Any) -> float:
+    """Return a number that a parameter was given, also one of numpy's, as a float; refuse another thing in its place.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UserError(f"{name}={str(value)[:60]!r}: is not a number; give one")
+    return float(value)
 
 
 def take_path(name: str, value: object) -> str | PathLike[str]:

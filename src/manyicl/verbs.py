@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from manyicl.console import make_console
-from manyicl.errors import UserError, check_list, check_text, suggest, take_path
+from manyicl.errors import UserError, check_list, check_text, suggest, take_path, take_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from manyicl.inference import EndpointSettings, InferenceModel
     from manyicl.planning import DrawnEpisode, Forecast, Overlap, TaskAudit
     from manyicl.service import Service, ServiceSettings
+    from manyicl.training import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +107,30 @@ def _choose_roles(names: Sequence[str], held_out: Sequence[str], recipe: Path | 
     return dict.fromkeys(trained, "trained") | dict.fromkeys(others, "held-out")
 
 
-def show(recipe: str | Path, *, overrides: Sequence[str] = (), episode: int = 0) -> DrawnEpisode:
+def show(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = (), episode: int = 0) -> DrawnEpisode:
     """Return one episode as training will see it.
 
-    recipe: a file (TOML). overrides: changes to it, such as `tasks.folder=my-tasks`. episode: its number in the plan.
+    recipe: a file (TOML), or what `load_recipe` made of one. overrides: changes to a file's, such as
+        `tasks.folder=my-tasks`. episode: its number in the plan.
 
     Raises:
         UserError: the recipe is wrong, its tasks cannot be read, or the plan has no such episode.
     """
     from manyicl.planning import preview_recipe
-    from manyicl.training import load_recipe
+    from manyicl.training import take_recipe
 
-    return preview_recipe(load_recipe(Path(take_path("recipe", recipe)), overrides=overrides), number=episode)
+    number = take_whole("episode", episode, least=0)
+    return preview_recipe(take_recipe(recipe, overrides=overrides), number=number)
 
 
 def plan(
-    recipe: str | Path, *, overrides: Sequence[str] = (), device: str | None = None, num_devices: int = 1
+    recipe: str | Path | RunConfig, *, overrides: Sequence[str] = (), device: str | None = None, num_devices: int = 1
 ) -> Forecast | ComparisonForecast:
     """Return what a recipe would train, whether it is sound, its memory and hours; nothing is trained.
 
     For a comparison's recipe, which has a section [compare]: what every arm, its trials and its evaluation take.
 
+    recipe, overrides: as `show` takes them; a comparison's is a file.
     device: a GPU by name, such as h100 or a100-40. Default: no memory or hours of a device.
     num_devices: how many of them, each with all weights.
 
@@ -135,20 +139,20 @@ def plan(
     """
     from manyicl.comparison import CompareConfig, Grid, forecast_comparison
     from manyicl.planning import find_device, forecast_run
-    from manyicl.training import has_section, load_recipe
+    from manyicl.training import RunConfig, has_section, load_recipe, take_recipe
 
-    path = Path(take_path("recipe", recipe))
     if device is not None:
         check_text("device", device, "h100")
     chosen = None if device is None else find_device(device)
-    if has_section(path, "compare"):
+    num_devices = take_whole("num_devices", num_devices, least=1)
+    if not isinstance(recipe, RunConfig) and has_section(path := Path(take_path("recipe", recipe)), "compare"):
         compared = load_recipe(path, overrides=overrides, kind=CompareConfig)
         return forecast_comparison(Grid(path.parent, compared), device=chosen, num_devices=num_devices)
-    return forecast_run(load_recipe(path, overrides=overrides), device=chosen, num_devices=num_devices)
+    return forecast_run(take_recipe(recipe, overrides=overrides), device=chosen, num_devices=num_devices)
 
 
 def export(
-    recipe: str | Path,
+    recipe: str | Path | RunConfig,
     out: str | Path,
     *,
     overrides: Sequence[str] = (),
@@ -156,16 +160,16 @@ def export(
 ) -> dict[str, int]:
     """Write the episodes that a recipe trains on as Parquet for TRL's SFTTrainer; return split -> number of rows.
 
-    out: a new folder. rows: what a row holds; packs need flash attention in the other trainer.
+    recipe, overrides: as `show` takes them. out: a new folder.
+    rows: what a row holds; packs need flash attention in the other trainer.
 
     Raises:
         UserError: the recipe is wrong, or `out` is there already.
     """
-    from manyicl.training import export_trl, load_recipe, prepare_run
+    from manyicl.training import export_trl, prepare_run, take_recipe
 
     folder = Path(take_path("out", out))  # before the tasks are read
-    path = Path(take_path("recipe", recipe))
-    return export_trl(prepare_run(load_recipe(path, overrides=overrides)), folder, rows=rows)
+    return export_trl(prepare_run(take_recipe(recipe, overrides=overrides)), folder, rows=rows)
 
 
 def diff(a: str | Path, b: str | Path) -> Difference:
@@ -280,7 +284,7 @@ def open(
     return open_service(model, data=data, endpoint=endpoint, settings=settings)
 
 
-def merge(model: str, out: str | Path, *, trust_remote_code: bool = False) -> Path:
+def merge(model: str | Path, out: str | Path, *, trust_remote_code: bool = False) -> Path:
     """Fold a run's adapter into its base; return the new folder, which plain Hugging Face code loads.
 
     trust_remote_code: run Python code that comes with the base.
@@ -306,7 +310,13 @@ def write_world(
     from manyicl.demo import export_tasks
 
     out = Path(take_path("folder", folder))
-    export_tasks(out, num_tasks=num_tasks, num_train=num_train, num_test=num_test, seed=seed)
+    export_tasks(
+        out,
+        num_tasks=take_whole("num_tasks", num_tasks),
+        num_train=take_whole("num_train", num_train),
+        num_test=take_whole("num_test", num_test),
+        seed=take_whole("seed", seed),
+    )
 
 
 def run_demo(
@@ -320,8 +330,8 @@ def run_demo(
 
     demo.run_demo(
         out=Path(take_path("out", out)),
-        seed=seed,
-        num_seeds=num_seeds,
+        seed=take_whole("seed", seed),
+        num_seeds=take_whole("num_seeds", num_seeds),
         parts=demo.QUICK if quick else demo.FULL,
         console=console or make_console(quiet=True),
     )

@@ -52,6 +52,7 @@ def test_several_inputs_have_their_answers_in_order(url):
         ({"input": "a", "deadline_s": 0}, "deadline_s"),
         ({"input": "a", "min_confidence": 1.5}, "min_confidence"),
         ({"input": 3}, "input"),
+        ({"input": "a", "shots": 4}, "shots"),
     ],
 )
 def test_a_wrong_body_is_refused_by_its_field(url, body, field):
@@ -60,6 +61,8 @@ def test_a_wrong_body_is_refused_by_its_field(url, body, field):
     assert refused.json()["detail"].startswith(f"{field}: ")
     if field == "shot":
         assert refused.json()["detail"] == "shot: no field has this name; leave it out, or see /docs"
+    if body.get("shots") == 4:
+        assert refused.json()["detail"] == "shots: input should be an object, as in {...}; see /docs"
 
 
 @pytest.mark.parametrize(

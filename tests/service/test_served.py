@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import manyicl
@@ -361,9 +362,12 @@ def test_a_service_that_is_closed_during_an_upload_refuses_it_as_closing(seed_mo
 
 
 def test_values_of_another_kind_are_refused_in_one_line(service, animals):
-    for inputs in (5, None, {"input": "fox"}):
+    for inputs in (5, None):
         with pytest.raises(UserError, match=r"^inputs=.*: give a text, or a list of texts$"):
             animals.predict(inputs)
+    for table in ({"input": "fox"}, pa.table({"input": ["fox"]})):
+        with pytest.raises(UserError, match=r"^inputs: is a table; give one of its columns"):
+            animals.predict(table)
     with pytest.raises(UserError, match=r"^shots=nearest: give a manyicl\.ShotChoice$"):
         animals.predict("fox", shots="nearest")
     with pytest.raises(UserError, match=r"^answering=\{'samples': 3\}: give a manyicl\.AnswerSettings$"):

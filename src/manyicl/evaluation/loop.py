@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from manyicl.distributed import ALONE, Ranks
 from manyicl.episodes import Frame, TaskTokenizer
-from manyicl.errors import UserError, check_kind
+from manyicl.errors import UserError, check_kind, take_whole
 from manyicl.evaluation.answering import PointAnswers, answer_draw
 from manyicl.evaluation.curves import OnProgress, make_curve, score_one_pass
 from manyicl.evaluation.results import Evaluation, refuse_other_result
@@ -86,21 +86,22 @@ def evaluate(
             evaluation, finished or not.
     """
     tasks = _list_tasks(tasks)
-    if isinstance(shots, str | int):
+    if isinstance(shots, str) or not isinstance(shots, Iterable):
         raise UserError(f"shots={shots}: give a list, such as [0, 1, 4, 'fill']")
     check_kind("answering", answering, AnswerSettings)
-    tasks = [with_template(task, template) for task in tasks]
+    number = take_whole("template", template)
+    tasks = [with_template(task, number) for task in tasks]
     loaded = model if isinstance(model, InferenceModel) else load_for_inference(model, weights=endpoint is None)
     sweep = Sweep(
-        tuple(shots),
-        num_draws=draws,
-        num_queries=queries,
-        seed=seed,
+        tuple(k if isinstance(k, str) else take_whole("shots", k) for k in shots),
+        num_draws=take_whole("draws", draws),
+        num_queries=take_whole("queries", queries),
+        seed=take_whole("seed", seed),
         max_tokens=loaded.max_tokens,
         answering=answering,
-        fixed_shots=fixed_shots,
+        fixed_shots=fixed_shots if isinstance(fixed_shots, str | None) else take_whole("fixed_shots", fixed_shots),
         choose=choose,
-        num_nearest=num_nearest,
+        num_nearest=take_whole("num_nearest", num_nearest),
     )
     return evaluate_sweep(loaded, tasks, sweep, endpoint=endpoint, out=out, ranks=ranks, on_progress=on_progress)
 
@@ -287,6 +288,8 @@ def _list_tasks(tasks: Iterable[Task]) -> list[Task]:
     listed = list(tasks) if isinstance(tasks, Iterable) else [tasks]
     if not all(isinstance(task, Task) for task in listed):
         raise UserError(f"tasks={str(tasks)[:60]}: is not a list of tasks; give that of manyicl.load_tasks(FOLDER)")
+    if not listed:
+        raise UserError("tasks: is empty; give a list of tasks, such as that of manyicl.load_tasks(FOLDER)")
     return listed
 
 
@@ -308,6 +311,8 @@ def one_pass_curve(
             likelihood is not finite.
     """
     tasks = _list_tasks(tasks)
+    episodes, seed = take_whole("episodes", episodes), take_whole("seed", seed)
+    token_budget = None if token_budget is None else take_whole("token_budget", token_budget)
     loaded = model if isinstance(model, InferenceModel) else load_for_inference(model, max_tokens=token_budget)
     budget = loaded.max_tokens if token_budget is None else token_budget
     if episodes < 1 or not 1 <= budget <= loaded.max_tokens:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from manyicl.errors import UserError, take_path
+from manyicl.errors import UserError, list_some, take_path
 from manyicl.evaluation.points import (
     PlainPath,
     Prediction,
@@ -135,8 +135,13 @@ class Evaluation:
             "tasks": tasks,
         }
 
-    def save(self, path: Path) -> Path | None:
+    def __repr__(self) -> str:
+        """Say what it is in one line: its points and predictions would fill a screen."""
+        return f"Evaluation({self.model!r}, {self.kind}, of {list_some(curve.task for curve in self.curves)})"
+
+    def save(self, path: str | Path) -> Path | None:
         """Write the JSON at `path` and, for a sweep, the predictions beside it; return where the predictions are."""
+        path = Path(take_path("path", path))
         content = self.to_json()
         predictions = predictions_path(path) if self.kind == "sweep" else None
         if predictions is not None:

@@ -24,7 +24,7 @@ import tenacity
 from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer
-from manyicl.errors import UserError
+from manyicl.errors import UserError, take_whole
 from manyicl.inference.answering.decoding import GREEDY, cut_at
 from manyicl.inference.answering.generation import Generated, OnIds
 from manyicl.inference.answering.settings import Decoding
@@ -70,7 +70,7 @@ class EndpointSettings:
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "num_attempts"):
-            if (given := getattr(self, name)) < 1:
+            if (given := take_whole(name, getattr(self, name))) < 1:
                 raise UserError(f"{name}={given}: needs at least 1")
 
 

@@ -20,7 +20,7 @@ from manyicl.episodes import (
     default_cache_dir,
     tokenize_task,
 )
-from manyicl.errors import UserError, take_path
+from manyicl.errors import UserError, take_path, take_whole
 from manyicl.inference.sharing import TRIAL_TOKENS, sharing_fault
 from manyicl.models import (
     ModelSettings,
@@ -59,6 +59,11 @@ class InferenceModel:
     """Task name -> most shots that one of its answers was trained after; empty for a plain checkpoint."""
     compiled: bool = False
     """Whether pieces of it run compiled while it answers (`models.fused_pieces`)."""
+
+    def __repr__(self) -> str:
+        """Say what it is in one line: torch would list every layer."""
+        device = "a server" if self.model is None else device_of(self.model)
+        return f"InferenceModel({self.path!r}, {self.max_tokens:,} tokens, {device})"
 
     @property
     def on_cpu(self) -> bool:
@@ -124,7 +129,7 @@ def load_for_inference(
     )
     config = load_config(settings)
     if max_tokens is not None:
-        if max_tokens < 1:
+        if take_whole("max_tokens", max_tokens) < 1:
             raise UserError(f"max_tokens={max_tokens}: needs at least 1")
         check_window(config, num_tokens=max_tokens, what="`max_tokens`")
     if frame is None and template in (None, note.template):

@@ -151,6 +151,10 @@ def _describe_fault(fault: Fault) -> dict[str, Any]:
     return about if fault.settings is None else {**about, "settings": fault.settings}
 
 
+# What pydantic calls a field that is no JSON object, where its own text speaks of attributes in Python.
+_OBJECT_TYPES = ("model_attributes_type", "model_type", "dataclass_type", "dict_type")
+
+
 def _from_validation(errors: Sequence[Any]) -> ProblemError:
     """Return which fields of a body or query are wrong, and why. Their values are not repeated: they are texts."""
     if errors and tuple(errors[0]["loc"]) == ("body",) and isinstance(errors[0].get("input"), bytes):
@@ -164,6 +168,8 @@ def _from_validation(errors: Sequence[Any]) -> ProblemError:
         message = "is not JSON" if is_broken else _one_line(str(error["msg"])).removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             message = "No field has this name; leave it out, or see /docs"
+        elif error["type"] in _OBJECT_TYPES:
+            message = "Input should be an object, as in {...}; see /docs"
         entries.append({"field": ".".join(place) or "body", "message": message})
     first = entries[0] if entries else {"field": "body", "message": "is wrong"}
     others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from manyicl.episodes import TaskTokenizer
-from manyicl.errors import UserError
+from manyicl.errors import UserError, refuse_tables
 from manyicl.inference import AnswerSettings, write_answers, write_queries
 from manyicl.service.refusals import InputTooLong
 from manyicl.service.requests import Item
@@ -20,9 +20,10 @@ def check_inputs(inputs: str | Iterable[str], *, most_chars: int) -> list[str]:
     Raises:
         InputTooLong: one has more than `most_chars` characters. UserError: there is none, or one is not a text.
     """
-    if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+    refuse_tables("inputs", inputs)
+    if not isinstance(inputs, Iterable):
         raise UserError(f"inputs={str(inputs)[:50]}: give a text, or a list of texts")
-    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+    texts = [inputs] if isinstance(inputs, str) else [str(text) if isinstance(text, str) else text for text in inputs]
     if not texts:
         raise UserError("inputs: is empty; give one input or more")
     for number, text in enumerate(texts, start=1):

@@ -124,6 +124,9 @@ class Service:
         self._worker.start()
         self.info = describe_model(self._answerer)
 
+    def __repr__(self) -> str:
+        return f"<Service of {self._model.path!r}>"
+
     def _make_background(self, answerer: Answerer) -> Background:
         if not self.settings.measure:
             return NoBackground()

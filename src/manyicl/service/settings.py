@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from manyicl.errors import UserError
+from manyicl.errors import UserError, check_kind, check_list, take_whole
 from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings
 
 # Default of `shot_tokens` on a CPU.
@@ -34,8 +34,11 @@ class ShotChoice:
     def __post_init__(self) -> None:
         if self.policy not in ("random", "fixed", "nearest"):
             raise UserError(f"shots.policy={self.policy!r}: is unknown; known: random, fixed, nearest")
-        if self.count is not None and self.count < 0:
-            raise UserError(f"shots.count={self.count}: shots count from 0")
+        if self.count is not None:
+            object.__setattr__(self, "count", take_whole("shots.count", self.count, least=0))
+        object.__setattr__(self, "seed", take_whole("shots.seed", self.seed))
+        check_list("shots.ids", self.ids, of=int)
+        object.__setattr__(self, "ids", tuple(take_whole("shots.ids", id_) for id_ in self.ids))
         if self.ids and self.policy != "fixed":
             raise UserError(f"shots.ids: need shots.policy 'fixed', not '{self.policy}'")
         if self.policy == "fixed" and not self.ids:
@@ -46,7 +49,11 @@ class ShotChoice:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """Limits and budgets of a service."""
+    """Limits and budgets of a service.
+
+    Raises:
+        UserError: a limit that is no whole number, or a negative one.
+    """
 
     shots: ShotChoice = ShotChoice()
     """The examples shown if a request does not choose."""
@@ -76,3 +83,11 @@ class ServiceSettings:
     """Characters of one input."""
     max_new_tokens: int = 1024
     """Most tokens of one generated answer, whatever a request wants."""
+
+    def __post_init__(self) -> None:
+        check_kind("shots", self.shots, ShotChoice)
+        check_kind("answering", self.answering, AnswerSettings)
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if limit.name not in ("shots", "answering", "measure") and value is not None:
+                object.__setattr__(self, limit.name, take_whole(limit.name, value, least=0))

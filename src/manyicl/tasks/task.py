@@ -139,6 +139,11 @@ class Task:
     template: int = 1
     """Number of the template that `Example.input` is written in, from 1."""
 
+    def __repr__(self) -> str:
+        """Say what it is in one line: its rows would fill a screen, or a thousand."""
+        sizes = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in ("train", "validation", "test"))
+        return f"Task({self.name!r}, {self.family}, {self.metric}, {len(self.labels)} labels, {sizes} rows)"
+
     def choices(self, example: Example) -> tuple[str, ...]:
         """Return the answers to choose from: the example's options, else the labels, else () for an open answer."""
         return example.options or self.labels

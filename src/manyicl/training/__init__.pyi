@@ -44,6 +44,7 @@ from .recipe import (
     make_config,
     refuse_changes,
     refuse_gone,
+    take_recipe,
     with_batch,
     with_precision,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "refuse_gone",
     "resolve_packs",
     "resolve_recompute",
+    "take_recipe",
     "tell_recomputed_graph",
     "tokenize_all",
     "tokenize_tasks",

@@ -6,7 +6,7 @@ import json
 import shlex
 import tomllib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from manyicl.episodes import EpisodeSettings, Mixing, Normalization, TemplateSettings
-from manyicl.errors import UserError, check_list, suggest, take_path
+from manyicl.errors import UserError, check_list, check_text, suggest, take_path
 from manyicl.models import ModelSettings, Precision
 from manyicl.training.memory.optimizers import Optim
 
@@ -223,6 +223,8 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), kind: type[C
         UserError: no such file, broken TOML, an unknown key, or a value that does not fit its key.
     """
     check_list("overrides", overrides)
+    if isinstance(overrides, Mapping):
+        raise UserError(f"overrides={overrides}: is a mapping; give a list, such as ['train.num_steps=20']")
     path = Path(take_path("path", path))
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin files with a mark
@@ -239,6 +241,20 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), kind: type[C
         _apply_override(values, override)
         _rename_old(values, source=f"override {override!r}")  # each at once, so that the last one counts
     return make_config(values, source=str(path), kind=kind)
+
+
+def take_recipe(recipe: str | Path | RunConfig, *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the recipe of a run: one that is loaded, or that of a file with its overrides.
+
+    Raises:
+        UserError: as `load_recipe`, or there are overrides of a recipe that is loaded.
+    """
+    check_list("overrides", overrides)
+    if not isinstance(recipe, RunConfig):
+        return load_recipe(Path(take_path("recipe", recipe)), overrides=overrides)
+    if overrides:
+        raise UserError(f"overrides={list(overrides)}: are for a recipe that is read from a file; change the RunConfig")
+    return recipe
 
 
 def _resolve_paths(value: Any, *, folder: Path) -> Any:
@@ -355,6 +371,7 @@ def _rename_old(values: dict[str, Any], *, source: str) -> None:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
+    check_text("overrides", override, "train.num_steps=20")
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyicl.episodes import TaskTokenizer, TokenizedTask, join_examples
-from manyicl.errors import UserError, check_kind
+from manyicl.errors import UserError, check_kind, refuse_tables, take_whole
 from manyicl.inference.answering.choices import CONTENT_FREE, score_content_free, weigh_choices
 from manyicl.inference.answering.generation import OnIds
 from manyicl.inference.answering.settings import (
@@ -59,15 +59,20 @@ class Answer:
     """Reason -> train rows that could not be shots."""
 
 
-def _check_inputs(inputs: Sequence[str]) -> None:
-    """Raise a UserError for one text in place of a list, and for a member that is no text, or an empty one."""
+def _list_inputs(inputs: Iterable[str]) -> list[str]:
+    """Return the inputs; raise a UserError for one text or a table in place of a list, or a member that is no text."""
     if isinstance(inputs, str):
         raise UserError(f"inputs={inputs!r}: is one text; give a list of inputs, such as [{inputs!r}]")
-    for number, text in enumerate(inputs, start=1):
+    refuse_tables("inputs", inputs)
+    if not isinstance(inputs, Iterable):
+        raise UserError(f"inputs={str(inputs)[:50]}: give a list of texts")
+    texts = list(inputs)
+    for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             raise UserError(f"input {number}: {text!r} is not a text; give a list of texts")
         if not text.strip():
             raise UserError(f"input {number}: is empty; give a text, or leave it out")
+    return [str(text) for text in texts]  # numpy has texts of a class of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ class Questions:
 def ask(
     model: InferenceModel,
     task: Task,
-    inputs: Sequence[str],
+    inputs: Iterable[str],
     *,
     shots: int | None = None,
     seed: int = 0,
@@ -130,7 +135,7 @@ def ask(
 def pose_questions(
     model: InferenceModel,
     task: Task,
-    inputs: Sequence[str],
+    inputs: Iterable[str],
     *,
     shots: int | None,
     seed: int,
@@ -144,9 +149,10 @@ def pose_questions(
         UserError: as `ask`.
     """
     check_choice(choose, num_nearest, calibrate=answering.calibrate)
-    if shots is not None and (not isinstance(shots, int) or shots < 0):
-        raise UserError(f"shots={shots}: give a whole number from 0, or leave it out for as many as fit")
-    _check_inputs(inputs)
+    if shots is not None:
+        shots = take_whole("shots", shots, least=0, advice=", or leave it out for as many as fit")
+    seed, num_nearest = take_whole("seed", seed), take_whole("num_nearest", num_nearest)
+    inputs = _list_inputs(inputs)
     tokenized = tokenize_for(task, model)
     written = write_answers(model.tokenizer, task.labels) if task.labels else ()
     longest = most_answer_tokens(tokenized, written or None, limit=answering.max_new_tokens)

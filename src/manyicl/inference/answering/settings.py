@@ -6,9 +6,10 @@ Nothing here needs torch: `check` and `diff` answer at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, Literal, get_args
 
-from manyicl.errors import UserError, check_list
+from manyicl.errors import UserError, check_list, take_number, take_whole
 
 Normalize = Literal["none", "tokens", "characters", "bytes"]
 Calibrate = Literal["none", "contextual"]
@@ -74,8 +75,13 @@ class AnswerSettings:
                 f"calibrate={self.calibrate}: also takes away what length does, so it does not go with"
                 f" normalize={self.normalize}; leave one out"
             )
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={self.max_new_tokens}: an answer needs at least 1 token")
+        object.__setattr__(self, "samples", take_whole("samples", self.samples))
+        for name in ("temperature", "top_p"):
+            object.__setattr__(self, name, take_number(name, getattr(self, name)))
+        if self.max_new_tokens is not None:
+            object.__setattr__(self, "max_new_tokens", take_whole("max_new_tokens", self.max_new_tokens))
+            if self.max_new_tokens < 1:
+                raise UserError(f"max_new_tokens={self.max_new_tokens}: an answer needs at least 1 token")
         if not 0 <= self.temperature <= MOST_TEMPERATURE:
             raise UserError(f"temperature={self.temperature:g}: give a number from 0 (greedy) to {MOST_TEMPERATURE:g}")
         if not 0 < self.top_p <= 1:
@@ -122,7 +128,8 @@ def check_min_confidence(min_confidence: float | None, *, has_confidence: bool) 
     """
     if min_confidence is None:
         return
-    if not isinstance(min_confidence, int | float) or not 0 <= min_confidence <= 1:
+    given: Any = min_confidence  # also one of numpy's
+    if not isinstance(given, Real) or not 0 <= float(given) <= 1:
         raise UserError(f"min_confidence={min_confidence!r}: is not a probability; give one from 0 to 1, such as 0.8")
     if not has_confidence:
         raise UserError(
