@@ -99,6 +99,7 @@ def train(
     on_prepared is called on the main process once the plan is made, before any weight is loaded.
     frame: of the chat style, the text around examples; None renders the chat template now. A run that is resumed keeps
     the one that it was started with, today's date of then included.
+    console: where progress is printed. None: standard error; `rich.console.Console(quiet=True)`: nowhere.
     tasks: as `prepare_run` takes them, so that many runs on the same tasks read them once; None reads their files.
     gpu_share: what it may count on, if other processes use its GPU too.
 

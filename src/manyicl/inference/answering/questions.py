@@ -111,6 +111,7 @@ def ask(
 
     A train row that leaves no room for the longest input cannot be a shot; `Answer.left_out` counts such rows.
 
+    inputs: texts: a list, an iterator, a column of a table. The answers have their order.
     shots: how many. Default: as many as fit.
     answering: how an input is answered. A generated answer that reached its limit is marked as cut.
     min_confidence: answers with less confidence are marked as unsure. Default: none is.
