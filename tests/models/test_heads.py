@@ -114,3 +114,18 @@ def test_a_model_is_as_it_was_afterwards():
         assert model(input_ids=ids).logits.dtype == torch.float32
     assert torch.equal(model(input_ids=ids).logits, before)
     assert before.dtype == torch.bfloat16
+
+
+def test_blocks_of_two_threads_that_overlap_both_give_float32_logits():
+    """The block that ended first gave the head back to the model while the other still asked it."""
+    model = tying_model("llama")
+    ids = torch.from_numpy(QUERY.astype(np.int64))[None]
+    before = model(input_ids=ids).logits
+    first, second = float32_head(model), float32_head(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert model(input_ids=ids).logits.dtype == torch.float32
+    second.__exit__(None, None, None)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert before.dtype == torch.bfloat16

@@ -11,7 +11,7 @@ from manyicl.inference.budget import row_budget
 from manyicl.inference.sharing import sharing_fault
 from manyicl.models.costs import shape_model
 from manyicl.models.isolation import isolation_fault
-from manyicl.models.structure import boundaries, common_window, head_dims, key_heads, layer_windows
+from manyicl.models.structure import boundaries, common_window, head_dims, key_heads, layer_windows, replaced
 
 
 @pytest.fixture
@@ -57,3 +57,20 @@ def test_gemma_4_trains_packed_and_is_asked_behind_a_prefix(gemma4):
     text = np.random.default_rng(0).integers(3, 399, 700).astype(np.int32)
     assert isolation_fault(gemma4, text, longest=64) == ""
     assert sharing_fault(gemma4, text) == ""
+
+
+def test_overlapping_blocks_leave_what_was_there_before_all_of_them():
+    class Owner:
+        own = "own"
+
+    first, second = replaced(Owner, "own", "first"), replaced(Owner, "own", "second")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert Owner.own == "second"
+    second.__exit__(None, None, None)
+    assert Owner.own == "own"
+    one = Owner()
+    with replaced(one, "own", "its"):
+        assert one.own == "its"
+    assert vars(one) == {}  # it is the class's again

@@ -39,9 +39,10 @@ def _plain_head(model: Any) -> Any:
     inner = inner_model(model)
     head: Any = None if inner is None else inner.get_output_embeddings()
     head = getattr(head, "base_layer", head)  # below an adapter of peft, whose own share is added to the product
-    if type(head) is not nn.Linear or "forward" in vars(head) or not head.weight.is_floating_point():
+    if type(head) is not nn.Linear or not head.weight.is_floating_point():
         return None
-    return head
+    changed = vars(head).get("forward")  # another thread's block may be open, whose product is this one's
+    return head if changed is None or getattr(changed, "func", None) is _float32_product else None
 
 
 def _float32_product(head: nn.Linear, hidden: Tensor) -> Tensor:

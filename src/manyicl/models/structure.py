@@ -7,6 +7,7 @@ its own value, and refuse to be asked for a common one. Modules: the model insid
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from manyicl.errors import UserError
+
+_ABSENT = object()
+# (Owner, attribute) -> what it had before any block of `replaced`, under None, then what each block that is open gives.
+_replaced: dict[tuple[int, str], dict[object, Any]] = {}
+_replacing = threading.Lock()
 
 # Under which names the classes of transformers keep the length of a window or a chunk.
 BOUNDARIES = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
@@ -208,16 +214,28 @@ def inner_model(model: nn.Module) -> Any:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a module, class or object another attribute in the block; what it had before returns afterwards."""
-    is_own, before = name in vars(owner), vars(owner).get(name)
-    setattr(owner, name, value)
+    """Give a module, class or object another attribute in the block; what it had before returns afterwards.
+
+    Blocks of several threads may overlap: the attribute is that of the block which was entered last of those that are
+    left, and what was there before all of them returns after the last.
+    """
+    key, block = (id(owner), name), object()
+    with _replacing:
+        values = _replaced.setdefault(key, {None: vars(owner).get(name, _ABSENT)})
+        values[block] = value
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        if is_own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
+        with _replacing:
+            del values[block]
+            left = next(reversed(values.values()))
+            if left is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, left)
+            if len(values) == 1:
+                del _replaced[key]
 
 
 def device_of(model: nn.Module) -> torch.device:
