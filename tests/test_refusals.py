@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from manyicl import files
 from manyicl.cli import app
 from manyicl.errors import UserError, find_refusal
 from manyicl.training import run as runs
 from manyicl.training.run import train
-from manyicl.training.run_folder import RunFolder
+from manyicl.training.run_folder import RunFolder, refuse_damaged
 from tests.cli.test_app import refusal, run_manyicl
 from tests.support.forked import run_forked
 from tests.trajectory.setting import python_process, write_setting
@@ -147,6 +148,23 @@ def test_a_damaged_checkpoint_is_named_with_how_to_go_on_without_it(tmp_path, na
         UserError, match=rf"^{damaged}: is damaged .*; remove {checkpoint} and go on from the checkpoint"
     ):
         train(config, out=run, resume=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_a_checkpoint_without_one_of_its_files_is_refused(tmp_path, name):
+    """Without the optimizer or the schedule a run was resumed to another model than its own, and nothing said so."""
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    save_file({"weight": torch.ones(2)}, checkpoint / "model.safetensors")
+    for other in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"state": 1}, checkpoint / other)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    refuse_damaged(checkpoint)
+    (checkpoint / name).unlink()
+    with pytest.raises(UserError, match=rf"^{checkpoint}/\S+: is damaged \(no such file\); remove {checkpoint} and "):
+        refuse_damaged(checkpoint)
 
 
 def test_an_output_that_is_not_utf_8_gets_escapes_and_no_traceback(monkeypatch):

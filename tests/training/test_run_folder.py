@@ -9,7 +9,7 @@ import pytest
 
 from manyicl.errors import UserError
 from manyicl.training.run import train
-from manyicl.training.run_folder import RunFolder, refuse_damaged, refuse_other_sharding
+from manyicl.training.run_folder import RunFolder, refuse_other_sharding
 from tests.trajectory.setting import write_setting
 
 # As runs of early versions have it: no weights, no rows, and another name for the recomputed layers.
@@ -114,13 +114,3 @@ def test_a_checkpoint_of_another_kind_of_launch_is_refused_with_the_command(tmp_
     with pytest.raises(UserError) as refused:
         refuse_other_sharding(checkpoint, sharded=sharded)
     assert str(refused.value) == f"{checkpoint}: was written {told} --resume '{tmp_path / 'my run'}'"
-
-
-def test_a_checkpoint_without_its_record_is_damaged(tmp_path):
-    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
-    refuse_damaged(checkpoint)
-    (checkpoint / "trainer_state.json").unlink()
-    with pytest.raises(UserError, match=r"trainer_state\.json: is damaged .*; remove .*checkpoint-2 and go on from"):
-        refuse_damaged(checkpoint)

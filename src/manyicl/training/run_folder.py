@@ -41,6 +41,9 @@ RUN_SCHEMA = 1
 CHANGEABLE = ("recompute", "compile", "cuda_graph", "num_workers", "packs_per_batch")
 # The Trainer's own record in a checkpoint.
 TRAINER_STATE = "trainer_state.json"
+# What every checkpoint has, in any launch. The Trainer goes on without optimizer, schedule and random states, and says
+# nothing: that would be another run.
+_CHECKPOINT_FILES = (TRAINER_STATE, "*model*", "optimizer*", "scheduler.pt", "rng_state*.pth")
 
 
 class _Record(BaseModel):
@@ -365,21 +368,27 @@ def refuse_damaged(checkpoint: Path) -> None:
     Raises:
         UserError: naming the file, and how to go on without the checkpoint.
     """
-    for path in sorted({*checkpoint.iterdir(), checkpoint / TRAINER_STATE}):
+    gone = [checkpoint / names for names in _CHECKPOINT_FILES if not any(checkpoint.glob(names))]
+    for path in sorted({*checkpoint.iterdir(), *gone}):
         try:
-            if path.suffix == ".safetensors":
+            if path in gone:
+                damage = "no such file"
+            elif path.suffix == ".safetensors":
                 with safe_open(path, framework="pt"):
-                    pass
+                    continue
             elif path.suffix in (".pt", ".pth", ".bin"):
                 with zipfile.ZipFile(path):  # what torch.save writes; its directory stands at the end
-                    pass
-            elif path.suffix == ".json":
-                json.loads(path.read_bytes())
-        except (SafetensorError, zipfile.BadZipFile, ValueError, FileNotFoundError) as error:
-            raise UserError(
-                f"{path}: is damaged ({error}); remove {checkpoint} and go on from the checkpoint before it, or"
-                f" from the start: manyicl train --resume {shlex.quote(str(checkpoint.parents[1]))}"
-            ) from error
+                    continue
+            elif path.suffix != ".json" or isinstance(json.loads(path.read_bytes()), dict):
+                continue
+            else:
+                damage = "not a JSON object"
+        except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
+            damage = str(error)
+        raise UserError(
+            f"{path}: is damaged ({damage}); remove {checkpoint} and go on from the checkpoint before it, or from the"
+            f" start: manyicl train --resume {shlex.quote(str(checkpoint.parents[1]))}"
+        )
 
 
 def refuse_other_sharding(checkpoint: Path, *, sharded: bool) -> None:
