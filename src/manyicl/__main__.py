@@ -6,12 +6,17 @@ import io
 import os
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from manyicl.errors import TerminatedError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
+
+
+# Seconds after which a process is stopped again if the first time came to nothing.
+_AGAIN_S = 0.1
 
 
 class _LenientFile(io.FileIO):
@@ -28,6 +33,7 @@ class _LenientFile(io.FileIO):
 def run() -> None:
     """Run the command line. Ctrl-C (exit code 130) and SIGTERM (143) are one line at any time, imports included."""
     _let_stderr_fail()
+    _hear_lost_stops()
     if "RANK" not in os.environ:  # the processes of a launch may wait for each other, and must end at once
         signal.signal(signal.SIGTERM, _stop)
     try:
@@ -49,6 +55,28 @@ def _let_stderr_fail() -> None:
     raw = _LenientFile(sys.stderr.fileno(), "w", closefd=False)
     encoding, errors = sys.stderr.encoding, sys.stderr.errors
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=True)
+
+
+def _hear_lost_stops() -> None:
+    """Stop the process again if its stop was lost: Python drops what is raised while it frees an object."""
+    if os.name != "posix":
+        return
+    show = sys.unraisablehook
+
+    def hear(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            show(lost)
+            return
+        number = signal.SIGINT
+        if isinstance(lost.exc_value, TerminatedError):
+            number = signal.SIGTERM
+            signal.signal(number, _stop)
+        # Not at once: that would be raised in here, and lost as well.
+        again = threading.Timer(_AGAIN_S, signal.pthread_kill, (threading.main_thread().ident, number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hear
 
 
 def _stop(*_: object) -> NoReturn:
