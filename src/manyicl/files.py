@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ def writing_atomically(path: Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def find_others(folder: Path, ours: Collection[str]) -> list[Path]:
+    """Return what lies in a folder, without files of some names and without what a killed write left of a file."""
+    left = re.compile(r"\..+\.partial")
+    return [path for path in folder.iterdir() if path.name not in ours and not left.fullmatch(path.name)]
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

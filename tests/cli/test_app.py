@@ -967,6 +967,21 @@ def test_a_stopped_comparison_says_how_to_go_on(tmp_path, capfd, monkeypatch):
     assert (code, err) == (130, f"stopped; resume with: manyicl compare --resume {tmp_path / 'c'} --seed 0\n")
 
 
+def test_a_comparison_that_ended_before_its_recipe_was_written_is_called_again_not_resumed(
+    tmp_path, capfd, monkeypatch
+):
+    """The line that said how to resume it was refused: no comparison was there."""
+    make_recipe(tmp_path, write_world(tmp_path))
+    command = ["compare", tmp_path / "recipe.toml", "--out", tmp_path / "c"]
+    with monkeypatch.context() as patch:
+        patch.setattr("manyicl.comparison.grid.dump_config", stop)
+        assert run_manyicl(capfd, *command)[::2] == (130, "stopped, nothing is kept\n")
+    (tmp_path / "c" / ".inputs.json.4711-0a1b2c3d.partial").touch()  # as after a kill
+    monkeypatch.setattr("manyicl.comparison.run_comparison", stop)
+    code, _, err = run_manyicl(capfd, *command)
+    assert (code, err) == (130, f"stopped; resume with: manyicl compare --resume {tmp_path / 'c'}\n")
+
+
 @pytest.mark.parametrize(
     ("message", "shown"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 
@@ -114,3 +115,22 @@ def test_a_checkpoint_of_another_kind_of_launch_is_refused_with_the_command(tmp_
     with pytest.raises(UserError) as refused:
         refuse_other_sharding(checkpoint, sharded=sharded)
     assert str(refused.value) == f"{checkpoint}: was written {told} --resume '{tmp_path / 'my run'}'"
+
+
+def test_a_run_that_ended_before_its_recipe_was_written_can_be_called_again(tmp_path, monkeypatch):
+    """It was told that nothing is kept, and then that its folder is not empty."""
+    config = write_setting(tmp_path, num_steps=1)
+    run = tmp_path / "run"
+
+    def refuse(config):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("manyicl.training.run_folder.dump_config", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            train(config, out=run)
+    (run / ".config.toml.4711-0a1b2c3d.partial").touch()  # as after a kill
+    assert train(config, out=run).model == run / "model"
+    (run / "config.toml").unlink()
+    with pytest.raises(UserError, match="is not empty; name another"):
+        train(config, out=run)

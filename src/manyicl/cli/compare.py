@@ -72,7 +72,8 @@ def compare(
     folder = resume or out or default_folder(recipe.stem if recipe else "")
     some = [word for seed in seeds or () for word in ("--seed", str(seed))]
     some += ["--processes", str(processes)] if processes > 1 else []
-    with stoppable("compare", "--resume", str(folder), *some, kept=folder, recipe=folder / "recipe.toml"):
+    kept = folder / "recipe.toml"
+    with stoppable("compare", "--resume", str(folder), *some, kept=kept, recipe=kept):
         comparison = verbs.compare(
             recipe,
             out=folder if resume is None else out,

@@ -54,7 +54,7 @@ from manyicl.evaluation import (
     shots_order,
     sort_shots,
 )
-from manyicl.files import write_atomically
+from manyicl.files import find_others, write_atomically
 from manyicl.locks import LOCK, sole_writer
 from manyicl.models import RUN_PLAN, check_causal, check_window, load_config, load_tokenizer, resolve_precision
 from manyicl.planning import find_overlaps
@@ -358,7 +358,7 @@ def _continue_in(folder: Path, config: CompareConfig | None, *, overrides: Seque
 def _begin_in(folder: Path, config: CompareConfig) -> Grid:
     # The demo's tasks may be there already, and what a kill leaves just before the recipe is written.
     ours = ("tasks", INPUTS_FILE, LOCK)
-    taken = [path for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
+    taken = find_others(folder, ours) if folder.exists() else []
     if taken:
         raise UserError(f"out={folder}: is not empty ({taken[0].name}); name a new folder")
     # All arms and seeds share one precision, also if they are trained on different machines.

@@ -23,6 +23,7 @@ from manyicl.demo.regimes import CONTRAST, HEADLINE, Regime, draw_familiar, draw
 from manyicl.demo.tasks import write_tasks
 from manyicl.episodes import EpisodeSettings
 from manyicl.errors import UserError
+from manyicl.files import find_others
 from manyicl.models import NEUTRAL_TEXT, TEMPLATE, ModelSettings
 from manyicl.processes import share_work
 from manyicl.report import print_outcome, write_outcome
@@ -207,7 +208,7 @@ def _refuse_other_folder(folder: Path, *, known: Set[str]) -> None:
     Raises:
         UserError: naming the first other file.
     """
-    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []
+    others = sorted(path.name for path in find_others(folder, known)) if folder.exists() else []
     if others:
         raise UserError(f"out={folder}: is not empty ({others[0]}); name a new folder")
 

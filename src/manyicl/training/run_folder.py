@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from manyicl.episodes import Frame
 from manyicl.errors import UserError
-from manyicl.files import read_object, sync_folder, sync_tree, write_atomically
+from manyicl.files import find_others, read_object, sync_folder, sync_tree, write_atomically
 from manyicl.locks import LOCK
 from manyicl.models import RUN_MODEL, RUN_STATE, fingerprint_weights, locate_model, resolve_precision
 from manyicl.training.held_out import HeldOutRow, Losses
@@ -245,10 +245,12 @@ class RunFolder:
 
     def start(self, prepared: Prepared) -> None:
         """Write config.toml and run.json of a new run; of one that is resumed, what was changed."""
-        self.checkpoints.clear_unfinished()
-        if not self.is_started:
+        is_new = not self.is_started
+        if is_new:
             write_atomically(self.state_file, describe_run(prepared).to_json())
             write_atomically(self.config_file, dump_config(prepared.config))
+        self.checkpoints.clear_unfinished()
+        if is_new:
             return
         changes = find_changes(load_recipe(self.config_file), prepared.config)
         if changes and not self.is_finished:
@@ -286,7 +288,7 @@ class RunFolder:
             allowed = [*(f"train.{key}" for key in CHANGEABLE), *config.movable]
             refuse_changes(changes, allowed=allowed, where=f"resume={self}", file=self.config_file.name)
             refuse_gone(config, where=f"resume={self}", command=f"manyicl train --resume {shlex.quote(str(self))}")
-        elif any(path.name != LOCK for path in self.path.iterdir()):
+        elif self.is_started or find_others(self.path, [LOCK, RUN_STATE]):  # run.json: of one that was killed at once
             fix = f"go on with resume={self}, or name" if self.is_started else "name"
             raise UserError(f"out={self}: is not empty; {fix} another")
         return config
