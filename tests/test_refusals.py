@@ -67,6 +67,25 @@ def test_a_path_below_the_home_of_nobody_is_one_line(capfd, tmp_path):
     assert told == "a path begins with ~ and names no user of this computer; write the whole path"
 
 
+def test_a_user_without_a_home_folder_is_not_told_of_a_path_that_nobody_wrote(monkeypatch):
+    error = RuntimeError("Could not determine home directory.")
+    assert find_refusal(error) == "a path begins with ~ and names no user of this computer; write the whole path"
+    monkeypatch.delenv("HOME")
+    assert find_refusal(error) == "no home folder is known for this user; set HOME"
+
+
+@pytest.mark.parametrize("arguments", [("world", "w"), ("demo", "--quick"), ("eval", "seed", "--tasks", "t")])
+def test_a_folder_that_was_removed_under_the_command_is_one_line(tmp_path, monkeypatch, capfd, arguments):
+    """Another terminal, or a branch that was changed, had removed it: a traceback, if anything was to be written."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    more = ("--out", "r.json") if arguments[0] == "eval" else ()
+    told = refusal(capfd, *arguments, *more)
+    assert told.startswith("the folder that this was called in has been removed; go to another, or to a new one of")
+
+
 def test_a_bug_of_ours_is_not_taken_for_a_refusal():
     for error in (KeyError(28), FileNotFoundError(errno.ENOENT, "No such file", "x"), RuntimeError("shape 28")):
         assert find_refusal(error) is None

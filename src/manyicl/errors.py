@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from operator import index
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 _REASONS = {
@@ -205,7 +207,11 @@ def find_refusal(error: BaseException) -> str | None:
         if _NO_TEMPORARY in str(cause):
             return "no temporary file can be written (the disk is full, or read-only?); free some space, or set TMPDIR"
         if _NO_HOME in str(cause):
+            if "HOME" not in os.environ:
+                return "no home folder is known for this user; set HOME"
             return "a path begins with ~ and names no user of this computer; write the whole path"
+        if isinstance(cause, FileNotFoundError) and _is_nowhere():
+            return "the folder that this was called in has been removed; go to another, or to a new one of that name"
         path = cause.filename if isinstance(cause, OSError) else None
         number = cause.errno if isinstance(cause, OSError) else None
         if number is None:
@@ -217,6 +223,15 @@ def find_refusal(error: BaseException) -> str | None:
             place = _OURS.sub(lambda found: found[1] or "", str(path or ""))
             return f"{place}: {_REASONS[number]}" if place else _REASONS[number]
     return None
+
+
+def _is_nowhere() -> bool:
+    """Return whether the folder that this process works in has been removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
