@@ -7,8 +7,9 @@ import mmap
 import pytest
 import torch
 
+from manyicl.errors import UserError
 from manyicl.training import metrics
-from manyicl.training.metrics import PeakMemory, measure_ceiling, resident_peak
+from manyicl.training.metrics import MetricsLog, PeakMemory, measure_ceiling, resident_peak
 
 
 @pytest.mark.slow
@@ -43,3 +44,16 @@ def test_where_an_earlier_peak_cannot_be_forgotten_there_is_no_figure(tmp_path, 
 
 def test_a_cpu_has_no_known_ceiling():
     assert measure_ceiling(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("line", [b"\0\0\0\n", b"{}\n", b"[1]\n", b'{"step": 2, "lo\n', b"\xff\n"])
+def test_a_damaged_line_among_the_metrics_is_named_and_half_a_last_line_is_left_out(tmp_path, line):
+    """A run with such a line could not be resumed, nor its comparison be reported: a traceback."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"step": 1, "loss": 2.5})
+    with log.path.open("ab") as file:
+        file.write(b'{"step": 2, "lo')
+    assert log.read() == [{"step": 1, "loss": 2.5}]
+    log.path.write_bytes(b'{"step": 1, "loss": 2.5}\n' + line)
+    with pytest.raises(UserError, match=r"/metrics\.jsonl line 2: is damaged; restore the file, or remove this line$"):
+        log.cut_after(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 
 from manyicl.console import Bar
 from manyicl.episodes import Batch
+from manyicl.errors import UserError
 from manyicl.files import write_atomically
 from manyicl.models import AnswerLoss
 
@@ -39,11 +41,22 @@ class MetricsLog:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the whole lines; one that a kill left half-written is left out."""
+        """Return the whole lines; one that a kill left half-written is left out.
+
+        Raises:
+            UserError: another line is damaged.
+        """
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        return [self._record(line, number) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                return record
+        raise UserError(f"{self.path} line {number}: is damaged; restore the file, or remove this line")
 
     def cut_after(self, step: int) -> None:
         """Drop what was logged after `step`."""
