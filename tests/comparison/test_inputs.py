@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from manyicl.comparison.grid import Grid, open_comparison
-from manyicl.comparison.inputs import INPUTS_FILE
+from manyicl.comparison.inputs import INPUTS_FILE, read_whole
 from manyicl.comparison.settings import CompareConfig
 from manyicl.comparison.summary import summarize
 from manyicl.comparison.worker import run_comparison
@@ -225,3 +225,15 @@ def test_a_damaged_file_of_a_comparison_is_told_in_one_line(tmp_path, content):
     damaged.write_bytes(content)
     with pytest.raises(UserError, match=f"^{damaged}: is damaged; restore it from a copy, or start a new comparison$"):
         open_comparison(tmp_path / "out", None)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]"])
+def test_a_file_of_a_comparison_that_is_gone_or_lacks_what_is_read_is_damaged(tmp_path, content):
+    """A plan that was gone ended a finished comparison's report in a traceback."""
+    file = tmp_path / "manyicl.plan.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=rf"^{file}: is damaged; restore it from a copy, or start a new comparison$"):
+        read_whole(file, "learning_rate")
+    file.write_text('{"learning_rate": 0.5}')
+    assert read_whole(file, "learning_rate") == {"learning_rate": 0.5}

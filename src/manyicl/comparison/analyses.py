@@ -238,7 +238,7 @@ def find_forgetting(findings: Findings) -> Forgetting:
 
 def _read_text(file: Path) -> Sequence[Mapping[str, Any]]:
     with redoable(file):
-        texts: Sequence[Mapping[str, Any]] = read_whole(file)["texts"]
+        texts: Sequence[Mapping[str, Any]] = read_whole(file, "texts")["texts"]
     return texts
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from manyicl.comparison.grid import Grid, WorkItem, WorkKind, plan_file
-from manyicl.comparison.inputs import read_result, read_whole
+from manyicl.comparison.inputs import read_result, read_whole, redoable
 from manyicl.comparison.schema import AskedAs, ChosenShots, Seeds, ShotsScore, count_seeds
 from manyicl.comparison.settings import ARMS, Arm, ArmName, Role
 from manyicl.console import tell_rate
@@ -334,7 +334,8 @@ def finished_runs(grid: Grid, arm: Arm) -> Iterator[FinishedRun]:
             item = WorkItem(arm.name, seed, "train", task)
             if grid.is_done(item):
                 folder = RunFolder(grid.path_of(item))
-                plan = read_whole(plan_file(folder.path))
+                with redoable(folder.path):
+                    plan = read_whole(plan_file(folder.path), "learning_rate")
                 yield FinishedRun(seed, folder, plan, folder.read_state())
 
 

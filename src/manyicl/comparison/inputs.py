@@ -76,14 +76,14 @@ def write_inputs(folder: Path, inputs: Inputs) -> None:
     write_atomically(folder / INPUTS_FILE, json.dumps(content, indent=1) + "\n")
 
 
-def read_whole(file: Path) -> dict[str, Any]:
-    """Return the JSON object of a comparison's own file.
+def read_whole(file: Path, *keys: str) -> dict[str, Any]:
+    """Return the JSON object of a comparison's own file, which has these keys.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged or gone.
     """
-    content = read_object(file)
-    if content is None:
+    content = read_object(file) if file.exists() else None
+    if content is None or not content.keys() >= {*keys}:
         raise UserError(f"{file}: is damaged; restore it from a copy, or start a new comparison")
     return content
 
