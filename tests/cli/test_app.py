@@ -718,7 +718,7 @@ def test_out_of_memory_is_one_line_that_tells_where_and_how_to_go_on(tmp_path, c
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(model, batch)
 
-    def losses(*_):
+    def losses(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     def last_line(*arguments):

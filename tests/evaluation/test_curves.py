@@ -142,13 +142,19 @@ def test_a_model_that_gives_no_finite_likelihood_is_an_error_not_a_score(tokeniz
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"shots": ()}, {"shots": (-1,)}, {"shots": ("all",)}, {"shots": (1.5,)}, {"draws": 0}, {"queries": 0},
+        {"shots": ()}, {"shots": (-1,)}, {"shots": ("all",)}, {"draws": 0}, {"queries": 0},
     ],
 )  # fmt: skip
 def test_an_impossible_sweep_is_one_line(tokenizer, wrong):
     asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
     with pytest.raises(UserError, match=r"^shots=.*, draws=.*, queries=.*: need shots from 0, and at least 1$"):
         evaluate(asked, [make_task("animals")], **wrong)
+
+
+def test_a_number_of_shots_is_whole_or_fill(tokenizer):
+    asked = InferenceModel("tiny", tiny_model("llama"), tokenizer=tokenizer, max_tokens=200, trained_shots={})
+    with pytest.raises(UserError, match=r"^shots=1\.5: give a whole number, or 'fill'$"):
+        evaluate(asked, [make_task("animals")], shots=(1.5,))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def evaluate(
     tasks = [with_template(task, number) for task in tasks]
     loaded = model if isinstance(model, InferenceModel) else load_for_inference(model, weights=endpoint is None)
     sweep = Sweep(
-        tuple(k if isinstance(k, str) else take_whole("shots", k) for k in shots),
+        tuple(k if isinstance(k, str) else take_whole("shots", k, advice=", or 'fill'") for k in shots),
         num_draws=take_whole("draws", draws),
         num_queries=take_whole("queries", queries),
         seed=take_whole("seed", seed),
