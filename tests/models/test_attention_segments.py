@@ -95,6 +95,15 @@ def test_blocks_of_two_threads_may_overlap():
     assert model.config._attn_implementation == own
 
 
+def test_a_block_that_ends_gives_back_what_was_there_when_it_began():
+    """The blocks were counted, so after the inner one the model went on by segments."""
+    model = tiny_model("llama")
+    with segment_attention(model), own_attention(model, "eager"):
+        with segment_attention(model):
+            pass
+        assert model.config._attn_implementation == "eager"
+
+
 def test_a_block_in_one_of_the_models_own_attention_in_another_block():
     model = tiny_model("llama")
     with segment_attention(model), own_attention(model, "eager"), segment_attention(model):

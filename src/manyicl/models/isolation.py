@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from manyicl.episodes import Batch, TokenizedEpisode, join_row
 from manyicl.errors import UserError, is_out_of_memory
-from manyicl.models.attention.dispatch import segment_attention, takes_segments
+from manyicl.models.attention.dispatch import attending_by, segment_attention, takes_segments
 from manyicl.models.loss import target_logits
 from manyicl.models.structure import caps_scores, device_of, inner_model, longest_boundary
 from manyicl.models.trials import logit_difference
@@ -104,11 +104,8 @@ def own_attention(model: nn.Module, name: str = "") -> Iterator[None]:
     if not name or name == before or not inner._can_set_attn_implementation():
         yield
         return
-    inner.set_attn_implementation(name)
-    try:
+    with attending_by(inner, name):
         yield
-    finally:
-        inner.set_attn_implementation(before)
 
 
 def _trial_length(config: Any, longest: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from manyicl.errors import UserError
 
 _ABSENT = object()
-# (Owner, attribute) -> what it had before any block of `replaced`, under None, then what each block that is open gives.
-_replaced: dict[tuple[int, str], dict[object, Any]] = {}
-_replacing = threading.Lock()
+# Place -> what was there before any block of `switched`, under None, then what each block that is open writes.
+_switched: dict[Hashable, dict[object, Any]] = {}
+_switching = threading.Lock()
 
 # Under which names the classes of transformers keep the length of a window or a chunk.
 BOUNDARIES = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
@@ -213,29 +213,41 @@ def inner_model(model: nn.Module) -> Any:
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a module, class or object another attribute in the block; what it had before returns afterwards.
+def switched(key: Hashable, value: Any, *, read: Callable[[], Any], write: Callable[[Any], None]) -> Iterator[None]:
+    """Write a value in the block; what was there before returns afterwards.
 
-    Blocks of several threads may overlap: the attribute is that of the block which was entered last of those that are
+    Blocks of several threads may overlap: the value is that of the block which was entered last of those that are
     left, and what was there before all of them returns after the last.
+
+    key: the place that is written. read: returns what is there. write: puts a value there.
     """
-    key, block = (id(owner), name), object()
-    with _replacing:
-        values = _replaced.setdefault(key, {None: vars(owner).get(name, _ABSENT)})
+    block = object()
+    with _switching:
+        values = _switched.setdefault(key, {None: read()})
         values[block] = value
-        setattr(owner, name, value)
+        write(value)
     try:
         yield
     finally:
-        with _replacing:
+        with _switching:
             del values[block]
-            left = next(reversed(values.values()))
-            if left is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, left)
+            write(next(reversed(values.values())))
             if len(values) == 1:
-                del _replaced[key]
+                del _switched[key]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a module, class or object another attribute in the block, as `switched` does."""
+
+    def write(value: Any) -> None:
+        if value is _ABSENT:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, value)
+
+    with switched((id(owner), name), value, read=lambda: vars(owner).get(name, _ABSENT), write=write):
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -13,10 +13,10 @@ Shapes: B batch (always 1), H query heads, G key-value heads, T row, S segments,
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -40,16 +40,13 @@ from manyicl.models.attention.partial import (
     takes_flash,
 )
 from manyicl.models.attention.segments import attend_row_segments, kernel_order
-from manyicl.models.structure import drops_attention, inner_model
+from manyicl.models.structure import drops_attention, inner_model, switched
 
 IMPLEMENTATION = "manyicl_segments"
 # What merges the parts of a row's attention behind a prefix: the last; see `merging_by`. Of all threads, since a model
 # may be asked in another one than the block was entered in.
 _merges: list[Callable[[Sequence[Part]], Tensor]] = [merge_parts]
 _has_one_config: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models of transformers
-# Model -> its own attention, and in how many blocks of `segment_attention` it is now.
-_in_blocks: WeakKeyDictionary[nn.Module, tuple[str, int]] = WeakKeyDictionary()
-_switching = threading.Lock()
 
 
 class KeyValueBuffer:
@@ -251,26 +248,19 @@ def takes_segments(model: nn.Module) -> bool:
 def segment_attention(model: nn.Module, *, row_tokens: int = 0) -> Iterator[None]:
     """Let `model` (also inside peft's or DDP's wrapper) attend by segments; its own attention returns afterwards.
 
-    Blocks of several threads may overlap: the model's own attention returns when the last of them ends.
-
     row_tokens: of the rows that it is trained on, for which a kernel is chosen.
     """
     inner = inner_model(model)
-    with _switching:
-        own, num_blocks = _in_blocks.get(inner, (inner.config._attn_implementation, 0))
-        if inner.config._attn_implementation != IMPLEMENTATION:
-            _set_attention(inner, IMPLEMENTATION)
-        _in_blocks[inner] = (own, num_blocks + 1)
-    try:
-        with kernel_order(row_tokens=row_tokens, drops=drops_attention(inner.config)):
-            yield
-    finally:
-        with _switching:
-            own, num_blocks = _in_blocks.pop(inner)
-            if num_blocks > 1:
-                _in_blocks[inner] = (own, num_blocks - 1)
-            elif own != IMPLEMENTATION:
-                _set_attention(inner, own)
+    with attending_by(inner, IMPLEMENTATION), kernel_order(row_tokens=row_tokens, drops=drops_attention(inner.config)):
+        yield
+
+
+@contextmanager
+def attending_by(inner: Any, name: str) -> Iterator[None]:
+    """Let transformers' model `inner` attend by `name` in the block; blocks of several threads may overlap."""
+    read, write = (lambda: inner.config._attn_implementation), partial(_set_attention, inner)
+    with switched((id(inner), "attention"), name, read=read, write=write):
+        yield
 
 
 def _set_attention(inner: Any, name: str) -> None:
@@ -278,6 +268,8 @@ def _set_attention(inner: Any, name: str) -> None:
 
     One config that all modules share is what most models have.
     """
+    if inner.config._attn_implementation == name:
+        return
     if inner not in _has_one_config:
         configs = {id(part.config) for part in inner.modules() if isinstance(part, PreTrainedModel)}
         _has_one_config[inner] = len(configs) == 1 and not inner.config.sub_configs
