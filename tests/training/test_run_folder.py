@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_kind_of_launch_is_refused_with_the_command(tmp_
 
 
 def test_a_run_that_ended_before_its_recipe_was_written_can_be_called_again(tmp_path, monkeypatch):
-    """It was told that nothing is kept, and then that its folder is not empty."""
+    """The first call said that nothing was kept, and the second that the folder was not empty."""
     config = write_setting(tmp_path, num_steps=1)
     run = tmp_path / "run"
 

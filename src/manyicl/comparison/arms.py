@@ -129,7 +129,7 @@ def tell_fewer_shots(
 ) -> str:
     """Return which tasks an arm is trained on with fewer shots than its own number, and why; "" if there are none.
 
-    A task's number is the most of the counted seeds; how many they are is told if they are not all.
+    For each task it is the largest number over the counted seeds. If only some seeds were counted, it says how many.
 
     most: training seed -> task -> the most shots that an answer is trained after.
     num_train: task -> its train rows.

@@ -129,7 +129,8 @@ def load_for_inference(
     )
     config = load_config(settings)
     if max_tokens is not None:
-        if take_whole("max_tokens", max_tokens) < 1:
+        max_tokens = take_whole("max_tokens", max_tokens)
+        if max_tokens < 1:
             raise UserError(f"max_tokens={max_tokens}: needs at least 1")
         check_window(config, num_tokens=max_tokens, what="`max_tokens`")
     if frame is None and template in (None, note.template):

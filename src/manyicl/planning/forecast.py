@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -370,18 +370,17 @@ def find_blockers(prepared: Prepared, tasks: Sequence[TaskForecast]) -> Iterable
             f"{_name_tasks(same, among=tasks)}: every train row has the same answer, so there is nothing to learn;"
             " leave out of tasks.names"
         )
-    endless = {task.name: f"{task.num_unterminated:,}" for task in tasks if task.num_unterminated}
+    endless = [f"{task.name} {task.num_unterminated:,}" for task in tasks if task.num_unterminated]
     if endless:
         yield (
-            f"{_name_tasks(endless, among=tasks)}: train answers do not end in the terminator"
-            f" ({list_some(endless.values())}), so answers would not stop; remove the cache of tokenised tasks"
-            " (MANYICL_CACHE)"
+            f"train answers of {_tell_share(endless, among=tasks)} do not end in the terminator, so answers would not"
+            " stop; remove the cache of tokenised tasks (MANYICL_CACHE)"
         )
-    torn = {task.name: f"{task.num_torn} of {task.num_checked}" for task in tasks if task.num_torn}
+    torn = [f"{task.name} {task.num_torn} of {task.num_checked}" for task in tasks if task.num_torn]
     if torn:
         yield (
-            f"{_name_tasks(torn, among=tasks)}: checked queries ({list_some(torn.values())}) are not fed as they were"
-            " trained; remove the cache of tokenised tasks (MANYICL_CACHE), or choose another tokenizer"
+            f"checked queries of {_tell_share(torn, among=tasks)} are not fed as they were trained; remove the cache of"
+            " tokenised tasks (MANYICL_CACHE), or choose another tokenizer"
         )
     unreached = [task.name for task in tasks if not task.num_episodes]
     if unreached:
@@ -416,9 +415,9 @@ def _note_tasks(config: RunConfig, tasks: Sequence[TaskForecast]) -> Iterable[st
         yield f"{_name_tasks(alone, among=tasks)}: no episode holds two examples; raise episodes.token_budget"
 
 
-def _name_tasks(names: Collection[str], *, among: Sequence[TaskForecast]) -> str:
+def _name_tasks(names: Sequence[str], *, among: Sequence[TaskForecast]) -> str:
     """Return the one task, or how many tasks they are and the first of them."""
-    return f"task '{next(iter(names))}'" if len(names) == 1 else _tell_share([*names], among=among, mark=", ")
+    return f"task '{names[0]}'" if len(names) == 1 else _tell_share(names, among=among, mark=", ")
 
 
 def _tell_share(told: Sequence[str], *, among: Sequence[TaskForecast], mark: str = "; ") -> str:
