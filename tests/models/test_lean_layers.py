@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -108,6 +109,24 @@ def test_answers_have_the_models_own_logits(kind, config, device, dtype, most):
             model(ids, use_cache=False)
     assert (logits - own).norm() <= most * own.norm()
     assert lean.number < usual.number
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_passes_of_several_threads_turn_each_by_their_own_angles(device):
+    """Two threads kept their sines in one place, and a thread took what the other had just put there."""
+    model = make_model(Gemma3ForCausalLM, GEMMA3, device).eval()
+    rows = [torch.arange(n, device=device)[None] % 61 for n in (5, 17, 40, 33)]
+
+    @torch.inference_mode()
+    def read(row):
+        return model(row, use_cache=False).logits
+
+    with lean_pieces(model):
+        alone = [read(row) for row in rows]
+        with ThreadPoolExecutor(len(rows)) as pool:
+            found = list(pool.map(read, rows * 50))
+    for logits, expected in zip(found, alone * 50, strict=True):
+        torch.testing.assert_close(logits, expected)
 
 
 def test_a_layer_that_is_recomputed_gives_the_same_gradients():

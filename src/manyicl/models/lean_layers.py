@@ -320,13 +320,14 @@ class _Turn:
         return _turn_heads(heads_1TND, cos.unsqueeze(2), self._sines(sin)[1], dtype, num_queries=num_queries)
 
     def _sines(self, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        for sines in self.sines:  # every layer of a kind is given the same
-            if sines[0] is sin:
-                return sines
+        for known in tuple(self.sines):  # every layer of a kind is given the same; another thread may append its own
+            if known[0] is sin:
+                return known
         half = sin.shape[-1] // 2
         signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(2)
-        self.sines.append((sin, signed, signed.roll(half, dims=-1)))
-        return self.sines[-1]
+        sines = (sin, signed, signed.roll(half, dims=-1))
+        self.sines.append(sines)
+        return sines
 
 
 class _Rotary(torch.autograd.Function):
