@@ -1,5 +1,6 @@
 from .client import Client
 from .conversion.importing import Import, import_tasks
+from .conversion.memory import make_task
 from .episodes.plan import EpisodeSettings
 from .episodes.template import TemplateSettings
 from .errors import UserError
@@ -50,6 +51,7 @@ __all__ = [
     "load_for_inference",
     "load_recipe",
     "load_tasks",
+    "make_task",
     "make_token",
     "merge",
     "one_pass_curve",

@@ -300,7 +300,7 @@ def test_rows_that_cannot_be_read_are_refused_with_all_their_faults(service, tmp
     with pytest.raises(BadExamples, match=r"animals\.jsonl, row 81: answer '' is empty") as refused:
         service.add_task(write_task(tmp_path, rows))
     assert [fault.rows for fault in refused.value.faults] == [(81,), (82,)]
-    with pytest.raises(BadExamples, match="examples: the file has no rows"):
+    with pytest.raises(BadExamples, match="examples: there are no rows; give some"):
         service.add_task([], name="animals")
     with pytest.raises(BadExamples, match="name: is missing"):
         service.add_task(ROWS)

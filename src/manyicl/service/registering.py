@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from manyicl.errors import list_some
+from manyicl.conversion import SETTINGS, name_arguments, tell_faults, write_settings, write_source
+from manyicl.errors import UserError, list_some
 from manyicl.service.library import TaskChange
 from manyicl.service.refusals import BadExamples
 from manyicl.tasks import (
@@ -112,73 +113,53 @@ def read_examples(
     if name is not None:
         check_name(name)
     with tempfile.TemporaryDirectory(prefix="manyicl-") as place:
-        source, shown = _find_source(rows, Path(place), name=name, settings=settings)
-        called = "`settings` when you replace the task" if is_append else "`settings`"
-        has_file = settings is None and isinstance(rows, str | Path)  # a task.json lies beside it, or can be put there
+        source, words = _find_source(rows, Path(place), name=name, settings=settings)
+        called = "`settings` when you replace the task" if is_append else SETTINGS
+        has_file = source.settings_path not in words  # a task.json lies beside it, or can be put there
         task, faults = inspect_task(source, one_split=True, settings_name=None if has_file else called)
         raw = _read_settings(source.settings_path)
     if task is None:
-        words = dict([shown] if shown else [])
-        if not has_file:
-            words[f"{source.settings_path}"] = "settings"
-        for path, word in words.items():
-            faults = [replace(fault, message=fault.message.replace(path, word)) for fault in faults]
-        more = f" (and {len(faults) - 1} more {'kind' if len(faults) == 2 else 'kinds'} of mistakes)"
-        raise BadExamples(faults[0].message + (more if len(faults) > 1 else ""), faults)
+        faults = name_arguments(faults, words)
+        raise BadExamples(tell_faults(faults), faults)
+    shown = words.get(source.path, str(source.path))
     check_name(task.name if name is None else name)
     if not task.train:
-        raise BadExamples(f"{shown[1] if shown else source.path}: holds no examples; add some")
+        raise BadExamples(f"{shown}: holds no examples; add some")
     if len(task.train) > most:
-        raise BadExamples(
-            f"{shown[1] if shown else source.path}: holds {len(task.train):,} examples, more than {most:,};"
-            " leave some out"
-        )
-    return ReadExamples(task, shown[1] if shown else source.path.name, raw)
+        raise BadExamples(f"{shown}: holds {len(task.train):,} examples, more than {most:,}; leave some out")
+    return ReadExamples(task, words.get(source.path, source.path.name), raw)
 
 
 def _find_source(
     rows: Rows, place: Path, *, name: str | None, settings: Mapping[str, Any] | None
-) -> tuple[Source, tuple[str, str] | None]:
-    """Return what to read, and (temporary path, words for it) if messages must not name that path."""
-    if isinstance(rows, str | Path):
-        path = Path(rows)
-        if path.is_dir():
-            sources = name_sources(path)
-            if len(sources) > 1:
-                raise BadExamples(f"{path}: holds {len(sources)} tasks ({list_some(sources)}); add one each")
-            source = next(iter(sources.values()))
-        else:
-            source = source_of(path)
-        shown = None
-    elif isinstance(rows, Mapping) or not isinstance(rows, Iterable):
-        raise BadExamples(f"examples={str(rows)[:50]}: give a file, a folder of one task, or a list of rows")
-    else:
-        path = place / "examples.jsonl"
-        path.write_bytes(b"".join(_write_row(row, number) for number, row in enumerate(rows, start=1)))
-        source, shown = source_of(path), (str(path), "examples")
+) -> tuple[Source, dict[Path, str]]:
+    """Return what to read, and file -> argument for the files that were written to `place`."""
+    if not isinstance(rows, str | Path):
+        if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+            raise BadExamples(f"examples={str(rows)[:50]}: give a file, a folder of one task, or a list of rows")
         if name is None:
             raise BadExamples("name: is missing; examples without a file need the name of their task")
-    stem = name if name is not None else source.stem
-    settings_path = source.settings_path
-    if settings is not None:
-        settings_path = place / "task.json"
         try:
-            settings_path.write_text(json.dumps({**settings}), encoding="utf-8")
-        except (TypeError, ValueError) as error:
-            raise BadExamples(f"settings: are not made of texts, numbers and lists ({error})") from None
-    return Source(source.path, stem, source.files, settings_path), shown
-
-
-def _write_row(row: Mapping[str, Any], number: int) -> bytes:
-    if not isinstance(row, Mapping):  # of a table of pandas, its columns come out
-        raise BadExamples(
-            f"examples, row {number}: {str(row)[:50]!r} is not a row; give {{'input': ..., 'answer': ...}} each, of a"
-            " table of pandas table.to_dict('records')"
-        )
+            source = write_source(place, name=name, examples=rows, settings=settings)
+        except UserError as error:
+            raise BadExamples(str(error)) from None
+        return source, {source.path: "examples", source.settings_path: "settings"}
+    path = Path(rows)
+    if path.is_dir():
+        sources = name_sources(path)
+        if len(sources) > 1:
+            raise BadExamples(f"{path}: holds {len(sources)} tasks ({list_some(sources)}); add one each")
+        source = next(iter(sources.values()))
+    else:
+        source = source_of(path)
+    source = replace(source, stem=name if name is not None else source.stem)
+    if settings is None:
+        return source, {}
     try:
-        return json.dumps(dict(row), allow_nan=True).encode() + b"\n"
-    except (TypeError, ValueError, UnicodeEncodeError) as error:
-        raise BadExamples(f"examples, row {number}: is not made of texts, numbers and lists ({error})") from None
+        settings_path = write_settings(place, settings)
+    except UserError as error:
+        raise BadExamples(str(error)) from None
+    return replace(source, settings_path=settings_path), {settings_path: "settings"}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
