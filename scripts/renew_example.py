@@ -40,8 +40,8 @@ ROOT = Path(__file__).parents[1]
 REGIMES = ("many_tasks", "few_tasks")
 # What the documents call the folder of a demo, wherever it was run.
 SHOWN_FOLDER = "runs/demo"
-# An absolute path within a quoted recipe; its last two parts are shown.
-ABSOLUTE = re.compile(r'(?<=\\")/[^"\\]*?([^/"\\]+/[^/"\\]+)(?=\\")')
+# An absolute path within a quoted recipe; its last part is shown.
+ABSOLUTE = re.compile(r'(?<=\\")/(?:[^/"\\]+/)*([^/"\\]+)(?=\\")')
 
 
 def write_reports(comparisons: Sequence[Path], folder: Path, *, with_examples: bool) -> None:
