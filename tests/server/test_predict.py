@@ -111,11 +111,32 @@ def test_a_failure_during_a_stream_is_its_last_event(service, url):
     assert events[-1][1]["detail"] == "too late"
 
 
-def test_a_client_that_leaves_takes_its_question_along(service, url):
-    service.pieces, service.piece_s = ["x"] * 1000, 0.05
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (ASK, {"input": "x"}),
+        ("/v1/completions", {"model": "base:slow", "prompt": "x"}),
+        ("/v1/completions", {"model": "base", "prompt": "x"}),
+        ("/v1/chat/completions", {"model": "base:slow", "messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+def test_a_client_that_leaves_before_any_text_takes_its_question_along(
+    service, url, monkeypatch, path, body, streamed
+):
+    monkeypatch.setattr("manyicl.server.waiting.BEGIN_S", 600.0)
+    service.pieces, service.piece_s = ["x"], 600.0
     with pytest.raises(httpx2.TimeoutException):
-        httpx2.post(url + ASK, json={"input": "x"}, timeout=0.3)
-    assert wait_until(service.tickets[0].cancelled.is_set)
+        httpx2.post(url + path, json={**body, "stream": streamed}, timeout=0.3)
+    assert wait_until(service.tickets[0].cancelled.is_set, seconds=20)
+
+
+def test_a_client_that_leaves_a_quiet_stream_takes_its_question_along(service, url, monkeypatch):
+    monkeypatch.setattr("manyicl.server.waiting.BEGIN_S", 0.05)
+    service.pieces, service.piece_s = ["x"], 600.0
+    with httpx2.stream("POST", url + ASK, json={"input": "x", "stream": True}) as reply:
+        assert reply.status_code == 200
+    assert wait_until(service.tickets[0].cancelled.is_set, seconds=10)
 
 
 def test_a_client_that_leaves_a_stream_takes_its_question_along(service, url):

@@ -53,13 +53,17 @@ async def wait_for(request: Request, submit: Callable[[], AnyTicket[Outcome]], *
         if outcome.done():
             return outcome.result()
         if leaving.done():
-            raise ProblemError("client-left", CLIENT_LEFT, "the client closed the connection")
+            raise _client_left()
         raise DeadlinePassed.after(deadline_s)
     finally:
         leaving.cancel()
         if not outcome.done():
             ticket.cancel()
             outcome.cancel()
+
+
+def _client_left() -> ProblemError:
+    return ProblemError("client-left", CLIENT_LEFT, "the client closed the connection")
 
 
 async def _wait_until_left(request: Request) -> None:
@@ -88,22 +92,29 @@ class Stream(Generic[Outcome]):
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
 
-    async def begin(self, submit: Callable[[], AnyTicket[Outcome]]) -> None:
+    async def begin(self, request: Request, submit: Callable[[], AnyTicket[Outcome]]) -> None:
         """Submit, and wait for the first piece or the end for a few seconds, so that a refusal has its own status.
 
         Raises:
             UserError: the service refuses it.
+            ProblemError: the client left; nobody will read this.
         """
         self._ticket = await run_in_threadpool(submit)
         self._ticket.future.add_done_callback(lambda _: self._put(None))
+        first = asyncio.ensure_future(self._queue.get())
+        leaving = asyncio.ensure_future(_wait_until_left(request))
         try:
-            async with asyncio.timeout(BEGIN_S):
-                self._first.append(await self._queue.get())
-        except TimeoutError:
-            return
-        except asyncio.CancelledError:
+            await asyncio.wait([first, leaving], timeout=BEGIN_S, return_when=asyncio.FIRST_COMPLETED)
+            if first.done():
+                self._first.append(first.result())
+            elif leaving.done():
+                raise _client_left()
+        except BaseException:
             self._ticket.cancel()
             raise
+        finally:
+            first.cancel()  # what comes later stays in the queue
+            leaving.cancel()
         if self._first == [None]:
             self.outcome  # noqa: B018  # raises its error, if it has one
 

@@ -144,7 +144,7 @@ class _Desk:
         submit = partial(self._submit, order, deadline_s)
         if order.body.stream:
             stream: Stream[Any] = Stream(deadline_s=deadline_s)
-            await stream.begin(partial(submit, stream.on_text))
+            await stream.begin(request, partial(submit, stream.on_text))
             chunks = self._chunks(order, shape, stream, log)
             return EventsResponse(chunks, stream, headers=headers)
         answers = self._read(order, await wait_for(request, submit, deadline_s=deadline_s), log)

@@ -54,7 +54,7 @@ def make_predict_routes(service: Service, settings: ServerSettings) -> APIRouter
 
         if body.stream:
             stream: Stream[list[Reply]] = Stream(deadline_s=deadline_s)
-            await stream.begin(partial(submit, stream.on_text))
+            await stream.begin(request, partial(submit, stream.on_text))
             events = _events(task, stream, log, log_texts=settings.log_texts)
             return EventsResponse(events, stream, headers=headers)
         replies = await wait_for(request, submit, deadline_s=deadline_s)
