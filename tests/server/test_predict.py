@@ -121,9 +121,7 @@ def test_a_failure_during_a_stream_is_its_last_event(service, url):
         ("/v1/chat/completions", {"model": "base:slow", "messages": [{"role": "user", "content": "x"}]}),
     ],
 )
-def test_a_client_that_leaves_before_any_text_takes_its_question_along(
-    service, url, monkeypatch, path, body, streamed
-):
+def test_a_client_that_leaves_before_any_text_takes_its_question_along(service, url, monkeypatch, path, body, streamed):
     monkeypatch.setattr("manyicl.server.waiting.BEGIN_S", 600.0)
     service.pieces, service.piece_s = ["x"], 600.0
     with pytest.raises(httpx2.TimeoutException):

@@ -47,6 +47,49 @@ def test_tasks_take_turns_and_requests_of_one_group_share_a_pass():
     ]
 
 
+def test_a_task_that_comes_during_a_pass_has_the_next_turn():
+    line = WaitingLine(max_items=100, max_batch_tokens=40)  # two items of 20 tokens
+    line.add(make_request("big", num=5))
+    assert take_texts(line) == ["big 0", "big 1"]
+    line.add(make_request("small"))  # while that pass is at work
+    assert [take_texts(line) for _ in range(4)] == [["small 0"], ["big 2", "big 3"], ["big 4"], []]
+
+
+def test_inputs_and_options_have_a_limit_of_their_own():
+    line = WaitingLine(max_items=100, max_batch_tokens=80, max_read_tokens=25)
+    generated = make_request("a", num=3)  # of 10 tokens, and answers of 10
+    chosen = make_request("b", num=3)
+    for item in chosen.items:
+        item.choices, item.limit = [("yes", [1]), ("no", [2])], 0  # of 12 tokens, options included
+    line.add(generated)
+    line.add(chosen)
+    assert [take_texts(line) for _ in range(4)] == [["a 0", "a 1"], ["b 0", "b 1"], ["a 2"], ["b 2"]]
+
+
+def test_on_a_cpu_a_pass_is_short_unless_its_size_is_set(seed_model):
+    sizes = []
+    for settings in (QUIET, ServiceSettings(measure=False, max_batch_tokens=8192)):
+        with open_service(seed_model, settings=settings) as service:
+            replies = service.add_task(ROWS, name="animals").predict([f"the red fox {n} " * 40 for n in range(12)])
+            sizes.append(max(reply.timing.batch_size for reply in replies))
+    assert sizes[0] < sizes[1] == 12
+
+
+def test_what_a_client_that_left_had_asked_is_not_answered_with_what_others_ask(seed_model):
+    has_left = threading.Event()
+    with open_service(seed_model, settings=QUIET) as service:
+        task = service.add_task(ROWS, name="animals")
+        busy = service.submit_generation(
+            "The red fox", answering=AnswerSettings(max_new_tokens=2), on_text=lambda *_: has_left.wait(60)
+        )
+        left = [task.submit(INPUTS) for _ in range(5)]
+        assert all(ticket.cancel() for ticket in left)
+        has_left.set()
+        [reply] = task.predict("grey dog")
+        assert busy.future.done()
+        assert reply.timing.batch_size == 1
+
+
 def test_an_input_larger_than_a_pass_has_one_of_its_own():
     line = WaitingLine(max_items=100, max_batch_tokens=5)
     line.add(make_request("a", num=2))

@@ -117,9 +117,14 @@ class Item:
     """Decides what is sampled."""
 
     @property
+    def num_read(self) -> int:
+        """Tokens of the input and its options, roughly: options that begin alike share some."""
+        return len(self.ids) + sum(len(ids) for _, ids in self.choices)
+
+    @property
     def num_tokens(self) -> int:
-        """Tokens that it takes in a pass, roughly: options that begin alike share some."""
-        return len(self.ids) + (sum(len(ids) for _, ids in self.choices) or self.limit * self.answering.samples)
+        """Tokens that it takes in a pass: also those that its answer may have, if that is generated."""
+        return self.num_read + (0 if self.choices else self.limit * self.answering.samples)
 
 
 @dataclass(slots=True, eq=False)
@@ -178,13 +183,19 @@ Batch = list[tuple[Request, Item]]
 
 
 class WaitingLine:
-    """Requests that wait: tasks take turns, and within a task the first comes first. Any thread may use it."""
+    """Requests that wait: tasks take turns, and within a task the first comes first. Any thread may use it.
 
-    def __init__(self, *, max_items: int, max_batch_tokens: int) -> None:
+    max_items: that may wait. max_batch_tokens: of one pass. max_read_tokens: of its inputs and options alone; default:
+        as many.
+    """
+
+    def __init__(self, *, max_items: int, max_batch_tokens: int, max_read_tokens: int | None = None) -> None:
         self._max_items, self._max_batch_tokens = max_items, max_batch_tokens
+        self._max_read_tokens = max_batch_tokens if max_read_tokens is None else max_read_tokens
         self._changed = threading.Condition()
         self._lines: dict[str, deque[Request]] = {}
         self._turns: deque[str] = deque()
+        self._turn = ""  # whose pass was taken last
         self._serving: Sequence[Request] = ()
         self._num_items = 0
         self._closed = False
@@ -253,6 +264,7 @@ class WaitingLine:
         """Return inputs that can share one pass, of the task whose turn it is; none after `timeout` seconds."""
         with self._changed:
             self._serving = ()
+            self._end_turn()
             self._drop_given_up()
             if not self._num_items and not self._closed and timeout > 0:
                 self._changed.wait(timeout)
@@ -265,24 +277,28 @@ class WaitingLine:
                     continue
                 batch = self._take_from(line)
                 self._serving = list(dict.fromkeys(request for request, _ in batch))
-                if line:
-                    self._turns.append(key)
-                else:
+                self._turn = key
+                if not line:
                     del self._lines[key]
                 return batch
             return []
 
+    def _end_turn(self) -> None:
+        """Let a task whose pass has ended wait for its next turn, behind those that came during the pass."""
+        if self._turn in self._lines and self._turn not in self._turns:
+            self._turns.append(self._turn)
+
     def _take_from(self, line: deque[Request]) -> Batch:
         """Return the first request's inputs, and those of others that may share its pass, as many as fit."""
         batch: Batch = []
-        group, num_tokens = line[0].group, 0
+        group, num_tokens, num_read = line[0].group, 0, 0
         for request in [one for one in line if one.group == group]:
             while request.num_taken < len(request.items):
                 item = request.items[request.num_taken]
-                if batch and num_tokens + item.num_tokens > self._max_batch_tokens:
+                num_tokens, num_read = num_tokens + item.num_tokens, num_read + item.num_read
+                if batch and (num_tokens > self._max_batch_tokens or num_read > self._max_read_tokens):
                     break
                 batch.append((request, item))
-                num_tokens += item.num_tokens
                 request.num_taken += 1
                 self._num_items -= 1
             if request.num_taken < len(request.items):

@@ -47,7 +47,7 @@ from manyicl.service.requests import (
 )
 from manyicl.service.selection import TaskBook, choose_shots
 from manyicl.service.served_task import ServedTask
-from manyicl.service.settings import ServiceSettings, ShotChoice
+from manyicl.service.settings import BATCH_TOKENS, CPU_READ_TOKENS, ServiceSettings, ShotChoice
 from manyicl.service.worker import Background, NoBackground, ServiceStats, Worker
 
 PREFIX_FOLDER = "prefixes"
@@ -118,7 +118,12 @@ class Service:
         self._answerer = Answerer(model, endpoint=endpoint, cache=self._cache, answering=settings.answering)
         self.calls = self._answerer.calls
         self._book = TaskBook(library, model, shot_tokens=settings.shot_tokens)
-        self._line = WaitingLine(max_items=settings.max_queue, max_batch_tokens=settings.max_batch_tokens)
+        most, on_cpu = settings.max_batch_tokens, endpoint is None and model.on_cpu
+        self._line = WaitingLine(
+            max_items=settings.max_queue,
+            max_batch_tokens=BATCH_TOKENS if most is None else most,
+            max_read_tokens=CPU_READ_TOKENS if most is None and on_cpu else None,
+        )
         self._measurer: Measurer | None = None
         self._worker = Worker(self._answerer, self._line, make_background=self._make_background)
         self._worker.start()

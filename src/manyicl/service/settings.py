@@ -10,6 +10,10 @@ from manyicl.inference import DEFAULT_ANSWERS, AnswerSettings
 
 # Default of `shot_tokens` on a CPU.
 CPU_SHOT_TOKENS = 4096
+# Defaults of `max_batch_tokens`, and of inputs and options alone on a CPU, where longer passes are no faster
+# (benchmarks/pass_size.py).
+BATCH_TOKENS = 8192
+CPU_READ_TOKENS = 1024
 Policy = Literal["random", "fixed", "nearest"]
 
 
@@ -64,8 +68,9 @@ class ServiceSettings:
     """How an input is answered if its request does not say."""
     max_queue: int = 512
     """Inputs that may wait; more are refused."""
-    max_batch_tokens: int = 8192
-    """Most tokens of inputs, options and answers in one pass."""
+    max_batch_tokens: int | None = None
+    """Most tokens of inputs, options and answers in one pass; an input with more has a pass of its own. None: 8,192, of
+    which on a CPU at most 1,024 are of inputs and options: more are no faster there, and others wait longer."""
     cache_bytes: int = 2 << 30
     """Memory for encoded prefixes; the one in use is kept even if it is larger."""
     spill_bytes: int = 8 << 30
