@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import manyicl
@@ -39,6 +42,28 @@ def test_settings_are_those_of_a_task_file_but_for_the_name():
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (datetime(2026, 12, 1, 9, 30), "2026-12-01T09:30:00"),
+        (Decimal("1.50"), "1.50"),
+        (pd.Timestamp("2026-12-01"), "2026-12-01T00:00:00"),
+        (np.array(["yes"]), "yes"),
+    ],
+)
+def test_values_of_tables_and_databases_are_read_as_a_file_would_hold_them(value, text):
+    assert manyicl.make_task("tickets", [{"input": "a", "answer": value, "when": value}]).train[0].answer == text
+
+
+@pytest.mark.parametrize("gap", [None, float("nan"), pd.NA, pd.NaT])
+def test_a_gap_in_a_column_that_is_read_is_refused_and_in_another_is_not(gap):
+    assert len(manyicl.make_task("tickets", [{**ROWS[0], "closed": gap}]).train) == 1
+    with pytest.raises(
+        manyicl.UserError, match=r"^examples, row 1: answer (nan|None) is empty; fill it in or remove the row$"
+    ):
+        manyicl.make_task("tickets", [{"input": "a", "answer": gap}])
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"name": "a/b"}, r"name='a/b': cannot be a task's name; give a text on one line, without slashes"),
@@ -51,11 +76,19 @@ def test_settings_are_those_of_a_task_file_but_for_the_name():
         ({"examples": [*ROWS, {"input": "a", "answer": float("nan")}]}, r"examples, row 101: answer nan is empty; .*"),
         (
             {"examples": [{"input": "a", "answer": {1}}]},
-            r"examples, row 1: is not made of texts, numbers and lists \(it has a value of type set\)",
+            r"examples, row 1: 'answer' is not made of texts, numbers and lists \(it has a value of type set\)",
         ),
         (
             {"examples": [{"text": "a", "label": "b"}]},
             r'examples: no \'input\' column: .* write \{"columns": .*`settings`',
+        ),
+        (
+            {"examples": {"train": ROWS}},
+            r"examples=\{'train': \[.*: give a list of rows, .*, such as examples\['train'\]",
+        ),
+        (
+            {"settings": {"labels": ["card"]}},
+            r"examples, row 2 .* answer 'payment' is not among the labels of `settings`; .*",
         ),
         ({"settings": [1]}, r"settings=\[1\]: give a dict, such as \{'family': 'classification'\}"),
         ({"settings": {"metric": "acc"}}, r"settings: metric 'acc' is unknown; known: accuracy, .*"),

@@ -130,7 +130,7 @@ FAULTS: dict[str, tuple[Callable[[list[dict[str, object]]], list[object]], str]]
     "empty input": (lambda rows: [{**rows[0], "input": ""}, *rows[1:]], "row 1: input '' is empty"),
     "unknown label": (
         lambda rows: [*rows[:9], {**rows[9], "answer": "bleu"}, *rows[10:]],
-        "row 10: answer 'bleu' is not among the labels of its task.json; did you mean 'blue'?",
+        "row 10: answer 'bleu' is not among the labels of colours.task.json; did you mean 'blue'?",
     ),
     "unknown option": (
         lambda rows: [{**rows[0], "options": ["blue", "green"]}, *rows[1:]],

@@ -6,8 +6,11 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -66,7 +69,9 @@ def write_source(
         UserError: a row or the settings are not made of texts, numbers and lists.
     """
     if isinstance(examples, str | Mapping) or not isinstance(examples, Iterable):
-        raise UserError(f"examples={str(examples)[:50]}: give a list of rows, {{'input': ..., 'answer': ...}} each")
+        shown = " ".join(str(examples).split())[:50]
+        part = ", such as examples['train']" if isinstance(examples, Mapping) and "train" in examples else ""
+        raise UserError(f"examples={shown}: give a list of rows, {{'input': ..., 'answer': ...}} each{part}")
     lines = [_write_row(row, number) for number, row in enumerate(examples, start=1)]
     if not lines:
         raise UserError("examples: there are no rows; give some")
@@ -114,13 +119,35 @@ def _write_row(row: Mapping[str, Any], number: int) -> bytes:
             " table of pandas table.to_dict('records')"
         )
     try:
-        return json.dumps(dict(row), allow_nan=True, default=_to_python).encode() + b"\n"
+        return _to_json(dict(row))
     except (TypeError, ValueError, UnicodeEncodeError) as error:
-        raise UserError(f"examples, row {number}: is not made of texts, numbers and lists ({error})") from None
+        raise UserError(
+            f"examples, row {number}: {_name_column(row)}is not made of texts, numbers and lists ({error})"
+        ) from None
 
 
-def _to_python(value: object) -> Any:
-    """Return a number or an array of numpy as Python's own."""
+def _to_json(row: object) -> bytes:
+    return json.dumps(row, allow_nan=True, default=_to_plain).encode() + b"\n"
+
+
+def _name_column(row: Mapping[str, Any]) -> str:
+    """Return "'when' ", the first column whose value no file can hold; "" if it is not a value."""
+    for column, value in row.items():
+        try:
+            _to_json(value)
+        except (TypeError, ValueError, UnicodeEncodeError):
+            return f"{column!r} "
+    return ""
+
+
+def _to_plain(value: object) -> Any:
+    """Return what files hold in place of a number or array of numpy, a date, a decimal number or a gap of pandas."""
+    if type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which need not be installed
+        return None
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
     raise TypeError(f"it has a value of type {type(value).__name__}")

@@ -309,7 +309,7 @@ def inspect_task(
         file.rows = [replace(row, split="train") for row in file.rows]
     _check_splits(files, log)
     check_spellings(files, family=settings.family, labels=settings.labels, settings_name=settings_name, log=log)
-    _check_labels(files, settings.labels, log)
+    _check_labels(files, settings.labels, settings_name, log)
     if faults := log.list_faults():
         return None, faults
     return _build_task(settings, files, notes=notes, settings_name=settings_name, one_split=one_split), []
@@ -327,19 +327,19 @@ def _check_splits(files: Sequence[FileRows], log: FaultLog) -> None:
                 log.add("split on some rows only", what, row=row.number, path=file.path)
 
 
-def _check_labels(files: Sequence[FileRows], labels: tuple[str, ...] | None, log: FaultLog) -> None:
+def _check_labels(files: Sequence[FileRows], labels: tuple[str, ...] | None, settings_name: str, log: FaultLog) -> None:
     if labels is None:
         return
     known = frozenset(labels)
     for file in files:
         for row in file.rows:
             if row.answer not in known:
-                what = partial(_describe_label, row.answer, labels)
+                what = partial(_describe_label, row.answer, labels, settings_name)
                 log.add("answer not among the labels", what, row=row.number, path=file.path)
 
 
-def _describe_label(answer: str, labels: tuple[str, ...]) -> str:
-    return f"answer {show(answer)} is not among the labels of its task.json{near_word(answer, labels)}"
+def _describe_label(answer: str, labels: tuple[str, ...], settings_name: str) -> str:
+    return f"answer {show(answer)} is not among the labels of {settings_name}{near_word(answer, labels)}"
 
 
 def _build_task(
