@@ -88,7 +88,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_took(tmp_path):
     replies = []
 
     def ask(url: str) -> None:
-        inputs = [f"the red fox {number}" for number in range(200)]
+        inputs = [f"the red fox {number}" for number in range(150)]  # of three clients, fewer than may wait
         replies.append(httpx2.post(f"{url}/v1/tasks/animals/predict", json={"inputs": inputs}, timeout=120))
 
     with serving(tmp_path, "--no-measure") as served:
@@ -102,7 +102,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_took(tmp_path):
         for thread in asking:
             thread.join(timeout=10)
         assert [reply.status_code for reply in replies] == [200, 200, 200]
-        assert [len(reply.json()["replies"]) for reply in replies] == [200, 200, 200]
+        assert [len(reply.json()["replies"]) for reply in replies] == [150, 150, 150]
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(f"{served.url}/healthz")
 

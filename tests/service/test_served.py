@@ -304,7 +304,7 @@ def test_rows_that_cannot_be_read_are_refused_with_all_their_faults(service, tmp
         service.add_task([], name="animals")
     with pytest.raises(BadExamples, match="name: is missing"):
         service.add_task(ROWS)
-    with pytest.raises(BadExamples, match="row 1: is not made of texts"):
+    with pytest.raises(BadExamples, match="row 1: 'answer' is not made of texts"):
         service.add_task([{"input": "a", "answer": {1, 2}}], name="x")
     assert service.tasks() == []
 
